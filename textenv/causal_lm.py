@@ -1,0 +1,186 @@
+"""Hugging Face causal language models: reading texts with a KV cache, one parallel pass over answers, a reference."""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from textenv.reference import Follower
+
+# Logits held at once when only a token's log-probability is wanted: 2^26 float32 are 256 MiB.
+MAX_LOGITS = 2**26
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions that count real tokens only, so that padding on the left shifts nothing. [B, L]."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same texts without blanks inside or on the right: all padding on the left, as little as possible."""
+    width = int(attention_mask.sum(dim=1).max())
+    order = attention_mask.long().argsort(dim=1, stable=True)[:, -width:]
+    return input_ids.gather(1, order), attention_mask.gather(1, order)
+
+
+class KVReader:
+    """Reads B texts token by token: each token passes through the model once.
+
+    The cache's columns are in order of arrival, not of the text: a model with positions in its keys (rotary) or its
+    inputs (learned) attends by position ids and mask alone. So one row can begin anew in the middle of the others.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.cache = DynamicCache()
+        self.mask = torch.zeros((0, 0), dtype=torch.long)
+        self.length = torch.zeros(0, dtype=torch.long)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """Read texts [B, L] from their start; the model's output, with logits [B, 1, V] of the next token."""
+        ids, mask = pack_left(input_ids, attention_mask)
+        self.cache, self.mask, self.length = DynamicCache(), mask.long(), mask.long().sum(dim=1)
+        return self._forward(ids, position_ids(mask))
+
+    def append(self, tokens: Tensor) -> Any:
+        """Read one more token of each text, [B]; the model's output, with logits [B, 1, V]."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        self.length = self.length + 1
+        return self._forward(tokens[:, None], self.length[:, None] - 1)
+
+    def replace(self, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """Rows `rows` [K] become other texts, read from their start; the model's output for those rows."""
+        other = KVReader(self.model)
+        output = other.read(input_ids, attention_mask)
+        width = other.mask.shape[1]
+        self._keep_columns(self.mask.any(dim=0), at_least=width)
+        self.mask[rows] = 0
+        self.mask[rows, :width] = other.mask
+        self.length[rows] = other.length
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys[rows, :, :width] = theirs.keys
+            mine.values[rows, :, :width] = theirs.values
+        return output
+
+    def _keep_columns(self, used: Tensor, at_least: int) -> None:
+        """Drop the columns that no text uses any more; then have `at_least` so many, blank ones added on the right."""
+        missing = max(0, at_least - int(used.sum()))
+        self.mask = torch.nn.functional.pad(self.mask[:, used], (0, missing))
+        for layer in self.cache.layers:
+            layer.keys = torch.nn.functional.pad(layer.keys[:, :, used], (0, 0, 0, missing))
+            layer.values = torch.nn.functional.pad(layer.values[:, :, used], (0, 0, 0, missing))
+
+    def _forward(self, input_ids: Tensor, positions: Tensor) -> Any:
+        return self.model(
+            input_ids=input_ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+
+def answer_logits(model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, **kwargs: Any) -> Any:
+    """One parallel pass over texts [B, L]: the model's output, with logits [B, T, V] for the last T columns.
+
+    logits[:, t] is what the model says *before* it reads column L - T + t, so the last column is not read at all.
+    """
+    return model(
+        input_ids=input_ids[:, :-1],
+        attention_mask=attention_mask[:, :-1],
+        position_ids=position_ids(attention_mask[:, :-1]),
+        use_cache=False,
+        logits_to_keep=num_tokens,
+        **kwargs,
+    )
+
+
+class CausalLMReference:
+    """A frozen causal language model as reference.
+
+    Stepping an environment reads each token once (a KV cache that follows the rows); `token_log_probs` scores whole
+    answers in one parallel pass.
+
+    Args:
+        model: a Hugging Face causal LM, which is copied so that training the original cannot move the reference, or a
+            path or hub id to load one from.
+        vocab_size: V, if the tokenizer has fewer tokens than the model has logits (padded vocabularies); the logits
+            beyond V are cut off.
+
+    Raises:
+        ValueError: the model has fewer logits than V.
+        TypeError: not a causal LM.
+    """
+
+    full_support = True
+
+    def __init__(self, model: Any, *, vocab_size: int | None = None) -> None:
+        if isinstance(model, str | PathLike):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        elif hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
+            model = copy.deepcopy(model)
+        else:
+            raise TypeError(
+                "A reference must be None, have log_probs(input_ids, attention_mask), or be a causal language model "
+                f"or a path to one, got {type(model).__name__}."
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config.get_text_config()
+        self.vocab_size = int(vocab_size or self.config.vocab_size)
+        if self.vocab_size > self.config.vocab_size:
+            raise ValueError(
+                f"The reference has a vocabulary of {self.config.vocab_size} tokens, the tokenizer one of "
+                f"{self.vocab_size}; they must be the same, token for token."
+            )
+        generation = getattr(model, "generation_config", None)
+        self.eos_token_id = getattr(generation, "eos_token_id", None) or self.config.eos_token_id
+        self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
+        self._follower, self._reader = Follower(), KVReader(self.model)
+        # A sliding window counts columns of the cache, which are not in text order here: such models are read anew.
+        self._cached = not getattr(self.config, "sliding_window", None)
+
+    @torch.no_grad()
+    def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float32]:
+        """Next-token log-probabilities, float32 [B, V], of the texts [B, L]."""
+        follows, last = self._follower.follow(input_ids, attention_mask)
+        device = self.model.device
+        ids, mask = torch.as_tensor(input_ids, device=device), torch.as_tensor(attention_mask, device=device)
+        if self._cached and follows.any():
+            logits = self._reader.append(torch.as_tensor(last, device=device)).logits[:, -1]
+            if not follows.all():
+                new = torch.as_tensor(np.flatnonzero(~follows), device=device)
+                logits[new] = self._reader.replace(new, ids[new], mask[new]).logits[:, -1]
+        else:
+            logits = self._reader.read(ids, mask).logits[:, -1]
+        log_probs: NDArray[np.float32] = logits[:, : self.vocab_size].float().log_softmax(dim=-1).cpu().numpy()
+        return log_probs
+
+    @torch.no_grad()
+    def token_log_probs(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+        """log pi_ref of the tokens in the last T columns of texts [B, L], in one parallel pass. float32 [B, T]."""
+        rows = max(1, MAX_LOGITS // (num_tokens * self.config.vocab_size))
+        chunks = []
+        for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
+            logits = answer_logits(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
+            tokens = ids[:, -num_tokens:, None]
+            chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
+        return torch.cat(chunks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:
+        """A copy of the weights; the cache stays behind."""
+        return CausalLMReference(self.model, vocab_size=self.vocab_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_follower": Follower(), "_reader": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reader = KVReader(self.model)

@@ -1,0 +1,126 @@
+"""TextEnv: one text at a time, for Gymnasium."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.process import Array, InvalidAction, PolicyFunction, TextProcess
+from textenv.slots import Slots, Step
+from textenv.spaces import action_space, observation_space
+
+Observation = dict[str, Array]
+
+
+class TextEnv(gym.Env[Observation, np.int64]):
+    """Writing a text is an episode, the next token is the action. See `textenv.process` for the equations.
+
+    Observation: `input_ids` int64 [L] and `attention_mask` int8 [L]; the prompt stands in the first W columns, padded
+    on the left, and answer token t in column W + t.
+
+    Info, on reset and on every step: `action_mask` int8 [V]. On every step: `ref_log_prob`, and `reward_terms`, whose
+    values sum to the reward. On the last step also: `prompt`, `response`, `score`, `finish_reason` ("stop" or
+    "length") and, with a bound policy, `kl`.
+
+    Reset options: `prompt` (an index into `prompts`, text or ids) and `response` (a prefix as text or ids).
+
+    Args:
+        process: what to write and how it is paid.
+        policy: pi, bound as by `bind_policy`.
+        render_mode: None, "ansi" (render() returns a string) or "human" (every step prints).
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012, Gymnasium's form
+
+    def __init__(
+        self, process: TextProcess, policy: PolicyFunction | None = None, render_mode: str | None = None
+    ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be None, 'ansi' or 'human', got {render_mode!r}.")
+        self.process = process
+        self.render_mode = render_mode
+        self.observation_space = observation_space(process)
+        self.action_space = action_space(process)
+        self.slots = Slots(process, 1, policy)
+        self._paid: list[float] = []
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, in the order of the index that `reset` takes."""
+        return self.process.prompts.texts
+
+    def bind_policy(self, policy: PolicyFunction | None) -> None:
+        """Let the environment pay the whole r_t: it needs `policy(input_ids, attention_mask) -> logits [B, V]`.
+
+        With None the environment pays `score + beta log pi_ref + shaping`, and the acting side owes
+        `-beta log pi(a_t | s_t)`.
+        """
+        self.slots.policy = policy
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        first = self._np_random_seed is None
+        if seed is not None or first:
+            self.slots.seed(np.array([self.np_random_seed % 2**64], dtype=np.uint64))
+        self.slots.start(np.array([0]), options)
+        self.slots.refresh()
+        self._paid = []
+        if self.render_mode == "human":
+            print(self._text(), flush=True)
+        return self._observe(), {"action_mask": self.action_space.mask.copy()}
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        if np.ndim(action) != 0:
+            raise InvalidAction(f"An action is one token id, got {action!r}.")
+        step = self.slots.write(np.asarray(action)[None])
+        self.slots.refresh()
+        reward = float(step.rewards[0])
+        self._paid.append(reward)
+        if self.render_mode == "human":
+            print(self._text(), flush=True)
+        return self._observe(), reward, bool(step.terminated[0]), False, self._info(step)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool [V], which tokens are allowed now: sb3-contrib's convention."""
+        return self.slots.action_mask()[0] == 1
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The prompt, and each token of the answer with its reward."""
+        if self.render_mode != "ansi":
+            return None
+        return self._text()
+
+    def _text(self) -> str:
+        texts, width = self.slots.texts, self.process.prompt_width
+        written = texts.input_ids[0, width : width + texts.time[0]]
+        names = self.process.tokenizer.convert_ids_to_tokens(written.tolist())
+        paid = [None] * (len(names) - len(self._paid)) + list(self._paid)  # a reset into a state paid nothing
+        lines = [f"prompt: {texts.prompt_text[0]}"]
+        lines += [f"  {name:<16} {'' if r is None else format(r, '+.4f')}" for name, r in zip(names, paid, strict=True)]
+        return "\n".join(lines)
+
+    def _observe(self) -> Observation:
+        self.action_space.mask = self.slots.action_mask()[0]
+        return {name: values[0] for name, values in self.slots.observation().items()}
+
+    def _info(self, step: Step) -> dict[str, Any]:
+        info: dict[str, Any] = {
+            "action_mask": self.action_space.mask.copy(),
+            "ref_log_prob": float(step.ref_log_prob[0]),
+            "reward_terms": {name: float(values[0]) for name, values in step.terms.items()},
+        }
+        if (ended := step.ended) is not None:
+            info |= {
+                "prompt": ended.prompt[0],
+                "response": ended.response[0],
+                "score": float(ended.score[0]),
+                "finish_reason": ended.finish_reason[0],
+            }
+            if ended.kl is not None:
+                info["kl"] = float(ended.kl[0])
+        return info

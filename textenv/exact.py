@@ -1,0 +1,196 @@
+"""The oracle: enumerate every text of a toy, and know what agents can only estimate.
+
+    J(pi)       = E_x E_{y ~ pi} [ r(x, y) - beta log(pi(y|x) / pi_ref(y|x)) ]
+    pi*(y|x)    = pi_ref(y|x) exp(r(x, y) / beta) / Z(x),      J* = E_x beta log Z(x)
+    J* - J(pi)  = beta E_x KL(pi || pi*)
+    V(s_T)      = 0,   Q(s, a) = r(s, a) + V(s a),   V(s) = sum_a pi(a|s) Q(s, a),   A = Q - V
+
+with r(x, y) the score and the shaping along y, and r(s, a) the whole reward of DESIGN, KL included. The optimum is that
+of KL-regularised control: Todorov 2006; Peters et al. 2010; Rafailov et al. 2023 (arXiv:2305.18290), eq. 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.process import Array, PolicyFunction, masked_log_softmax, policy_logits
+from textenv.tree import BATCH, MAX_TEXTS, Tree, TreeTooLarge, enumerate_tree, in_batches
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The best policy.
+
+    Attributes:
+        objective: J*, the mean over prompts of beta log Z(x).
+        reference_objective: J(pi_ref).
+        log_probs: log pi*(y|x), [N], of the finished texts in the order of `tree.texts()`.
+        values: V*(s), [S]; beta log Z(x) in the first states.
+        action_log_probs: log pi*(a|s), [S, V].
+        tree: the enumeration.
+    """
+
+    objective: float
+    reference_objective: float
+    log_probs: NDArray[np.float64]
+    values: NDArray[np.float64]
+    action_log_probs: NDArray[np.float64]
+    tree: Tree
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy, by enumeration.
+
+    Attributes:
+        objective: J(pi).
+        score: E[score + shaping].
+        kl: E_x KL(pi || pi_ref), over whole texts.
+        values, q_values, advantages: V [S], Q and A [S, V]; -inf for masked actions.
+        log_probs: log pi(a|s), [S, V].
+        visits: the probability of coming through each state, prompts drawn uniformly, [S].
+        tree: the enumeration.
+    """
+
+    objective: float
+    score: float
+    kl: float
+    values: NDArray[np.float64]
+    q_values: NDArray[np.float64]
+    advantages: NDArray[np.float64]
+    log_probs: NDArray[np.float64]
+    visits: NDArray[np.float64]
+    tree: Tree
+
+
+def solve(env: Any, max_texts: int = MAX_TEXTS) -> Solution:
+    """The optimum of the regularised objective, `pi* = pi_ref exp(r / beta) / Z`, by the soft Bellman equation
+
+        V*(s) = beta log sum_a pi_ref(a|s) exp(Q*(s, a) / beta),    pi*(a|s) = pi_ref(a|s) exp((Q* - V*)(s, a) / beta)
+
+    With beta = 0 the best answer takes all: V* = max_a Q*.
+
+    Raises:
+        TreeTooLarge: more than `max_texts` finished texts.
+    """
+    tree = enumerate_tree(env, max_texts)
+    beta, reference = tree.process.kl_coef, tree.ref_log_probs
+    allowed = tree.child != -2
+
+    def soft(level: slice, q_values: Array) -> Array:
+        if beta == 0:
+            best: Array = np.where(allowed[level], q_values, -np.inf).max(axis=1)
+            return best
+        return beta * _logsumexp(reference[level] + q_values / beta)
+
+    values, q_values = tree.backward(soft)
+    if beta == 0:
+        best = allowed & np.isclose(q_values, values[:, None])
+        action_log_probs = masked_log_softmax(np.where(allowed, reference, 0.0), best)
+    else:
+        action_log_probs = reference + (q_values - values[:, None]) / beta
+    first = tree.levels[0]
+    return Solution(
+        objective=float(values[first].mean()),
+        reference_objective=_evaluate(tree, reference).objective,
+        log_probs=tree.text_log_probs(action_log_probs),
+        values=values,
+        action_log_probs=action_log_probs,
+        tree=tree,
+    )
+
+
+def evaluate(env: Any, policy: PolicyFunction, max_texts: int = MAX_TEXTS) -> Evaluation:
+    """J, score, KL, V, Q and A of a policy, exactly.
+
+    Args:
+        env: an environment, or the `Tree` of one, which saves enumerating it again.
+        policy: `policy(input_ids, attention_mask) -> logits [B, V]` of the next token, or an object that has
+            `next_token_logits`.
+        max_texts: as in `enumerate_tree`.
+    """
+    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
+    logits = in_batches(len(tree.prompt), lambda rows: policy_logits(policy, *tree.observations(rows)))
+    if logits.shape != tree.child.shape:
+        raise ValueError(f"The policy must answer with logits of shape [B, {tree.child.shape[1]}], got {logits.shape}.")
+    return _evaluate(tree, masked_log_softmax(logits, tree.child != -2))
+
+
+def policy_gradient(env: Any, policy: Any, max_texts: int = MAX_TEXTS) -> dict[str, Any]:
+    """The exact gradient of J, by parameter name.
+
+        grad J = sum_s d(s) sum_a pi(a|s) A(s, a) grad log pi(a|s)        (Sutton et al. 2000; A includes the KL)
+
+    with d(s) the probability of coming through s. That r contains log pi adds nothing: E[grad log pi] = 0.
+
+    Args:
+        env: an environment or the `Tree` of one.
+        policy: a torch module with `next_token_logits(input_ids, attention_mask)` that keeps gradients.
+        max_texts: as in `enumerate_tree`.
+
+    Returns:
+        `{name: gradient}` for the parameters that require one; zeros where J does not depend on it.
+    """
+    import torch
+
+    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
+    known = evaluate(tree, policy)
+    probs = np.exp(known.log_probs)
+    weights = known.visits[:, None] * probs * np.where(probs > 0, known.advantages, 0.0)
+    named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in named.items()}
+    for start in range(0, len(tree.prompt), BATCH):
+        rows = slice(start, start + BATCH)
+        logits = policy.next_token_logits(*tree.observations(rows))
+        allowed = torch.as_tensor(tree.child[rows] != -2, device=logits.device)
+        log_probs = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=-1).masked_fill(~allowed, 0.0)
+        weight = torch.as_tensor(weights[rows], dtype=log_probs.dtype, device=log_probs.device)
+        gradients = torch.autograd.grad((weight * log_probs).sum(), list(named.values()), allow_unused=True)
+        for name, gradient in zip(named, gradients, strict=True):
+            if gradient is not None:
+                total[name] += gradient
+    return total
+
+
+def _evaluate(tree: Tree, log_probs: Array) -> Evaluation:
+    allowed = tree.child != -2
+    probs = np.exp(log_probs)
+    log_ratio = np.where(probs > 0, log_probs - np.where(allowed, tree.ref_log_probs, 0.0), 0.0)
+    beta = tree.process.kl_coef
+
+    def expectation(level: slice, q_values: Array) -> Array:
+        value: Array = (probs[level] * (q_values - beta * log_ratio[level])).sum(axis=1)
+        return value
+
+    values, before_kl = tree.backward(expectation)
+    # an allowed action that pi never takes has log pi = -inf: its Q is +inf, unless beta = 0
+    never = allowed & (probs == 0)
+    q_values = np.where(allowed, before_kl - beta * log_ratio, -np.inf)
+    if beta > 0:
+        q_values[never] = np.inf
+    first = tree.levels[0]
+    visits = np.exp(tree.reach(log_probs)) / (first.stop - first.start)
+    return Evaluation(
+        objective=float(values[first].mean()),
+        score=float((visits[:, None] * probs * tree.rewards).sum()),
+        kl=float((visits[:, None] * probs * log_ratio).sum()),
+        values=values,
+        q_values=q_values,
+        advantages=q_values - values[:, None],
+        log_probs=log_probs,
+        visits=visits,
+        tree=tree,
+    )
+
+
+def _logsumexp(x: Array) -> Array:
+    top = x.max(axis=-1, keepdims=True)
+    total: Array = top[..., 0] + np.log(np.exp(x - top).sum(axis=-1))
+    return total
+
+
+__all__ = ["Evaluation", "Solution", "TreeTooLarge", "enumerate_tree", "evaluate", "policy_gradient", "solve"]

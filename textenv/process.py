@@ -1,0 +1,311 @@
+"""The decision process: writing a text token by token. Both environments, `collect` and `exact` stand on this file.
+
+    s_t = (x, a_0 .. a_{t-1})        the prompt and the tokens so far; V(s_T) = 0
+    s_{t+1} = s_t + a_t              deterministic; ends at an end token or at max_new_tokens
+    r_t = 1[t = T-1] score(x, y)  -  beta (log pi(a_t|s_t) - log pi_ref(a_t|s_t))  +  shaping_t
+
+Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325). The log-ratio stands *in the reward*:
+the gradient of its expectation is then that of beta KL(pi || pi_ref) over whole texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.prompts import PromptSource, encode_prompt, load_prompts
+from textenv.reference import as_reference
+from textenv.rewards import RewardFunction, Scorer
+from textenv.shaping import ShapingTerm, Transitions, shaping_name
+from textenv.tokenizer import Tokenizer
+
+Array = NDArray[Any]
+
+
+class InvalidAction(gym.error.InvalidAction, ValueError):
+    """An action that is no token, or one to which the reference gives probability zero."""
+
+
+@dataclass
+class Texts:
+    """B texts in progress: the states s_t of the process.
+
+    Attributes:
+        prompt: int64 [B], which prompt, or -1 for one that is not in the list.
+        prompt_text: object [B], the prompts as text.
+        input_ids: int64 [B, L], the prompt in columns 0 .. W-1 (padded on the left), a_t in column W + t.
+        attention_mask: int8 [B, L], 1 on real tokens.
+        time: int64 [B], t, the number of tokens written.
+    """
+
+    prompt: Array
+    prompt_text: Array
+    input_ids: Array
+    attention_mask: Array
+    time: Array
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+class TextProcess:
+    """What an environment is made of: vocabulary, prompts, reference, reward.
+
+    Args:
+        tokenizer: Hugging Face's, or a `WordTokenizer`. V = len(tokenizer).
+        prompts: a list of strings or of mappings, or a path (see `textenv.prompts.load_prompts`).
+        reward: a function `(prompts, completions, completion_ids, **columns) -> list[float | None]`, or several.
+        reference: pi_ref: None (uniform), an object with `log_probs`, a causal LM or where to load one from.
+        max_new_tokens: T_max, the longest answer.
+        kl_coef: beta >= 0.
+        reward_weights: one weight a reward function, by default 1.
+        shaping: terms paid at every step (see `textenv.shaping`).
+        eos_token_id: the token or tokens that end a text; by default the reference's generation config's, else the
+            tokenizer's.
+        max_prompt_length: W, by default the longest prompt's length.
+
+    Raises:
+        ValueError: a value breaks the rule that the message names.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: PromptSource,
+        reward: RewardFunction | Sequence[RewardFunction],
+        reference: Any = None,
+        *,
+        max_new_tokens: int = 32,
+        kl_coef: float = 0.1,
+        reward_weights: Sequence[float] | None = None,
+        shaping: Sequence[ShapingTerm] = (),
+        eos_token_id: int | Sequence[int] | None = None,
+        max_prompt_length: int | None = None,
+    ) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if not 0 <= kl_coef < float("inf"):
+            raise ValueError(f"kl_coef (beta) must be a finite number >= 0, got {kl_coef}; 0 switches the KL off.")
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        self.prompts = load_prompts(prompts, tokenizer, max_prompt_length)
+        self.scorer = Scorer(reward, reward_weights)
+        self.reference = as_reference(reference, self.vocab_size)
+        self.max_new_tokens = int(max_new_tokens)
+        self.kl_coef = float(kl_coef)
+        self.shaping = tuple(shaping)
+        self.term_names = ["score", "kl_reference", *map(shaping_name, self.shaping)]
+        if len(set(self.term_names)) < len(self.term_names):
+            raise ValueError(f"Each shaping term needs a __name__ of its own, got {self.term_names[2:]}.")
+        self.prompt_width = int(self.prompts.input_ids.shape[1])
+        self.eos_token_ids = self._end_tokens(eos_token_id)
+        self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
+        self.is_eos[self.eos_token_ids] = True
+        self.prompt_texts = np.array([*self.prompts.texts, None], dtype=object)[
+            :-1
+        ]  # an object array, whatever is in it
+        context = getattr(self.reference, "max_length", None)
+        if context is not None and self.prompt_width + self.max_new_tokens > context:
+            raise ValueError(
+                f"Prompt and answer may take {self.prompt_width} + {self.max_new_tokens} tokens, more than the "
+                f"reference's context of {context}; shorten the prompts or lower max_new_tokens."
+            )
+
+    @property
+    def full_support(self) -> bool:
+        """Whether every token is allowed in every state, so that masks need not be looked at."""
+        return bool(getattr(self.reference, "full_support", False))
+
+    def _end_tokens(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
+        if eos_token_id is None:
+            eos_token_id = getattr(self.reference, "eos_token_id", None)
+        if eos_token_id is None:
+            eos_token_id = self.tokenizer.eos_token_id
+        ids = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+        if bad := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ValueError(f"eos_token_id must be in 0 .. {self.vocab_size - 1}, got {bad[0]}.")
+        return ids
+
+    # -- states ------------------------------------------------------------------------------------------------------
+
+    def blank(self, batch: int) -> Texts:
+        """B empty rows, to be started."""
+        length = self.prompt_width + self.max_new_tokens
+        return Texts(
+            prompt=np.zeros(batch, dtype=np.int64),
+            prompt_text=np.full(batch, None, dtype=object),
+            input_ids=np.zeros((batch, length), dtype=np.int64),
+            attention_mask=np.zeros((batch, length), dtype=np.int8),
+            time=np.zeros(batch, dtype=np.int64),
+        )
+
+    def start(self, texts: Texts, rows: Array, prompt: Array) -> None:
+        """Put rows at s_0 = x of the prompts with these indices, in place."""
+        width = self.prompt_width
+        texts.prompt[rows] = prompt
+        texts.prompt_text[rows] = self.prompt_texts[prompt]
+        texts.input_ids[rows, :width] = self.prompts.input_ids[prompt]
+        texts.attention_mask[rows, :width] = self.prompts.attention_mask[prompt]
+        texts.input_ids[rows, width:] = 0
+        texts.attention_mask[rows, width:] = 0
+        texts.time[rows] = 0
+
+    def start_at(self, texts: Texts, row: int, prompt: Any, response: Any = ()) -> None:
+        """Put one row at any state, in place: `prompt` an index, text or ids, `response` a prefix as text or ids."""
+        if isinstance(prompt, int | np.integer):
+            if not 0 <= prompt < len(self.prompts.texts):
+                raise ValueError(f"A prompt's index must be in 0 .. {len(self.prompts.texts) - 1}, got {prompt}.")
+            self.start(texts, np.array([row]), np.array([int(prompt)]))
+        elif isinstance(prompt, str) and prompt in self.prompts.texts:
+            self.start(texts, np.array([row]), np.array([self.prompts.texts.index(prompt)]))
+        else:
+            self._start_own(texts, row, prompt)
+        tokens = self.encode_response(response)
+        if len(tokens) >= self.max_new_tokens or self.is_eos[tokens].any():
+            raise ValueError(
+                f"The response to start from must leave something to write: fewer than max_new_tokens = "
+                f"{self.max_new_tokens} tokens and no end token, got {tokens.tolist()}."
+            )
+        columns = slice(self.prompt_width, self.prompt_width + len(tokens))
+        texts.input_ids[row, columns] = tokens
+        texts.attention_mask[row, columns] = 1
+        texts.time[row] = len(tokens)
+
+    def _start_own(self, texts: Texts, row: int, prompt: Any) -> None:
+        ids = encode_prompt(prompt, self.tokenizer) if isinstance(prompt, str) else self._token_ids(prompt)
+        width = self.prompt_width
+        if not 0 < len(ids) <= width:
+            raise ValueError(
+                f"A prompt must have 1 to {width} tokens here, got {len(ids)} in {prompt!r}; "
+                "make the environment with a larger max_prompt_length for longer ones."
+            )
+        same = (self.prompts.attention_mask.sum(axis=1) == len(ids)) & (
+            self.prompts.input_ids[:, width - len(ids) :] == ids
+        ).all(axis=1)
+        if same.any():
+            self.start(texts, np.array([row]), np.flatnonzero(same)[:1])
+            return
+        texts.prompt[row] = -1
+        texts.prompt_text[row] = prompt if isinstance(prompt, str) else self.decode(ids)
+        texts.input_ids[row] = 0
+        texts.attention_mask[row] = 0
+        texts.input_ids[row, width - len(ids) : width] = ids
+        texts.attention_mask[row, width - len(ids) : width] = 1
+        texts.time[row] = 0
+
+    def encode_response(self, response: Any) -> Array:
+        """Ids of an answer given as text (no special tokens added) or as ids."""
+        if isinstance(response, str):
+            return np.asarray(self.tokenizer.encode(response, add_special_tokens=False), dtype=np.int64)
+        return self._token_ids(response)
+
+    def _token_ids(self, ids: Any) -> Array:
+        tokens = np.asarray(ids)
+        if tokens.size == 0:
+            return np.zeros(0, dtype=np.int64)
+        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"Expected text or a list of token ids, got {ids!r}.")
+        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            raise ValueError(f"Token ids must be in 0 .. {self.vocab_size - 1}, got {ids!r}.")
+        return tokens.astype(np.int64)
+
+    def decode(self, ids: Any) -> str:
+        """The text of some token ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def next_log_probs(self, texts: Texts) -> Array:
+        """log pi_ref(. | s_t), [B, V]."""
+        return self.reference.log_probs(texts.input_ids, texts.attention_mask)
+
+    def check_actions(self, actions: Any, batch: int) -> Array:
+        """`actions` as int64 [B], or an `InvalidAction` that says what is wrong with them."""
+        tokens = np.asarray(actions)
+        if tokens.shape != (batch,) or not np.issubdtype(tokens.dtype, np.integer):
+            raise InvalidAction(f"Expected {batch} integer token ids, got {actions!r} ({tokens.dtype}{tokens.shape}).")
+        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            bad = tokens[(tokens < 0) | (tokens >= self.vocab_size)][0]
+            raise InvalidAction(f"A token id must be in 0 .. {self.vocab_size - 1}, got {bad}.")
+        return tokens.astype(np.int64, copy=False)
+
+    def forbidden(self, texts: Texts, row: int, token: int) -> InvalidAction:
+        """The error for a token to which the reference gives probability zero."""
+        name = self.tokenizer.convert_ids_to_tokens([token])[0]
+        start = self.decode(texts.input_ids[row, self.prompt_width : self.prompt_width + texts.time[row]])
+        return InvalidAction(
+            f"Token {token} ({name!r}) is masked after {start!r} ({texts.prompt_text[row]!r}): the reference gives it "
+            "probability 0, so the KL would be infinite. Choose where info['action_mask'] is 1."
+        )
+
+    # -- rewards -----------------------------------------------------------------------------------------------------
+
+    def transitions(self, texts: Texts, tokens: Array, mask: Array) -> Transitions:
+        """The transitions of writing `tokens` [B, T] after `texts`, where `mask` [B, T] is True."""
+        time = texts.time[:, None] + np.arange(tokens.shape[1])
+        stop = self.is_eos[tokens] & mask
+        terminated = stop | ((time == self.max_new_tokens - 1) & mask)
+        return Transitions(
+            texts.input_ids, texts.attention_mask, tokens, mask, time, stop, terminated, self.prompt_width
+        )
+
+    def reward_terms(
+        self, transitions: Transitions, ref_log_probs: Array, scores: Array, log_probs: Array | None = None
+    ) -> dict[str, Array]:
+        """The terms of r_t, each [B, T], zero where the mask is False. This is the reward, in one place.
+
+        Args:
+            transitions: what was written.
+            ref_log_probs: log pi_ref(a_t | s_t), [B, T].
+            scores: score(x, y), [B]; paid where `terminated` is True, ignored in rows that have not ended.
+            log_probs: log pi(a_t | s_t), [B, T], or None where the policy is not known: then the acting side owes
+                `kl_policy`.
+        """
+        mask = transitions.mask
+        terms = {
+            "score": np.where(transitions.terminated, scores[:, None], 0.0),
+            "kl_reference": np.where(mask, self.kl_coef * ref_log_probs, 0.0),
+        }
+        for term in self.shaping:
+            terms[shaping_name(term)] = np.where(mask, term(transitions), 0.0)
+        if log_probs is not None:
+            terms["kl_policy"] = np.where(mask, -self.kl_coef * log_probs, 0.0)
+        return terms
+
+    def score(self, prompt: Array, prompt_text: Array, answers: Sequence[Array]) -> Array:
+        """score(x, y) of finished texts, [B]: `answers` are the ids that were written, end token included."""
+        completion_ids = [answer.tolist() for answer in answers]
+        columns = {
+            name: [values[i] if i >= 0 else None for i in prompt.tolist()]
+            for name, values in self.prompts.columns.items()
+        }
+        completions = [self.decode(ids) for ids in completion_ids]
+        return self.scorer(prompt_text.tolist(), completions, completion_ids, columns)
+
+
+PolicyFunction = Callable[[Any, Any], Any]
+
+
+def log_prob_of(policy: PolicyFunction, texts: Texts, actions: Array, mask: Array) -> Array:
+    """log pi(a_t | s_t), [B], of a bound policy: its logits, over the tokens that `mask` [B, V] allows."""
+    log_probs = masked_log_softmax(policy_logits(policy, texts.input_ids, texts.attention_mask), mask)
+    return np.asarray(log_probs[np.arange(len(actions)), actions])
+
+
+def policy_logits(policy: PolicyFunction, input_ids: Array, attention_mask: Array) -> NDArray[np.float64]:
+    """`policy(input_ids, attention_mask)` as float64 [B, V], whether it answers with numpy or with torch."""
+    call = getattr(policy, "next_token_logits", policy)
+    logits = call(input_ids, attention_mask)
+    if hasattr(logits, "detach"):
+        logits = logits.detach().float().cpu().numpy()
+    return np.asarray(logits, dtype=np.float64)
+
+
+def masked_log_softmax(logits: Array, mask: Array) -> NDArray[np.float64]:
+    """log softmax over the last axis, restricted to where `mask` is True; -inf elsewhere."""
+    allowed = np.where(mask, logits, -np.inf)
+    shifted = allowed - allowed.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

@@ -1,0 +1,102 @@
+"""Scores of finished texts. A reward function has TRL's signature:
+
+    fn(prompts, completions, completion_ids, **columns) -> list[float | None]
+
+one call for a whole batch; `None` means "does not apply to this text". `columns` are the prompts' further fields.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+class Scorer:
+    """The score of a text: the weighted sum of one or more reward functions.
+
+    score(x, y) = sum_k w_k fn_k(x, y), over the functions that do not answer None.
+
+    Args:
+        functions: one reward function or several.
+        weights: w_k, by default 1 each.
+
+    Raises:
+        TypeError: something is not callable.
+        ValueError: not one weight a function.
+    """
+
+    def __init__(
+        self, functions: RewardFunction | Sequence[RewardFunction], weights: Sequence[float] | None = None
+    ) -> None:
+        self.functions = [functions] if callable(functions) else list(functions)
+        if not self.functions or not all(map(callable, self.functions)):
+            raise TypeError(
+                "reward must be a function (prompts, completions, completion_ids, **columns) -> list[float | None], "
+                f"or a list of them, got {functions!r}."
+            )
+        self.weights = [1.0] * len(self.functions) if weights is None else [float(weight) for weight in weights]
+        if len(self.weights) != len(self.functions):
+            raise ValueError(f"Got {len(self.weights)} reward_weights for {len(self.functions)} reward functions.")
+
+    def __call__(
+        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], columns: dict[str, list[Any]]
+    ) -> NDArray[np.float64]:
+        """Scores [B] of B finished texts.
+
+        Raises:
+            ValueError: a function returns the wrong number of scores, a NaN or an infinity, or all of them return
+                None for one text.
+        """
+        total = np.zeros(len(prompts))
+        applies = np.zeros(len(prompts), dtype=np.bool_)
+        for weight, function in zip(self.weights, self.functions, strict=True):
+            name = getattr(function, "__name__", type(function).__name__)
+            answer = function(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+            answer = answer.tolist() if hasattr(answer, "tolist") else list(answer)
+            if len(answer) != len(prompts):
+                raise ValueError(
+                    f"The reward function {name!r} must return one score a text: {len(prompts)}, got {len(answer)}."
+                )
+            given = np.array([score is not None for score in answer], dtype=np.bool_)
+            scores = np.array([0.0 if score is None else score for score in answer], dtype=np.float64)
+            if not np.isfinite(scores).all():
+                bad = int(np.argmin(np.isfinite(scores)))
+                raise ValueError(
+                    f"The reward function {name!r} must return finite numbers, got {scores[bad]} "
+                    f"for {completions[bad]!r} after {prompts[bad]!r}."
+                )
+            total += weight * scores
+            applies |= given
+        if not applies.all():
+            bad = int(np.argmin(applies))
+            raise ValueError(
+                f"Every reward function returned None for {completions[bad]!r} after {prompts[bad]!r}; "
+                "at least one must score each text (0.0 is a score)."
+            )
+        return total
+
+
+def vader(
+    prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: list[Any]
+) -> list[float]:
+    """Sentiment of each completion in [-1, 1]: VADER's compound score (Hutto and Gilbert 2014), a lexicon with rules.
+
+    Needs the package `vaderSentiment` (`pip install textenv[vader]`).
+    """
+    analyzer = _vader_analyzer()
+    return [analyzer.polarity_scores(text)["compound"] for text in completions]
+
+
+@functools.cache  # the lexicon is read once
+def _vader_analyzer() -> Any:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise ImportError("The reward 'vader' needs vaderSentiment: pip install textenv[vader]") from error
+    return SentimentIntensityAnalyzer()

@@ -1,0 +1,173 @@
+"""Slots: texts in progress. The one transition core under `TextEnv` (one slot) and `TextVectorEnv` (many)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.process import Array, PolicyFunction, TextProcess, log_prob_of
+
+
+@dataclass
+class Ended:
+    """What is known of the texts that ended in a step, [K] each; `rows` says which slots they are in."""
+
+    rows: Array
+    prompt: Array
+    response: Array
+    score: Array
+    kl: Array | None
+    finish_reason: Array
+
+
+@dataclass
+class Step:
+    """What a step paid, [B] each; rows that were not live are zero."""
+
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    ref_log_prob: NDArray[np.float64]
+    terms: dict[str, NDArray[np.float64]]
+    ended: Ended | None
+
+
+class Slots:
+    """B slots, each with a text, and what the reference says of its next token.
+
+    A step is `write` (append tokens, pay rewards), then `start` for rows that begin anew, then `refresh` (one batched
+    call of the reference). No step loops over rows.
+    """
+
+    def __init__(self, process: TextProcess, num: int, policy: PolicyFunction | None = None) -> None:
+        self.process = process
+        self.policy = policy
+        self.texts = process.blank(num)
+        self.rows = np.arange(num)
+        self.live = np.zeros(num, dtype=np.bool_)
+        self.seeds = np.zeros(num, dtype=np.uint64)
+        self.episodes = np.zeros(num, dtype=np.uint64)
+        self.kl = np.zeros(num)
+        self.ref_log_probs: Array = np.zeros((num, process.vocab_size))
+        self._everything = np.ones(process.vocab_size, dtype=np.int8)
+
+    def seed(self, seeds: Array) -> None:
+        """Give each slot its own stream of prompts; slot i of many equals a single slot with the same seed."""
+        self.seeds, self.episodes = seeds.astype(np.uint64), np.zeros_like(self.episodes)
+
+    def start(self, rows: Array, options: dict[str, Any] | None = None) -> None:
+        """Begin a new text in these rows: a prompt from each slot's stream, or the state that `options` names."""
+        if len(rows) == 0:
+            return
+        unknown = set(options or ()) - {"prompt", "response"}
+        if unknown:
+            raise ValueError(f"reset's options are 'prompt' and 'response', got {sorted(map(str, unknown))}.")
+        drawn = draw(self.seeds[rows], self.episodes[rows], len(self.process.prompts.texts))
+        self.episodes[rows] += np.uint64(1)
+        if not options:
+            self.process.start(self.texts, rows, drawn)
+        else:
+            first, start = int(rows[0]), options.get("prompt")
+            self.process.start_at(
+                self.texts, first, int(drawn[0]) if start is None else start, options.get("response", ())
+            )
+            for name in ("prompt", "prompt_text", "input_ids", "attention_mask", "time"):
+                values = getattr(self.texts, name)
+                values[rows] = values[first]
+        self.live[rows] = True
+        self.kl[rows] = 0.0
+
+    def refresh(self) -> None:
+        """Ask the reference for the next token of every text."""
+        if self.live.any():
+            self.ref_log_probs = self.process.next_log_probs(self.texts)
+
+    def write(self, actions: Any) -> Step:
+        """Append one token to every live text and pay for it."""
+        process, texts, live = self.process, self.texts, self.live
+        if not live.any():
+            raise gym.error.ResetNeeded(
+                "No text is in progress (none begun, or it has ended): call reset() before step()."
+            )
+        tokens = process.check_actions(np.where(live, actions, 0) if not live.all() else actions, len(texts))
+        chosen = np.where(live, self.ref_log_probs[self.rows, tokens], 0.0)
+        if np.isneginf(chosen).any():
+            bad = int(np.flatnonzero(np.isneginf(chosen))[0])
+            raise process.forbidden(texts, bad, int(tokens[bad]))
+        log_prob = None
+        if self.policy is not None:
+            log_prob = log_prob_of(self.policy, texts, tokens, self.action_mask() == 1)[:, None]
+
+        transitions = process.transitions(texts, tokens[:, None], live[:, None])
+        terminated = transitions.terminated[:, 0]
+        kl = self.kl if log_prob is None else self.kl + np.where(live, log_prob[:, 0] - chosen, 0.0)
+        ended = self._end(tokens, terminated, transitions.stop[:, 0], kl) if terminated.any() else None
+        scores = np.zeros(len(texts))
+        if ended is not None:
+            scores[ended.rows] = ended.score
+        terms = process.reward_terms(transitions, chosen[:, None], scores, log_prob)
+
+        rows = self.rows[
+            live
+        ]  # nothing is changed before this line: a step that is refused leaves the texts as they were
+        columns = process.prompt_width + texts.time[rows]
+        texts.input_ids[rows, columns] = tokens[rows]
+        texts.attention_mask[rows, columns] = 1
+        texts.time[rows] += 1
+        self.kl, self.live = kl, live & ~terminated
+        return Step(
+            rewards=np.sum([values[:, 0] for values in terms.values()], axis=0),
+            terminated=terminated,
+            ref_log_prob=chosen,
+            terms={name: values[:, 0] for name, values in terms.items()},
+            ended=ended,
+        )
+
+    def _end(self, tokens: Array, terminated: Array, stop: Array, kl: Array) -> Ended:
+        process, texts = self.process, self.texts
+        rows = np.flatnonzero(terminated)
+        width = process.prompt_width
+        answers = [  # once a text, not once a step
+            np.append(texts.input_ids[row, width : width + texts.time[row]], tokens[row]) for row in rows
+        ]
+        return Ended(
+            rows=rows,
+            prompt=texts.prompt_text[rows],
+            response=np.array([process.decode(answer) for answer in answers] + [None], dtype=object)[:-1],
+            score=process.score(texts.prompt[rows], texts.prompt_text[rows], answers),
+            kl=kl[rows] if self.policy is not None else None,
+            finish_reason=np.where(stop[rows], "stop", "length").astype(object),
+        )
+
+    def observation(self) -> dict[str, Array]:
+        """A copy of every text as `input_ids` and `attention_mask`, [B, L]."""
+        return {"input_ids": self.texts.input_ids.copy(), "attention_mask": self.texts.attention_mask.copy()}
+
+    def action_mask(self) -> NDArray[np.int8]:
+        """int8 [B, V]: 1 where the next token is allowed; all 1 in a text that has ended (no action counts there).
+
+        Where the reference forbids nothing this is one read-only row seen B times, not a copy.
+        """
+        if self.process.full_support:
+            return np.broadcast_to(self._everything, (len(self.texts), len(self._everything)))
+        return np.where(self.live[:, None], self.ref_log_probs > -np.inf, True).astype(np.int8)
+
+
+def draw(seeds: NDArray[np.uint64], episodes: NDArray[np.uint64], num_prompts: int) -> NDArray[np.int64]:
+    """The prompt of each slot's n-th text: a hash of (seed, n), so that no slot needs a generator object of its own.
+
+    SplitMix64 (Steele, Lea, Flood 2014), applied to the seed and then to seed + n.
+    """
+    with np.errstate(over="ignore"):
+        hashed = _mix(_mix(seeds) + episodes)
+    return (hashed % np.uint64(num_prompts)).astype(np.int64)
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,74 @@
+"""textenv/Text-v0: bring your own tokenizer, prompts, reference and reward.
+
+Description
+    A language model continues your prompts, your reward function scores the result. The same process as every other
+    task; nothing is preset.
+
+Observation
+    `Dict(input_ids=Box(int64, (L,)), attention_mask=Box(int8, (L,)))`, L = longest prompt + `max_new_tokens`.
+
+Action
+    `Discrete(V)`, the next token; V = len(tokenizer).
+
+Rewards
+    `1[last] score(x, y) + beta log pi_ref(a|s) + shaping`, and `- beta log pi(a|s)` with a bound policy.
+
+Start
+    A prompt drawn uniformly, or the state given by `reset(options={"prompt": ..., "response": ...})`.
+
+End
+    At an end token (`finish_reason` "stop") or after `max_new_tokens` ("length"); both are `terminated`.
+
+Arguments
+    tokenizer, prompts, reward, reference, max_new_tokens, kl_coef, reward_weights, shaping, eos_token_id,
+    max_prompt_length: see `textenv.process.TextProcess`. Also `policy` and `render_mode` (single), `num_envs` and
+    `autoreset_mode` (batched).
+
+Version history
+    v0: first version.
+
+>>> import gymnasium as gym, textenv
+>>> def says_yes(prompts, completions, completion_ids, **columns):
+...     return [float("yes" in text) for text in completions]
+>>> env = gym.make("textenv/Text-v0", tokenizer=textenv.WordTokenizer("is it yes no"), prompts=["is it"],
+...                reward=says_yes, max_new_tokens=2)
+>>> observation, info = env.reset(seed=0)
+>>> observation["input_ids"].tolist()
+[1, 2, 0, 0]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textenv.env import TextEnv
+from textenv.process import TextProcess
+from textenv.vector import TextVectorEnv
+
+
+def make(*, policy: Any = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:
+    """A `TextEnv`; `arguments` are those of `TextProcess`."""
+    return TextEnv(_process(arguments), policy, render_mode)
+
+
+def make_vec(
+    num_envs: int = 1,
+    *,
+    autoreset_mode: Any = "NextStep",
+    policy: Any = None,
+    render_mode: str | None = None,
+    **arguments: Any,
+) -> TextVectorEnv:
+    """A `TextVectorEnv`; `arguments` are those of `TextProcess`."""
+    return TextVectorEnv(
+        _process(arguments), num_envs, autoreset_mode=autoreset_mode, policy=policy, render_mode=render_mode
+    )
+
+
+def _process(arguments: dict[str, Any]) -> TextProcess:
+    missing = [name for name in ("tokenizer", "prompts", "reward") if arguments.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"textenv/Text-v0 brings nothing of its own: pass {', '.join(missing)} to gym.make (see textenv.tasks.text)."
+        )
+    return TextProcess(**arguments)

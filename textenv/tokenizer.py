@@ -1,0 +1,73 @@
+"""Tokenizers: what the environment needs of one, and a whole-word tokenizer for toy vocabularies."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """The part of Hugging Face's tokenizer interface that the environment uses."""
+
+    eos_token_id: Any
+    pad_token_id: Any
+
+    def __len__(self) -> int: ...
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> Any: ...
+    def convert_ids_to_tokens(self, ids: Any, /) -> Any: ...
+
+
+class WordTokenizer:
+    """One token a word, words separated by spaces; id 0 ends the text.
+
+    Padding is done with the end-of-text token (`pad_token_id == eos_token_id`), as in GPT-2: only the attention
+    mask tells an ending from a blank.
+
+    Args:
+        words: the vocabulary without the end token, as a list or as one string; id i + 1 is the i-th distinct word.
+        eos_token: how the end token is written.
+
+    Raises:
+        ValueError: no word at all, or the end token is among the words.
+
+    >>> tokenizer = WordTokenizer("agra is in india")
+    >>> tokenizer.encode("agra is in")
+    [1, 2, 3]
+    >>> tokenizer.decode([4, 0], skip_special_tokens=True)
+    'india'
+    """
+
+    def __init__(self, words: str | Sequence[str], eos_token: str = "<eos>") -> None:
+        distinct = dict.fromkeys(words.split() if isinstance(words, str) else words)
+        if not distinct:
+            raise ValueError("WordTokenizer needs at least one word, got none.")
+        if eos_token in distinct:
+            raise ValueError(f"The end token {eos_token!r} must not be one of the words; pass another eos_token.")
+        if broken := [word for word in distinct if not word or word.split() != [word]]:
+            raise ValueError(f"A word must not be empty or contain spaces, got {broken[0]!r}.")
+        self.tokens = [eos_token, *distinct]
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        self.eos_token_id = self.pad_token_id = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of the words of `text`. Nothing is added: `add_special_tokens` is there for the interface's sake."""
+        try:
+            return [self.ids[word] for word in text.split()]
+        except KeyError as error:
+            word = error.args[0]
+            near = difflib.get_close_matches(word, self.tokens, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"The word {word!r} is not in the vocabulary of {len(self)} tokens.{hint}") from None
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
+        """The words of `token_ids`, separated by spaces."""
+        return " ".join(self.tokens[i] for i in token_ids if not (skip_special_tokens and i == self.eos_token_id))
+
+    def convert_ids_to_tokens(self, ids: Any) -> list[str]:
+        """Each id as written in the vocabulary."""
+        return [self.tokens[i] for i in ids]

@@ -1,0 +1,184 @@
+"""The tree of a toy: every state that its reference allows, enumerated once, in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.process import Array, TextProcess
+
+MAX_TEXTS = 2_000_000
+BATCH = 4096  # states a call of the reference, the reward or the policy
+
+
+class TreeTooLarge(ValueError):
+    """The task has more texts than may be enumerated."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Every state of a toy, level by level: the states of time t are `levels[t]`, and precede those of time t + 1.
+
+    Attributes:
+        process: the task.
+        prompt: int64 [S], the prompt of each state.
+        tokens: int64 [S, T_max], the answer so far, -1 where nothing is written yet.
+        levels: where each time begins and ends.
+        ref_log_probs: float64 [S, V], log pi_ref(a|s).
+        child: int64 [S, V], the state after action a; -1 where the text ends, -2 where the action is masked.
+        rewards: float64 [S, V], shaping and, where the text ends, score; without the KL. 0 where masked.
+    """
+
+    process: TextProcess
+    prompt: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    levels: list[slice]
+    ref_log_probs: NDArray[np.float64]
+    child: NDArray[np.int64]
+    rewards: NDArray[np.float64]
+
+    @property
+    def num_texts(self) -> int:
+        """The number of finished texts, over all prompts."""
+        return int((self.child == -1).sum())
+
+    def observations(self, rows: Any) -> tuple[Array, Array]:
+        """`input_ids`, `attention_mask` [K, L] of the states `rows`, as the environment shows them."""
+        return _observations(self.process, self.prompt[rows], self.tokens[rows])
+
+    def state(self, prompt: str, answer: Any = ()) -> int:
+        """The index of the state after `answer` (text or ids, possibly empty)."""
+        state = self.process.prompts.texts.index(prompt)
+        for token in self.process.encode_response(answer):
+            if (state := int(self.child[state, token])) < 0:
+                raise ValueError(f"{answer!r} is not a state: the text ends, or is impossible, at token {token}.")
+        return state
+
+    def texts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The finished texts as edges `(state, action)`, [N] each, in the order of `Solution.log_probs`."""
+        state, action = np.nonzero(self.child == -1)
+        return state, action
+
+    def text_log_probs(self, log_probs: Array) -> NDArray[np.float64]:
+        """log pi(y|x), [N], of every finished text, from log pi(a|s), [S, V]."""
+        reach = self.reach(log_probs)
+        state, action = self.texts()
+        return np.asarray(reach[state] + log_probs[state, action])
+
+    def reach(self, log_probs: Array) -> NDArray[np.float64]:
+        """log of the probability that pi, given x, comes through each state, [S]."""
+        reach = np.zeros(len(self.prompt))
+        for level in self.levels:
+            parent, action = np.nonzero(self.child[level] >= 0)
+            parent = parent + level.start
+            reach[self.child[parent, action]] = reach[parent] + log_probs[parent, action]
+        return reach
+
+    def backward(self, backup: Any) -> tuple[Array, Array]:
+        """Values from the last time to the first: `backup(level, Q [K, V]) -> V [K]`; returns V [S] and Q [S, V]."""
+        values = np.zeros(len(self.prompt) + 2)  # child -1 and -2 read the zeros at the end: V(s_T) = 0
+        q_values = np.zeros_like(self.rewards)
+        for level in reversed(self.levels):
+            q_values[level] = self.rewards[level] + values[self.child[level]]
+            values[level] = backup(level, q_values[level])
+        return values[:-2], q_values
+
+
+def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
+    """Every state of the task, in batches.
+
+    Raises:
+        TreeTooLarge: more than `max_texts` finished texts; said before memory is spent on them.
+    """
+    process: TextProcess = env if isinstance(env, TextProcess) else env.unwrapped.process
+    _check_size(process, max_texts)
+    num_prompts, horizon = len(process.prompts.texts), process.max_new_tokens
+    prompt = np.arange(num_prompts)
+    tokens = np.full((num_prompts, horizon), -1, dtype=np.int64)
+    found, states, levels = 0, 0, []
+    parts: dict[str, list[Array]] = {"prompt": [], "tokens": [], "ref_log_probs": [], "child": [], "rewards": []}
+    for time in range(horizon):
+        levels.append(slice(states, states + len(prompt)))
+        states += len(prompt)
+        log_probs = in_batches(len(prompt), lambda rows, p=prompt, y=tokens: _reference(process, p[rows], y[rows]))
+        allowed = log_probs > -np.inf
+        ends = allowed & (process.is_eos | (time == horizon - 1))
+        goes_on = allowed & ~ends
+        found += int(ends.sum())
+        if found + int(goes_on.sum()) > max_texts:  # each state that goes on ends in at least one text
+            raise TreeTooLarge(
+                f"The task has more than {found + int(goes_on.sum()):,} texts (already at token {time + 1} of "
+                f"{horizon}), the limit is {max_texts:,}; lower max_new_tokens, or raise max_texts."
+            )
+        child = np.where(ends, -1, -2)
+        child[goes_on] = states + np.arange(int(goes_on.sum()))
+        for name, part in zip(parts, (prompt, tokens, log_probs, child), strict=False):
+            parts[name].append(part)
+        parts["rewards"].append(_rewards(process, prompt, tokens, time, allowed, ends))
+        parent, action = np.nonzero(goes_on)
+        if len(parent) == 0:
+            break
+        prompt, tokens = prompt[parent], tokens[parent]
+        tokens[:, time] = action
+    return Tree(process, levels=levels, **{name: np.concatenate(part) for name, part in parts.items()})
+
+
+def _check_size(process: TextProcess, max_texts: int) -> None:
+    """Where nothing is masked the tree's size is known before it is grown."""
+    if not process.full_support:
+        return
+    ends = len(set(process.eos_token_ids))
+    words = process.vocab_size - ends
+    prompts, horizon = len(process.prompts.texts), process.max_new_tokens
+    texts = prompts * (sum(words**t * ends for t in range(horizon - 1)) + words ** (horizon - 1) * process.vocab_size)
+    if texts > max_texts:
+        size = f"{texts:,}" if texts < 10**15 else f"about 10^{len(str(texts)) - 1}"
+        raise TreeTooLarge(
+            f"The task has {size} texts ({prompts} prompts, {process.vocab_size} tokens, up to {horizon} of them), the "
+            f"limit is {max_texts:,}; lower max_new_tokens or the vocabulary, or raise max_texts."
+        )
+
+
+def _observations(process: TextProcess, prompt: Array, tokens: Array) -> tuple[Array, Array]:
+    written = tokens >= 0
+    input_ids = np.concatenate([process.prompts.input_ids[prompt], np.where(written, tokens, 0)], axis=1)
+    attention_mask = np.concatenate([process.prompts.attention_mask[prompt], written.astype(np.int8)], axis=1)
+    return input_ids, attention_mask
+
+
+def _reference(process: TextProcess, prompt: Array, tokens: Array) -> NDArray[np.float64]:
+    return process.reference.log_probs(*_observations(process, prompt, tokens)).astype(np.float64)
+
+
+def _rewards(
+    process: TextProcess, prompt: Array, tokens: Array, time: int, allowed: Array, ends: Array
+) -> NDArray[np.float64]:
+    """Score and shaping of every allowed action in the states of one time, [K, V]."""
+    rewards = np.zeros(allowed.shape)
+    parent, action = np.nonzero(allowed)
+    for start in range(0, len(parent), BATCH):
+        states, actions = parent[start : start + BATCH], action[start : start + BATCH]
+        finished = ends[states, actions]
+        if not finished.any() and not process.shaping:
+            continue
+        texts = process.blank(len(states))
+        process.start(texts, np.arange(len(states)), prompt[states])
+        texts.input_ids[:, process.prompt_width :] = np.maximum(tokens[states], 0)
+        texts.attention_mask[:, process.prompt_width :] = tokens[states] >= 0
+        texts.time[:] = time
+        scores = np.zeros(len(states))
+        if finished.any():
+            answers = np.concatenate([tokens[states[finished], :time], actions[finished, None]], axis=1)
+            scores[finished] = process.score(prompt[states[finished]], texts.prompt_text[finished], list(answers))
+        moves = process.transitions(texts, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
+        terms = process.reward_terms(moves, np.zeros((len(states), 1)), scores)
+        rewards[states, actions] = sum(values[:, 0] for values in terms.values())
+    return rewards
+
+
+def in_batches(count: int, function: Any) -> Array:
+    """`function(slice)` over 0 .. count in slices of BATCH, the results in one array."""
+    return np.concatenate([function(slice(start, start + BATCH)) for start in range(0, count, BATCH)])

@@ -1,0 +1,194 @@
+"""TextVectorEnv: many texts at once, on arrays, for Gymnasium's vector API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from textenv.process import Array, PolicyFunction, TextProcess
+from textenv.slots import Slots, Step
+from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
+
+Observation = dict[str, Array]
+Info = dict[str, Any]
+
+
+class TextVectorEnv(VectorEnv[Observation, Array, Array]):
+    """B texts in lockstep: one batched call of the reference and one of the reward a step.
+
+    Row i equals a `TextEnv` with the same seed and actions; `reset(seed=s)` seeds row i with s + i. Infos have
+    Gymnasium's vector form: each key an array of B values, with `_key` saying which rows have it.
+
+    Args:
+        process: what to write and how it is paid.
+        num_envs: B.
+        autoreset_mode: NEXT_STEP (the step after the last one resets and its action is ignored), SAME_STEP (the last
+            step resets; `final_obs` and `final_info` hold the end) or DISABLED (call
+            `reset(options={"reset_mask": ...})` yourself).
+        policy: pi, bound as by `bind_policy`.
+        render_mode: None or "ansi".
+    """
+
+    def __init__(
+        self,
+        process: TextProcess,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        policy: PolicyFunction | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+        if render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode must be None or 'ansi' for a vector environment, got {render_mode!r}.")
+        self.process = process
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {"render_modes": ["ansi"], "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = observation_space(process)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.single_action_space = action_space(process)
+        self.action_space: MaskedMultiDiscrete = batch_space(self.single_action_space, num_envs)
+        self.slots = Slots(process, num_envs, policy)
+        self._ended = np.zeros(num_envs, dtype=np.bool_)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, in the order of the index that `reset` takes."""
+        return self.process.prompts.texts
+
+    def bind_policy(self, policy: PolicyFunction | None) -> None:
+        """Let the environment pay the whole r_t, as `TextEnv.bind_policy`."""
+        self.slots.policy = policy
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Start every row anew, or those where `options["reset_mask"]` (bool [B]) is True.
+
+        The other options are those of `TextEnv.reset`, the same for every row that starts.
+        """
+        options = dict(options or {})
+        rows = self._rows_to_reset(options.pop("reset_mask", None))
+        self._seed(seed, first=self._np_random_seed is None)
+        self.slots.start(np.flatnonzero(rows), options)
+        self.slots.refresh()
+        self._ended[rows] = False
+        mask = self._action_mask()
+        return self.slots.observation(), _pack({"action_mask": mask}, rows)
+
+    def _rows_to_reset(self, mask: Any) -> NDArray[np.bool_]:
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+            raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},), got {mask!r}.")
+        if not mask.any():
+            raise ValueError("options['reset_mask'] must be True in at least one row, got none.")
+        return mask
+
+    def _seed(self, seed: int | list[int] | None, first: bool) -> None:
+        if isinstance(seed, list):
+            if len(seed) != self.num_envs:
+                raise ValueError(f"A list of seeds needs one a row: {self.num_envs}, got {len(seed)}.")
+            self.slots.seed(np.array(seed, dtype=np.uint64))
+            self._np_random_seed = -1
+        elif seed is not None or first:
+            super().reset(seed=seed)
+            start = np.uint64((self.np_random_seed or 0) % 2**64)
+            with np.errstate(over="ignore"):
+                self.slots.seed(start + np.arange(self.num_envs, dtype=np.uint64))
+
+    def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
+        begin = self._ended
+        if self.autoreset_mode == AutoresetMode.DISABLED and begin.any():
+            raise gym.error.ResetNeeded(
+                f"The texts in rows {np.flatnonzero(begin).tolist()} have ended; with autoreset DISABLED call "
+                "reset(options={'reset_mask': terminated}) before the next step."
+            )
+        written = self.slots.live.copy()
+        step = self.slots.write(actions) if written.any() or not begin.any() else None
+        terminated = step.terminated if step else np.zeros(self.num_envs, dtype=np.bool_)
+        rewards = step.rewards if step else np.zeros(self.num_envs)
+        info: Info = {}
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and step is not None and step.ended is not None:
+            info |= self._final(step, terminated)
+            self.slots.start(step.ended.rows)
+        elif self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            self.slots.start(np.flatnonzero(begin))
+        self.slots.refresh()
+
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        info |= _pack({"action_mask": self._action_mask()}, everyone)
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            self._ended, paid = np.zeros_like(terminated), written & ~terminated
+            if step is not None and paid.any():
+                info |= self._paid(step, paid)
+        else:
+            self._ended = terminated.copy()
+            if step is not None:
+                info |= self._paid(step, written) | self._end(step, terminated)
+        return self.slots.observation(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), info
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool [B, V], which tokens are allowed now: sb3-contrib's convention."""
+        return self.slots.action_mask() == 1
+
+    def render(self) -> tuple[str, ...] | None:
+        """Prompt and answer of each row."""
+        if self.render_mode is None:
+            return None
+        texts, width = self.slots.texts, self.process.prompt_width
+        answers = [self.process.decode(ids[width : width + t]) for ids, t in zip(texts.input_ids, texts.time)]
+        return tuple(f"{prompt} | {answer}" for prompt, answer in zip(texts.prompt_text, answers))
+
+    def _action_mask(self) -> NDArray[np.int8]:
+        mask = self.slots.action_mask()
+        self.action_space.mask = mask
+        return mask
+
+    def _paid(self, step: Step, rows: NDArray[np.bool_]) -> Info:
+        terms = {name: np.where(rows, values, 0.0) for name, values in step.terms.items()}
+        info = _pack({"ref_log_prob": np.where(rows, step.ref_log_prob, 0.0)}, rows)
+        return info | _pack({"reward_terms": _pack(terms, rows)}, rows)
+
+    def _end(self, step: Step, terminated: NDArray[np.bool_]) -> Info:
+        if (ended := step.ended) is None:
+            return {}
+        known: dict[str, Array] = {
+            "prompt": ended.prompt,
+            "response": ended.response,
+            "score": ended.score,
+            "finish_reason": ended.finish_reason,
+        }
+        if ended.kl is not None:
+            known["kl"] = ended.kl
+        info: Info = {}
+        for name, values in known.items():
+            info[name] = np.full(self.num_envs, None) if values.dtype == object else np.zeros(self.num_envs)
+            info[name][ended.rows] = values
+        return _pack(info, terminated)
+
+    def _final(self, step: Step, terminated: NDArray[np.bool_]) -> Info:
+        """`final_obs` and `final_info` of the rows that ended, as Gymnasium's SAME_STEP has them."""
+        final = self.slots.observation()
+        observations = np.full(self.num_envs, None)
+        for row in np.flatnonzero(terminated):  # Gymnasium's form: one dict a text that ended
+            observations[row] = {name: values[row] for name, values in final.items()}
+        mask = np.where(terminated[:, None], self.slots.action_mask(), np.int8(0))
+        info = _pack({"action_mask": mask}, terminated) | self._paid(step, terminated) | self._end(step, terminated)
+        return _pack({"final_obs": observations, "final_info": info}, terminated)
+
+
+def _pack(info: dict[str, Any], rows: NDArray[np.bool_]) -> Info:
+    """Gymnasium's vector info: beside each key the mask `_key` of the rows that have it."""
+    packed: Info = {}
+    for name, values in info.items():
+        packed[name], packed[f"_{name}"] = values, rows.copy()
+    return packed
