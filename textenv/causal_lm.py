@@ -39,7 +39,7 @@ class KVReader:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.cache = DynamicCache()
+        self.cache: Any = DynamicCache()
         self.mask = torch.zeros((0, 0), dtype=torch.long)
         self.length = torch.zeros(0, dtype=torch.long)
 
@@ -168,7 +168,8 @@ class CausalLMReference:
         """log pi_ref of the tokens in the last T columns of texts [B, L], in one parallel pass. float32 [B, T]."""
         rows = max(1, MAX_LOGITS // (num_tokens * self.config.vocab_size))
         chunks = []
-        for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
+        for start in range(0, len(input_ids), rows):
+            ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
             logits = answer_logits(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))

@@ -42,8 +42,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
             raise ValueError(f"render_mode must be None, 'ansi' or 'human', got {render_mode!r}.")
         self.process = process
         self.render_mode = render_mode
-        self.observation_space = observation_space(process)
-        self.action_space = action_space(process)
+        self.observation_space: Any = observation_space(process)  # Any: Gymnasium's Space is invariant
+        self.action_space: Any = action_space(process)
         self.slots = Slots(process, 1, policy)
         self._paid: list[float] = []
 
@@ -87,9 +87,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [V], which tokens are allowed now: sb3-contrib's convention."""
-        return self.slots.action_mask()[0] == 1
+        return self.slots.action_mask()[0].astype(np.bool_)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The prompt, and each token of the answer with its reward."""
         if self.render_mode != "ansi":
             return None

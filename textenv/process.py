@@ -106,9 +106,7 @@ class TextProcess:
         self.eos_token_ids = self._end_tokens(eos_token_id)
         self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[self.eos_token_ids] = True
-        self.prompt_texts = np.array([*self.prompts.texts, None], dtype=object)[
-            :-1
-        ]  # an object array, whatever is in it
+        self.prompt_texts = np.array(self.prompts.texts, dtype=object)
         context = getattr(self.reference, "max_length", None)
         if context is not None and self.prompt_width + self.max_new_tokens > context:
             raise ValueError(
@@ -304,7 +302,7 @@ def policy_logits(policy: PolicyFunction, input_ids: Array, attention_mask: Arra
     return np.asarray(logits, dtype=np.float64)
 
 
-def masked_log_softmax(logits: Array, mask: Array) -> NDArray[np.float64]:
+def masked_log_softmax(logits: Array, mask: Any) -> NDArray[np.float64]:
     """log softmax over the last axis, restricted to where `mask` is True; -inf elsewhere."""
     allowed = np.where(mask, logits, -np.inf)
     shifted = allowed - allowed.max(axis=-1, keepdims=True)

@@ -46,7 +46,7 @@ def load_prompts(source: PromptSource, tokenizer: Tokenizer, width: int | None =
     Raises:
         ValueError: no prompts, an empty one, one longer than `width`, or a broken line (named with its file).
     """
-    rows = _read(Path(source)) if isinstance(source, str | PathLike) else list(source)
+    rows: list[Any] = _read(Path(source)) if isinstance(source, str | PathLike) else list(source)
     if not rows:
         raise ValueError(f"There must be at least one prompt, got none from {_name(source)}.")
     texts, columns = [], {}

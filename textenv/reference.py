@@ -152,7 +152,8 @@ class TableReference:
                 read = self.next_state[state, input_ids[:, column]]
                 state = np.where(attention_mask[:, column] == 1, read, state)
         self._state = state
-        return self.table[state]
+        log_probs: NDArray[np.float64] = self.table[state]
+        return log_probs
 
 
 def uniform(vocab_size: int) -> TableReference:

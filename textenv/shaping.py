@@ -56,7 +56,7 @@ def potential_based(potential: Potential, gamma: float = 1.0) -> ShapingTerm:
         rows = np.arange(len(input_ids))
         paid = np.zeros(transitions.tokens.shape)
         before = potential(input_ids, attention_mask)
-        for step in range(paid.shape[1]):
+        for step in range(transitions.tokens.shape[1]):
             column = np.minimum(transitions.prompt_width + transitions.time[:, step], input_ids.shape[1] - 1)
             live = transitions.mask[:, step]
             input_ids[rows[live], column[live]] = transitions.tokens[live, step]

@@ -136,7 +136,7 @@ class Slots:
         return Ended(
             rows=rows,
             prompt=texts.prompt_text[rows],
-            response=np.array([process.decode(answer) for answer in answers] + [None], dtype=object)[:-1],
+            response=np.array([process.decode(answer) for answer in answers], dtype=object),
             score=process.score(texts.prompt[rows], texts.prompt_text[rows], answers),
             kl=kl[rows] if self.policy is not None else None,
             finish_reason=np.where(stop[rows], "stop", "length").astype(object),

@@ -29,7 +29,7 @@ def action_space(process: TextProcess) -> MaskedDiscrete:
         return MaskedDiscrete(np.ones(process.vocab_size, dtype=np.int8))
     prompts = process.prompts
     allowed = process.reference.log_probs(prompts.input_ids, prompts.attention_mask) > -np.inf
-    return MaskedDiscrete(allowed.all(axis=0).astype(np.int8))
+    return MaskedDiscrete(np.asarray(allowed.all(axis=0), dtype=np.int8))
 
 
 class MaskedDiscrete(spaces.Discrete):

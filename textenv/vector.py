@@ -55,7 +55,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.single_observation_space = observation_space(process)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = action_space(process)
-        self.action_space: MaskedMultiDiscrete = batch_space(self.single_action_space, num_envs)
+        self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.first, num_envs)
         self.slots = Slots(process, num_envs, policy)
         self._ended = np.zeros(num_envs, dtype=np.bool_)
 
@@ -68,7 +68,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         """Let the environment pay the whole r_t, as `TextEnv.bind_policy`."""
         self.slots.policy = policy
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
         """Start every row anew, or those where `options["reset_mask"]` (bool [B]) is True.
@@ -138,15 +138,17 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [B, V], which tokens are allowed now: sb3-contrib's convention."""
-        return self.slots.action_mask() == 1
+        return self.slots.action_mask().astype(np.bool_)
 
     def render(self) -> tuple[str, ...] | None:
         """Prompt and answer of each row."""
         if self.render_mode is None:
             return None
         texts, width = self.slots.texts, self.process.prompt_width
-        answers = [self.process.decode(ids[width : width + t]) for ids, t in zip(texts.input_ids, texts.time)]
-        return tuple(f"{prompt} | {answer}" for prompt, answer in zip(texts.prompt_text, answers))
+        answers = [
+            self.process.decode(ids[width : width + t]) for ids, t in zip(texts.input_ids, texts.time, strict=True)
+        ]
+        return tuple(f"{prompt} | {answer}" for prompt, answer in zip(texts.prompt_text, answers, strict=True))
 
     def _action_mask(self) -> NDArray[np.int8]:
         mask = self.slots.action_mask()

@@ -68,7 +68,5 @@ def make_vec(
 def _process(arguments: dict[str, Any]) -> TextProcess:
     missing = [name for name in ("tokenizer", "prompts", "reward") if arguments.get(name) is None]
     if missing:
-        raise ValueError(
-            f"textenv/Text-v0 brings nothing of its own: pass {', '.join(missing)} to gym.make (see textenv.tasks.text)."
-        )
+        raise ValueError(f"textenv/Text-v0 brings nothing of its own: pass {', '.join(missing)} to gym.make.")
     return TextProcess(**arguments)

@@ -95,7 +95,7 @@ def toy(
         tokenizer,
         prompts,
         HiddenWeights(prompts, weights),
-        _machine(masked_log_softmax(logits, True), width),
+        _machine(masked_log_softmax(logits, np.True_), width),
         max_new_tokens=max_new_tokens,
         kl_coef=kl_coef,
         shaping=shaping,
@@ -103,7 +103,7 @@ def toy(
 
 
 class HiddenWeights:
-    """The random reward: `weights[prompt, t, last word, word]`, summed along the text; the "last word" of t = 0 is 0."""
+    """The random reward: `weights[prompt, t, last word, word]`, summed along the text; at t = 0 the last word is 0."""
 
     __name__ = "hidden_weights"
 
@@ -125,7 +125,7 @@ class HiddenWeights:
 
 
 def _machine(log_probs: Any, width: int) -> TableReference:
-    """The reference as a finite-state machine: it reads the prompt's digits, then is in state (prompt, t, last word)."""
+    """The reference as a finite-state machine: it reads the prompt's digits, then is in (prompt, t, last word)."""
     num_prompts, max_new_tokens, vocab, _ = log_probs.shape
     letters = vocab - 1
     digits = sum(letters**d for d in range(width))  # states inside the prompt: level d holds letters**d prefixes
