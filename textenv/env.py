@@ -87,7 +87,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [V], which tokens are allowed now: sb3-contrib's convention."""
-        return self.slots.action_mask()[0].astype(np.bool_)
+        mask: NDArray[np.bool_] = self.slots.action_mask()[0].astype(np.bool_)
+        return mask
 
     def render(self) -> str | None:
         """The prompt, and each token of the answer with its reward."""

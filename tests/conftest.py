@@ -1,0 +1,21 @@
+"""Shared fixtures: one thread a test process, the real models where they are present, small tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# Real small models and data stand beside the checkout in CI; a test that needs them skips where they are absent.
+ASSETS = Path(__file__).parents[2] / "shared" / "assets"
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of the real models and data."""
+    if not ASSETS.is_dir():
+        pytest.skip("the real models and data are not on this machine")
+    return ASSETS
