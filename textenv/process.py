@@ -153,6 +153,14 @@ class TextProcess:
         texts.attention_mask[rows, width:] = 0
         texts.time[rows] = 0
 
+    def beginnings(self, texts: Texts) -> Texts:
+        """The same prompts with nothing written: s_0 of each row."""
+        texts = Texts(**{name: value.copy() for name, value in vars(texts).items()})
+        texts.input_ids[:, self.prompt_width :] = 0
+        texts.attention_mask[:, self.prompt_width :] = 0
+        texts.time[:] = 0
+        return texts
+
     def start_at(self, texts: Texts, row: int, prompt: Any, response: Any = ()) -> None:
         """Put one row at any state, in place: `prompt` an index, text or ids, `response` a prefix as text or ids."""
         if isinstance(prompt, int | np.integer):

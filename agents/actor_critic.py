@@ -1,0 +1,60 @@
+"""Actor-critic: ask how much better than expected a token was.
+
+    V(s) = E[G_t | s_t = s]            learned, by MSE on the reward to go
+    A_t  = r_t + gamma V(s_{t+1}) - V(s_t)                           lambda = 0
+    A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE(lambda)
+    grad J = E[ sum_t grad log pi(a_t|s_t) A_t ]
+
+What it adds to REINFORCE: the value head, which makes of the reward to go an advantage, token by token. (Sutton et al.
+2000; Mnih et al. 2016, arXiv:1602.01783; Schulman et al. 2016, arXiv:1506.02438.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from agents.agent import Agent, Metrics
+from agents.losses import policy_gradient_loss, value_loss
+from agents.returns import explained_variance, gae, masked_mean, masked_whiten, reward_to_go
+from agents.rollout import Rollout
+
+
+@dataclass(eq=False)
+class ActorCritic(Agent):
+    """Advantage actor-critic; see this file's docstring."""
+
+    gae_lambda: float = 0.95
+    """0 trusts V after one step, 1 not at all."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    normalize_advantage: bool = False
+    """Whiten the advantages of a batch, over its real tokens."""
+
+    def train(self, rollout: Rollout) -> Metrics:
+        """One step up the gradient, and one down the value error."""
+        advantages, returns = self.advantages(rollout)
+        evaluation = self.policy.evaluate_actions(
+            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
+        )
+        assert evaluation.values is not None and rollout.values is not None
+        policy_loss = policy_gradient_loss(evaluation.log_probs, advantages, rollout.mask)
+        critic_loss = value_loss(evaluation.values, returns, rollout.mask)
+        norm = self.optimize(policy_loss + self.vf_coef * critic_loss)
+        return {
+            "loss/policy_avg": policy_loss.item(),
+            "loss/value_avg": critic_loss.item(),
+            "val/explained_variance": float(explained_variance(rollout.values, returns, rollout.mask)),
+            "val/mean": float(masked_mean(rollout.values, rollout.mask)),
+            "grad_norm": norm,
+        }
+
+    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """A_t and the value head's target G_t, [B, T] each."""
+        assert rollout.values is not None
+        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
+        advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
+        if self.normalize_advantage:
+            advantages = masked_whiten(advantages, rollout.mask)
+        return advantages, returns

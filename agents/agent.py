@@ -1,0 +1,212 @@
+"""What the agents share: learn, predict, save and load, with Stable-Baselines3's habits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from agents.policy import TransformerPolicy
+from agents.rollout import Rollout, collect, new_generator, process_of
+
+Metrics = dict[str, float]
+
+
+@dataclass(eq=False)
+class Agent:
+    """Collect answers with the policy as it is, learn from them, forget them; again.
+
+    A timestep is a token. `learn` collects `n_episodes` answers at a time, to their ends; what an agent does with them
+    is its `train`.
+    """
+
+    policy: TransformerPolicy
+    """Writes, and says V."""
+    env: Any
+    """A text environment, single or batched; None for an agent that only predicts."""
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    n_episodes: int = 64
+    """Answers collected an update."""
+    num_generations: int = 1
+    """Answers to the same prompt, side by side among the n_episodes."""
+    gamma: float = 1.0
+    """Discount; 1 for text: the score counts whole at the end, however long the answer."""
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this norm."""
+    seed: int | None = None
+    """Seeds prompts, tokens and minibatches; None draws a seed from the system."""
+
+    needs_values: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.n_episodes < 1 or self.num_generations < 1 or self.n_episodes % self.num_generations:
+            raise ValueError(
+                f"n_episodes must be a positive multiple of num_generations, got {self.n_episodes} and "
+                f"{self.num_generations}."
+            )
+        if self.env is not None:
+            vocab_size = process_of(self.env).vocab_size
+            if self.policy.vocab_size != vocab_size:
+                raise ValueError(
+                    f"The policy writes {self.policy.vocab_size} tokens, the environment knows {vocab_size}; "
+                    "use TransformerPolicy.for_env(env), or pass vocab_size= to from_pretrained."
+                )
+        # eps as in Huang et al. 2024 (arXiv:2403.17031), which found 1e-5 to matter for PPO on text
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate, eps=1e-5)
+        self.generator = new_generator(self.policy.device, self.seed)
+        self.num_timesteps = 0
+        self.num_updates = 0
+
+    def train(self, rollout: Rollout) -> Metrics:
+        """Update the policy from answers that it has just written; returns what is worth watching."""
+        raise TypeError(f"{type(self).__name__} has no update rule; use REINFORCE, ActorCritic or PPO.")
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Callable[[Any, Rollout, Metrics], bool | None] | None = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
+    ) -> Self:
+        """Collect and train until `total_timesteps` tokens were written (the last batch is finished).
+
+        Args:
+            total_timesteps: tokens, over the whole of learning; with `reset_num_timesteps=False` those of earlier calls
+                count.
+            callback: called after each update with the agent, the answers and the metrics; False stops learning.
+            progress_bar: show one.
+            reset_num_timesteps: start counting from zero.
+        """
+        if reset_num_timesteps:
+            self.num_timesteps = self.num_updates = 0
+        bar = tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=not progress_bar)
+        with bar:
+            while self.num_timesteps < total_timesteps:
+                rollout = self.collect()
+                metrics = rollout_metrics(rollout) | self.train(rollout)
+                written = int(rollout.mask.sum())
+                self.num_timesteps += written
+                self.num_updates += 1
+                bar.update(written)
+                bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in ("scores", "kl")})
+                if callback is not None and callback(self, rollout, metrics) is False:
+                    break
+        return self
+
+    def collect(self) -> Rollout:
+        """`n_episodes` answers of the policy as it is now."""
+        return collect(
+            self.env,
+            self.policy,
+            self.n_episodes,
+            num_generations=self.num_generations,
+            generator=self.generator,
+            values=self.needs_values,
+        )
+
+    def optimize(self, loss: Tensor) -> float:
+        """One step of Adam down `loss`; returns the gradient's norm before it was scaled down."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        return norm.item()
+
+    @torch.no_grad()
+    def predict(
+        self, observation: dict[str, Any], state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """The next token of one text (arrays [L]) or of many ([B, L]); `state` and `episode_start` are not used.
+
+        Returns:
+            `(action, state)`; the most likely token if `deterministic`, else one drawn from pi.
+        """
+        input_ids = np.asarray(observation["input_ids"])
+        attention_mask = np.asarray(observation["attention_mask"])
+        ids, attention = np.atleast_2d(input_ids), np.atleast_2d(attention_mask)
+        allowed = None
+        if self.env is not None and not (process := process_of(self.env)).full_support:
+            allowed = torch.as_tensor(process.reference.log_probs(ids, attention) > -np.inf, device=self.policy.device)
+            allowed |= ~allowed.any(dim=1, keepdim=True)  # a text that has ended: any token will do
+        logits = self.policy.next_token_logits(ids, attention)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        if deterministic:
+            actions = logits.argmax(dim=-1)
+        else:
+            actions = torch.multinomial(logits.softmax(dim=-1), 1, generator=self.generator).squeeze(1)
+        answer = actions.cpu().numpy()
+        return (answer if input_ids.ndim == 2 else answer[0]), state
+
+    @classmethod
+    def hyperparameters(cls) -> list[str]:
+        """The names of the settings, without policy and env."""
+        return [f.name for f in fields(cls) if f.name not in ("policy", "env")]
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write policy (a Hugging Face checkpoint), settings, optimizer and generator: all that `load` needs."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.policy.save_pretrained(path)
+        settings = {name: getattr(self, name) for name in self.hyperparameters()}
+        counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates}
+        content = {"agent": type(self).__name__, "settings": settings, **counts}
+        (path / "agent.json").write_text(json.dumps(content, indent=2) + "\n")
+        torch.save(
+            {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()},
+            path / "training_state.pt",
+        )
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str], env: Any = None, device: str = "cpu", **settings: Any) -> Self:
+        """An agent as it was saved; learning goes on where it stopped (`reset_num_timesteps=False`).
+
+        Args:
+            folder: of `save`.
+            env: a text environment; None for an agent that only predicts.
+            device: where to put it.
+            **settings: override what was saved, e.g. `learning_rate`.
+
+        Raises:
+            ValueError: no agent was saved there, or another kind of agent.
+        """
+        path = Path(folder)
+        if not (path / "agent.json").is_file():
+            raise ValueError(f"{str(path)!r} holds no saved agent (no agent.json); pass the folder given to save().")
+        saved = json.loads((path / "agent.json").read_text())
+        if saved["agent"] != cls.__name__:
+            raise ValueError(f"{str(path)!r} holds a {saved['agent']}, not a {cls.__name__}.")
+        policy = TransformerPolicy.from_pretrained(path).to(device)
+        agent = cls(policy, env, **(saved["settings"] | settings))
+        state = torch.load(path / "training_state.pt", map_location=device, weights_only=True)
+        agent.optimizer.load_state_dict(state["optimizer"])
+        for group in agent.optimizer.param_groups:
+            group["lr"] = agent.learning_rate
+        if agent.generator.device.type == "cpu":
+            agent.generator.set_state(state["generator"].cpu())
+        agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
+        return agent
+
+
+def rollout_metrics(rollout: Rollout) -> Metrics:
+    """What a batch of answers says, under TRL's names (the README has the glossary)."""
+    returns = rollout.rewards.sum(dim=1)
+    values = {
+        "objective/scores": rollout.scores.mean(),
+        "objective/kl": rollout.kl.mean(),
+        "objective/entropy": -rollout.log_probs.sum(dim=1).mean(),
+        "objective/non_score_reward": (returns - rollout.scores).mean(),
+        "objective/rlhf_reward": returns.mean(),
+        "completions/mean_length": rollout.mask.sum(dim=1).float().mean(),
+        "completions/clipped_ratio": (~rollout.stopped).float().mean(),
+    }
+    return {name: float(value) for name, value in values.items()}

@@ -1,0 +1,204 @@
+"""The policy: any Hugging Face causal language model, and a linear value head."""
+
+from __future__ import annotations
+
+import copy
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from textenv.causal_lm import CausalLMReference, answer_logits, pack_left, position_ids
+from textenv.process import TextProcess
+
+
+class ActionEvaluation(NamedTuple):
+    """log pi(a_t|s_t) and V(s_t) of the tokens of B answers, [B, T] each; `values` is None if not asked for."""
+
+    log_probs: Tensor
+    values: Tensor | None
+
+
+class TransformerPolicy(nn.Module):
+    """pi(a|s) = softmax(logits / temperature), over the first `vocab_size` tokens that the mask allows.
+
+    The same `log_softmax` serves sampling, the KL and the update. The policy is always in eval mode: with dropout in
+    the update, the ratio to the policy that sampled would not be 1 where nothing has changed.
+
+    Args:
+        model: a causal LM.
+        vocab_size: V; logits beyond it (padded vocabularies) are cut off. By default all of the model's.
+        temperature: divides the logits, everywhere.
+        separate_critic: a critic with a trunk of its own (a copy of the model's), instead of one linear layer on the
+            policy's.
+    """
+
+    def __init__(
+        self, model: Any, *, vocab_size: int | None = None, temperature: float = 1.0, separate_critic: bool = False
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {temperature}; for the most likely token, see predict().")
+        self.model = model
+        self.temperature = temperature
+        config = model.config.get_text_config()
+        self.vocab_size = int(vocab_size or config.vocab_size)
+        self.critic = copy.deepcopy(model.base_model) if separate_critic else None
+        self.value_head = nn.Linear(config.hidden_size, 1, device=model.device)
+        nn.init.zeros_(self.value_head.weight)  # V = 0 at first: the first advantages are the rewards
+        nn.init.zeros_(self.value_head.bias)
+        self.train(False)
+
+    # -- making, loading, saving -------------------------------------------------------------------------------------
+
+    @classmethod
+    def for_env(
+        cls,
+        env: Any,
+        *,
+        temperature: float = 1.0,
+        separate_critic: bool = False,
+        hidden_size: int = 64,
+        num_hidden_layers: int = 2,
+        num_attention_heads: int = 4,
+        seed: int = 0,
+    ) -> TransformerPolicy:
+        """The policy that starts at the environment's reference, KL < 1e-3.
+
+        A language-model reference is copied. For a table a small GPT-2 is made and trained to imitate it (seconds on a
+        toy); `hidden_size`, `num_hidden_layers`, `num_attention_heads` and `seed` are its.
+        """
+        from agents.imitation import imitate
+
+        process: TextProcess = env.unwrapped.process
+        if isinstance(process.reference, CausalLMReference):
+            model = copy.deepcopy(process.reference.model).requires_grad_(True)
+            return cls(model, vocab_size=process.vocab_size, temperature=temperature, separate_critic=separate_critic)
+        config = GPT2Config(  # learned positions: rotary ones cannot count repetitions of one word, a toy's machine can
+            vocab_size=process.vocab_size,
+            n_embd=hidden_size,
+            n_inner=2 * hidden_size,
+            n_layer=num_hidden_layers,
+            n_head=num_attention_heads,
+            n_positions=process.prompt_width + process.max_new_tokens,
+            activation_function="relu",
+            bos_token_id=None,
+            eos_token_id=process.eos_token_ids,
+            pad_token_id=None,
+        )
+        with torch.random.fork_rng(devices=[]):  # transformers draws initial weights from the global generator
+            torch.manual_seed(seed)
+            policy = cls(GPT2LMHeadModel(config), temperature=temperature)
+        imitate(policy, process, seed=seed)
+        if separate_critic:
+            policy.critic = copy.deepcopy(policy.model.base_model)
+        return policy
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str],
+        *,
+        vocab_size: int | None = None,
+        temperature: float | None = None,
+        separate_critic: bool | None = None,
+    ) -> TransformerPolicy:
+        """Load a folder of `save_pretrained`, or any Hugging Face causal LM (path or hub id) with a new value head.
+
+        Arguments that are None are as they were saved.
+        """
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        folder = Path(path)
+        saved = json.loads((folder / "policy.json").read_text()) if (folder / "policy.json").is_file() else {}
+        policy = cls(
+            model,
+            vocab_size=vocab_size or saved.get("vocab_size"),
+            temperature=saved.get("temperature", 1.0) if temperature is None else temperature,
+            separate_critic=saved.get("separate_critic", False) if separate_critic is None else separate_critic,
+        )
+        if saved:
+            state = load_file(folder / "value_head.safetensors")
+            wanted = {name for name in policy.state_dict() if not name.startswith("model.")}
+            policy.load_state_dict({name: state[name] for name in wanted & set(state)}, strict=False)
+        return policy
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic beside it."""
+        path = Path(folder)
+        self.model.save_pretrained(path)
+        critic = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
+        save_file({name: tensor.contiguous() for name, tensor in critic.items()}, path / "value_head.safetensors")
+        settings = {
+            "vocab_size": self.vocab_size,
+            "temperature": self.temperature,
+            "separate_critic": self.critic is not None,
+        }
+        (path / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    def train(self, mode: bool = True) -> TransformerPolicy:
+        """Stays in eval mode, whatever is asked for: see the class's docstring."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.value_head.weight.device
+
+    # -- the distribution --------------------------------------------------------------------------------------------
+
+    def log_softmax(self, logits: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """log pi(.|s) in float32, [..., V], from the model's logits; -inf where `action_mask` is False."""
+        scaled = logits[..., : self.vocab_size].float() / self.temperature
+        if action_mask is not None:
+            scaled = scaled.masked_fill(~action_mask, -torch.inf)
+        return scaled.log_softmax(dim=-1)
+
+    def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
+        """Logits over temperature, [B, V], of the next token of texts [B, L] (arrays or tensors, blanks on either side).
+
+        What `env.unwrapped.bind_policy` and `textenv.exact` ask of a policy.
+        """
+        ids, mask = pack_left(
+            torch.as_tensor(input_ids, device=self.device), torch.as_tensor(attention_mask, device=self.device)
+        )
+        output = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False, logits_to_keep=1
+        )
+        logits: Tensor = output.logits[:, -1, : self.vocab_size].float() / self.temperature
+        return logits
+
+    def evaluate_actions(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_tokens: int,
+        action_mask: Tensor | None = None,
+        values: bool = True,
+    ) -> ActionEvaluation:
+        """log pi and V of the last `num_tokens` columns of texts [B, L], in one parallel pass.
+
+        Args:
+            input_ids, attention_mask: prompts and answers, answer token t in column L - T + t.
+            num_tokens: T.
+            action_mask: bool [B, T, V], what the policy was allowed; None where nothing is masked.
+            values: whether V is wanted.
+        """
+        shared = values and self.critic is None
+        output = answer_logits(self.model, input_ids, attention_mask, num_tokens, output_hidden_states=shared)
+        distribution = self.log_softmax(output.logits, action_mask)
+        log_probs = distribution.gather(2, input_ids[:, -num_tokens:, None]).squeeze(2)
+        if not values:
+            return ActionEvaluation(log_probs, None)
+        if self.critic is None:
+            hidden = output.hidden_states[-1]
+        else:
+            ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
+            hidden = self.critic(
+                input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
+            ).last_hidden_state
+        return ActionEvaluation(log_probs, self.value_head(hidden[:, -num_tokens:].float()).squeeze(2))

@@ -1,0 +1,87 @@
+"""PPO: learn several times from the same answers (Schulman et al. 2017, arXiv:1707.06347).
+
+    rho_t = pi(a_t|s_t) / pi_old(a_t|s_t)                            importance weight of an older policy's sample
+    L     = E[ sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t) ]
+
+What it adds to ActorCritic: the answers come from a fixed older policy, each is used `n_epochs` times in minibatches,
+weighted by rho_t, and the clip takes away the reason to move rho_t far from 1. In the first minibatch rho = 1, and the
+gradient is ActorCritic's. Details as in Huang et al. 2024 (arXiv:2403.17031).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.agent import Agent, Metrics
+from agents.losses import clipped_surrogate_loss, value_loss
+from agents.returns import explained_variance, gae, masked_whiten, reward_to_go
+from agents.rollout import Rollout
+
+
+@dataclass(eq=False)
+class PPO(Agent):
+    """Proximal policy optimisation; see this file's docstring."""
+
+    n_epochs: int = 4
+    """How often each answer is used."""
+    batch_size: int | None = None
+    """Answers a minibatch; None is all of them."""
+    clip_range: float | None = 0.2
+    """eps; None is importance weights without a clip."""
+    clip_range_vf: float | None = None
+    """The same for V; None does not clip it."""
+    target_kl: float | None = None
+    """Stop the epochs of a batch when KL(pi_old || pi) a token exceeds 1.5 times this; None never does."""
+    gae_lambda: float = 0.95
+    """0 trusts V after one step, 1 not at all."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    normalize_advantage: bool = False
+    """Whiten the advantages of a batch, over its real tokens."""
+
+    def train(self, rollout: Rollout) -> Metrics:
+        """`n_epochs` passes over the answers, in minibatches."""
+        assert rollout.values is not None
+        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
+        advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
+        if self.normalize_advantage:
+            advantages = masked_whiten(advantages, rollout.mask)
+
+        seen: dict[str, list[float]] = defaultdict(list)
+        for rows in self.minibatches(len(rollout)):
+            loss, info = self.loss(rollout[rows], advantages[rows], returns[rows])
+            if self.target_kl is not None and info["policy/approxkl_avg"] > 1.5 * self.target_kl:
+                break
+            info["grad_norm"] = torch.tensor(self.optimize(loss))
+            for name, value in info.items():
+                seen[name].append(float(value))
+        metrics = {name: float(np.mean(values)) for name, values in seen.items()}
+        metrics["val/ratio_error_max"] = max(seen["val/ratio_error_max"], default=0.0)
+        metrics["val/explained_variance"] = float(explained_variance(rollout.values, returns, rollout.mask))
+        return metrics | {"num_minibatches": float(len(seen["grad_norm"]))}
+
+    def loss(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one minibatch, and what is worth watching."""
+        evaluation = self.policy.evaluate_actions(
+            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
+        )
+        assert evaluation.values is not None
+        policy_loss, info = clipped_surrogate_loss(
+            evaluation.log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range
+        )
+        critic_loss = value_loss(evaluation.values, returns, rollout.mask, rollout.values, self.clip_range_vf)
+        info |= {"loss/policy_avg": policy_loss.detach(), "loss/value_avg": critic_loss.detach()}
+        return policy_loss + self.vf_coef * critic_loss, info
+
+    def minibatches(self, count: int) -> list[Tensor]:
+        """The rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, cut into `batch_size`."""
+        rows = []
+        for _ in range(self.n_epochs):
+            order = torch.randperm(count, generator=self.generator, device=self.generator.device)
+            rows += list(order.split(self.batch_size or count))  # type: ignore[no-untyped-call]
+        return rows

@@ -1,0 +1,119 @@
+"""REINFORCE: raise the probability of what was followed by a high return (Williams 1992).
+
+    grad J = E[ sum_t grad log pi(a_t|s_t) (w_t - b) ]
+
+The log-derivative trick turns the gradient of an expectation into the expectation of a gradient; Monte Carlo estimates
+it from several answers. What differs is the weight w_t, the credit that a token gets:
+
+    "sequence"        G_0, the whole return: also what was paid before the token
+    "reward_to_go"    G_t, what came after it
+    "q"               Q(s_t, a_t), the mean return over several continuations from (s_t, a_t)
+
+and the baseline b, which changes the variance alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.agent import Agent, Metrics
+from agents.losses import policy_gradient_loss
+from agents.returns import batch_mean, leave_one_out, reward_to_go
+from agents.rollout import Rollout, collect, process_of
+from textenv.process import Texts
+
+
+@dataclass(eq=False)
+class REINFORCE(Agent):
+    """Policy gradient by Monte Carlo; see this file's docstring."""
+
+    num_generations: int = 4
+    """Answers to the same prompt, side by side among the n_episodes."""
+    credit: Literal["sequence", "reward_to_go", "q"] = "reward_to_go"
+    """The weight of a token: whole return, reward to go, or Q."""
+    baseline: Literal["mean", "leave_one_out"] | None = "leave_one_out"
+    """Nothing, the mean return of the batch, or the mean return of the other answers to the same prompt."""
+    num_continuations: int = 4
+    """With credit="q": continuations from each (s_t, a_t)."""
+
+    needs_values: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.credit not in ("sequence", "reward_to_go", "q"):
+            raise ValueError(f"credit must be 'sequence', 'reward_to_go' or 'q', got {self.credit!r}.")
+        if self.baseline not in (None, "mean", "leave_one_out"):
+            raise ValueError(f"baseline must be None, 'mean' or 'leave_one_out', got {self.baseline!r}.")
+        if self.baseline == "leave_one_out" and self.num_generations < 2:
+            raise ValueError("baseline='leave_one_out' needs num_generations >= 2 answers to each prompt, got 1.")
+
+    def train(self, rollout: Rollout) -> Metrics:
+        """One step up the gradient."""
+        weights = self.weights(rollout)
+        log_probs = self.policy.evaluate_actions(
+            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
+        ).log_probs
+        loss = policy_gradient_loss(log_probs, weights, rollout.mask)
+        norm = self.optimize(loss)
+        return {"loss/policy_avg": loss.item(), "grad_norm": norm}
+
+    def weights(self, rollout: Rollout) -> Tensor:
+        """w_t - b, [B, T]."""
+        to_go = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
+        returns = to_go[:, 0]
+        if self.credit == "sequence":
+            weights = returns[:, None].expand_as(to_go)
+        elif self.credit == "reward_to_go":
+            weights = to_go
+        else:
+            weights = self.q_values(rollout)
+        if self.baseline is None:
+            return weights
+        if self.baseline == "mean":
+            return weights - batch_mean(returns)[:, None]
+        return weights - leave_one_out(returns, self.num_generations)[:, None]
+
+    def q_values(self, rollout: Rollout) -> Tensor:
+        """Q(s_t, a_t) ~ r_t + gamma mean_k G_{t+1}^(k) over continuations from s_{t+1}, [B, T]; r_t at the end."""
+        row, time = torch.nonzero(goes_on(rollout), as_tuple=True)
+        q_values = rollout.rewards.clone()
+        if len(row) == 0:
+            return q_values
+        starts = states_after(process_of(self.env), rollout, row, time, self.num_continuations)
+        onward = collect(self.env, self.policy, len(starts), generator=self.generator, values=False, start=starts)
+        returns = reward_to_go(onward.rewards, onward.mask, self.gamma)
+        first = (time + 1).repeat_interleave(self.num_continuations)
+        sampled = returns.gather(1, first[:, None]).view(-1, self.num_continuations)
+        q_values[row, time] += self.gamma * sampled.mean(dim=1)
+        return q_values
+
+
+def goes_on(rollout: Rollout) -> Tensor:
+    """bool [B, T]: the token was written and is not the answer's last."""
+    after = torch.cat([rollout.mask[:, 1:], torch.zeros_like(rollout.mask[:, :1])], dim=1)
+    return rollout.mask & after
+
+
+def states_after(process: object, rollout: Rollout, row: Tensor, time: Tensor, copies: int) -> Texts:
+    """The states s_{t+1} after token `time[i]` of answer `row[i]`, `copies` of each, side by side."""
+    process = process_of(process)
+    rows = row.repeat_interleave(copies).cpu().numpy()
+    lengths = (time + 1).repeat_interleave(copies).cpu().numpy()
+    texts = process.blank(len(rows))
+    width, horizon = process.prompt_width, rollout.num_tokens
+    prompt_columns = rollout.input_ids.shape[1] - horizon  # the rollout's prompts are cut to their longest
+    kept = np.arange(horizon) < lengths[:, None]
+    ids, attention = rollout.input_ids.cpu().numpy()[rows], rollout.attention_mask.cpu().numpy()[rows]
+    texts.input_ids[:, width - prompt_columns : width] = ids[:, :prompt_columns]
+    texts.attention_mask[:, width - prompt_columns : width] = attention[:, :prompt_columns]
+    texts.input_ids[:, width : width + horizon] = np.where(kept, ids[:, prompt_columns:], 0)
+    texts.attention_mask[:, width : width + horizon] = kept
+    texts.prompt[:] = rollout.prompt.cpu().numpy()[rows]
+    texts.prompt_text[:] = rollout.prompts[rows]
+    texts.time[:] = lengths
+    return texts

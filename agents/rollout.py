@@ -1,0 +1,238 @@
+"""Rollouts: whole answers, written with a KV cache and scored in one parallel pass.
+
+`collect` is the fast way through the process that `TextEnv` steps through token by token: same rewards, same
+log-probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.policy import TransformerPolicy
+from textenv.causal_lm import KVReader
+from textenv.process import TextProcess, Texts
+
+
+@dataclass
+class Rollout:
+    """B answers; answers to the same prompt stand side by side. [B, T] tensors have column t for token t.
+
+    Attributes:
+        prompt: int64 [B], index into the environment's prompts.
+        input_ids, attention_mask: [B, W + T], prompts padded on the left, answers on the right.
+        mask: bool [B, T], the tokens that this rollout wrote, end token included.
+        log_probs: log pi(a_t|s_t) of the policy that wrote, as it sampled. 0 where the mask is False, like all below.
+        ref_log_probs: log pi_ref(a_t|s_t).
+        rewards: r_t, the whole of it.
+        scores: score(x, y), [B].
+        stopped: bool [B], the answer ended itself (an end token), rather than being cut.
+        values: V(s_t), or None if not asked for.
+        action_mask: bool [B, T, V], what was allowed, or None where nothing is masked.
+        prompts, completions: the texts, object arrays [B].
+    """
+
+    prompt: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    ref_log_probs: Tensor
+    rewards: Tensor
+    scores: Tensor
+    stopped: Tensor
+    values: Tensor | None
+    action_mask: Tensor | None
+    prompts: Any
+    completions: Any
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the columns of the answers."""
+        return self.mask.shape[1]
+
+    @property
+    def tokens(self) -> Tensor:
+        """a_t, int64 [B, T]; what stands where the mask is False means nothing."""
+        return self.input_ids[:, -self.num_tokens :]
+
+    @property
+    def kl(self) -> Tensor:
+        """log(pi(y|x) / pi_ref(y|x)), [B]: its mean estimates the KL over whole texts."""
+        return (self.log_probs - self.ref_log_probs).sum(dim=1)
+
+    def __getitem__(self, rows: Any) -> Rollout:
+        """Some of the answers: `rows` is a slice or an int64 tensor."""
+        texts = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {
+            name: value if value is None else value[rows] if isinstance(value, Tensor) else value[texts]
+            for name, value in values.items()
+        }
+        return Rollout(**chosen)
+
+
+@torch.no_grad()
+def collect(
+    env: Any,
+    policy: TransformerPolicy,
+    n: int,
+    *,
+    num_generations: int = 1,
+    generator: torch.Generator | None = None,
+    values: bool = True,
+    start: Texts | None = None,
+) -> Rollout:
+    """Let the policy write `n` answers, and score them.
+
+    Args:
+        env: a text environment; only its process is used, its own episode is left alone.
+        policy: writes, and says V.
+        n: B.
+        num_generations: answers a prompt; the n / num_generations prompts are drawn uniformly.
+        generator: draws prompts and tokens; on the policy's device. By default a new one, seeded by the system.
+        values: whether V is wanted.
+        start: begin in these states instead of at drawn prompts (n and num_generations are then not used).
+
+    Raises:
+        ValueError: n is not a multiple of num_generations.
+    """
+    process = process_of(env)
+    generator = generator or new_generator(policy.device)
+    texts = _draw_prompts(process, n, num_generations, generator) if start is None else start
+    sampled = _write(policy, process, texts, generator)
+    ids, attention, width = sampled["input_ids"], sampled["attention_mask"], process.prompt_width
+    answer = attention[:, width:] == 1  # with `start`, the given prefix too
+    written = answer & ~torch.as_tensor(texts.attention_mask[:, width:] == 1, device=policy.device)
+
+    # Cut columns that no row uses; widths are those of this batch from here on.
+    longest, first = int(answer.sum(dim=1).max()), int(attention[:, :width].any(dim=0).int().argmax())
+    columns = slice(first, width + longest)
+    ids, attention = ids[:, columns], attention[:, columns]
+    answer, written = answer[:, :longest], written[:, :longest]
+    log_probs, action_mask = sampled["log_probs"][:, :longest], sampled["action_mask"]
+    if "ref_log_probs" in sampled:
+        ref_log_probs = sampled["ref_log_probs"][:, :longest]
+    else:
+        ref_log_probs = process.reference.token_log_probs(ids, attention, longest)  # type: ignore[attr-defined]
+        ref_log_probs = torch.where(written, ref_log_probs, 0.0)
+    if action_mask is not None:
+        action_mask = action_mask[:, :longest]
+
+    tokens = ids[:, -longest:].cpu().numpy()
+    moves = process.transitions(process.beginnings(texts), tokens, answer.cpu().numpy())
+    lengths = answer.sum(dim=1).tolist()
+    answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    scores = process.score(texts.prompt, texts.prompt_text, answers)
+    terms = process.reward_terms(moves, ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
+    rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
+    rollout = Rollout(
+        prompt=torch.as_tensor(texts.prompt, device=policy.device),
+        input_ids=ids,
+        attention_mask=attention,
+        mask=written,
+        log_probs=log_probs,
+        ref_log_probs=ref_log_probs,
+        rewards=torch.where(written, rewards, 0.0),
+        scores=torch.as_tensor(scores, dtype=torch.float32, device=policy.device),
+        stopped=torch.as_tensor(moves.stop.any(axis=1), device=policy.device),
+        values=None,
+        action_mask=action_mask,
+        prompts=texts.prompt_text.copy(),
+        completions=np.array([process.decode(row) for row in answers], dtype=object),
+    )
+    if values:
+        rollout.values = values_of(policy, rollout)
+    return rollout
+
+
+def values_of(policy: TransformerPolicy, rollout: Rollout) -> Tensor:
+    """V(s_t) of a rollout's tokens under the policy as it is now, [B, T]; 0 where the mask is False."""
+    evaluation = policy.evaluate_actions(
+        rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
+    )
+    assert evaluation.values is not None
+    return torch.where(rollout.mask, evaluation.values, 0.0)
+
+
+def process_of(env: Any) -> TextProcess:
+    """The process that an environment steps through.
+
+    Raises:
+        TypeError: not one of textenv's environments.
+    """
+    process = env if isinstance(env, TextProcess) else getattr(getattr(env, "unwrapped", env), "process", None)
+    if not isinstance(process, TextProcess):
+        raise TypeError(
+            f"Expected an environment of textenv (gym.make('textenv/...') or gym.make_vec), got {type(env).__name__}."
+        )
+    return process
+
+
+def new_generator(device: torch.device | str, seed: int | None = None) -> torch.Generator:
+    """A generator of its own on `device`, so that no global one is touched; seeded by the system if `seed` is None."""
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def _draw_prompts(process: TextProcess, n: int, num_generations: int, generator: torch.Generator) -> Texts:
+    if n < 1 or num_generations < 1 or n % num_generations:
+        raise ValueError(f"n must be a positive multiple of num_generations, got {n} and {num_generations}.")
+    number = len(process.prompts.texts)
+    drawn = torch.randint(number, (n // num_generations,), generator=generator, device=generator.device)
+    texts = process.blank(n)
+    process.start(texts, np.arange(n), drawn.repeat_interleave(num_generations).cpu().numpy())
+    return texts
+
+
+def _write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator) -> dict[str, Any]:
+    """Sample until every text has ended: one token of each row a step, each read once into the KV cache."""
+    device, width, horizon = policy.device, process.prompt_width, process.max_new_tokens
+    ids = torch.as_tensor(texts.input_ids, device=device).clone()
+    attention = torch.as_tensor(texts.attention_mask, device=device).clone()
+    time = torch.as_tensor(texts.time, device=device).clone()
+    is_eos = torch.as_tensor(process.is_eos, device=device)
+    rows, live = torch.arange(len(ids), device=device), torch.ones(len(ids), dtype=torch.bool, device=device)
+    log_probs = torch.zeros(len(ids), horizon, device=device)
+    stepwise = not hasattr(process.reference, "token_log_probs")
+    ref_log_probs = torch.zeros_like(log_probs)
+    action_mask = None
+    if not process.full_support:
+        action_mask = torch.ones(len(ids), horizon, process.vocab_size, dtype=torch.bool, device=device)
+
+    reader = KVReader(policy.model)
+    logits = reader.read(ids, attention).logits[:, -1]
+    while True:
+        allowed = None
+        if stepwise:
+            known = torch.as_tensor(process.reference.log_probs(ids.cpu().numpy(), attention.cpu().numpy()))
+            known = known.to(device)
+            if action_mask is not None:
+                allowed = (known > -torch.inf) | ~live[:, None]
+                action_mask[rows[live], time[live]] = allowed[live]
+        distribution = policy.log_softmax(logits, allowed)
+        token = torch.multinomial(distribution.exp(), 1, generator=generator).squeeze(1)
+        here, now = rows[live], time[live]
+        ids[here, width + now] = token[live]
+        attention[here, width + now] = 1
+        log_probs[here, now] = distribution[here, token[live]]
+        if stepwise:
+            ref_log_probs[here, now] = known[here, token[live]].float()
+        time = time + live
+        live = live & ~is_eos[token] & (time < horizon)
+        if not live.any():
+            break
+        logits = reader.append(token).logits[:, -1]
+    sampled = {"input_ids": ids, "attention_mask": attention, "log_probs": log_probs, "action_mask": action_mask}
+    return sampled | ({"ref_log_probs": ref_log_probs} if stepwise else {})

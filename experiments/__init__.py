@@ -1,0 +1,1 @@
+"""Experiments: agents x seeds on an environment, and which one is better."""
