@@ -159,7 +159,7 @@ class TransformerPolicy(nn.Module):
         return scaled.log_softmax(dim=-1)
 
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
-        """Logits over temperature, [B, V], of the next token of texts [B, L] (arrays or tensors, blanks on either side).
+        """Logits over temperature, [B, V], of the next token of texts [B, L] (arrays or tensors, blanks anywhere).
 
         What `env.unwrapped.bind_policy` and `textenv.exact` ask of a policy.
         """
