@@ -96,7 +96,7 @@ def solve(env: Any, max_texts: int = MAX_TEXTS) -> Solution:
     first = tree.levels[0]
     return Solution(
         objective=float(values[first].mean()),
-        reference_objective=_evaluate(tree, reference).objective,
+        reference_objective=evaluate_log_probs(tree, reference).objective,
         log_probs=tree.text_log_probs(action_log_probs),
         values=values,
         action_log_probs=action_log_probs,
@@ -117,7 +117,7 @@ def evaluate(env: Any, policy: PolicyFunction, max_texts: int = MAX_TEXTS) -> Ev
     logits = in_batches(len(tree.prompt), lambda rows: policy_logits(policy, *tree.observations(rows)))
     if logits.shape != tree.child.shape:
         raise ValueError(f"The policy must answer with logits of shape [B, {tree.child.shape[1]}], got {logits.shape}.")
-    return _evaluate(tree, masked_log_softmax(logits, tree.child != -2))
+    return evaluate_log_probs(tree, masked_log_softmax(logits, tree.child != -2))
 
 
 def policy_gradient(env: Any, policy: Any, max_texts: int = MAX_TEXTS) -> dict[str, Any]:
@@ -156,7 +156,8 @@ def policy_gradient(env: Any, policy: Any, max_texts: int = MAX_TEXTS) -> dict[s
     return total
 
 
-def _evaluate(tree: Tree, log_probs: Array) -> Evaluation:
+def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
+    """As `evaluate`, for a policy given as log pi(a|s) in every state, [S, V]."""
     allowed = tree.child != -2
     probs = np.exp(log_probs)
     log_ratio = np.where(probs > 0, log_probs - np.where(allowed, tree.ref_log_probs, 0.0), 0.0)

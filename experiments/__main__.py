@@ -1,0 +1,116 @@
+"""python -m experiments {compare, train, evaluate, sample}: see --help of each."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tqdm import tqdm
+from transformers.utils import logging
+
+from agents import TransformerPolicy
+from experiments.compare import CompareConfig, compare
+from experiments.config import TrialConfig, open_folder, read_config
+from experiments.evaluation import Yardstick, read_answers, share_of_optimum
+from experiments.trial import initial_policy, run_trial
+
+
+@dataclass
+class Run:
+    """A run that was trained."""
+
+    run: Path
+    """The folder of one agent and seed."""
+    device: str = "cpu"
+    """cpu, cuda, ..."""
+
+    def load(self) -> tuple[TrialConfig, TransformerPolicy]:
+        """Its flags and its policy."""
+        config = read_config(self.run, TrialConfig)
+        if not (self.run / "checkpoint").is_dir():
+            raise ValueError(f"{str(self.run)!r} holds no checkpoint yet.")
+        return config, TransformerPolicy.from_pretrained(self.run / "checkpoint").to(self.device)
+
+
+@dataclass
+class EvaluateConfig(Run):
+    """Measure a trained policy: exactly where the task can be enumerated, else on fresh answers."""
+
+    eval_episodes: int = 1024
+    """Answers, where the task is too large to enumerate."""
+
+
+@dataclass
+class SampleConfig(Run):
+    """Read what a trained policy answers."""
+
+    prompt: list[str] | None = None
+    """Prompts; by default the first of the environment's."""
+    num: int = 3
+    """Answers to each prompt."""
+    seed: int = 0
+    """Seeds the answers."""
+
+
+def train(config: TrialConfig) -> Path:
+    """Train one agent with one seed."""
+    env = config.make_env()
+    name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
+    folder = open_folder(config, name, time.strftime("%Y%m%d-%H%M%S"))
+    initial = folder / "initial"
+    initial_policy(config, env, initial)
+    with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0) as bar:
+        summary = run_trial(config, folder, initial, lambda tokens: bar.update(min(tokens, bar.total - bar.n)) and None)
+    print(json.dumps(summary, indent=2))
+    print(f"written to {folder}")
+    return folder
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Print objective, score and KL of a trained policy, beside the reference and the optimum."""
+    trial, policy = config.load()
+    env = trial.make_env()
+    yardstick = Yardstick.of(env, config.eval_episodes)
+    measured = yardstick.measure(policy)
+    baselines = yardstick.baselines(TransformerPolicy.for_env(env).to(config.device))
+    share = share_of_optimum(measured["objective"], baselines)
+    print(json.dumps(measured | {"share_of_optimum": share, "baselines": baselines}, indent=2))
+
+
+def sample(config: SampleConfig) -> None:
+    """Print answers of a trained policy."""
+    trial, policy = config.load()
+    env = trial.make_env()
+    prompts = config.prompt or env.unwrapped.prompts[:3]
+    for answer in read_answers(env, policy, [p for p in prompts for _ in range(config.num)], config.seed):
+        print(f"{answer['prompt']} -> {answer['answer']}   (score {answer['score']:.2f}, log-ratio {answer['kl']:.2f})")
+
+
+Command = (
+    Annotated[CompareConfig, tyro.conf.subcommand("compare", description=CompareConfig.__doc__)]
+    | Annotated[TrialConfig, tyro.conf.subcommand("train", description=TrialConfig.__doc__)]
+    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
+    | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
+)
+
+
+def main() -> None:
+    """Parse the command line and run the command."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    config = tyro.cli(Command, prog="python -m experiments", description=__doc__)  # type: ignore[arg-type]
+    commands = {CompareConfig: compare, TrialConfig: train, EvaluateConfig: evaluate, SampleConfig: sample}
+    try:
+        commands[type(config)](config)
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

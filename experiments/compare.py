@@ -1,0 +1,127 @@
+"""compare: agents x seeds on one environment, in processes; which one is better, and how sure are we?"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import queue
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from tqdm import tqdm
+from transformers.utils import logging
+
+from experiments.config import AgentFlags, AgentName, TrialConfig, open_folder
+from experiments.evaluation import Yardstick, read_answers
+from experiments.report import Summaries, report
+from experiments.trial import SHOWN_PROMPTS, initial_policy, run_trial
+
+
+@dataclass
+class CompareConfig(AgentFlags):
+    """Train several agents with several seeds each and compare them."""
+
+    agents: list[AgentName] = field(default_factory=lambda: ["reinforce", "actor_critic", "ppo"])
+    """Which agents."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Which seeds."""
+    num_workers: int = 0
+    """Trials at once, each on one thread; 0 is one a processor."""
+
+    def trials(self) -> list[TrialConfig]:
+        """One config an agent and seed."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(AgentFlags)}
+        return [
+            TrialConfig(**(shared | {"agent": agent, "seed": seed, "out": None, "resume": False}))
+            for seed in self.seeds
+            for agent in self.agents
+        ]
+
+
+def compare(config: CompareConfig) -> Path:
+    """Run every trial, then print and write the report. Returns the folder."""
+    if not config.agents or not config.seeds:
+        raise ValueError("compare needs at least one of --agents and one of --seeds.")
+    env = config.make_env()  # bad flags are found here, before anything is written
+    folder = open_folder(config, f"compare-{config.env.split('/')[-1]}", time.strftime("%Y%m%d-%H%M%S"))
+    console = Console()
+    console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to [bold]{folder}[/bold]")
+    started = time.monotonic()
+    console.print("the policy that all start from, at the reference ...")
+    initial = folder / "initial"
+    policy = initial_policy(config, env, initial)
+    if (solution := Yardstick.of(env, config.eval_episodes).solution) is not None:
+        texts = f"{solution.tree.num_texts:,}"
+        console.print(
+            f"{texts} texts enumerated: reference J = {solution.reference_objective:.3f}, "
+            f"optimum J* = {solution.objective:.3f}"
+        )
+
+    trials = config.trials()
+    summaries = _run(config, trials, folder, initial)
+    by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.agents}
+    before = read_answers(env, policy, list(range(min(SHOWN_PROMPTS, len(env.unwrapped.prompts)))))
+    report(folder, by_agent, before, console)
+    console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and every run: {folder}")
+    return folder
+
+
+def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial: Path) -> list[dict[str, Any]]:
+    """Every trial in a process of its own thread; one bar for the tokens of all of them."""
+    workers = min(config.num_workers or os.cpu_count() or 1, len(trials))
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        tqdm(
+            total=len(trials) * config.total_timesteps, unit="tok", unit_scale=True, smoothing=0.05, mininterval=1.0
+        ) as bar,
+    ):
+        written = manager.Queue()
+        futures: dict[Future[dict[str, Any]], TrialConfig] = {
+            pool.submit(_trial, trial, folder / trial.agent / f"seed-{trial.seed}", initial, written): trial
+            for trial in trials
+        }
+        running = set(futures)
+        try:
+            while running:
+                done, running = wait(running, timeout=0.3, return_when=FIRST_COMPLETED)
+                bar.update(min(_drain(written), bar.total - bar.n))
+                for future in done:
+                    summary, trial = future.result(), futures[future]
+                    bar.write(_line(trial, summary))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            bar.write(f"stopped; go on with the same flags and --out {folder} --resume")
+            raise
+        return [future.result() for future in futures]
+
+
+def _trial(config: TrialConfig, folder: Path, initial: Path, written: Any) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return run_trial(config, folder, initial, written.put)
+
+
+def _drain(written: Any) -> int:
+    total = 0
+    while True:
+        try:
+            total += written.get_nowait()
+        except queue.Empty:
+            return total
+
+
+def _line(trial: TrialConfig, summary: dict[str, Any]) -> str:
+    share = summary["share_of_optimum"]
+    way = "" if share is None else f", {share:.1%} of the way to the optimum"
+    return (
+        f"{trial.agent} seed {trial.seed}: J = {summary['objective']:.3f} (score {summary['score']:.3f}, "
+        f"KL {summary['kl']:.2f}){way}"
+    )

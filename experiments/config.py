@@ -1,0 +1,226 @@
+"""What every command can be told: dataclasses, from which the command line is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import docstring_parser
+import gymnasium as gym
+import torch
+import tyro
+
+import textenv.rewards
+from agents import PPO, REINFORCE, ActorCritic
+from agents.agent import Agent
+
+AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "actor_critic": ActorCritic, "ppo": PPO}
+AgentName = Literal["reinforce", "actor_critic", "ppo"]
+
+
+def _settings(agent: type[Agent]) -> type[Any]:
+    """The agent's own hyperparameters as a dataclass, so that they become flags with its docstrings as help."""
+    shared = {f.name for f in dataclasses.fields(TrainFlags)} | {"policy", "env", "seed"}
+    documented = {
+        parameter.arg_name: parameter.description
+        for base in reversed(agent.__mro__[:-1])  # the first is `object`
+        for parameter in docstring_parser.parse_from_object(base).params
+    }
+    types = get_type_hints(agent)
+    settings = dataclasses.make_dataclass(
+        f"{agent.__name__}Settings",
+        [
+            (f.name, Annotated[types[f.name], tyro.conf.arg(help=documented.get(f.name))], field(default=f.default))
+            for f in dataclasses.fields(agent)
+            if f.name not in shared
+        ],
+        namespace={"__doc__": f"Settings of {agent.__name__}."},
+    )
+    settings.__module__ = __name__  # pickled by name on the way to a process
+    return settings
+
+
+@dataclass
+class EnvFlags:
+    """Which environment."""
+
+    env: str = "textenv/TajMahal-v0"
+    """A registered id."""
+    model: str | None = None
+    """Text-v0: the causal language model that is reference and first policy, a path or hub id."""
+    prompts: str | None = None
+    """Text-v0: a file of prompts, .txt (one a line) or .jsonl (field "prompt")."""
+    reward: str | None = None
+    """Text-v0: "vader", or module:function with TRL's signature."""
+    max_new_tokens: int | None = None
+    """The longest answer; by default the task's."""
+    kl_coef: float | None = None
+    """beta; by default the task's."""
+    env_args: dict[str, int | float | str] = field(default_factory=dict)
+    """Further arguments of the task, e.g. vocab_size 4 task_seed 1."""
+
+    def make_env(self) -> Any:
+        """The batched environment that the flags name.
+
+        Raises:
+            ValueError: flags that do not fit, before anything is loaded.
+        """
+        arguments: dict[str, Any] = dict(self.env_args)
+        if self.max_new_tokens is not None:
+            arguments["max_new_tokens"] = self.max_new_tokens
+        if self.kl_coef is not None:
+            arguments["kl_coef"] = self.kl_coef
+        if self.env == "textenv/Text-v0":
+            arguments |= self._text_arguments()
+        elif given := [name for name in ("model", "prompts", "reward") if getattr(self, name) is not None]:
+            raise ValueError(f"--{given[0]} is for --env textenv/Text-v0; {self.env} brings its own.")
+        return gym.make_vec(self.env, num_envs=1, **arguments)
+
+    def _text_arguments(self) -> dict[str, Any]:
+        if self.model is None or self.prompts is None or self.reward is None:
+            raise ValueError("--env textenv/Text-v0 needs --model, --prompts and --reward.")
+        if not Path(self.prompts).is_file():
+            raise ValueError(f"The prompt file {self.prompts!r} does not exist.")
+        reward = load_reward(self.reward)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        return {"tokenizer": tokenizer, "prompts": self.prompts, "reference": self.model, "reward": reward}
+
+
+@dataclass
+class TrainFlags(EnvFlags):
+    """How to train, whatever the agent."""
+
+    total_timesteps: int = 50_000
+    """Tokens to write; a timestep is a token."""
+    learning_rate: float = 1e-3
+    """Adam's step size."""
+    n_episodes: int = 64
+    """Answers an update."""
+    separate_critic: bool = False
+    """Give the critic a trunk of its own."""
+    temperature: float = 1.0
+    """Divides the policy's logits, in sampling, reward and update alike."""
+    eval_episodes: int = 256
+    """Answers of an evaluation where the task is too large to enumerate."""
+    num_evals: int = 15
+    """Evaluations during training (for the curves)."""
+    device: str = "cpu"
+    """cpu, cuda, ..."""
+    out: Path | None = None
+    """The folder to write to; by default a new one under runs/."""
+    resume: bool = False
+    """Go on in --out where an interrupted run stopped."""
+
+
+REINFORCESettings = _settings(REINFORCE)
+ActorCriticSettings = _settings(ActorCritic)
+PPOSettings = _settings(PPO)
+
+
+@dataclass
+class AgentFlags(TrainFlags):
+    """How to train, and each agent's own settings."""
+
+    reinforce: REINFORCESettings = field(default_factory=REINFORCESettings)
+    actor_critic: ActorCriticSettings = field(default_factory=ActorCriticSettings)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+
+
+@dataclass
+class TrialConfig(AgentFlags):
+    """Train one agent with one seed."""
+
+    agent: AgentName = "ppo"
+    """Which agent."""
+    seed: int = 0
+    """Seeds prompts, tokens and minibatches."""
+
+    def make_agent(self, policy: Any, env: Any) -> Agent:
+        """The agent that the flags name."""
+        return AGENTS[self.agent](policy, env, **self.hyperparameters())
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The agent's settings, without policy and env."""
+        shared = {"learning_rate": self.learning_rate, "n_episodes": self.n_episodes, "seed": self.seed}
+        return dataclasses.asdict(getattr(self, self.agent)) | shared
+
+
+def load_reward(name: str) -> Any:
+    """The reward function that `--reward` names: one of `textenv.rewards`, or `module:function`."""
+    module, _, function = name.rpartition(":")
+    if not module:
+        if name not in ("vader",):
+            raise ValueError(f"--reward must be 'vader' or module:function, got {name!r}.")
+        return getattr(textenv.rewards, name)
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--reward {name!r} could not be imported: {error}") from error
+
+
+def write_config(config: Any, folder: Path) -> None:
+    """Write `config.json`: the flags, and the versions that they were run with."""
+    packages = ("textenv", "gymnasium", "torch", "transformers", "numpy")
+    versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
+    content = {"flags": plain(config), "versions": versions, "threads": torch.get_num_threads()}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_config(folder: Path, kind: type[Any]) -> Any:
+    """The flags in a folder's `config.json`, as a dataclass of this kind.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
+    flags = json.loads((folder / "config.json").read_text())["flags"]
+    nested = {"reinforce": REINFORCESettings, "actor_critic": ActorCriticSettings, "ppo": PPOSettings}
+    for name, settings in nested.items():
+        flags[name] = settings(**flags[name])
+    names = {f.name for f in dataclasses.fields(kind)}
+    flags["out"] = None if flags.get("out") is None else Path(flags["out"])
+    return kind(**{name: value for name, value in flags.items() if name in names})
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as JSON can hold it."""
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return content
+
+
+def open_folder(config: Any, name: str, time: str) -> Path:
+    """The folder of a run: new, or with `resume` the one whose flags are the same.
+
+    Raises:
+        ValueError: the folder is in use, or holds a run with other flags.
+    """
+    folder = Path(config.out) if config.out is not None else Path("runs") / f"{name}-{time}"
+    if not (folder / "config.json").is_file():
+        if config.resume:
+            raise ValueError(f"--resume: {str(folder)!r} holds no run to go on with; pass its folder as --out.")
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"--out {str(folder)!r} is not empty; choose another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder)
+        return folder
+    if not config.resume:
+        raise ValueError(f"--out {str(folder)!r} holds a run; add --resume to go on with it, or choose another folder.")
+    saved = json.loads((folder / "config.json").read_text())["flags"]
+    given = plain(config)
+    ignored = {"resume", "out", "num_workers", "device"}
+    if changed := [key for key in given if key not in ignored and given[key] != saved.get(key)]:
+        key = changed[0]
+        raise ValueError(
+            f"--resume: the run in {str(folder)!r} has {key} = {saved.get(key)!r}, the flags say {given[key]!r}; "
+            "resume with the same flags."
+        )
+    return folder

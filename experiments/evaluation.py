@@ -1,0 +1,109 @@
+"""How good is a policy? Exactly, where the task can be enumerated; from fresh answers, where it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agents import Rollout, TransformerPolicy, collect
+from agents.rollout import new_generator
+from textenv import exact
+from textenv.tree import Tree
+
+EVAL_SEED = 12_345  # the same prompts and random numbers for every policy that is compared
+EVAL_BATCH = 64
+
+
+Answers = list[dict[str, Any]]  # prompt, answer, score, kl
+
+
+@dataclass
+class Yardstick:
+    """What a policy is measured against.
+
+    Attributes:
+        env: the environment.
+        episodes: answers an evaluation takes where it must sample.
+        solution: the exact optimum, or None where the task is too large.
+    """
+
+    env: Any
+    episodes: int
+    solution: exact.Solution | None
+
+    @classmethod
+    def of(cls, env: Any, episodes: int, max_texts: int = 100_000) -> Yardstick:
+        """Solve the task if that takes seconds; else sample."""
+        try:
+            return cls(env, episodes, exact.solve(env, max_texts))
+        except exact.TreeTooLarge:
+            return cls(env, episodes, None)
+
+    @property
+    def tree(self) -> Tree | None:
+        """The enumeration, where there is one."""
+        return self.solution.tree if self.solution is not None else None
+
+    def measure(self, policy: TransformerPolicy) -> dict[str, float]:
+        """`objective`, `score` and `kl` of a policy; with standard errors where they are estimates."""
+        if self.tree is not None:
+            known = exact.evaluate(self.tree, policy)
+            return {"objective": known.objective, "score": known.score, "kl": known.kl}
+        answers = self.answers(policy)
+        columns = {
+            "objective": np.concatenate([a.rewards.sum(dim=1).cpu().numpy() for a in answers]),
+            "score": np.concatenate([a.scores.cpu().numpy() for a in answers]),
+            "kl": np.concatenate([a.kl.cpu().numpy() for a in answers]),
+        }
+        means = {name: float(values.mean()) for name, values in columns.items()}
+        errors = {f"{name}_stderr": float(x.std(ddof=1) / np.sqrt(len(x))) for name, x in columns.items()}
+        return means | errors
+
+    def answers(self, policy: TransformerPolicy) -> list[Rollout]:
+        """At least `episodes` answers, in batches; the same prompts at every call."""
+        generator = new_generator(policy.device, EVAL_SEED)
+        batches = -(-self.episodes // EVAL_BATCH)
+        size = min(self.episodes, EVAL_BATCH)
+        return [collect(self.env, policy, size, generator=generator, values=False) for _ in range(batches)]
+
+    def baselines(self, initial: TransformerPolicy) -> dict[str, float | None]:
+        """The reference's objective and score, and the optimum's objective where it is known."""
+        if self.solution is not None:
+            tree = self.solution.tree
+            score = exact.evaluate_log_probs(tree, tree.ref_log_probs).score
+            return {
+                "reference": self.solution.reference_objective,
+                "reference_score": score,
+                "optimum": self.solution.objective,
+            }
+        measured = self.measure(initial)
+        return {"reference": measured["objective"], "reference_score": measured["score"], "optimum": None}
+
+
+def share_of_optimum(objective: float, baselines: dict[str, float | None]) -> float | None:
+    """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum; None where the optimum is not known."""
+    reference, optimum = baselines["reference"], baselines["optimum"]
+    if reference is None or optimum is None:
+        return None
+    return (objective - reference) / (optimum - reference)
+
+
+def read_answers(
+    env: Any, policy: TransformerPolicy, prompts: list[Any], seed: int = EVAL_SEED
+) -> list[dict[str, Any]]:
+    """One answer of the policy to each prompt (index or text), with its score and KL."""
+    process = env.unwrapped.process
+    texts = process.blank(len(prompts))
+    for row, prompt in enumerate(prompts):
+        process.start_at(texts, row, prompt)
+    rollout = collect(
+        env, policy, len(prompts), generator=new_generator(policy.device, seed), values=False, start=texts
+    )
+    return [
+        {"prompt": prompt, "answer": answer, "score": score, "kl": kl}
+        for prompt, answer, score, kl in zip(
+            rollout.prompts, rollout.completions, rollout.scores.tolist(), rollout.kl.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,133 @@
+"""What a comparison says: the table, the curves, the answers before and after."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.statistics import Estimate, interquartile_mean, paired_difference
+from experiments.trial import read_metrics
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Summaries = dict[str, list[dict[str, Any]]]
+
+
+def report(folder: Path, summaries: Summaries, before: list[dict[str, Any]], console: Console) -> None:
+    """Print the report and write it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`."""
+    baselines = next(iter(summaries.values()))[0]["baselines"]
+    recorder = Console(record=True, width=120, file=(folder / "report.txt").open("w"))
+    tables = [results_table(summaries, baselines), samples_table(summaries, before, folder)]
+    if len(summaries) > 1:
+        tables.insert(1, differences_table(summaries))
+    for table in tables:
+        console.print(table)
+        recorder.print(table)
+    recorder.file.close()
+    rows = {name: _row(trials) for name, trials in summaries.items()}
+    content = {"baselines": baselines, "agents": rows, "paired_differences": _differences(summaries)}
+    (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+    curves(folder, summaries, baselines, folder / "curves.png")
+
+
+def results_table(summaries: Summaries, baselines: dict[str, Any]) -> Table:
+    """A row an agent: interquartile means over seeds with 95% bootstrap intervals."""
+    seeds = len(next(iter(summaries.values())))
+    table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
+    for column in ("", "objective J", "score", "KL to reference", "share of optimum", "tokens/s"):
+        table.add_column(column, justify="left" if not column else "right")
+    known = baselines["optimum"] is not None
+    table.add_row(
+        "reference", f"{baselines['reference']:.3f}", f"{baselines['reference_score']:.3f}", "0", "0%" if known else "-"
+    )
+    for name, trials in summaries.items():
+        row = _row(trials)
+        share = f"{row['share_of_optimum'].value:.1%}" if known else "-"
+        speed = f"{row['tokens_per_second'].value:.0f}"
+        table.add_row(name, str(row["objective"]), str(row["score"]), str(row["kl"]), share, speed)
+    if known:
+        table.add_row("exact optimum", f"{baselines['optimum']:.3f}", "", "", "100%")
+    return table
+
+
+def differences_table(summaries: Summaries) -> Table:
+    """Differences of the objective between agents, seed by seed."""
+    table = Table(title="difference of J, paired by seed [95% bootstrap interval]")
+    table.add_column("")
+    table.add_column("mean difference", justify="right")
+    for name, difference in _differences(summaries).items():
+        table.add_row(name, str(difference))
+    return table
+
+
+def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Path) -> Table:
+    """One answer of the reference and of each agent (its first seed) to some prompts; also written to `samples.txt`."""
+    table = Table(title="answers, sampled: before and after")
+    for column in ("prompt", "who", "answer", "score"):
+        table.add_column(column, justify="right" if column == "score" else "left")
+    after = {
+        name: [json.loads(line) for line in (folder / name / f"seed-{trials[0]['seed']}" / "samples.jsonl").open()]
+        for name, trials in summaries.items()
+    }
+    lines = []
+    for i, first in enumerate(before):
+        lines.append(str(first["prompt"]))
+        for who, row in [("reference", first), *((name, answers[i]) for name, answers in after.items())]:
+            prompt = first["prompt"] if who == "reference" else ""
+            table.add_row(prompt, who, row["answer"] or "(nothing)", f"{row['score']:.2f}")
+            lines.append(f"  {who:<14} {row['answer']}   ({row['score']:.2f})")
+        table.add_section()
+    (folder / "samples.txt").write_text("\n".join(lines) + "\n")
+    return table
+
+
+def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], path: Path) -> None:
+    """Objective and KL against tokens: a line an agent (mean over seeds), a band from lowest to highest."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for name, trials in summaries.items():
+        evaluations = [
+            [row for row in read_metrics(folder / name / f"seed-{trial['seed']}") if "eval/objective" in row]
+            for trial in trials
+        ]
+        tokens = np.linspace(0, max(rows[-1]["num_timesteps"] for rows in evaluations), 60)
+        for axis, metric in zip(axes, ("objective", "kl"), strict=True):
+            lines = np.array(
+                [
+                    np.interp(tokens, [r["num_timesteps"] for r in rows], [r[f"eval/{metric}"] for r in rows])
+                    for rows in evaluations
+                ]
+            )
+            (line,) = axis.plot(tokens, lines.mean(axis=0), label=name)
+            axis.fill_between(tokens, lines.min(axis=0), lines.max(axis=0), color=line.get_color(), alpha=0.2, lw=0)
+    axes[0].axhline(baselines["reference"], color="gray", ls=":", label="reference")
+    if baselines["optimum"] is not None:
+        axes[0].axhline(baselines["optimum"], color="black", ls="--", label="exact optimum")
+    axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
+    axes[1].set(xlabel="tokens", ylabel="KL(pi || pi_ref) over whole answers, nats", ylim=(0, None))
+    axes[0].legend(frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    names = ["objective", "score", "kl", "tokens_per_second"]
+    if trials[0]["share_of_optimum"] is not None:
+        names.append("share_of_optimum")
+    return {name: interquartile_mean([trial[name] for trial in trials]) for name in names}
+
+
+def _differences(summaries: Summaries) -> dict[str, Estimate]:
+    return {
+        f"{a} - {b}": paired_difference([t["objective"] for t in summaries[a]], [t["objective"] for t in summaries[b]])
+        for a, b in itertools.combinations(summaries, 2)
+    }

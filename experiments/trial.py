@@ -1,0 +1,169 @@
+"""One trial: an agent and a seed on an environment, in a folder of its own, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from agents import TransformerPolicy
+from agents.agent import Agent
+from experiments.config import AGENTS, AgentFlags, TrialConfig, write_config
+from experiments.evaluation import Yardstick, read_answers, share_of_optimum
+
+CHECKPOINT_SECONDS = 60.0
+SHOWN_PROMPTS = 6
+
+
+def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPolicy:
+    """The policy at the reference, where every trial of a run starts; kept in `folder`, since a toy's takes seconds."""
+    if not (folder / "policy.json").is_file():
+        TransformerPolicy.for_env(env).save_pretrained(folder)
+    return TransformerPolicy.from_pretrained(
+        folder, temperature=config.temperature, separate_critic=config.separate_critic
+    ).to(config.device)
+
+
+def run_trial(
+    config: TrialConfig, folder: Path, initial: Path, progress: Callable[[int], None] = lambda tokens: None
+) -> dict[str, Any]:
+    """Train, evaluate, and write everything to `folder`; goes on from its checkpoint if there is one.
+
+    The folder then holds `config.json`, `metrics.jsonl` (a row an update), TensorBoard events, `checkpoint/`,
+    `samples.jsonl` and `summary.json`.
+
+    Args:
+        config: what to run.
+        folder: where to write.
+        initial: the folder of the policy to start from (see `initial_policy`).
+        progress: called with the number of tokens that were written since the last call.
+
+    Returns:
+        The summary.
+    """
+    if (folder / "summary.json").is_file():
+        progress(config.total_timesteps)
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        return summary
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder)
+    env = config.make_env()
+    yardstick = Yardstick.of(env, config.eval_episodes)
+    start = initial_policy(config, env, initial)
+    baselines = yardstick.baselines(start)
+    agent = _agent(config, env, start, folder)
+    progress(agent.num_timesteps)
+
+    with TrialLog(config, folder, yardstick, agent, progress) as log:
+        agent.learn(config.total_timesteps, callback=log, reset_num_timesteps=False)
+        log.checkpoint()
+        measured = yardstick.measure(agent.policy)
+        answers = read_answers(env, agent.policy, list(range(min(SHOWN_PROMPTS, len(env.unwrapped.prompts)))))
+        (folder / "samples.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        summary = {
+            "agent": config.agent,
+            "seed": config.seed,
+            **measured,
+            "share_of_optimum": share_of_optimum(measured["objective"], baselines),
+            "baselines": baselines,
+            "num_timesteps": agent.num_timesteps,
+            "num_updates": agent.num_updates,
+            "seconds": log.seconds,
+            "tokens_per_second": agent.num_timesteps / log.seconds,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _agent(config: TrialConfig, env: Any, policy: TransformerPolicy, folder: Path) -> Agent:
+    """A new agent, or the one of the last checkpoint."""
+    if (folder / "checkpoint" / "agent.json").is_file():
+        return AGENTS[config.agent].load(folder / "checkpoint", env, device=config.device)
+    return config.make_agent(policy, env)
+
+
+class TrialLog:
+    """The callback of `learn`: writes a row of metrics an update, evaluates now and then, keeps a checkpoint."""
+
+    def __init__(
+        self, config: TrialConfig, folder: Path, yardstick: Yardstick, agent: Agent, progress: Callable[[int], None]
+    ) -> None:
+        self.folder, self.yardstick, self.agent, self.progress = folder, yardstick, agent, progress
+        self.grid = np.linspace(0, config.total_timesteps, config.num_evals + 1)
+        self.rows = [row for row in read_metrics(folder) if row["num_updates"] <= agent.num_updates]
+        self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.reported = agent.num_timesteps
+        self.last_time = self.last_checkpoint = time.monotonic()
+
+    def __enter__(self) -> TrialLog:
+        # rows after the checkpoint are written again as they come again
+        self.file = (self.folder / "metrics.jsonl").open("w")
+        self.board = SummaryWriter(str(self.folder))
+        for row in self.rows:
+            self.file.write(json.dumps(row) + "\n")
+        if not self.rows:
+            first = self.yardstick.measure(self.agent.policy)
+            self.write({"num_timesteps": 0, "num_updates": 0, "seconds": 0.0} | _prefixed(first))
+        self.last_time = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+        self.board.close()
+
+    def __call__(self, agent: Agent, rollout: Any, metrics: dict[str, float]) -> None:
+        """After each update."""
+        self.seconds += time.monotonic() - self.last_time  # evaluations and checkpoints do not count
+        row = {"num_timesteps": agent.num_timesteps, "num_updates": agent.num_updates, "seconds": self.seconds}
+        row |= metrics
+        before = agent.num_timesteps - int(rollout.mask.sum())
+        if np.searchsorted(self.grid, before, "right") < np.searchsorted(self.grid, agent.num_timesteps, "right"):
+            row |= _prefixed(self.yardstick.measure(agent.policy))
+        self.write(row)
+        self.progress(agent.num_timesteps - self.reported)
+        self.reported = agent.num_timesteps
+        if time.monotonic() - self.last_checkpoint > CHECKPOINT_SECONDS:
+            self.checkpoint()
+        self.last_time = time.monotonic()
+
+    def write(self, row: dict[str, float]) -> None:
+        """One row, to the file and to TensorBoard."""
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for name, value in row.items():
+            self.board.add_scalar(name, value, row["num_timesteps"])
+
+    def checkpoint(self) -> None:
+        """Save the agent; the old checkpoint stands until the new one is whole."""
+        new, now, old = (self.folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+        shutil.rmtree(new, ignore_errors=True)
+        self.agent.save(new)
+        if now.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(now, old)
+        os.replace(new, now)
+        shutil.rmtree(old, ignore_errors=True)
+        self.last_checkpoint = time.monotonic()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.jsonl`; a last line that was cut off is left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _prefixed(measured: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in measured.items()}
