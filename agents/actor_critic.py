@@ -27,7 +27,7 @@ class ActorCritic(Agent):
 
     gae_lambda: float = 0.95
     """0 trusts V after one step, 1 not at all."""
-    vf_coef: float = 0.5
+    vf_coef: float = 0.1
     """Weight of the value loss."""
     normalize_advantage: bool = False
     """Whiten the advantages of a batch, over its real tokens."""

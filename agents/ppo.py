@@ -39,7 +39,7 @@ class PPO(Agent):
     """Stop the epochs of a batch when KL(pi_old || pi) a token exceeds 1.5 times this; None never does."""
     gae_lambda: float = 0.95
     """0 trusts V after one step, 1 not at all."""
-    vf_coef: float = 0.5
+    vf_coef: float = 0.1
     """Weight of the value loss."""
     normalize_advantage: bool = False
     """Whiten the advantages of a batch, over its real tokens."""

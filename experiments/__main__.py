@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -103,8 +103,13 @@ Command = (
 def main() -> None:
     """Parse the command line and run the command."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    config = tyro.cli(Command, prog="python -m experiments", description=__doc__)  # type: ignore[arg-type]
-    commands = {CompareConfig: compare, TrialConfig: train, EvaluateConfig: evaluate, SampleConfig: sample}
+    config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
+    commands: dict[Any, Any] = {
+        CompareConfig: compare,
+        TrialConfig: train,
+        EvaluateConfig: evaluate,
+        SampleConfig: sample,
+    }
     try:
         commands[type(config)](config)
     except ValueError as error:

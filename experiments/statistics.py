@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -42,7 +42,7 @@ def _iqm(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
 
 
-def _bootstrap(values: np.ndarray, statistic: object) -> Estimate:
+def _bootstrap(values: np.ndarray, statistic: Callable[..., Any]) -> Estimate:
     value = float(statistic(values))
     if len(values) < 2:
         return Estimate(value, None, None)
