@@ -129,8 +129,9 @@ def collect(
     tokens = ids[:, -longest:].cpu().numpy()
     moves = process.transitions(process.beginnings(texts), tokens, answer.cpu().numpy())
     lengths = answer.sum(dim=1).tolist()
-    answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-    scores = process.score(texts.prompt, texts.prompt_text, answers)
+    completion_ids = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+    completions = [process.decode(ids) for ids in completion_ids]
+    scores = process.score(texts.prompt, texts.prompt_text, completion_ids, completions)
     terms = process.reward_terms(moves, ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
     rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
     rollout = Rollout(
@@ -146,7 +147,7 @@ def collect(
         values=None,
         action_mask=action_mask,
         prompts=texts.prompt_text.copy(),
-        completions=np.array([process.decode(row) for row in answers], dtype=object),
+        completions=np.array(completions, dtype=object),
     )
     if values:
         rollout.values = values_of(policy, rollout)

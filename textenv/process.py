@@ -281,14 +281,14 @@ class TextProcess:
             terms["kl_policy"] = np.where(mask, -self.kl_coef * log_probs, 0.0)
         return terms
 
-    def score(self, prompt: Array, prompt_text: Array, answers: Sequence[Array]) -> Array:
-        """score(x, y) of finished texts, [B]: `answers` are the ids that were written, end token included."""
-        completion_ids = [answer.tolist() for answer in answers]
+    def score(
+        self, prompt: Array, prompt_text: Array, completion_ids: list[list[int]], completions: list[str]
+    ) -> NDArray[np.float64]:
+        """score(x, y) of finished texts, [B]: `completion_ids` as written, end token included, and as text."""
         columns = {
             name: [values[i] if i >= 0 else None for i in prompt.tolist()]
             for name, values in self.prompts.columns.items()
         }
-        completions = [self.decode(ids) for ids in completion_ids]
         return self.scorer(prompt_text.tolist(), completions, completion_ids, columns)
 
 

@@ -131,13 +131,14 @@ class Slots:
         rows = np.flatnonzero(terminated)
         width = process.prompt_width
         answers = [  # once a text, not once a step
-            np.append(texts.input_ids[row, width : width + texts.time[row]], tokens[row]) for row in rows
+            [*texts.input_ids[row, width : width + texts.time[row]].tolist(), int(tokens[row])] for row in rows
         ]
+        completions = [process.decode(answer) for answer in answers]
         return Ended(
             rows=rows,
             prompt=texts.prompt_text[rows],
-            response=np.array([process.decode(answer) for answer in answers], dtype=object),
-            score=process.score(texts.prompt[rows], texts.prompt_text[rows], answers),
+            response=np.array(completions, dtype=object),
+            score=process.score(texts.prompt[rows], texts.prompt_text[rows], answers, completions),
             kl=kl[rows] if self.policy is not None else None,
             finish_reason=np.where(stop[rows], "stop", "length").astype(object),
         )

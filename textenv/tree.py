@@ -172,7 +172,9 @@ def _rewards(
         scores = np.zeros(len(states))
         if finished.any():
             answers = np.concatenate([tokens[states[finished], :time], actions[finished, None]], axis=1)
-            scores[finished] = process.score(prompt[states[finished]], texts.prompt_text[finished], list(answers))
+            ids = answers.tolist()
+            completions = [process.decode(row) for row in ids]
+            scores[finished] = process.score(prompt[states[finished]], texts.prompt_text[finished], ids, completions)
         moves = process.transitions(texts, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
         terms = process.reward_terms(moves, np.zeros((len(states), 1)), scores)
         rewards[states, actions] = sum(values[:, 0] for values in terms.values())
