@@ -1,0 +1,203 @@
+"""The command line: runs, folders, resuming, reports, and what it says about bad flags."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents import TransformerPolicy
+from experiments.config import AGENTS, EnvFlags, TrialConfig, open_folder, read_config, write_config
+from experiments.evaluation import Yardstick, share_of_optimum
+from experiments.statistics import interquartile_mean, paired_difference
+from experiments.trial import TrialLog, initial_policy, read_metrics, run_trial
+from textenv import exact
+
+TINY = {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1}
+
+
+def tiny(**flags: object) -> TrialConfig:
+    """A trial of a second."""
+    defaults = {"env": "textenv/Toy-v0", "env_args": TINY, "total_timesteps": 400, "n_episodes": 16, "num_evals": 3}
+    return TrialConfig(**(defaults | flags))  # type: ignore[arg-type]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m experiments ...` in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "experiments", *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The policy at the tiny task's reference."""
+    folder = tmp_path_factory.mktemp("initial")
+    initial_policy(tiny(), tiny().make_env(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("agent", sorted(AGENTS))
+def test_a_trial_writes_what_it_promises(agent: str, tmp_path: Path, initial: Path) -> None:
+    """The folder holds flags, versions, a row an update, events, checkpoint, samples and the table's numbers."""
+    told: list[int] = []
+    config = tiny(agent=agent)
+    summary = run_trial(config, tmp_path, initial, told.append)
+    rows = read_metrics(tmp_path)
+    assert len(rows) == summary["num_updates"] + 1  # and one before learning
+    assert sum(told) == summary["num_timesteps"] == rows[-1]["num_timesteps"] >= 400
+    assert sum("eval/objective" in row for row in rows) == config.num_evals + 1
+    assert read_config(tmp_path, TrialConfig) == config
+    assert {"torch", "gymnasium"} <= set(json.loads((tmp_path / "config.json").read_text())["versions"])
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
+    saved = TransformerPolicy.from_pretrained(tmp_path / "checkpoint")
+    assert exact.evaluate(config.make_env(), saved).objective == pytest.approx(summary["objective"], abs=1e-6)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_an_interrupted_trial_resumes_where_it_stopped(
+    tmp_path: Path, initial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after a checkpoint and some lost updates, then run again: the same rows and the same result."""
+    whole = run_trial(tiny(), tmp_path / "whole", initial)
+    write = TrialLog.write
+
+    def stop(self: TrialLog, row: dict[str, float]) -> None:
+        write(self, row)
+        if row["num_updates"] == 5:
+            self.checkpoint()
+        if row["num_updates"] == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialLog, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(tiny(), tmp_path / "stopped", initial)
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    resumed = run_trial(tiny(), tmp_path / "stopped", initial)
+    timeless = ("seconds", "tokens_per_second")
+    assert {k: v for k, v in resumed.items() if k not in timeless} == {
+        k: v for k, v in whole.items() if k not in timeless
+    }
+    before, after = (read_metrics(tmp_path / name) for name in ("whole", "stopped"))
+    for row in (*before, *after):
+        del row["seconds"]
+    assert before == after
+
+
+def test_compare_from_the_command_line(tmp_path: Path) -> None:
+    """Agents x seeds in processes: table, curves, samples; again with --resume it only reports; other flags refuse."""
+    out = tmp_path / "out"
+    flags = ["--env", "textenv/Toy-v0", "--env-args", "vocab_size", "3", "max_new_tokens", "2", "num_prompts", "1"]
+    flags += ["--agents", "reinforce", "ppo", "--seeds", "0", "1", "--total-timesteps", "200", "--out", str(out)]
+    done = command("compare", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "optimum" in done.stdout and "reinforce - ppo" in done.stdout
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((out / "summary.json").read_text())
+    trials = [json.loads((out / "ppo" / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)]
+    assert content["agents"]["ppo"]["objective"][0] == pytest.approx(np.mean([trial["objective"] for trial in trials]))
+    assert trials[0]["objective"] != trials[1]["objective"]
+
+    again = command("compare", *flags)
+    assert again.returncode == 2 and "add --resume" in again.stderr
+    assert command("compare", *flags, "--resume").returncode == 0
+    other = command("compare", *flags, "--resume", "--learning-rate", "0.5")
+    assert other.returncode == 2 and "learning_rate" in other.stderr
+
+    run = str(out / "ppo" / "seed-0")
+    measured = command("evaluate", "--run", run)
+    assert json.loads(measured.stdout)["objective"] == pytest.approx(trials[0]["objective"], abs=1e-6)
+    sampled = command("sample", "--run", run, "--num", "2")
+    assert sampled.returncode == 0 and sampled.stdout.count("a -> ") == 2
+
+
+def test_help_lists_the_flags_that_mean_the_same_everywhere() -> None:
+    """The command line comes from the dataclasses, their docstrings are the help."""
+    text = command("compare", "--help").stdout
+    for flag in (
+        "--env",
+        "--agents",
+        "--seeds",
+        "--total-timesteps",
+        "--device",
+        "--out",
+        "--resume",
+        "--ppo.clip-range",
+    ):
+        assert flag in text
+    assert "None is importance weights without a clip" in text
+    assert "--agent " in command("train", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"env": "textenv/Text-v0"}, "needs --model, --prompts and --reward"),
+        ({"env": "textenv/Text-v0", "model": "m", "prompts": "nowhere.txt", "reward": "vader"}, "nowhere.txt"),
+        ({"env": "textenv/Text-v0", "model": "m", "prompts": __file__, "reward": "vadr"}, "'vadr'"),
+        (
+            {"env": "textenv/Text-v0", "model": "m", "prompts": __file__, "reward": "no.such:fn"},
+            "could not be imported",
+        ),
+        ({"reward": "vader"}, "brings its own"),
+        ({"kl_coef": -1.0}, "kl_coef"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_loaded(flags: dict[str, object], message: str) -> None:
+    """The error names the flag and the value."""
+    with pytest.raises(ValueError, match=message):
+        EnvFlags(**flags).make_env()  # type: ignore[arg-type]
+
+
+def test_folders_are_never_overwritten(tmp_path: Path) -> None:
+    """A folder in use is refused, and so is resuming what is not there."""
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        open_folder(tiny(out=tmp_path), "x", "now")
+    with pytest.raises(ValueError, match="holds no run to go on with"):
+        open_folder(tiny(out=tmp_path / "new", resume=True), "x", "now")
+    config = tiny(out=tmp_path / "used")
+    assert open_folder(config, "x", "now") == tmp_path / "used"
+    with pytest.raises(ValueError, match="add --resume"):
+        open_folder(config, "x", "now")
+    with pytest.raises(ValueError, match="holds no run"):
+        read_config(tmp_path, TrialConfig)
+    write_config(config, tmp_path)
+    assert read_config(tmp_path, TrialConfig) == config
+
+
+def test_an_estimate_comes_with_its_error(initial: Path) -> None:
+    """Where the tree is too large, sampled J, score and KL are within 5 standard errors of the exact ones."""
+    config = tiny()
+    env = config.make_env()
+    known = Yardstick.of(env, 512)
+    assert known.solution is not None
+    sampled = Yardstick(env, 512, None)
+    policy = initial_policy(config, env, initial)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    truth, estimate = known.measure(policy), sampled.measure(policy)
+    assert estimate == sampled.measure(policy)
+    for name in ("objective", "score", "kl"):
+        assert abs(truth[name] - estimate[name]) < 5 * estimate[f"{name}_stderr"]
+    baselines = known.baselines(policy)
+    assert share_of_optimum(known.solution.objective, baselines) == pytest.approx(1.0)
+    assert share_of_optimum(known.solution.reference_objective, baselines) == pytest.approx(0.0)
+
+
+def test_statistics() -> None:
+    """The interquartile mean ignores the tails, intervals cover it, pairs must match, one seed has no interval."""
+    estimate = interquartile_mean([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1000.0])
+    assert estimate.value == pytest.approx(3.5)
+    assert estimate.low is not None and estimate.high is not None and estimate.low < 3.5 < estimate.high
+    assert interquartile_mean([1.0]).low is None and str(interquartile_mean([1.0])) == "1.000"
+    difference = paired_difference([1.0, 2.0, 3.0], [0.5, 1.5, 2.5])
+    assert (difference.value, difference.low, difference.high) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="same seeds"):
+        paired_difference([1.0], [1.0, 2.0])
