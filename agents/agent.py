@@ -157,6 +157,8 @@ class Agent:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(path)
+        if self.env is not None and hasattr(tokenizer := process_of(self.env).tokenizer, "save_pretrained"):
+            tokenizer.save_pretrained(path)
         settings = {name: getattr(self, name) for name in self.hyperparameters()}
         counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates}
         content = {"agent": type(self).__name__, "settings": settings, **counts}

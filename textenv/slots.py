@@ -52,6 +52,7 @@ class Slots:
         self.episodes = np.zeros(num, dtype=np.uint64)
         self.kl = np.zeros(num)
         self.ref_log_probs: Array = np.zeros((num, process.vocab_size))
+        self.allowed = np.ones((num, process.vocab_size), dtype=np.bool_)
         self._everything = np.ones(process.vocab_size, dtype=np.int8)
 
     def seed(self, seeds: Array) -> None:
@@ -82,8 +83,18 @@ class Slots:
 
     def refresh(self) -> None:
         """Ask the reference for the next token of every text."""
-        if self.live.any():
-            self.ref_log_probs = self.process.next_log_probs(self.texts)
+        if not self.live.any():
+            return
+        self.ref_log_probs = self.process.next_log_probs(self.texts)
+        if not self.process.full_support:
+            self.allowed = self.ref_log_probs > -np.inf
+            if stuck := np.flatnonzero(self.live & ~self.allowed.any(axis=1)).tolist():
+                self.live[stuck] = False
+                raise ValueError(
+                    f"The reference allows no token after {self.texts.prompt_text[stuck[0]]!r} and what was written "
+                    f"there: it gives this text probability 0. Start from one of the {len(self.process.prompts.texts)} "
+                    "prompts and a response that the reference can say."
+                )
 
     def write(self, actions: Any) -> Step:
         """Append one token to every live text and pay for it."""
@@ -154,7 +165,7 @@ class Slots:
         """
         if self.process.full_support:
             return np.broadcast_to(self._everything, (len(self.texts), len(self._everything)))
-        return np.where(self.live[:, None], self.ref_log_probs > -np.inf, True).astype(np.int8)
+        return (self.allowed | ~self.live[:, None]).astype(np.int8)
 
 
 def draw(seeds: NDArray[np.uint64], episodes: NDArray[np.uint64], num_prompts: int) -> NDArray[np.int64]:
