@@ -97,7 +97,7 @@ def read_answers(
     process = env.unwrapped.process
     texts = process.blank(len(prompts))
     for row, prompt in enumerate(prompts):
-        process.start_at(texts, row, prompt)
+        texts.put(row, process.state(prompt))
     rollout = collect(
         env, policy, len(prompts), generator=new_generator(policy.device, seed), values=False, start=texts
     )

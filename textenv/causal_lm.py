@@ -49,10 +49,14 @@ class KVReader:
         self.cache, self.mask, self.length = DynamicCache(), mask.long(), mask.long().sum(dim=1)
         return self._forward(ids, position_ids(mask))
 
-    def append(self, tokens: Tensor) -> Any:
-        """Read one more token of each text, [B]; the model's output, with logits [B, 1, V]."""
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        self.length = self.length + 1
+    def append(self, tokens: Tensor, reads: Tensor | None = None) -> Any:
+        """Read one more token of each text, [B]; the model's output, with logits [B, 1, V].
+
+        Where `reads` (bool [B]) is False the text stays as it was, and the logits mean nothing.
+        """
+        reads = torch.ones_like(tokens, dtype=torch.bool) if reads is None else reads
+        self.mask = torch.cat([self.mask, reads[:, None].long()], dim=1)
+        self.length = self.length + reads
         return self._forward(tokens[:, None], self.length[:, None] - 1)
 
     def replace(self, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
@@ -143,23 +147,29 @@ class CausalLMReference:
         generation = getattr(model, "generation_config", None)
         self.eos_token_id = getattr(generation, "eos_token_id", None) or self.config.eos_token_id
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
-        self._follower, self._reader = Follower(), KVReader(self.model)
+        self._follower, self._reader, self._logits = Follower(), KVReader(self.model), torch.zeros(0, 0)
         # A sliding window counts columns of the cache, which are not in text order here: such models are read anew.
         self._cached = not getattr(self.config, "sliding_window", None)
 
     @torch.no_grad()
     def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float32]:
         """Next-token log-probabilities, float32 [B, V], of the texts [B, L]."""
-        follows, last = self._follower.follow(input_ids, attention_mask)
         device = self.model.device
         ids, mask = torch.as_tensor(input_ids, device=device), torch.as_tensor(attention_mask, device=device)
-        if self._cached and follows.any():
-            logits = self._reader.append(torch.as_tensor(last, device=device)).logits[:, -1]
-            if not follows.all():
-                new = torch.as_tensor(np.flatnonzero(~follows), device=device)
-                logits[new] = self._reader.replace(new, ids[new], mask[new]).logits[:, -1]
+        follows, unchanged, last = self._follower.follow(input_ids, attention_mask)
+        new = ~(follows | unchanged)
+        if new.all() or not self._cached:
+            self._logits = self._reader.read(ids, mask).logits[:, -1]
         else:
-            logits = self._reader.read(ids, mask).logits[:, -1]
+            if follows.any():
+                reads = torch.as_tensor(follows, device=device)
+                logits = self._reader.append(torch.as_tensor(last, device=device), reads).logits[:, -1]
+                self._logits = torch.where(reads[:, None], logits, self._logits)
+            if new.any():
+                rows = torch.as_tensor(np.flatnonzero(new), device=device)
+                self._logits = self._logits.clone()
+                self._logits[rows] = self._reader.replace(rows, ids[rows], mask[rows]).logits[:, -1]
+        logits = self._logits
         log_probs: NDArray[np.float32] = logits[:, : self.vocab_size].float().log_softmax(dim=-1).cpu().numpy()
         return log_probs
 
@@ -180,7 +190,7 @@ class CausalLMReference:
         return CausalLMReference(self.model, vocab_size=self.vocab_size)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_follower": Follower(), "_reader": None}
+        return self.__dict__ | {"_follower": Follower(), "_reader": None, "_logits": torch.zeros(0, 0)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -66,7 +66,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         super().reset(seed=seed)
         first = self._np_random_seed is None
         if seed is not None or first:
-            self.slots.seed(np.array([self.np_random_seed % 2**64], dtype=np.uint64))
+            self.slots.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
         self.slots.start(np.array([0]), options)
         self.slots.refresh()
         self._paid = []

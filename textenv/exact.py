@@ -89,7 +89,7 @@ def solve(env: Any, max_texts: int = MAX_TEXTS) -> Solution:
 
     values, q_values = tree.backward(soft)
     if beta == 0:
-        best = allowed & np.isclose(q_values, values[:, None])
+        best = allowed & (q_values == values[:, None])
         action_log_probs = masked_log_softmax(np.where(allowed, reference, 0.0), best)
     else:
         action_log_probs = reference + (q_values - values[:, None]) / beta
@@ -114,9 +114,8 @@ def evaluate(env: Any, policy: PolicyFunction, max_texts: int = MAX_TEXTS) -> Ev
         max_texts: as in `enumerate_tree`.
     """
     tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
-    logits = in_batches(len(tree.prompt), lambda rows: policy_logits(policy, *tree.observations(rows)))
-    if logits.shape != tree.child.shape:
-        raise ValueError(f"The policy must answer with logits of shape [B, {tree.child.shape[1]}], got {logits.shape}.")
+    vocab_size = tree.process.vocab_size
+    logits = in_batches(len(tree.prompt), lambda rows: policy_logits(policy, *tree.observations(rows), vocab_size))
     return evaluate_log_probs(tree, masked_log_softmax(logits, tree.child != -2))
 
 
@@ -143,16 +142,17 @@ def policy_gradient(env: Any, policy: Any, max_texts: int = MAX_TEXTS) -> dict[s
     weights = known.visits[:, None] * probs * np.where(probs > 0, known.advantages, 0.0)
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in named.items()}
-    for start in range(0, len(tree.prompt), BATCH):
-        rows = slice(start, start + BATCH)
-        logits = policy.next_token_logits(*tree.observations(rows))
-        allowed = torch.as_tensor(tree.child[rows] != -2, device=logits.device)
-        log_probs = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=-1).masked_fill(~allowed, 0.0)
-        weight = torch.as_tensor(weights[rows], dtype=log_probs.dtype, device=log_probs.device)
-        gradients = torch.autograd.grad((weight * log_probs).sum(), list(named.values()), allow_unused=True)
-        for name, gradient in zip(named, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient
+    with torch.enable_grad():
+        for start in range(0, len(tree.prompt), BATCH):
+            rows = slice(start, start + BATCH)
+            logits = policy.next_token_logits(*tree.observations(rows))
+            allowed = torch.as_tensor(tree.child[rows] != -2, device=logits.device)
+            log_probs = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=-1).masked_fill(~allowed, 0.0)
+            weight = torch.as_tensor(weights[rows], dtype=log_probs.dtype, device=log_probs.device)
+            gradients = torch.autograd.grad((weight * log_probs).sum(), list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
     return total
 
 

@@ -52,6 +52,11 @@ class Texts:
     def __len__(self) -> int:
         return len(self.prompt)
 
+    def put(self, rows: Any, other: Texts) -> None:
+        """Rows `rows` become those of `other` (one row of it serves for all), in place."""
+        for name, values in vars(self).items():
+            values[rows] = getattr(other, name)
+
 
 class TextProcess:
     """What an environment is made of: vocabulary, prompts, reference, reward.
@@ -87,8 +92,8 @@ class TextProcess:
         eos_token_id: int | Sequence[int] | None = None,
         max_prompt_length: int | None = None,
     ) -> None:
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if max_new_tokens < 1 or max_new_tokens != int(max_new_tokens):
+            raise ValueError(f"max_new_tokens must be a whole number, at least 1, got {max_new_tokens}.")
         if not 0 <= kl_coef < float("inf"):
             raise ValueError(f"kl_coef (beta) must be a finite number >= 0, got {kl_coef}; 0 switches the KL off.")
         self.tokenizer = tokenizer
@@ -107,6 +112,7 @@ class TextProcess:
         self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[self.eos_token_ids] = True
         self.prompt_texts = np.array(self.prompts.texts, dtype=object)
+        self.first_mask = self._first_mask()
         context = getattr(self.reference, "max_length", None)
         if context is not None and self.prompt_width + self.max_new_tokens > context:
             raise ValueError(
@@ -124,10 +130,32 @@ class TextProcess:
             eos_token_id = getattr(self.reference, "eos_token_id", None)
         if eos_token_id is None:
             eos_token_id = self.tokenizer.eos_token_id
-        ids = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+        if eos_token_id is None:
+            return []
+        ids = [int(eos_token_id)] if isinstance(eos_token_id, int | np.integer) else [int(i) for i in eos_token_id]
         if bad := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise ValueError(f"eos_token_id must be in 0 .. {self.vocab_size - 1}, got {bad[0]}.")
         return ids
+
+    def _first_mask(self) -> NDArray[np.bool_]:
+        """bool [V], the tokens with which an answer to any of the prompts may begin."""
+        mask = np.ones(self.vocab_size, dtype=np.bool_)
+        for start in range(0, 0 if self.full_support else len(self.prompts.texts), 1024):
+            rows = slice(start, start + 1024)
+            log_probs = self.reference.log_probs(self.prompts.input_ids[rows], self.prompts.attention_mask[rows])
+            if log_probs.shape[1:] != (self.vocab_size,):
+                raise ValueError(
+                    f"The reference must answer with [B, {self.vocab_size}] log-probabilities, one a token of the "
+                    f"tokenizer, got {log_probs.shape}."
+                )
+            allowed = log_probs > -np.inf
+            if (stuck := ~allowed.any(axis=1)).any():
+                prompt = self.prompts.texts[start + int(np.argmax(stuck))]
+                raise ValueError(
+                    f"The reference allows no token after the prompt {prompt!r}: drop it, or give it answers."
+                )
+            mask &= allowed.all(axis=0)
+        return mask
 
     # -- states ------------------------------------------------------------------------------------------------------
 
@@ -161,16 +189,21 @@ class TextProcess:
         texts.time[:] = 0
         return texts
 
-    def start_at(self, texts: Texts, row: int, prompt: Any, response: Any = ()) -> None:
-        """Put one row at any state, in place: `prompt` an index, text or ids, `response` a prefix as text or ids."""
+    def state(self, prompt: Any, response: Any = ()) -> Texts:
+        """Any state, as one row: `prompt` an index, text or ids, `response` a prefix as text or ids.
+
+        Raises:
+            ValueError: no such prompt, one that is too long, or nothing left to write.
+        """
+        texts = self.blank(1)
         if isinstance(prompt, int | np.integer):
             if not 0 <= prompt < len(self.prompts.texts):
                 raise ValueError(f"A prompt's index must be in 0 .. {len(self.prompts.texts) - 1}, got {prompt}.")
-            self.start(texts, np.array([row]), np.array([int(prompt)]))
+            self.start(texts, np.array([0]), np.array([int(prompt)]))
         elif isinstance(prompt, str) and prompt in self.prompts.texts:
-            self.start(texts, np.array([row]), np.array([self.prompts.texts.index(prompt)]))
+            self.start(texts, np.array([0]), np.array([self.prompts.texts.index(prompt)]))
         else:
-            self._start_own(texts, row, prompt)
+            self._start_own(texts, prompt)
         tokens = self.encode_response(response)
         if len(tokens) >= self.max_new_tokens or self.is_eos[tokens].any():
             raise ValueError(
@@ -178,11 +211,18 @@ class TextProcess:
                 f"{self.max_new_tokens} tokens and no end token, got {tokens.tolist()}."
             )
         columns = slice(self.prompt_width, self.prompt_width + len(tokens))
-        texts.input_ids[row, columns] = tokens
-        texts.attention_mask[row, columns] = 1
-        texts.time[row] = len(tokens)
+        texts.input_ids[0, columns] = tokens
+        texts.attention_mask[0, columns] = 1
+        texts.time[0] = len(tokens)
+        if not self.full_support and not (self.next_log_probs(texts) > -np.inf).any():
+            raise ValueError(
+                f"The reference allows no token after {prompt!r} and {response!r}: it gives this text probability 0. "
+                f"Start from one of the {len(self.prompts.texts)} prompts and a response that the reference can say."
+            )
+        return texts
 
-    def _start_own(self, texts: Texts, row: int, prompt: Any) -> None:
+    def _start_own(self, texts: Texts, prompt: Any) -> None:
+        """A prompt by its ids, or one that is not in the list."""
         ids = encode_prompt(prompt, self.tokenizer) if isinstance(prompt, str) else self._token_ids(prompt)
         width = self.prompt_width
         if not 0 < len(ids) <= width:
@@ -194,15 +234,12 @@ class TextProcess:
             self.prompts.input_ids[:, width - len(ids) :] == ids
         ).all(axis=1)
         if same.any():
-            self.start(texts, np.array([row]), np.flatnonzero(same)[:1])
+            self.start(texts, np.array([0]), np.flatnonzero(same)[:1])
             return
-        texts.prompt[row] = -1
-        texts.prompt_text[row] = prompt if isinstance(prompt, str) else self.decode(ids)
-        texts.input_ids[row] = 0
-        texts.attention_mask[row] = 0
-        texts.input_ids[row, width - len(ids) : width] = ids
-        texts.attention_mask[row, width - len(ids) : width] = 1
-        texts.time[row] = 0
+        texts.prompt[0] = -1
+        texts.prompt_text[0] = prompt if isinstance(prompt, str) else self.decode(ids)
+        texts.input_ids[0, width - len(ids) : width] = ids
+        texts.attention_mask[0, width - len(ids) : width] = 1
 
     def encode_response(self, response: Any) -> Array:
         """Ids of an answer given as text (no special tokens added) or as ids."""
@@ -228,11 +265,14 @@ class TextProcess:
         """log pi_ref(. | s_t), [B, V]."""
         return self.reference.log_probs(texts.input_ids, texts.attention_mask)
 
-    def check_actions(self, actions: Any, batch: int) -> Array:
-        """`actions` as int64 [B], or an `InvalidAction` that says what is wrong with them."""
+    def check_actions(self, actions: Any, live: Array) -> Array:
+        """`actions` as int64 [B], 0 in rows that are not `live`; an `InvalidAction` says what is wrong with them."""
         tokens = np.asarray(actions)
-        if tokens.shape != (batch,) or not np.issubdtype(tokens.dtype, np.integer):
-            raise InvalidAction(f"Expected {batch} integer token ids, got {actions!r} ({tokens.dtype}{tokens.shape}).")
+        if tokens.shape != live.shape or not np.issubdtype(tokens.dtype, np.integer):
+            raise InvalidAction(
+                f"Expected {len(live)} integer token ids, got {actions!r} ({tokens.dtype}{tokens.shape})."
+            )
+        tokens = np.where(live, tokens, 0)
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
             bad = tokens[(tokens < 0) | (tokens >= self.vocab_size)][0]
             raise InvalidAction(f"A token id must be in 0 .. {self.vocab_size - 1}, got {bad}.")
@@ -297,17 +337,30 @@ PolicyFunction = Callable[[Any, Any], Any]
 
 def log_prob_of(policy: PolicyFunction, texts: Texts, actions: Array, mask: Array) -> Array:
     """log pi(a_t | s_t), [B], of a bound policy: its logits, over the tokens that `mask` [B, V] allows."""
-    log_probs = masked_log_softmax(policy_logits(policy, texts.input_ids, texts.attention_mask), mask)
-    return np.asarray(log_probs[np.arange(len(actions)), actions])
+    logits = policy_logits(policy, texts.input_ids, texts.attention_mask, mask.shape[1])
+    return np.asarray(masked_log_softmax(logits, mask)[np.arange(len(actions)), actions])
 
 
-def policy_logits(policy: PolicyFunction, input_ids: Array, attention_mask: Array) -> NDArray[np.float64]:
-    """`policy(input_ids, attention_mask)` as float64 [B, V], whether it answers with numpy or with torch."""
+def policy_logits(
+    policy: PolicyFunction, input_ids: Array, attention_mask: Array, vocab_size: int
+) -> NDArray[np.float64]:
+    """`policy(input_ids, attention_mask)` as float64 [B, V], whether it answers with numpy or with torch.
+
+    Raises:
+        ValueError: the policy answers with another shape, or with a NaN.
+    """
     call = getattr(policy, "next_token_logits", policy)
-    logits = call(input_ids, attention_mask)
-    if hasattr(logits, "detach"):
-        logits = logits.detach().float().cpu().numpy()
-    return np.asarray(logits, dtype=np.float64)
+    answer = call(input_ids, attention_mask)
+    if hasattr(answer, "detach"):
+        answer = answer.detach().double().cpu().numpy()
+    logits = np.asarray(answer, dtype=np.float64)
+    if logits.shape != (len(input_ids), vocab_size):
+        raise ValueError(
+            f"A policy must answer with logits of shape [B, V] = {(len(input_ids), vocab_size)}, got {logits.shape}."
+        )
+    if np.isnan(logits).any():
+        raise ValueError("A policy's logits must be numbers, got nan.")
+    return logits
 
 
 def masked_log_softmax(logits: Array, mask: Any) -> NDArray[np.float64]:

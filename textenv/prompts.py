@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from textenv.tokenizer import Tokenizer
 
+RESERVED = {"prompts", "completions", "completion_ids"}
 PromptSource = str | PathLike[str] | Sequence[str] | Sequence[Mapping[str, Any]]
 
 
@@ -46,35 +47,36 @@ def load_prompts(source: PromptSource, tokenizer: Tokenizer, width: int | None =
     Raises:
         ValueError: no prompts, an empty one, one longer than `width`, or a broken line (named with its file).
     """
-    rows: list[Any] = _read(Path(source)) if isinstance(source, str | PathLike) else list(source)
-    if not rows:
-        raise ValueError(f"There must be at least one prompt, got none from {_name(source)}.")
-    texts, columns = [], {}
-    if isinstance(rows[0], Mapping):
-        fields = list(rows[0])
-        for i, row in enumerate(rows):
-            if not isinstance(row, Mapping) or "prompt" not in row or list(row) != fields:
-                raise ValueError(
-                    f"Prompt {i} of {_name(source)} must have the field 'prompt' and the same fields as the first "
-                    f"({fields}), got {row!r}."
-                )
-        texts = [row["prompt"] for row in rows]
-        columns = {name: [row[name] for row in rows] for name in fields if name != "prompt"}
+    if isinstance(source, str | PathLike):
+        lines = _read(Path(source))
     else:
-        texts = list(rows)
-    return pad_left(texts, columns, tokenizer, width)
-
-
-def pad_left(texts: list[Any], columns: dict[str, list[Any]], tokenizer: Tokenizer, width: int | None) -> Prompts:
-    """Tokenize `texts` and pad them on the left to `width` columns."""
-    ids = [encode_prompt(text, tokenizer) for text in texts]
+        lines = [(f"prompt {i}", row) for i, row in enumerate(source)]
+    if not lines:
+        name = repr(str(source)) if isinstance(source, str | PathLike) else "the list"
+        raise ValueError(f"There must be at least one prompt, got none from {name}.")
+    first = lines[0][1]
+    fields = list(first) if isinstance(first, Mapping) else None
+    texts: list[Any] = []
+    columns: dict[str, list[Any]] = {name: [] for name in fields or () if name != "prompt"}
+    if reserved := RESERVED & columns.keys():
+        raise ValueError(f"{lines[0][0]}: the name {min(reserved)!r} is an argument of every reward; rename the field.")
+    for where, row in lines:
+        if fields is None:
+            texts.append(row)
+            continue
+        if not isinstance(row, Mapping) or "prompt" not in row or set(row) != set(fields):
+            raise ValueError(f"{where}: must have the field 'prompt' and the first one's fields {fields}, got {row!r}.")
+        texts.append(row["prompt"])
+        for name, values in columns.items():
+            values.append(row[name])
+    ids = [encode_prompt(text, tokenizer, where) for text, (where, _) in zip(texts, lines, strict=True)]
     width = max(map(len, ids)) if width is None else width
     input_ids = np.full((len(ids), width), blank_id(tokenizer), dtype=np.int64)
     attention_mask = np.zeros((len(ids), width), dtype=np.int8)
     for row, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
         if len(tokens) > width:
             raise ValueError(
-                f"The prompt {text!r} has {len(tokens)} tokens, more than the {width} allowed; "
+                f"{lines[row][0]}: the prompt {text!r} has {len(tokens)} tokens, more than the {width} allowed; "
                 "shorten it or raise max_prompt_length."
             )
         input_ids[row, width - len(tokens) :] = tokens
@@ -82,13 +84,16 @@ def pad_left(texts: list[Any], columns: dict[str, list[Any]], tokenizer: Tokeniz
     return Prompts(texts, input_ids, attention_mask, columns)
 
 
-def encode_prompt(text: Any, tokenizer: Tokenizer) -> list[int]:
-    """Ids of one prompt; an error says what is wrong with it."""
+def encode_prompt(text: Any, tokenizer: Tokenizer, where: str = "the prompt") -> list[int]:
+    """Ids of one prompt; an error says what is wrong with it, and where it stands."""
     if not isinstance(text, str):
-        raise ValueError(f"A prompt must be a string, got {text!r}.")
-    ids = tokenizer.encode(text)
+        raise ValueError(f"{where}: a prompt must be a string, got {text!r}.")
+    try:
+        ids = tokenizer.encode(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     if not text.strip() or not ids:
-        raise ValueError(f"A prompt must have at least one token, got {text!r}; drop it from the list.")
+        raise ValueError(f"{where}: a prompt must have at least one token, got {text!r}; drop it.")
     return ids
 
 
@@ -100,25 +105,23 @@ def blank_id(tokenizer: Tokenizer) -> int:
     return 0
 
 
-def _read(path: Path) -> list[Any]:
+def _read(path: Path) -> list[tuple[str, Any]]:
+    """The rows of a file, each with its `file:line`."""
     if not path.is_file():
         raise ValueError(f"The prompt file {str(path)!r} does not exist.")
-    rows: list[Any] = []
+    rows: list[tuple[str, Any]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{path}:{number}"
         if not line.strip():
             continue
         if path.suffix != ".jsonl":
-            rows.append(line.strip())
+            rows.append((where, line.strip()))
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error.msg}): {line!r}") from None
+            raise ValueError(f"{where}: not valid JSON ({error.msg}): {line!r}") from None
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise ValueError(f"{path}:{number}: a line must be an object with the string field 'prompt', got {line!r}")
-        rows.append(row)
+            raise ValueError(f"{where}: a line must be an object with the string field 'prompt', got {line!r}")
+        rows.append((where, row))
     return rows
-
-
-def _name(source: Any) -> str:
-    return repr(str(source)) if isinstance(source, str | PathLike) else "the list"

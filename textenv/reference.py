@@ -18,12 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from textenv.tokenizer import Tokenizer
 
+Array = NDArray[Any]
+
 
 class Reference(Protocol):
-    """What the environment asks of a reference. `full_support` may be True where no token ever has probability 0."""
+    """What the environment asks of a reference.
 
-    @property
-    def vocab_size(self) -> int: ...
+    It may also have `vocab_size` (checked against the tokenizer's), `full_support` (True: no token ever has probability
+    0, so that masks need not be looked at), `eos_token_id`, `max_length` (its context), and
+    `token_log_probs(input_ids, attention_mask, num_tokens) -> [B, T]`, which scores whole answers in one pass.
+    """
+
     def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[Any]: ...
 
 
@@ -38,20 +43,21 @@ class Follower:
         self.input_ids: NDArray[Any] = np.zeros((0, 0), dtype=np.int64)
         self.attention_mask: NDArray[Any] = np.zeros((0, 0), dtype=np.int8)
 
-    def follow(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """`(follows, last)`: bool [B], whether row b is the last call's row b plus one token; int64 [B], that token."""
-        columns = input_ids.shape[1]
+    def follow(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> tuple[Array, Array, Array]:
+        """`(follows, unchanged, last)`, [B] each: whether row b is the last call's row b plus one token, or that very
+        row, and its last token."""
+        rows, columns = np.arange(len(input_ids)), input_ids.shape[1]
         last_column = columns - 1 - np.argmax(attention_mask[:, ::-1], axis=1)
-        last = input_ids[np.arange(len(input_ids)), last_column]
         if input_ids.shape == self.input_ids.shape:
             grown = attention_mask != self.attention_mask
-            same = (input_ids == self.input_ids) | (self.attention_mask == 0)
-            follows = (grown.sum(axis=1) == 1) & grown[np.arange(len(grown)), last_column] & same.all(axis=1)
-            follows &= attention_mask[np.arange(len(grown)), last_column] == 1
+            same = ((input_ids == self.input_ids) | (self.attention_mask == 0)).all(axis=1)
+            count = grown.sum(axis=1)
+            follows = same & (count == 1) & grown[rows, last_column]
+            unchanged = same & (count == 0)
         else:
-            follows = np.zeros(len(input_ids), dtype=np.bool_)
+            follows = unchanged = np.zeros(len(input_ids), dtype=np.bool_)
         self.input_ids, self.attention_mask = input_ids.copy(), attention_mask.copy()
-        return follows, last
+        return follows, unchanged, input_ids[rows, last_column]
 
 
 class TableReference:
@@ -131,6 +137,15 @@ class TableReference:
                 for token in [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]:
                     state = grow(state, token, weight)
 
+        for prompt, choices in answers.items():
+            state = 0
+            for token in tokenizer.encode(prompt):
+                if token in mass[state]:
+                    raise ValueError(f"The prompt {prompt!r} is another prompt followed by the beginning of an answer.")
+                state = tree[state][token]
+            if not sum(choices.values()) > 0:
+                raise ValueError(f"The answers to {prompt!r} must have a positive probability, got {dict(choices)}.")
+
         nowhere = len(tree)  # where texts go that no answer begins with
         table = np.full((nowhere + 1, len(tokenizer)), -np.inf)
         next_state = np.full((nowhere + 1, len(tokenizer)), nowhere, dtype=np.int64)
@@ -143,17 +158,22 @@ class TableReference:
 
     def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float64]:
         """Next-token log-probabilities [B, V] of the rows of `input_ids` [B, L]."""
-        follows, last = self._follower.follow(input_ids, attention_mask)
-        if follows.all():
-            state = self.next_state[self._state, last]
-        else:
-            state = np.zeros(len(input_ids), dtype=np.int64)
-            for column in range(input_ids.shape[1]):
-                read = self.next_state[state, input_ids[:, column]]
-                state = np.where(attention_mask[:, column] == 1, read, state)
+        follows, unchanged, last = self._follower.follow(input_ids, attention_mask)
+        new = ~(follows | unchanged)
+        state = np.zeros(len(input_ids), dtype=np.int64) if new.all() else self._state
+        state = np.where(follows, self.next_state[state, last], state)
+        if new.any():
+            state[new] = self._read(input_ids[new], attention_mask[new])
         self._state = state
         log_probs: NDArray[np.float64] = self.table[state]
         return log_probs
+
+    def _read(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.int64]:
+        state = np.zeros(len(input_ids), dtype=np.int64)
+        for column in range(input_ids.shape[1]):
+            read = self.next_state[state, input_ids[:, column]]
+            state = np.where(attention_mask[:, column] == 1, read, state)
+        return state
 
 
 def uniform(vocab_size: int) -> TableReference:
@@ -174,9 +194,10 @@ def as_reference(reference: Any, vocab_size: int) -> Reference:
         from textenv.causal_lm import CausalLMReference  # torch is imported where a model is, not before
 
         reference = CausalLMReference(reference, vocab_size=vocab_size)
-    if reference.vocab_size != vocab_size:
+    own = getattr(reference, "vocab_size", vocab_size)
+    if own != vocab_size:
         raise ValueError(
-            f"The reference has a vocabulary of {reference.vocab_size} tokens, the tokenizer one of {vocab_size}; "
+            f"The reference has a vocabulary of {own} tokens, the tokenizer one of {vocab_size}; "
             "they must be the same, token for token."
         )
     checked: Reference = reference

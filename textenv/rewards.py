@@ -41,8 +41,10 @@ class Scorer:
                 f"or a list of them, got {functions!r}."
             )
         self.weights = [1.0] * len(self.functions) if weights is None else [float(weight) for weight in weights]
-        if len(self.weights) != len(self.functions):
-            raise ValueError(f"Got {len(self.weights)} reward_weights for {len(self.functions)} reward functions.")
+        if len(self.weights) != len(self.functions) or not np.isfinite(self.weights).all():
+            raise ValueError(
+                f"reward_weights must be one finite number a function ({len(self.functions)}), got {self.weights}."
+            )
 
     def __call__(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], columns: dict[str, list[Any]]
@@ -58,6 +60,8 @@ class Scorer:
         for weight, function in zip(self.weights, self.functions, strict=True):
             name = getattr(function, "__name__", type(function).__name__)
             answer = function(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+            if answer is None:
+                raise ValueError(f"The reward function {name!r} must return one score a text, got None: no return?")
             answer = answer.tolist() if hasattr(answer, "tolist") else list(answer)
             if len(answer) != len(prompts):
                 raise ValueError(

@@ -55,9 +55,9 @@ class Slots:
         self.allowed = np.ones((num, process.vocab_size), dtype=np.bool_)
         self._everything = np.ones(process.vocab_size, dtype=np.int8)
 
-    def seed(self, seeds: Array) -> None:
+    def seed(self, rows: Array, seeds: NDArray[np.uint64]) -> None:
         """Give each slot its own stream of prompts; slot i of many equals a single slot with the same seed."""
-        self.seeds, self.episodes = seeds.astype(np.uint64), np.zeros_like(self.episodes)
+        self.seeds[rows], self.episodes[rows] = seeds, 0
 
     def start(self, rows: Array, options: dict[str, Any] | None = None) -> None:
         """Begin a new text in these rows: a prompt from each slot's stream, or the state that `options` names."""
@@ -67,17 +67,13 @@ class Slots:
         if unknown:
             raise ValueError(f"reset's options are 'prompt' and 'response', got {sorted(map(str, unknown))}.")
         drawn = draw(self.seeds[rows], self.episodes[rows], len(self.process.prompts.texts))
-        self.episodes[rows] += np.uint64(1)
         if not options:
             self.process.start(self.texts, rows, drawn)
-        else:
-            first, start = int(rows[0]), options.get("prompt")
-            self.process.start_at(
-                self.texts, first, int(drawn[0]) if start is None else start, options.get("response", ())
-            )
-            for name in ("prompt", "prompt_text", "input_ids", "attention_mask", "time"):
-                values = getattr(self.texts, name)
-                values[rows] = values[first]
+        else:  # the state is whole before anything is changed: a reset that is refused leaves the texts as they were
+            prompt = options.get("prompt")
+            state = self.process.state(int(drawn[0]) if prompt is None else prompt, options.get("response", ()))
+            self.texts.put(rows, state)
+        self.episodes[rows] += np.uint64(1)
         self.live[rows] = True
         self.kl[rows] = 0.0
 
@@ -88,13 +84,6 @@ class Slots:
         self.ref_log_probs = self.process.next_log_probs(self.texts)
         if not self.process.full_support:
             self.allowed = self.ref_log_probs > -np.inf
-            if stuck := np.flatnonzero(self.live & ~self.allowed.any(axis=1)).tolist():
-                self.live[stuck] = False
-                raise ValueError(
-                    f"The reference allows no token after {self.texts.prompt_text[stuck[0]]!r} and what was written "
-                    f"there: it gives this text probability 0. Start from one of the {len(self.process.prompts.texts)} "
-                    "prompts and a response that the reference can say."
-                )
 
     def write(self, actions: Any) -> Step:
         """Append one token to every live text and pay for it."""
@@ -103,8 +92,8 @@ class Slots:
             raise gym.error.ResetNeeded(
                 "No text is in progress (none begun, or it has ended): call reset() before step()."
             )
-        tokens = process.check_actions(np.where(live, actions, 0) if not live.all() else actions, len(texts))
-        chosen = np.where(live, self.ref_log_probs[self.rows, tokens], 0.0)
+        tokens = process.check_actions(actions, live)
+        chosen = np.where(live, self.ref_log_probs[self.rows, tokens].astype(np.float64), 0.0)
         if np.isneginf(chosen).any():
             bad = int(np.flatnonzero(np.isneginf(chosen))[0])
             raise process.forbidden(texts, bad, int(tokens[bad]))

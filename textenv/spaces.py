@@ -25,11 +25,7 @@ def observation_space(process: TextProcess) -> spaces.Dict:
 
 def action_space(process: TextProcess) -> MaskedDiscrete:
     """`Discrete(V)` that knows with which tokens any text may begin."""
-    if process.full_support:
-        return MaskedDiscrete(np.ones(process.vocab_size, dtype=np.int8))
-    prompts = process.prompts
-    allowed = process.reference.log_probs(prompts.input_ids, prompts.attention_mask) > -np.inf
-    return MaskedDiscrete(np.asarray(allowed.all(axis=0), dtype=np.int8))
+    return MaskedDiscrete(process.first_mask.astype(np.int8))
 
 
 class MaskedDiscrete(spaces.Discrete):

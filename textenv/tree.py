@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,13 @@ def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
         states += len(prompt)
         log_probs = in_batches(len(prompt), lambda rows, p=prompt, y=tokens: _reference(process, p[rows], y[rows]))
         allowed = log_probs > -np.inf
+        if (stuck := ~allowed.any(axis=1)).any():
+            row = int(np.argmax(stuck))
+            text = process.decode(tokens[row, :time])
+            raise ValueError(
+                f"The reference leads to a text that it cannot continue: {text!r} after "
+                f"{process.prompts.texts[prompt[row]]!r} allows no token."
+            )
         ends = allowed & (process.is_eos | (time == horizon - 1))
         goes_on = allowed & ~ends
         found += int(ends.sum())
@@ -135,7 +143,7 @@ def _check_size(process: TextProcess, max_texts: int) -> None:
     prompts, horizon = len(process.prompts.texts), process.max_new_tokens
     texts = prompts * (sum(words**t * ends for t in range(horizon - 1)) + words ** (horizon - 1) * process.vocab_size)
     if texts > max_texts:
-        size = f"{texts:,}" if texts < 10**15 else f"about 10^{len(str(texts)) - 1}"
+        size = f"{texts:,}" if texts < 10**15 else f"about 10^{int(math.log10(texts))}"
         raise TreeTooLarge(
             f"The task has {size} texts ({prompts} prompts, {process.vocab_size} tokens, up to {horizon} of them), the "
             f"limit is {max_texts:,}; lower max_new_tokens or the vocabulary, or raise max_texts."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -69,7 +70,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.slots.policy = policy
 
     def reset(
-        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
         """Start every row anew, or those where `options["reset_mask"]` (bool [B]) is True.
 
@@ -77,6 +78,8 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         """
         options = dict(options or {})
         rows = self._rows_to_reset(options.pop("reset_mask", None))
+        if not (rows | self.slots.live | self._ended).all():
+            raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
         self._seed(seed, first=self._np_random_seed is None)
         self.slots.start(np.flatnonzero(rows), options)
         self.slots.refresh()
@@ -93,17 +96,18 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             raise ValueError("options['reset_mask'] must be True in at least one row, got none.")
         return mask
 
-    def _seed(self, seed: int | list[int] | None, first: bool) -> None:
-        if isinstance(seed, list):
-            if len(seed) != self.num_envs:
-                raise ValueError(f"A list of seeds needs one a row: {self.num_envs}, got {len(seed)}.")
-            self.slots.seed(np.array(seed, dtype=np.uint64))
-            self._np_random_seed = -1
-        elif seed is not None or first:
-            super().reset(seed=seed)
+    def _seed(self, seed: int | Sequence[int | None] | None, first: bool) -> None:
+        each = None if seed is None or isinstance(seed, int | np.integer) else list(seed)
+        if each is not None and len(each) != self.num_envs:
+            raise ValueError(f"A list of seeds needs one a row: {self.num_envs}, got {len(each)}.")
+        if first or (seed is not None and each is None):
+            super().reset(seed=None if each is not None else seed)  # type: ignore[arg-type]
             start = np.uint64((self.np_random_seed or 0) % 2**64)
             with np.errstate(over="ignore"):
-                self.slots.seed(start + np.arange(self.num_envs, dtype=np.uint64))
+                self.slots.seed(np.arange(self.num_envs), start + np.arange(self.num_envs, dtype=np.uint64))
+        if each is not None:  # None leaves a row's stream as it is
+            rows = np.array([row for row, own in enumerate(each) if own is not None], dtype=np.int64)
+            self.slots.seed(rows, np.array([each[row] for row in rows], dtype=np.uint64))
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         begin = self._ended
@@ -153,7 +157,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
     def _action_mask(self) -> NDArray[np.int8]:
         mask = self.slots.action_mask()
         self.action_space.mask = mask
-        return mask
+        return mask.copy() if mask.flags.writeable else mask
 
     def _paid(self, step: Step, rows: NDArray[np.bool_]) -> Info:
         terms = {name: np.where(rows, values, 0.0) for name, values in step.terms.items()}

@@ -1,0 +1,370 @@
+"""The oracle against brute force: recursion over `env.reset` and `env.step`, and autograd through a J written here."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tasks import (
+    SHAPING,
+    RandomPolicy,
+    hashed_potential,
+    log_softmax,
+    make,
+    random_reference,
+    tasks,
+    words,
+    zero,
+)
+from textenv import TableReference, TextProcess, WordTokenizer, exact
+from textenv.shaping import length_penalty, potential_based
+from textenv.tree import enumerate_tree
+
+Text = tuple[int, tuple[int, ...]]  # index of the prompt, tokens of the answer
+
+
+def brute_force(env: Any, prompt: int, answer: tuple[int, ...] = ()) -> dict[Text, list[tuple[float, float]]]:
+    """Every finished text below a state, with `(reward, ref_log_prob)` of each step, by single steps alone."""
+    texts: dict[Text, list[tuple[float, float]]] = {}
+    _, info = env.reset(options={"prompt": prompt, "response": list(answer)})
+    for token in np.flatnonzero(info["action_mask"]).tolist():
+        env.reset(options={"prompt": prompt, "response": list(answer)})
+        _, reward, terminated, _, said = env.step(token)
+        here = (reward, said["ref_log_prob"])
+        below = {(prompt, (*answer, token)): []} if terminated else brute_force(env, prompt, (*answer, token))
+        texts |= {text: [here, *steps] for text, steps in below.items()}
+    return texts
+
+
+def all_texts(env: Any) -> dict[Text, list[tuple[float, float]]]:
+    """`brute_force` from every prompt."""
+    return {k: v for i in range(len(env.unwrapped.prompts)) for k, v in brute_force(env, i).items()}
+
+
+def optimum(texts: dict[Text, list[tuple[float, float]]], beta: float) -> tuple[float, dict[Text, float]]:
+    """J* = mean over prompts of beta log sum pi_ref exp(r / beta), and log pi*(y|x), from what an unbound env pays."""
+    log_weights = {}
+    for text, steps in texts.items():
+        ref = sum(log_prob for _, log_prob in steps)
+        score = sum(reward for reward, _ in steps) - beta * ref
+        log_weights[text] = ref + score / beta
+    prompts = sorted({prompt for prompt, _ in texts})
+    log_z = [np.logaddexp.reduce([w for (p, _), w in log_weights.items() if p == prompt]) for prompt in prompts]
+    return beta * float(np.mean(log_z)), {text: w - log_z[text[0]] for text, w in log_weights.items()}
+
+
+def named(tree: exact.Tree, values: Any) -> dict[Text, float]:
+    """Values in the order of `tree.texts()`, by text."""
+    state, action = tree.texts()
+    return {
+        (int(tree.prompt[s]), (*(int(t) for t in tree.tokens[s] if t >= 0), int(a))): float(value)
+        for s, a, value in zip(state, action, values, strict=True)
+    }
+
+
+toys = st.fixed_dictionaries(
+    {
+        "vocab_size": st.integers(3, 5),
+        "max_new_tokens": st.integers(1, 3),
+        "num_prompts": st.integers(1, 5),
+        "task_seed": st.integers(0, 999),
+        "kl_coef": st.sampled_from([0.1, 0.5, 2.0]),
+    }
+)
+
+
+def check_against_brute_force(env: Any) -> None:
+    """solve(env) is the optimum that brute force finds."""
+    best, log_probs = optimum(all_texts(env), env.unwrapped.process.kl_coef)
+    solution = exact.solve(env)
+    assert solution.objective == pytest.approx(best, abs=1e-9)
+    found = named(solution.tree, solution.log_probs)
+    assert found.keys() == log_probs.keys() and len(found) == solution.tree.num_texts
+    assert found == pytest.approx(log_probs, abs=1e-7)
+
+
+@settings(max_examples=12, deadline=None)
+@given(toy=toys)
+def test_solve_equals_brute_force_on_toys(toy: dict[str, Any]) -> None:
+    """J* and pi*(y|x) of random toys equal those of the recursion over env.step."""
+    check_against_brute_force(gym.make("textenv/Toy-v0", **toy))
+
+
+@settings(max_examples=12, deadline=None)
+@given(arguments=tasks(max_vocab=4, max_tokens=3).filter(lambda a: a["kl_coef"] > 0))
+def test_solve_equals_brute_force_with_masks_and_shaping(arguments: dict[str, Any]) -> None:
+    """The same where the reference forbids tokens, and where shaping is paid on the way."""
+    check_against_brute_force(make(arguments))
+
+
+def test_solve_equals_the_sum_over_all_texts_of_taj_mahal() -> None:
+    """On the lecture's example: Z(x) is the sum over the task's own list of answers of pi_ref exp(r / beta)."""
+    from textenv.tasks.taj_mahal import PLACES, QUESTIONS, reference_answers, truth
+
+    objectives = []
+    for landmark in PLACES:
+        answers = reference_answers(landmark)
+        scores = np.array(truth([""] * len(answers), list(answers), [], [landmark] * len(answers)))
+        weights = np.array(list(answers.values()))
+        assert weights.sum() == pytest.approx(1.0)
+        objectives.append([0.1 * np.log((weights * np.exp(scores / 0.1)).sum())] * len(QUESTIONS))
+    solution = exact.solve(gym.make("textenv/TajMahal-v0", kl_coef=0.1))
+    assert solution.objective == pytest.approx(np.mean(objectives), abs=1e-9)
+    assert solution.values[solution.tree.levels[0]] == pytest.approx(np.ravel(objectives), abs=1e-9)
+
+
+def test_brute_force_notices_another_reward() -> None:
+    """Negative control: the comparison fails for another beta, another toy, and a reward that is off for one text."""
+    toy = {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 2}
+    env = gym.make("textenv/Toy-v0", **toy)
+    texts = all_texts(env)
+    right, _ = optimum(texts, 0.1)
+    assert abs(optimum(texts, 0.11)[0] - right) > 1e-3
+    assert abs(exact.solve(gym.make("textenv/Toy-v0", **toy, task_seed=1)).objective - right) > 1e-3
+    one = next(iter(texts))
+    texts[one][-1] = (texts[one][-1][0] + 1e-3, texts[one][-1][1])
+    assert abs(optimum(texts, 0.1)[0] - right) > 1e-9
+
+
+# -- evaluate ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12, deadline=None)
+@given(arguments=tasks(max_vocab=4, max_tokens=3), seed=st.integers(0, 99))
+def test_evaluate_equals_the_mean_over_all_texts(arguments: dict[str, Any], seed: int) -> None:
+    """J, E[score], KL: the sums over all texts of pi(y|x) times what an env with the policy bound pays for y."""
+    policy = RandomPolicy(len(arguments["tokenizer"]), seed)
+    env, known = make(arguments, policy=policy), exact.evaluate(TextProcess(**arguments), policy)
+    log_probs = named(known.tree, known.tree.text_log_probs(known.log_probs))
+    texts = all_texts(env)
+    assert texts.keys() == log_probs.keys()
+    prompts, beta = len(env.unwrapped.prompts), arguments["kl_coef"]
+    objective = kl = 0.0
+    for text, steps in texts.items():
+        weight = np.exp(log_probs[text]) / prompts
+        objective += weight * sum(reward for reward, _ in steps)
+        kl += weight * (log_probs[text] - sum(ref for _, ref in steps))
+    assert known.objective == pytest.approx(objective, abs=1e-9)
+    assert known.kl == pytest.approx(kl, abs=1e-9)
+    assert known.objective == pytest.approx(known.score - beta * known.kl, abs=1e-9)
+    other = exact.evaluate(known.tree, RandomPolicy(len(arguments["tokenizer"]), seed + 1))  # negative control
+    assert known.tree.num_texts <= prompts or other.objective != pytest.approx(objective, abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(toy=toys, seed=st.integers(0, 99))
+def test_the_gap_to_the_optimum_is_a_kl(toy: dict[str, Any], seed: int) -> None:
+    """J* - J(pi) = beta E_x KL(pi || pi*), within 1e-6; with another beta it is not."""
+    env = gym.make("textenv/Toy-v0", **toy)
+    solution, known = exact.solve(env), exact.evaluate(env, RandomPolicy(toy["vocab_size"], seed))
+    log_pi = known.tree.text_log_probs(known.log_probs)
+    kl = (np.exp(log_pi) * (log_pi - solution.log_probs)).sum() / toy["num_prompts"]
+    assert kl > 1e-3
+    assert solution.objective - known.objective == pytest.approx(toy["kl_coef"] * kl, abs=1e-6)
+    assert solution.objective - known.objective != pytest.approx(1.1 * toy["kl_coef"] * kl, abs=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 99))
+def test_values_are_consistent(arguments: dict[str, Any], seed: int) -> None:
+    """V = sum pi Q, A = Q - V, sum pi A = 0, Q = r + V(s'), visits flow from parent to child, J = mean V(s_0)."""
+    policy = RandomPolicy(len(arguments["tokenizer"]), seed)
+    known = exact.evaluate(TextProcess(**arguments), policy)
+    tree, probs = known.tree, np.exp(known.log_probs)
+    taken = np.where(probs > 0, probs, 0.0)
+    allowed = tree.child != -2
+    q_values = np.where(allowed, known.q_values, 0.0)
+    assert np.isneginf(known.q_values[~allowed]).all() and not probs[~allowed].any()
+    assert (taken * q_values).sum(axis=1) == pytest.approx(known.values, abs=1e-9)
+    assert known.advantages[allowed] == pytest.approx((known.q_values - known.values[:, None])[allowed])
+    assert (taken * np.where(allowed, known.advantages, 0.0)).sum(axis=1) == pytest.approx(0.0, abs=1e-9)
+    parent, action = np.nonzero(tree.child >= 0)
+    assert known.visits[tree.child[parent, action]] == pytest.approx(known.visits[parent] * probs[parent, action])
+    ends = np.nonzero(tree.child == -1)
+    assert (known.visits[ends[0]] * probs[ends]).sum() == pytest.approx(1.0)
+    assert known.objective == pytest.approx(known.values[tree.levels[0]].mean())
+    # Q(s, a) is what stepping pays, plus V of where it leads
+    env, rng = make(arguments, policy=policy), np.random.default_rng(seed)
+    for state in rng.integers(len(tree.prompt), size=5):
+        answer = [int(t) for t in tree.tokens[state] if t >= 0]
+        for token in np.flatnonzero(allowed[state]):
+            env.reset(options={"prompt": int(tree.prompt[state]), "response": answer})
+            _, reward, terminated, _, _ = env.step(int(token))
+            after = 0.0 if terminated else known.values[tree.child[state, token]]
+            assert known.q_values[state, token] == pytest.approx(reward + after, abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(arguments=tasks())
+def test_the_best_policy_and_the_reference_score_what_is_said_of_them(arguments: dict[str, Any]) -> None:
+    """J(pi*) = J*, J(pi_ref) = reference_objective <= J*, with beta = 0 too; no random policy is better than pi*."""
+    process = TextProcess(**arguments)
+    solution = exact.solve(process)
+    tree = solution.tree
+
+    def best(input_ids: Any, attention_mask: Any) -> Any:
+        known = {row.tobytes(): i for i, row in enumerate(np.hstack(tree.observations(slice(None))))}
+        rows = [known[row.tobytes()] for row in np.hstack([input_ids, attention_mask])]
+        return np.maximum(solution.action_log_probs[rows], -1e9)
+
+    assert exact.evaluate(tree, best).objective == pytest.approx(solution.objective, abs=1e-4)
+    assert exact.evaluate(tree, best).objective == pytest.approx(solution.objective, abs=1e-9) or process.kl_coef == 0
+    reference = exact.evaluate(tree, process.reference.log_probs)
+    assert reference.objective == pytest.approx(solution.reference_objective, abs=1e-9)
+    assert reference.kl == pytest.approx(0.0, abs=1e-9)
+    for seed in range(3):
+        other = exact.evaluate(tree, RandomPolicy(process.vocab_size, seed, scale=3.0)).objective
+        assert other <= solution.objective + 1e-9
+    assert np.exp(tree.text_log_probs(solution.action_log_probs)).sum() == pytest.approx(len(process.prompts.texts))
+
+
+def test_without_a_kl_the_best_answer_takes_all() -> None:
+    """beta = 0: J* is the mean over prompts of the best score, and pi* puts all its mass there."""
+    env = gym.make("textenv/Toy-v0", kl_coef=0.0, vocab_size=4, max_new_tokens=3)
+    texts = all_texts(env)
+    solution = exact.solve(env)
+    best = [max((sum(r for r, _ in steps), text) for text, steps in texts.items() if text[0] == p) for p in (0, 1)]
+    assert solution.objective == pytest.approx(np.mean([score for score, _ in best]))
+    probs = named(solution.tree, np.exp(solution.log_probs))
+    assert {text for text, prob in probs.items() if prob > 0.5} == {text for _, text in best}
+
+
+def test_potential_based_shaping_leaves_the_best_policy_where_it_is() -> None:
+    """With gamma = 1 a potential shifts J* by -E Phi(s_0) and pi* not at all; a length penalty moves pi*."""
+    arguments = {"vocab_size": 4, "max_new_tokens": 3, "num_prompts": 3, "task_seed": 5}
+    plain = exact.solve(gym.make("textenv/Toy-v0", **arguments))
+    shaped = exact.solve(gym.make("textenv/Toy-v0", **arguments, shaping=[potential_based(hashed_potential)]))
+    moved = exact.solve(gym.make("textenv/Toy-v0", **arguments, shaping=[length_penalty(0.1)]))
+    prompts = plain.tree.process.prompts
+    first = hashed_potential(prompts.input_ids, prompts.attention_mask).mean()
+    assert shaped.objective == pytest.approx(plain.objective - first)
+    assert shaped.log_probs == pytest.approx(plain.log_probs, abs=1e-8)
+    assert abs(shaped.values - plain.values).max() > 0.1  # the values do move, by -Phi(s)
+    assert abs(moved.log_probs - plain.log_probs).max() > 0.05
+
+
+# -- size --------------------------------------------------------------------------------------------------------------
+
+
+def refused_cheaply(task: TextProcess, match: str, **arguments: Any) -> None:
+    """solve(task) is refused with a message, before 50 MB are spent."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(exact.TreeTooLarge, match=match):
+            exact.solve(task, **arguments)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tree_too_large_is_refused_before_memory_is_spent() -> None:
+    """A dense tree is refused with its size and the limit; its size is right where it can be counted."""
+    tokenizer = WordTokenizer([f"w{i}" for i in range(49)])
+    large = TextProcess(tokenizer, ["w1"], zero, max_new_tokens=20)
+    refused_cheaply(large, r"about 10\^33 texts.*1 prompts.*50 tokens.*up to 20.*limit is 2,000,000.*lower")
+    small = TextProcess(**words(max_new_tokens=4))
+    texts = exact.solve(small).tree.num_texts
+    refused_cheaply(small, rf"has {texts} texts.*limit is {texts - 1}", max_texts=texts - 1)
+    assert exact.solve(small, max_texts=texts).tree.num_texts == texts
+
+
+def test_the_size_of_any_tree_can_be_said() -> None:
+    """Also a number of texts with thousands of digits is written in a message, not in full."""
+    tokenizer = WordTokenizer([f"w{i}" for i in range(49)])
+    refused_cheaply(TextProcess(tokenizer, ["w1"], zero, max_new_tokens=4000), r"about 10\^6\d\d\d texts")
+
+
+def test_a_sparse_tree_too_large_is_refused_where_it_grows_too_large() -> None:
+    """A sparse tree's size is not known beforehand: it is refused at the token where it passes the limit."""
+    probs = np.r_[np.full(10, 0.1), np.zeros(10)]
+    with np.errstate(divide="ignore"):
+        reference = TableReference(np.log(probs))
+    arguments = {"reference": reference, "max_new_tokens": 30}
+    process = TextProcess(WordTokenizer([f"w{i}" for i in range(19)]), ["w1"], zero, **arguments)
+    refused_cheaply(process, r"more than .* texts \(already at token 4 of 30\), the limit is 2,000", max_texts=2_000)
+
+
+# -- policy_gradient ---------------------------------------------------------------------------------------------------
+
+
+class TablePolicy(torch.nn.Module):
+    """A logit for every state and token, float64; states are told apart by what is observed."""
+
+    def __init__(self, tree: exact.Tree, seed: int) -> None:
+        super().__init__()
+        self.rows = {row.tobytes(): i for i, row in enumerate(np.hstack(tree.observations(slice(None))))}
+        generator = torch.Generator().manual_seed(seed)
+        self.logits = torch.nn.Parameter(torch.randn(tree.child.shape, generator=generator, dtype=torch.float64))
+        self.unused = torch.nn.Parameter(torch.ones(2))
+
+    def next_token_logits(self, input_ids: Any, attention_mask: Any) -> torch.Tensor:
+        """Logits [B, V]."""
+        return self.logits[[self.rows[row.tobytes()] for row in np.hstack([input_ids, attention_mask])]]
+
+
+def differentiable_objective(env: Any, policy: TablePolicy, beta: float) -> torch.Tensor:
+    """J(pi) = mean over prompts, sum over texts of pi(y|x) (r - beta log(pi / pi_ref)), with gradients."""
+    total = torch.zeros((), dtype=torch.float64)
+    for (prompt, answer), steps in all_texts(env).items():
+        log_prob = torch.zeros((), dtype=torch.float64)
+        for t, token in enumerate(answer):
+            observation, info = env.reset(options={"prompt": prompt, "response": list(answer[:t])})
+            logits = policy.next_token_logits(observation["input_ids"][None], observation["attention_mask"][None])[0]
+            allowed = torch.as_tensor(info["action_mask"] == 1)
+            log_prob = log_prob + logits[token] - logits[allowed].logsumexp(0)
+        # the unbound environment pays score + shaping + beta log pi_ref
+        total = total + log_prob.exp() * (sum(reward for reward, _ in steps) - beta * log_prob)
+    return total / len(env.unwrapped.prompts)
+
+
+@settings(max_examples=8, deadline=None)
+@given(arguments=tasks(max_vocab=4, max_tokens=3), seed=st.integers(0, 99))
+def test_policy_gradient_equals_autograd(arguments: dict[str, Any], seed: int) -> None:
+    """The exact gradient, made of visits and advantages, is that of autograd through J written as a sum over texts."""
+    process = TextProcess(**arguments)
+    policy = TablePolicy(enumerate_tree(process), seed)
+    beta = arguments["kl_coef"]
+    objective = differentiable_objective(make(arguments), policy, beta)
+    objective.backward()
+    assert exact.evaluate(process, policy).objective == pytest.approx(objective.item(), abs=1e-6)
+    gradient = exact.policy_gradient(process, policy)
+    torch.testing.assert_close(gradient["logits"], policy.logits.grad, rtol=0, atol=1e-6)
+    assert gradient.keys() == {"logits", "unused"} and not gradient["unused"].any()
+
+
+def test_the_gradient_test_notices_another_gradient() -> None:
+    """Negative control: the gradient without the KL, and that of another policy, are not the gradient of J."""
+    arguments = words(3, prompts=["a", "b b"], max_new_tokens=2, reference=random_reference(3, 0, sparse=False))
+    process = TextProcess(**arguments)
+    policy = TablePolicy(enumerate_tree(process), 0)
+    differentiable_objective(make(arguments), policy, 0.5).backward()
+    without_kl = exact.policy_gradient(TextProcess(**arguments | {"kl_coef": 0.0}), policy)
+    other = exact.policy_gradient(process, TablePolicy(enumerate_tree(process), 1))
+    for wrong in (without_kl["logits"], other["logits"]):
+        assert (wrong - policy.logits.grad).abs().max() > 1e-3
+
+
+def test_small_steps_along_the_gradient_lead_to_the_optimum() -> None:
+    """Gradient ascent on the exact gradient climbs to J*: the two oracles agree on what is best."""
+    arguments = words(3, prompts=["a"], max_new_tokens=2, kl_coef=1.0, shaping=SHAPING[1:2])
+    tree = enumerate_tree(TextProcess(**arguments))
+    policy, solution = TablePolicy(tree, 0), exact.solve(TextProcess(**arguments))
+    before = exact.evaluate(tree, policy).objective
+    for _ in range(300):
+        policy.logits.data += exact.policy_gradient(tree, policy)["logits"]
+    assert before < solution.objective - 0.05
+    assert exact.evaluate(tree, policy).objective == pytest.approx(solution.objective, abs=1e-4)
+
+
+def test_log_softmax_of_the_tests_is_one() -> None:
+    """The tests' own oracle of a masked softmax, on numbers done by hand."""
+    assert np.exp(log_softmax(np.log([1.0, 2.0, 5.0]), np.array([True, True, False]))) == pytest.approx(
+        [1 / 3, 2 / 3, 0]
+    )

@@ -1,0 +1,202 @@
+"""Row i of `TextVectorEnv` is a single environment: Gymnasium's SyncVectorEnv, a loop over envs, is the oracle."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tasks import PROMPTS, RandomPolicy, assert_same, letter_values, make, random_reference, stories, tasks, words
+from textenv import TextProcess, TextVectorEnv
+
+MODES = list(AutoresetMode)
+
+
+def told(info: dict[str, Any]) -> dict[str, Any]:
+    """A vector info with only what its masks say is there: `{key: (rows, values of these rows)}`."""
+    rows: dict[str, Any] = {}
+    for key, values in info.items():
+        if f"_{key}" in info:
+            mask = info[f"_{key}"]
+            rows[key] = (mask, told(values) if isinstance(values, dict) else values[mask])
+    assert {*rows, *(f"_{key}" for key in rows)} == set(info), "every key comes with its mask"
+    return rows
+
+
+def both(arguments: dict[str, Any], num_envs: int, mode: AutoresetMode, policy: Any = None) -> list[Any]:
+    """The arrays, and the loop over single environments."""
+    return [
+        TextVectorEnv(TextProcess(**arguments), num_envs, autoreset_mode=mode, policy=policy),
+        SyncVectorEnv([partial(make, arguments, policy=policy)] * num_envs, autoreset_mode=mode),
+    ]
+
+
+def compare(pair: list[Any], seed: int, steps: int, atol: float = 0.0, seeds: Any = None) -> int:
+    """Both environments say the same along random legal actions; returns the number of texts that ended."""
+    rng, ended = np.random.default_rng(seed), 0
+
+    def agree(said: list[Any]) -> dict[str, Any]:
+        assert_same(*([*answer[:-1], told(answer[-1])] for answer in said), atol=atol)
+        info: dict[str, Any] = said[0][-1]
+        return info
+
+    info = agree([envs.reset(seed=seed if seeds is None else seeds) for envs in pair])
+    for _ in range(steps):
+        keys = rng.random(info["action_mask"].shape)
+        actions = np.where(info["action_mask"] == 1, keys, -1.0).argmax(axis=1)
+        said = [envs.step(actions) for envs in pair]
+        info, terminated = agree(said), said[0][2]
+        ended += int(terminated.sum())
+        if pair[0].autoreset_mode == AutoresetMode.DISABLED and terminated.any():
+            whole = agree([envs.reset(options={"reset_mask": terminated.copy()}) for envs in pair])
+            info = {"action_mask": np.where(terminated[:, None], whole["action_mask"], info["action_mask"])}
+    return ended
+
+
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=25, deadline=None)
+@given(arguments=tasks(), num_envs=st.integers(1, 4), seed=st.integers(0, 2**32), bound=st.booleans())
+def test_rows_equal_single_envs(
+    mode: AutoresetMode, arguments: dict[str, Any], num_envs: int, seed: int, bound: bool
+) -> None:
+    """Observations, rewards, ends and infos (final_obs and final_info too) equal those of single environments."""
+    policy = RandomPolicy(len(arguments["tokenizer"]), seed % 100) if bound else None
+    ended = compare(both(arguments, num_envs, mode, policy), seed, steps=9)
+    assert ended or arguments["max_new_tokens"] > 9
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_equal_single_envs_on_a_real_model(mode: AutoresetMode, assets: Path) -> None:
+    """The same on a Llama with a KV cache, prompts of different lengths, rows that begin anew at different times."""
+    arguments = stories(assets, max_new_tokens=3)
+    every_third = [i for i in range(512) if i % 3 == 0]  # ends come early, in some rows
+    assert compare(both(arguments | {"eos_token_id": every_third}, 3, mode), seed=4, steps=9, atol=1e-4) >= 4
+
+
+@pytest.mark.parametrize("seeds", [[7, 7, 1], [2**63, 2**64 - 1, 0]])
+def test_a_list_of_seeds_seeds_the_rows(seeds: list[int]) -> None:
+    """reset(seed=[...]) gives row i the prompts of a single environment with seed i."""
+    compare(both(words(), 3, AutoresetMode.NEXT_STEP), seed=0, steps=9, seeds=seeds)
+
+
+def test_rows_draw_their_prompts_independently() -> None:
+    """Rows seeded s, s + 1, ... share no stream of prompts, not even one shifted by a few texts."""
+    envs = TextVectorEnv(TextProcess(**words()), 40)
+    drawn = []
+    for i in range(40):
+        envs.reset(seed=0 if i == 0 else None)
+        drawn.append(envs.slots.texts.prompt.copy())
+    prompts = np.array(drawn)  # [text, row]
+    for shift in range(3):  # 1,600 draws among 4 prompts: equal by chance in a quarter of the cases
+        equal = (prompts[shift:, :-1] == prompts[: 40 - shift, 1:]).mean()
+        assert 0.19 < equal < 0.31, shift
+    assert (np.bincount(prompts.ravel(), minlength=4) > 320).all()
+
+
+def test_options_start_every_row_in_the_state_that_they_name() -> None:
+    """reset(options=...) puts all rows into one state, or the masked rows only."""
+    for mask in (None, np.array([True, False, True])):
+        pair = both(words(), 3, AutoresetMode.DISABLED)
+        for envs in pair:
+            envs.reset(seed=0)
+        options = {"prompt": "b a b", "response": "b"} | ({} if mask is None else {"reset_mask": mask})
+        said = [envs.reset(options=dict(options)) for envs in pair]
+        assert_same(*([answer[0], told(answer[1])] for answer in said))
+        assert_same(*([*answer[:-1], told(answer[-1])] for answer in (envs.step(np.array([1, 2, 3])) for envs in pair)))
+
+
+def off_by_a_bit(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+    """Wrong in the second row of a batch only."""
+    return [score + 1e-9 * (row == 1) for row, score in enumerate(letter_values(prompts, completions, completion_ids))]
+
+
+def test_the_comparison_notices_a_wrong_row() -> None:
+    """Negative control: scores that are off in one row, other seeds, and a missing info key are each noticed."""
+    right = words(max_new_tokens=1)
+    for arguments, shift in ((right | {"reward": off_by_a_bit}, 0), (right, 1)):
+        pair = [both(arguments, 3, MODES[0])[0], both(right, 3, MODES[0])[1]]
+        reset = pair[0].reset
+        pair[0].reset = lambda seed, reset=reset, shift=shift: reset(seed=seed + shift)
+        with pytest.raises(AssertionError):
+            compare(pair, seed=0, steps=4)
+    pair = both(right, 2, MODES[0])
+    pair[0]._end = lambda *_: {}
+    with pytest.raises(AssertionError, match="score"):
+        compare(pair, seed=0, steps=4)
+
+
+class Counting:
+    """Counts how often something is called, and with how many rows."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.calls = inner, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The reward function or the policy."""
+        self.calls.append(len(args[0] if args else kwargs["prompts"]))
+        return self.inner(*args, **kwargs)
+
+    def log_probs(self, input_ids: Any, attention_mask: Any) -> Any:
+        """The reference."""
+        self.calls.append(len(input_ids))
+        return self.inner.log_probs(input_ids, attention_mask)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_envs", [1, 2, 50])
+def test_one_call_a_step_however_many_rows(mode: AutoresetMode, num_envs: int) -> None:
+    """A step asks reference, policy and reward once each, with all rows (the reward: with all texts that ended)."""
+    reference, reward = Counting(random_reference(4, 0, sparse=False)), Counting(letter_values)
+    policy = Counting(RandomPolicy(4))
+    process = TextProcess(**words(reference=reference, reward=reward, max_new_tokens=2))
+    envs = TextVectorEnv(process, num_envs, autoreset_mode=mode, policy=policy)
+    reference.calls.clear()
+    envs.reset(seed=0)
+    assert reference.calls == [num_envs] and not policy.calls
+    for step in (1, 2):
+        envs.step(np.full(num_envs, 1))
+        everything_ended = step == 2 and mode != AutoresetMode.SAME_STEP  # then there is nothing to ask
+        assert reference.calls == [num_envs] * (step + 1 - everything_ended)
+        assert policy.calls == [num_envs] * step
+        assert reward.calls == [num_envs] * (step == 2)
+
+
+def test_rows_do_not_see_each_other() -> None:
+    """What a row is paid depends neither on the prompts beside it nor on their lengths."""
+    arguments = words(reference=random_reference(4, 3, sparse=False), prompts=PROMPTS)
+    envs = TextVectorEnv(TextProcess(**arguments), 8)
+    observation, _ = envs.reset(seed=1)
+    assert len(set(observation["attention_mask"].sum(axis=1))) == 3
+    taken = [np.random.default_rng(t).integers(1, 4, size=8) for t in range(3)]
+    paid = np.stack([envs.step(actions)[1] for actions in taken])
+    for row in range(8):
+        alone = make(arguments)
+        seen, _ = alone.reset(options={"prompt": [t for t in observation["input_ids"][row] if t]})
+        assert seen["input_ids"].tolist() == observation["input_ids"][row].tolist()
+        assert [alone.step(int(actions[row]))[1] for actions in taken] == paid[:, row].tolist()
+    assert len(np.unique(paid.sum(axis=0))) > 4  # negative control: the rows do differ
+
+
+def test_what_was_returned_is_not_changed_later() -> None:
+    """Observations, masks and infos that were handed out stay as they are when the environment goes on."""
+    for sparse in (False, True):
+        arguments = words(reference=random_reference(4, 1, sparse=sparse))
+        for mode in MODES[:2]:
+            envs = TextVectorEnv(TextProcess(**arguments), 3, autoreset_mode=mode)
+            observation, info = envs.reset(seed=0)
+            kept, before = [], []
+            for _ in range(6):
+                kept.append((observation, info))
+                before.append(({k: v.copy() for k, v in observation.items()}, {k: v.copy() for k, v in info.items()}))
+                actions = info["action_mask"].argmax(axis=1)
+                observation, _, _, _, info = envs.step(actions)
+            assert_same(kept, before)
