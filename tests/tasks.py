@@ -36,6 +36,10 @@ def zero(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) ->
     return [0.0] * len(prompts)
 
 
+def forgetful(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> None:
+    """A reward function without a return."""
+
+
 def text_hash(input_ids: Any, attention_mask: Any) -> np.ndarray:
     """A number in 0 .. 9999 for each text [B], whatever its padding."""
     ids, mask = np.asarray(input_ids), np.asarray(attention_mask)

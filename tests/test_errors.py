@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tests.tasks import assert_same, count_words, make, random_reference, stories, words, zero
+from tests.tasks import assert_same, count_words, forgetful, make, random_reference, stories, words, zero
 from textenv import InvalidAction, TableReference, TextEnv, TextProcess, TextVectorEnv, WordTokenizer, exact
 from textenv.shaping import length_penalty
 from textenv.testing import play
@@ -30,6 +30,8 @@ SPARSE = TableReference(np.array([-np.inf, np.log(0.5), np.log(0.5), -np.inf]))
         ({"prompts": ["a", 7]}, "must be a string, got 7"),
         ({"prompts": [{"prompt": "a", "x": 1}, {"prompt": "b"}]}, "prompt 1: .*first one's fields.*'x'.*got .*'b'"),
         ({"prompts": [{"text": "a"}]}, "field 'prompt'.*got .*'text'"),
+        ({"prompts": [{"prompt": "a", "completions": "b"}]}, "'completions' is an argument of every reward; rename"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, at least 1, got 2.5"),
         (
             {"prompts": ["a", "a b a"], "max_prompt_length": 2},
             "'a b a' has 3 tokens.* 2 .*max_prompt_length",
@@ -397,3 +399,25 @@ def test_messages_end_well() -> None:
     with pytest.raises(ValueError) as error:
         TextProcess(**words(kl_coef=-3.25))
     assert len(re.findall(re.escape("-3.25"), str(error.value))) == 1 and "\n" not in str(error.value)
+
+
+def test_a_reward_that_forgets_to_return() -> None:
+    """It is named, and the environment stays where it was."""
+    env = make(words(reward=forgetful))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"'forgetful' must return one score a text, got None: no return\?"):
+        env.step(0)
+
+
+def test_a_list_of_seeds_needs_one_a_row() -> None:
+    """Too few are refused; None leaves a row's stream as it is."""
+    envs = gym.make_vec("textenv/TajMahal-v0", num_envs=3)
+    with pytest.raises(ValueError, match="one a row: 3, got 2"):
+        envs.reset(seed=[1, 2])
+    envs.reset(seed=[5, 6, 7])
+    second, _ = envs.reset()
+    envs.reset(seed=[5, 6, 7])
+    third, _ = envs.reset(seed=[5, None, None])
+    again, _ = gym.make("textenv/TajMahal-v0").reset(seed=5)
+    assert_same(third["input_ids"][0], again["input_ids"])
+    assert_same(third["input_ids"][1:], second["input_ids"][1:])
