@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from agents.policy import TransformerPolicy
-from agents.rollout import Rollout, collect, new_generator, process_of
+from agents.rollout import Rollout, collect, new_generator
+from textenv.process import process_of
 
 Metrics = dict[str, float]
 
@@ -77,17 +78,17 @@ class Agent:
         progress_bar: bool = False,
         reset_num_timesteps: bool = True,
     ) -> Self:
-        """Collect and train until `total_timesteps` tokens were written (the last batch is finished).
+        """Collect and train until `total_timesteps` more tokens were written (the last batch is finished).
 
         Args:
-            total_timesteps: tokens, over the whole of learning; with `reset_num_timesteps=False` those of earlier calls
-                count.
+            total_timesteps: tokens to write in this call.
             callback: called after each update with the agent, the answers and the metrics; False stops learning.
             progress_bar: show one.
-            reset_num_timesteps: start counting from zero.
+            reset_num_timesteps: count from zero, rather than on from where the last call stopped.
         """
         if reset_num_timesteps:
             self.num_timesteps = self.num_updates = 0
+        total_timesteps += self.num_timesteps
         bar = tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=not progress_bar)
         with bar:
             while self.num_timesteps < total_timesteps:
@@ -164,7 +165,11 @@ class Agent:
         content = {"agent": type(self).__name__, "settings": settings, **counts}
         (path / "agent.json").write_text(json.dumps(content, indent=2) + "\n")
         torch.save(
-            {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()},
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "generator_device": self.generator.device.type,
+            },
             path / "training_state.pt",
         )
 
@@ -186,14 +191,14 @@ class Agent:
             raise ValueError(f"{str(path)!r} holds no saved agent (no agent.json); pass the folder given to save().")
         saved = json.loads((path / "agent.json").read_text())
         if saved["agent"] != cls.__name__:
-            raise ValueError(f"{str(path)!r} holds a {saved['agent']}, not a {cls.__name__}.")
+            raise ValueError(f"{str(path)!r} holds the agent {saved['agent']}, not {cls.__name__}.")
         policy = TransformerPolicy.from_pretrained(path).to(device)
         agent = cls(policy, env, **(saved["settings"] | settings))
         state = torch.load(path / "training_state.pt", map_location=device, weights_only=True)
         agent.optimizer.load_state_dict(state["optimizer"])
         for group in agent.optimizer.param_groups:
             group["lr"] = agent.learning_rate
-        if agent.generator.device.type == "cpu":
+        if agent.generator.device.type == state["generator_device"]:  # their states cannot be exchanged
             agent.generator.set_state(state["generator"].cpu())
         agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
         return agent

@@ -45,8 +45,8 @@ def clipped_surrogate_loss(
         clip_range: eps; None is the importance-weighted loss without a clip, - sum_t rho_t A_t.
 
     Returns:
-        The loss, and what is worth watching: `ratio` (the largest |rho - 1| is how far off policy the batch is),
-        `approxkl` (k3 estimate of KL(pi_old || pi) a token) and `clipfrac` (share of tokens where the clip binds).
+        The loss, and what is worth watching, a token: `val/ratio`, the mean of rho; `val/ratio_error_max`, its largest
+        distance from 1; `policy/approxkl_avg`, KL(pi_old || pi) by k3; `policy/clipfrac_avg`, where the clip binds.
     """
     advantages = advantages.detach()
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)

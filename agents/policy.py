@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from textenv.causal_lm import CausalLMReference, answer_logits, pack_left, position_ids
-from textenv.process import TextProcess
+from textenv.process import process_of
 
 
 class ActionEvaluation(NamedTuple):
@@ -70,12 +70,13 @@ class TransformerPolicy(nn.Module):
     ) -> TransformerPolicy:
         """The policy that starts at the environment's reference, KL < 1e-3.
 
-        A language-model reference is copied. For a table a small GPT-2 is made and trained to imitate it (seconds on a
+        A language-model reference is copied (with a temperature other than 1 the copy is at that temperature, and so no
+        longer at the reference). For a table a small GPT-2 is made and trained to imitate it (seconds on a
         toy); `hidden_size`, `num_hidden_layers`, `num_attention_heads` and `seed` are its.
         """
         from agents.imitation import imitate
 
-        process: TextProcess = env.unwrapped.process
+        process = process_of(env)
         if isinstance(process.reference, CausalLMReference):
             model = copy.deepcopy(process.reference.model).requires_grad_(True)
             return cls(model, vocab_size=process.vocab_size, temperature=temperature, separate_critic=separate_critic)
@@ -153,10 +154,14 @@ class TransformerPolicy(nn.Module):
 
     def log_softmax(self, logits: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """log pi(.|s) in float32, [..., V], from the model's logits; -inf where `action_mask` is False."""
-        scaled = logits[..., : self.vocab_size].float() / self.temperature
+        scaled = self._scaled(logits)
         if action_mask is not None:
             scaled = scaled.masked_fill(~action_mask, -torch.inf)
-        return scaled.log_softmax(dim=-1)
+        return scaled.log_softmax(dim=-1).float()
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        return logits[..., : self.vocab_size].to(precise) / self.temperature
 
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
         """Logits over temperature, [B, V], of the next token of texts [B, L] (arrays or tensors, blanks anywhere).
@@ -169,8 +174,7 @@ class TransformerPolicy(nn.Module):
         output = self.model(
             input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False, logits_to_keep=1
         )
-        logits: Tensor = output.logits[:, -1, : self.vocab_size].float() / self.temperature
-        return logits
+        return self._scaled(output.logits[:, -1])
 
     def evaluate_actions(
         self,
@@ -201,4 +205,6 @@ class TransformerPolicy(nn.Module):
             hidden = self.critic(
                 input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
             ).last_hidden_state
-        return ActionEvaluation(log_probs, self.value_head(hidden[:, -num_tokens:].float()).squeeze(2))
+        return ActionEvaluation(
+            log_probs, self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
+        )

@@ -17,15 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from agents.agent import Agent, Metrics
 from agents.losses import policy_gradient_loss
 from agents.returns import batch_mean, leave_one_out, reward_to_go
-from agents.rollout import Rollout, collect, process_of
-from textenv.process import Texts
+from agents.rollout import Rollout, collect, states_after
+from textenv.process import process_of
 
 
 @dataclass(eq=False)
@@ -85,7 +84,7 @@ class REINFORCE(Agent):
         if len(row) == 0:
             return q_values
         starts = states_after(process_of(self.env), rollout, row, time, self.num_continuations)
-        onward = collect(self.env, self.policy, len(starts), generator=self.generator, values=False, start=starts)
+        onward = collect(self.env, self.policy, generator=self.generator, values=False, start=starts)
         returns = reward_to_go(onward.rewards, onward.mask, self.gamma)
         first = (time + 1).repeat_interleave(self.num_continuations)
         sampled = returns.gather(1, first[:, None]).view(-1, self.num_continuations)
@@ -97,23 +96,3 @@ def goes_on(rollout: Rollout) -> Tensor:
     """bool [B, T]: the token was written and is not the answer's last."""
     after = torch.cat([rollout.mask[:, 1:], torch.zeros_like(rollout.mask[:, :1])], dim=1)
     return rollout.mask & after
-
-
-def states_after(process: object, rollout: Rollout, row: Tensor, time: Tensor, copies: int) -> Texts:
-    """The states s_{t+1} after token `time[i]` of answer `row[i]`, `copies` of each, side by side."""
-    process = process_of(process)
-    rows = row.repeat_interleave(copies).cpu().numpy()
-    lengths = (time + 1).repeat_interleave(copies).cpu().numpy()
-    texts = process.blank(len(rows))
-    width, horizon = process.prompt_width, rollout.num_tokens
-    prompt_columns = rollout.input_ids.shape[1] - horizon  # the rollout's prompts are cut to their longest
-    kept = np.arange(horizon) < lengths[:, None]
-    ids, attention = rollout.input_ids.cpu().numpy()[rows], rollout.attention_mask.cpu().numpy()[rows]
-    texts.input_ids[:, width - prompt_columns : width] = ids[:, :prompt_columns]
-    texts.attention_mask[:, width - prompt_columns : width] = attention[:, :prompt_columns]
-    texts.input_ids[:, width : width + horizon] = np.where(kept, ids[:, prompt_columns:], 0)
-    texts.attention_mask[:, width : width + horizon] = kept
-    texts.prompt[:] = rollout.prompt.cpu().numpy()[rows]
-    texts.prompt_text[:] = rollout.prompts[rows]
-    texts.time[:] = lengths
-    return texts

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agents.policy import TransformerPolicy
 from textenv.causal_lm import KVReader
-from textenv.process import TextProcess, Texts
+from textenv.process import TextProcess, Texts, process_of
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Rollout:
 def collect(
     env: Any,
     policy: TransformerPolicy,
-    n: int,
+    n: int = 1,
     *,
     num_generations: int = 1,
     generator: torch.Generator | None = None,
@@ -99,7 +99,7 @@ def collect(
         num_generations: answers a prompt; the n / num_generations prompts are drawn uniformly.
         generator: draws prompts and tokens; on the policy's device. By default a new one, seeded by the system.
         values: whether V is wanted.
-        start: begin in these states instead of at drawn prompts (n and num_generations are then not used).
+        start: begin in these states, one answer each, instead of at drawn prompts.
 
     Raises:
         ValueError: n is not a multiple of num_generations.
@@ -163,18 +163,23 @@ def values_of(policy: TransformerPolicy, rollout: Rollout) -> Tensor:
     return torch.where(rollout.mask, evaluation.values, 0.0)
 
 
-def process_of(env: Any) -> TextProcess:
-    """The process that an environment steps through.
-
-    Raises:
-        TypeError: not one of textenv's environments.
-    """
-    process = env if isinstance(env, TextProcess) else getattr(getattr(env, "unwrapped", env), "process", None)
-    if not isinstance(process, TextProcess):
-        raise TypeError(
-            f"Expected an environment of textenv (gym.make('textenv/...') or gym.make_vec), got {type(env).__name__}."
-        )
-    return process
+def states_after(process: TextProcess, rollout: Rollout, row: Tensor, time: Tensor, copies: int) -> Texts:
+    """The states s_{t+1} after token `time[i]` of answer `row[i]`, `copies` of each, side by side."""
+    rows = row.repeat_interleave(copies).cpu().numpy()
+    lengths = (time + 1).repeat_interleave(copies).cpu().numpy()
+    texts = process.blank(len(rows))
+    width, horizon = process.prompt_width, rollout.num_tokens
+    prompt_columns = rollout.input_ids.shape[1] - horizon  # the rollout's prompts are cut to their longest
+    kept = np.arange(horizon) < lengths[:, None]
+    ids, attention = rollout.input_ids.cpu().numpy()[rows], rollout.attention_mask.cpu().numpy()[rows]
+    texts.input_ids[:, width - prompt_columns : width] = ids[:, :prompt_columns]
+    texts.attention_mask[:, width - prompt_columns : width] = attention[:, :prompt_columns]
+    texts.input_ids[:, width : width + horizon] = np.where(kept, ids[:, prompt_columns:], 0)
+    texts.attention_mask[:, width : width + horizon] = kept
+    texts.prompt[:] = rollout.prompt.cpu().numpy()[rows]
+    texts.prompt_text[:] = rollout.prompts[rows]
+    texts.time[:] = lengths
+    return texts
 
 
 def new_generator(device: torch.device | str, seed: int | None = None) -> torch.Generator:
@@ -206,7 +211,7 @@ def _write(policy: TransformerPolicy, process: TextProcess, texts: Texts, genera
     is_eos = torch.as_tensor(process.is_eos, device=device)
     rows, live = torch.arange(len(ids), device=device), torch.ones(len(ids), dtype=torch.bool, device=device)
     log_probs = torch.zeros(len(ids), horizon, device=device)
-    stepwise = not hasattr(process.reference, "token_log_probs")
+    stepwise = not (process.full_support and hasattr(process.reference, "token_log_probs"))
     ref_log_probs = torch.zeros_like(log_probs)
     action_mask = None
     if not process.full_support:
@@ -234,6 +239,6 @@ def _write(policy: TransformerPolicy, process: TextProcess, texts: Texts, genera
         live = live & ~is_eos[token] & (time < horizon)
         if not live.any():
             break
-        logits = reader.append(token).logits[:, -1]
+        logits = reader.append(token, live).logits[:, -1]
     sampled = {"input_ids": ids, "attention_mask": attention, "log_probs": log_probs, "action_mask": action_mask}
     return sampled | ({"ref_log_probs": ref_log_probs} if stepwise else {})

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from agents import TransformerPolicy
 from experiments.compare import CompareConfig, compare
-from experiments.config import TrialConfig, open_folder, read_config
+from experiments.config import FlagError, TrialConfig, open_folder, read_config
 from experiments.evaluation import Yardstick, read_answers, share_of_optimum
 from experiments.trial import initial_policy, run_trial
 
@@ -34,7 +34,7 @@ class Run:
         """Its flags and its policy."""
         config = read_config(self.run, TrialConfig)
         if not (self.run / "checkpoint").is_dir():
-            raise ValueError(f"{str(self.run)!r} holds no checkpoint yet.")
+            raise FlagError(f"{str(self.run)!r} holds no checkpoint yet.")
         return config, TransformerPolicy.from_pretrained(self.run / "checkpoint").to(self.device)
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     }
     try:
         commands[type(config)](config)
-    except ValueError as error:
+    except FlagError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
         sys.exit(2)
 

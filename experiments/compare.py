@@ -17,7 +17,7 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers.utils import logging
 
-from experiments.config import AgentFlags, AgentName, TrialConfig, open_folder
+from experiments.config import AgentFlags, AgentName, FlagError, TrialConfig, open_folder
 from experiments.evaluation import Yardstick, read_answers
 from experiments.report import Summaries, report
 from experiments.trial import SHOWN_PROMPTS, initial_policy, run_trial
@@ -47,7 +47,7 @@ class CompareConfig(AgentFlags):
 def compare(config: CompareConfig) -> Path:
     """Run every trial, then print and write the report. Returns the folder."""
     if not config.agents or not config.seeds:
-        raise ValueError("compare needs at least one of --agents and one of --seeds.")
+        raise FlagError("compare needs at least one of --agents and one of --seeds.")
     env = config.make_env()  # bad flags are found here, before anything is written
     folder = open_folder(config, f"compare-{config.env.split('/')[-1]}", time.strftime("%Y%m%d-%H%M%S"))
     console = Console()
@@ -97,8 +97,10 @@ def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial
                     summary, trial = future.result(), futures[future]
                     bar.write(_line(trial, summary))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            bar.write(f"stopped; go on with the same flags and --out {folder} --resume")
+            bar.write(
+                f"stopped; trials that run are finished first. Go on with the same flags and --out {folder} --resume"
+            )
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
         return [future.result() for future in futures]
 

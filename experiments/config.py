@@ -24,6 +24,10 @@ AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "actor_critic": ActorC
 AgentName = Literal["reinforce", "actor_critic", "ppo"]
 
 
+class FlagError(ValueError):
+    """Flags that do not fit: told to the user in a line, without a traceback."""
+
+
 def _settings(agent: type[Agent]) -> type[Any]:
     """The agent's own hyperparameters as a dataclass, so that they become flags with its docstrings as help."""
     shared = {f.name for f in dataclasses.fields(TrainFlags)} | {"policy", "env", "seed"}
@@ -69,7 +73,7 @@ class EnvFlags:
         """The batched environment that the flags name.
 
         Raises:
-            ValueError: flags that do not fit, before anything is loaded.
+            FlagError: flags that do not fit, before anything is loaded.
         """
         arguments: dict[str, Any] = dict(self.env_args)
         if self.max_new_tokens is not None:
@@ -79,14 +83,17 @@ class EnvFlags:
         if self.env == "textenv/Text-v0":
             arguments |= self._text_arguments()
         elif given := [name for name in ("model", "prompts", "reward") if getattr(self, name) is not None]:
-            raise ValueError(f"--{given[0]} is for --env textenv/Text-v0; {self.env} brings its own.")
-        return gym.make_vec(self.env, num_envs=1, **arguments)
+            raise FlagError(f"--{given[0]} is for --env textenv/Text-v0; {self.env} brings its own.")
+        try:
+            return gym.make_vec(self.env, num_envs=1, **arguments)
+        except (ValueError, TypeError, gym.error.Error) as error:
+            raise FlagError(f"{self.env}: {error}") from error
 
     def _text_arguments(self) -> dict[str, Any]:
         if self.model is None or self.prompts is None or self.reward is None:
-            raise ValueError("--env textenv/Text-v0 needs --model, --prompts and --reward.")
+            raise FlagError("--env textenv/Text-v0 needs --model, --prompts and --reward.")
         if not Path(self.prompts).is_file():
-            raise ValueError(f"The prompt file {self.prompts!r} does not exist.")
+            raise FlagError(f"The prompt file {self.prompts!r} does not exist.")
         reward = load_reward(self.reward)
         from transformers import AutoTokenizer
 
@@ -158,12 +165,12 @@ def load_reward(name: str) -> Any:
     module, _, function = name.rpartition(":")
     if not module:
         if name not in ("vader",):
-            raise ValueError(f"--reward must be 'vader' or module:function, got {name!r}.")
+            raise FlagError(f"--reward must be 'vader' or module:function, got {name!r}.")
         return getattr(textenv.rewards, name)
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--reward {name!r} could not be imported: {error}") from error
+        raise FlagError(f"--reward {name!r} could not be imported: {error}") from error
 
 
 def write_config(config: Any, folder: Path) -> None:
@@ -178,10 +185,10 @@ def read_config(folder: Path, kind: type[Any]) -> Any:
     """The flags in a folder's `config.json`, as a dataclass of this kind.
 
     Raises:
-        ValueError: the folder holds no run.
+        FlagError: the folder holds no run.
     """
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
+        raise FlagError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
     flags = json.loads((folder / "config.json").read_text())["flags"]
     nested = {"reinforce": REINFORCESettings, "actor_critic": ActorCriticSettings, "ppo": PPOSettings}
     for name, settings in nested.items():
@@ -201,25 +208,25 @@ def open_folder(config: Any, name: str, time: str) -> Path:
     """The folder of a run: new, or with `resume` the one whose flags are the same.
 
     Raises:
-        ValueError: the folder is in use, or holds a run with other flags.
+        FlagError: the folder is in use, or holds a run with other flags.
     """
     folder = Path(config.out) if config.out is not None else Path("runs") / f"{name}-{time}"
     if not (folder / "config.json").is_file():
         if config.resume:
-            raise ValueError(f"--resume: {str(folder)!r} holds no run to go on with; pass its folder as --out.")
+            raise FlagError(f"--resume: {str(folder)!r} holds no run to go on with; pass its folder as --out.")
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"--out {str(folder)!r} is not empty; choose another folder.")
+            raise FlagError(f"--out {str(folder)!r} is not empty; choose another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
         return folder
     if not config.resume:
-        raise ValueError(f"--out {str(folder)!r} holds a run; add --resume to go on with it, or choose another folder.")
+        raise FlagError(f"--out {str(folder)!r} holds a run; add --resume to go on with it, or choose another folder.")
     saved = json.loads((folder / "config.json").read_text())["flags"]
     given = plain(config)
     ignored = {"resume", "out", "num_workers", "device"}
     if changed := [key for key in given if key not in ignored and given[key] != saved.get(key)]:
         key = changed[0]
-        raise ValueError(
+        raise FlagError(
             f"--resume: the run in {str(folder)!r} has {key} = {saved.get(key)!r}, the flags say {given[key]!r}; "
             "resume with the same flags."
         )

@@ -98,9 +98,7 @@ def read_answers(
     texts = process.blank(len(prompts))
     for row, prompt in enumerate(prompts):
         texts.put(row, process.state(prompt))
-    rollout = collect(
-        env, policy, len(prompts), generator=new_generator(policy.device, seed), values=False, start=texts
-    )
+    rollout = collect(env, policy, generator=new_generator(policy.device, seed), values=False, start=texts)
     return [
         {"prompt": prompt, "answer": answer, "score": score, "kl": kl}
         for prompt, answer, score, kl in zip(

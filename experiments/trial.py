@@ -25,10 +25,9 @@ SHOWN_PROMPTS = 6
 def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPolicy:
     """The policy at the reference, where every trial of a run starts; kept in `folder`, since a toy's takes seconds."""
     if not (folder / "policy.json").is_file():
-        TransformerPolicy.for_env(env).save_pretrained(folder)
-    return TransformerPolicy.from_pretrained(
-        folder, temperature=config.temperature, separate_critic=config.separate_critic
-    ).to(config.device)
+        TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
+    policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
+    return policy.to(config.device)
 
 
 def run_trial(
@@ -62,7 +61,7 @@ def run_trial(
     progress(agent.num_timesteps)
 
     with TrialLog(config, folder, yardstick, agent, progress) as log:
-        agent.learn(config.total_timesteps, callback=log, reset_num_timesteps=False)
+        agent.learn(config.total_timesteps - agent.num_timesteps, callback=log, reset_num_timesteps=False)
         log.checkpoint()
         measured = yardstick.measure(agent.policy)
         answers = read_answers(env, agent.policy, list(range(min(SHOWN_PROMPTS, len(env.unwrapped.prompts)))))

@@ -176,6 +176,8 @@ class CausalLMReference:
     @torch.no_grad()
     def token_log_probs(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
         """log pi_ref of the tokens in the last T columns of texts [B, L], in one parallel pass. float32 [B, T]."""
+        home, device = input_ids.device, self.model.device
+        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
         rows = max(1, MAX_LOGITS // (num_tokens * self.config.vocab_size))
         chunks = []
         for start in range(0, len(input_ids), rows):
@@ -183,7 +185,7 @@ class CausalLMReference:
             logits = answer_logits(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
-        return torch.cat(chunks)
+        return torch.cat(chunks).to(home)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:
         """A copy of the weights; the cache stays behind."""

@@ -54,6 +54,7 @@ class Texts:
 
     def put(self, rows: Any, other: Texts) -> None:
         """Rows `rows` become those of `other` (one row of it serves for all), in place."""
+        rows = np.atleast_1d(rows)
         for name, values in vars(self).items():
             values[rows] = getattr(other, name)
 
@@ -330,6 +331,20 @@ class TextProcess:
             for name, values in self.prompts.columns.items()
         }
         return self.scorer(prompt_text.tolist(), completions, completion_ids, columns)
+
+
+def process_of(env: Any) -> TextProcess:
+    """The process that an environment steps through.
+
+    Raises:
+        TypeError: not one of textenv's environments.
+    """
+    process = env if isinstance(env, TextProcess) else getattr(getattr(env, "unwrapped", env), "process", None)
+    if not isinstance(process, TextProcess):
+        raise TypeError(
+            f"Expected an environment of textenv (gym.make('textenv/...') or gym.make_vec), got {type(env).__name__}."
+        )
+    return process
 
 
 PolicyFunction = Callable[[Any, Any], Any]

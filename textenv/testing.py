@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from textenv.process import Array
+from textenv.process import Array, process_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def play(env: gym.Env[Any, Any], prompt: Any, response: Any) -> Episode:
     Raises:
         ValueError: the response is empty or goes on after the end, or a token is masked (`InvalidAction`).
     """
-    process = env.unwrapped.process  # type: ignore[attr-defined]
+    process = process_of(env)
     tokens = process.encode_response(response).tolist()
     if isinstance(response, str) and len(tokens) < process.max_new_tokens and process.eos_token_ids:
         tokens.append(process.eos_token_ids[0])

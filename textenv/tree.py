@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.process import Array, TextProcess
+from textenv.process import Array, TextProcess, process_of
 
 MAX_TEXTS = 2_000_000
 BATCH = 4096  # states a call of the reference, the reward or the policy
@@ -94,7 +94,7 @@ def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
     Raises:
         TreeTooLarge: more than `max_texts` finished texts; said before memory is spent on them.
     """
-    process: TextProcess = env if isinstance(env, TextProcess) else env.unwrapped.process
+    process = process_of(env)
     _check_size(process, max_texts)
     num_prompts, horizon = len(process.prompts.texts), process.max_new_tokens
     prompt = np.arange(num_prompts)
