@@ -30,6 +30,12 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
     return policy.to(config.device)
 
 
+def shown_prompts(env: Any) -> list[int]:
+    """The prompts whose answers are shown, spread evenly over the environment's."""
+    count = len(env.unwrapped.prompts)
+    return np.linspace(0, count, min(SHOWN_PROMPTS, count), endpoint=False).astype(int).tolist()
+
+
 def run_trial(
     config: TrialConfig, folder: Path, initial: Path, progress: Callable[[int], None] = lambda tokens: None
 ) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def run_trial(
         agent.learn(config.total_timesteps - agent.num_timesteps, callback=log, reset_num_timesteps=False)
         log.checkpoint()
         measured = yardstick.measure(agent.policy)
-        answers = read_answers(env, agent.policy, list(range(min(SHOWN_PROMPTS, len(env.unwrapped.prompts)))))
+        answers = read_answers(env, agent.policy, shown_prompts(env))
         (folder / "samples.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
         summary = {
             "agent": config.agent,
