@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import queue
+import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ def compare(config: CompareConfig) -> Path:
         raise FlagError("compare needs at least one of --agents and one of --seeds.")
     env = config.make_env()  # bad flags are found here, before anything is written
     folder = open_folder(config, f"compare-{config.env.split('/')[-1]}", time.strftime("%Y%m%d-%H%M%S"))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to [bold]{folder}[/bold]")
     started = time.monotonic()
     console.print("the policy that all start from, at the reference ...")

@@ -33,7 +33,7 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
 def shown_prompts(env: Any) -> list[int]:
     """The prompts whose answers are shown, spread evenly over the environment's."""
     count = len(env.unwrapped.prompts)
-    return np.linspace(0, count, min(SHOWN_PROMPTS, count), endpoint=False).astype(int).tolist()
+    return [int(i) for i in np.linspace(0, count, min(SHOWN_PROMPTS, count), endpoint=False)]
 
 
 def run_trial(
