@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.rollout import new_generator
 from textenv.causal_lm import answer_logits
 from textenv.process import TextProcess
 
@@ -33,7 +32,7 @@ def imitate(
     Returns:
         That mean. A warning says so if `tolerance` was not reached.
     """
-    generator = new_generator("cpu", seed)
+    generator = torch.Generator().manual_seed(seed)
     reached = float("inf")
     for steps in cycles:
         reached = _cycle(policy, process, steps, tolerance, batch_size, learning_rate, generator)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from agents.imitation import imitate
 from textenv.causal_lm import CausalLMReference, answer_logits, pack_left, position_ids
 from textenv.process import process_of
 
@@ -74,8 +75,6 @@ class TransformerPolicy(nn.Module):
         longer at the reference). For a table a small GPT-2 is made and trained to imitate it (seconds on a
         toy); `hidden_size`, `num_hidden_layers`, `num_attention_heads` and `seed` are its.
         """
-        from agents.imitation import imitate
-
         process = process_of(env)
         if isinstance(process.reference, CausalLMReference):
             model = copy.deepcopy(process.reference.model).requires_grad_(True)

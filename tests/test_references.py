@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.tasks import LETTERS, PROMPTS, make, random_reference, stories, words, zero
 from textenv import TableReference, TextProcess, TextVectorEnv, WordTokenizer
 from textenv.causal_lm import CausalLMReference
-from textenv.reference import Follower
+from textenv.follower import Follower
 from textenv.testing import play
 
 ANSWERS = {"a b": {"b": 0.5, "b a": 0.2, "": 0.3}, "a b a": {"": 0.25, "a a a": 0.75}, "b": {"b": 3.0, "b b": 1.0}}

@@ -28,8 +28,8 @@ from tests.tasks import (
     zero,
 )
 from textenv import TableReference, TextProcess, TextVectorEnv
+from textenv.bound_policy import masked_log_softmax
 from textenv.causal_lm import CausalLMReference
-from textenv.process import masked_log_softmax
 from textenv.rewards import Scorer
 from textenv.shaping import (
     Transitions,

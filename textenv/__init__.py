@@ -17,12 +17,14 @@ from textenv.vector import TextVectorEnv
 
 __version__ = "0.1.0"
 
-for _id, _file in {"TajMahal-v0": "taj_mahal", "Toy-v0": "toy", "Text-v0": "text"}.items():
-    if f"textenv/{_id}" not in gym.registry:
+for _id, _task in {
+    "textenv/TajMahal-v0": "textenv.tasks.taj_mahal:taj_mahal",
+    "textenv/Toy-v0": "textenv.tasks.toy:toy",
+    "textenv/Text-v0": "textenv.tasks.text:text",
+}.items():
+    if _id not in gym.registry:
         gym.register(
-            f"textenv/{_id}",
-            entry_point=f"textenv.tasks.{_file}:make",
-            vector_entry_point=f"textenv.tasks.{_file}:make_vec",
+            _id, entry_point="textenv.env:make", vector_entry_point="textenv.vector:make_vec", kwargs={"task": _task}
         )
 
 __all__ = ["InvalidAction", "TableReference", "TextEnv", "TextProcess", "TextVectorEnv", "WordTokenizer"]

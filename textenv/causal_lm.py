@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from textenv.reference import Follower
+from textenv.follower import Follower
 
 # Logits held at once when only a token's log-probability is wanted: 2^26 float32 are 256 MiB.
 MAX_LOGITS = 2**26

@@ -6,9 +6,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
-from textenv.process import Array, InvalidAction, PolicyFunction, TextProcess
+from textenv.bound_policy import PolicyFunction
+from textenv.process import Array, InvalidAction, TextProcess
 from textenv.slots import Slots, Step
 from textenv.spaces import action_space, observation_space
 
@@ -125,3 +127,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
             if ended.kl is not None:
                 info["kl"] = float(ended.kl[0])
         return info
+
+
+def make(task: str, policy: PolicyFunction | None = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:
+    """What `gym.make` calls: `task` is the `module:function` that makes the process from `arguments`."""
+    return TextEnv(load_env_creator(task)(**arguments), policy, render_mode)  # type: ignore[arg-type]

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.process import Array, PolicyFunction, masked_log_softmax, policy_logits
+from textenv.bound_policy import PolicyFunction, masked_log_softmax, policy_logits
+from textenv.process import Array
 from textenv.tree import BATCH, MAX_TEXTS, Tree, TreeTooLarge, enumerate_tree, in_batches
 
 

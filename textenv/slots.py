@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.process import Array, PolicyFunction, TextProcess, log_prob_of
+from textenv.bound_policy import PolicyFunction, log_prob_of
+from textenv.process import Array, TextProcess
 
 
 @dataclass
@@ -99,7 +100,9 @@ class Slots:
             raise process.forbidden(texts, bad, int(tokens[bad]))
         log_prob = None
         if self.policy is not None:
-            log_prob = log_prob_of(self.policy, texts, tokens, self.action_mask() == 1)[:, None]
+            log_prob = log_prob_of(self.policy, texts.input_ids, texts.attention_mask, tokens, self.action_mask() == 1)[
+                :, None
+            ]
 
         transitions = process.transitions(texts, tokens[:, None], live[:, None])
         terminated = transitions.terminated[:, 0]

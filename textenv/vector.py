@@ -7,11 +7,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textenv.process import Array, PolicyFunction, TextProcess
+from textenv.bound_policy import PolicyFunction
+from textenv.process import Array, TextProcess
 from textenv.slots import Slots, Step
 from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
 
@@ -198,3 +200,17 @@ def _pack(info: dict[str, Any], rows: NDArray[np.bool_]) -> Info:
     for name, values in info.items():
         packed[name], packed[f"_{name}"] = values, rows.copy()
     return packed
+
+
+def make_vec(
+    task: str,
+    num_envs: int = 1,
+    *,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    policy: PolicyFunction | None = None,
+    render_mode: str | None = None,
+    **arguments: Any,
+) -> TextVectorEnv:
+    """What `gym.make_vec` calls: `task` is the `module:function` that makes the process from `arguments`."""
+    process: Any = load_env_creator(task)(**arguments)
+    return TextVectorEnv(process, num_envs, autoreset_mode=autoreset_mode, policy=policy, render_mode=render_mode)

@@ -50,12 +50,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from textenv.env import TextEnv
 from textenv.process import TextProcess
 from textenv.reference import TableReference
 from textenv.shaping import ShapingTerm
 from textenv.tokenizer import WordTokenizer
-from textenv.vector import TextVectorEnv
 
 
 class Place(NamedTuple):
@@ -96,25 +94,6 @@ CONFUSIONS = {
     "eiffel tower": {"colosseum": 0.40, "victoria memorial": 0.20},
     "colosseum": {"eiffel tower": 0.35, "gateway of india": 0.20},
 }
-
-
-def make(*, policy: Any = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:
-    """A `TextEnv` on this task; `arguments` are those of `taj_mahal`."""
-    return TextEnv(taj_mahal(**arguments), policy, render_mode)
-
-
-def make_vec(
-    num_envs: int = 1,
-    *,
-    autoreset_mode: Any = "NextStep",
-    policy: Any = None,
-    render_mode: str | None = None,
-    **arguments: Any,
-) -> TextVectorEnv:
-    """A `TextVectorEnv` on this task; `arguments` are those of `taj_mahal`."""
-    return TextVectorEnv(
-        taj_mahal(**arguments), num_envs, autoreset_mode=autoreset_mode, policy=policy, render_mode=render_mode
-    )
 
 
 def taj_mahal(kl_coef: float = 0.1, shaping: Sequence[ShapingTerm] = ()) -> TextProcess:

@@ -41,31 +41,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from textenv.env import TextEnv
 from textenv.process import TextProcess
-from textenv.vector import TextVectorEnv
 
 
-def make(*, policy: Any = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:
-    """A `TextEnv`; `arguments` are those of `TextProcess`."""
-    return TextEnv(_process(arguments), policy, render_mode)
-
-
-def make_vec(
-    num_envs: int = 1,
-    *,
-    autoreset_mode: Any = "NextStep",
-    policy: Any = None,
-    render_mode: str | None = None,
-    **arguments: Any,
-) -> TextVectorEnv:
-    """A `TextVectorEnv`; `arguments` are those of `TextProcess`."""
-    return TextVectorEnv(
-        _process(arguments), num_envs, autoreset_mode=autoreset_mode, policy=policy, render_mode=render_mode
-    )
-
-
-def _process(arguments: dict[str, Any]) -> TextProcess:
+def text(**arguments: Any) -> TextProcess:
+    """The task that these arguments of `TextProcess` make."""
     missing = [name for name in ("tokenizer", "prompts", "reward") if arguments.get(name) is None]
     if missing:
         raise ValueError(f"textenv/Text-v0 brings nothing of its own: pass {', '.join(missing)} to gym.make.")

@@ -41,31 +41,11 @@ from typing import Any
 
 import numpy as np
 
-from textenv.env import TextEnv
-from textenv.process import TextProcess, masked_log_softmax
+from textenv.bound_policy import masked_log_softmax
+from textenv.process import TextProcess
 from textenv.reference import TableReference
 from textenv.shaping import ShapingTerm
 from textenv.tokenizer import WordTokenizer
-from textenv.vector import TextVectorEnv
-
-
-def make(*, policy: Any = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:
-    """A `TextEnv` on one toy; `arguments` are those of `toy`."""
-    return TextEnv(toy(**arguments), policy, render_mode)
-
-
-def make_vec(
-    num_envs: int = 1,
-    *,
-    autoreset_mode: Any = "NextStep",
-    policy: Any = None,
-    render_mode: str | None = None,
-    **arguments: Any,
-) -> TextVectorEnv:
-    """A `TextVectorEnv` on one toy; `arguments` are those of `toy`."""
-    return TextVectorEnv(
-        toy(**arguments), num_envs, autoreset_mode=autoreset_mode, policy=policy, render_mode=render_mode
-    )
 
 
 def toy(

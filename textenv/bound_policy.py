@@ -1,0 +1,47 @@
+"""A policy seen from the environment: logits of the next token, from arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+PolicyFunction = Callable[[Any, Any], Any]
+
+
+def log_prob_of(policy: PolicyFunction, input_ids: Array, attention_mask: Array, actions: Array, mask: Array) -> Array:
+    """log pi(a_t | s_t), [B], of a bound policy: its logits, over the tokens that `mask` [B, V] allows."""
+    logits = policy_logits(policy, input_ids, attention_mask, mask.shape[1])
+    return np.asarray(masked_log_softmax(logits, mask)[np.arange(len(actions)), actions])
+
+
+def policy_logits(
+    policy: PolicyFunction, input_ids: Array, attention_mask: Array, vocab_size: int
+) -> NDArray[np.float64]:
+    """`policy(input_ids, attention_mask)` as float64 [B, V], whether it answers with numpy or with torch.
+
+    Raises:
+        ValueError: the policy answers with another shape, or with a NaN.
+    """
+    call = getattr(policy, "next_token_logits", policy)
+    answer = call(input_ids, attention_mask)
+    if hasattr(answer, "detach"):
+        answer = answer.detach().double().cpu().numpy()
+    logits = np.asarray(answer, dtype=np.float64)
+    if logits.shape != (len(input_ids), vocab_size):
+        raise ValueError(
+            f"A policy must answer with logits of shape [B, V] = {(len(input_ids), vocab_size)}, got {logits.shape}."
+        )
+    if np.isnan(logits).any():
+        raise ValueError("A policy's logits must be numbers, got nan.")
+    return logits
+
+
+def masked_log_softmax(logits: Array, mask: Any) -> NDArray[np.float64]:
+    """log softmax over the last axis, restricted to where `mask` is True; -inf elsewhere."""
+    allowed = np.where(mask, logits, -np.inf)
+    shifted = allowed - allowed.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
