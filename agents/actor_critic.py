@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.agent import Agent, Metrics
+from agents.agent import Agent, Metrics, check_range
 from agents.losses import policy_gradient_loss, value_loss
 from agents.returns import explained_variance, gae, masked_mean, masked_whiten, reward_to_go
 from agents.rollout import Rollout
@@ -31,6 +31,11 @@ class ActorCritic(Agent):
     """Weight of the value loss."""
     normalize_advantage: bool = False
     """Whiten the advantages of a batch, over its real tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("gae_lambda", self.gae_lambda, 0, 1)
+        check_range("vf_coef", self.vf_coef, 0)
 
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient, and one down the value error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from os import PathLike
@@ -16,13 +17,13 @@ from tqdm.auto import tqdm
 
 from agents.policy import TransformerPolicy
 from agents.rollout import Rollout, collect, new_generator
-from textenv.process import process_of
+from textenv.process import TextProcess, process_of
 
 Metrics = dict[str, float]
 
 
 @dataclass(eq=False)
-class Agent:
+class Agent(ABC):
     """Collect answers with the policy as it is, learn from them, forget them; again.
 
     A timestep is a token. `learn` collects `n_episodes` answers at a time, to their ends; what an agent does with them
@@ -54,22 +55,32 @@ class Agent:
                 f"n_episodes must be a positive multiple of num_generations, got {self.n_episodes} and "
                 f"{self.num_generations}."
             )
+        check_range("gamma", self.gamma, 0, 1)
+        check_range("learning_rate", self.learning_rate, 0)
         if self.env is not None:
-            vocab_size = process_of(self.env).vocab_size
-            if self.policy.vocab_size != vocab_size:
-                raise ValueError(
-                    f"The policy writes {self.policy.vocab_size} tokens, the environment knows {vocab_size}; "
-                    "use TransformerPolicy.for_env(env), or pass vocab_size= to from_pretrained."
-                )
+            self._check_fit(process_of(self.env))
         # eps as in Huang et al. 2024 (arXiv:2403.17031), which found 1e-5 to matter for PPO on text
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate, eps=1e-5)
         self.generator = new_generator(self.policy.device, self.seed)
         self.num_timesteps = 0
         self.num_updates = 0
 
+    def _check_fit(self, process: TextProcess) -> None:
+        if self.policy.vocab_size != process.vocab_size:
+            raise ValueError(
+                f"The policy writes {self.policy.vocab_size} tokens, the environment knows {process.vocab_size}; "
+                "use TransformerPolicy.for_env(env), or pass vocab_size= to from_pretrained."
+            )
+        context = getattr(self.policy.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and context < process.prompt_width + process.max_new_tokens:
+            raise ValueError(
+                f"The policy's context is {context} tokens, the environment's texts take up to "
+                f"{process.prompt_width} + {process.max_new_tokens}; shorten the prompts or lower max_new_tokens."
+            )
+
+    @abstractmethod
     def train(self, rollout: Rollout) -> Metrics:
         """Update the policy from answers that it has just written; returns what is worth watching."""
-        raise TypeError(f"{type(self).__name__} has no update rule; use REINFORCE, ActorCritic or PPO.")
 
     def learn(
         self,
@@ -94,10 +105,9 @@ class Agent:
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect()
                 metrics = rollout_metrics(rollout) | self.train(rollout)
-                written = int(rollout.mask.sum())
-                self.num_timesteps += written
+                self.num_timesteps += int(rollout.mask.sum())
                 self.num_updates += 1
-                bar.update(written)
+                bar.update(self.num_timesteps - bar.n)
                 bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in ("scores", "kl")})
                 if callback is not None and callback(self, rollout, metrics) is False:
                     break
@@ -124,9 +134,16 @@ class Agent:
 
     @torch.no_grad()
     def predict(
-        self, observation: dict[str, Any], state: Any = None, episode_start: Any = None, deterministic: bool = False
+        self,
+        observation: dict[str, Any],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
     ) -> tuple[Any, Any]:
         """The next token of one text (arrays [L]) or of many ([B, L]); `state` and `episode_start` are not used.
+
+        `action_masks` (bool [V] or [B, V]) says what is allowed; by default the agent's environment does.
 
         Returns:
             `(action, state)`; the most likely token if `deterministic`, else one drawn from pi.
@@ -135,7 +152,9 @@ class Agent:
         attention_mask = np.asarray(observation["attention_mask"])
         ids, attention = np.atleast_2d(input_ids), np.atleast_2d(attention_mask)
         allowed = None
-        if self.env is not None and not (process := process_of(self.env)).full_support:
+        if action_masks is not None:
+            allowed = torch.as_tensor(np.atleast_2d(action_masks), dtype=torch.bool, device=self.policy.device)
+        elif self.env is not None and not (process := process_of(self.env)).full_support:
             allowed = torch.as_tensor(process.reference.log_probs(ids, attention) > -np.inf, device=self.policy.device)
             allowed |= ~allowed.any(dim=1, keepdim=True)  # a text that has ended: any token will do
         logits = self.policy.next_token_logits(ids, attention)
@@ -198,10 +217,17 @@ class Agent:
         agent.optimizer.load_state_dict(state["optimizer"])
         for group in agent.optimizer.param_groups:
             group["lr"] = agent.learning_rate
-        if agent.generator.device.type == state["generator_device"]:  # their states cannot be exchanged
+        same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged
+        if same_device and "seed" not in settings:
             agent.generator.set_state(state["generator"].cpu())
         agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
         return agent
+
+
+def check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    """A setting must be None or in [low, high]; else a ValueError that names it."""
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}.")
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:

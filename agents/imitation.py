@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.causal_lm import answer_logits
+from textenv.causal_lm import forward_answers
 from textenv.process import TextProcess
 
 
@@ -60,7 +60,7 @@ def _cycle(
     recent: list[float] = []
     for _ in range(steps):
         ids, attention, targets, mask = draw_texts(process, batch_size, generator)
-        logits = answer_logits(policy.model, ids, attention, mask.shape[1]).logits
+        logits = forward_answers(policy.model, ids, attention, mask.shape[1]).logits
         allowed = targets > -torch.inf
         log_probs = policy.log_softmax(logits, allowed)
         gap = torch.where(allowed, targets.exp() * (targets - log_probs), 0.0).sum(dim=2)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.kl import k3
+
 
 def per_answer(x: Tensor, mask: Tensor) -> Tensor:
     """Sum of `x` over the True entries of `mask`, divided by the number of rows."""
@@ -62,7 +64,7 @@ def clipped_surrogate_loss(
         info = {
             "val/ratio": torch.where(mask, ratio, 0.0).sum() / tokens,
             "val/ratio_error_max": (ratio - 1.0).abs().max(),
-            "policy/approxkl_avg": ((ratio - 1.0) - log_ratio).sum() / tokens,
+            "policy/approxkl_avg": k3(-log_ratio).sum() / tokens,
             "policy/clipfrac_avg": (binds & mask).sum() / tokens,
         }
     return -per_answer(surrogate, mask), info
@@ -71,7 +73,7 @@ def clipped_surrogate_loss(
 def value_loss(
     values: Tensor, returns: Tensor, mask: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
 ) -> Tensor:
-    """1/2 sum_t (V(s_t) - G_t)^2: the mean squared error on the reward to go, whose minimum is the true V.
+    """1/2 sum_t (V(s_t) - G_t)^2: the mean squared error on the reward to go, whose minimum is the true V; per answer.
 
     Args:
         values: V(s_t), with gradient, [B, T].

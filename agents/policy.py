@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from agents.imitation import imitate
-from textenv.causal_lm import CausalLMReference, answer_logits, pack_left, position_ids
+from textenv.causal_lm import CausalLMReference, forward_answers, pack_left, position_ids
 from textenv.process import process_of
 
 
@@ -51,7 +51,7 @@ class TransformerPolicy(nn.Module):
         self.vocab_size = int(vocab_size or config.vocab_size)
         self.critic = copy.deepcopy(model.base_model) if separate_critic else None
         self.value_head = nn.Linear(config.hidden_size, 1, device=model.device)
-        nn.init.zeros_(self.value_head.weight)  # V = 0 at first: the first advantages are the rewards
+        nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
         nn.init.zeros_(self.value_head.bias)
         self.train(False)
 
@@ -153,14 +153,13 @@ class TransformerPolicy(nn.Module):
 
     def log_softmax(self, logits: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """log pi(.|s) in float32, [..., V], from the model's logits; -inf where `action_mask` is False."""
-        scaled = self._scaled(logits)
-        if action_mask is not None:
-            scaled = scaled.masked_fill(~action_mask, -torch.inf)
-        return scaled.log_softmax(dim=-1).float()
+        return self._scaled(logits, action_mask).log_softmax(dim=-1).float()
 
-    def _scaled(self, logits: Tensor) -> Tensor:
-        precise = torch.promote_types(logits.dtype, torch.float32)
-        return logits[..., : self.vocab_size].to(precise) / self.temperature
+    def _scaled(self, logits: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        scaled = logits[..., : self.vocab_size].to(torch.promote_types(logits.dtype, torch.float32))
+        if self.temperature != 1.0:
+            scaled = scaled / self.temperature
+        return scaled if action_mask is None else scaled.masked_fill(~action_mask, -torch.inf)
 
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
         """Logits over temperature, [B, V], of the next token of texts [B, L] (arrays or tensors, blanks anywhere).
@@ -192,18 +191,23 @@ class TransformerPolicy(nn.Module):
             values: whether V is wanted.
         """
         shared = values and self.critic is None
-        output = answer_logits(self.model, input_ids, attention_mask, num_tokens, output_hidden_states=shared)
-        distribution = self.log_softmax(output.logits, action_mask)
-        log_probs = distribution.gather(2, input_ids[:, -num_tokens:, None]).squeeze(2)
+        output = forward_answers(self.model, input_ids, attention_mask, num_tokens, output_hidden_states=shared)
+        logits = self._scaled(output.logits, action_mask)
+        chosen = logits.gather(2, input_ids[:, -num_tokens:, None]).squeeze(2)
+        log_probs = (chosen - logits.logsumexp(dim=2)).float()  # no [B, T, V] of log-probabilities is kept
         if not values:
             return ActionEvaluation(log_probs, None)
-        if self.critic is None:
-            hidden = output.hidden_states[-1]
-        else:
-            ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
-            hidden = self.critic(
-                input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
-            ).last_hidden_state
-        return ActionEvaluation(
-            log_probs, self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
-        )
+        if shared:
+            return ActionEvaluation(log_probs, self._value(output.hidden_states[-1], num_tokens))
+        return ActionEvaluation(log_probs, self.values(input_ids, attention_mask, num_tokens))
+
+    def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+        """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits."""
+        ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
+        trunk = self.model.base_model if self.critic is None else self.critic
+        output = trunk(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+        return self._value(output.last_hidden_state, num_tokens)
+
+    def _value(self, hidden: Tensor, num_tokens: int) -> Tensor:
+        value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
+        return value

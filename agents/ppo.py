@@ -5,7 +5,10 @@
 
 What it adds to ActorCritic: the answers come from a fixed older policy, each is used `n_epochs` times in minibatches,
 weighted by rho_t, and the clip takes away the reason to move rho_t far from 1. In the first minibatch rho = 1, and the
-gradient is ActorCritic's. Details as in Huang et al. 2024 (arXiv:2403.17031).
+gradient is ActorCritic's.
+
+Unlike Huang et al. 2024 (arXiv:2403.17031), by default: advantages are not whitened, V regresses on the reward to go
+and is not clipped, losses are sums per answer. Like them: V(s_T) = 0 at the end, gamma = 1, Adam's eps.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Metrics
+from agents.agent import Agent, Metrics, check_range
 from agents.losses import clipped_surrogate_loss, value_loss
 from agents.returns import explained_variance, gae, masked_whiten, reward_to_go
 from agents.rollout import Rollout
@@ -43,6 +46,14 @@ class PPO(Agent):
     """Weight of the value loss."""
     normalize_advantage: bool = False
     """Whiten the advantages of a batch, over its real tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("n_epochs", self.n_epochs, 1)
+        check_range("batch_size", self.batch_size, 1)
+        check_range("gae_lambda", self.gae_lambda, 0, 1)
+        for name in ("clip_range", "clip_range_vf", "target_kl", "vf_coef"):
+            check_range(name, getattr(self, name), 0)
 
     def train(self, rollout: Rollout) -> Metrics:
         """`n_epochs` passes over the answers, in minibatches."""

@@ -9,7 +9,7 @@ it from several answers. What differs is the weight w_t, the credit that a token
     "reward_to_go"    G_t, what came after it
     "q"               Q(s_t, a_t), the mean return over several continuations from (s_t, a_t)
 
-and the baseline b, which changes the variance alone.
+and the baseline b: "leave_one_out" changes the variance alone, "mean" also scales the expected gradient by 1 - 1/N.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Metrics
+from agents.agent import Agent, Metrics, check_range
 from agents.losses import policy_gradient_loss
 from agents.returns import batch_mean, leave_one_out, reward_to_go
 from agents.rollout import Rollout, collect, states_after
 from textenv.process import process_of
+
+CHUNK = 256  # states whose continuations are written at once
 
 
 @dataclass(eq=False)
@@ -48,6 +50,7 @@ class REINFORCE(Agent):
             raise ValueError(f"credit must be 'sequence', 'reward_to_go' or 'q', got {self.credit!r}.")
         if self.baseline not in (None, "mean", "leave_one_out"):
             raise ValueError(f"baseline must be None, 'mean' or 'leave_one_out', got {self.baseline!r}.")
+        check_range("num_continuations", self.num_continuations, 1)
         if self.baseline == "leave_one_out" and self.num_generations < 2:
             raise ValueError("baseline='leave_one_out' needs num_generations >= 2 answers to each prompt, got 1.")
 
@@ -83,12 +86,14 @@ class REINFORCE(Agent):
         q_values = rollout.rewards.clone()
         if len(row) == 0:
             return q_values
-        starts = states_after(process_of(self.env), rollout, row, time, self.num_continuations)
-        onward = collect(self.env, self.policy, generator=self.generator, values=False, start=starts)
-        returns = reward_to_go(onward.rewards, onward.mask, self.gamma)
-        first = (time + 1).repeat_interleave(self.num_continuations)
-        sampled = returns.gather(1, first[:, None]).view(-1, self.num_continuations)
-        q_values[row, time] += self.gamma * sampled.mean(dim=1)
+        for rows, times in zip(row.split(CHUNK), time.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
+            starts = states_after(process_of(self.env), rollout, rows, times, self.num_continuations)
+            onward = collect(self.env, self.policy, generator=self.generator, values=False, start=starts)
+            self.num_timesteps += int(onward.mask.sum())  # tokens too
+            returns = reward_to_go(onward.rewards, onward.mask, self.gamma)
+            first = (times + 1).repeat_interleave(self.num_continuations)
+            sampled = returns.gather(1, first[:, None]).view(-1, self.num_continuations)
+            q_values[rows, times] += self.gamma * sampled.mean(dim=1)
         return q_values
 
 

@@ -96,9 +96,12 @@ def leave_one_out(returns: Tensor, num_generations: int) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var[G - V] / Var[G] over the True entries: 1 is a perfect critic, 0 one that knows nothing."""
+    """1 - Var[G - V] / Var[G] over the True entries: 1 is a perfect critic, 0 one that knows nothing.
+
+    NaN where all returns are equal: nothing is there to explain."""
     error, target = (returns - values)[mask], returns[mask]
-    return 1.0 - error.var(unbiased=False) / target.var(unbiased=False).clamp(min=1e-12)
+    spread = target.var(unbiased=False)
+    return torch.where(spread > 0, 1.0 - error.var(unbiased=False) / spread, torch.nan)
 
 
 def _check(x: Tensor, mask: Tensor) -> None:

@@ -26,7 +26,7 @@ class Rollout:
         prompt: int64 [B], index into the environment's prompts.
         input_ids, attention_mask: [B, W + T], prompts padded on the left, answers on the right.
         mask: bool [B, T], the tokens that this rollout wrote, end token included.
-        log_probs: log pi(a_t|s_t) of the policy that wrote, as it sampled. 0 where the mask is False, like all below.
+        log_probs: log pi(a_t|s_t) of the policy that wrote, as it sampled. 0 where the mask is False, like the rest.
         ref_log_probs: log pi_ref(a_t|s_t).
         rewards: r_t, the whole of it.
         scores: score(x, y), [B].
@@ -127,12 +127,12 @@ def collect(
         action_mask = action_mask[:, :longest]
 
     tokens = ids[:, -longest:].cpu().numpy()
-    moves = process.transitions(process.beginnings(texts), tokens, answer.cpu().numpy())
+    transitions = process.transitions(process.beginnings(texts), tokens, answer.cpu().numpy())
     lengths = answer.sum(dim=1).tolist()
     completion_ids = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
     completions = [process.decode(ids) for ids in completion_ids]
     scores = process.score(texts.prompt, texts.prompt_text, completion_ids, completions)
-    terms = process.reward_terms(moves, ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
+    terms = process.reward_terms(transitions, ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
     rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
     rollout = Rollout(
         prompt=torch.as_tensor(texts.prompt, device=policy.device),
@@ -143,24 +143,15 @@ def collect(
         ref_log_probs=ref_log_probs,
         rewards=torch.where(written, rewards, 0.0),
         scores=torch.as_tensor(scores, dtype=torch.float32, device=policy.device),
-        stopped=torch.as_tensor(moves.stop.any(axis=1), device=policy.device),
+        stopped=torch.as_tensor(transitions.stop.any(axis=1), device=policy.device),
         values=None,
         action_mask=action_mask,
         prompts=texts.prompt_text.copy(),
         completions=np.array(completions, dtype=object),
     )
     if values:
-        rollout.values = values_of(policy, rollout)
+        rollout.values = torch.where(written, policy.values(ids, attention, longest), 0.0)
     return rollout
-
-
-def values_of(policy: TransformerPolicy, rollout: Rollout) -> Tensor:
-    """V(s_t) of a rollout's tokens under the policy as it is now, [B, T]; 0 where the mask is False."""
-    evaluation = policy.evaluate_actions(
-        rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
-    )
-    assert evaluation.values is not None
-    return torch.where(rollout.mask, evaluation.values, 0.0)
 
 
 def states_after(process: TextProcess, rollout: Rollout, row: Tensor, time: Tensor, copies: int) -> Texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -11,13 +12,14 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from tqdm import tqdm
 from transformers.utils import logging
 
 from agents import TransformerPolicy
 from experiments.compare import CompareConfig, compare
 from experiments.config import FlagError, TrialConfig, open_folder, read_config
-from experiments.evaluation import Yardstick, read_answers, share_of_optimum
+from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.trial import initial_policy, run_trial
 
 
@@ -32,7 +34,7 @@ class Run:
 
     def load(self) -> tuple[TrialConfig, TransformerPolicy]:
         """Its flags and its policy."""
-        config = read_config(self.run, TrialConfig)
+        config = dataclasses.replace(read_config(self.run, TrialConfig), device=self.device)
         if not (self.run / "checkpoint").is_dir():
             raise FlagError(f"{str(self.run)!r} holds no checkpoint yet.")
         return config, TransformerPolicy.from_pretrained(self.run / "checkpoint").to(self.device)
@@ -66,7 +68,11 @@ def train(config: TrialConfig) -> Path:
     initial = folder / "initial"
     initial_policy(config, env, initial)
     with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0) as bar:
-        summary = run_trial(config, folder, initial, lambda tokens: bar.update(min(tokens, bar.total - bar.n)) and None)
+
+        def progress(tokens: int) -> None:
+            bar.update(min(tokens, bar.total - bar.n))
+
+        summary = run_trial(config, folder, initial, progress)
     print(json.dumps(summary, indent=2))
     print(f"written to {folder}")
     return folder
@@ -78,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> None:
     env = trial.make_env()
     yardstick = Yardstick.of(env, config.eval_episodes)
     measured = yardstick.measure(policy)
-    baselines = yardstick.baselines(TransformerPolicy.for_env(env).to(config.device))
+    baselines = yardstick.baselines()
     share = share_of_optimum(measured["objective"], baselines)
     print(json.dumps(measured | {"share_of_optimum": share, "baselines": baselines}, indent=2))
 
@@ -88,7 +94,11 @@ def sample(config: SampleConfig) -> None:
     trial, policy = config.load()
     env = trial.make_env()
     prompts = config.prompt or env.unwrapped.prompts[:3]
-    for answer in read_answers(env, policy, [p for p in prompts for _ in range(config.num)], config.seed):
+    try:
+        answers = sample_answers(env, policy, [p for p in prompts for _ in range(config.num)], config.seed)
+    except ValueError as error:
+        raise FlagError(f"--prompt: {error}") from error
+    for answer in answers:
         print(f"{answer['prompt']} -> {answer['answer']}   (score {answer['score']:.2f}, log-ratio {answer['kl']:.2f})")
 
 
@@ -113,7 +123,7 @@ def main() -> None:
     try:
         commands[type(config)](config)
     except FlagError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         sys.exit(2)
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from experiments.config import AgentFlags, AgentName, FlagError, TrialConfig, open_folder
-from experiments.evaluation import Yardstick, read_answers
+from experiments.evaluation import Yardstick, sample_answers
 from experiments.report import Summaries, report
 from experiments.trial import initial_policy, run_trial, shown_prompts
 
@@ -67,7 +67,7 @@ def compare(config: CompareConfig) -> Path:
     trials = config.trials()
     summaries = _run(config, trials, folder, initial)
     by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.agents}
-    before = read_answers(env, policy, shown_prompts(env))
+    before = sample_answers(env, policy, shown_prompts(env))
     report(folder, by_agent, before, console)
     console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and every run: {folder}")
     return folder

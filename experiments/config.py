@@ -19,6 +19,8 @@ import tyro
 import textenv.rewards
 from agents import PPO, REINFORCE, ActorCritic
 from agents.agent import Agent
+from textenv.causal_lm import CausalLMReference
+from textenv.process import process_of
 
 AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "actor_critic": ActorCritic, "ppo": PPO}
 AgentName = Literal["reinforce", "actor_critic", "ppo"]
@@ -33,7 +35,7 @@ def _settings(agent: type[Agent]) -> type[Any]:
     shared = {f.name for f in dataclasses.fields(TrainFlags)} | {"policy", "env", "seed"}
     documented = {
         parameter.arg_name: parameter.description
-        for base in reversed(agent.__mro__[:-1])  # the first is `object`
+        for base in reversed(agent.__mro__[:-1])  # the last is `object`
         for parameter in docstring_parser.parse_from_object(base).params
     }
     types = get_type_hints(agent)
@@ -68,26 +70,35 @@ class EnvFlags:
     """beta; by default the task's."""
     env_args: dict[str, int | float | str] = field(default_factory=dict)
     """Further arguments of the task, e.g. vocab_size 4 task_seed 1."""
+    device: str = "cpu"
+    """Where the models are: cpu, cuda, ..."""
 
     def make_env(self) -> Any:
-        """The batched environment that the flags name.
+        """The batched environment that the flags name, its reference on `device`.
 
         Raises:
-            FlagError: flags that do not fit, before anything is loaded.
+            FlagError: flags that do not fit.
         """
         arguments: dict[str, Any] = dict(self.env_args)
         if self.max_new_tokens is not None:
             arguments["max_new_tokens"] = self.max_new_tokens
         if self.kl_coef is not None:
             arguments["kl_coef"] = self.kl_coef
-        if self.env == "textenv/Text-v0":
-            arguments |= self._text_arguments()
-        elif given := [name for name in ("model", "prompts", "reward") if getattr(self, name) is not None]:
+        given = [name for name in ("model", "prompts", "reward") if getattr(self, name) is not None]
+        if self.env != "textenv/Text-v0" and given:
             raise FlagError(f"--{given[0]} is for --env textenv/Text-v0; {self.env} brings its own.")
         try:
-            return gym.make_vec(self.env, num_envs=1, **arguments)
-        except (ValueError, TypeError, gym.error.Error) as error:
+            if self.env == "textenv/Text-v0":
+                arguments |= self._text_arguments()
+            envs = gym.make_vec(self.env, num_envs=1, **arguments)
+        except FlagError:
+            raise
+        except (ValueError, TypeError, OSError, gym.error.Error) as error:
             raise FlagError(f"{self.env}: {error}") from error
+        reference = process_of(envs).reference
+        if isinstance(reference, CausalLMReference):
+            reference.model.to(self.device)
+        return envs
 
     def _text_arguments(self) -> dict[str, Any]:
         if self.model is None or self.prompts is None or self.reward is None:
@@ -119,8 +130,6 @@ class TrainFlags(EnvFlags):
     """Answers of an evaluation where the task is too large to enumerate."""
     num_evals: int = 15
     """Evaluations during training (for the curves)."""
-    device: str = "cpu"
-    """cpu, cuda, ..."""
     out: Path | None = None
     """The folder to write to; by default a new one under runs/."""
     resume: bool = False
@@ -164,9 +173,13 @@ def load_reward(name: str) -> Any:
     """The reward function that `--reward` names: one of `textenv.rewards`, or `module:function`."""
     module, _, function = name.rpartition(":")
     if not module:
-        if name not in ("vader",):
+        if name != "vader":
             raise FlagError(f"--reward must be 'vader' or module:function, got {name!r}.")
-        return getattr(textenv.rewards, name)
+        try:
+            textenv.rewards.vader([], [], [])
+        except ImportError as error:
+            raise FlagError(str(error)) from error
+        return textenv.rewards.vader
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

@@ -63,12 +63,14 @@ class Yardstick:
 
     def answers(self, policy: TransformerPolicy) -> list[Rollout]:
         """At least `episodes` answers, in batches; the same prompts at every call."""
-        generator = new_generator(policy.device, EVAL_SEED)
-        batches = -(-self.episodes // EVAL_BATCH)
         size = min(self.episodes, EVAL_BATCH)
-        return [collect(self.env, policy, size, generator=generator, values=False) for _ in range(batches)]
+        seeds = range(EVAL_SEED, EVAL_SEED - (-self.episodes // size))  # one a batch: it draws the prompts first
+        return [
+            collect(self.env, policy, size, generator=new_generator(policy.device, seed), values=False)
+            for seed in seeds
+        ]
 
-    def baselines(self, initial: TransformerPolicy) -> dict[str, float | None]:
+    def baselines(self) -> dict[str, float | None]:
         """The reference's objective and score, and the optimum's objective where it is known."""
         if self.solution is not None:
             tree = self.solution.tree
@@ -78,7 +80,7 @@ class Yardstick:
                 "reference_score": score,
                 "optimum": self.solution.objective,
             }
-        measured = self.measure(initial)
+        measured = self.measure(TransformerPolicy.for_env(self.env))
         return {"reference": measured["objective"], "reference_score": measured["score"], "optimum": None}
 
 
@@ -90,9 +92,7 @@ def share_of_optimum(objective: float, baselines: dict[str, float | None]) -> fl
     return (objective - reference) / (optimum - reference)
 
 
-def read_answers(
-    env: Any, policy: TransformerPolicy, prompts: list[Any], seed: int = EVAL_SEED
-) -> list[dict[str, Any]]:
+def sample_answers(env: Any, policy: TransformerPolicy, prompts: list[Any], seed: int = EVAL_SEED) -> Answers:
     """One answer of the policy to each prompt (index or text), with its score and KL."""
     process = env.unwrapped.process
     texts = process.blank(len(prompts))

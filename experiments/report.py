@@ -24,7 +24,7 @@ Summaries = dict[str, list[dict[str, Any]]]
 def report(folder: Path, summaries: Summaries, before: list[dict[str, Any]], console: Console) -> None:
     """Print the report and write it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`."""
     baselines = next(iter(summaries.values()))[0]["baselines"]
-    recorder = Console(record=True, width=120, file=(folder / "report.txt").open("w"))
+    recorder = Console(width=120, file=(folder / "report.txt").open("w"))
     tables = [results_table(summaries, baselines), samples_table(summaries, before, folder)]
     if len(summaries) > 1:
         tables.insert(1, differences_table(summaries))
@@ -33,7 +33,11 @@ def report(folder: Path, summaries: Summaries, before: list[dict[str, Any]], con
         recorder.print(table)
     recorder.file.close()
     rows = {name: _row(trials) for name, trials in summaries.items()}
-    content = {"baselines": baselines, "agents": rows, "paired_differences": _differences(summaries)}
+    content = {
+        "baselines": baselines,
+        "agents": {name: {key: value._asdict() for key, value in row.items()} for name, row in rows.items()},
+        "paired_differences": {name: value._asdict() for name, value in _differences(summaries).items()},
+    }
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
     curves(folder, summaries, baselines, folder / "curves.png")
 
@@ -42,6 +46,8 @@ def results_table(summaries: Summaries, baselines: dict[str, Any]) -> Table:
     """A row an agent: interquartile means over seeds with 95% bootstrap intervals."""
     seeds = len(next(iter(summaries.values())))
     table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
+    if seeds < 10:
+        table.caption = "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
     for column in ("", "objective J", "score", "KL to reference", "share of optimum", "tokens/s"):
         table.add_column(column, justify="left" if not column else "right")
     known = baselines["optimum"] is not None
@@ -80,8 +86,8 @@ def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Pa
     lines = []
     for i, first in enumerate(before):
         lines.append(str(first["prompt"]))
-        for who, row in [("reference", first), *((name, answers[i]) for name, answers in after.items())]:
-            prompt = first["prompt"] if who == "reference" else ""
+        for who, row in [("before", first), *((name, answers[i]) for name, answers in after.items())]:
+            prompt = first["prompt"] if who == "before" else ""
             table.add_row(prompt, who, row["answer"] or "(nothing)", f"{row['score']:.2f}")
             lines.append(f"  {who:<14} {row['answer']}   ({row['score']:.2f})")
         table.add_section()

@@ -16,9 +16,10 @@ from torch.utils.tensorboard import SummaryWriter
 from agents import TransformerPolicy
 from agents.agent import Agent
 from experiments.config import AGENTS, AgentFlags, TrialConfig, write_config
-from experiments.evaluation import Yardstick, read_answers, share_of_optimum
+from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 
 CHECKPOINT_SECONDS = 60.0
+CHECKPOINTS = ("checkpoint", "checkpoint.new", "checkpoint.old")  # in case a run was killed while it renamed them
 SHOWN_PROMPTS = 6
 
 
@@ -62,7 +63,7 @@ def run_trial(
     env = config.make_env()
     yardstick = Yardstick.of(env, config.eval_episodes)
     start = initial_policy(config, env, initial)
-    baselines = yardstick.baselines(start)
+    baselines = yardstick.baselines()
     agent = _agent(config, env, start, folder)
     progress(agent.num_timesteps)
 
@@ -70,7 +71,7 @@ def run_trial(
         agent.learn(config.total_timesteps - agent.num_timesteps, callback=log, reset_num_timesteps=False)
         log.checkpoint()
         measured = yardstick.measure(agent.policy)
-        answers = read_answers(env, agent.policy, shown_prompts(env))
+        answers = sample_answers(env, agent.policy, shown_prompts(env))
         (folder / "samples.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
         summary = {
             "agent": config.agent,
@@ -89,8 +90,9 @@ def run_trial(
 
 def _agent(config: TrialConfig, env: Any, policy: TransformerPolicy, folder: Path) -> Agent:
     """A new agent, or the one of the last checkpoint."""
-    if (folder / "checkpoint" / "agent.json").is_file():
-        return AGENTS[config.agent].load(folder / "checkpoint", env, device=config.device)
+    for name in CHECKPOINTS:
+        if (folder / name / "training_state.pt").is_file():  # written last: the checkpoint is whole
+            return AGENTS[config.agent].load(folder / name, env, device=config.device)
     return config.make_agent(policy, env)
 
 
@@ -110,7 +112,7 @@ class TrialLog:
     def __enter__(self) -> TrialLog:
         # rows after the checkpoint are written again as they come again
         self.file = (self.folder / "metrics.jsonl").open("w")
-        self.board = SummaryWriter(str(self.folder))
+        self.board = SummaryWriter(str(self.folder), purge_step=self.agent.num_timesteps + 1 if self.rows else None)
         for row in self.rows:
             self.file.write(json.dumps(row) + "\n")
         if not self.rows:
@@ -128,8 +130,9 @@ class TrialLog:
         self.seconds += time.monotonic() - self.last_time  # evaluations and checkpoints do not count
         row = {"num_timesteps": agent.num_timesteps, "num_updates": agent.num_updates, "seconds": self.seconds}
         row |= metrics
-        before = agent.num_timesteps - int(rollout.mask.sum())
-        if np.searchsorted(self.grid, before, "right") < np.searchsorted(self.grid, agent.num_timesteps, "right"):
+        if np.searchsorted(self.grid, self.reported, "right") < np.searchsorted(
+            self.grid, agent.num_timesteps, "right"
+        ):
             row |= _prefixed(self.yardstick.measure(agent.policy))
         self.write(row)
         self.progress(agent.num_timesteps - self.reported)
@@ -147,7 +150,7 @@ class TrialLog:
 
     def checkpoint(self) -> None:
         """Save the agent; the old checkpoint stands until the new one is whole."""
-        new, now, old = (self.folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+        now, new, old = (self.folder / name for name in CHECKPOINTS)
         shutil.rmtree(new, ignore_errors=True)
         self.agent.save(new)
         if now.exists():

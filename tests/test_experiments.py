@@ -100,7 +100,9 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads((out / "summary.json").read_text())
     trials = [json.loads((out / "ppo" / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)]
-    assert content["agents"]["ppo"]["objective"][0] == pytest.approx(np.mean([trial["objective"] for trial in trials]))
+    assert content["agents"]["ppo"]["objective"]["value"] == pytest.approx(
+        np.mean([trial["objective"] for trial in trials])
+    )
     assert trials[0]["objective"] != trials[1]["objective"]
 
     again = command("compare", *flags)
@@ -186,7 +188,7 @@ def test_an_estimate_comes_with_its_error(initial: Path) -> None:
     assert estimate == sampled.measure(policy)
     for name in ("objective", "score", "kl"):
         assert abs(truth[name] - estimate[name]) < 5 * estimate[f"{name}_stderr"]
-    baselines = known.baselines(policy)
+    baselines = known.baselines()
     assert share_of_optimum(known.solution.objective, baselines) == pytest.approx(1.0)
     assert share_of_optimum(known.solution.reference_objective, baselines) == pytest.approx(0.0)
 

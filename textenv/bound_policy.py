@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,9 @@ def policy_logits(
         ValueError: the policy answers with another shape, or with a NaN.
     """
     call = getattr(policy, "next_token_logits", policy)
-    answer = call(input_ids, attention_mask)
+    torch = sys.modules.get("torch")  # without it the policy is none of torch's
+    with torch.no_grad() if torch else nullcontext():
+        answer = call(input_ids, attention_mask)
     if hasattr(answer, "detach"):
         answer = answer.detach().double().cpu().numpy()
     logits = np.asarray(answer, dtype=np.float64)

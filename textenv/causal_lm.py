@@ -92,7 +92,7 @@ class KVReader:
         )
 
 
-def answer_logits(model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, **kwargs: Any) -> Any:
+def forward_answers(model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, **kwargs: Any) -> Any:
     """One parallel pass over texts [B, L]: the model's output, with logits [B, T, V] for the last T columns.
 
     logits[:, t] is what the model says *before* it reads column L - T + t, so the last column is not read at all.
@@ -145,7 +145,8 @@ class CausalLMReference:
                 f"{self.vocab_size}; they must be the same, token for token."
             )
         generation = getattr(model, "generation_config", None)
-        self.eos_token_id = getattr(generation, "eos_token_id", None) or self.config.eos_token_id
+        eos_token_id = getattr(generation, "eos_token_id", None)
+        self.eos_token_id = self.config.eos_token_id if eos_token_id is None else eos_token_id
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
         self._follower, self._reader, self._logits = Follower(), KVReader(self.model), torch.zeros(0, 0)
         # A sliding window counts columns of the cache, which are not in text order here: such models are read anew.
@@ -169,6 +170,7 @@ class CausalLMReference:
                 rows = torch.as_tensor(np.flatnonzero(new), device=device)
                 self._logits = self._logits.clone()
                 self._logits[rows] = self._reader.replace(rows, ids[rows], mask[rows]).logits[:, -1]
+        self._follower.remember(input_ids, attention_mask)
         logits = self._logits
         log_probs: NDArray[np.float32] = logits[:, : self.vocab_size].float().log_softmax(dim=-1).cpu().numpy()
         return log_probs
@@ -182,7 +184,7 @@ class CausalLMReference:
         chunks = []
         for start in range(0, len(input_ids), rows):
             ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
-            logits = answer_logits(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
+            logits = forward_answers(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
         return torch.cat(chunks).to(home)

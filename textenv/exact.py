@@ -49,7 +49,7 @@ class Evaluation:
 
     Attributes:
         objective: J(pi).
-        score: E[score + shaping].
+        score: E[score], without shaping.
         kl: E_x KL(pi || pi_ref), over whole texts.
         values, q_values, advantages: V [S], Q and A [S, V]; -inf for masked actions.
         log_probs: log pi(a|s), [S, V].
@@ -178,7 +178,7 @@ def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
     visits = np.exp(tree.reach(log_probs)) / (first.stop - first.start)
     return Evaluation(
         objective=float(values[first].mean()),
-        score=float((visits[:, None] * probs * tree.rewards).sum()),
+        score=float((visits[:, None] * probs * tree.scores).sum()),
         kl=float((visits[:, None] * probs * log_ratio).sum()),
         values=values,
         q_values=q_values,

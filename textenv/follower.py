@@ -18,6 +18,10 @@ class Follower:
     """
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Follow nothing: the next texts are all new."""
         self.input_ids: NDArray[Any] = np.zeros((0, 0), dtype=np.int64)
         self.attention_mask: NDArray[Any] = np.zeros((0, 0), dtype=np.int8)
 
@@ -34,5 +38,9 @@ class Follower:
             unchanged = same & (count == 0)
         else:
             follows = unchanged = np.zeros(len(input_ids), dtype=np.bool_)
-        self.input_ids, self.attention_mask = input_ids.copy(), attention_mask.copy()
+        self.forget()  # until `remember`: a call that is interrupted leaves nothing to follow
         return follows, unchanged, input_ids[rows, last_column]
+
+    def remember(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> None:
+        """These texts have been read."""
+        self.input_ids, self.attention_mask = input_ids.copy(), attention_mask.copy()

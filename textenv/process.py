@@ -106,8 +106,11 @@ class TextProcess:
         self.kl_coef = float(kl_coef)
         self.shaping = tuple(shaping)
         self.term_names = ["score", "kl_reference", *map(shaping_name, self.shaping)]
-        if len(set(self.term_names)) < len(self.term_names):
-            raise ValueError(f"Each shaping term needs a __name__ of its own, got {self.term_names[2:]}.")
+        if len({*self.term_names, "kl_policy"}) < len(self.term_names) + 1:
+            raise ValueError(
+                "Each shaping term needs a __name__ of its own, other than score, kl_reference and kl_policy, got "
+                f"{self.term_names[2:]}."
+            )
         self.prompt_width = int(self.prompts.input_ids.shape[1])
         self.eos_token_ids = self._end_tokens(eos_token_id)
         self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
@@ -317,7 +320,12 @@ class TextProcess:
             "kl_reference": np.where(mask, self.kl_coef * ref_log_probs, 0.0),
         }
         for term in self.shaping:
-            terms[shaping_name(term)] = np.where(mask, term(transitions), 0.0)
+            name, paid = shaping_name(term), term(transitions)
+            if np.shape(paid) != mask.shape or not np.isfinite(paid[mask]).all():
+                raise ValueError(
+                    f"The shaping term {name!r} must return finite numbers, [B, T] = {mask.shape}, got {paid!r}."
+                )
+            terms[name] = np.where(mask, paid, 0.0)
         if log_probs is not None:
             terms["kl_policy"] = np.where(mask, -self.kl_coef * log_probs, 0.0)
         return terms
@@ -333,12 +341,30 @@ class TextProcess:
         return self.scorer(prompt_text.tolist(), completions, completion_ids, columns)
 
 
+CHANGING_WRAPPERS = (
+    gym.RewardWrapper,
+    gym.ObservationWrapper,
+    gym.ActionWrapper,
+    gym.vector.VectorRewardWrapper,
+    gym.vector.VectorObservationWrapper,
+    gym.vector.VectorActionWrapper,
+)
+
+
 def process_of(env: Any) -> TextProcess:
     """The process that an environment steps through.
 
     Raises:
-        TypeError: not one of textenv's environments.
+        TypeError: not one of textenv's environments, or wrapped in something that changes it.
     """
+    wrapper = env
+    while isinstance(wrapper, gym.Wrapper | gym.vector.VectorWrapper):
+        if isinstance(wrapper, CHANGING_WRAPPERS):
+            raise TypeError(
+                f"{type(wrapper).__name__} changes what the environment says or pays, which agents and oracle, reading "
+                "its process, would not see: put it into the task (reward=, shaping=), or pass the bare environment."
+            )
+        wrapper = wrapper.env
     process = env if isinstance(env, TextProcess) else getattr(getattr(env, "unwrapped", env), "process", None)
     if not isinstance(process, TextProcess):
         raise TypeError(

@@ -138,6 +138,7 @@ class TableReference:
         if new.any():
             state[new] = self._read(input_ids[new], attention_mask[new])
         self._state = state
+        self._follower.remember(input_ids, attention_mask)
         log_probs: NDArray[np.float64] = self.table[state]
         return log_probs
 

@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from textenv.env import TextEnv
 from textenv.process import Array, process_of
 
 
@@ -56,6 +57,8 @@ def play(env: gym.Env[Any, Any], prompt: Any, response: Any) -> Episode:
         ValueError: the response is empty or goes on after the end, or a token is masked (`InvalidAction`).
     """
     process = process_of(env)
+    if not isinstance(env.unwrapped, TextEnv):
+        raise TypeError(f"play needs a single environment (gym.make), got {type(env).__name__}.")
     tokens = process.encode_response(response).tolist()
     if isinstance(response, str) and len(tokens) < process.max_new_tokens and process.eos_token_ids:
         tokens.append(process.eos_token_ids[0])
@@ -71,7 +74,7 @@ def play(env: gym.Env[Any, Any], prompt: Any, response: Any) -> Episode:
         infos.append(info)
         if terminated and t < len(tokens) - 1:
             raise ValueError(f"The response goes on after its end: token {t} of {tokens} ends the text.")
-    texts = env.unwrapped.slots.texts  # type: ignore[attr-defined]
+    texts = env.unwrapped.slots.texts
     return Episode(
         prompt=str(texts.prompt_text[0]),
         text=process.decode(tokens),

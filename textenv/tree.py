@@ -30,7 +30,8 @@ class Tree:
         levels: where each time begins and ends.
         ref_log_probs: float64 [S, V], log pi_ref(a|s).
         child: int64 [S, V], the state after action a; -1 where the text ends, -2 where the action is masked.
-        rewards: float64 [S, V], shaping and, where the text ends, score; without the KL. 0 where masked.
+        scores: float64 [S, V], the score where the text ends, else 0.
+        shaping: float64 [S, V], the sum of the shaping terms; 0 where masked.
     """
 
     process: TextProcess
@@ -39,7 +40,13 @@ class Tree:
     levels: list[slice]
     ref_log_probs: NDArray[np.float64]
     child: NDArray[np.int64]
-    rewards: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    shaping: NDArray[np.float64]
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """What an action pays without the KL, [S, V]."""
+        return self.scores + self.shaping
 
     @property
     def num_texts(self) -> int:
@@ -81,9 +88,10 @@ class Tree:
     def backward(self, backup: Any) -> tuple[Array, Array]:
         """Values from the last time to the first: `backup(level, Q [K, V]) -> V [K]`; returns V [S] and Q [S, V]."""
         values = np.zeros(len(self.prompt) + 2)  # child -1 and -2 read the zeros at the end: V(s_T) = 0
-        q_values = np.zeros_like(self.rewards)
+        rewards = self.rewards
+        q_values = np.zeros_like(rewards)
         for level in reversed(self.levels):
-            q_values[level] = self.rewards[level] + values[self.child[level]]
+            q_values[level] = rewards[level] + values[self.child[level]]
             values[level] = backup(level, q_values[level])
         return values[:-2], q_values
 
@@ -100,7 +108,8 @@ def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
     prompt = np.arange(num_prompts)
     tokens = np.full((num_prompts, horizon), -1, dtype=np.int64)
     found, states, levels = 0, 0, []
-    parts: dict[str, list[Array]] = {"prompt": [], "tokens": [], "ref_log_probs": [], "child": [], "rewards": []}
+    names = ("prompt", "tokens", "ref_log_probs", "child", "scores", "shaping")
+    parts: dict[str, list[Array]] = {name: [] for name in names}
     for time in range(horizon):
         levels.append(slice(states, states + len(prompt)))
         states += len(prompt)
@@ -123,9 +132,9 @@ def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
             )
         child = np.where(ends, -1, -2)
         child[goes_on] = states + np.arange(int(goes_on.sum()))
-        for name, part in zip(parts, (prompt, tokens, log_probs, child), strict=False):
+        scores, shaping = _rewards(process, prompt, tokens, time, allowed, ends)
+        for name, part in zip(names, (prompt, tokens, log_probs, child, scores, shaping), strict=True):
             parts[name].append(part)
-        parts["rewards"].append(_rewards(process, prompt, tokens, time, allowed, ends))
         parent, action = np.nonzero(goes_on)
         if len(parent) == 0:
             break
@@ -163,9 +172,9 @@ def _reference(process: TextProcess, prompt: Array, tokens: Array) -> NDArray[np
 
 def _rewards(
     process: TextProcess, prompt: Array, tokens: Array, time: int, allowed: Array, ends: Array
-) -> NDArray[np.float64]:
+) -> tuple[Array, Array]:
     """Score and shaping of every allowed action in the states of one time, [K, V]."""
-    rewards = np.zeros(allowed.shape)
+    all_scores, all_shaping = np.zeros(allowed.shape), np.zeros(allowed.shape)
     parent, action = np.nonzero(allowed)
     for start in range(0, len(parent), BATCH):
         states, actions = parent[start : start + BATCH], action[start : start + BATCH]
@@ -185,8 +194,9 @@ def _rewards(
             scores[finished] = process.score(prompt[states[finished]], texts.prompt_text[finished], ids, completions)
         moves = process.transitions(texts, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
         terms = process.reward_terms(moves, np.zeros((len(states), 1)), scores)
-        rewards[states, actions] = sum(values[:, 0] for values in terms.values())
-    return rewards
+        all_scores[states, actions] = scores
+        all_shaping[states, actions] = sum(terms[name][:, 0] for name in process.term_names[2:])
+    return all_scores, all_shaping
 
 
 def in_batches(count: int, function: Any) -> Array:

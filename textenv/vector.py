@@ -82,7 +82,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         rows = self._rows_to_reset(options.pop("reset_mask", None))
         if not (rows | self.slots.live | self._ended).all():
             raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
-        self._seed(seed, first=self._np_random_seed is None)
+        self._seed(seed, np.flatnonzero(rows), first=self._np_random_seed is None)
         self.slots.start(np.flatnonzero(rows), options)
         self.slots.refresh()
         self._ended[rows] = False
@@ -98,18 +98,21 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             raise ValueError("options['reset_mask'] must be True in at least one row, got none.")
         return mask
 
-    def _seed(self, seed: int | Sequence[int | None] | None, first: bool) -> None:
+    def _seed(self, seed: int | Sequence[int | None] | None, rows: Array, first: bool) -> None:
+        """Seed the rows that begin anew; where a list says None a row's stream stays as it is."""
         each = None if seed is None or isinstance(seed, int | np.integer) else list(seed)
         if each is not None and len(each) != self.num_envs:
             raise ValueError(f"A list of seeds needs one a row: {self.num_envs}, got {len(each)}.")
+        if each is not None and any(own is not None and own < 0 for own in each):
+            raise ValueError(f"Seeds must not be negative, got {each}.")
         if first or (seed is not None and each is None):
             super().reset(seed=None if each is not None else seed)  # type: ignore[arg-type]
             start = np.uint64((self.np_random_seed or 0) % 2**64)
             with np.errstate(over="ignore"):
-                self.slots.seed(np.arange(self.num_envs), start + np.arange(self.num_envs, dtype=np.uint64))
-        if each is not None:  # None leaves a row's stream as it is
-            rows = np.array([row for row, own in enumerate(each) if own is not None], dtype=np.int64)
-            self.slots.seed(rows, np.array([each[row] for row in rows], dtype=np.uint64))
+                self.slots.seed(rows, start + rows.astype(np.uint64))
+        if each is not None:
+            given = np.array([row for row in rows if each[row] is not None], dtype=np.int64)
+            self.slots.seed(given, np.array([each[row] for row in given], dtype=np.uint64))
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         begin = self._ended

@@ -2,7 +2,7 @@
 
 Description
     Six landmarks, three ways to ask, three ways to begin an answer. The reference knows English but not geography: it
-    names the right place less than half of the time, and otherwise the place of another landmark, so that "the taj
+    thinks of the right landmark less than half of the time, and otherwise of another one, so that "the taj
     mahal is in ..." is a prefix shared by good and bad answers (agra, uttar pradesh, india / paris, france, west
     bengal, lucknow, mumbai ...). The reward wants the truth, told well. The reference says nothing else, so the tree
     of all texts is small and `textenv.exact` knows the best policy.
