@@ -1,11 +1,11 @@
 # Two commands set everything up: `make compare` runs the main job, `make test` passes the tests.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare test check check-fast lint types clean
+.PHONY: compare test slow check lint types clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -14,8 +14,10 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
 
 # everything that must hold before a change lands
-check: lint types $(VENV)/ready
-	$(BIN)/python -m pytest -n auto $(ARGS)
+check: lint types test slow
+
+slow: $(VENV)/ready
+	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -417,3 +417,41 @@ def test_ppo_learns_on_a_gpu(small_toy: tuple[Any, TransformerPolicy], tmp_path:
     agent.save(tmp_path)
     loaded = PPO.load(tmp_path, env=env, device="cuda")
     assert share(env, loaded.policy) == pytest.approx(share(env, policy), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (PPO, {"n_epochs": 0}, "n_epochs"),
+        (PPO, {"batch_size": 0}, "batch_size"),
+        (PPO, {"clip_range": -0.1}, "clip_range"),
+        (ActorCritic, {"gae_lambda": 1.5}, "gae_lambda"),
+        (REINFORCE, {"gamma": -1.0}, "gamma"),
+        (REINFORCE, {"learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind: Any, settings: dict[str, Any], message: str) -> None:
+    """The error names the setting, its range and the value."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
+    with pytest.raises(ValueError, match=rf"{message} must be in \[.*\], got"):
+        kind(random_policy(env), env, **settings)
+
+
+def test_the_continuations_of_q_are_counted() -> None:
+    """A timestep is a token, also one that was written only to estimate Q."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
+    plain, q = (REINFORCE(random_policy(env), env, credit=credit, seed=0) for credit in ("reward_to_go", "q"))
+    for agent in (plain, q):
+        agent.learn(1)
+    assert q.num_timesteps > plain.num_timesteps > 0
+
+
+def test_a_loaded_agent_can_be_given_another_seed(tmp_path: Path) -> None:
+    """With the saved seed it goes on as it would have; with another one it draws other answers."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
+    agent = REINFORCE(random_policy(env), env, seed=0)
+    agent.learn(1)
+    agent.save(tmp_path)
+    same, other = REINFORCE.load(tmp_path, env), REINFORCE.load(tmp_path, env, seed=7)
+    drawn = agent.collect().input_ids
+    assert drawn.equal(same.collect().input_ids) and not drawn.equal(other.collect().input_ids)

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from agents import PPO
 from tests.tasks import assert_same, count_words, forgetful, make, random_reference, stories, words, zero
 from textenv import InvalidAction, TableReference, TextEnv, TextProcess, TextVectorEnv, WordTokenizer, exact
 from textenv.shaping import length_penalty
@@ -421,3 +422,41 @@ def test_a_list_of_seeds_needs_one_a_row() -> None:
     again, _ = gym.make("textenv/TajMahal-v0").reset(seed=5)
     assert_same(third["input_ids"][0], again["input_ids"])
     assert_same(third["input_ids"][1:], second["input_ids"][1:])
+
+
+@pytest.mark.parametrize("call", [exact.solve, lambda env: PPO(None, env)])
+def test_a_wrapper_that_changes_the_reward_is_not_passed_over(call: Any) -> None:
+    """A wrapper that agents and oracle, which read the process, would not see is refused; others are not."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
+    with pytest.raises(TypeError, match="TransformReward changes what .* pays.*reward="):
+        call(gym.wrappers.TransformReward(env, lambda reward: reward - 100.0))
+    assert exact.solve(gym.wrappers.RecordEpisodeStatistics(env)).objective == exact.solve(env).objective
+
+
+@pytest.mark.parametrize("broken", [np.array([[np.nan]]), np.zeros(1), np.zeros((1, 2))])
+def test_a_shaping_term_that_returns_nonsense(broken: np.ndarray) -> None:
+    """It is named; nothing is paid."""
+
+    def crooked(transitions: Any) -> np.ndarray:
+        return broken
+
+    env = make(words(shaping=[crooked]))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"'crooked' must return finite numbers, \[B, T\]"):
+        env.step(1)
+
+
+def test_a_shaping_term_may_not_take_the_place_of_the_kl() -> None:
+    """The names of the reward's own terms are taken."""
+
+    def kl_policy(transitions: Any) -> np.ndarray:
+        return np.zeros(transitions.tokens.shape)
+
+    with pytest.raises(ValueError, match="other than score, kl_reference and kl_policy"):
+        TextProcess(**words(shaping=[kl_policy]))
+
+
+def test_play_is_for_a_single_environment() -> None:
+    """A batched one is refused by name."""
+    with pytest.raises(TypeError, match=r"gym\.make.*TextVectorEnv"):
+        play(gym.make_vec("textenv/Toy-v0", num_envs=2), "a", "b")  # type: ignore[arg-type]

@@ -153,7 +153,8 @@ def test_evaluate_equals_the_mean_over_all_texts(arguments: dict[str, Any], seed
         kl += weight * (log_probs[text] - sum(ref for _, ref in steps))
     assert known.objective == pytest.approx(objective, abs=1e-9)
     assert known.kl == pytest.approx(kl, abs=1e-9)
-    assert known.objective == pytest.approx(known.score - beta * known.kl, abs=1e-9)
+    shaping = float((known.visits[:, None] * np.exp(known.log_probs) * known.tree.shaping).sum())
+    assert known.objective == pytest.approx(known.score + shaping - beta * known.kl, abs=1e-9)
     other = exact.evaluate(known.tree, RandomPolicy(len(arguments["tokenizer"]), seed + 1))  # negative control
     assert known.tree.num_texts <= prompts or other.objective != pytest.approx(objective, abs=1e-9)
 

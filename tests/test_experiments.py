@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents import TransformerPolicy
 from experiments.config import AGENTS, EnvFlags, TrialConfig, open_folder, read_config, write_config
@@ -203,3 +204,19 @@ def test_statistics() -> None:
     assert (difference.value, difference.low, difference.high) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="same seeds"):
         paired_difference([1.0], [1.0, 2.0])
+
+
+def test_evaluations_share_their_prompts(initial: Path) -> None:
+    """Policies that are compared answer the same prompts in every batch, however long their answers are."""
+    config = tiny(env_args={"vocab_size": 4, "max_new_tokens": 4, "num_prompts": 5})
+    env = config.make_env()
+    yardstick = Yardstick(env, 200, None)
+    shape = GPT2Config(vocab_size=4, n_embd=8, n_layer=1, n_head=1, n_positions=16)
+    brief, lengthy = (TransformerPolicy(GPT2LMHeadModel(shape)) for _ in range(2))
+    with torch.no_grad():
+        brief.model.transformer.ln_f.bias += 5 * brief.model.lm_head.weight[0] / 0.02
+    one, other = yardstick.answers(brief), yardstick.answers(lengthy)
+    assert len(one) == len(other) == 4
+    assert all(a.prompt.equal(b.prompt) for a, b in zip(one, other, strict=True))
+    assert any(a.mask.sum() != b.mask.sum() for a, b in zip(one, other, strict=True))
+    assert not one[0].prompt.equal(one[1].prompt)

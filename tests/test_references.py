@@ -474,3 +474,24 @@ def test_end_tokens_are_those_that_the_model_names(assets: Path) -> None:
     assert TextProcess(**stories(assets)).eos_token_ids == [1, 2]
     assert TextProcess(**stories(assets, eos_token_id=2)).eos_token_ids == [2]
     assert TextProcess(**words()).eos_token_ids == [0]
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_to_follow(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the model reads: the same call again, and the next one, answer as a fresh reference does."""
+    reference, fresh = (CausalLMReference(assets / "stories260k") for _ in range(2))
+    ids, mask = (
+        np.array([[1, 5, 9, 0, 0], [1, 7, 0, 0, 0]]),
+        np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]], dtype=np.int8),
+    )
+    reference.log_probs(ids, mask)
+    longer, longer_mask = ids.copy(), mask.copy()
+    longer[[0, 1], [3, 2]], longer_mask[[0, 1], [3, 2]] = 11, 1
+
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reference.model, "forward", interrupt)
+        reference.log_probs(longer, longer_mask)
+    for _ in range(2):
+        assert np.abs(reference.log_probs(longer, longer_mask) - fresh.log_probs(longer, longer_mask)).max() < 1e-4

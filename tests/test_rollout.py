@@ -262,9 +262,10 @@ def test_no_token_is_encoded_twice_while_writing(values: bool) -> None:
     policy, shapes = random_policy(env, scale=0.1), []
 
     def count(module: Any, args: Any, kwargs: Any) -> None:
-        shapes.append(tuple(kwargs["input_ids"].shape))
+        ids = args[0] if args else kwargs["input_ids"]  # the model hands them on by position
+        shapes.append(tuple(ids.shape))
 
-    hook = policy.model.register_forward_pre_hook(count, with_kwargs=True)
+    hook = policy.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     rollout = collect(env, policy, 16, generator=seeded(), values=values)
     hook.remove()
     assert rollout.num_tokens > 3
