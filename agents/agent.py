@@ -55,7 +55,10 @@ class Agent(ABC):
                 f"n_episodes must be a positive multiple of num_generations, got {self.n_episodes} and "
                 f"{self.num_generations}."
             )
+        if not isinstance(self.policy, TransformerPolicy):
+            raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {self.policy!r}.")
         check_range("gamma", self.gamma, 0, 1)
+        check_range("max_grad_norm", self.max_grad_norm, 1e-12)
         check_range("learning_rate", self.learning_rate, 0)
         if self.env is not None:
             self._check_fit(process_of(self.env))
@@ -97,6 +100,8 @@ class Agent(ABC):
             progress_bar: show one.
             reset_num_timesteps: count from zero, rather than on from where the last call stopped.
         """
+        if total_timesteps < 0:
+            raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
         if reset_num_timesteps:
             self.num_timesteps = self.num_updates = 0
         total_timesteps += self.num_timesteps

@@ -43,12 +43,17 @@ class TransformerPolicy(nn.Module):
         self, model: Any, *, vocab_size: int | None = None, temperature: float = 1.0, separate_critic: bool = False
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}; for the most likely token, see predict().")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(
+                f"temperature must be a finite number > 0, got {temperature}; for the likeliest token, predict() has "
+                "deterministic=True."
+            )
         self.model = model
         self.temperature = temperature
         config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or config.vocab_size)
+        if self.vocab_size > config.vocab_size:
+            raise ValueError(f"The model writes {config.vocab_size} tokens, fewer than vocab_size = {self.vocab_size}.")
         self.critic = copy.deepcopy(model.base_model) if separate_critic else None
         self.value_head = nn.Linear(config.hidden_size, 1, device=model.device)
         nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +17,9 @@ from transformers.utils import logging
 
 from agents import TransformerPolicy
 from experiments.compare import CompareConfig, compare
-from experiments.config import FlagError, TrialConfig, open_folder, read_config
+from experiments.config import FlagError, TrialConfig, read_config
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
-from experiments.trial import initial_policy, run_trial
+from experiments.trial import INITIAL, prepare, run_trial
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Run:
         """Its flags and its policy."""
         config = dataclasses.replace(read_config(self.run, TrialConfig), device=self.device)
         if not (self.run / "checkpoint").is_dir():
-            raise FlagError(f"{str(self.run)!r} holds no checkpoint yet.")
+            raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")
         return config, TransformerPolicy.from_pretrained(self.run / "checkpoint").to(self.device)
 
 
@@ -62,17 +61,14 @@ class SampleConfig(Run):
 
 def train(config: TrialConfig) -> Path:
     """Train one agent with one seed."""
-    env = config.make_env()
     name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
-    folder = open_folder(config, name, time.strftime("%Y%m%d-%H%M%S"))
-    initial = folder / "initial"
-    initial_policy(config, env, initial)
+    _, folder, _ = prepare(config, name, [config])
     with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0) as bar:
 
         def progress(tokens: int) -> None:
             bar.update(min(tokens, bar.total - bar.n))
 
-        summary = run_trial(config, folder, initial, progress)
+        summary = run_trial(config, folder, folder / INITIAL, progress)
     print(json.dumps(summary, indent=2))
     print(f"written to {folder}")
     return folder
@@ -91,6 +87,8 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def sample(config: SampleConfig) -> None:
     """Print answers of a trained policy."""
+    if config.num < 1:
+        raise FlagError(f"--num must be at least 1, got {config.num}.")
     trial, policy = config.load()
     env = trial.make_env()
     prompts = config.prompt or env.unwrapped.prompts[:3]
@@ -113,7 +111,6 @@ Command = (
 def main() -> None:
     """Parse the command line and run the command."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
     commands: dict[Any, Any] = {
         CompareConfig: compare,
         TrialConfig: train,
@@ -121,10 +118,13 @@ def main() -> None:
         SampleConfig: sample,
     }
     try:
+        config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
         commands[type(config)](config)
     except FlagError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

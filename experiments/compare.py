@@ -9,19 +9,19 @@ import queue
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from tqdm import tqdm
 from transformers.utils import logging
 
-from experiments.config import AgentFlags, AgentName, FlagError, TrialConfig, open_folder
+from experiments.config import AgentFlags, AgentName, FlagError, TrialConfig
 from experiments.evaluation import Yardstick, sample_answers
-from experiments.report import Summaries, report
-from experiments.trial import initial_policy, run_trial, shown_prompts
+from experiments.report import Summaries, plain_console, report
+from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
 
 
 @dataclass
@@ -49,14 +49,14 @@ def compare(config: CompareConfig) -> Path:
     """Run every trial, then print and write the report. Returns the folder."""
     if not config.agents or not config.seeds:
         raise FlagError("compare needs at least one of --agents and one of --seeds.")
-    env = config.make_env()  # bad flags are found here, before anything is written
-    folder = open_folder(config, f"compare-{config.env.split('/')[-1]}", time.strftime("%Y%m%d-%H%M%S"))
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to [bold]{folder}[/bold]")
+    for name, values in (("--agents", config.agents), ("--seeds", config.seeds)):
+        if len(set(values)) < len(values):
+            raise FlagError(f"{name} must differ from each other, got {values}.")
+    trials = config.trials()
+    env, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
+    console = plain_console(width=None if sys.stdout.isatty() else 120)
+    console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to {folder}")
     started = time.monotonic()
-    console.print("the policy that all start from, at the reference ...")
-    initial = folder / "initial"
-    policy = initial_policy(config, env, initial)
     if (solution := Yardstick.of(env, config.eval_episodes).solution) is not None:
         texts = f"{solution.tree.num_texts:,}"
         console.print(
@@ -64,8 +64,7 @@ def compare(config: CompareConfig) -> Path:
             f"optimum J* = {solution.objective:.3f}"
         )
 
-    trials = config.trials()
-    summaries = _run(config, trials, folder, initial)
+    summaries = _run(config, trials, folder, folder / INITIAL)
     by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.agents}
     before = sample_answers(env, policy, shown_prompts(env))
     report(folder, by_agent, before, console)
@@ -97,11 +96,12 @@ def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial
                 for future in done:
                     summary, trial = future.result(), futures[future]
                     bar.write(_line(trial, summary))
-        except BaseException:
-            bar.write(
-                f"stopped; trials that run are finished first. Go on with the same flags and --out {folder} --resume"
-            )
+        except BaseException as error:
             pool.shutdown(wait=True, cancel_futures=True)
+            again = f"go on from the last checkpoints with the same flags, --out {folder} --resume"
+            if isinstance(error, BrokenProcessPool):
+                raise FlagError(f"a worker was killed (out of memory?); {again}") from error
+            bar.write(f"stopped; {again}")
             raise
         return [future.result() for future in futures]
 

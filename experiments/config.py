@@ -79,6 +79,10 @@ class EnvFlags:
         Raises:
             FlagError: flags that do not fit.
         """
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise FlagError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
         arguments: dict[str, Any] = dict(self.env_args)
         if self.max_new_tokens is not None:
             arguments["max_new_tokens"] = self.max_new_tokens
@@ -91,13 +95,13 @@ class EnvFlags:
             if self.env == "textenv/Text-v0":
                 arguments |= self._text_arguments()
             envs = gym.make_vec(self.env, num_envs=1, **arguments)
+            reference = process_of(envs).reference
+            if isinstance(reference, CausalLMReference):
+                reference.model.to(self.device)
         except FlagError:
             raise
         except (ValueError, TypeError, OSError, gym.error.Error) as error:
             raise FlagError(f"{self.env}: {error}") from error
-        reference = process_of(envs).reference
-        if isinstance(reference, CausalLMReference):
-            reference.model.to(self.device)
         return envs
 
     def _text_arguments(self) -> dict[str, Any]:
@@ -134,6 +138,12 @@ class TrainFlags(EnvFlags):
     """The folder to write to; by default a new one under runs/."""
     resume: bool = False
     """Go on in --out where an interrupted run stopped."""
+
+    def __post_init__(self) -> None:
+        least = {"total_timesteps": 1, "n_episodes": 1, "num_evals": 1, "eval_episodes": 2}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise FlagError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}.")
 
 
 REINFORCESettings = _settings(REINFORCE)

@@ -24,14 +24,6 @@ Summaries = dict[str, list[dict[str, Any]]]
 def report(folder: Path, summaries: Summaries, before: list[dict[str, Any]], console: Console) -> None:
     """Print the report and write it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`."""
     baselines = next(iter(summaries.values()))[0]["baselines"]
-    recorder = Console(width=120, file=(folder / "report.txt").open("w"))
-    tables = [results_table(summaries, baselines), samples_table(summaries, before, folder)]
-    if len(summaries) > 1:
-        tables.insert(1, differences_table(summaries))
-    for table in tables:
-        console.print(table)
-        recorder.print(table)
-    recorder.file.close()
     rows = {name: _row(trials) for name, trials in summaries.items()}
     content = {
         "baselines": baselines,
@@ -40,6 +32,18 @@ def report(folder: Path, summaries: Summaries, before: list[dict[str, Any]], con
     }
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
     curves(folder, summaries, baselines, folder / "curves.png")
+    tables = [results_table(summaries, baselines), samples_table(summaries, before, folder)]
+    if len(summaries) > 1:
+        tables.insert(1, differences_table(summaries))
+    with (folder / "report.txt").open("w") as file:
+        for printer in (console, plain_console(width=120, file=file)):
+            for table in tables:
+                printer.print(table)
+
+
+def plain_console(**arguments: Any) -> Console:
+    """A console that prints texts as they are: prompts and answers may hold brackets that are no markup."""
+    return Console(markup=False, emoji=False, highlight=False, **arguments)
 
 
 def results_table(summaries: Summaries, baselines: dict[str, Any]) -> Table:
@@ -118,7 +122,7 @@ def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], path: 
         axes[0].axhline(baselines["optimum"], color="black", ls="--", label="exact optimum")
     axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
     axes[1].set(xlabel="tokens", ylabel="KL(pi || pi_ref) over whole answers, nats", ylim=(0, None))
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

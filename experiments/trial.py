@@ -15,10 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents import TransformerPolicy
 from agents.agent import Agent
-from experiments.config import AGENTS, AgentFlags, TrialConfig, write_config
+from experiments.config import AGENTS, AgentFlags, FlagError, TrialConfig, open_folder, write_config
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 10.0  # between two checkpoints, or longer, so that they take less than a twentieth of the time
+INITIAL = "initial"
 CHECKPOINTS = ("checkpoint", "checkpoint.new", "checkpoint.old")  # in case a run was killed while it renamed them
 SHOWN_PROMPTS = 6
 
@@ -35,6 +36,25 @@ def shown_prompts(env: Any) -> list[int]:
     """The prompts whose answers are shown, spread evenly over the environment's."""
     count = len(env.unwrapped.prompts)
     return [int(i) for i in np.linspace(0, count, min(SHOWN_PROMPTS, count), endpoint=False)]
+
+
+def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Any, Path, TransformerPolicy]:
+    """The environment, the run's folder and the policy that all its trials start from.
+
+    Raises:
+        FlagError: flags or settings that do not fit; a new folder is then removed again.
+    """
+    env = config.make_env()
+    folder = open_folder(config, name, time.strftime("%Y%m%d-%H%M%S"))
+    try:
+        policy = initial_policy(config, env, folder / INITIAL)
+        for trial in trials:
+            trial.make_agent(policy, env)
+    except ValueError as error:
+        if not config.resume:
+            shutil.rmtree(folder)
+        raise FlagError(str(error)) from error
+    return env, folder, policy
 
 
 def run_trial(
@@ -108,6 +128,7 @@ class TrialLog:
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
         self.reported = agent.num_timesteps
         self.last_time = self.last_checkpoint = time.monotonic()
+        self.checkpoint_seconds = 0.0
 
     def __enter__(self) -> TrialLog:
         # rows after the checkpoint are written again as they come again
@@ -137,7 +158,7 @@ class TrialLog:
         self.write(row)
         self.progress(agent.num_timesteps - self.reported)
         self.reported = agent.num_timesteps
-        if time.monotonic() - self.last_checkpoint > CHECKPOINT_SECONDS:
+        if time.monotonic() - self.last_checkpoint > max(CHECKPOINT_SECONDS, 20 * self.checkpoint_seconds):
             self.checkpoint()
         self.last_time = time.monotonic()
 
@@ -150,6 +171,7 @@ class TrialLog:
 
     def checkpoint(self) -> None:
         """Save the agent; the old checkpoint stands until the new one is whole."""
+        began = time.monotonic()
         now, new, old = (self.folder / name for name in CHECKPOINTS)
         shutil.rmtree(new, ignore_errors=True)
         self.agent.save(new)
@@ -159,6 +181,7 @@ class TrialLog:
         os.replace(new, now)
         shutil.rmtree(old, ignore_errors=True)
         self.last_checkpoint = time.monotonic()
+        self.checkpoint_seconds = self.last_checkpoint - began
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
 
 import textenv
 from tests.tasks import RandomPolicy, allowed_action, assert_same, rollout, stories, words
@@ -322,3 +324,10 @@ def test_every_task_shows_an_example() -> None:
         assert ">>> " in (page.__doc__ or "")
         sections = ["Description", "Observation", "Action", "Rewards", "Start", "End", "Arguments", "Version"]
         assert all(f"\n{section}" in (page.__doc__ or "") for section in sections), page.__name__
+
+
+def test_stable_baselines3_makes_it_by_id() -> None:
+    """SB3 asks for a render mode that there is not and goes on without; then it learns, alone and in four."""
+    for env in ("textenv/Toy-v0", make_vec_env("textenv/Toy-v0", n_envs=4)):
+        learner = SB3PPO("MultiInputPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0)
+        assert learner.learn(64).num_timesteps >= 64

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents import PPO
+from agents import collect
 from tests.tasks import assert_same, count_words, forgetful, make, random_reference, stories, words, zero
 from textenv import InvalidAction, TableReference, TextEnv, TextProcess, TextVectorEnv, WordTokenizer, exact
 from textenv.shaping import length_penalty
@@ -424,7 +424,7 @@ def test_a_list_of_seeds_needs_one_a_row() -> None:
     assert_same(third["input_ids"][1:], second["input_ids"][1:])
 
 
-@pytest.mark.parametrize("call", [exact.solve, lambda env: PPO(None, env)])
+@pytest.mark.parametrize("call", [exact.solve, lambda env: collect(env, None)])
 def test_a_wrapper_that_changes_the_reward_is_not_passed_over(call: Any) -> None:
     """A wrapper that agents and oracle, which read the process, would not see is refused; others are not."""
     env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
@@ -460,3 +460,90 @@ def test_play_is_for_a_single_environment() -> None:
     """A batched one is refused by name."""
     with pytest.raises(TypeError, match=r"gym\.make.*TextVectorEnv"):
         play(gym.make_vec("textenv/Toy-v0", num_envs=2), "a", "b")  # type: ignore[arg-type]
+
+
+def test_another_vocabulary_is_not_taken_for_padding(assets: Path) -> None:
+    """A model with many more tokens than the tokenizer is another vocabulary; with a few more it is padded."""
+    few = WordTokenizer("is it yes no")
+    with pytest.raises(ValueError, match="vocabulary of 512 tokens, the tokenizer one of 5.*token for token"):
+        TextProcess(few, ["is it"], zero, assets / "stories260k")
+    many = WordTokenizer([f"w{i}" for i in range(500)])
+    assert TextProcess(many, ["w1"], zero, assets / "stories260k").vocab_size == 501
+
+
+class Nonsense:
+    """A reference that claims full support and answers with whatever it was given."""
+
+    full_support = True
+
+    def __init__(self, answer: float, width: int) -> None:
+        self.answer, self.width = answer, width
+
+    def log_probs(self, input_ids: Any, attention_mask: Any) -> np.ndarray:
+        return np.full((len(input_ids), self.width), self.answer)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (Nonsense(-np.log(9), 9), r"\[B, 4\] log-probabilities"),
+        (Nonsense(3.0, 4), "sum to 80.34, not to 1"),
+        (Nonsense(np.nan, 4), "sum to nan, not to 1"),
+    ],
+)
+def test_a_reference_that_is_none(reference: Nonsense, message: str) -> None:
+    """What answers with another shape, or with no log-probabilities, is refused when the task is made."""
+    with pytest.raises(ValueError, match=message):
+        TextProcess(**words(reference=reference))
+
+
+def scalar(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Any:
+    """One number for all."""
+    return 0.5
+
+
+def strings(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Any:
+    """No numbers."""
+    return ["good"] * len(prompts)
+
+
+def columns_of_scores(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Any:
+    """[B, 1]."""
+    return np.zeros((len(prompts), 1))
+
+
+@pytest.mark.parametrize("reward", [scalar, strings, columns_of_scores])
+def test_a_reward_of_another_form(reward: Any) -> None:
+    """It is named, with what it returned."""
+    env = make(words(reward=reward))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"{reward.__name__!r} must return a list of numbers or None, .* got"):
+        env.step(0)
+
+
+def test_prompt_files_as_editors_write_them(tmp_path: Path) -> None:
+    """A byte-order mark is no word, U+2028 ends no line, another encoding is named with its file."""
+    (tmp_path / "a.txt").write_bytes("\ufeffa b\nb\n".encode())
+    assert TextProcess(**words(prompts=tmp_path / "a.txt")).prompts.texts == ["a b", "b"]
+    (tmp_path / "b.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
+    assert TextProcess(**words(prompts=tmp_path / "b.jsonl")).prompts.texts == ["a\u2028b"]
+    (tmp_path / "c.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c\.txt: not UTF-8 .* save it as UTF-8"):
+        TextProcess(**words(prompts=tmp_path / "c.txt"))
+
+
+def test_a_refused_vector_reset_moves_no_stream() -> None:
+    """After it the prompts come as they would have."""
+    envs, twin = (gym.make_vec("textenv/TajMahal-v0", num_envs=4) for _ in range(2))
+    for each in (envs, twin):
+        each.reset(seed=3)
+    with pytest.raises(ValueError, match="zzz"):
+        envs.reset(seed=5, options={"prompt": "zzz"})
+    assert_same(envs.reset()[0], twin.reset()[0])
+
+
+def test_a_policy_that_cannot_be_called() -> None:
+    """It is refused when it is bound, not at the first step."""
+    for env in (gym.make("textenv/Toy-v0"), gym.make_vec("textenv/Toy-v0", num_envs=2)):
+        with pytest.raises(TypeError, match="A policy is called with .* got 3"):
+            env.unwrapped.bind_policy(3)

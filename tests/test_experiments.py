@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents import TransformerPolicy
 from experiments.config import AGENTS, EnvFlags, TrialConfig, open_folder, read_config, write_config
 from experiments.evaluation import Yardstick, share_of_optimum
+from experiments.report import plain_console
 from experiments.statistics import interquartile_mean, paired_difference
 from experiments.trial import TrialLog, initial_policy, read_metrics, run_trial
 from textenv import exact
@@ -149,6 +151,11 @@ def test_help_lists_the_flags_that_mean_the_same_everywhere() -> None:
         ),
         ({"reward": "vader"}, "brings its own"),
         ({"kl_coef": -1.0}, "kl_coef"),
+        ({"env": "CartPole-v1"}, "environment of textenv"),
+        ({"env": "textenv/Toi-v0"}, "Did you mean: `Toy`"),
+        ({"env_args": {"vocabulary": 3}}, "vocabulary"),
+        ({"device": "nowhere"}, "nowhere"),
+        ({"env": "textenv/Text-v0", "model": "/nowhere", "prompts": __file__, "reward": "vader"}, "nowhere"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_loaded(flags: dict[str, object], message: str) -> None:
@@ -220,3 +227,27 @@ def test_evaluations_share_their_prompts(initial: Path) -> None:
     assert all(a.prompt.equal(b.prompt) for a, b in zip(one, other, strict=True))
     assert any(a.mask.sum() != b.mask.sum() for a, b in zip(one, other, strict=True))
     assert not one[0].prompt.equal(one[1].prompt)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "at least 1, got 0"),
+        (["--seeds", "1", "1"], "must differ"),
+        (["--ppo.batch-size", "-1"], "batch_size"),
+        (["--ppo.gae-lambda", "7"], "gae_lambda"),
+    ],
+)
+def test_senseless_settings_leave_nothing_behind(flags: list[str], message: str, tmp_path: Path) -> None:
+    """One line, status 2, no traceback, no folder in the way of the next try."""
+    tokens = "100" if flags else "0"
+    toy = ["--env", "textenv/Toy-v0", "--env-args", "vocab_size", "3", "max_new_tokens", "2"]
+    done = command("compare", *toy, "--total-timesteps", tokens, *flags, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_with_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """[/INST] in a prompt is no markup."""
+    plain_console(width=80).print(Table("[INST] once [/INST] :smile:"))
+    assert "[INST] once [/INST] :smile:" in capsys.readouterr().out

@@ -120,7 +120,7 @@ class CausalLMReference:
             beyond V are cut off.
 
     Raises:
-        ValueError: the model has fewer logits than V.
+        ValueError: the model has fewer logits than V, or so many more that they cannot be padding.
         TypeError: not a causal LM.
     """
 
@@ -139,10 +139,11 @@ class CausalLMReference:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or self.config.vocab_size)
-        if self.vocab_size > self.config.vocab_size:
+        padding = self.config.vocab_size - self.vocab_size
+        if not 0 <= padding <= max(128, self.vocab_size // 20):  # models pad their vocabularies to round numbers
             raise ValueError(
                 f"The reference has a vocabulary of {self.config.vocab_size} tokens, the tokenizer one of "
-                f"{self.vocab_size}; they must be the same, token for token."
+                f"{self.vocab_size}; they must be the same, token for token, but for some padding of the model's."
             )
         generation = getattr(model, "generation_config", None)
         eos_token_id = getattr(generation, "eos_token_id", None)

@@ -17,6 +17,10 @@ from textenv.spaces import action_space, observation_space
 Observation = dict[str, Array]
 
 
+class RenderModeError(ValueError, TypeError):
+    """A render mode that there is not; a TypeError too, on which Stable-Baselines3 goes on without one."""
+
+
 class TextEnv(gym.Env[Observation, np.int64]):
     """Writing a text is an episode, the next token is the action. See `textenv.process` for the equations.
 
@@ -41,7 +45,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self, process: TextProcess, policy: PolicyFunction | None = None, render_mode: str | None = None
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode must be None, 'ansi' or 'human', got {render_mode!r}.")
+            raise RenderModeError(f"render_mode must be None, 'ansi' or 'human', got {render_mode!r}.")
         self.process = process
         self.render_mode = render_mode
         self.observation_space: Any = observation_space(process)  # Any: Gymnasium's Space is invariant
@@ -60,16 +64,17 @@ class TextEnv(gym.Env[Observation, np.int64]):
         With None the environment pays `score + beta log pi_ref + shaping`, and the acting side owes
         `-beta log pi(a_t | s_t)`.
         """
-        self.slots.policy = policy
+        self.slots.bind(policy)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         first = self._np_random_seed is None
-        if seed is not None or first:
-            self.slots.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
-        self.slots.start(np.array([0]), options)
+        with self.slots.unchanged_if_refused():
+            if seed is not None or first:
+                self.slots.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
+            self.slots.start(np.array([0]), options)
         self.slots.refresh()
         self._paid = []
         if self.render_mode == "human":

@@ -64,7 +64,8 @@ class TextProcess:
 
     Args:
         tokenizer: Hugging Face's, or a `WordTokenizer`. V = len(tokenizer).
-        prompts: a list of strings or of mappings, or a path (see `textenv.prompts.load_prompts`).
+        prompts: a list of strings or of mappings, or a path (see `textenv.prompts.load_prompts`). Fields other than
+            "prompt" reach the reward by name; None stands there for a prompt of `reset` that is not in the list.
         reward: a function `(prompts, completions, completion_ids, **columns) -> list[float | None]`, or several.
         reference: pi_ref: None (uniform), an object with `log_probs`, a causal LM or where to load one from.
         max_new_tokens: T_max, the longest answer.
@@ -89,7 +90,7 @@ class TextProcess:
         max_new_tokens: int = 32,
         kl_coef: float = 0.1,
         reward_weights: Sequence[float] | None = None,
-        shaping: Sequence[ShapingTerm] = (),
+        shaping: ShapingTerm | Sequence[ShapingTerm] = (),
         eos_token_id: int | Sequence[int] | None = None,
         max_prompt_length: int | None = None,
     ) -> None:
@@ -104,7 +105,9 @@ class TextProcess:
         self.reference = as_reference(reference, self.vocab_size)
         self.max_new_tokens = int(max_new_tokens)
         self.kl_coef = float(kl_coef)
-        self.shaping = tuple(shaping)
+        self.shaping = (shaping,) if callable(shaping) else tuple(shaping)
+        if not all(map(callable, self.shaping)):
+            raise TypeError(f"shaping must be functions of transitions (see textenv.shaping), got {shaping!r}.")
         self.term_names = ["score", "kl_reference", *map(shaping_name, self.shaping)]
         if len({*self.term_names, "kl_policy"}) < len(self.term_names) + 1:
             raise ValueError(
@@ -144,13 +147,20 @@ class TextProcess:
     def _first_mask(self) -> NDArray[np.bool_]:
         """bool [V], the tokens with which an answer to any of the prompts may begin."""
         mask = np.ones(self.vocab_size, dtype=np.bool_)
-        for start in range(0, 0 if self.full_support else len(self.prompts.texts), 1024):
-            rows = slice(start, start + 1024)
+        count = 1 if self.full_support else len(self.prompts.texts)  # one will do to see that the reference answers
+        for start in range(0, count, 1024):
+            rows = slice(start, min(start + 1024, count))
             log_probs = self.reference.log_probs(self.prompts.input_ids[rows], self.prompts.attention_mask[rows])
-            if log_probs.shape[1:] != (self.vocab_size,):
+            if log_probs.shape != (len(self.prompts.input_ids[rows]), self.vocab_size):
                 raise ValueError(
                     f"The reference must answer with [B, {self.vocab_size}] log-probabilities, one a token of the "
                     f"tokenizer, got {log_probs.shape}."
+                )
+            total = np.exp(log_probs.astype(np.float64)).sum(axis=1)
+            if not np.isclose(total[total != 0], 1.0, atol=1e-3).all():
+                raise ValueError(
+                    f"The reference must answer with log-probabilities; those after the prompt "
+                    f"{self.prompts.texts[start]!r} belong to probabilities that sum to {total[0]:.4g}, not to 1."
                 )
             allowed = log_probs > -np.inf
             if (stuck := ~allowed.any(axis=1)).any():

@@ -110,7 +110,11 @@ def _read(path: Path) -> list[tuple[str, Any]]:
     if not path.is_file():
         raise ValueError(f"The prompt file {str(path)!r} does not exist.")
     rows: list[tuple[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from None
+    for number, line in enumerate(content.split("\n"), start=1):
         where = f"{path}:{number}"
         if not line.strip():
             continue

@@ -62,13 +62,20 @@ class Scorer:
             answer = function(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
             if answer is None:
                 raise ValueError(f"The reward function {name!r} must return one score a text, got None: no return?")
-            answer = answer.tolist() if hasattr(answer, "tolist") else list(answer)
+            try:
+                answer = answer.tolist() if hasattr(answer, "tolist") else list(answer)
+                scores = np.array([0.0 if score is None else score for score in answer], dtype=np.float64)
+            except (TypeError, ValueError):
+                scores = np.zeros((0, 0))
+            if scores.ndim != 1:
+                raise ValueError(
+                    f"The reward function {name!r} must return a list of numbers or None, one a text, got {answer!r}."
+                )
             if len(answer) != len(prompts):
                 raise ValueError(
                     f"The reward function {name!r} must return one score a text: {len(prompts)}, got {len(answer)}."
                 )
             given = np.array([score is not None for score in answer], dtype=np.bool_)
-            scores = np.array([0.0 if score is None else score for score in answer], dtype=np.float64)
             if not np.isfinite(scores).all():
                 bad = int(np.argmin(np.isfinite(scores)))
                 raise ValueError(

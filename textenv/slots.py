@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +47,7 @@ class Slots:
 
     def __init__(self, process: TextProcess, num: int, policy: PolicyFunction | None = None) -> None:
         self.process = process
-        self.policy = policy
+        self.bind(policy)
         self.texts = process.blank(num)
         self.rows = np.arange(num)
         self.live = np.zeros(num, dtype=np.bool_)
@@ -59,6 +61,22 @@ class Slots:
     def seed(self, rows: Array, seeds: NDArray[np.uint64]) -> None:
         """Give each slot its own stream of prompts; slot i of many equals a single slot with the same seed."""
         self.seeds[rows], self.episodes[rows] = seeds, 0
+
+    @contextmanager
+    def unchanged_if_refused(self) -> Iterator[None]:
+        """A reset that is refused leaves the streams of prompts as they were."""
+        seeds, episodes = self.seeds.copy(), self.episodes.copy()
+        try:
+            yield
+        except Exception:
+            self.seeds, self.episodes = seeds, episodes
+            raise
+
+    def bind(self, policy: PolicyFunction | None) -> None:
+        """Let this policy's log-probabilities be paid; None: nobody's."""
+        if policy is not None and not callable(getattr(policy, "next_token_logits", policy)):
+            raise TypeError(f"A policy is called with (input_ids, attention_mask) and answers logits, got {policy!r}.")
+        self.policy = policy
 
     def start(self, rows: Array, options: dict[str, Any] | None = None) -> None:
         """Begin a new text in these rows: a prompt from each slot's stream, or the state that `options` names."""

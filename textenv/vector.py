@@ -69,7 +69,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
         """Let the environment pay the whole r_t, as `TextEnv.bind_policy`."""
-        self.slots.policy = policy
+        self.slots.bind(policy)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -82,8 +82,9 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         rows = self._rows_to_reset(options.pop("reset_mask", None))
         if not (rows | self.slots.live | self._ended).all():
             raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
-        self._seed(seed, np.flatnonzero(rows), first=self._np_random_seed is None)
-        self.slots.start(np.flatnonzero(rows), options)
+        with self.slots.unchanged_if_refused():
+            self._seed(seed, np.flatnonzero(rows), first=self._np_random_seed is None)
+            self.slots.start(np.flatnonzero(rows), options)
         self.slots.refresh()
         self._ended[rows] = False
         mask = self._action_mask()
