@@ -16,8 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from agents.policy import TransformerPolicy
-from agents.rollout import Rollout, collect, new_generator
-from textenv.process import TextProcess, process_of
+from agents.rollout import Rollout, collect
+from agents.sampling import new_generator
+from textenv.process import TextProcess
+from textenv.unwrap import process_of
 
 Metrics = dict[str, float]
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from agents.imitation import imitate
 from textenv.causal_lm import CausalLMReference, forward_answers, pack_left, position_ids
-from textenv.process import process_of
+from textenv.unwrap import process_of
 
 
 class ActionEvaluation(NamedTuple):

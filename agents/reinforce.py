@@ -24,7 +24,7 @@ from agents.agent import Agent, Metrics, check_range
 from agents.losses import policy_gradient_loss
 from agents.returns import batch_mean, leave_one_out, reward_to_go
 from agents.rollout import Rollout, collect, states_after
-from textenv.process import process_of
+from textenv.unwrap import process_of
 
 CHUNK = 256  # states whose continuations are written at once
 

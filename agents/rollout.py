@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
-from textenv.causal_lm import KVReader
-from textenv.process import TextProcess, Texts, process_of
+from agents.sampling import new_generator, write
+from textenv.process import TextProcess, Texts
+from textenv.unwrap import process_of
 
 
 @dataclass
@@ -107,8 +108,8 @@ def collect(
     process = process_of(env)
     generator = generator or new_generator(policy.device)
     texts = _draw_prompts(process, n, num_generations, generator) if start is None else start
-    sampled = _write(policy, process, texts, generator)
-    ids, attention, width = sampled["input_ids"], sampled["attention_mask"], process.prompt_width
+    ids, attention, log_probs, ref_log_probs, action_mask = write(policy, process, texts, generator)
+    width = process.prompt_width
     answer = attention[:, width:] == 1  # with `start`, the given prefix too
     written = answer & ~torch.as_tensor(texts.attention_mask[:, width:] == 1, device=policy.device)
 
@@ -117,14 +118,11 @@ def collect(
     columns = slice(first, width + longest)
     ids, attention = ids[:, columns], attention[:, columns]
     answer, written = answer[:, :longest], written[:, :longest]
-    log_probs, action_mask = sampled["log_probs"][:, :longest], sampled["action_mask"]
-    if "ref_log_probs" in sampled:
-        ref_log_probs = sampled["ref_log_probs"][:, :longest]
-    else:
+    log_probs = log_probs[:, :longest]
+    action_mask = None if action_mask is None else action_mask[:, :longest]
+    if ref_log_probs is None:
         ref_log_probs = process.reference.token_log_probs(ids, attention, longest)  # type: ignore[attr-defined]
-        ref_log_probs = torch.where(written, ref_log_probs, 0.0)
-    if action_mask is not None:
-        action_mask = action_mask[:, :longest]
+    ref_log_probs = torch.where(written, ref_log_probs[:, :longest], 0.0)
 
     tokens = ids[:, -longest:].cpu().numpy()
     transitions = process.transitions(process.beginnings(texts), tokens, answer.cpu().numpy())
@@ -173,16 +171,6 @@ def states_after(process: TextProcess, rollout: Rollout, row: Tensor, time: Tens
     return texts
 
 
-def new_generator(device: torch.device | str, seed: int | None = None) -> torch.Generator:
-    """A generator of its own on `device`, so that no global one is touched; seeded by the system if `seed` is None."""
-    generator = torch.Generator(device=device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
-
-
 def _draw_prompts(process: TextProcess, n: int, num_generations: int, generator: torch.Generator) -> Texts:
     if n < 1 or num_generations < 1 or n % num_generations:
         raise ValueError(f"n must be a positive multiple of num_generations, got {n} and {num_generations}.")
@@ -191,45 +179,3 @@ def _draw_prompts(process: TextProcess, n: int, num_generations: int, generator:
     texts = process.blank(n)
     process.start(texts, np.arange(n), drawn.repeat_interleave(num_generations).cpu().numpy())
     return texts
-
-
-def _write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator) -> dict[str, Any]:
-    """Sample until every text has ended: one token of each row a step, each read once into the KV cache."""
-    device, width, horizon = policy.device, process.prompt_width, process.max_new_tokens
-    ids = torch.as_tensor(texts.input_ids, device=device).clone()
-    attention = torch.as_tensor(texts.attention_mask, device=device).clone()
-    time = torch.as_tensor(texts.time, device=device).clone()
-    is_eos = torch.as_tensor(process.is_eos, device=device)
-    rows, live = torch.arange(len(ids), device=device), torch.ones(len(ids), dtype=torch.bool, device=device)
-    log_probs = torch.zeros(len(ids), horizon, device=device)
-    stepwise = not (process.full_support and hasattr(process.reference, "token_log_probs"))
-    ref_log_probs = torch.zeros_like(log_probs)
-    action_mask = None
-    if not process.full_support:
-        action_mask = torch.ones(len(ids), horizon, process.vocab_size, dtype=torch.bool, device=device)
-
-    reader = KVReader(policy.model)
-    logits = reader.read(ids, attention).logits[:, -1]
-    while True:
-        allowed = None
-        if stepwise:
-            known = torch.as_tensor(process.reference.log_probs(ids.cpu().numpy(), attention.cpu().numpy()))
-            known = known.to(device)
-            if action_mask is not None:
-                allowed = (known > -torch.inf) | ~live[:, None]
-                action_mask[rows[live], time[live]] = allowed[live]
-        distribution = policy.log_softmax(logits, allowed)
-        token = torch.multinomial(distribution.exp(), 1, generator=generator).squeeze(1)
-        here, now = rows[live], time[live]
-        ids[here, width + now] = token[live]
-        attention[here, width + now] = 1
-        log_probs[here, now] = distribution[here, token[live]]
-        if stepwise:
-            ref_log_probs[here, now] = known[here, token[live]].float()
-        time = time + live
-        live = live & ~is_eos[token] & (time < horizon)
-        if not live.any():
-            break
-        logits = reader.append(token, live).logits[:, -1]
-    sampled = {"input_ids": ids, "attention_mask": attention, "log_probs": log_probs, "action_mask": action_mask}
-    return sampled | ({"ref_log_probs": ref_log_probs} if stepwise else {})

@@ -20,7 +20,7 @@ import textenv.rewards
 from agents import PPO, REINFORCE, ActorCritic
 from agents.agent import Agent
 from textenv.causal_lm import CausalLMReference
-from textenv.process import process_of
+from textenv.unwrap import process_of
 
 AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "actor_critic": ActorCritic, "ppo": PPO}
 AgentName = Literal["reinforce", "actor_critic", "ppo"]

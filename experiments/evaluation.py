@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from agents import Rollout, TransformerPolicy, collect
-from agents.rollout import new_generator
+from agents.sampling import new_generator
 from textenv import exact
 from textenv.tree import Tree
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from agents import PPO, REINFORCE, ActorCritic, Rollout, TransformerPolicy, collect
 from agents.agent import Agent
-from agents.rollout import new_generator
+from agents.sampling import new_generator
 from tests.tasks import make, random_reference, stories, words
 from tests.test_gradients import random_policy
 from textenv import exact

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents import PPO, REINFORCE, ActorCritic, Rollout, TransformerPolicy, collect
 from agents.losses import value_loss
-from agents.rollout import new_generator
+from agents.sampling import new_generator
 from tests.tasks import hashed_potential, make, random_reference, words
 from textenv import exact
 from textenv.shaping import length_penalty, potential_based

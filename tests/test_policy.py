@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from agents import PPO, REINFORCE, ActorCritic, TransformerPolicy, collect
 from agents.losses import value_loss
-from agents.rollout import new_generator
+from agents.sampling import new_generator
 from tests.tasks import make, random_reference, stories, words
 from tests.test_gradients import random_policy
 from textenv import TableReference, exact

@@ -14,13 +14,14 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from agents import REINFORCE, Rollout, TransformerPolicy, collect
-from agents.rollout import new_generator, process_of
+from agents.sampling import new_generator
 from tests.tasks import SHAPING, letter_values, make, random_reference, stories, words
 from tests.test_gradients import random_policy
 from textenv import TextProcess, exact
 from textenv.process import Texts
 from textenv.rewards import vader
 from textenv.testing import play
+from textenv.unwrap import process_of
 
 CLOSE = 1e-5  # absolute, and relative to log-probabilities of rare words (float32 models)
 Pair = tuple[Any, TransformerPolicy]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.prompts import PromptSource, encode_prompt, load_prompts
-from textenv.reference import as_reference
+from textenv.reference import as_reference, first_tokens
 from textenv.rewards import RewardFunction, Scorer
 from textenv.shaping import ShapingTerm, Transitions, shaping_name
 from textenv.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ class TextProcess:
         self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[self.eos_token_ids] = True
         self.prompt_texts = np.array(self.prompts.texts, dtype=object)
-        self.first_mask = self._first_mask()
+        self.first_mask = first_tokens(self.reference, self.prompts, self.vocab_size)
         context = getattr(self.reference, "max_length", None)
         if context is not None and self.prompt_width + self.max_new_tokens > context:
             raise ValueError(
@@ -143,33 +143,6 @@ class TextProcess:
         if bad := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise ValueError(f"eos_token_id must be in 0 .. {self.vocab_size - 1}, got {bad[0]}.")
         return ids
-
-    def _first_mask(self) -> NDArray[np.bool_]:
-        """bool [V], the tokens with which an answer to any of the prompts may begin."""
-        mask = np.ones(self.vocab_size, dtype=np.bool_)
-        count = 1 if self.full_support else len(self.prompts.texts)  # one will do to see that the reference answers
-        for start in range(0, count, 1024):
-            rows = slice(start, min(start + 1024, count))
-            log_probs = self.reference.log_probs(self.prompts.input_ids[rows], self.prompts.attention_mask[rows])
-            if log_probs.shape != (len(self.prompts.input_ids[rows]), self.vocab_size):
-                raise ValueError(
-                    f"The reference must answer with [B, {self.vocab_size}] log-probabilities, one a token of the "
-                    f"tokenizer, got {log_probs.shape}."
-                )
-            total = np.exp(log_probs.astype(np.float64)).sum(axis=1)
-            if not np.isclose(total[total != 0], 1.0, atol=1e-3).all():
-                raise ValueError(
-                    f"The reference must answer with log-probabilities; those after the prompt "
-                    f"{self.prompts.texts[start]!r} belong to probabilities that sum to {total[0]:.4g}, not to 1."
-                )
-            allowed = log_probs > -np.inf
-            if (stuck := ~allowed.any(axis=1)).any():
-                prompt = self.prompts.texts[start + int(np.argmax(stuck))]
-                raise ValueError(
-                    f"The reference allows no token after the prompt {prompt!r}: drop it, or give it answers."
-                )
-            mask &= allowed.all(axis=0)
-        return mask
 
     # -- states ------------------------------------------------------------------------------------------------------
 
@@ -349,35 +322,3 @@ class TextProcess:
             for name, values in self.prompts.columns.items()
         }
         return self.scorer(prompt_text.tolist(), completions, completion_ids, columns)
-
-
-CHANGING_WRAPPERS = (
-    gym.RewardWrapper,
-    gym.ObservationWrapper,
-    gym.ActionWrapper,
-    gym.vector.VectorRewardWrapper,
-    gym.vector.VectorObservationWrapper,
-    gym.vector.VectorActionWrapper,
-)
-
-
-def process_of(env: Any) -> TextProcess:
-    """The process that an environment steps through.
-
-    Raises:
-        TypeError: not one of textenv's environments, or wrapped in something that changes it.
-    """
-    wrapper = env
-    while isinstance(wrapper, gym.Wrapper | gym.vector.VectorWrapper):
-        if isinstance(wrapper, CHANGING_WRAPPERS):
-            raise TypeError(
-                f"{type(wrapper).__name__} changes what the environment says or pays, which agents and oracle, reading "
-                "its process, would not see: put it into the task (reward=, shaping=), or pass the bare environment."
-            )
-        wrapper = wrapper.env
-    process = env if isinstance(env, TextProcess) else getattr(getattr(env, "unwrapped", env), "process", None)
-    if not isinstance(process, TextProcess):
-        raise TypeError(
-            f"Expected an environment of textenv (gym.make('textenv/...') or gym.make_vec), got {type(env).__name__}."
-        )
-    return process

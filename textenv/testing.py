@@ -16,7 +16,8 @@ import gymnasium as gym
 import numpy as np
 
 from textenv.env import TextEnv
-from textenv.process import Array, process_of
+from textenv.process import Array
+from textenv.unwrap import process_of
 
 
 @dataclass(frozen=True)

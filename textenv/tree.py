@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.process import Array, TextProcess, process_of
+from textenv.process import Array, TextProcess
+from textenv.unwrap import process_of
 
 MAX_TEXTS = 2_000_000
 BATCH = 4096  # states a call of the reference, the reward or the policy
