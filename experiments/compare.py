@@ -53,8 +53,9 @@ def compare(config: CompareConfig) -> Path:
         if len(set(values)) < len(values):
             raise FlagError(f"{name} must differ from each other, got {values}.")
     trials = config.trials()
-    env, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
     console = plain_console(width=None if sys.stdout.isatty() else 120)
+    console.print("making the policy that all start from, at the reference ...")
+    env, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
     console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to {folder}")
     started = time.monotonic()
     if (solution := Yardstick.of(env, config.eval_episodes).solution) is not None:

@@ -547,3 +547,16 @@ def test_a_policy_that_cannot_be_called() -> None:
     for env in (gym.make("textenv/Toy-v0"), gym.make_vec("textenv/Toy-v0", num_envs=2)):
         with pytest.raises(TypeError, match="A policy is called with .* got 3"):
             env.unwrapped.bind_policy(3)
+
+
+def test_a_refused_first_reset_leaves_the_seed_to_chance() -> None:
+    """Environments whose first, unseeded reset was refused do not all draw the same prompts afterwards."""
+
+    def prompts(maker: Any) -> str:
+        env = maker("textenv/Toy-v0", num_prompts=64, vocab_size=9)
+        with pytest.raises(ValueError, match="zzz"):
+            env.unwrapped.reset(options={"prompt": "zzz"})
+        return str([env.unwrapped.reset()[0]["input_ids"].tolist() for _ in range(12)])
+
+    for maker in (gym.make, gym.make_vec):
+        assert len({prompts(maker) for _ in range(3)}) == 3  # equal by chance once in 64^12

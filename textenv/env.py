@@ -70,9 +70,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        first = self._np_random_seed is None
         with self.slots.unchanged_if_refused():
-            if seed is not None or first:
+            if seed is not None or not self.slots.begun:
                 self.slots.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
             self.slots.start(np.array([0]), options)
         self.slots.refresh()

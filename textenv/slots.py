@@ -54,9 +54,14 @@ class Slots:
         self.seeds = np.zeros(num, dtype=np.uint64)
         self.episodes = np.zeros(num, dtype=np.uint64)
         self.kl = np.zeros(num)
-        self.ref_log_probs: Array = np.zeros((num, process.vocab_size))
-        self.allowed = np.ones((num, process.vocab_size), dtype=np.bool_)
+        self.ref_log_probs: Array = np.broadcast_to(0.0, (num, process.vocab_size))  # until `refresh`, like `allowed`
+        self.allowed: Array = np.broadcast_to(np.True_, (num, process.vocab_size))
         self._everything = np.ones(process.vocab_size, dtype=np.int8)
+
+    @property
+    def begun(self) -> bool:
+        """Whether every slot has had a text, and so a stream of prompts."""
+        return bool(self.episodes.all())
 
     def seed(self, rows: Array, seeds: NDArray[np.uint64]) -> None:
         """Give each slot its own stream of prompts; slot i of many equals a single slot with the same seed."""
@@ -118,9 +123,8 @@ class Slots:
             raise process.forbidden(texts, bad, int(tokens[bad]))
         log_prob = None
         if self.policy is not None:
-            log_prob = log_prob_of(self.policy, texts.input_ids, texts.attention_mask, tokens, self.action_mask() == 1)[
-                :, None
-            ]
+            allowed = self.action_mask() == 1
+            log_prob = log_prob_of(self.policy, texts.input_ids, texts.attention_mask, tokens, allowed)[:, None]
 
         transitions = process.transitions(texts, tokens[:, None], live[:, None])
         terminated = transitions.terminated[:, 0]
@@ -131,9 +135,8 @@ class Slots:
             scores[ended.rows] = ended.score
         terms = process.reward_terms(transitions, chosen[:, None], scores, log_prob)
 
-        rows = self.rows[
-            live
-        ]  # nothing is changed before this line: a step that is refused leaves the texts as they were
+        # Nothing is changed before this line: a step that is refused leaves the texts as they were.
+        rows = self.rows[live]
         columns = process.prompt_width + texts.time[rows]
         texts.input_ids[rows, columns] = tokens[rows]
         texts.attention_mask[rows, columns] = 1

@@ -83,7 +83,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         if not (rows | self.slots.live | self._ended).all():
             raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
         with self.slots.unchanged_if_refused():
-            self._seed(seed, np.flatnonzero(rows), first=self._np_random_seed is None)
+            self._seed(seed, np.flatnonzero(rows), first=not self.slots.begun)
             self.slots.start(np.flatnonzero(rows), options)
         self.slots.refresh()
         self._ended[rows] = False
