@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from agents.kl import ESTIMATORS, adaptive_kl_coef
 from agents.policy import TransformerPolicy
 from agents.rollout import Rollout, collect
 from agents.sampling import new_generator
@@ -46,6 +47,13 @@ class Agent(ABC):
     """Discount; 1 for text: the score counts whole at the end, however long the answer."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """How `objective/kl` is estimated. What is paid is always k1: the only one with the gradient of the KL, see
+    `python -m experiments lecture --claims which_kl`."""
+    kl_target: float | None = None
+    """The KL over whole answers, in nats, to which beta is steered, from the task's on; None keeps the task's beta."""
+    kl_horizon: int = 10_000
+    """With kl_target: answers after which beta may have changed by a factor of e^0.2."""
     seed: int | None = None
     """Seeds prompts, tokens and minibatches; None draws a seed from the system."""
 
@@ -62,8 +70,18 @@ class Agent(ABC):
         check_range("gamma", self.gamma, 0, 1)
         check_range("max_grad_norm", self.max_grad_norm, 1e-12)
         check_range("learning_rate", self.learning_rate, 0)
+        check_range("kl_target", self.kl_target, 1e-12)
+        check_range("kl_horizon", self.kl_horizon, 1)
+        if self.kl_estimator not in ESTIMATORS:
+            raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {self.kl_estimator!r}.")
+        self.kl_coef: float | None = None  # the task's
         if self.env is not None:
-            self._check_fit(process_of(self.env))
+            process = process_of(self.env)
+            self._check_fit(process)
+            if self.kl_target is not None:
+                if process.kl_coef == 0:
+                    raise ValueError("kl_target needs an environment with kl_coef > 0 to start from, got 0.")
+                self.kl_coef = process.kl_coef
         # eps as in Huang et al. 2024 (arXiv:2403.17031), which found 1e-5 to matter for PPO on text
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate, eps=1e-5)
         self.generator = new_generator(self.policy.device, self.seed)
@@ -111,7 +129,12 @@ class Agent(ABC):
         with bar:
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect()
-                metrics = rollout_metrics(rollout) | self.train(rollout)
+                metrics = rollout_metrics(rollout, self.kl_estimator) | self.train(rollout)
+                if self.kl_target is not None and self.kl_coef is not None:
+                    metrics["objective/kl_coef"] = self.kl_coef
+                    self.kl_coef = adaptive_kl_coef(
+                        self.kl_coef, metrics["objective/kl"], self.kl_target, len(rollout), self.kl_horizon
+                    )
                 self.num_timesteps += int(rollout.mask.sum())
                 self.num_updates += 1
                 bar.update(self.num_timesteps - bar.n)
@@ -129,6 +152,7 @@ class Agent(ABC):
             num_generations=self.num_generations,
             generator=self.generator,
             values=self.needs_values,
+            kl_coef=self.kl_coef,
         )
 
     def optimize(self, loss: Tensor) -> float:
@@ -187,7 +211,7 @@ class Agent(ABC):
         if self.env is not None and hasattr(tokenizer := process_of(self.env).tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(path)
         settings = {name: getattr(self, name) for name in self.hyperparameters()}
-        counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates}
+        counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "kl_coef": self.kl_coef}
         content = {"agent": type(self).__name__, "settings": settings, **counts}
         (path / "agent.json").write_text(json.dumps(content, indent=2) + "\n")
         torch.save(
@@ -228,6 +252,8 @@ class Agent(ABC):
         if same_device and "seed" not in settings:
             agent.generator.set_state(state["generator"].cpu())
         agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
+        if agent.kl_target is not None and saved["kl_coef"] is not None:
+            agent.kl_coef = saved["kl_coef"]
         return agent
 
 
@@ -237,16 +263,19 @@ def check_range(name: str, value: float | None, low: float, high: float = float(
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}.")
 
 
-def rollout_metrics(rollout: Rollout) -> Metrics:
+def rollout_metrics(rollout: Rollout, kl_estimator: str = "k1") -> Metrics:
     """What a batch of answers says, under TRL's names (the README has the glossary)."""
     returns = rollout.rewards.sum(dim=1)
+    kl = ESTIMATORS[kl_estimator](rollout.log_probs - rollout.ref_log_probs).sum(dim=1)  # padding: log-ratio 0, k = 0
     values = {
         "objective/scores": rollout.scores.mean(),
-        "objective/kl": rollout.kl.mean(),
+        "objective/kl": kl.mean(),
         "objective/entropy": -rollout.log_probs.sum(dim=1).mean(),
         "objective/non_score_reward": (returns - rollout.scores).mean(),
         "objective/rlhf_reward": returns.mean(),
         "completions/mean_length": rollout.mask.sum(dim=1).float().mean(),
         "completions/clipped_ratio": (~rollout.stopped).float().mean(),
     }
+    if rollout.gold_scores is not None:
+        values["objective/gold_scores"] = rollout.gold_scores.mean()
     return {name: float(value) for name, value in values.items()}

@@ -1,12 +1,15 @@
-"""Estimators of KL(pi || pi_ref) from samples of pi, for *measuring* (Schulman, "Approximating KL divergence", 2020).
+"""The KL to the reference: its estimators, for *measuring*, and the beta that steers it.
 
-With `log_ratio = log pi(a|s) - log pi_ref(a|s)` at a ~ pi:
+Estimators of KL(pi || pi_ref) from samples of pi (Schulman, "Approximating KL divergence", 2020),
+
+with `log_ratio = log pi(a|s) - log pi_ref(a|s)` at a ~ pi:
 
     k1 = log_ratio                       unbiased, can be negative; the one in the reward (textenv.process)
     k2 = log_ratio^2 / 2                 biased, low variance, never negative
     k3 = exp(-log_ratio) - 1 + log_ratio unbiased, low variance, never negative
 
-In the reward only k1 has the gradient of the KL over whole texts; as a loss none has it but k2 on a single step.
+Differentiated, they are something else: only k1 in the reward has the gradient of the KL over whole texts. Measured,
+with bias and variance: `python -m experiments lecture --claims which_kl`, shown in the README.
 """
 
 from __future__ import annotations
@@ -27,3 +30,24 @@ def k2(log_ratio: Tensor) -> Tensor:
 def k3(log_ratio: Tensor) -> Tensor:
     """exp(-log_ratio) - 1 + log_ratio, elementwise."""
     return (-log_ratio).exp() - 1.0 + log_ratio
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def adaptive_kl_coef(kl_coef: float, kl: float, target: float, num_episodes: int, horizon: int = 10_000) -> float:
+    """beta for the next batch: higher where the KL was above its target, lower where it was below.
+
+        beta <- beta (1 + clip(kl / target - 1, -0.2, 0.2) num_episodes / horizon)
+
+    Ziegler et al. 2019 (arXiv:1909.08593), section 2.2. A fixed point only where kl = target.
+
+    Args:
+        kl_coef: beta of the batch.
+        kl: mean over its answers of the KL over whole texts, in nats.
+        target: the KL wanted, > 0.
+        num_episodes: answers in the batch.
+        horizon: answers after which beta has changed by a factor of about e^0.2, if the KL is far off all the time.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return kl_coef * (1.0 + error * num_episodes / horizon)

@@ -73,6 +73,7 @@ class PPO(Agent):
                 seen[name].append(float(value))
         metrics = {name: float(np.mean(values)) for name, values in seen.items()}
         metrics["val/ratio_error_max"] = max(seen["val/ratio_error_max"], default=0.0)
+        metrics["val/ess"] = min(seen["val/ess"], default=1.0)
         metrics["val/explained_variance"] = float(explained_variance(rollout.values, returns, rollout.mask))
         return metrics | {"num_minibatches": float(len(seen["grad_norm"]))}
 

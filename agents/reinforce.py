@@ -88,7 +88,9 @@ class REINFORCE(Agent):
             return q_values
         for rows, times in zip(row.split(CHUNK), time.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
             starts = states_after(process_of(self.env), rollout, rows, times, self.num_continuations)
-            onward = collect(self.env, self.policy, generator=self.generator, values=False, start=starts)
+            onward = collect(
+                self.env, self.policy, generator=self.generator, values=False, start=starts, kl_coef=self.kl_coef
+            )
             self.num_timesteps += int(onward.mask.sum())  # tokens too
             returns = reward_to_go(onward.rewards, onward.mask, self.gamma)
             first = (times + 1).repeat_interleave(self.num_continuations)

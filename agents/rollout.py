@@ -35,6 +35,7 @@ class Rollout:
         values: V(s_t), or None if not asked for.
         action_mask: bool [B, T, V], what was allowed, or None where nothing is masked.
         prompts, completions: the texts, object arrays [B].
+        gold_scores: what was really wanted, [B], or None where the task does not say.
     """
 
     prompt: Tensor
@@ -50,6 +51,7 @@ class Rollout:
     action_mask: Tensor | None
     prompts: Any
     completions: Any
+    gold_scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -90,6 +92,7 @@ def collect(
     generator: torch.Generator | None = None,
     values: bool = True,
     start: Texts | None = None,
+    kl_coef: float | None = None,
 ) -> Rollout:
     """Let the policy write `n` answers, and score them.
 
@@ -101,6 +104,7 @@ def collect(
         generator: draws prompts and tokens; on the policy's device. By default a new one, seeded by the system.
         values: whether V is wanted.
         start: begin in these states, one answer each, instead of at drawn prompts.
+        kl_coef: beta, by default the task's.
 
     Raises:
         ValueError: n is not a multiple of num_generations.
@@ -129,8 +133,10 @@ def collect(
     lengths = answer.sum(dim=1).tolist()
     completion_ids = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
     completions = [process.decode(ids) for ids in completion_ids]
-    scores = process.score(texts.prompt, texts.prompt_text, completion_ids, completions)
-    terms = process.reward_terms(transitions, ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
+    finished = (texts.prompt, texts.prompt_text, completion_ids, completions)
+    scores, gold_scores = process.score(*finished), process.gold_score(*finished)
+    both = (ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
+    terms = process.reward_terms(transitions, *both, kl_coef)
     rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
     rollout = Rollout(
         prompt=torch.as_tensor(texts.prompt, device=policy.device),
@@ -146,6 +152,9 @@ def collect(
         action_mask=action_mask,
         prompts=texts.prompt_text.copy(),
         completions=np.array(completions, dtype=object),
+        gold_scores=None
+        if gold_scores is None
+        else torch.as_tensor(gold_scores, dtype=torch.float32, device=policy.device),
     )
     if values:
         rollout.values = torch.where(written, policy.values(ids, attention, longest), 0.0)

@@ -47,16 +47,20 @@ class Yardstick:
         return self.solution.tree if self.solution is not None else None
 
     def measure(self, policy: TransformerPolicy) -> dict[str, float]:
-        """`objective`, `score` and `kl` of a policy; with standard errors where they are estimates."""
+        """`objective`, `score`, `kl` (and `gold_score`) of a policy; with standard errors where they are estimates."""
         if self.tree is not None:
             known = exact.evaluate(self.tree, policy)
-            return {"objective": known.objective, "score": known.score, "kl": known.kl}
+            measured = {"objective": known.objective, "score": known.score, "kl": known.kl}
+            return measured if known.gold_score is None else measured | {"gold_score": known.gold_score}
         answers = self.answers(policy)
         columns = {
             "objective": np.concatenate([a.rewards.sum(dim=1).cpu().numpy() for a in answers]),
             "score": np.concatenate([a.scores.cpu().numpy() for a in answers]),
             "kl": np.concatenate([a.kl.cpu().numpy() for a in answers]),
         }
+        gold = [a.gold_scores.cpu().numpy() for a in answers if a.gold_scores is not None]
+        if gold:
+            columns["gold_score"] = np.concatenate(gold)
         means = {name: float(values.mean()) for name, values in columns.items()}
         errors = {f"{name}_stderr": float(x.std(ddof=1) / np.sqrt(len(x))) for name, x in columns.items()}
         return means | errors
@@ -71,17 +75,23 @@ class Yardstick:
         ]
 
     def baselines(self) -> dict[str, float | None]:
-        """The reference's objective and score, and the optimum's objective where it is known."""
+        """The reference's objective and scores, and the optimum's objective where it is known."""
         if self.solution is not None:
             tree = self.solution.tree
-            score = exact.evaluate_log_probs(tree, tree.ref_log_probs).score
+            known = exact.evaluate_log_probs(tree, tree.ref_log_probs)
             return {
-                "reference": self.solution.reference_objective,
-                "reference_score": score,
+                "reference": known.objective,
+                "reference_score": known.score,
+                "reference_gold_score": known.gold_score,
                 "optimum": self.solution.objective,
             }
         measured = self.measure(TransformerPolicy.for_env(self.env))
-        return {"reference": measured["objective"], "reference_score": measured["score"], "optimum": None}
+        return {
+            "reference": measured["objective"],
+            "reference_score": measured["score"],
+            "reference_gold_score": measured.get("gold_score"),
+            "optimum": None,
+        }
 
 
 def share_of_optimum(objective: float, baselines: dict[str, float | None]) -> float | None:

@@ -52,19 +52,21 @@ def results_table(summaries: Summaries, baselines: dict[str, Any]) -> Table:
     table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
     if seeds < 10:
         table.caption = "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
-    for column in ("", "objective J", "score", "KL to reference", "share of optimum", "tokens/s"):
+    known, gold = baselines["optimum"] is not None, baselines["reference_gold_score"]
+    columns = ["", "objective J", "score", *(["gold score"] if gold is not None else []), "KL to reference"]
+    for column in (*columns, "share of optimum", "tokens/s"):
         table.add_column(column, justify="left" if not column else "right")
-    known = baselines["optimum"] is not None
+    scores = [baselines["reference_score"], *([gold] if gold is not None else [])]
     table.add_row(
-        "reference", f"{baselines['reference']:.3f}", f"{baselines['reference_score']:.3f}", "0", "0%" if known else "-"
+        "reference", *(f"{value:.3f}" for value in (baselines["reference"], *scores)), "0", "0%" if known else "-"
     )
     for name, trials in summaries.items():
         row = _row(trials)
-        share = f"{row['share_of_optimum'].value:.1%}" if known else "-"
-        speed = f"{row['tokens_per_second'].value:.0f}"
-        table.add_row(name, str(row["objective"]), str(row["score"]), str(row["kl"]), share, speed)
+        share = f"{row.pop('share_of_optimum').value:.1%}" if known else "-"
+        speed = f"{row.pop('tokens_per_second').value:.0f}"
+        table.add_row(name, *map(str, row.values()), share, speed)
     if known:
-        table.add_row("exact optimum", f"{baselines['optimum']:.3f}", "", "", "100%")
+        table.add_row("exact optimum", f"{baselines['optimum']:.3f}", *([""] * len(columns[2:])), "100%")
     return table
 
 
@@ -130,7 +132,9 @@ def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], path: 
 
 
 def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    names = ["objective", "score", "kl", "tokens_per_second"]
+    names: list[str] = [
+        name for name in ("objective", "score", "gold_score", "kl", "tokens_per_second") if name in trials[0]
+    ]
     if trials[0]["share_of_optimum"] is not None:
         names.append("share_of_optimum")
     return {name: interquartile_mean([trial[name] for trial in trials]) for name in names}

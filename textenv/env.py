@@ -29,7 +29,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
     Info, on reset and on every step: `action_mask` int8 [V]. On every step: `ref_log_prob`, and `reward_terms`, whose
     values sum to the reward. On the last step also: `prompt`, `response`, `score`, `finish_reason` ("stop" or
-    "length") and, with a bound policy, `kl`.
+    "length"), `gold_score` where the task has one and, with a bound policy, `kl`.
 
     Reset options: `prompt` (an index into `prompts`, text or ids) and `response` (a prefix as text or ids).
 
@@ -128,6 +128,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
                 "score": float(ended.score[0]),
                 "finish_reason": ended.finish_reason[0],
             }
+            if ended.gold_score is not None:
+                info["gold_score"] = float(ended.gold_score[0])
             if ended.kl is not None:
                 info["kl"] = float(ended.kl[0])
         return info

@@ -27,6 +27,7 @@ class Solution:
     """The best policy.
 
     Attributes:
+        kl_coef: beta, for which it is the best.
         objective: J*, the mean over prompts of beta log Z(x).
         reference_objective: J(pi_ref).
         log_probs: log pi*(y|x), [N], of the finished texts in the order of `tree.texts()`.
@@ -35,6 +36,7 @@ class Solution:
         tree: the enumeration.
     """
 
+    kl_coef: float
     objective: float
     reference_objective: float
     log_probs: NDArray[np.float64]
@@ -50,6 +52,7 @@ class Evaluation:
     Attributes:
         objective: J(pi).
         score: E[score], without shaping.
+        gold_score: E[gold score], None where the task has none.
         kl: E_x KL(pi || pi_ref), over whole texts.
         values, q_values, advantages: V [S], Q and A [S, V]; -inf for masked actions.
         log_probs: log pi(a|s), [S, V].
@@ -59,6 +62,7 @@ class Evaluation:
 
     objective: float
     score: float
+    gold_score: float | None
     kl: float
     values: NDArray[np.float64]
     q_values: NDArray[np.float64]
@@ -68,18 +72,23 @@ class Evaluation:
     tree: Tree
 
 
-def solve(env: Any, max_texts: int = MAX_TEXTS) -> Solution:
+def solve(env: Any, max_texts: int = MAX_TEXTS, kl_coef: float | None = None) -> Solution:
     """The optimum of the regularised objective, `pi* = pi_ref exp(r / beta) / Z`, by the soft Bellman equation
 
         V*(s) = beta log sum_a pi_ref(a|s) exp(Q*(s, a) / beta),    pi*(a|s) = pi_ref(a|s) exp((Q* - V*)(s, a) / beta)
 
     With beta = 0 the best answer takes all: V* = max_a Q*.
 
+    Args:
+        env: an environment, or the `Tree` of one, which saves enumerating it again.
+        max_texts: as in `enumerate_tree`.
+        kl_coef: beta, by default the task's.
+
     Raises:
         TreeTooLarge: more than `max_texts` finished texts.
     """
-    tree = enumerate_tree(env, max_texts)
-    beta, reference = tree.process.kl_coef, tree.ref_log_probs
+    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
+    beta, reference = tree.process.kl_coef if kl_coef is None else kl_coef, tree.ref_log_probs
     allowed = tree.child != -2
 
     def soft(level: slice, q_values: Array) -> Array:
@@ -96,6 +105,7 @@ def solve(env: Any, max_texts: int = MAX_TEXTS) -> Solution:
         action_log_probs = reference + (q_values - values[:, None]) / beta
     first = tree.levels[0]
     return Solution(
+        kl_coef=beta,
         objective=float(values[first].mean()),
         reference_objective=evaluate_log_probs(tree, reference).objective,
         log_probs=tree.text_log_probs(action_log_probs),
@@ -157,6 +167,23 @@ def policy_gradient(env: Any, policy: Any, max_texts: int = MAX_TEXTS) -> dict[s
     return total
 
 
+def attribute_gap(solution: Solution, evaluation: Evaluation) -> NDArray[np.float64]:
+    """Which state costs how much of J* - J(pi): [S], never negative, with the sum J* - J(pi).
+
+        cost(s) = d(s) (V*(s) - sum_a pi(a|s) (Q*(s, a) - beta log(pi(a|s) / pi_ref(a|s))))
+                = d(s) beta KL(pi(.|s) || pi*(.|s))                                              (beta > 0)
+
+    with d(s) the probability of coming through s: the performance difference lemma (Kakade and Langford 2002), which is
+    the chain rule of J* - J = beta KL(pi || pi*) along the text. Both arguments must be of the same task.
+    """
+    tree, beta = solution.tree, solution.kl_coef
+    probs = np.exp(evaluation.log_probs)
+    log_ratio = np.where(probs > 0, evaluation.log_probs - np.where(tree.child != -2, tree.ref_log_probs, 0.0), 0.0)
+    best = tree.rewards + np.append(solution.values, [0.0, 0.0])[tree.child]  # Q*, KL apart; as in Tree.backward
+    shortfall = solution.values - (probs * (best - beta * log_ratio)).sum(axis=1)
+    return np.asarray(evaluation.visits * np.maximum(shortfall, 0.0))  # rounding may leave -1e-16
+
+
 def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
     """As `evaluate`, for a policy given as log pi(a|s) in every state, [S, V]."""
     allowed = tree.child != -2
@@ -179,6 +206,7 @@ def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
     return Evaluation(
         objective=float(values[first].mean()),
         score=float((visits[:, None] * probs * tree.scores).sum()),
+        gold_score=None if tree.gold_scores is None else float((visits[:, None] * probs * tree.gold_scores).sum()),
         kl=float((visits[:, None] * probs * log_ratio).sum()),
         values=values,
         q_values=q_values,
@@ -195,4 +223,13 @@ def _logsumexp(x: Array) -> Array:
     return total
 
 
-__all__ = ["Evaluation", "Solution", "TreeTooLarge", "enumerate_tree", "evaluate", "policy_gradient", "solve"]
+__all__ = [
+    "Evaluation",
+    "Solution",
+    "TreeTooLarge",
+    "attribute_gap",
+    "enumerate_tree",
+    "evaluate",
+    "policy_gradient",
+    "solve",
+]

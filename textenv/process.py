@@ -72,6 +72,8 @@ class TextProcess:
         kl_coef: beta >= 0.
         reward_weights: one weight a reward function, by default 1.
         shaping: terms paid at every step (see `textenv.shaping`).
+        gold_reward: a reward function that is shown (`info["gold_score"]`) and not paid: what was really wanted, where
+            `reward` is a proxy of it.
         eos_token_id: the token or tokens that end a text; by default the reference's generation config's, else the
             tokenizer's.
         max_prompt_length: W, by default the longest prompt's length.
@@ -91,6 +93,7 @@ class TextProcess:
         kl_coef: float = 0.1,
         reward_weights: Sequence[float] | None = None,
         shaping: ShapingTerm | Sequence[ShapingTerm] = (),
+        gold_reward: RewardFunction | Sequence[RewardFunction] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         max_prompt_length: int | None = None,
     ) -> None:
@@ -102,6 +105,7 @@ class TextProcess:
         self.vocab_size = len(tokenizer)
         self.prompts = load_prompts(prompts, tokenizer, max_prompt_length)
         self.scorer = Scorer(reward, reward_weights)
+        self.gold_scorer = None if gold_reward is None else Scorer(gold_reward)
         self.reference = as_reference(reference, self.vocab_size)
         self.max_new_tokens = int(max_new_tokens)
         self.kl_coef = float(kl_coef)
@@ -286,7 +290,12 @@ class TextProcess:
         )
 
     def reward_terms(
-        self, transitions: Transitions, ref_log_probs: Array, scores: Array, log_probs: Array | None = None
+        self,
+        transitions: Transitions,
+        ref_log_probs: Array,
+        scores: Array,
+        log_probs: Array | None = None,
+        kl_coef: float | None = None,
     ) -> dict[str, Array]:
         """The terms of r_t, each [B, T], zero where the mask is False. This is the reward, in one place.
 
@@ -296,11 +305,12 @@ class TextProcess:
             scores: score(x, y), [B]; paid where `terminated` is True, ignored in rows that have not ended.
             log_probs: log pi(a_t | s_t), [B, T], or None where the policy is not known: then the acting side owes
                 `kl_policy`.
+            kl_coef: beta, by default the task's.
         """
-        mask = transitions.mask
+        mask, beta = transitions.mask, self.kl_coef if kl_coef is None else kl_coef
         terms = {
             "score": np.where(transitions.terminated, scores[:, None], 0.0),
-            "kl_reference": np.where(mask, self.kl_coef * ref_log_probs, 0.0),
+            "kl_reference": np.where(mask, beta * ref_log_probs, 0.0),
         }
         for term in self.shaping:
             name, paid = shaping_name(term), term(transitions)
@@ -310,15 +320,25 @@ class TextProcess:
                 )
             terms[name] = np.where(mask, paid, 0.0)
         if log_probs is not None:
-            terms["kl_policy"] = np.where(mask, -self.kl_coef * log_probs, 0.0)
+            terms["kl_policy"] = np.where(mask, -beta * log_probs, 0.0)
         return terms
 
     def score(
         self, prompt: Array, prompt_text: Array, completion_ids: list[list[int]], completions: list[str]
     ) -> NDArray[np.float64]:
         """score(x, y) of finished texts, [B]: `completion_ids` as written, end token included, and as text."""
-        columns = {
+        return self.scorer(prompt_text.tolist(), completions, completion_ids, self._columns(prompt))
+
+    def gold_score(
+        self, prompt: Array, prompt_text: Array, completion_ids: list[list[int]], completions: list[str]
+    ) -> NDArray[np.float64] | None:
+        """As `score`, by the gold reward, which nobody is paid; None where there is none."""
+        if self.gold_scorer is None:
+            return None
+        return self.gold_scorer(prompt_text.tolist(), completions, completion_ids, self._columns(prompt))
+
+    def _columns(self, prompt: Array) -> dict[str, list[Any]]:
+        return {
             name: [values[i] if i >= 0 else None for i in prompt.tolist()]
             for name, values in self.prompts.columns.items()
         }
-        return self.scorer(prompt_text.tolist(), completions, completion_ids, columns)

@@ -23,6 +23,7 @@ class Ended:
     prompt: Array
     response: Array
     score: Array
+    gold_score: Array | None
     kl: Array | None
     finish_reason: Array
 
@@ -158,11 +159,13 @@ class Slots:
             [*texts.input_ids[row, width : width + texts.time[row]].tolist(), int(tokens[row])] for row in rows
         ]
         completions = [process.decode(answer) for answer in answers]
+        finished = (texts.prompt[rows], texts.prompt_text[rows], answers, completions)
         return Ended(
             rows=rows,
             prompt=texts.prompt_text[rows],
             response=np.array(completions, dtype=object),
-            score=process.score(texts.prompt[rows], texts.prompt_text[rows], answers, completions),
+            score=process.score(*finished),
+            gold_score=process.gold_score(*finished),
             kl=kl[rows] if self.policy is not None else None,
             finish_reason=np.where(stop[rows], "stop", "length").astype(object),
         )

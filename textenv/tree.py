@@ -33,6 +33,7 @@ class Tree:
         child: int64 [S, V], the state after action a; -1 where the text ends, -2 where the action is masked.
         scores: float64 [S, V], the score where the text ends, else 0.
         shaping: float64 [S, V], the sum of the shaping terms; 0 where masked.
+        gold_scores: as `scores`, by the gold reward; None where the task has none.
     """
 
     process: TextProcess
@@ -43,6 +44,7 @@ class Tree:
     child: NDArray[np.int64]
     scores: NDArray[np.float64]
     shaping: NDArray[np.float64]
+    gold_scores: NDArray[np.float64] | None
 
     @property
     def rewards(self) -> NDArray[np.float64]:
@@ -70,6 +72,21 @@ class Tree:
         """The finished texts as edges `(state, action)`, [N] each, in the order of `Solution.log_probs`."""
         state, action = np.nonzero(self.child == -1)
         return state, action
+
+    def paths(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The finished texts as their states s_t and actions a_t, [N, T] each, -1 after the end; ordered as `texts`."""
+        come_from = np.full((2, len(self.prompt)), -1)  # the state and the action that lead to each state
+        parent, action = np.nonzero(self.child >= 0)
+        come_from[:, self.child[parent, action]] = parent, action
+        state, action = self.texts()
+        time = np.searchsorted([level.start for level in self.levels], state, side="right") - 1
+        row = np.arange(len(state))
+        states, actions = np.full((2, len(state), len(self.levels)), -1)
+        while len(row):
+            states[row, time], actions[row, time] = state, action
+            row, state, time = row[time > 0], state[time > 0], time[time > 0] - 1
+            state, action = come_from[:, state]
+        return states, actions
 
     def text_log_probs(self, log_probs: Array) -> NDArray[np.float64]:
         """log pi(y|x), [N], of every finished text, from log pi(a|s), [S, V]."""
@@ -109,7 +126,7 @@ def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
     prompt = np.arange(num_prompts)
     tokens = np.full((num_prompts, horizon), -1, dtype=np.int64)
     found, states, levels = 0, 0, []
-    names = ("prompt", "tokens", "ref_log_probs", "child", "scores", "shaping")
+    names = ("prompt", "tokens", "ref_log_probs", "child", "scores", "shaping", "gold_scores")
     parts: dict[str, list[Array]] = {name: [] for name in names}
     for time in range(horizon):
         levels.append(slice(states, states + len(prompt)))
@@ -133,15 +150,18 @@ def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
             )
         child = np.where(ends, -1, -2)
         child[goes_on] = states + np.arange(int(goes_on.sum()))
-        scores, shaping = _rewards(process, prompt, tokens, time, allowed, ends)
-        for name, part in zip(names, (prompt, tokens, log_probs, child, scores, shaping), strict=True):
+        paid = _rewards(process, prompt, tokens, time, allowed, ends)
+        for name, part in zip(names, (prompt, tokens, log_probs, child, *paid), strict=True):
             parts[name].append(part)
         parent, action = np.nonzero(goes_on)
         if len(parent) == 0:
             break
         prompt, tokens = prompt[parent], tokens[parent]
         tokens[:, time] = action
-    return Tree(process, levels=levels, **{name: np.concatenate(part) for name, part in parts.items()})
+    arrays: dict[str, Any] = {name: np.concatenate(part) for name, part in parts.items()}
+    if process.gold_scorer is None:
+        arrays["gold_scores"] = None
+    return Tree(process, levels=levels, **arrays)
 
 
 def _check_size(process: TextProcess, max_texts: int) -> None:
@@ -173,9 +193,9 @@ def _reference(process: TextProcess, prompt: Array, tokens: Array) -> NDArray[np
 
 def _rewards(
     process: TextProcess, prompt: Array, tokens: Array, time: int, allowed: Array, ends: Array
-) -> tuple[Array, Array]:
-    """Score and shaping of every allowed action in the states of one time, [K, V]."""
-    all_scores, all_shaping = np.zeros(allowed.shape), np.zeros(allowed.shape)
+) -> tuple[Array, Array, Array]:
+    """Score, shaping and gold score of every allowed action in the states of one time, [K, V]."""
+    all_scores, all_shaping, all_gold = np.zeros((3, *allowed.shape))
     parent, action = np.nonzero(allowed)
     for start in range(0, len(parent), BATCH):
         states, actions = parent[start : start + BATCH], action[start : start + BATCH]
@@ -192,12 +212,15 @@ def _rewards(
             answers = np.concatenate([tokens[states[finished], :time], actions[finished, None]], axis=1)
             ids = answers.tolist()
             completions = [process.decode(row) for row in ids]
-            scores[finished] = process.score(prompt[states[finished]], texts.prompt_text[finished], ids, completions)
+            asked = (prompt[states[finished]], texts.prompt_text[finished], ids, completions)
+            scores[finished] = process.score(*asked)
+            if (gold := process.gold_score(*asked)) is not None:
+                all_gold[states[finished], actions[finished]] = gold
         moves = process.transitions(texts, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
         terms = process.reward_terms(moves, np.zeros((len(states), 1)), scores)
         all_scores[states, actions] = scores
         all_shaping[states, actions] = sum(terms[name][:, 0] for name in process.term_names[2:])
-    return all_scores, all_shaping
+    return all_scores, all_shaping, all_gold
 
 
 def in_batches(count: int, function: Any) -> Array:

@@ -179,6 +179,8 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             "score": ended.score,
             "finish_reason": ended.finish_reason,
         }
+        if ended.gold_score is not None:
+            known["gold_score"] = ended.gold_score
         if ended.kl is not None:
             known["kl"] = ended.kl
         info: Info = {}

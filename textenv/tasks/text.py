@@ -20,9 +20,9 @@ End
     At an end token (`finish_reason` "stop") or after `max_new_tokens` ("length"); both are `terminated`.
 
 Arguments
-    tokenizer, prompts, reward, reference, max_new_tokens, kl_coef, reward_weights, shaping, eos_token_id,
-    max_prompt_length: see `textenv.process.TextProcess`. Also `policy` and `render_mode` (single), `num_envs` and
-    `autoreset_mode` (batched).
+    tokenizer, prompts, reward, reference, max_new_tokens, kl_coef, reward_weights, shaping, gold_reward,
+    eos_token_id, max_prompt_length: see `textenv.process.TextProcess`. Also `policy` and `render_mode` (single),
+    `num_envs` and `autoreset_mode` (batched).
 
 Version history
     v0: first version.
