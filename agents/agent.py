@@ -51,9 +51,10 @@ class Agent(ABC):
     """How `objective/kl` is estimated. What is paid is always k1: the only one with the gradient of the KL, see
     `python -m experiments lecture --claims which_kl`."""
     kl_target: float | None = None
-    """The KL over whole answers, in nats, to which beta is steered, from the task's on; None keeps the task's beta."""
+    """The KL over whole answers, in nats, to which beta is steered, from the task's on; None keeps the task's beta.
+    It is measured by kl_estimator (k2 is biased)."""
     kl_horizon: int = 10_000
-    """With kl_target: answers after which beta may have changed by a factor of e^0.2."""
+    """With kl_target: answers after which beta may have changed by a factor of e^0.2; at least n_episodes."""
     seed: int | None = None
     """Seeds prompts, tokens and minibatches; None draws a seed from the system."""
 
@@ -71,7 +72,8 @@ class Agent(ABC):
         check_range("max_grad_norm", self.max_grad_norm, 1e-12)
         check_range("learning_rate", self.learning_rate, 0)
         check_range("kl_target", self.kl_target, 1e-12)
-        check_range("kl_horizon", self.kl_horizon, 1)
+        if self.kl_target is not None:
+            check_range("kl_horizon", self.kl_horizon, self.n_episodes)  # else one batch could turn beta negative
         if self.kl_estimator not in ESTIMATORS:
             raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {self.kl_estimator!r}.")
         self.kl_coef: float | None = None  # the task's
@@ -252,7 +254,7 @@ class Agent(ABC):
         if same_device and "seed" not in settings:
             agent.generator.set_state(state["generator"].cpu())
         agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
-        if agent.kl_target is not None and saved["kl_coef"] is not None:
+        if agent.kl_target is not None and saved.get("kl_coef") is not None:
             agent.kl_coef = saved["kl_coef"]
         return agent
 

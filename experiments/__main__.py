@@ -1,4 +1,4 @@
-"""python -m experiments {compare, train, evaluate, sample}: see --help of each."""
+"""python -m experiments {compare, train, evaluate, sample, lecture}: see --help of each."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from agents import TransformerPolicy
 from experiments.compare import CompareConfig, compare
 from experiments.config import FlagError, TrialConfig, read_config
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
+from experiments.lecture.run import LectureConfig, lecture
 from experiments.trial import INITIAL, prepare, run_trial
 
 
@@ -75,14 +76,17 @@ def train(config: TrialConfig) -> Path:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Print objective, score and KL of a trained policy, beside the reference and the optimum."""
+    """Print objective, score and KL of a trained policy, beside the reference and the optimum; where J* - J is lost."""
     trial, policy = config.load()
     env = trial.make_env()
     yardstick = Yardstick.of(env, config.eval_episodes)
     measured = yardstick.measure(policy)
     baselines = yardstick.baselines()
     share = share_of_optimum(measured["objective"], baselines)
-    print(json.dumps(measured | {"share_of_optimum": share, "baselines": baselines}, indent=2))
+    content: dict[str, Any] = measured | {"share_of_optimum": share, "baselines": baselines}
+    if costs := yardstick.costliest_states(policy):
+        content["costliest_states"] = costs
+    print(json.dumps(content, indent=2))
 
 
 def sample(config: SampleConfig) -> None:
@@ -105,6 +109,7 @@ Command = (
     | Annotated[TrialConfig, tyro.conf.subcommand("train", description=TrialConfig.__doc__)]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
+    | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
 )
 
 
@@ -116,6 +121,7 @@ def main() -> None:
         TrialConfig: train,
         EvaluateConfig: evaluate,
         SampleConfig: sample,
+        LectureConfig: lecture,
     }
     try:
         config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)

@@ -16,7 +16,7 @@ EVAL_SEED = 12_345  # the same prompts and random numbers for every policy that 
 EVAL_BATCH = 64
 
 
-Answers = list[dict[str, Any]]  # prompt, answer, score, kl
+Answers = list[dict[str, Any]]  # prompt, answer, score, kl, and gold_score where there is one
 
 
 @dataclass
@@ -65,6 +65,23 @@ class Yardstick:
         errors = {f"{name}_stderr": float(x.std(ddof=1) / np.sqrt(len(x))) for name, x in columns.items()}
         return means | errors
 
+    def costliest_states(self, policy: TransformerPolicy, count: int = 10) -> list[dict[str, Any]]:
+        """Where J* - J is lost: the states that cost most, with their share of the loss; none where it is not known."""
+        if self.solution is None:
+            return []
+        tree = self.solution.tree
+        known = exact.evaluate(tree, policy)
+        costs = exact.attribute_gap(self.solution, known)
+        return [
+            {
+                "prompt": tree.process.prompts.texts[tree.prompt[state]],
+                "answer_so_far": tree.process.decode(tree.tokens[state][tree.tokens[state] >= 0]),
+                "probability": float(known.visits[state]),
+                "cost": float(costs[state]),
+            }
+            for state in np.argsort(-costs)[:count]
+        ]
+
     def answers(self, policy: TransformerPolicy) -> list[Rollout]:
         """At least `episodes` answers, in batches; the same prompts at every call."""
         size = min(self.episodes, EVAL_BATCH)
@@ -109,9 +126,12 @@ def sample_answers(env: Any, policy: TransformerPolicy, prompts: list[Any], seed
     for row, prompt in enumerate(prompts):
         texts.put(row, process.state(prompt))
     rollout = collect(env, policy, generator=new_generator(policy.device, seed), values=False, start=texts)
-    return [
-        {"prompt": prompt, "answer": answer, "score": score, "kl": kl}
-        for prompt, answer, score, kl in zip(
-            rollout.prompts, rollout.completions, rollout.scores.tolist(), rollout.kl.tolist(), strict=True
-        )
-    ]
+    columns = {
+        "prompt": rollout.prompts,
+        "answer": rollout.completions,
+        "score": rollout.scores.tolist(),
+        "kl": rollout.kl.tolist(),
+    }
+    if rollout.gold_scores is not None:
+        columns["gold_score"] = rollout.gold_scores.tolist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -52,7 +52,7 @@ def results_table(summaries: Summaries, baselines: dict[str, Any]) -> Table:
     table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
     if seeds < 10:
         table.caption = "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
-    known, gold = baselines["optimum"] is not None, baselines["reference_gold_score"]
+    known, gold = baselines["optimum"] is not None, baselines.get("reference_gold_score")
     columns = ["", "objective J", "score", *(["gold score"] if gold is not None else []), "KL to reference"]
     for column in (*columns, "share of optimum", "tokens/s"):
         table.add_column(column, justify="left" if not column else "right")

@@ -16,9 +16,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from agents import PPO, REINFORCE, ActorCritic, Rollout, TransformerPolicy, collect
-from agents.agent import Agent
+from agents.agent import Agent, rollout_metrics
 from agents.sampling import new_generator
-from tests.tasks import make, random_reference, stories, words
+from tests.tasks import golden, make, random_reference, stories, words
 from tests.test_gradients import random_policy
 from textenv import exact
 from textenv.tasks.taj_mahal import truth
@@ -178,6 +178,212 @@ def test_the_clip_holds_ppo_back() -> None:
     assert clipped["policy/approxkl_avg"] < free["policy/approxkl_avg"]
 
 
+def test_ppo_says_how_much_of_its_sample_counts_and_which_side_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """val/ess is 1 in the first minibatch and the smallest of them is told; clipfrac is high plus low."""
+    shares: list[float] = []
+    loss = PPO.loss
+
+    def watched(*arguments: Any) -> Any:
+        found = loss(*arguments)
+        shares.append(float(found[1]["val/ess"]))
+        return found
+
+    monkeypatch.setattr(PPO, "loss", watched)
+    assert updates_of(n_epochs=1)[1][0]["val/ess"] == pytest.approx(1.0, abs=1e-5)
+    shares.clear()
+    said = updates_of(n_epochs=20, learning_rate=0.02, clip_range=0.1)[1][0]
+    assert shares[0] == pytest.approx(1.0, abs=1e-5) and 0 < said["val/ess"] == min(shares) < 0.9
+    high, low = said["policy/clipfrac_high_avg"], said["policy/clipfrac_low_avg"]
+    assert high > 0 and low > 0 and said["policy/clipfrac_avg"] == pytest.approx(high + low)
+    assert updates_of(n_epochs=20, learning_rate=1e-5)[1][0]["val/ess"] > 0.999  # control: small steps
+
+
+# -- the KL: how it is measured ----------------------------------------------------------------------------------------
+
+
+ESTIMATES: dict[str, Callable[[float], float]] = {
+    "k1": lambda log_ratio: log_ratio,
+    "k2": lambda log_ratio: log_ratio**2 / 2,
+    "k3": lambda log_ratio: float(np.exp(-log_ratio)) - 1 + log_ratio,
+}
+
+
+def kl_by_hand(rollout: Rollout, estimator: str) -> float:
+    """The mean over answers of the estimator summed over their tokens."""
+    total = 0.0
+    for row, t in torch.nonzero(rollout.mask).tolist():
+        total += ESTIMATES[estimator](float(rollout.log_probs[row, t] - rollout.ref_log_probs[row, t]))
+    return total / len(rollout)
+
+
+@pytest.mark.parametrize("estimator", sorted(ESTIMATES))
+def test_the_kl_is_measured_by_the_estimator(estimator: str) -> None:
+    """objective/kl is the estimator summed over each answer; what is paid, and so what is learnt, is k1 anyway."""
+    seen: list[tuple[Rollout, dict[str, float]]] = []
+
+    def callback(agent: Agent, rollout: Rollout, metrics: dict[str, float]) -> bool:
+        seen.append((rollout, metrics))
+        return len(seen) < 3
+
+    learnt = weights(agent_of(REINFORCE, kl_estimator=estimator).learn(FOREVER, callback=callback))
+    for rollout, metrics in seen:
+        assert len(set(rollout.mask.sum(dim=1).tolist())) > 1
+        assert metrics["objective/kl"] == pytest.approx(kl_by_hand(rollout, estimator), abs=1e-5)
+        others = [kl_by_hand(rollout, name) for name in ESTIMATES if name != estimator]
+        assert all(abs(metrics["objective/kl"] - other) > 1e-4 for other in others)  # control
+        assert metrics["objective/non_score_reward"] == pytest.approx(-0.5 * kl_by_hand(rollout, "k1"), abs=1e-5)
+        assert "objective/kl_coef" not in metrics
+    assert learnt.equal(weights(agent_of(REINFORCE).learn(FOREVER, callback=stop_after(3))))
+
+
+@pytest.mark.parametrize("estimator", sorted(ESTIMATES))
+def test_padding_has_no_kl(estimator: str) -> None:
+    """Columns behind the answers change no estimate."""
+    env = task()
+    rollout = collect(env, random_policy(env), 16, generator=new_generator("cpu", 0))
+    before = rollout_metrics(rollout, estimator)
+    wide = copy.copy(rollout)
+    for name in ("mask", "log_probs", "ref_log_probs", "rewards"):
+        setattr(wide, name, torch.nn.functional.pad(getattr(rollout, name), (0, 3)))
+    assert rollout_metrics(wide, estimator) == pytest.approx(before, abs=1e-6)
+    wide.log_probs = wide.log_probs + ~wide.mask  # control: a log-probability there would count
+    assert abs(rollout_metrics(wide, estimator)["objective/kl"] - before["objective/kl"]) > 0.1
+
+
+def test_the_estimators_estimate_the_exact_kl() -> None:
+    """k1 and k3 of many answers are the enumerated KL over whole texts within five standard errors; k2 is not."""
+    env = task()
+    policy = random_policy(env, scale=0.5)
+    known = exact.evaluate(env, policy).kl
+    rollout = collect(env, policy, 4000, generator=new_generator("cpu", 0), values=False)
+    for name in ESTIMATES:
+        each = [rollout_metrics(rollout[i : i + 100], name)["objective/kl"] for i in range(0, 4000, 100)]
+        error = np.std(each, ddof=1) / np.sqrt(len(each))
+        assert (abs(np.mean(each) - known) < 5 * error) == (name != "k2"), name
+
+
+@pytest.mark.parametrize("kind", [REINFORCE, PPO])
+def test_an_agent_says_the_gold_score_where_there_is_one(kind: Any) -> None:
+    """objective/gold_scores is the batch's mean; tasks without a gold reward have no such metric."""
+    for gold_reward in (golden, None):
+        seen: list[tuple[Rollout, dict[str, float]]] = []
+        agent = agent_of(kind, task(gold_reward=gold_reward))
+        agent.learn(1, callback=lambda agent, rollout, metrics, seen=seen: seen.append((rollout, metrics)))
+        rollout, metrics = seen[0]
+        assert ("objective/gold_scores" in metrics) == (gold_reward is not None)
+        if rollout.gold_scores is not None:
+            assert metrics["objective/gold_scores"] == pytest.approx(float(rollout.gold_scores.mean()))
+
+
+# -- the KL: where it is steered ---------------------------------------------------------------------------------------
+
+
+STEERED = {"kl_target": 0.2, "kl_horizon": 80}  # of 16 answers an update: beta moves by up to 4% each
+
+
+def steered_updates(agent: Agent, updates: int) -> list[tuple[Rollout, dict[str, float]]]:
+    """Learn for some updates more; the answers and metrics of each."""
+    seen: list[tuple[Rollout, dict[str, float]]] = []
+
+    def callback(agent: Agent, rollout: Rollout, metrics: dict[str, float]) -> bool:
+        seen.append((rollout, metrics))
+        return len(seen) < updates
+
+    agent.learn(FOREVER, callback=callback, reset_num_timesteps=False)
+    return seen
+
+
+def paid_by_hand(rollout: Rollout, beta: float) -> torch.Tensor:
+    """The score on each answer's last token and -beta times the log-ratio on all, [B, T]; there is no shaping here."""
+    paid = torch.where(rollout.mask, -beta * (rollout.log_probs - rollout.ref_log_probs), 0.0)
+    for row in range(len(rollout)):
+        paid[row, int(torch.nonzero(rollout.mask[row]).max())] += rollout.scores[row]
+    return paid
+
+
+@every_kind
+def test_beta_is_steered_and_is_what_is_paid(kind: Any) -> None:
+    """objective/kl_coef follows the controller from the task's beta on, rewards are paid with it, the task's stays."""
+    env = task()
+    agent, beta, betas = agent_of(kind, env, **STEERED), 0.5, []
+    for rollout, metrics in steered_updates(agent, 6):
+        assert metrics["objective/kl_coef"] == pytest.approx(beta, rel=1e-6)
+        betas.append(beta)
+        assert torch.allclose(rollout.rewards, paid_by_hand(rollout, beta).float(), atol=1e-5)
+        assert beta == 0.5 or not torch.allclose(rollout.rewards, paid_by_hand(rollout, 0.5).float(), atol=1e-4)
+        error = min(max((kl_by_hand(rollout, "k1") - 0.2) / 0.2, -0.2), 0.2)
+        beta *= 1 + error * 16 / 80
+    assert agent.kl_coef == pytest.approx(beta, rel=1e-6)
+    assert len(set(betas)) == 6 and env.unwrapped.process.kl_coef == 0.5
+    plain = agent_of(kind, env)  # control: without a target the task's beta is paid, and none is told
+    assert "objective/kl_coef" not in steered_updates(plain, 2)[-1][1] and plain.kl_coef is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"credit": "q", "num_continuations": 2}], ids=["reward_to_go", "q"])
+def test_a_steered_agent_learns_as_in_an_environment_with_its_beta(settings: dict[str, Any]) -> None:
+    """With beta at 0.1 in a task of 0.5 it takes the step that it takes in a task of 0.1, continuations included."""
+    steered, there, here = (
+        agent_of(REINFORCE, task(kl_coef=kl_coef), **settings, **more)
+        for kl_coef, more in ((0.5, STEERED), (0.1, {}), (0.5, {}))
+    )
+    steered.kl_coef = 0.1
+    for agent in (steered, there, here):
+        agent.learn(1)
+    assert weights(steered).equal(weights(there))
+    assert not weights(steered).equal(weights(here))  # control
+
+
+def test_continuations_are_paid_with_the_beta_of_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With credit="q" every continuation's rewards hold the beta that objective/kl_coef tells of its update."""
+    onward: list[Rollout] = []
+
+    def watched(*arguments: Any, **named: Any) -> Rollout:
+        onward.append(collect(*arguments, **named))
+        return onward[-1]
+
+    monkeypatch.setattr("agents.reinforce.collect", watched)
+    agent = agent_of(REINFORCE, credit="q", num_continuations=2, **STEERED)
+    betas = []
+    for _ in range(3):
+        onward.clear()
+        ((_, metrics),) = steered_updates(agent, 1)
+        assert onward
+        for rollout in onward:
+            beta = metrics["objective/kl_coef"]
+            assert torch.allclose(rollout.rewards, paid_by_hand(rollout, beta).float(), atol=1e-5)
+            assert beta == 0.5 or not torch.allclose(rollout.rewards, paid_by_hand(rollout, 0.5).float(), atol=1e-4)
+            betas.append(beta)
+    assert len(set(betas)) == 3  # control: beta did move
+
+
+@every_kind
+def test_a_loaded_agent_steers_on(tmp_path: Path, kind: Any) -> None:
+    """Saved and loaded after three of six updates, beta and weights go on as if nothing had happened."""
+    env = task()
+    whole = [metrics["objective/kl_coef"] for _, metrics in steered_updates(agent_of(kind, env, **STEERED), 6)]
+    half = agent_of(kind, env, **STEERED)
+    before = [metrics["objective/kl_coef"] for _, metrics in steered_updates(half, 3)]
+    half.save(tmp_path)
+    loaded = kind.load(tmp_path, env=env)
+    assert loaded.kl_coef == half.kl_coef != 0.5
+    assert before + [metrics["objective/kl_coef"] for _, metrics in steered_updates(loaded, 3)] == whole
+    fresh = kind.load(tmp_path, env=env, kl_target=None)  # control: without a target it is paid the task's again
+    ((_, metrics),) = steered_updates(fresh, 1)
+    assert "objective/kl_coef" not in metrics and fresh.kl_coef is None
+    assert metrics["objective/non_score_reward"] == pytest.approx(-0.5 * metrics["objective/kl"], abs=1e-5)
+    predicts = kind.load(tmp_path)  # without an environment: it keeps beta for when it is saved again
+    assert predicts.kl_coef == half.kl_coef
+
+
+def test_an_agent_that_was_not_steered_can_be(tmp_path: Path) -> None:
+    """A target given to `load` steers from the task's beta on."""
+    env = task()
+    agent_of(REINFORCE, env).learn(50).save(tmp_path)
+    loaded = REINFORCE.load(tmp_path, env=env, **STEERED)
+    betas = [metrics["objective/kl_coef"] for _, metrics in steered_updates(loaded, 3)]
+    assert betas[0] == 0.5 and len(set(betas)) == 3
+
+
 # -- predict -----------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +541,19 @@ def test_a_small_toy_is_learnt(kind: Any, small_toy: tuple[Any, TransformerPolic
     assert 0.6 < share(env, policy) <= 1.0
 
 
+@pytest.mark.parametrize("kl_coef", [0.1, 2.0])
+def test_a_target_brings_the_exact_kl_near_it(kl_coef: float, small_toy: tuple[Any, TransformerPolicy]) -> None:
+    """Eight thousand tokens: the enumerated KL ends at 0.3 +- 0.15; without a target far above it, or far below."""
+    env, start = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3, kl_coef=kl_coef), small_toy[1]
+    kls = []
+    for steering in ({"kl_target": 0.3, "kl_horizon": 200}, {}):
+        policy = copy.deepcopy(start)
+        REINFORCE(policy, env, learning_rate=5e-3, seed=0, **steering).learn(8_000)
+        kls.append(exact.evaluate(env, policy).kl)
+    assert abs(kls[0] - 0.3) < 0.15
+    assert kls[1] > 1.0 if kl_coef == 0.1 else kls[1] < 0.12
+
+
 def test_without_a_learning_rate_nothing_is_learnt(small_toy: tuple[Any, TransformerPolicy]) -> None:
     """Control: the same loop with steps of size zero stays at the reference."""
     env, start = small_toy
@@ -428,6 +647,11 @@ def test_ppo_learns_on_a_gpu(small_toy: tuple[Any, TransformerPolicy], tmp_path:
         (ActorCritic, {"gae_lambda": 1.5}, "gae_lambda"),
         (REINFORCE, {"gamma": -1.0}, "gamma"),
         (REINFORCE, {"learning_rate": float("nan")}, "learning_rate"),
+        (REINFORCE, {"kl_target": 0.0}, "kl_target"),
+        (PPO, {"kl_target": -1.0}, "kl_target"),
+        (ActorCritic, {"kl_target": float("nan")}, "kl_target"),
+        (PPO, {"kl_target": 1.0, "kl_horizon": 0}, "kl_horizon"),
+        (PPO, {"kl_target": 1.0, "kl_horizon": 31, "n_episodes": 32}, "kl_horizon"),
     ],
 )
 def test_settings_out_of_range_are_refused(kind: Any, settings: dict[str, Any], message: str) -> None:
@@ -435,6 +659,23 @@ def test_settings_out_of_range_are_refused(kind: Any, settings: dict[str, Any], 
     env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
     with pytest.raises(ValueError, match=rf"{message} must be in \[.*\], got"):
         kind(random_policy(env), env, **settings)
+
+
+@every_kind
+@pytest.mark.parametrize("estimator", ["k4", "K1", "", None])
+def test_an_estimator_that_is_none_is_refused(kind: Any, estimator: Any) -> None:
+    """The error lists the three, and the value."""
+    with pytest.raises(ValueError, match=f"kl_estimator must be one of k1, k2, k3, got {estimator!r}"):
+        agent_of(kind, kl_estimator=estimator)
+
+
+@every_kind
+def test_a_target_needs_a_beta_to_start_from(kind: Any) -> None:
+    """In a task without a KL a target is refused; without a target the task is fine."""
+    env = task(kl_coef=0.0)
+    with pytest.raises(ValueError, match=r"kl_target needs an environment with kl_coef > 0 to start from, got 0"):
+        agent_of(kind, env, kl_target=1.0)
+    agent_of(kind, env)
 
 
 def test_the_continuations_of_q_are_counted() -> None:

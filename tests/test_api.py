@@ -54,7 +54,7 @@ def no_warning(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_some_tasks_are_registered() -> None:
     """The registry holds at least the tasks that the contract names first."""
-    assert {"textenv/TajMahal-v0", "textenv/Toy-v0", "textenv/Text-v0"} <= set(IDS)
+    assert {"textenv/TajMahal-v0", "textenv/Toy-v0", "textenv/RewardHacking-v0", "textenv/Text-v0"} <= set(IDS)
 
 
 @pytest.mark.usefixtures("no_warning")

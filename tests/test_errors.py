@@ -12,6 +12,7 @@ import pytest
 
 from agents import collect
 from tests.tasks import assert_same, count_words, forgetful, make, random_reference, stories, words, zero
+from tests.test_gradients import random_policy
 from textenv import InvalidAction, TableReference, TextEnv, TextProcess, TextVectorEnv, WordTokenizer, exact
 from textenv.shaping import length_penalty
 from textenv.testing import play
@@ -61,6 +62,8 @@ def test_a_task_that_cannot_be_made(arguments: dict[str, Any], message: str) -> 
     [
         ({"reward": "count"}, "reward must be a function.*got 'count'"),
         ({"reward": []}, r"reward must be a function.*got \[\]"),
+        ({"gold_reward": "count"}, "^gold_reward must be a function.*got 'count'"),
+        ({"gold_reward": []}, r"^gold_reward must be a function.*got \[\]"),
         ({"reference": 3}, "reference must be None.*log_probs.*causal language model.*got int"),
     ],
 )
@@ -231,14 +234,15 @@ def test_a_refused_batch_changes_nothing(actions: Any, message: str, one_has_end
         (lambda n: [], "'judge' must return one score a text: 1, got 0"),
     ],
 )
-def test_a_broken_reward_changes_nothing(score: Any, message: str) -> None:
-    """What a reward function returns is checked, and the step that met the error can be taken again."""
+@pytest.mark.parametrize("role", ["reward", "gold_reward"])
+def test_a_broken_reward_changes_nothing(score: Any, message: str, role: str) -> None:
+    """What a reward function returns is checked, gold or not, and the step that met the error can be taken again."""
     broken = [True]
 
     def judge(prompts: Any, completions: Any, **_: Any) -> Any:
         return score(len(prompts)) if broken else count_words(prompts, completions, None)
 
-    env = TextEnv(TextProcess(**words(reward=judge, kl_coef=0.0)))
+    env = TextEnv(TextProcess(**words(kl_coef=0.0) | {"reward": count_words, role: judge}))
     env.reset(seed=0, options={"prompt": "b a b"})
     env.step(1)
     env.step(2)
@@ -247,6 +251,22 @@ def test_a_broken_reward_changes_nothing(score: Any, message: str) -> None:
     broken.clear()
     _, reward, terminated, _, info = env.step(0)
     assert (reward, terminated, info["response"]) == (2.0, True, "a b")
+    assert info.get("gold_score") == (2.0 if role == "gold_reward" else None)
+
+
+@pytest.mark.parametrize("call", [exact.solve, lambda env: collect(env, random_policy(env), 4)])
+@pytest.mark.parametrize("wrong", [[float("nan")], []])
+def test_a_broken_gold_reward_is_named_by_the_fast_ways_too(call: Any, wrong: list[float]) -> None:
+    """Enumerating and collecting check the gold reward as a step does; the same task without it is fine."""
+
+    def appraiser(prompts: Any, **_: Any) -> list[float]:
+        return wrong * len(prompts)
+
+    with pytest.raises(
+        ValueError, match=r"'appraiser' must return (finite numbers, got nan|one score a text: \d+, got 0)"
+    ):
+        call(make(words(gold_reward=appraiser)))
+    call(make(words()))
 
 
 @pytest.mark.parametrize(

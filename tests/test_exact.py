@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from typing import Any
 
@@ -15,7 +18,9 @@ from hypothesis import strategies as st
 from tests.tasks import (
     SHAPING,
     RandomPolicy,
+    golden,
     hashed_potential,
+    letter_values,
     log_softmax,
     make,
     random_reference,
@@ -23,9 +28,10 @@ from tests.tasks import (
     words,
     zero,
 )
+from tests.test_vector import Counting
 from textenv import TableReference, TextProcess, WordTokenizer, exact
 from textenv.shaping import length_penalty, potential_based
-from textenv.tree import enumerate_tree
+from textenv.tree import BATCH, enumerate_tree
 
 Text = tuple[int, tuple[int, ...]]  # index of the prompt, tokens of the answer
 
@@ -159,6 +165,161 @@ def test_evaluate_equals_the_mean_over_all_texts(arguments: dict[str, Any], seed
     assert known.tree.num_texts <= prompts or other.objective != pytest.approx(objective, abs=1e-9)
 
 
+def gold_of_all_texts(env: Any) -> dict[Text, float]:
+    """info["gold_score"] of every finished text, from single steps."""
+    shown = {}
+    for prompt, answer in all_texts(env):
+        env.reset(options={"prompt": prompt, "response": list(answer[:-1])})
+        shown[prompt, answer] = env.step(answer[-1])[-1]["gold_score"]
+    return shown
+
+
+@settings(max_examples=12, deadline=None)
+@given(arguments=tasks(max_vocab=4, max_tokens=3), seed=st.integers(0, 99))
+def test_the_gold_score_is_a_mean_over_all_texts(arguments: dict[str, Any], seed: int) -> None:
+    """tree.gold_scores is what single steps show; E[gold score] its sum over all texts; nothing else moves."""
+    policy = RandomPolicy(len(arguments["tokenizer"]), seed)
+    env = make(arguments | {"gold_reward": golden})
+    tree = enumerate_tree(env)
+    known, plain = exact.evaluate(tree, policy), exact.evaluate(TextProcess(**arguments), policy)
+    shown = gold_of_all_texts(env)
+    assert tree.gold_scores is not None and known.gold_score is not None
+    assert named(tree, tree.gold_scores[tree.texts()]) == pytest.approx(shown, abs=1e-12)
+    assert not tree.gold_scores[tree.child != -1].any()
+    probs = named(tree, np.exp(tree.text_log_probs(known.log_probs)))
+    expected = sum(probs[text] * gold for text, gold in shown.items()) / len(env.unwrapped.prompts)
+    assert known.gold_score == pytest.approx(expected, abs=1e-9)
+    assert plain.gold_score is None and plain.tree.gold_scores is None
+    assert (known.objective, known.score, known.kl) == (plain.objective, plain.score, plain.kl)
+    # negative control: another policy has another one
+    other = exact.evaluate(tree, RandomPolicy(len(arguments["tokenizer"]), seed + 1, scale=2.0)).gold_score
+    assert tree.num_texts <= len(env.unwrapped.prompts) or other != pytest.approx(expected, abs=1e-9)
+
+
+def test_the_gold_score_of_what_is_paid_is_the_score() -> None:
+    """Where gold reward and reward are one function the two scores are one number; the gold reward moves no optimum."""
+    own, other = (enumerate_tree(TextProcess(**words(gold_reward=gold))) for gold in (letter_values, golden))
+    known = exact.evaluate(own, RandomPolicy(4))
+    assert known.gold_score == known.score != exact.evaluate(other, RandomPolicy(4)).gold_score
+    assert exact.solve(own).objective == exact.solve(other).objective
+
+
+# -- where the gap comes from ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 99))
+def test_the_gap_is_the_sum_of_what_each_state_costs(arguments: dict[str, Any], seed: int) -> None:
+    """Costs are >= 0 and sum to J* - J; each is d(s) beta KL(pi(.|s) || pi*(.|s)), written out, where beta > 0."""
+    tree = enumerate_tree(TextProcess(**arguments))
+    solution, known = exact.solve(tree), exact.evaluate(tree, RandomPolicy(len(arguments["tokenizer"]), seed))
+    with np.errstate(all="raise", under="ignore"):  # masked actions are left alone, not computed with
+        costs = exact.attribute_gap(solution, known)
+    assert costs.shape == tree.prompt.shape and (costs >= 0).all()
+    assert costs.sum() == pytest.approx(solution.objective - known.objective, abs=1e-9)
+    if (beta := arguments["kl_coef"]) > 0:
+        for state, (ours, best) in enumerate(zip(known.log_probs, solution.action_log_probs, strict=True)):
+            kl = sum(np.exp(p) * (p - q) for p, q in zip(ours, best, strict=True) if p > -np.inf)
+            assert costs[state] == pytest.approx(known.visits[state] * beta * kl, abs=1e-9)
+    # negative control: what another policy costs is another sum
+    other = exact.evaluate(tree, RandomPolicy(len(arguments["tokenizer"]), seed + 1, scale=2.0))
+    wrong = exact.attribute_gap(solution, other).sum()
+    assert beta == 0 or (np.sum(tree.child != -2, axis=1) < 2).all() or wrong != pytest.approx(costs.sum(), abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 999))
+def test_the_best_policy_costs_nothing_and_one_wrong_state_costs_there(arguments: dict[str, Any], seed: int) -> None:
+    """At pi* every cost is 0; a policy that is pi* but for one state costs in that state and in no other."""
+    tree = enumerate_tree(TextProcess(**arguments))
+    solution = exact.solve(tree)
+    best = solution.action_log_probs
+    nothing = exact.attribute_gap(solution, exact.evaluate_log_probs(tree, best))
+    assert (nothing >= 0).all() and nothing == pytest.approx(0.0, abs=1e-12)
+    wrong = np.random.default_rng(seed).integers(len(tree.prompt))
+    log_probs = best.copy()
+    log_probs[wrong] = exact.evaluate(tree, RandomPolicy(len(arguments["tokenizer"]), seed)).log_probs[wrong]
+    known = exact.evaluate_log_probs(tree, log_probs)
+    costs = exact.attribute_gap(solution, known)
+    assert np.delete(costs, wrong) == pytest.approx(0.0, abs=1e-12)
+    assert costs[wrong] == pytest.approx(solution.objective - known.objective, abs=1e-9)
+    choices = np.flatnonzero(tree.child[wrong] != -2)
+    if known.visits[wrong] > 1e-6 and len(choices) > 1 and arguments["kl_coef"] > 0:
+        assert costs[wrong] > 0  # negative control: it does cost
+
+
+@settings(max_examples=15, deadline=None)
+@given(arguments=tasks(), beta=st.sampled_from([0.0, 0.1, 0.6, 3.0]))
+def test_solving_for_another_beta_is_solving_another_task(arguments: dict[str, Any], beta: float) -> None:
+    """solve(tree, kl_coef=b) is solve of an environment with that kl_coef, and leaves the task's own alone."""
+    tree, task = enumerate_tree(TextProcess(**arguments)), make(arguments | {"kl_coef": beta})
+    found, right = exact.solve(tree, kl_coef=beta), exact.solve(task)
+    assert found.kl_coef == right.kl_coef == beta and tree.process.kl_coef == arguments["kl_coef"]
+    assert found.tree is tree
+    for name in ("objective", "reference_objective", "log_probs", "values", "action_log_probs"):
+        assert np.array_equal(getattr(found, name), getattr(right, name)), name
+    own = exact.solve(tree)
+    assert own.kl_coef == arguments["kl_coef"] and own.objective == exact.solve(make(arguments)).objective
+    known = exact.evaluate_log_probs(tree, found.action_log_probs)
+    assert found.objective == pytest.approx(known.objective + (own.kl_coef - beta) * known.kl, abs=1e-9)
+
+
+def test_another_beta_is_told_apart() -> None:
+    """Negative control: solved for another beta the optimum is another, and its gap is that of J with this beta."""
+    tree = enumerate_tree(gym.make("textenv/Toy-v0", kl_coef=0.1))
+    near, far = exact.solve(tree), exact.solve(tree, kl_coef=0.5)
+    assert near.objective > far.objective + 0.1 and abs(near.log_probs - far.log_probs).max() > 0.1
+    known = exact.evaluate(tree, RandomPolicy(6))
+    expected = far.objective - (known.score - 0.5 * known.kl)
+    assert exact.attribute_gap(far, known).sum() == pytest.approx(expected, abs=1e-9)
+    assert exact.attribute_gap(near, known).sum() != pytest.approx(expected, abs=1e-3)
+    other = exact.solve(gym.make("textenv/Toy-v0", kl_coef=0.1, task_seed=1))
+    with pytest.raises(ValueError, match="of the same environment"):
+        exact.attribute_gap(other, known)
+    for beta in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"kl_coef .* got {beta}"):
+            exact.solve(tree, kl_coef=beta)
+
+
+@settings(max_examples=20, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 99))
+def test_paths_lead_to_their_texts(arguments: dict[str, Any], seed: int) -> None:
+    """Each path begins at a prompt, follows `child` to its text's end, says its tokens and has its probability."""
+    task = TextProcess(**arguments)
+    tree = enumerate_tree(task)
+    states, actions = tree.paths()
+    assert states.shape == actions.shape == (tree.num_texts, len(tree.levels))
+    log_probs = exact.evaluate(tree, RandomPolicy(task.vocab_size, seed)).log_probs
+    total, texts = tree.text_log_probs(log_probs), list(named(tree, np.zeros(tree.num_texts)))
+    for row, (prompt, answer) in enumerate(texts):
+        length = len(answer)
+        assert actions[row].tolist() == [*answer] + [-1] * (len(tree.levels) - length)
+        assert (states[row, length:] == -1).all()
+        asked = task.prompts.texts[prompt]
+        walked = [tree.state(asked, list(answer[:t])) for t in range(length)]
+        assert states[row, :length].tolist() == walked
+        assert tree.child[walked, list(answer)].tolist() == [*walked[1:], -1]
+        assert (states[row, 0], tree.prompt[walked[-1]]) == (prompt, prompt)
+        assert np.exp(log_probs[walked, list(answer)]).prod() == pytest.approx(np.exp(total[row]), rel=1e-9)
+    finished = make(arguments)
+    for row in np.random.default_rng(seed).integers(tree.num_texts, size=3):  # the environment ends there too
+        answer = [int(token) for token in actions[row] if token >= 0]
+        finished.reset(options={"prompt": texts[row][0], "response": answer[:-1]})
+        _, _, terminated, _, info = finished.step(answer[-1])
+        assert terminated and info["response"] == task.decode(answer)
+
+
+def test_paths_of_other_texts_are_told_apart() -> None:
+    """Negative control: no two texts share a path, and in another order probabilities do not fit."""
+    tree = enumerate_tree(gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3))
+    states, actions = tree.paths()
+    assert len(np.unique(np.hstack([states[:, :1], actions]), axis=0)) == tree.num_texts
+    log_probs = exact.evaluate(tree, RandomPolicy(3)).log_probs
+    along = np.where(states >= 0, log_probs[states, actions], 0.0).sum(axis=1)
+    assert along == pytest.approx(tree.text_log_probs(log_probs), abs=1e-12)
+    assert np.abs(along[::-1] - tree.text_log_probs(log_probs)).max() > 0.1
+
+
 @settings(max_examples=15, deadline=None)
 @given(toy=toys, seed=st.integers(0, 99))
 def test_the_gap_to_the_optimum_is_a_kl(toy: dict[str, Any], seed: int) -> None:
@@ -290,6 +451,110 @@ def test_a_sparse_tree_too_large_is_refused_where_it_grows_too_large() -> None:
     arguments = {"reference": reference, "max_new_tokens": 30}
     process = TextProcess(WordTokenizer([f"w{i}" for i in range(19)]), ["w1"], zero, **arguments)
     refused_cheaply(process, r"more than .* texts \(already at token 4 of 30\), the limit is 2,000", max_texts=2_000)
+
+
+@pytest.mark.parametrize(("batch", "horizon"), [(1, 3), (7, 4), (BATCH, 6)])  # 1: the control, a call a node
+def test_a_tree_is_enumerated_in_batches(batch: int, horizon: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference and rewards are asked once a level and BATCH, not once a node; of every state and text once."""
+    monkeypatch.setattr("textenv.tree.BATCH", batch)
+    reference, reward, gold = Counting(random_reference(6, 0, sparse=False)), Counting(zero), Counting(golden)
+    task = TextProcess(**words(6, reference=reference, reward=reward, gold_reward=gold, max_new_tokens=horizon))
+    reference.calls.clear()
+    tree = enumerate_tree(task)
+    sizes = [level.stop - level.start for level in tree.levels]
+    assert reference.calls == [min(batch, size - start) for size in sizes for start in range(0, size, batch)]
+    assert len(reference.calls) <= len(sizes) + len(tree.prompt) / batch
+    assert sum(reward.calls) == tree.num_texts and max(reward.calls) <= batch
+    assert len(reward.calls) <= len(sizes) + 6 * len(tree.prompt) / batch and gold.calls == reward.calls
+    assert (len(reference.calls) == len(tree.prompt)) == (len(reward.calls) == tree.num_texts) == (batch == 1)
+    asked = len(reference.calls) + len(reward.calls)
+    exact.solve(tree)
+    exact.evaluate(tree, RandomPolicy(6))
+    assert len(reference.calls) + len(reward.calls) == asked  # a tree is enumerated once
+
+
+MILLION = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+import gymnasium as gym, numpy as np, textenv
+from textenv import exact
+
+env = gym.make("textenv/Toy-v0", vocab_size=10, max_new_tokens=6, num_prompts=2)
+solution = exact.solve(env)
+tree, beta, process = solution.tree, 0.1, env.unwrapped.process
+assert solution.kl_coef == beta and tree.num_texts > 10**6, tree.num_texts
+assert tree.num_texts == 2 * (sum(9**t for t in range(5)) + 9**5 * 10)
+
+# over all texts: each as its tokens, its score from the reward's own weights, its log pi_ref from the reference's rows
+weights = process.scorer.functions[0].weights
+states, actions = tree.paths()
+written = actions >= 0
+prompt = tree.prompt[states[:, 0]]
+last = np.hstack([np.zeros((len(actions), 1), dtype=int), actions[:, :-1]])
+scores = np.where(written, weights[prompt[:, None], np.arange(6), last, actions], 0.0).sum(axis=1)
+log_ref = np.where(written, tree.ref_log_probs[states, actions], 0.0).sum(axis=1)
+
+
+def optimum(scores, beta):
+    sums = log_ref + scores / beta
+    return beta * np.mean([np.logaddexp.reduce(sums[prompt == x]) for x in (0, 1)])
+
+
+assert abs(sum(np.exp(log_ref)) - 2) < 1e-9
+assert abs(optimum(scores, beta) - solution.objective) < 1e-9, (optimum(scores, beta), solution.objective)
+assert abs(np.exp(solution.log_probs).sum() - 2) < 1e-9
+# negative controls: another beta, and each text with its neighbour's score
+assert abs(optimum(scores, 1.01 * beta) - solution.objective) > 1e-4
+assert abs(optimum(np.roll(scores, 1), beta) - solution.objective) > 1e-4
+
+# without any text: a toy is a chain, Z(x) a product of matrices pi_ref(w|t, last) exp(weight / beta)
+log_z = []
+for x in (0, 1):
+    ids = [process.tokenizer.encode(process.prompts.texts[x]) + [w] for w in range(1, 10)]
+    alive, ended = np.zeros(10), 0.0  # Z of what goes on, by last word; of what has ended
+    alive[0] = 1.0
+    for t in range(6):
+        logs = np.zeros((10, 10))
+        for w in range(10):
+            answer = [] if t == 0 else [1] * (t - 1) + [w]
+            if t == 0 and w == 0 or t > 0 and w > 0:
+                row = np.array([process.tokenizer.encode(process.prompts.texts[x]) + answer])
+                logs[w] = process.reference.log_probs(row, np.ones_like(row))[0]
+        flow = alive[:, None] * np.exp(logs + weights[x, t] / beta)
+        flow[alive == 0] = 0.0
+        if t == 5:
+            ended += flow.sum()
+        else:
+            ended += flow[:, 0].sum()
+            alive = np.append(0.0, flow[:, 1:].sum(axis=0))
+    log_z.append(np.log(ended))
+assert abs(beta * np.mean(log_z) - solution.objective) < 1e-9, (beta * np.mean(log_z), solution.objective)
+assert not {"torch", "transformers"} & set(sys.modules)
+print("texts", tree.num_texts)
+"""
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
+
+
+@needs_linux
+@pytest.mark.slow
+def test_a_million_texts_fit_into_four_gigabytes() -> None:
+    """J* of 1.2 million texts, against a sum over all of them and a product of matrices, in 4 GiB and without torch."""
+    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread reserves address space of its own
+    done = subprocess.run(
+        [sys.executable, "-c", MILLION], capture_output=True, text=True, env={**os.environ, **threads}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["texts", "1195742"]
+
+
+@needs_linux
+def test_the_limit_on_memory_binds() -> None:
+    """Negative control: under such a limit an array of 4 GiB cannot be had."""
+    code = MILLION.split("import gymnasium")[0] + "import numpy as np; np.ones(1 << 29)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "MemoryError" in done.stderr
 
 
 # -- policy_gradient ---------------------------------------------------------------------------------------------------

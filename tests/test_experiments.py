@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents import TransformerPolicy
+from experiments.__main__ import EvaluateConfig, evaluate
 from experiments.config import AGENTS, EnvFlags, TrialConfig, open_folder, read_config, write_config
-from experiments.evaluation import Yardstick, share_of_optimum
-from experiments.report import plain_console
+from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
+from experiments.report import plain_console, report, results_table
 from experiments.statistics import interquartile_mean, paired_difference
 from experiments.trial import TrialLog, initial_policy, read_metrics, run_trial
+from tests.test_gradients import random_policy
 from textenv import exact
 
 TINY = {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1}
@@ -199,6 +202,96 @@ def test_an_estimate_comes_with_its_error(initial: Path) -> None:
     baselines = known.baselines()
     assert share_of_optimum(known.solution.objective, baselines) == pytest.approx(1.0)
     assert share_of_optimum(known.solution.reference_objective, baselines) == pytest.approx(0.0)
+
+
+def raw_policy(env: object, folder: Path) -> Path:
+    """A policy with arbitrary weights, where the one at the reference would take ten seconds to make."""
+    random_policy(env, scale=0.1).float().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("hacking", [True, False])
+def test_the_gold_score_is_reported_where_there_is_one(
+    hacking: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a trial's summary and evaluations, the comparison's summary.json and table, and `evaluate`; else nowhere."""
+    flags = {"env": "textenv/RewardHacking-v0", "env_args": {}} if hacking else {}
+    configs = [tiny(**flags, total_timesteps=150, num_evals=1, seed=seed) for seed in (0, 1)]
+    runs = [tmp_path / "ppo" / f"seed-{seed}" for seed in (0, 1)]
+    env = configs[0].make_env()
+    initial = raw_policy(env, tmp_path / "initial")
+    for config, run in zip(configs, runs, strict=True):
+        run_trial(config, run, initial)
+    trials = [json.loads((run / "summary.json").read_text()) for run in runs]
+    before = sample_answers(env, TransformerPolicy.from_pretrained(initial), [0])
+    report(tmp_path, {"ppo": trials}, before, plain_console())
+    table = (tmp_path / "report.txt").read_text()
+    capsys.readouterr()
+    content = json.loads((tmp_path / "summary.json").read_text())
+    evaluate(EvaluateConfig(run=runs[0]))
+    measured = json.loads(capsys.readouterr().out)
+    rows = [row for row in read_metrics(runs[0]) if "eval/objective" in row]
+
+    assert ("gold score" in table) == ("gold_score" in content["agents"]["ppo"]) == hacking
+    assert ("gold_score" in measured) == ("gold_score" in trials[0]) == hacking
+    assert [("eval/gold_score" in row) for row in rows] == [hacking] * len(rows) and len(rows) == 2
+    assert ("objective/gold_scores" in rows[-1]) == hacking
+    baseline = content["baselines"]["reference_gold_score"]
+    if not hacking:
+        assert baseline is None
+        return
+    tree = exact.enumerate_tree(env)
+    learnt = [exact.evaluate(tree, TransformerPolicy.from_pretrained(run / "checkpoint")) for run in runs]
+    gold = [known.gold_score for known in learnt]
+    assert [trial["gold_score"] for trial in trials] == pytest.approx(gold, abs=1e-6)
+    assert measured["gold_score"] == rows[-1]["eval/gold_score"] == trials[0]["gold_score"] != trials[0]["score"]
+    assert content["agents"]["ppo"]["gold_score"]["value"] == pytest.approx(np.mean(gold), abs=1e-6)
+    assert baseline == pytest.approx(exact.evaluate_log_probs(tree, tree.ref_log_probs).gold_score)
+
+
+def summary_of(**numbers: float | None) -> dict[str, Any]:
+    """What the table needs of a trial."""
+    return {"seed": 0, "objective": 0.11, "score": 0.22, "kl": 0.33, "tokens_per_second": 44.0} | numbers
+
+
+@pytest.mark.parametrize("gold", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_each_number_of_the_table_stands_in_its_column(gold: bool, known: bool) -> None:
+    """With and without gold score and optimum, every row has its values under their heads."""
+    extra = {"gold_score": 0.55} if gold else {}
+    trial = summary_of(**extra, share_of_optimum=0.5 if known else None)
+    baselines = {"reference": 1.1, "reference_score": 2.2, "reference_gold_score": 3.3 if gold else None}
+    table = results_table({"ppo": [trial]}, baselines | {"optimum": 9.9 if known else None})
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert len({len(column) for column in cells.values()}) == 1
+    rows = ["reference", "ppo"] + ["exact optimum"] * known
+    told = {name: [column[i] for i in range(len(rows))] for name, column in cells.items()}
+    assert told.pop("") == rows
+    expected = {
+        "objective J": ["1.100", "0.110", "9.900"],
+        "score": ["2.200", "0.220", ""],
+        "gold score": ["3.300", "0.550", ""],
+        "KL to reference": ["0", "0.330", ""],
+        "share of optimum": ["0%", "50.0%", "100%"] if known else ["-", "-"],
+        "tokens/s": ["", "44", ""],
+    }
+    if not gold:
+        del expected["gold score"]
+    assert list(told) == list(expected)
+    assert told == {name: values[: len(rows)] for name, values in expected.items()}
+
+
+def test_an_estimated_gold_score_comes_with_its_error(tmp_path: Path) -> None:
+    """Sampled E[gold score] is within 5 standard errors of the exact one; a task without gold has none."""
+    env = tiny(env="textenv/RewardHacking-v0", env_args={}).make_env()
+    policy = TransformerPolicy.from_pretrained(raw_policy(env, tmp_path))
+    truth, estimate = Yardstick.of(env, 512).measure(policy), Yardstick(env, 512, None).measure(policy)
+    assert 0 < estimate["gold_score_stderr"] < 0.1
+    assert abs(truth["gold_score"] - estimate["gold_score"]) < 5 * estimate["gold_score_stderr"]
+    assert abs(truth["score"] - estimate["gold_score"]) > 5 * estimate["gold_score_stderr"]  # control
+    toy = tiny().make_env()
+    for yardstick in (Yardstick.of(toy, 16), Yardstick(toy, 16, None)):
+        assert not any("gold" in name for name in yardstick.measure(random_policy(toy)))
 
 
 def test_statistics() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agents.kl import k1, k2, k3
+from agents.kl import adaptive_kl_coef, k1, k2, k3
 from agents.losses import clipped_surrogate_loss, per_answer, policy_gradient_loss, value_loss
 from agents.returns import (
     batch_mean,
@@ -161,7 +162,15 @@ PER_BATCH: dict[str, Callable[[Batch], Tensor]] = {
     "value_loss": lambda b: value_loss(b["values"], b["rewards"], b["mask"]),
     "clipped_value_loss": lambda b: value_loss(b["values"], b["rewards"], b["mask"], b["old_log_probs"], 0.2),
 }
-for _name in ("val/ratio", "val/ratio_error_max", "policy/approxkl_avg", "policy/clipfrac_avg"):
+for _name in (
+    "val/ratio",
+    "val/ratio_error_max",
+    "val/ess",
+    "policy/approxkl_avg",
+    "policy/clipfrac_avg",
+    "policy/clipfrac_high_avg",
+    "policy/clipfrac_low_avg",
+):
     PER_BATCH[_name] = lambda b, name=_name: clipped_surrogate_loss(
         b["log_probs"], b["old_log_probs"], b["rewards"], b["mask"], 0.2
     )[1][name]
@@ -336,6 +345,90 @@ def test_at_ratio_one_the_surrogate_has_the_policy_gradient(batch: Batch, clip_r
     assert float(info["val/ratio"]) == 1.0 and float(info["val/ratio_error_max"]) == 0.0
 
 
+def surrogate_info(batch: Batch, clip_range: float | None = 0.2) -> dict[str, float]:
+    """What the surrogate loss says beside itself."""
+    info = clipped_surrogate_loss(
+        batch["log_probs"], batch["old_log_probs"], batch["rewards"], batch["mask"], clip_range
+    )[1]
+    return {name: float(value) for name, value in info.items()}
+
+
+@properties
+@given(batches(), st.integers(0, 99), st.sampled_from([0.2, None]))
+def test_the_effective_share_of_the_sample_is_its_definition(batch: Batch, seed: int, clip_range: float | None) -> None:
+    """val/ess is (sum rho)^2 / (n sum rho^2) over the real tokens, by a loop, whatever clip, advantage and padding."""
+    rho = [
+        float((batch["log_probs"] - batch["old_log_probs"])[row, t].exp())
+        for row, t in torch.nonzero(batch["mask"]).tolist()
+    ]
+    expected = sum(rho) ** 2 / (len(rho) * sum(r * r for r in rho))
+    found = surrogate_info(padded(batch, 2, seed), clip_range)["val/ess"]
+    assert found == pytest.approx(expected, rel=1e-9) and 1 / len(rho) - 1e-9 <= found <= 1 + 1e-9
+    if len(rho) < batch["mask"].numel() and len(rho) > 1:  # control: counted over the padding too it is another number
+        everywhere = batch | {"mask": torch.ones_like(batch["mask"])}
+        assert surrogate_info(everywhere, clip_range)["val/ess"] != pytest.approx(expected, rel=1e-9)
+
+
+@properties
+@given(batches(), st.floats(-2.0, 2.0))
+def test_the_effective_share_is_one_where_all_ratios_are_equal(batch: Batch, shift: float) -> None:
+    """Nothing changed, or every ratio by the same factor: 1; by factors that spread it falls, the further the more."""
+    log_probs, old = batch["log_probs"], batch["old_log_probs"]
+    assert surrogate_info(batch | {"log_probs": old})["val/ess"] == pytest.approx(1.0, abs=1e-12)
+    assert surrogate_info(batch | {"log_probs": old + shift})["val/ess"] == pytest.approx(1.0, abs=1e-12)
+    shares = [
+        surrogate_info(batch | {"log_probs": old + spread * (log_probs - old)})["val/ess"]
+        for spread in (0.0, 0.25, 0.5, 1.0, 2.0)
+    ]
+    falls = [before - after for before, after in itertools.pairwise(shares)]
+    assert all(fall > 0 for fall in falls) if batch["mask"].sum() > 1 else shares == pytest.approx([1.0] * 5)
+
+
+def test_the_effective_share_by_hand() -> None:
+    """Ratios 1 and 3: 16 / (2 * 10); one of n tokens far above the rest: 1 / n."""
+    mask, zeros = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.float64)
+    batch = {"log_probs": torch.log(torch.tensor([[1.0, 3.0]])), "old_log_probs": zeros, "rewards": zeros, "mask": mask}
+    assert surrogate_info(batch)["val/ess"] == pytest.approx(0.8)
+    batch["log_probs"] = torch.tensor([[0.0, 30.0]])
+    assert surrogate_info(batch)["val/ess"] == pytest.approx(0.5)
+    batch["mask"] = torch.tensor([[True, False]])
+    assert surrogate_info(batch)["val/ess"] == 1.0
+
+
+@properties
+@given(batches(), st.sampled_from([0.0, 0.2, 0.5, None]))
+def test_the_clip_binds_on_two_sides(batch: Batch, clip_range: float | None) -> None:
+    """clipfrac is high plus low: rho > 1 + eps where A > 0, rho < 1 - eps where A < 0, counted by a loop."""
+    high = low = 0
+    tokens = torch.nonzero(batch["mask"]).tolist()
+    for row, t in tokens if clip_range is not None else []:
+        assert clip_range is not None
+        rho, advantage = float((batch["log_probs"] - batch["old_log_probs"])[row, t].exp()), batch["rewards"][row, t]
+        high += int(advantage > 0 and rho > 1 + clip_range)
+        low += int(advantage < 0 and rho < 1 - clip_range)
+    info = surrogate_info(batch, clip_range)
+    assert info["policy/clipfrac_high_avg"] == pytest.approx(high / len(tokens))
+    assert info["policy/clipfrac_low_avg"] == pytest.approx(low / len(tokens))
+    assert info["policy/clipfrac_avg"] == pytest.approx((high + low) / len(tokens))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "side"),
+    [(1.5, 2.0, "high"), (0.5, -2.0, "low"), (1.5, -2.0, None), (0.5, 2.0, None), (1.5, 0.0, None), (1.1, 2.0, None)],
+)
+def test_each_side_of_the_clip_is_told_from_the_other(ratio: float, advantage: float, side: str | None) -> None:
+    """A good token that became too likely is high, a bad one too unlikely low; elsewhere neither."""
+    batch = {
+        "log_probs": torch.tensor([[np.log(ratio), 5.0]]),
+        "old_log_probs": torch.zeros(1, 2),
+        "rewards": torch.tensor([[advantage, 1.0]]),
+        "mask": torch.tensor([[True, False]]),
+    }
+    info = surrogate_info(batch)
+    for name in ("high", "low"):
+        assert info[f"policy/clipfrac_{name}_avg"] == float(name == side)
+
+
 def test_losses_are_means_of_answers_not_of_tokens() -> None:
     """A long answer beside a short one keeps its weight: the loss of two is the mean of the losses of each."""
     rng = np.random.default_rng(0)
@@ -426,6 +519,62 @@ def test_k2_and_k3_are_never_negative(seed: int) -> None:
     log_ratio = policy - reference
     assert (k2(log_ratio) >= 0).all() and (k3(log_ratio) >= 0).all()
     assert (k1(log_ratio) < 0).any()
+
+
+# -- the beta that steers the KL -------------------------------------------------------------------------------------
+
+COEFFICIENTS = st.floats(1e-3, 10.0)
+TARGETS = st.floats(1e-2, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("kl_coef", "kl", "target", "num_episodes", "expected"),
+    [
+        # e = clip((KL - target) / target, -0.2, 0.2), beta (1 + K e): Ziegler et al. 2019, with K = episodes / horizon
+        (0.1, 6.6, 6.0, 512, 0.100512),  # e = 0.1, K = 0.0512
+        (0.1, 5.7, 6.0, 512, 0.099744),  # e = -0.05
+        (0.1, 12.0, 6.0, 512, 0.101024),  # e = 1, clipped to 0.2
+        (0.1, 3.0, 6.0, 512, 0.098976),  # e = -0.5, clipped to -0.2
+        (0.1, -1.0, 6.0, 512, 0.098976),  # an estimate may be negative
+        (0.5, 11.0, 10.0, 1000, 0.505),  # K = 0.1, the paper's
+        (2.0, 10.0, 10.0, 1000, 2.0),
+    ],
+)
+def test_adaptive_kl_coef_by_hand(kl_coef: float, kl: float, target: float, num_episodes: int, expected: float) -> None:
+    """One step of Ziegler et al. 2019's controller, worked out by hand."""
+    assert adaptive_kl_coef(kl_coef, kl, target, num_episodes, 10_000) == pytest.approx(expected, rel=1e-12)
+
+
+@properties
+@given(COEFFICIENTS, st.floats(0.0, 100.0), TARGETS, st.integers(1, 2000), st.integers(2000, 20_000))
+def test_adaptive_kl_coef_moves_beta_towards_the_target(
+    kl_coef: float, kl: float, target: float, num_episodes: int, horizon: int
+) -> None:
+    """Up where the KL is above its target, down below, still where it is there; never by more than 0.2 K."""
+    after = adaptive_kl_coef(kl_coef, kl, target, num_episodes, horizon)
+    largest = 0.2 * num_episodes / horizon
+    assert abs(after / kl_coef - 1) <= largest + 1e-12 and after > 0
+    assert adaptive_kl_coef(kl_coef, target, target, num_episodes, horizon) == kl_coef
+    assert (after - kl_coef) * (kl - target) >= 0
+    if abs(kl / target - 1) > 1e-9:
+        assert after != kl_coef
+    if abs(kl / target - 1) > 0.2:  # beyond the clip it does not matter how far
+        assert abs(after / kl_coef - 1) == pytest.approx(largest)
+        assert adaptive_kl_coef(kl_coef, 2 * kl - target, target, num_episodes, horizon) == after
+    elif abs(kl / target - 1) > 1e-6:  # within it, it does
+        nearer = adaptive_kl_coef(kl_coef, (kl + target) / 2, target, num_episodes, horizon)
+        assert nearer / kl_coef - 1 == pytest.approx((after / kl_coef - 1) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(100.0, np.exp(0.2)), (0.0, np.exp(-0.2)), (5.0, 1.0)])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_over_a_horizon_beta_changes_by_a_factor(kl: float, factor: float, batch: int) -> None:
+    """A KL that is off all the time moves beta by e^(+-0.2) in `horizon` answers, however they are cut into batches."""
+    kl_coef = 0.3
+    for _ in range(4000 // batch):
+        kl_coef = adaptive_kl_coef(kl_coef, kl, 5.0, batch, 4000)
+    assert kl_coef / 0.3 == pytest.approx(factor, rel=1e-4)
+    assert kl_coef / 0.3 != pytest.approx(factor * 1.01, rel=1e-4)
 
 
 def test_k3_with_the_ratio_upside_down_is_biased() -> None:

@@ -16,6 +16,7 @@ from tests.tasks import (
     allowed_action,
     assert_same,
     count_words,
+    golden,
     hashed_potential,
     letter_values,
     log_softmax,
@@ -291,6 +292,47 @@ def test_a_torch_tensor_is_a_list_of_scores() -> None:
 
     scorer = Scorer(lambda prompts, **_: torch.tensor([0.5] * len(prompts)))
     assert scorer(["a", "b"], ["", ""], [[0], [0]], {}).tolist() == [0.5, 0.5]
+
+
+# -- the gold reward ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 999), bound=st.booleans())
+def test_the_gold_reward_is_shown_at_the_end_and_not_paid(arguments: dict[str, Any], seed: int, bound: bool) -> None:
+    """info["gold_score"] stands on the last step alone; without it every observation, reward and info is the same."""
+    policy = RandomPolicy(len(arguments["tokenizer"]), seed) if bound else None
+    plain, told = (episodes(more | arguments, seed, [policy])[0] for more in ({}, {"gold_reward": golden}))
+    infos = [step[-1] for _, step, _, _ in told]
+    answer = [action for _, _, action, _ in told]
+    assert ["gold_score" in info for info in infos] == [False] * (len(infos) - 1) + [True]
+    shown = infos[-1].pop("gold_score")
+    assert type(shown) is float
+    assert shown == golden([infos[-1]["prompt"]], [""], [answer])[0] != infos[-1]["score"]
+    assert_same([step for _, step, _, _ in told], [step for _, step, _, _ in plain])
+
+
+def test_a_gold_reward_that_is_paid_would_be_noticed() -> None:
+    """Negative control: where `golden` is paid, rewards are others, and what it gives to texts differs."""
+    paid, shown = (episodes(words() | more, 0, [None])[0] for more in ({"reward": golden}, {"gold_reward": golden}))
+    assert [action for _, _, action, _ in paid] == [action for _, _, action, _ in shown]
+    assert paid[-1][1][-1]["score"] == shown[-1][1][-1]["gold_score"]
+    assert [step[1] for _, step, _, _ in paid] != [step[1] for _, step, _, _ in shown]
+    assert len({episodes(words(gold_reward=golden), s, [None])[0][-1][1][-1]["gold_score"] for s in range(9)}) > 4
+
+
+def test_columns_reach_the_gold_reward_and_several_are_added() -> None:
+    """It sees the fields of its own prompt; several are their sum, whatever the reward's weights, and None abstains."""
+
+    def goal(prompts: Any, completions: Any, completion_ids: Any, target: Any) -> list[float | None]:
+        return [None if t is None else float(text == t) for text, t in zip(completions, target, strict=True)]
+
+    rows = [{"prompt": "a", "target": "b"}, {"prompt": "b a", "target": "c"}]
+    weighed = {"reward": [letter_values, count_words], "reward_weights": [3.0, -1.0]}
+    env = make(words(prompts=rows, gold_reward=[goal, count_words], **weighed))
+    for prompt, response, gold in (("a", [2], 2.0), ("a", [3], 1.0), ("b a", [3], 2.0), ([2], [2, 3], 2.0)):
+        env.reset(options={"prompt": prompt, "response": response})
+        assert env.step(0)[-1]["gold_score"] == gold
 
 
 # -- shaping -----------------------------------------------------------------------------------------------------------

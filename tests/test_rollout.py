@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agents import REINFORCE, Rollout, TransformerPolicy, collect
 from agents.sampling import new_generator
-from tests.tasks import SHAPING, letter_values, make, random_reference, stories, words
+from tests.tasks import SHAPING, golden, letter_values, make, random_reference, stories, words
 from tests.test_gradients import random_policy
 from textenv import TextProcess, exact
 from textenv.process import Texts
@@ -142,6 +142,49 @@ def test_a_rollout_is_the_environment_stepped_token_by_token(pair: Pair) -> None
         for name in ("rewards", "log_probs", "ref_log_probs", "values"):
             assert not getattr(rollout, name)[row][~mask].any(), f"{name} is not 0 behind the answer"
     env.unwrapped.bind_policy(None)
+
+
+@pytest.mark.parametrize("name", ["textenv/RewardHacking-v0", "words"])
+def test_a_rollout_has_the_gold_scores_of_single_steps(name: str) -> None:
+    """gold_scores [B] are info["gold_score"] of the same answers stepped token by token, and follow their rows."""
+    arguments = words(4, reference=random_reference(4, 3, sparse=True), max_new_tokens=5, gold_reward=golden)
+    env = make(arguments) if name == "words" else gym.make(name)
+    policy = random_policy(env, scale=0.2)
+    rollout = collect(env, policy, 24, generator=seeded())
+    assert rollout.gold_scores is not None and rollout.gold_scores.shape == (24,)
+    stepped = []
+    for row in range(len(rollout)):
+        env.reset(options={"prompt": int(rollout.prompt[row])})
+        info = [env.step(token)[-1] for token in answer(rollout, row)][-1]
+        stepped.append([info["gold_score"], info["score"]])
+    gold, scores = np.array(stepped).T
+    assert rollout.gold_scores.numpy() == pytest.approx(gold, abs=1e-6)
+    assert rollout.scores.numpy() == pytest.approx(scores, abs=1e-6)
+    assert np.abs(gold - scores).max() > 0.1 and np.abs(gold - np.roll(gold, 1)).max() > 0.1  # control: rows matter
+    rows = torch.tensor([5, 0, 7])
+    assert rollout[rows].gold_scores.equal(rollout.gold_scores[rows])  # type: ignore[union-attr]
+    assert rollout[3:9].gold_scores.equal(rollout.gold_scores[3:9])  # type: ignore[union-attr]
+
+
+def test_a_gold_reward_changes_nothing_else_in_a_rollout() -> None:
+    """Without one gold_scores is None, also in a part of the rollout; every other field is the same."""
+    policy = random_policy(make(words()), scale=0.2)
+    plain, told = (collect(make(words(gold_reward=gold)), policy, 16, generator=seeded()) for gold in (None, golden))
+    assert plain.gold_scores is None and plain[:3].gold_scores is None and told.gold_scores is not None
+    for name, value in vars(plain).items():
+        if isinstance(value, Tensor):
+            assert value.equal(getattr(told, name)), name
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2, 3.0])
+def test_a_rollout_can_be_paid_with_another_beta(beta: float) -> None:
+    """kl_coef in `collect` pays what an environment with that kl_coef pays, and leaves the environment's alone."""
+    env, other = (make(words(max_new_tokens=4, shaping=SHAPING, kl_coef=b)) for b in (0.5, beta))
+    policy = random_policy(env, scale=0.2)
+    own, paid = (collect(env, policy, 16, generator=seeded(), kl_coef=b) for b in (None, beta))
+    assert paid.rewards.equal(collect(other, policy, 16, generator=seeded()).rewards)
+    assert (paid.rewards - own.rewards).abs().max() > 0.05  # control
+    assert env.unwrapped.process.kl_coef == 0.5
 
 
 def test_answers_differ_in_length_and_ending(pair: Pair) -> None:

@@ -12,7 +12,18 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tasks import PROMPTS, RandomPolicy, assert_same, letter_values, make, random_reference, stories, tasks, words
+from tests.tasks import (
+    PROMPTS,
+    RandomPolicy,
+    assert_same,
+    golden,
+    letter_values,
+    make,
+    random_reference,
+    stories,
+    tasks,
+    words,
+)
 from textenv import TextProcess, TextVectorEnv
 
 MODES = list(AutoresetMode)
@@ -77,6 +88,43 @@ def test_rows_equal_single_envs_on_a_real_model(mode: AutoresetMode, assets: Pat
     arguments = stories(assets, max_new_tokens=3)
     every_third = [i for i in range(512) if i % 3 == 0]  # ends come early, in some rows
     assert compare(both(arguments | {"eos_token_id": every_third}, 3, mode), seed=4, steps=9, atol=1e-4) >= 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=10, deadline=None)
+@given(arguments=tasks(), num_envs=st.integers(1, 4), seed=st.integers(0, 2**32))
+def test_rows_show_the_gold_score_of_single_envs(
+    mode: AutoresetMode, arguments: dict[str, Any], num_envs: int, seed: int
+) -> None:
+    """With a gold reward too every row says what a single environment says, in final_info where the mode has one."""
+    pair, shown = both(arguments | {"gold_reward": golden}, num_envs, mode), 0
+    step = pair[0].step
+
+    def watched(actions: Any) -> Any:
+        nonlocal shown
+        said = step(actions)
+        info = said[-1].get("final_info", {}) if mode == AutoresetMode.SAME_STEP else said[-1]
+        assert info.get("_gold_score", np.zeros(num_envs, dtype=bool)).tolist() == said[2].tolist()
+        assert "gold_score" not in said[-1] or mode != AutoresetMode.SAME_STEP
+        if said[2].any():
+            answers = list(zip(info["prompt"], info["response"], info["gold_score"], said[2], strict=True))
+            shown += sum(gold != 0 for _, _, gold, ended in answers if ended)
+            assert all(gold == 0 for _, _, gold, ended in answers if not ended)
+        return said
+
+    pair[0].step = watched
+    ended = compare(pair, seed, steps=9)
+    assert shown == ended > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gold_score_in_the_wrong_place_is_noticed(mode: AutoresetMode) -> None:
+    """Negative control: gold scores that are off in one row, and ones that are missing, fail the comparison."""
+    right = words(max_new_tokens=1, gold_reward=letter_values)
+    for wrong in ({"gold_reward": off_by_a_bit}, {"gold_reward": None}):
+        pair = [both(right | wrong, 3, mode)[0], both(right, 3, mode)[1]]
+        with pytest.raises(AssertionError, match="gold_score"):
+            compare(pair, seed=0, steps=4)
 
 
 @pytest.mark.parametrize("seeds", [[7, 7, 1], [2**63, 2**64 - 1, 0]])

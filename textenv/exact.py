@@ -86,7 +86,10 @@ def solve(env: Any, max_texts: int = MAX_TEXTS, kl_coef: float | None = None) ->
 
     Raises:
         TreeTooLarge: more than `max_texts` finished texts.
+        ValueError: a beta that is negative or not finite.
     """
+    if kl_coef is not None and not 0 <= kl_coef < float("inf"):
+        raise ValueError(f"kl_coef (beta) must be a finite number >= 0, got {kl_coef}.")
     tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
     beta, reference = tree.process.kl_coef if kl_coef is None else kl_coef, tree.ref_log_probs
     allowed = tree.child != -2
@@ -174,8 +177,13 @@ def attribute_gap(solution: Solution, evaluation: Evaluation) -> NDArray[np.floa
                 = d(s) beta KL(pi(.|s) || pi*(.|s))                                              (beta > 0)
 
     with d(s) the probability of coming through s: the performance difference lemma (Kakade and Langford 2002), which is
-    the chain rule of J* - J = beta KL(pi || pi*) along the text. Both arguments must be of the same task.
+    the chain rule of J* - J = beta KL(pi || pi*) along the text.
+
+    Raises:
+        ValueError: solution and evaluation are of different environments.
     """
+    if solution.tree.process is not evaluation.tree.process:
+        raise ValueError("attribute_gap needs a solution and an evaluation of the same environment, got two.")
     tree, beta = solution.tree, solution.kl_coef
     probs = np.exp(evaluation.log_probs)
     log_ratio = np.where(probs > 0, evaluation.log_probs - np.where(tree.child != -2, tree.ref_log_probs, 0.0), 0.0)

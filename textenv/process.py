@@ -105,7 +105,7 @@ class TextProcess:
         self.vocab_size = len(tokenizer)
         self.prompts = load_prompts(prompts, tokenizer, max_prompt_length)
         self.scorer = Scorer(reward, reward_weights)
-        self.gold_scorer = None if gold_reward is None else Scorer(gold_reward)
+        self.gold_scorer = None if gold_reward is None else Scorer(gold_reward, name="gold_reward")
         self.reference = as_reference(reference, self.vocab_size)
         self.max_new_tokens = int(max_new_tokens)
         self.kl_coef = float(kl_coef)

@@ -25,6 +25,7 @@ class Scorer:
     Args:
         functions: one reward function or several.
         weights: w_k, by default 1 each.
+        name: what errors call the functions.
 
     Raises:
         TypeError: something is not callable.
@@ -32,12 +33,15 @@ class Scorer:
     """
 
     def __init__(
-        self, functions: RewardFunction | Sequence[RewardFunction], weights: Sequence[float] | None = None
+        self,
+        functions: RewardFunction | Sequence[RewardFunction],
+        weights: Sequence[float] | None = None,
+        name: str = "reward",
     ) -> None:
         self.functions = [functions] if callable(functions) else list(functions)
         if not self.functions or not all(map(callable, self.functions)):
             raise TypeError(
-                "reward must be a function (prompts, completions, completion_ids, **columns) -> list[float | None], "
+                f"{name} must be a function (prompts, completions, completion_ids, **columns) -> list[float | None], "
                 f"or a list of them, got {functions!r}."
             )
         self.weights = [1.0] * len(self.functions) if weights is None else [float(weight) for weight in weights]

@@ -32,6 +32,7 @@ class Episode:
         terms: the terms of each reward, name -> [T]; their sum is `rewards`.
         ref_log_probs: log pi_ref of each token, [T].
         score: what the reward functions gave, None if the answer has not ended.
+        gold_score: what the gold reward gave, None without one.
         finish_reason: "stop", "length", or None if the answer has not ended.
     """
 
@@ -42,6 +43,7 @@ class Episode:
     terms: dict[str, Array]
     ref_log_probs: Array
     score: float | None
+    gold_score: float | None
     finish_reason: str | None
 
 
@@ -84,5 +86,6 @@ def play(env: gym.Env[Any, Any], prompt: Any, response: Any) -> Episode:
         terms={name: np.array([info["reward_terms"][name] for info in infos]) for name in infos[-1]["reward_terms"]},
         ref_log_probs=np.array([info["ref_log_prob"] for info in infos]),
         score=infos[-1].get("score"),
+        gold_score=infos[-1].get("gold_score"),
         finish_reason=infos[-1].get("finish_reason"),
     )

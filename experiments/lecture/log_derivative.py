@@ -1,0 +1,139 @@
+"""Log-derivative trick and Monte Carlo: the sampled gradient tends to the exact one, with the error of an average.
+
+    grad J = E sum_t grad log pi(a_t|s_t) w_t     ~     1/n sum_k sum_t grad log pi(a_t^k|s_t^k) w_t^k
+
+n answers to each prompt are written by the policy and make REINFORCE's loss; its gradient is compared with
+`exact.policy_gradient`. The variance of one answer's gradient, by enumeration, says what the error must be:
+sqrt(tr Cov / n) / |grad J|, a line of slope -1/2 that is computed and not fitted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+
+from agents import REINFORCE, TransformerPolicy, collect
+from agents.losses import policy_gradient_loss
+from agents.returns import reward_to_go
+from agents.sampling import new_generator
+from experiments.lecture.answers import Answers, midway_policy
+from experiments.lecture.gram import parameter_gram
+from textenv import exact
+from textenv.unwrap import process_of
+
+SAMPLES = tuple(2**i for i in range(13))  # answers a prompt
+REPEATS = 8  # at least, and until 64 answers a prompt are spent
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "whole return": {"credit": "sequence", "baseline": None},
+    "reward to go, leave-one-out": {"credit": "reward_to_go", "baseline": "leave_one_out"},
+}
+
+
+def measure() -> dict[str, Any]:
+    """For each estimator and n: relative error (root mean square over repeats), what it must be, and mean cosine."""
+    env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=4, num_prompts=2, task_seed=0)
+    policy = midway_policy(env, 3000)
+    answers = Answers.of(exact.evaluate(env, policy))
+    true = flat(gradient for name, gradient in exact.policy_gradient(answers.tree, policy).items() if "model." in name)
+    gram = parameter_gram(policy, answers)
+    generator = new_generator(policy.device, seed=0)
+    numbers: dict[str, Any] = {}
+    for name, settings in ESTIMATORS.items():
+        deviation = one_answer_deviation(answers, gram, **settings) / float(true.norm())
+        numbers[name] = []
+        for n in SAMPLES:
+            if n == 1 and settings["baseline"]:
+                continue  # nothing to leave one out of
+            found = [sampled_gradient(env, policy, n, generator, settings) for _ in range(max(REPEATS, 64 // n))]
+            errors = torch.stack([(g - true).norm() / true.norm() for g in found])
+            cosines = torch.stack([torch.cosine_similarity(g, true, dim=0) for g in found])
+            row = {"n": n, "error": float((errors**2).mean().sqrt()), "cosine": float(cosines.mean())}
+            numbers[name].append(row | {"computed": deviation / n**0.5})
+    return numbers
+
+
+def flat(gradients: Iterable[Tensor]) -> Tensor:
+    """One vector."""
+    return torch.cat([gradient.flatten() for gradient in gradients]).double()
+
+
+def sampled_gradient(
+    env: Any, policy: TransformerPolicy, n: int, generator: torch.Generator, settings: dict[str, Any]
+) -> Tensor:
+    """REINFORCE's estimate of grad J from n answers to each prompt."""
+    process = process_of(env)
+    prompts = len(process.prompts.texts)
+    texts = process.blank(n * prompts)
+    process.start(texts, np.arange(n * prompts), np.arange(prompts).repeat(n))
+    agent = REINFORCE(policy, env, n_episodes=n * prompts, num_generations=n, **settings)
+    rollout = collect(env, policy, generator=generator, values=False, start=texts)
+    log_probs = policy.evaluate_actions(
+        rollout.input_ids, rollout.attention_mask, rollout.num_tokens, values=False
+    ).log_probs
+    loss = policy_gradient_loss(log_probs, agent.weights(rollout), rollout.mask)
+    return -flat(torch.autograd.grad(loss, list(policy.model.parameters())))
+
+
+def one_answer_deviation(answers: Answers, gram: Tensor, credit: str, baseline: str | None) -> float:
+    """The square root of tr Cov of the gradient from one answer to each prompt, exactly.
+
+    The mean return of the others is taken as what it tends to, the value of the prompt.
+    """
+    to_go = reward_to_go(answers.rewards, answers.mask)
+    weights = to_go[:, :1].expand_as(to_go) if credit == "sequence" else to_go
+    if baseline is not None:
+        weights = weights - torch.as_tensor(answers.evaluation.values)[answers.prompt][:, None]
+    coefficients = torch.zeros(len(weights), len(gram), dtype=torch.float64)
+    coefficients.scatter_add_(1, answers.edges, torch.where(answers.mask, weights, 0.0))
+    prompts = len(answers.tree.process.prompts.texts)
+    variance = 0.0
+    for prompt in range(prompts):
+        rows = answers.prompt == prompt
+        probability = answers.probability[rows] * prompts
+        mean = probability @ coefficients[rows]
+        second = probability @ ((coefficients[rows] @ gram) * coefficients[rows]).sum(dim=1)
+        variance += float(second - mean @ gram @ mean)
+    return math.sqrt(variance) / prompts
+
+
+def table(numbers: dict[str, Any]) -> Table:
+    """A row an estimator and n."""
+    made = Table(
+        title="the sampled gradient against the exact one",
+        caption=f"Relative error |g - grad J| / |grad J|: root mean square over {REPEATS} or more repeats; computed: "
+        "from the exact variance of one answer.",
+    )
+    for column in ("w_t", "n, answers a prompt", "error", "computed", "cosine"):
+        made.add_column(column, justify="left" if column == "w_t" else "right")
+    for name, rows in numbers.items():
+        for row in rows:
+            cells = (f"{row[key]:.3f}" for key in ("error", "computed", "cosine"))
+            made.add_row(name if row is rows[0] else "", str(row["n"]), *cells)
+        made.add_section()
+    return made
+
+
+def figure(numbers: dict[str, Any]) -> Figure:
+    """Error and cosine against n; dashed, what the error must be."""
+    made = Figure(figsize=(11, 3.8), layout="constrained")
+    error, cosine = made.subplots(1, 2)
+    for name, rows in numbers.items():
+        n = [row["n"] for row in rows]
+        (line,) = error.plot(n, [row["error"] for row in rows], "o", label=f"{name}, sampled")
+        computed = [row["computed"] for row in rows]
+        error.plot(n, computed, "--", color=line.get_color(), label="from the exact variance, 1/sqrt(n)")
+        cosine.plot(n, [row["cosine"] for row in rows], "o-", label=name)
+    error.set(xscale="log", yscale="log", xlabel="n, answers a prompt", ylabel="|g - grad J| / |grad J|")
+    cosine.set(xscale="log", xlabel="n, answers a prompt", ylabel="cosine of g and grad J", ylim=(None, 1.02))
+    for axis in (error, cosine):
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    return made

@@ -1,0 +1,119 @@
+"""Old samples: importance weights allow to learn again from the same answers, until they explode; the clip holds them.
+
+    rho_t = pi(a_t|s_t) / pi_old(a_t|s_t),    sum_t rho_t A_t    against    sum_t min(rho_t A_t, clip(rho_t) A_t)
+
+PPO with and without the clip, a fixed number of tokens to learn from, each batch of answers used for 1, 2, 4 ...
+epochs, over 10 seeds. The objective at the end is exact. The effective sample size (sum rho)^2 / (n sum rho^2) says how
+much of a batch is left when few tokens carry all the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+from scipy import stats
+
+from agents import PPO, TransformerPolicy
+from experiments.evaluation import Yardstick, share_of_optimum
+from experiments.lecture.answers import copy_of
+from experiments.statistics import Estimate, interquartile_mean
+
+EPOCHS = (1, 2, 4, 8, 16, 32)
+SEEDS = tuple(range(10))
+CLIPS: dict[str, float | None] = {"no clip": None, "clip 0.2": 0.2}
+TIMESTEPS = 3000
+COLLAPSED = 0.25  # of the way from the reference to the optimum
+
+
+def measure() -> dict[str, Any]:
+    """For each clip and number of epochs what `run` says of each seed, and the estimate over the seeds."""
+    env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
+    start = TransformerPolicy.for_env(env)
+    yardstick = Yardstick.of(env, episodes=2)
+    return {
+        name: [{"n_epochs": n} | over_seeds(yardstick, start, SEEDS, n_epochs=n, clip_range=clip) for n in EPOCHS]
+        for name, clip in CLIPS.items()
+    }
+
+
+def over_seeds(yardstick: Yardstick, start: TransformerPolicy, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
+    """What `run` says of each seed, and the interquartile mean of the share with its interval."""
+    runs = [run(yardstick, start, seed, **settings) for seed in seeds]
+    return {"runs": runs, "share": interquartile_mean([row["share"] for row in runs])._asdict()}
+
+
+def run(yardstick: Yardstick, start: TransformerPolicy, seed: int, **settings: Any) -> dict[str, Any]:
+    """One PPO run: share of the way to J*, KL, largest rho, smallest effective sample, where the clip binds."""
+    rows: list[dict[str, float]] = []
+    agent = PPO(copy_of(start), yardstick.env, learning_rate=1e-3, seed=seed, **settings)
+    agent.learn(TIMESTEPS, callback=lambda agent, rollout, metrics: rows.append(metrics))
+    measured = yardstick.measure(agent.policy)
+    return {
+        "share": share_of_optimum(measured["objective"], yardstick.baselines()),
+        "kl": measured["kl"],
+        "largest_ratio": 1.0 + max(row["val/ratio_error_max"] for row in rows),
+        "ess": min(row["val/ess"] for row in rows),
+        "clipped_high": float(np.mean([row["policy/clipfrac_high_avg"] for row in rows])),
+        "clipped_low": float(np.mean([row["policy/clipfrac_low_avg"] for row in rows])),
+    }
+
+
+def collapsed(runs: list[dict[str, float]]) -> tuple[int, float, float]:
+    """How many runs ended below COLLAPSED, and Wilson's 95% interval of their share."""
+    count = sum(row["share"] < COLLAPSED for row in runs)
+    interval = stats.binomtest(count, len(runs)).proportion_ci(method="wilson")
+    return count, float(interval.low), float(interval.high)
+
+
+def table(numbers: dict[str, Any]) -> Table:
+    """A row a clip and number of epochs."""
+    seeds = len(next(iter(numbers.values()))[0]["runs"])
+    made = Table(
+        title=f"PPO on old samples, {TIMESTEPS:,} tokens, {seeds} seeds",
+        caption="Share: (J - J_ref) / (J* - J_ref), interquartile mean with its 95% bootstrap interval; collapsed: "
+        f"below {COLLAPSED}, with Wilson's 95% interval. Ratio and effective sample: the worst of each run, median of "
+        "the runs.",
+    )
+    for column in ("", "epochs", "share of the way to J*", "largest ratio", "effective sample", "collapsed"):
+        made.add_column(column, justify="right" if column else "left")
+    for name, rows in numbers.items():
+        for row in rows:
+            runs = row["runs"]
+            count, low, high = collapsed(runs)
+            made.add_row(
+                name if row is rows[0] else "",
+                str(row["n_epochs"]),
+                str(Estimate(**row["share"])),
+                f"{np.median([r['largest_ratio'] for r in runs]):.1f}",
+                f"{np.median([r['ess'] for r in runs]):.1%}",
+                f"{count} of {len(runs)} [{low:.0%}, {high:.0%}]",
+            )
+        made.add_section()
+    return made
+
+
+def figure(numbers: dict[str, Any]) -> Figure:
+    """Objective, largest ratio and effective sample against the number of epochs; a dot a run."""
+    made = Figure(figsize=(12, 3.8), layout="constrained")
+    panels = {"share": "share of the way to J*", "largest_ratio": "largest ratio", "ess": "smallest effective sample"}
+    axes = made.subplots(1, len(panels))
+    for i, (name, rows) in enumerate(numbers.items()):
+        epochs = np.array([row["n_epochs"] for row in rows])
+        for axis, key in zip(axes, panels, strict=True):
+            runs = np.array([[run[key] for run in row["runs"]] for row in rows])
+            axis.plot(epochs * 1.06 ** (2 * i - 1), runs, ".", color=f"C{i}", alpha=0.4)
+            axis.plot(epochs, np.median(runs, axis=1), "-", color=f"C{i}", label=f"{name}, median")
+    for axis, label in zip(axes, panels.values(), strict=True):
+        axis.set(xscale="log", xlabel="epochs on each batch", ylabel=label)
+        axis.set_xticks(EPOCHS, [str(n) for n in EPOCHS])
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].axhline(0, color="gray", ls=":", lw=1)
+    axes[1].set_yscale("log")
+    axes[0].legend(frameon=False)
+    return made

@@ -1,0 +1,115 @@
+"""lecture: run the claims, each in a process of its own; print its table, write its figure."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+from transformers.utils import logging
+
+from experiments.config import FlagError, open_folder
+from experiments.report import plain_console
+
+# In the lecture's order. Each is a module of this package with `measure() -> numbers` (what JSON can hold),
+# `table(numbers)` and `figure(numbers)`.
+Claim = Literal[
+    "log_derivative",
+    "credit_variance",
+    "credit_seen",
+    "value_head",
+    "old_samples",
+    "clip",
+    "reward_hacking",
+    "which_kl",
+    "gamma_lambda",
+]
+CLAIMS: tuple[Claim, ...] = Claim.__args__  # type: ignore[attr-defined]
+LONGEST_FIRST = ("old_samples", "clip", "reward_hacking")  # so that no processor is left with a long one at the end
+
+
+@dataclass
+class LectureConfig:
+    """Measure the claims of the lecture on toys, each beside its exact value."""
+
+    claims: list[Claim] = field(default_factory=lambda: list(CLAIMS))
+    """Which claims."""
+    num_workers: int = 0
+    """Claims at once, each on one thread; 0 is one a processor."""
+    out: Path | None = None
+    """The folder to write to; by default a new one under runs/."""
+    resume: bool = False
+    """Go on in --out where an interrupted run stopped."""
+
+
+def lecture(config: LectureConfig) -> Path:
+    """Measure, then print each claim's table and write `<claim>.json`, `<claim>.txt` and `<claim>.png`."""
+    if not config.claims or len(set(config.claims)) < len(config.claims):
+        raise FlagError(f"--claims must be one or more, each once, got {config.claims}.")
+    folder = open_folder(config, "lecture", time.strftime("%Y%m%d-%H%M%S"))
+    started = time.monotonic()
+    numbers = _measure(config, folder)
+    console = plain_console(width=None if sys.stdout.isatty() else 120)
+    for claim in config.claims:
+        _show(_module(claim), numbers[claim], folder / claim, console)
+    console.print(f"took {time.monotonic() - started:.0f} s; tables, figures and numbers: {folder}")
+    return folder
+
+
+def _measure(config: LectureConfig, folder: Path) -> dict[str, Any]:
+    """The numbers of every claim; those that the folder already holds are not measured again."""
+    missing = [claim for claim in config.claims if not (folder / f"{claim}.json").is_file()]
+    workers = max(1, min(config.num_workers or os.cpu_count() or 1, len(missing)))  # none is started before its work
+    with (
+        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
+        tqdm(total=len(config.claims), initial=len(config.claims) - len(missing), unit="claim") as bar,
+    ):
+        ordered = sorted(missing, key=lambda claim: (*LONGEST_FIRST, claim).index(claim))
+        futures: dict[Future[str], str] = {pool.submit(_measure_one, claim, folder): claim for claim in ordered}
+        running = set(futures)
+        try:
+            while running:
+                bar.set_postfix_str(", ".join([claim for f, claim in futures.items() if f in running][:workers]))
+                done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    bar.write(future.result())
+                    bar.update()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            bar.write(f"stopped; go on with the same flags, --out {folder} --resume")
+            raise
+    return {claim: json.loads((folder / f"{claim}.json").read_text()) for claim in config.claims}
+
+
+def _measure_one(claim: str, folder: Path) -> str:
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    began = time.monotonic()
+    numbers = _module(claim).measure()
+    new = folder / f"{claim}.json.new"
+    new.write_text(json.dumps(numbers, indent=1) + "\n")
+    os.replace(new, folder / f"{claim}.json")  # whole or not at all
+    return f"{claim}: {time.monotonic() - began:.0f} s"
+
+
+def _module(claim: str) -> ModuleType:
+    return importlib.import_module(f"experiments.lecture.{claim}")
+
+
+def _show(module: ModuleType, numbers: Any, path: Path, console: Any) -> None:
+    title = (module.__doc__ or "").splitlines()[0]
+    with path.with_suffix(".txt").open("w") as file:
+        for printer in (console, plain_console(width=120, file=file)):
+            printer.print(f"\n{title}\n")
+            printer.print(module.table(numbers))
+    module.figure(numbers).savefig(path.with_suffix(".png"), dpi=110)

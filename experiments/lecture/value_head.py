@@ -1,0 +1,136 @@
+"""Value head: trained by MSE on sampled rewards to go, it tends to the exact V, which it has never seen.
+
+    min_V E sum_t (V(s_t) - G_t)^2,    E (V(s) - G)^2 = E (V(s) - V_pi(s))^2 + E Var[G | s]
+
+The policy stands still. Two critics learn from answers of it: a linear layer on the policy's frozen embeddings, which
+gets as near as those embeddings let it, and a whole transformer of its own. Explained variance,
+1 - Var[G - V] / Var[G], has a ceiling below 1 that the exact V reaches: what is left is chance in the rest of the text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+
+from agents import TransformerPolicy, collect
+from agents.losses import value_loss
+from agents.returns import explained_variance, reward_to_go
+from agents.sampling import new_generator
+from experiments.lecture.answers import Answers, copy_of, midway_policy
+from textenv import exact
+
+STEPS = 400
+EPISODES = 64
+CRITICS = {"linear head": False, "own transformer": True}  # separate_critic
+
+
+def measure() -> dict[str, Any]:
+    """Error and explained variance of both critics over training, and at its end token by token."""
+    env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=5, num_prompts=2, task_seed=0)
+    policy = midway_policy(env, 3000)
+    answers = Answers.of(exact.evaluate(env, policy))
+    true = answers.look_up(answers.evaluation.values)
+    numbers: dict[str, Any] = {"exact V": {"per_token": per_token(answers, true)}}
+    for name, separate in CRITICS.items():
+        rows, critic = [], with_new_critic(policy, separate)
+        for step, sampled in fit_values(env, critic, STEPS):
+            if step % 20 == 0 or step == STEPS:
+                learned = answers.learned_values(critic)
+                found = {"step": step, "mse": squared_error(answers, learned), "sampled_ev": sampled}
+                rows.append(found | {"exact_ev": [row["explained_variance"] for row in per_token(answers, learned)]})
+        numbers[name] = {"training": rows, "per_token": per_token(answers, answers.learned_values(critic))}
+    return numbers
+
+
+def with_new_critic(policy: TransformerPolicy, separate: bool) -> TransformerPolicy:
+    """A copy of the policy, its value head at zero."""
+    model = copy_of(policy).model
+    return TransformerPolicy(model, vocab_size=policy.vocab_size, separate_critic=separate)
+
+
+def fit_values(env: Any, policy: TransformerPolicy, steps: int, learning_rate: float = 3e-3) -> Any:
+    """Train the critic alone, on fresh answers at every step. Yields the steps done and the batch's explained variance.
+
+    Without a critic of its own the policy's trunk is not touched: only the linear layer learns.
+    """
+    critic = [policy.value_head, policy.critic] if policy.critic is not None else [policy.value_head]
+    optimizer = torch.optim.Adam([p for module in critic for p in module.parameters()], lr=learning_rate)
+    generator = new_generator(policy.device, seed=0)
+    for step in range(steps + 1):
+        rollout = collect(env, policy, EPISODES, generator=generator)
+        returns = reward_to_go(rollout.rewards, rollout.mask)
+        assert rollout.values is not None
+        yield step, float(explained_variance(rollout.values, returns, rollout.mask))
+        values = policy.values(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+        optimizer.zero_grad()
+        value_loss(values, returns, rollout.mask).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def squared_error(answers: Answers, values: Tensor) -> float:
+    """The mean of (V - V_pi)^2 over the tokens that the policy writes."""
+    weight = answers.visit_weights()
+    true = answers.look_up(answers.evaluation.values)
+    return float((weight * (values - true) ** 2).sum() / weight.sum())
+
+
+def per_token(answers: Answers, values: Tensor) -> list[dict[str, float]]:
+    """For each t: the mean of (V - V_pi)^2 and the exact explained variance of G_t, over the answers that get there."""
+    to_go = reward_to_go(answers.rewards, answers.mask)
+    true = answers.look_up(answers.evaluation.values)
+    weights = answers.visit_weights()
+    rows = []
+    for t in range(answers.mask.shape[1]):
+        weight = weights[:, t] / weights[:, t].sum()
+        error, target = to_go[:, t] - values[:, t], to_go[:, t]
+        spread = weight @ (target - weight @ target) ** 2
+        left = weight @ (error - weight @ error) ** 2
+        rows.append(
+            {
+                "mse": float(weight @ (values[:, t] - true[:, t]) ** 2),
+                "explained_variance": float(1 - left / spread),
+                "return_variance": float(spread),
+            }
+        )
+    return rows
+
+
+def table(numbers: dict[str, Any]) -> Table:
+    """A row a token."""
+    made = Table(title="the critics after training, token by token", caption="EV: exact explained variance of G_t.")
+    for column in ("t", "Var[G_t]", *(f"EV, {name}" for name in numbers), *(f"MSE, {name}" for name in CRITICS)):
+        made.add_column(column, justify="right")
+    for t, row in enumerate(numbers["exact V"]["per_token"]):
+        explained = (f"{numbers[name]['per_token'][t]['explained_variance']:.3f}" for name in numbers)
+        errors = (f"{numbers[name]['per_token'][t]['mse']:.4f}" for name in CRITICS)
+        made.add_row(str(t), f"{row['return_variance']:.3f}", *explained, *errors)
+    return made
+
+
+def figure(numbers: dict[str, Any]) -> Figure:
+    """The error against the exact V, and the explained variance: of each batch, and exactly for each token."""
+    made = Figure(figsize=(13, 3.8), layout="constrained")
+    error, sampled, tokens = made.subplots(1, 3)
+    for name in CRITICS:
+        rows = numbers[name]["training"]
+        steps = [row["step"] for row in rows]
+        error.plot(steps, [row["mse"] for row in rows], label=name)
+        sampled.plot(steps, [row["sampled_ev"] for row in rows], label=name)
+    error.set(ylabel="E (V - exact V)^2", yscale="log")
+    sampled.set(ylabel="explained variance of the batch", ylim=(-0.1, 1))
+    own = [row["exact_ev"] for row in numbers["own transformer"]["training"]]
+    for t, ceiling in enumerate(numbers["exact V"]["per_token"]):
+        (line,) = tokens.plot(steps, [row[t] for row in own], label=f"t = {t}")
+        tokens.axhline(ceiling["explained_variance"], color=line.get_color(), ls=":", lw=1)
+    tokens.set(ylabel="explained variance of G_t, own transformer", ylim=(-0.1, 1))
+    tokens.set_title("dotted: the exact V", fontsize=9)
+    for axis in (error, sampled, tokens):
+        axis.set(xlabel=f"steps of {EPISODES} answers")
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    return made

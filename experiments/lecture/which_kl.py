@@ -1,0 +1,156 @@
+"""Which KL: what k1, k2 and k3 estimate, and what they turn into when they are differentiated.
+
+    log_ratio = log pi(a|s) - log pi_ref(a|s)
+    k1 = log_ratio,    k2 = log_ratio^2 / 2,    k3 = exp(-log_ratio) - 1 + log_ratio
+
+The KL over whole texts is E sum_t k1. Each estimator is looked at as a number (bias and standard deviation of its sum
+over a text), *in the reward* (grad log pi(a_t|s_t) sum_{l >= t} k_l, the log-derivative trick with k as a cost) and *in
+the loss* (grad k). For random tabular policies, near the reference and far from it, every text enumerated: nothing is
+sampled. (Tang and Munos 2025, arXiv:2506.09477, say why differentiating an estimate of the KL is not estimating its
+gradient.)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+
+from agents.kl import ESTIMATORS
+from agents.losses import policy_gradient_loss
+from agents.returns import reward_to_go
+from experiments.lecture.answers import Answers, random_log_probs
+from textenv import exact
+
+POLICIES = 20
+# How far from the reference: logits log pi_ref + distance N(0, 1); or logits N(0, 1) that know nothing of it.
+DISTANCES: dict[str, float | None] = {"near": 0.1, "midway": 0.5, "far": 1.0, "independent": None}
+
+
+def measure() -> dict[str, Any]:
+    """For each distance and estimator: lists over the random policies."""
+    return {name: over_policies(distance) for name, distance in DISTANCES.items()}
+
+
+def over_policies(distance: float | None) -> dict[str, Any]:
+    """The KL of each policy; and each estimator's bias, standard deviation (both over the KL) and cosines."""
+    found: dict[str, Any] = {name: defaultdict(list) for name in ESTIMATORS} | {"kl": []}
+    for seed in range(POLICIES):
+        env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=5, num_prompts=1, task_seed=seed)
+        tree = exact.enumerate_tree(env)
+        known = exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(seed), distance))
+        answers = Answers.of(known)
+        true = kl_gradient(answers)
+        found["kl"].append(known.kl)
+        for name, estimator in ESTIMATORS.items():
+            total = torch.where(answers.mask, estimator(log_ratios(answers)), 0.0).sum(dim=1)
+            mean = float(answers.probability @ total)
+            deviation = float((answers.probability @ (total - mean) ** 2).sqrt())
+            found[name]["bias"].append((mean - known.kl) / known.kl)
+            found[name]["std"].append(deviation / known.kl)
+            found[name]["in the reward"].append(cosine(in_reward(answers, estimator), true))
+            found[name]["in the loss"].append(cosine(in_loss(answers, estimator), true))
+    return found
+
+
+def log_ratios(answers: Answers, log_probs: Tensor | None = None) -> Tensor:
+    """log pi(a_t|s_t) - log pi_ref(a_t|s_t), [N, T]."""
+    own = answers.look_up(answers.evaluation.log_probs) if log_probs is None else log_probs
+    return own - answers.look_up(answers.tree.ref_log_probs)
+
+
+def by_logits(answers: Answers, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient of `loss(log_probs [N, T])` by the logits of the table, flattened."""
+    logits = torch.tensor(answers.evaluation.log_probs, requires_grad=True)
+    return torch.autograd.grad(loss(answers.look_up(logits.log_softmax(dim=1))), logits)[0].flatten()
+
+
+def kl_gradient(answers: Answers) -> Tensor:
+    """The gradient of KL(pi || pi_ref) over whole texts: autograd through sum_y pi(y) log(pi(y) / pi_ref(y))."""
+    prompts = len(answers.tree.process.prompts.texts)
+
+    def kl(log_probs: Tensor) -> Tensor:
+        return (log_probs.sum(dim=1).exp() * log_ratios(answers, log_probs).sum(dim=1)).sum() / prompts
+
+    return by_logits(answers, kl)
+
+
+def in_reward(answers: Answers, estimator: Callable[[Tensor], Tensor]) -> Tensor:
+    """The expected policy gradient where k is the cost of a token."""
+    costs = torch.where(answers.mask, estimator(log_ratios(answers)), 0.0)
+    weights = -reward_to_go(costs, answers.mask) * answers.probability[:, None] * len(answers.probability)
+    return by_logits(answers, lambda log_probs: policy_gradient_loss(log_probs, weights, answers.mask))
+
+
+def in_loss(answers: Answers, estimator: Callable[[Tensor], Tensor]) -> Tensor:
+    """The expected gradient of sum_t k itself, the samples taken as given."""
+    return by_logits(
+        answers,
+        lambda log_probs: (answers.visit_weights() * estimator(log_ratios(answers, log_probs))).sum(),
+    )
+
+
+def cosine(found: Tensor, true: Tensor) -> float | None:
+    """The cosine of two gradients; None where the first is zero (to rounding)."""
+    if found.norm() < 1e-9 * true.norm():
+        return None
+    return float(torch.dot(found, true) / (found.norm() * true.norm()))
+
+
+def table(numbers: dict[str, Any]) -> Table:
+    """A row an estimator and distance, means over the policies."""
+    made = Table(
+        title=f"estimators of the KL over whole texts: means over {POLICIES} random policies",
+        caption="Bias and standard deviation of the estimate from one text, in units of the KL. Cosine of the expected "
+        "gradient with that of the KL, by the logits of a table.",
+    )
+    for column in ("policies", "KL", "", "bias", "std", "cosine, in the reward", "cosine, in the loss"):
+        made.add_column(column, justify="left" if column in ("policies", "") else "right")
+    for distance, found in numbers.items():
+        for name in ESTIMATORS:
+            row = found[name]
+            bias = np.mean(row["bias"])
+            made.add_row(
+                *((distance, f"{np.mean(found['kl']):.3f}") if name == "k1" else ("", "")),
+                name,
+                f"{bias:+.3f}" if abs(bias) > 1e-6 else "0",
+                f"{np.mean(row['std']):.2f}",
+                *(mean_cosine(row[place]) for place in ("in the reward", "in the loss")),
+            )
+        made.add_section()
+    return made
+
+
+def mean_cosine(values: list[float | None]) -> str:
+    """The mean as text; "no gradient" where it is zero."""
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3f}" if known else "no gradient"
+
+
+def figure(numbers: dict[str, Any]) -> Figure:
+    """Against the distance: the spread of the number, and the cosine of the gradients."""
+    made = Figure(figsize=(11, 3.8), layout="constrained")
+    number, gradient = made.subplots(1, 2)
+    kls = [np.mean(found["kl"]) for found in numbers.values()]
+    for name, color in zip(ESTIMATORS, ("C0", "C1", "C2"), strict=True):
+        number.plot(kls, [np.mean(found[name]["std"]) for found in numbers.values()], "o-", color=color, label=name)
+        for place, style in (("in the reward", "-"), ("in the loss", "--")):
+            values = [[x for x in found[name][place] if x is not None] for found in numbers.values()]
+            if all(values):
+                means = [np.mean(v) for v in values]
+                gradient.plot(kls, means, "o" + style, color=color, label=f"{name} {place}")
+    number.set(xscale="log", yscale="log", xlabel="KL of the policies, nats", ylabel="std of one text's estimate / KL")
+    gradient.set(
+        xscale="log", xlabel="KL of the policies, nats", ylabel="cosine with the gradient of the KL", ylim=(0, 1.05)
+    )
+    for axis in (number, gradient):
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    return made
