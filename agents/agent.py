@@ -73,7 +73,7 @@ class Agent(ABC):
         check_range("learning_rate", self.learning_rate, 0)
         check_range("kl_target", self.kl_target, 1e-12)
         if self.kl_target is not None:
-            check_range("kl_horizon", self.kl_horizon, self.n_episodes)  # else one batch could turn beta negative
+            check_range("kl_horizon", self.kl_horizon, self.n_episodes)  # one batch moves beta by 20% at most
         if self.kl_estimator not in ESTIMATORS:
             raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {self.kl_estimator!r}.")
         self.kl_coef: float | None = None  # the task's

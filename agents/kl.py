@@ -1,15 +1,14 @@
 """The KL to the reference: its estimators, for *measuring*, and the beta that steers it.
 
-Estimators of KL(pi || pi_ref) from samples of pi (Schulman, "Approximating KL divergence", 2020),
-
-with `log_ratio = log pi(a|s) - log pi_ref(a|s)` at a ~ pi:
+Estimators of KL(pi || pi_ref) from samples of pi (Schulman, "Approximating KL divergence", 2020), token by token, with
+`log_ratio = log pi(a|s) - log pi_ref(a|s)` at a ~ pi:
 
     k1 = log_ratio                       unbiased, can be negative; the one in the reward (textenv.process)
-    k2 = log_ratio^2 / 2                 biased, low variance, never negative
-    k3 = exp(-log_ratio) - 1 + log_ratio unbiased, low variance, never negative
+    k2 = log_ratio^2 / 2                 biased, never negative, low variance near pi_ref
+    k3 = exp(-log_ratio) - 1 + log_ratio unbiased, never negative, low variance near pi_ref
 
-Differentiated, they are something else: only k1 in the reward has the gradient of the KL over whole texts. Measured,
-with bias and variance: `python -m experiments lecture --claims which_kl`, shown in the README.
+Differentiated, they are something else: of these only k1 in the reward has the gradient of the KL over whole texts.
+Measured, with bias and variance: `python -m experiments lecture --claims which_kl`, shown in the README.
 """
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ def adaptive_kl_coef(kl_coef: float, kl: float, target: float, num_episodes: int
 
         beta <- beta (1 + clip(kl / target - 1, -0.2, 0.2) num_episodes / horizon)
 
-    Ziegler et al. 2019 (arXiv:1909.08593), section 2.2. A fixed point only where kl = target.
+    Ziegler et al. 2019 (arXiv:1909.08593), section 2.2, with `num_episodes / horizon` for the paper's gain K_beta, as
+    their code has it. A fixed point only where kl = target.
 
     Args:
         kl_coef: beta of the batch.

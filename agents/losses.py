@@ -49,8 +49,9 @@ def clipped_surrogate_loss(
     Returns:
         The loss, and what is worth watching, a token: `val/ratio`, the mean of rho; `val/ratio_error_max`, its largest
         distance from 1; `val/ess`, (sum rho)^2 / (n sum rho^2), the effective share of the sample (Kong 1992);
-        `policy/approxkl_avg`, KL(pi_old || pi) by k3; `policy/clipfrac_avg`, where the clip binds, which is the sum of
-        `policy/clipfrac_high_avg` (rho > 1 + eps, A > 0) and `policy/clipfrac_low_avg` (rho < 1 - eps, A < 0).
+        `policy/approxkl_avg`, KL(pi_old || pi) by k3; `policy/clipfrac_avg`, where the clip binds; the same among the
+        tokens with A > 0 (rho > 1 + eps), `policy/clipfrac_high_avg`, and among those with A < 0 (rho < 1 - eps),
+        `policy/clipfrac_low_avg`.
     """
     advantages = advantages.detach()
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
@@ -63,15 +64,15 @@ def clipped_surrogate_loss(
         surrogate = torch.minimum(surrogate, clipped)
     tokens = mask.sum().clamp(min=1)
     with torch.no_grad():
-        paid, high = torch.where(mask, ratio, 0.0), advantages > 0
+        paid, high, low = torch.where(mask, ratio, 0.0), mask & (advantages > 0), mask & (advantages < 0)
         info = {
             "val/ratio": paid.sum() / tokens,
             "val/ess": paid.sum() ** 2 / (tokens * (paid**2).sum()).clamp(min=1e-30),
             "val/ratio_error_max": (ratio - 1.0).abs().max(),
             "policy/approxkl_avg": k3(-log_ratio).sum() / tokens,
             "policy/clipfrac_avg": (binds & mask).sum() / tokens,
-            "policy/clipfrac_high_avg": (binds & mask & high).sum() / tokens,
-            "policy/clipfrac_low_avg": (binds & mask & ~high).sum() / tokens,
+            "policy/clipfrac_high_avg": (binds & high).sum() / high.sum().clamp(min=1),
+            "policy/clipfrac_low_avg": (binds & low).sum() / low.sum().clamp(min=1),
         }
     return -per_answer(surrogate, mask), info
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,8 @@ def evaluate(config: EvaluateConfig) -> None:
     baselines = yardstick.baselines()
     share = share_of_optimum(measured["objective"], baselines)
     content: dict[str, Any] = measured | {"share_of_optimum": share, "baselines": baselines}
+    if baselines["optimum"] is not None:
+        content["gap_to_optimum"] = baselines["optimum"] - measured["objective"]
     if costs := yardstick.costliest_states(policy):
         content["costliest_states"] = costs
     print(json.dumps(content, indent=2))
@@ -116,6 +119,7 @@ Command = (
 def main() -> None:
     """Parse the command line and run the command."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what stops us stops our processes too
     commands: dict[Any, Any] = {
         CompareConfig: compare,
         TrialConfig: train,

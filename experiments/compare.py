@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import queue
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.utils import logging
 
 from experiments.config import AgentFlags, AgentName, FlagError, TrialConfig
 from experiments.evaluation import Yardstick, sample_answers
+from experiments.processes import in_processes
 from experiments.report import Summaries, plain_console, report
 from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
 
@@ -47,6 +49,8 @@ class CompareConfig(AgentFlags):
 
 def compare(config: CompareConfig) -> Path:
     """Run every trial, then print and write the report. Returns the folder."""
+    if config.num_workers < 0:
+        raise FlagError(f"--num-workers must not be negative, got {config.num_workers}; 0 is one a processor.")
     if not config.agents or not config.seeds:
         raise FlagError("compare needs at least one of --agents and one of --seeds.")
     for name, values in (("--agents", config.agents), ("--seeds", config.seeds)):
@@ -76,35 +80,30 @@ def compare(config: CompareConfig) -> Path:
 def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial: Path) -> list[dict[str, Any]]:
     """Every trial in a process of its own thread; one bar for the tokens of all of them."""
     workers = min(config.num_workers or os.cpu_count() or 1, len(trials))
-    context = multiprocessing.get_context("spawn")
+    summaries: dict[int, dict[str, Any]] = {}
     with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        multiprocessing.get_context("spawn").Manager() as manager,
         tqdm(
             total=len(trials) * config.total_timesteps, unit="tok", unit_scale=True, smoothing=0.05, mininterval=1.0
         ) as bar,
     ):
         written = manager.Queue()
-        futures: dict[Future[dict[str, Any]], TrialConfig] = {
-            pool.submit(_trial, trial, folder / trial.agent / f"seed-{trial.seed}", initial, written): trial
-            for trial in trials
-        }
-        running = set(futures)
+        folders = [folder / trial.agent / f"seed-{trial.seed}" for trial in trials]
+        calls = [partial(_trial, trial, own, initial, written) for trial, own in zip(trials, folders, strict=True)]
         try:
-            while running:
-                done, running = wait(running, timeout=0.3, return_when=FIRST_COMPLETED)
-                bar.update(min(_drain(written), bar.total - bar.n))
-                for future in done:
-                    summary, trial = future.result(), futures[future]
-                    bar.write(_line(trial, summary))
+            with contextlib.closing(in_processes(calls, workers, poll=0.3)) as results:
+                for ended in results:
+                    bar.update(min(_drain(written), bar.total - bar.n))
+                    if ended is not None:
+                        index, summaries[index] = ended
+                        bar.write(_line(trials[index], summaries[index]))
         except BaseException as error:
-            pool.shutdown(wait=True, cancel_futures=True)
             again = f"go on from the last checkpoints with the same flags, --out {folder} --resume"
             if isinstance(error, BrokenProcessPool):
                 raise FlagError(f"a worker was killed (out of memory?); {again}") from error
             bar.write(f"stopped; {again}")
             raise
-        return [future.result() for future in futures]
+    return [summaries[index] for index in range(len(trials))]
 
 
 def _trial(config: TrialConfig, folder: Path, initial: Path, written: Any) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def load_reward(name: str) -> Any:
 
 def write_config(config: Any, folder: Path) -> None:
     """Write `config.json`: the flags, and the versions that they were run with."""
-    packages = ("textenv", "gymnasium", "torch", "transformers", "numpy")
+    packages = ("textenv", "gymnasium", "torch", "transformers", "numpy", "scipy")
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
     content = {"flags": plain(config), "versions": versions, "threads": torch.get_num_threads()}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -237,9 +237,12 @@ def open_folder(config: Any, name: str, time: str) -> Path:
     if not (folder / "config.json").is_file():
         if config.resume:
             raise FlagError(f"--resume: {str(folder)!r} holds no run to go on with; pass its folder as --out.")
-        if folder.exists() and any(folder.iterdir()):
+        if folder.is_dir() and any(folder.iterdir()):
             raise FlagError(f"--out {str(folder)!r} is not empty; choose another folder.")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FlagError(f"--out {str(folder)!r} cannot be made: {error}") from error
         write_config(config, folder)
         return folder
     if not config.resume:

@@ -66,7 +66,7 @@ class Yardstick:
         return means | errors
 
     def costliest_states(self, policy: TransformerPolicy, count: int = 10) -> list[dict[str, Any]]:
-        """Where J* - J is lost: the states that cost most, with their share of the loss; none where it is not known."""
+        """Where J* - J is lost: the states that cost most, and what each costs; none where J* is not known."""
         if self.solution is None:
             return []
         tree = self.solution.tree

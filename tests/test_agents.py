@@ -194,7 +194,7 @@ def test_ppo_says_how_much_of_its_sample_counts_and_which_side_is_clipped(monkey
     said = updates_of(n_epochs=20, learning_rate=0.02, clip_range=0.1)[1][0]
     assert shares[0] == pytest.approx(1.0, abs=1e-5) and 0 < said["val/ess"] == min(shares) < 0.9
     high, low = said["policy/clipfrac_high_avg"], said["policy/clipfrac_low_avg"]
-    assert high > 0 and low > 0 and said["policy/clipfrac_avg"] == pytest.approx(high + low)
+    assert 0 < min(high, low) < said["policy/clipfrac_avg"] < max(high, low)
     assert updates_of(n_epochs=20, learning_rate=1e-5)[1][0]["val/ess"] > 0.999  # control: small steps
 
 

@@ -437,6 +437,12 @@ def test_a_tree_too_large_is_refused_before_memory_is_spent() -> None:
     assert exact.solve(small, max_texts=texts).tree.num_texts == texts
 
 
+def test_a_toy_whose_tables_do_not_fit_is_refused() -> None:
+    """Before they are drawn: the error names their size and the limit."""
+    with pytest.raises(ValueError, match=r"300,600,300 here, the limit is 30,000,000"):
+        gym.make("textenv/Toy-v0", vocab_size=1001, max_new_tokens=1, num_prompts=300)
+
+
 def test_the_size_of_any_tree_can_be_said() -> None:
     """Also a number of texts with thousands of digits is written in a message, not in full."""
     tokenizer = WordTokenizer([f"w{i}" for i in range(49)])

@@ -17,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agents import PPO
 from agents.kl import k1, k2, k3
 from agents.losses import clipped_surrogate_loss, value_loss
-from agents.returns import gae, reward_to_go
+from agents.returns import gae, leave_one_out, reward_to_go
 from agents.sampling import new_generator
 from experiments.config import FlagError
+from experiments.evaluation import Yardstick
 from experiments.lecture import (
     clip,
     credit_seen,
@@ -33,8 +35,10 @@ from experiments.lecture import (
     value_head,
     which_kl,
 )
-from experiments.lecture.answers import Answers, random_log_probs
+from experiments.lecture.credit_variance import Rung
+from experiments.lecture.enumeration import Enumeration, random_log_probs
 from experiments.lecture.gram import parameter_gram, tabular_gram
+from experiments.lecture.log_derivative import gradient_std
 from experiments.lecture.run import CLAIMS, LectureConfig, _module, _show, lecture
 from experiments.report import plain_console
 from tests.test_experiments import command
@@ -47,23 +51,23 @@ SEEDS = st.integers(0, 999)
 
 
 def toy(seed: int = 0, **arguments: Any) -> Any:
-    """A toy of 13 answers, by default."""
+    """A toy of 15 answers, by default."""
     defaults = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 1, "task_seed": seed, "kl_coef": 0.3}
     return gym.make("textenv/Toy-v0", **(defaults | arguments))
 
 
-def all_answers(seed: int = 0, distance: float | None = None, **arguments: Any) -> Answers:
+def all_answers(seed: int = 0, distance: float | None = None, **arguments: Any) -> Enumeration:
     """Its answers under a random policy."""
     tree = exact.enumerate_tree(toy(seed, **arguments))
-    return Answers.of(exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(seed), distance)))
+    return Enumeration.of(exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(seed), distance)))
 
 
-def ladder(answers: Answers, learned: Tensor | None = None) -> dict[str, dict[str, Any]]:
-    """Bias and variance of every rung, by the logits of a table."""
+def rungs_of(answers: Enumeration, learned: Tensor | None = None) -> dict[str, dict[str, Any]]:
+    """Bias and variance of every rung, by the logits of a table; V = 0 is learned by default."""
     learned = torch.zeros_like(answers.rewards) if learned is None else learned
     gram = tabular_gram(answers)
-    found = credit_variance.estimators(answers, learned)
-    return {name: credit_variance.moments(answers, *found[name], gram) for name in found}
+    found = credit_variance.ladder(answers, learned)
+    return {name: credit_variance.bias_and_variance(answers, rung, gram) for name, rung in found.items()}
 
 
 # -- all answers -------------------------------------------------------------------------------------------------------
@@ -91,40 +95,77 @@ def test_the_answers_are_all_there_are(seed: int, prompts: int) -> None:
 @settings(max_examples=5, deadline=None)
 @given(seed=SEEDS)
 def test_the_error_falls_as_one_over_n(seed: int) -> None:
-    """The variance of a batch of n answers, every batch enumerated, is that of one answer over n; unbiased at any n."""
+    """The variance of n answers, every batch of them enumerated, is that of one answer over n; unbiased at any n."""
+    answers = all_answers(seed, max_new_tokens=2)
+    gram = tabular_gram(answers)
+    whole = reward_to_go(answers.rewards, answers.mask)[:, :1].expand_as(answers.rewards)
+    for n in (1, 2, 3):
+        rung = Rung(whole[credit_variance.batches(answers, n)[0]])
+        found = credit_variance.bias_and_variance(answers, rung, gram)  # `variance` is n times that of the batch
+        assert found["variance"] / n == pytest.approx(gradient_std(answers, gram, n, "sequence", None) ** 2)
+        assert found["bias"] < 1e-6
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=SEEDS)
+def test_the_prediction_knows_that_left_out_answers_depend_on_each_other(seed: int) -> None:
+    """Leave-one-out's predicted variance is that of all enumerated batches; the constant V(s_0) would not give it."""
     answers = all_answers(seed, max_new_tokens=2)
     gram = tabular_gram(answers)
     to_go = reward_to_go(answers.rewards, answers.mask)
-    weights, noise = to_go[:, :1].expand_as(to_go), torch.zeros_like(to_go)
-    found = [
-        credit_variance.moments(answers, weights[credit_variance.batches(answers, n)[0]], noise, gram)
-        for n in (1, 2, 3)
-    ]
-    one_answer = log_derivative.one_answer_deviation(answers, gram, "sequence", None) ** 2
-    for row in found:  # `variance` is n times that of the batch
-        assert row["variance"] == pytest.approx(one_answer)
-        assert row["bias"] < 1e-6
+    for n in (2, 3):
+        rows = credit_variance.batches(answers, n)[0]
+        others = leave_one_out(to_go[:, 0][rows].flatten(), n).view(-1, n, 1)
+        found = credit_variance.bias_and_variance(answers, Rung(to_go[rows] - others), gram)["variance"] / n
+        assert found == pytest.approx(gradient_std(answers, gram, n, "reward_to_go", "leave_one_out") ** 2)
+    constant = rungs_of(answers)["reward to go - V(s_0)"]["variance"] / 2
+    assert constant < 0.999 * gradient_std(answers, gram, 2, "reward_to_go", "leave_one_out") ** 2
 
 
-def test_the_error_test_notices_answers_that_are_not_independent() -> None:
-    """Control: with a baseline of the other answers the batch's variance is not one answer's over n."""
-    answers = all_answers(1, max_new_tokens=2)
+def test_the_prediction_averages_over_prompts() -> None:
+    """With two prompts and one answer to each, g is the mean of two independent gradients."""
+    answers = all_answers(3, num_prompts=2)
     gram = tabular_gram(answers)
-    rung = ladder(answers)["to go - leave-one-out"]["variance"]
-    assert abs(rung / log_derivative.one_answer_deviation(answers, gram, "reward_to_go", "mean") ** 2 - 1) > 0.01
+    whole = reward_to_go(answers.rewards, answers.mask)[:, 0]
+    total = 0.0
+    for prompt in (0, 1):
+        rows = torch.nonzero(answers.prompt == prompt).flatten()
+        probability = 2 * answers.probability[rows]
+        gradients = torch.zeros(len(rows), len(gram), dtype=torch.float64)
+        for i, row in enumerate(rows):
+            for t in torch.nonzero(answers.mask[row]).flatten():
+                gradients[i, answers.edges[row, t]] += whole[row]
+        mean = probability @ gradients
+        total += float(sum(p * (g - mean) @ gram @ (g - mean) for p, g in zip(probability, gradients, strict=True)))
+    assert gradient_std(answers, gram, 1, "sequence", None) == pytest.approx((total / 4) ** 0.5)
 
 
 def test_the_sampled_gradient_is_that_of_the_exact_objective() -> None:
     """REINFORCE on 2,000 answers a prompt stays within four of the computed standard errors; its opposite does not."""
     env = toy(num_prompts=2)
     policy = random_policy(env).float()
-    answers = Answers.of(exact.evaluate(env, policy))
+    answers = Enumeration.of(exact.evaluate(env, policy))
     true = log_derivative.flat(g for name, g in exact.policy_gradient(env, policy).items() if "model." in name)
-    gram = parameter_gram(policy, answers)
+    gram = parameter_gram(policy, answers.tree)
     for options in log_derivative.ESTIMATORS.values():
         found = log_derivative.sampled_gradient(env, policy, 2000, new_generator("cpu", 0), options)
-        allowed = 4 * log_derivative.one_answer_deviation(answers, gram, **options) / 2000**0.5
+        allowed = 4 * gradient_std(answers, gram, 2000, **options)
         assert float((found - true).norm()) < allowed < float((found + true).norm())
+
+
+def test_each_estimator_is_measured_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of the claim: sampled errors near what is predicted for the estimator that the row names."""
+    monkeypatch.setattr(log_derivative, "SAMPLES", (1, 16, 64))
+    monkeypatch.setattr(log_derivative, "REPEATS", 32)
+    monkeypatch.setattr(log_derivative, "started_policy", lambda env: random_policy(env, scale=0.1).float())
+    numbers = log_derivative.measure()
+    for rows in numbers.values():
+        for row in rows:
+            assert row["repeats"] >= 32 and 0.7 < row["error"] / row["predicted"] < 1.4
+    whole, others = numbers["whole return"], numbers["reward to go, leave-one-out"]
+    assert [row["n"] for row in whole] == [1, 16, 64] and [row["n"] for row in others] == [16, 64]
+    assert whole[0]["predicted"] == pytest.approx(4 * whole[1]["predicted"])  # 1 / sqrt(n)
+    assert whole[1]["predicted"] != pytest.approx(others[0]["predicted"], rel=0.02)
 
 
 # -- 2: credit ---------------------------------------------------------------------------------------------------------
@@ -133,57 +174,91 @@ def test_the_sampled_gradient_is_that_of_the_exact_objective() -> None:
 @settings(max_examples=10, deadline=None)
 @given(seed=SEEDS)
 def test_the_variance_ladder(seed: int) -> None:
-    """Q is not noisier than sampled Q, and that not than the reward to go, which is a theorem by a table's logits."""
-    rungs = ladder(all_answers(seed))
-    order = ["exact Q", "Q, 4 continuations", "reward to go"]
+    """Q is not noisier than sampled Q, nor that than the reward to go: a theorem by the logits of a table."""
+    rungs = rungs_of(all_answers(seed))
+    order = ["Q", "Q, 4 continuations", "reward to go"]
     variances = [rungs[name]["variance"] for name in order]
-    assert variances == sorted(variances) and variances[0] < variances[-1]
-    assert rungs["advantage, exact V"]["variance"] < rungs["to go - exact V"]["variance"]
-    for rung in rungs.values():  # by the logits of a table, states do not overlap: the tokens' parts are the whole
+    assert variances == sorted(variances) and variances[0] < variances[1] < variances[2]
+    assert variances[1] == pytest.approx(0.75 * variances[0] + 0.25 * variances[2])  # a quarter of the noise is left
+    assert rungs["advantage, exact V"]["variance"] < rungs["reward to go - V(s_t)"]["variance"]
+    for rung in rungs.values():  # states do not overlap: the tokens' parts are the whole
         assert sum(rung["per_token"]) == pytest.approx(rung["variance"])
+    assert tuple(rungs) == credit_variance.RUNGS
 
 
 @settings(max_examples=10, deadline=None)
 @given(seed=SEEDS)
 def test_what_is_biased_and_what_is_not(seed: int) -> None:
     """All rungs have the gradient of J but the mean of the batch itself, which loses 1/K, and a wrong V."""
-    rungs = ladder(all_answers(seed))
-    for name in ("whole return", "reward to go", "to go - leave-one-out", "to go - exact V", "exact Q"):
-        assert rungs[name]["bias"] < 1e-6, name
-    assert rungs["advantage, exact V"]["bias"] < 1e-6
-    assert rungs["to go - mean"]["bias"] == pytest.approx(1 / credit_variance.BATCH, rel=1e-6)
-    assert rungs["advantage, learned V"]["bias"] > 1e-3  # V = 0 here: r_t alone
+    rungs = rungs_of(all_answers(seed))
+    biased = {"reward to go - batch mean", "GAE(0.95), learned V", "advantage, learned V"}
+    assert all(rung["bias"] < 1e-6 for name, rung in rungs.items() if name not in biased)
+    assert rungs["reward to go - batch mean"]["bias"] == pytest.approx(1 / credit_variance.BATCH, rel=1e-6)
+    # V = 0 is what was learned here: r_t alone, and nearly the reward to go
+    assert rungs["advantage, learned V"]["bias"] > rungs["GAE(0.95), learned V"]["bias"] > 1e-4
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=SEEDS)
+def test_a_scaled_estimator_is_no_better(seed: int) -> None:
+    """With the whole return as credit the batch mean is leave-one-out times 1 - 1/K: less variance, the same noise."""
+    answers = all_answers(seed, max_new_tokens=2)
+    gram = tabular_gram(answers)
+    rows, _ = credit_variance.batches(answers)
+    returns = reward_to_go(answers.rewards, answers.mask)[:, 0][rows]
+    others = leave_one_out(returns.flatten(), credit_variance.BATCH).view(returns.shape)
+    one, scaled = (
+        credit_variance.bias_and_variance(answers, Rung((returns - b)[:, :, None].expand(-1, -1, 2)), gram)
+        for b in (others, returns.mean(dim=1, keepdim=True))
+    )
+    assert scaled["variance"] == pytest.approx(one["variance"] * (1 - 1 / credit_variance.BATCH) ** 2)
+    assert scaled["noise_to_signal"] == pytest.approx(one["noise_to_signal"])
 
 
 def test_baselines_take_off_what_every_answer_gets() -> None:
     """A constant added to the score blows up whole return, reward to go and Q, and leaves baselines and advantage."""
     tree = exact.enumerate_tree(toy(3))
     log_probs = random_log_probs(tree, np.random.default_rng(3))
-    before = ladder(Answers.of(exact.evaluate_log_probs(tree, log_probs)))
+    before = rungs_of(Enumeration.of(exact.evaluate_log_probs(tree, log_probs)))
     tree.scores[tree.child == -1] += 10.0
-    after = ladder(Answers.of(exact.evaluate_log_probs(tree, log_probs)))
-    for name in ("whole return", "reward to go", "exact Q"):
-        assert after[name]["variance"] > 10 * before[name]["variance"], name
-    for name in ("to go - mean", "to go - leave-one-out", "to go - exact V", "advantage, exact V"):
-        assert after[name]["variance"] == pytest.approx(before[name]["variance"], rel=1e-6), name
+    after = rungs_of(Enumeration.of(exact.evaluate_log_probs(tree, log_probs)))
+    for name in credit_variance.RUNGS:
+        if "learned" in name:
+            continue
+        if " - " in name or name == "advantage, exact V":
+            assert after[name]["variance"] == pytest.approx(before[name]["variance"], rel=1e-6), name
+        else:
+            assert after[name]["variance"] > 10 * before[name]["variance"], name
 
 
 def test_a_wrong_credit_is_noticed() -> None:
     """Control: the return *before* a token as its weight is not the gradient of J."""
     answers = all_answers(4)
     to_go = reward_to_go(answers.rewards, answers.mask)
-    rows, _ = credit_variance.batches(answers)
-    past = (to_go[:, :1] - to_go)[rows]
-    found = credit_variance.moments(answers, past, torch.zeros_like(to_go), tabular_gram(answers))
-    assert found["bias"] > 0.1
+    past = Rung((to_go[:, :1] - to_go)[:, None])
+    assert credit_variance.bias_and_variance(answers, past, tabular_gram(answers))["bias"] > 0.1
+
+
+def test_a_learned_v_tends_to_the_exact_one() -> None:
+    """The mean reward to go of more and more answers; states that none came through stay at 0."""
+    answers = all_answers(5)
+    rng = np.random.default_rng(0)
+    errors = [
+        float(
+            (credit_variance.values_from_samples(answers, rng, n) - torch.as_tensor(answers.evaluation.values))[0].abs()
+        )
+        for n in (200, 200_000)
+    ]
+    assert errors[1] < 0.01 and errors[1] < errors[0]
+    assert (credit_variance.values_from_samples(answers, rng, 1) == 0).sum() >= len(answers.tree.prompt) - 3
 
 
 def test_the_gram_of_a_transformer_is_that_of_its_gradients() -> None:
     """Its entries are scalar products of grad log pi(a|s), taken here by autograd from single states."""
     env = toy(max_new_tokens=2)
     policy = random_policy(env)
-    answers = Answers.of(exact.evaluate(env, policy))
-    gram = parameter_gram(policy, answers)
+    answers = Enumeration.of(exact.evaluate(env, policy))
+    gram = parameter_gram(policy, answers.tree)
     scores = []
     for state in range(len(answers.tree.prompt)):
         log_probs = policy.next_token_logits(*answers.tree.observations([state]))[0].double().log_softmax(dim=0)
@@ -201,15 +276,29 @@ def test_the_whole_return_blames_taj_for_paris_and_the_advantage_does_not() -> N
     """ "taj" is the only word there: its advantage is 0, while it is given the whole return, bad or good."""
     good, bad = credit_seen.measure().values()
     taj, place = bad["tokens"].index("taj"), bad["tokens"].index("paris")
-    for name in ("whole return", "reward to go", "to go - leave-one-out"):
+    for name in ("whole return", "reward to go", "reward to go - V(s_0)", "reward to go - V(s_t)"):
         assert bad["weights"][name][taj] == pytest.approx(bad["weights"][name][place])
-        assert bad["weights"][name][taj] <= -1 and good["weights"][name][taj] >= 1
+        assert bad["weights"][name][taj] < -0.5
+        assert good["weights"][name][taj] > 0.3
+    for name in ("advantage, exact V", "advantage, learned V"):
+        assert bad["weights"][name][taj] == pytest.approx(0, abs=0.05)
     advantage = bad["weights"]["advantage, exact V"]
-    assert advantage[taj] == pytest.approx(0, abs=1e-9) and min(advantage) == advantage[place] < -0.5
-    assert max(good["weights"]["advantage, exact V"]) == good["weights"]["advantage, exact V"][place] > 0.5
-    for answer in (good, bad):  # the advantages of an answer sum to G_0 - V(s_0): nothing is lost
-        weights = answer["weights"]
-        assert sum(weights["advantage, exact V"]) == pytest.approx(weights["to go - exact V"][0])
+    assert min(advantage) == advantage[place] < -0.5
+    assert max(good["weights"]["advantage, exact V"]) == good["weights"]["advantage, exact V"][place] > 0.3
+
+
+def test_the_weights_seen_are_what_they_are_called() -> None:
+    """Identities between the rows, which no two of them could change places in."""
+    for answer in credit_seen.measure().values():
+        weights = {name: np.array(values) for name, values in answer["weights"].items()}
+        whole, to_go = weights["whole return"], weights["reward to go"]
+        assert np.ptp(whole) == 0 and to_go[0] == pytest.approx(whole[0]) and np.ptp(to_go) > 0.01
+        values = to_go - weights["reward to go - V(s_t)"]
+        assert np.ptp(to_go - weights["reward to go - V(s_0)"]) == pytest.approx(0, abs=1e-12)
+        assert weights["Q"] - values == pytest.approx(weights["advantage, exact V"])
+        # the advantages of an answer sum to G_0 - V(s_0): nothing is lost
+        assert weights["advantage, exact V"].sum() == pytest.approx(weights["reward to go - V(s_0)"][0])
+        assert weights["Q"][-1] == pytest.approx(to_go[-1])  # the last token's Q is its reward
 
 
 # -- 4: the value head -------------------------------------------------------------------------------------------------
@@ -257,19 +346,25 @@ def test_no_critic_explains_more_than_the_exact_v(seed: int, size: float) -> Non
         low["explained_variance"] < top["explained_variance"] - 1e-6 for low, top in zip(below, ceiling, strict=True)
     )
     assert all(top["explained_variance"] < 1 and top["mse"] == 0 for top in ceiling)
+    moved = value_head.per_token(answers, answers.look_up(best + 3.0))  # a constant is explained by the mean
+    assert [row["explained_variance"] for row in moved] == pytest.approx([t["explained_variance"] for t in ceiling])
+    assert value_head.pooled(answers, answers.look_up(worse)) < value_head.pooled(answers, answers.look_up(best)) < 1
 
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_a_critic_learns_and_the_policy_stands_still(separate: bool) -> None:
-    """Fifty steps take most of the error away; pi does not move, and without a trunk of its own only the head does."""
+    """Most of the error goes; pi does not move; without a trunk of its own only the head does, and beats no optimum."""
     env = toy(num_prompts=2)
     policy = value_head.with_new_critic(random_policy(env).float(), separate)
     before = {name: p.clone() for name, p in policy.named_parameters()}
-    answers = Answers.of(exact.evaluate(env, policy))
+    answers = Enumeration.of(exact.evaluate(env, policy))
     start = value_head.squared_error(answers, answers.learned_values(policy))
-    for _ in value_head.fit_values(env, policy, 50):
-        pass
-    assert value_head.squared_error(answers, answers.learned_values(policy)) < start / 2
+    assert [step for step, _ in value_head.fit_values(env, policy, 80)] == list(range(81))
+    learned = value_head.squared_error(answers, answers.learned_values(policy))
+    least = value_head.squared_error(answers, value_head.least_squares(answers, policy))
+    assert learned < start / 4  # control: V = E r_t, the wrong target, is as bad as none
+    wrong = gamma_lambda.errors(answers, torch.zeros_like(answers.rewards), 1.0, 0.0)
+    assert wrong["rmse"] > 0 and (separate or learned > least)
     moved = {name.split(".")[0] for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert moved == ({"value_head", "critic"} if separate else {"value_head"})
 
@@ -277,11 +372,12 @@ def test_a_critic_learns_and_the_policy_stands_still(separate: bool) -> None:
 # -- 5 and 6: old samples and the clip -------------------------------------------------------------------------------
 
 
-def reuse(answers: Answers, clip_range: float | None, epochs: int) -> tuple[dict[str, Tensor], float]:
+def reuse(answers: Enumeration, clip_range: float | None, epochs: int) -> tuple[dict[str, Tensor], float]:
     """PPO's loss over all answers of the old policy, `epochs` steps of gradient descent on a table; its info, and J."""
     old = torch.tensor(answers.evaluation.log_probs)
     logits = old.clone().requires_grad_(True)
-    advantages = answers.look_up(answers.evaluation.advantages) * answers.probability[:, None] * len(old)
+    count = len(answers.probability)  # the loss is a mean over answers: weigh each with its probability
+    advantages = answers.look_up(answers.evaluation.advantages) * answers.probability[:, None] * count
     for _ in range(epochs + 1):
         log_probs = logits.log_softmax(dim=1)
         loss, info = clipped_surrogate_loss(
@@ -384,7 +480,7 @@ def test_the_gradient_of_the_kl_is_that_of_the_exact_objective() -> None:
     tree.scores[:] = 0
     known = exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(2)))
     weights = known.visits[:, None] * np.exp(known.log_probs) * known.advantages  # by logits: sum_b pi(b|s) A(s, b) = 0
-    torch.testing.assert_close(which_kl.kl_gradient(Answers.of(known)), torch.as_tensor(-weights.ravel()))
+    torch.testing.assert_close(which_kl.kl_gradient(Enumeration.of(known)), torch.as_tensor(-weights.ravel()))
 
 
 @settings(max_examples=10, deadline=None)
@@ -434,10 +530,106 @@ def test_the_conditional_mean_is_one() -> None:
     answers = all_answers(6)
     to_go = reward_to_go(answers.rewards, answers.mask)
     q_values, values = (answers.look_up(getattr(answers.evaluation, name)) for name in ("q_values", "values"))
-    torch.testing.assert_close(answers.mean_given(answers.edges, to_go), q_values)
-    torch.testing.assert_close(answers.mean_given(answers.states, to_go), values)
+    torch.testing.assert_close(answers.conditional_mean(answers.edges, to_go), q_values)
+    torch.testing.assert_close(answers.conditional_mean(answers.states, to_go), values)
     assert (q_values - values).abs().max() > 0.1
     torch.testing.assert_close(gae(answers.rewards, values, answers.mask, gae_lambda=0.0) + values, q_values)
+
+
+# -- what is measured is what it is called -----------------------------------------------------------------------------
+
+
+def test_which_kl_under_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim's numbers: k1 in the reward is exact, in the loss nothing; bias and std of each, in units of the KL."""
+    monkeypatch.setattr(which_kl, "POLICIES", 2)
+    found = which_kl.over_policies(None)
+    assert found["k1"]["in the reward"] == pytest.approx([1.0, 1.0]) and found["k1"]["in the loss"] == [None, None]
+    for name in ("k2", "k3"):
+        assert max(found[name]["in the reward"] + found[name]["in the loss"]) < 1 - 1e-3
+    assert found["k1"]["bias"] == pytest.approx([0, 0], abs=1e-9) == found["k3"]["bias"]
+    answers = Enumeration.of(first_of_which_kl())
+    ratios = which_kl.log_ratios(answers)
+    for name, k in (("k1", k1), ("k2", k2), ("k3", k3)):
+        total = torch.where(answers.mask, k(ratios), 0.0).sum(dim=1)
+        mean = answers.probability @ total
+        kl = answers.evaluation.kl
+        assert found[name]["bias"][0] == pytest.approx(float(mean) / kl - 1, abs=1e-9)
+        assert found[name]["std"][0] == pytest.approx(float((answers.probability @ total**2 - mean**2).sqrt()) / kl)
+    assert found["kl"][0] == pytest.approx(answers.evaluation.kl)
+
+
+def first_of_which_kl() -> exact.Evaluation:
+    """The first independent policy of the claim."""
+    tree = exact.enumerate_tree(toy(0, vocab_size=4, max_new_tokens=5, kl_coef=0.1))
+    return exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(0)))
+
+
+def test_ppo_is_run_with_the_clip_it_is_said_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a clip nothing is clipped, and ratios go further in two epochs than in one, where they stay at 1."""
+    monkeypatch.setattr(old_samples, "TIMESTEPS", 600)
+    said: list[dict[str, float]] = []
+    train = PPO.train
+
+    def watched(self: PPO, rollout: Any) -> dict[str, float]:
+        said.append(train(self, rollout))
+        return said[-1]
+
+    monkeypatch.setattr(PPO, "train", watched)
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
+    yardstick, start = Yardstick.of(env, 2), random_policy(env).float()
+    no_clip, clip = (old_samples.CLIPS[name] for name in ("no clip", "clip 0.2"))
+    once = old_samples.run(yardstick, start, 0, n_epochs=1, clip_range=no_clip)
+    free = old_samples.run(yardstick, start, 0, n_epochs=20, clip_range=no_clip)
+    said.clear()
+    held = old_samples.run(yardstick, start, 0, n_epochs=20, clip_range=clip)
+    assert once["largest_ratio"] == pytest.approx(1, abs=1e-4) and once["ess"] == pytest.approx(1, abs=1e-4)
+    assert free["largest_ratio"] > 1.2 and free["clipped_high"] == free["clipped_low"] == 0
+    assert held["clipped_high"] > 0 and held["clipped_low"] > 0 and 0 < free["ess"] < 1
+    assert held["clipped_high"] == pytest.approx(np.mean([row["policy/clipfrac_high_avg"] for row in said]))
+    assert held["clipped_low"] == pytest.approx(np.mean([row["policy/clipfrac_low_avg"] for row in said]))
+    assert held["ess"] == min(row["val/ess"] for row in said)
+    assert held["largest_ratio"] == 1 + max(row["val/ratio_error_max"] for row in said)
+    again = old_samples.over_seeds(yardstick, start, (0,), n_epochs=1, clip_range=None)
+    assert again["runs"] == [once] and again["share"]["value"] == pytest.approx(once["share"])
+
+
+def test_hacking_is_trained_with_its_beta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run's environment pays with the beta that the row names, and its trajectory ends where the policy does."""
+    seen: list[Any] = []
+
+    class Watched(PPO):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            seen.append(self)
+
+    monkeypatch.setattr(reward_hacking, "PPO", Watched)
+    monkeypatch.setattr(reward_hacking, "TIMESTEPS", 500)
+    start = random_policy(gym.make(reward_hacking.ID)).float()
+    run = reward_hacking.train(start, 0, kl_coef=0.3)
+    steered = reward_hacking.train(start, 0, **reward_hacking.TARGET)
+    assert [agent.env.unwrapped.process.kl_coef for agent in seen] == [0.3, reward_hacking.TARGET["kl_coef"]]
+    known = exact.evaluate(gym.make(reward_hacking.ID), seen[0].policy)
+    assert run["trajectory"][-1]["proxy"] == pytest.approx(known.score)
+    assert run["trajectory"][-1]["gold"] == pytest.approx(known.gold_score)
+    assert run["last_kl_coef"] is None and steered["last_kl_coef"] != reward_hacking.TARGET["kl_coef"]
+    assert [answer["prompt"] for answer in run["answers"]] == seen[0].env.unwrapped.prompts
+
+
+def test_the_learned_v_of_the_grid_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim's grid: no bias at gamma = lambda = 1, and one at lambda = 0, which an exact V would not have."""
+    monkeypatch.setattr(gamma_lambda, "CRITIC_STEPS", 3)
+    monkeypatch.setattr(gamma_lambda, "started_policy", lambda env: random_policy(env).float())
+    grid = {(row["gamma"], row["gae_lambda"]): row for row in gamma_lambda.measure()["grid"]}
+    assert grid[1.0, 1.0]["bias"] < 1e-6 < 1e-3 < grid[1.0, 0.0]["bias"]
+    assert grid[1.0, 0.0]["std"] < 1e-6 < 1e-3 < grid[1.0, 1.0]["std"]
+    assert grid[0.8, 1.0]["bias"] > 1e-3
+
+
+def test_the_value_heads_are_what_they_are_called() -> None:
+    """A separate critic is the one with a transformer of its own."""
+    policy = random_policy(toy())
+    critics = {name: value_head.with_new_critic(policy, own).critic for name, own in value_head.CRITICS.items()}
+    assert critics["linear head"] is None and critics["own transformer"] is not None
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -464,19 +656,44 @@ def test_flags_that_make_no_lecture_are_refused(tmp_path: Path) -> None:
     for claims in ([], ["clip", "clip"]):
         with pytest.raises(FlagError, match="one or more, each once"):
             lecture(LectureConfig(claims=claims, out=tmp_path / "none"))
+    with pytest.raises(FlagError, match="--num-workers must not be negative, got -1"):
+        lecture(LectureConfig(num_workers=-1, out=tmp_path / "none"))
     assert not (tmp_path / "none").exists()
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(FlagError, match="not empty"):
         lecture(LectureConfig(out=tmp_path))
+    with pytest.raises(FlagError, match="cannot be made"):
+        lecture(LectureConfig(out=tmp_path / "note.txt"))
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_the_results_shown_come_out_of_the_command(claim: str, tmp_path: Path) -> None:
+def test_the_results_shown_come_out_of_their_numbers(claim: str, tmp_path: Path) -> None:
     """The table kept beside the README's figure is the one that its numbers make; the figure can be drawn from them."""
     numbers = json.loads((RESULTS / f"{claim}.json").read_text())
     _show(_module(claim), numbers, tmp_path / claim, plain_console(quiet=True))
     assert (tmp_path / f"{claim}.txt").read_text() == (RESULTS / f"{claim}.txt").read_text()
     assert (tmp_path / f"{claim}.png").stat().st_size > 5000 and (RESULTS / f"{claim}.png").is_file()
+
+
+@pytest.mark.parametrize("claim", ["credit_seen", "which_kl", "credit_variance"])
+def test_the_numbers_shown_are_measured_again(claim: str) -> None:
+    """Where nothing is trained the kept numbers come out anew, to rounding."""
+    kept = json.loads((RESULTS / f"{claim}.json").read_text())
+    assert_close(json.loads(json.dumps(_module(claim).measure())), kept)
+
+
+def assert_close(found: Any, kept: Any) -> None:
+    """Nested dicts and lists with the same keys and, to rounding, the same numbers."""
+    if isinstance(kept, dict):
+        assert list(found) == list(kept)
+        for key, value in kept.items():
+            assert_close(found[key], value)
+    elif isinstance(kept, list):
+        assert len(found) == len(kept)
+        for one, other in zip(found, kept, strict=True):
+            assert_close(one, other)
+    else:
+        assert found == (pytest.approx(kept, rel=1e-4, abs=1e-6) if isinstance(kept, float) else kept)
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
@@ -493,7 +710,7 @@ def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     small: list[tuple[Any, str, Any]] = [
         (log_derivative, "SAMPLES", (1, 2, 64)),
         (log_derivative, "REPEATS", 2),
-        (credit_variance, "CRITIC_STEPS", 5),
+        (credit_variance, "TASK_SEEDS", (0, 1)),
         (value_head, "STEPS", 20),
         (old_samples, "EPOCHS", (1, 2)),
         (old_samples, "SEEDS", (0, 1)),
@@ -501,6 +718,7 @@ def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (clip, "CLIP_RANGES", (0.1, None)),
         (clip, "SEEDS", (0, 1)),
         (reward_hacking, "BETAS", (0.0, 0.5)),
+        (reward_hacking, "SEEDS", (0, 1)),
         (reward_hacking, "TIMESTEPS", 2000),
         (which_kl, "POLICIES", 2),
         (gamma_lambda, "CRITIC_STEPS", 5),

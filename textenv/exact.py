@@ -177,7 +177,7 @@ def attribute_gap(solution: Solution, evaluation: Evaluation) -> NDArray[np.floa
                 = d(s) beta KL(pi(.|s) || pi*(.|s))                                              (beta > 0)
 
     with d(s) the probability of coming through s: the performance difference lemma (Kakade and Langford 2002), which is
-    the chain rule of J* - J = beta KL(pi || pi*) along the text.
+    the chain rule of J* - J = beta KL(pi || pi*) along the text. beta, in J too, is that of the solution.
 
     Raises:
         ValueError: solution and evaluation are of different environments.

@@ -1,7 +1,8 @@
-"""The clip: how far one batch may move the policy, against the exact objective; and which side it holds.
+"""The clip: when a token has moved enough, its gradient is taken away; how much is enough, by the exact objective.
 
 For A > 0 the clip binds where rho > 1 + eps (the token was raised enough), for A < 0 where rho < 1 - eps (lowered
-enough): there the gradient is zero. A narrow clip learns slowly, a wide one is none.
+enough): there the gradient is zero. That removes the incentive and not the motion: the tokens share their weights, so
+that rho goes on moving with the others. A narrow clip learns slowly, a wide one is none.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def table(numbers: list[dict[str, Any]]) -> Table:
     made = Table(
         title=f"PPO's clip, {EPOCHS} epochs a batch, {len(numbers[0]['runs'])} seeds",
         caption="Share: (J - J_ref) / (J* - J_ref), interquartile mean with its 95% bootstrap interval. "
-        "Binds: mean share of a batch's tokens over the run.",
+        "Binds: of a batch's tokens with A > 0, or A < 0, the share where it does, mean over the run.",
     )
     columns = ("clip_range", "share of the way to J*", "KL", "largest ratio", "binds, A > 0", "binds, A < 0")
     for column in columns:
@@ -72,7 +73,7 @@ def figure(numbers: list[dict[str, Any]]) -> Figure:
         means = [np.mean([run[side] for run in row["runs"]]) for row in numbers]
         binds.bar(places + 0.4 * (i - 0.5), means, width=0.38, label=label)
     reached.set(xlabel="clip_range", ylabel="share of the way to J*")
-    binds.set(xlabel="clip_range", ylabel="share of tokens where the clip binds")
+    binds.set(xlabel="clip_range", ylabel="share of these tokens where the clip binds")
     for axis in (reached, binds):
         axis.set_xticks(places, names)
         axis.legend(frameon=False)

@@ -2,7 +2,8 @@
 
 "the taj mahal is in agra" and "... in paris" differ in one word, and the score is paid at the end. The whole return,
 and with it the reward to go, blames every word for "paris"; the advantage asks what each word changed. Weights are what
-`agents/returns.py` makes of the two answers, with the exact values of the reference.
+`agents/returns.py` makes of the two answers, under a policy that has just left the reference (a tenth of the way). The
+prompt's value V(s_0) stands for a mean return, of the batch or of the other answers; Q for the mean of sampled ones.
 """
 
 from __future__ import annotations
@@ -10,46 +11,47 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from agents.returns import gae, leave_one_out, reward_to_go
-from experiments.lecture.answers import Answers
-from textenv import exact
+from agents.returns import gae, reward_to_go
+from experiments.lecture.credit_variance import values_from_samples
+from experiments.lecture.enumeration import Enumeration, on_the_way
 
 PROMPT = "where is the taj mahal located"
 ENDINGS = {"the taj mahal is in agra": "good", "the taj mahal is in paris": "bad"}
 
 
 def measure() -> dict[str, Any]:
-    """The weights at the reference, answer by answer: its tokens, and for each estimator a number a token."""
-    env = gym.make("textenv/TajMahal-v0")
-    tree = exact.enumerate_tree(env)
-    answers = Answers.of(exact.evaluate_log_probs(tree, tree.ref_log_probs))
+    """The weights, answer by answer: its tokens, and for each estimator a number a token."""
+    answers = Enumeration.of(on_the_way(gym.make("textenv/TajMahal-v0"), 0.1))
+    known = answers.evaluation
     rows = torch.tensor([find(answers, text) for text in ENDINGS])
     rewards, mask = answers.rewards[rows], answers.mask[rows]
-    values = answers.look_up(answers.evaluation.values)[rows]
+    values = answers.look_up(known.values)[rows]
+    learned = answers.look_up(values_from_samples(answers, np.random.default_rng(0), count=2048))[rows]
     to_go = reward_to_go(rewards, mask)
-    returns = to_go[:, 0]
     weights = {
-        "whole return": returns[:, None].expand_as(to_go),
+        "whole return": to_go[:, :1].expand_as(to_go),
         "reward to go": to_go,
-        "to go - leave-one-out": to_go - leave_one_out(returns, num_generations=len(rows))[:, None],
-        "exact Q": answers.look_up(answers.evaluation.q_values)[rows],
-        "to go - exact V": gae(rewards, values, mask, gae_lambda=1.0),
+        "reward to go - V(s_0)": to_go - values[:, :1],
+        "reward to go - V(s_t)": gae(rewards, values, mask, gae_lambda=1.0),
+        "Q": answers.look_up(known.q_values)[rows],
         "advantage, exact V": gae(rewards, values, mask, gae_lambda=0.0),
+        "advantage, learned V": gae(rewards, learned, mask, gae_lambda=0.0),
     }
     return {
         text: {
-            "tokens": tree.process.tokenizer.convert_ids_to_tokens(answers.actions[row][mask[i]].tolist()),
+            "tokens": answers.tree.process.tokenizer.convert_ids_to_tokens(answers.actions[row][mask[i]].tolist()),
             "weights": {name: w[i][mask[i]].tolist() for name, w in weights.items()},
         }
         for i, (text, row) in enumerate(zip(ENDINGS, rows, strict=True))
     }
 
 
-def find(answers: Answers, text: str) -> int:
+def find(answers: Enumeration, text: str) -> int:
     """The row of this answer to PROMPT."""
     process = answers.tree.process
     prompt = process.prompts.texts.index(PROMPT)

@@ -1,19 +1,22 @@
-"""Credit: the variance ladder. What a token is credited with changes the variance of the gradient, not its mean.
+"""Credit: the variance ladder. What a token is credited with, and what is taken off first, decide the noise.
 
-    g_hat = 1/K sum_k sum_t grad log pi(a_t|s_t) w_t,        K answers to one prompt
+    g_hat = 1/K sum_k sum_t grad log pi(a_t|s_t) (w_t - b),        K answers to one prompt
 
-w_t is the whole return, the reward to go, either with a baseline, Q, or the advantage. Every batch of K answers is
-enumerated with its probability, so that mean and covariance of g_hat are exact: nothing is sampled. Gradients are taken
-by the logits of a table (a parameter for every state and action), where Rao-Blackwell says that Q cannot be noisier
-than the reward to go, and by the weights of a transformer. No such theorem puts the reward to go below the whole
-return: what a token cannot have changed also cancels, now and then, what came after it.
+w_t is the whole return, the reward to go, or Q; b is nothing, the prompt's value V(s_0) (what a mean return estimates),
+the batch's own mean, the mean of the other answers, or V(s_t), which makes of the reward to go and of Q advantages.
+Every batch of K answers is enumerated with its probability, so that mean and covariance of g_hat are exact: nothing is
+sampled, but a learned V, which is the mean reward to go of 64 sampled answers in each state. Twenty random toys, each
+with the policy halfway to its optimum; gradients by the logits of a table (a parameter for every state and action).
+
+Noise to signal, tr Cov(g_hat) / |E g_hat|^2, is what counts: an estimator that is merely scaled down has less variance
+and is no better. Rao-Blackwell puts Q below the reward to go; no theorem puts the reward to go below the whole return.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -23,30 +26,61 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.returns import batch_mean, gae, leave_one_out, reward_to_go
-from experiments.lecture.answers import Answers, midway_policy
-from experiments.lecture.gram import parameter_gram, tabular_gram
-from experiments.lecture.value_head import fit_values, with_new_critic
-from textenv import exact
+from experiments.lecture.enumeration import Enumeration, on_the_way
+from experiments.lecture.gram import tabular_gram
 
+TASK_SEEDS = tuple(range(20))
 BATCH = 4  # K, answers to the prompt: REINFORCE's num_generations
 CONTINUATIONS = 4
-CRITIC_STEPS = 100  # of the learned V
+SAMPLED_ANSWERS = 64  # from which V is learned
+
+
+RUNGS = (
+    "whole return",
+    "whole return - V(s_0)",
+    "reward to go",
+    "reward to go - V(s_0)",
+    "reward to go - batch mean",
+    "reward to go - leave-one-out",
+    "reward to go - V(s_t)",
+    "Q, 4 continuations",
+    "Q",
+    "Q - V(s_0)",
+    "advantage, exact V",
+    "GAE(0.95), learned V",
+    "advantage, learned V",
+)
+
+
+class Rung(NamedTuple):
+    """An estimator: w_t - b in every batch, [M, K, T], and the variance of w_t given the batch, [N, T], or None.
+
+    Where answers do not look at each other, batches of one say it all.
+    """
+
+    weights: Tensor
+    noise: Tensor | None = None
 
 
 def measure() -> dict[str, Any]:
-    """Mean and variance of every estimator, at a policy midway between reference and optimum."""
-    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=4, num_prompts=1, task_seed=1)
-    policy = midway_policy(env, 3000)
-    answers = Answers.of(exact.evaluate(env, policy))
-    critic = with_new_critic(policy, separate=True)
-    for _ in fit_values(env, critic, CRITIC_STEPS):
-        pass
-    found = estimators(answers, answers.learned_values(critic))
-    grams = {"table": tabular_gram(answers), "transformer": parameter_gram(policy, answers)}
-    return {kind: {name: moments(answers, *found[name], gram) for name in found} for kind, gram in grams.items()}
+    """For each estimator, lists over the toys: bias, variance (in all and token by token), noise to signal."""
+    rows: dict[str, Any] = {}
+    for seed in TASK_SEEDS:
+        answers = Enumeration.of(on_the_way(toy(seed), 0.5))
+        gram = tabular_gram(answers)
+        learned = answers.look_up(values_from_samples(answers, np.random.default_rng(seed)))
+        for name, rung in ladder(answers, learned).items():
+            for key, value in bias_and_variance(answers, rung, gram).items():
+                rows.setdefault(name, {}).setdefault(key, []).append(value)
+    return rows
 
 
-def batches(answers: Answers, size: int = BATCH) -> tuple[Tensor, Tensor]:
+def toy(seed: int) -> Any:
+    """A task with one prompt and 31 answers."""
+    return gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=4, num_prompts=1, task_seed=seed)
+
+
+def batches(answers: Enumeration, size: int = BATCH) -> tuple[Tensor, Tensor]:
     """Every batch of K answers to the toy's one prompt, whatever their order: rows [M, K] and probability [M]."""
     count = len(answers.probability)
     rows = torch.tensor(list(itertools.combinations_with_replacement(range(count), size)))
@@ -55,119 +89,133 @@ def batches(answers: Answers, size: int = BATCH) -> tuple[Tensor, Tensor]:
     return rows, orders * answers.probability[rows].prod(dim=1)
 
 
-def estimators(answers: Answers, learned: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """The weights of each rung: w_t in every batch, [M, K, T], and the variance of w_t given the batch, [N, T].
+def values_from_samples(answers: Enumeration, rng: np.random.Generator, count: int = SAMPLED_ANSWERS) -> Tensor:
+    """A learned V, [S]: least squares on the rewards to go of some answers, which is their mean; 0 where none came."""
+    drawn = rng.choice(len(answers.probability), count, p=answers.probability.numpy())
+    states, mask = answers.states[drawn], answers.mask[drawn]
+    to_go = reward_to_go(answers.rewards, answers.mask)[drawn]
+    total, visits = torch.zeros(2, len(answers.tree.prompt), dtype=torch.float64)
+    total.scatter_add_(0, states[mask], to_go[mask])
+    visits.scatter_add_(0, states[mask], torch.ones_like(to_go[mask]))
+    return torch.where(visits > 0, total / visits, 0.0)
 
-    Args:
-        answers: all of them.
-        learned: V(s_t) as a value head has learned it, [N, T].
-    """
+
+def ladder(answers: Enumeration, learned: Tensor) -> dict[str, Rung]:
+    """Every rung; `learned` is V(s_t) as it was learned, [N, T]."""
     rewards, mask, known = answers.rewards, answers.mask, answers.evaluation
     rows, _ = batches(answers)
     to_go = reward_to_go(rewards, mask)
+    whole = to_go[:, :1].expand_as(to_go)
     returns = to_go[:, 0][rows]
     q_values, values = answers.look_up(known.q_values), answers.look_up(known.values)
+    first = values[:, :1]
+    # given (s_t, a_t), a mean over continuations is Q and noise that knows nothing of the batch
+    spread = answers.conditional_mean(answers.edges, (to_go - q_values) ** 2)
     each = {
-        "whole return": to_go[:, :1].expand_as(to_go),
+        "whole return": whole,
+        "whole return - V(s_0)": whole - first,
         "reward to go": to_go,
-        "to go - mean": to_go[rows] - torch.vmap(batch_mean)(returns)[:, :, None],
-        "to go - leave-one-out": to_go[rows] - leave_one_out(returns.flatten(), BATCH).view(-1, BATCH, 1),
-        "to go - exact V": gae(rewards, values, mask, gae_lambda=1.0),
-        f"Q, {CONTINUATIONS} continuations": q_values,
-        "exact Q": q_values,
+        "reward to go - V(s_0)": to_go - first,
+        "reward to go - V(s_t)": gae(rewards, values, mask, gae_lambda=1.0),
+        "Q": q_values,
+        "Q - V(s_0)": q_values - first,
         "advantage, exact V": gae(rewards, values, mask, gae_lambda=0.0),
         "GAE(0.95), learned V": gae(rewards, learned, mask, gae_lambda=0.95),
         "advantage, learned V": gae(rewards, learned, mask, gae_lambda=0.0),
     }
-    # given (s_t, a_t), a mean over continuations is Q and noise that knows nothing of the batch
-    spread = (to_go - answers.mean_given(answers.edges, to_go)) ** 2
-    sampled = answers.mean_given(answers.edges, spread) / CONTINUATIONS
-    return {
-        name: (w if w.ndim == 3 else w[rows], sampled if "continuations" in name else torch.zeros_like(sampled))
-        for name, w in each.items()
-    }
+    rungs = {name: Rung(weights[:, None]) for name, weights in each.items()}
+    rungs["reward to go - batch mean"] = Rung(to_go[rows] - torch.vmap(batch_mean)(returns)[:, :, None])
+    others = leave_one_out(returns.flatten(), BATCH).view(-1, BATCH, 1)
+    rungs["reward to go - leave-one-out"] = Rung(to_go[rows] - others)
+    rungs[f"Q, {CONTINUATIONS} continuations"] = Rung(q_values[:, None], spread / CONTINUATIONS)
+    return {name: rungs[name] for name in RUNGS}
 
 
-def moments(answers: Answers, weights: Tensor, noise: Tensor, gram: Tensor) -> dict[str, Any]:
-    """Bias and variance of one estimator.
-
-    Args:
-        answers: all of them.
-        weights: w_t in every batch, [M, K, T].
-        noise: the variance of w_t, given the batch, [N, T].
-        gram: grad log pi(a|s) . grad log pi(b|s'), [S V, S V].
+def bias_and_variance(answers: Enumeration, rung: Rung, gram: Tensor) -> dict[str, Any]:
+    """What one estimator does; `gram` [S V, S V] holds grad log pi(a|s) . grad log pi(b|s').
 
     Returns:
         `bias`: |E g_hat - grad J| / |grad J|; `variance`: tr Cov(g_hat), for one answer (K times that of a batch);
-        `per_token`: the same of the part of each t; `noise_to_signal`: variance / |E g_hat|^2, which a scaled
-        estimator cannot improve.
+        `per_token`: the same of the part of each t; `noise_to_signal`: variance / |E g_hat|^2.
     """
-    size = weights.shape[1]
+    size = rung.weights.shape[1]
     rows, probability = batches(answers, size)
-    masked = torch.where(answers.mask[rows], weights, 0.0)
+    masked = torch.where(answers.mask[rows], rung.weights, 0.0)
     coefficients = torch.zeros(len(rows), len(gram), dtype=torch.float64)
     coefficients.scatter_add_(1, answers.edges[rows].flatten(1), masked.flatten(1) / size)
-    sampled = torch.zeros(len(gram), dtype=torch.float64)  # E sum of noise on each edge, an answer
-    sampled.scatter_add_(0, answers.edges.flatten(), (answers.visit_weights() * noise).flatten())
+    noise = torch.zeros(len(gram), dtype=torch.float64)  # expected on each edge, an answer
+    if rung.noise is not None:
+        noise.scatter_add_(0, answers.edges.flatten(), (answers.visit_weights() * rung.noise).flatten())
 
     known = answers.evaluation
     true = torch.as_tensor((known.visits[:, None] * np.exp(known.log_probs) * known.advantages).ravel())
     mean = probability @ coefficients
-    time = np.zeros(len(known.visits), dtype=np.int64)
-    for t, level in enumerate(answers.tree.levels):
-        time[level] = t
+    levels = answers.tree.levels
+    time = np.repeat(np.arange(len(levels)), [level.stop - level.start for level in levels])
     token = torch.as_tensor(time).repeat_interleave(answers.tree.process.vocab_size)
 
     def variance(part: Tensor) -> float:
         some, centre, block = coefficients[:, part], mean[part], gram[part][:, part]
         second = probability @ ((some @ block) * some).sum(dim=1)
-        return float(size * (second - centre @ block @ centre) + (sampled[part] * block.diagonal()).sum())
+        return float(size * (second - centre @ block @ centre) + (noise[part] * block.diagonal()).sum())
 
-    everything = torch.ones_like(token, dtype=torch.bool)
-    total = variance(everything)
+    total = variance(torch.ones_like(token, dtype=torch.bool))
     return {
         "bias": float(((mean - true) @ gram @ (mean - true)).clamp(min=0).sqrt() / (true @ gram @ true).sqrt()),
         "variance": total,
-        "per_token": [variance(token == t) for t in range(len(answers.tree.levels))],
+        "per_token": [variance(token == t) for t in range(len(levels))],
         "noise_to_signal": total / float(mean @ gram @ mean),
     }
 
 
+def relative(numbers: dict[str, Any], name: str, key: str) -> Any:
+    """A rung's numbers over those of the whole return, toy by toy."""
+    return np.array(numbers[name][key]) / np.array(numbers["whole return"][key])
+
+
 def table(numbers: dict[str, Any]) -> Table:
-    """A row an estimator; the variance by the table's logits token by token, and in all."""
-    rows = numbers["table"]
-    horizon = len(next(iter(rows.values()))["per_token"])
+    """A row an estimator."""
+    horizon = len(numbers["whole return"]["per_token"][0])
     made = Table(
-        title="exact variance of the gradient (trace, an answer)",
-        caption="By the logits of a table, with its share of each token t; transformer: by its weights, the first row "
-        "is 1. Noise to signal is variance / |mean|^2. Bias is |E g - grad J| / |grad J|.",
+        title=f"exact variance of the gradient, {len(numbers['whole return']['bias'])} toys",
+        caption="Over that of the whole return on the same toy, median [lowest, highest]. Variance is tr Cov of the "
+        "gradient; t: the median share of token t in it. Bias is |E g - grad J| / |grad J|, median.",
     )
-    made.add_column("w_t")
-    for column in ("variance", *(f"t={t}" for t in range(horizon)), "noise to signal", "bias", "transformer"):
+    made.add_column("w_t - b")
+    for column in ("noise / signal", "variance", *(f"t={t}" for t in range(horizon)), "bias"):
         made.add_column(column, justify="right")
-    first = numbers["transformer"]["whole return"]["variance"]
-    for name, row in rows.items():
-        parts = (f"{x:.4f}" for x in (row["variance"], *row["per_token"]))
-        whole = numbers["transformer"][name]["variance"] / first
-        made.add_row(name, *parts, f"{row['noise_to_signal']:.2f}", f"{row['bias']:.3f}", f"{whole:.3f}")
+    for name, row in numbers.items():
+        cells = []
+        for key in ("noise_to_signal", "variance"):
+            ratio = relative(numbers, name, key)
+            cells.append(f"{np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]")
+        shares = np.median(np.array(row["per_token"]) / np.array(row["variance"])[:, None], axis=0)
+        made.add_row(name, *cells, *(f"{share:.0%}" for share in shares), f"{np.median(row['bias']):.2f}")
     return made
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """Bars: the variance of each estimator, stacked by token; and by the transformer's weights."""
-    made = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = made.subplots(1, 2, sharey=True)
-    names = list(numbers["table"])
-    place = np.arange(len(names))[::-1]
+    """A dot a toy: noise to signal over that of the whole return; bars, the variance token by token."""
+    made = Figure(figsize=(12, 4.6), layout="constrained")
+    noise, tokens = made.subplots(1, 2, sharey=True)
+    names = list(numbers)
+    places = np.arange(len(names))[::-1]
     base = np.zeros(len(names))
-    for t in range(len(numbers["table"][names[0]]["per_token"])):
-        part = np.array([numbers["table"][name]["per_token"][t] for name in names])
-        left.barh(place, part, left=base, label=f"t = {t}")
+    parts = {name: np.mean(np.array(numbers[name]["per_token"]), axis=0) for name in names}
+    for t in range(len(parts[names[0]])):
+        part = np.array([parts[name][t] for name in names])
+        tokens.barh(places, part, left=base, label=f"t = {t}")
         base += part
-    left.set(xlabel="trace of Cov(g), by the logits of a table", yticks=place, yticklabels=names)
-    left.legend(title="token", frameon=False)
-    right.barh(place, [numbers["transformer"][name]["variance"] for name in names], color="gray")
-    right.set(xlabel="trace of Cov(g), by a transformer's weights")
-    for axis in (left, right):
+    for place, name in zip(places, names, strict=True):
+        ratio = relative(numbers, name, "noise_to_signal")
+        biased = np.median(numbers[name]["bias"]) > 1e-6
+        noise.plot(ratio, np.full(len(ratio), place), ".", color="gray", alpha=0.5)
+        noise.plot(np.median(ratio), place, "o", color="C3" if biased else "C0", fillstyle="none" if biased else "full")
+    noise.axvline(1, color="gray", ls=":", lw=1)
+    noise.set(xscale="log", xlabel="noise / signal over that of the whole return (hollow: biased)")
+    noise.set_yticks(places, names)
+    tokens.set(xlabel="tr Cov(g), mean of the toys")
+    tokens.legend(title="token", frameon=False)
+    for axis in (noise, tokens):
         axis.spines[["top", "right"]].set_visible(False)
     return made

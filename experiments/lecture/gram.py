@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from agents import TransformerPolicy
-from experiments.lecture.answers import Answers
+from experiments.lecture.enumeration import Enumeration
+from textenv.tree import Tree
 
 
-def tabular_gram(answers: Answers) -> Tensor:
+def tabular_gram(answers: Enumeration) -> Tensor:
     """By the logits of a table, [S V, S V]: zero between different states."""
     probs = torch.as_tensor(np.exp(answers.evaluation.log_probs))
     states, vocab = probs.shape
@@ -24,15 +25,13 @@ def tabular_gram(answers: Answers) -> Tensor:
     return flat @ flat.T
 
 
-def parameter_gram(policy: TransformerPolicy, answers: Answers) -> Tensor:
-    """By the policy's own weights, [S V, S V]."""
-    ids, attention = answers.texts()
-    log_probs = policy.evaluate_actions(ids, attention, answers.mask.shape[1], values=False).log_probs
+def parameter_gram(policy: TransformerPolicy, tree: Tree) -> Tensor:
+    """By the policy's own weights, [S V, S V]; for a tree where nothing is masked."""
+    log_probs = policy.next_token_logits(*tree.observations(slice(None))).log_softmax(dim=1)
     parameters = list(policy.model.parameters())
-    scores: dict[int, Tensor] = {}
-    for row, t in torch.nonzero(answers.mask).tolist():
-        if (edge := int(answers.edges[row, t])) not in scores:
-            gradients = torch.autograd.grad(log_probs[row, t], parameters, retain_graph=True)
-            scores[edge] = torch.cat([gradient.flatten() for gradient in gradients])
-    stacked = torch.stack([scores[edge] for edge in range(answers.tree.child.size)]).double()
+    scores = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(log_prob, parameters, retain_graph=True)])
+        for log_prob in log_probs.flatten()
+    ]
+    stacked = torch.stack(scores).double()
     return stacked @ stacked.T

@@ -3,8 +3,8 @@
     grad J = E sum_t grad log pi(a_t|s_t) w_t     ~     1/n sum_k sum_t grad log pi(a_t^k|s_t^k) w_t^k
 
 n answers to each prompt are written by the policy and make REINFORCE's loss; its gradient is compared with
-`exact.policy_gradient`. The variance of one answer's gradient, by enumeration, says what the error must be:
-sqrt(tr Cov / n) / |grad J|, a line of slope -1/2 that is computed and not fitted.
+`exact.policy_gradient`. The exact covariance of the estimate, by enumeration, says what the error must be:
+sqrt(tr Cov) / |grad J|, a line of slope -1/2 that is predicted and not fitted.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from agents import REINFORCE, TransformerPolicy, collect
 from agents.losses import policy_gradient_loss
 from agents.returns import reward_to_go
 from agents.sampling import new_generator
-from experiments.lecture.answers import Answers, midway_policy
+from experiments.lecture.enumeration import Enumeration, started_policy
 from experiments.lecture.gram import parameter_gram
 from textenv import exact
 from textenv.unwrap import process_of
 
 SAMPLES = tuple(2**i for i in range(13))  # answers a prompt
-REPEATS = 8  # at least, and until 64 answers a prompt are spent
+REPEATS = 8  # at least; few answers are noisy, so they are drawn more often
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "whole return": {"credit": "sequence", "baseline": None},
     "reward to go, leave-one-out": {"credit": "reward_to_go", "baseline": "leave_one_out"},
@@ -40,23 +40,23 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 def measure() -> dict[str, Any]:
     """For each estimator and n: relative error (root mean square over repeats), what it must be, and mean cosine."""
     env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=4, num_prompts=2, task_seed=0)
-    policy = midway_policy(env, 3000)
-    answers = Answers.of(exact.evaluate(env, policy))
+    policy = started_policy(env)
+    answers = Enumeration.of(exact.evaluate(env, policy))
     true = flat(gradient for name, gradient in exact.policy_gradient(answers.tree, policy).items() if "model." in name)
-    gram = parameter_gram(policy, answers)
+    gram = parameter_gram(policy, answers.tree)
     generator = new_generator(policy.device, seed=0)
     numbers: dict[str, Any] = {}
     for name, settings in ESTIMATORS.items():
-        deviation = one_answer_deviation(answers, gram, **settings) / float(true.norm())
         numbers[name] = []
         for n in SAMPLES:
             if n == 1 and settings["baseline"]:
                 continue  # nothing to leave one out of
-            found = [sampled_gradient(env, policy, n, generator, settings) for _ in range(max(REPEATS, 64 // n))]
+            found = [sampled_gradient(env, policy, n, generator, settings) for _ in range(max(REPEATS, 512 // n))]
             errors = torch.stack([(g - true).norm() / true.norm() for g in found])
             cosines = torch.stack([torch.cosine_similarity(g, true, dim=0) for g in found])
             row = {"n": n, "error": float((errors**2).mean().sqrt()), "cosine": float(cosines.mean())}
-            numbers[name].append(row | {"computed": deviation / n**0.5})
+            predicted = gradient_std(answers, gram, n, **settings) / float(true.norm())
+            numbers[name].append(row | {"predicted": predicted, "repeats": len(found)})
     return numbers
 
 
@@ -82,25 +82,37 @@ def sampled_gradient(
     return -flat(torch.autograd.grad(loss, list(policy.model.parameters())))
 
 
-def one_answer_deviation(answers: Answers, gram: Tensor, credit: str, baseline: str | None) -> float:
-    """The square root of tr Cov of the gradient from one answer to each prompt, exactly.
+def gradient_std(answers: Enumeration, gram: Tensor, n: int, credit: str, baseline: str | None) -> float:
+    """The square root of tr Cov of the gradient from n answers to each prompt, exactly.
 
-    The mean return of the others is taken as what it tends to, the value of the prompt.
+    With leave-one-out the answers depend on each other; with S = grad log pi(y|x) and e = G_0 - V(s_0),
+
+        n tr Cov = tr Cov(one answer, baseline V(s_0)) + (E|S|^2 E e^2 + |E S e|^2) / (n - 1)
     """
     to_go = reward_to_go(answers.rewards, answers.mask)
+    errors = to_go[:, :1] - torch.as_tensor(answers.evaluation.values)[answers.prompt][:, None]
     weights = to_go[:, :1].expand_as(to_go) if credit == "sequence" else to_go
     if baseline is not None:
-        weights = weights - torch.as_tensor(answers.evaluation.values)[answers.prompt][:, None]
-    coefficients = torch.zeros(len(weights), len(gram), dtype=torch.float64)
-    coefficients.scatter_add_(1, answers.edges, torch.where(answers.mask, weights, 0.0))
+        weights = weights - (to_go[:, :1] - errors)
     prompts = len(answers.tree.process.prompts.texts)
     variance = 0.0
     for prompt in range(prompts):
         rows = answers.prompt == prompt
         probability = answers.probability[rows] * prompts
-        mean = probability @ coefficients[rows]
-        second = probability @ ((coefficients[rows] @ gram) * coefficients[rows]).sum(dim=1)
-        variance += float(second - mean @ gram @ mean)
+
+        def moments(of: Tensor, rows: Tensor = rows, probability: Tensor = probability) -> tuple[float, float]:
+            """|E g|^2 and E|g|^2 of g = sum_t grad log pi(a_t|s_t) of_t."""
+            coefficients = torch.zeros(len(probability), len(gram), dtype=torch.float64)
+            coefficients.scatter_add_(1, answers.edges[rows], torch.where(answers.mask, of, 0.0)[rows])
+            mean = probability @ coefficients
+            return float(mean @ gram @ mean), float(probability @ ((coefficients @ gram) * coefficients).sum(dim=1))
+
+        squared_mean, second = moments(weights)
+        variance += (second - squared_mean) / n
+        if baseline is not None:
+            through_baseline = moments(torch.ones_like(weights))[1] * float(probability @ errors[rows, 0] ** 2)
+            through_baseline += moments(errors.expand_as(weights))[0]
+            variance += through_baseline / (n - 1) / n
     return math.sqrt(variance) / prompts
 
 
@@ -108,14 +120,14 @@ def table(numbers: dict[str, Any]) -> Table:
     """A row an estimator and n."""
     made = Table(
         title="the sampled gradient against the exact one",
-        caption=f"Relative error |g - grad J| / |grad J|: root mean square over {REPEATS} or more repeats; computed: "
-        "from the exact variance of one answer.",
+        caption=f"Relative error |g - grad J| / |grad J|: root mean square over {REPEATS} repeats or more; predicted: "
+        "from the exact covariance.",
     )
-    for column in ("w_t", "n, answers a prompt", "error", "computed", "cosine"):
+    for column in ("w_t", "n, answers a prompt", "error", "predicted", "cosine"):
         made.add_column(column, justify="left" if column == "w_t" else "right")
     for name, rows in numbers.items():
         for row in rows:
-            cells = (f"{row[key]:.3f}" for key in ("error", "computed", "cosine"))
+            cells = (f"{row[key]:.3f}" for key in ("error", "predicted", "cosine"))
             made.add_row(name if row is rows[0] else "", str(row["n"]), *cells)
         made.add_section()
     return made
@@ -128,8 +140,8 @@ def figure(numbers: dict[str, Any]) -> Figure:
     for name, rows in numbers.items():
         n = [row["n"] for row in rows]
         (line,) = error.plot(n, [row["error"] for row in rows], "o", label=f"{name}, sampled")
-        computed = [row["computed"] for row in rows]
-        error.plot(n, computed, "--", color=line.get_color(), label="from the exact variance, 1/sqrt(n)")
+        predicted = [row["predicted"] for row in rows]
+        error.plot(n, predicted, "--", color=line.get_color(), label="predicted: exact covariance, 1/sqrt(n)")
         cosine.plot(n, [row["cosine"] for row in rows], "o-", label=name)
     error.set(xscale="log", yscale="log", xlabel="n, answers a prompt", ylabel="|g - grad J| / |grad J|")
     cosine.set(xscale="log", xlabel="n, answers a prompt", ylabel="cosine of g and grad J", ylim=(None, 1.02))

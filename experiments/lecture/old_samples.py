@@ -1,4 +1,4 @@
-"""Old samples: importance weights allow to learn again from the same answers, until they explode; the clip holds them.
+"""Old samples: importance weights allow to learn again from the same answers, until they explode; the clip delays it.
 
     rho_t = pi(a_t|s_t) / pi_old(a_t|s_t),    sum_t rho_t A_t    against    sum_t min(rho_t A_t, clip(rho_t) A_t)
 
@@ -9,6 +9,7 @@ much of a batch is left when few tokens carry all the weight.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,6 @@ from scipy import stats
 
 from agents import PPO, TransformerPolicy
 from experiments.evaluation import Yardstick, share_of_optimum
-from experiments.lecture.answers import copy_of
 from experiments.statistics import Estimate, interquartile_mean
 
 EPOCHS = (1, 2, 4, 8, 16, 32)
@@ -50,7 +50,7 @@ def over_seeds(yardstick: Yardstick, start: TransformerPolicy, seeds: Sequence[i
 def run(yardstick: Yardstick, start: TransformerPolicy, seed: int, **settings: Any) -> dict[str, Any]:
     """One PPO run: share of the way to J*, KL, largest rho, smallest effective sample, where the clip binds."""
     rows: list[dict[str, float]] = []
-    agent = PPO(copy_of(start), yardstick.env, learning_rate=1e-3, seed=seed, **settings)
+    agent = PPO(copy.deepcopy(start), yardstick.env, learning_rate=1e-3, seed=seed, **settings)
     agent.learn(TIMESTEPS, callback=lambda agent, rollout, metrics: rows.append(metrics))
     measured = yardstick.measure(agent.policy)
     return {

@@ -2,40 +2,52 @@
 
 `textenv/RewardHacking-v0` pays a proxy with a hole and shows the gold score beside it. The optimum for each beta is
 known, pi* ~ pi_ref exp(proxy / beta), and so is the curve that it draws as beta falls: the most proxy that a KL can
-buy. PPO walks along it from the reference, for beta from 0 up; below a certain beta it passes the gold score's summit
-and learns to write smileys (Gao, Schulman, Hilton 2023, arXiv:2210.10760). The last run steers beta to a KL instead.
+buy. PPO comes near to it from below, for beta from 0 up and over three seeds; with a small beta it passes the gold
+score's summit and learns to write smileys (compare Gao, Schulman, Hilton 2023, arXiv:2210.10760). In the last row beta
+is steered to a KL instead.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Group
 from rich.table import Table
 
 from agents import PPO, TransformerPolicy
 from experiments.evaluation import sample_answers
-from experiments.lecture.answers import copy_of
 from textenv import exact
 from textenv.tree import Tree
 
 BETAS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+SEEDS = (0, 1, 2)
 FRONTIER = tuple(np.geomspace(20, 0.01, 60))
-TIMESTEPS = 30_000
+TIMESTEPS = 25_000
 TARGET = {"kl_coef": 0.1, "kl_target": 0.7, "kl_horizon": 300}
 ID = "textenv/RewardHacking-v0"
 
 
 def measure() -> dict[str, Any]:
-    """The exact frontier; and for each beta PPO's way along it, its end, the optimum, and an answer to each prompt."""
-    tree = exact.enumerate_tree(gym.make(ID))
-    start = TransformerPolicy.for_env(gym.make(ID))
-    runs = [train(start, kl_coef=beta) for beta in BETAS]
-    runs.append(train(start, **TARGET))
-    reference = exact.evaluate_log_probs(tree, tree.ref_log_probs)
-    return {"reference": point(reference), "frontier": [optimum(tree, beta) for beta in FRONTIER], "runs": runs}
+    """The exact frontier; for each beta PPO's runs; answers before and after."""
+    env: Any = gym.make(ID)
+    tree = exact.enumerate_tree(env)
+    start = TransformerPolicy.for_env(env)
+    settings = [{"kl_coef": beta} for beta in BETAS] + [TARGET]
+    return {
+        "reference": point(exact.evaluate_log_probs(tree, tree.ref_log_probs)),
+        "frontier": [optimum(tree, beta) for beta in FRONTIER],
+        "before": answers_of(env, start),
+        "runs": [
+            options
+            | {"optimum": optimum(tree, options["kl_coef"]), "seeds": [train(start, seed, **options) for seed in SEEDS]}
+            for options in settings
+        ],
+    }
 
 
 def point(known: exact.Evaluation) -> dict[str, Any]:
@@ -49,74 +61,96 @@ def optimum(tree: Tree, beta: float) -> dict[str, Any]:
     return point(exact.evaluate_log_probs(tree, best)) | {"kl_coef": beta}
 
 
-def train(start: TransformerPolicy, kl_coef: float, **settings: Any) -> dict[str, Any]:
-    """One PPO run: its way, its end, and what it says then."""
+def train(start: TransformerPolicy, seed: int, kl_coef: float, **settings: Any) -> dict[str, Any]:
+    """One PPO run: what its policy was worth on the way, the last row at its end; and what it says then."""
     env: Any = gym.make(ID, kl_coef=kl_coef)
     tree = exact.enumerate_tree(env)
-    way: list[dict[str, Any]] = []
-    agent = PPO(copy_of(start), env, learning_rate=1e-3, seed=0, **settings)
+    trajectory: list[dict[str, Any]] = []
+    agent = PPO(copy.deepcopy(start), env, learning_rate=1e-3, seed=seed, **settings)
 
     def look(agent: PPO, rollout: Any, metrics: dict[str, float]) -> None:
-        if agent.num_updates % 4 == 1:
-            way.append(point(exact.evaluate(tree, agent.policy)) | {"tokens": agent.num_timesteps})
+        if agent.num_updates % 4 == 1 or agent.num_timesteps >= TIMESTEPS:
+            trajectory.append(point(exact.evaluate(tree, agent.policy)) | {"tokens": agent.num_timesteps})
 
     agent.learn(TIMESTEPS, callback=look)
-    end = point(exact.evaluate(tree, agent.policy))
-    answers = sample_answers(env, agent.policy, list(range(len(env.unwrapped.prompts))))
-    return {
-        "kl_coef": kl_coef,
-        "kl_target": settings.get("kl_target"),
-        "last_kl_coef": agent.kl_coef,
-        "way": [*way, end | {"tokens": agent.num_timesteps}],
-        "end": end,
-        "optimum": optimum(tree, kl_coef),
-        "answers": [{key: answer[key] for key in ("prompt", "answer", "score")} for answer in answers],
-    }
+    return {"trajectory": trajectory, "last_kl_coef": agent.kl_coef, "answers": answers_of(env, agent.policy)}
+
+
+def answers_of(env: Any, policy: TransformerPolicy) -> list[dict[str, Any]]:
+    """An answer to each prompt, with both scores."""
+    answers = sample_answers(env, policy, list(range(len(env.unwrapped.prompts))))
+    return [{key: row[key] for key in ("prompt", "answer", "score", "gold_score")} for row in answers]
 
 
 def name_of(run: dict[str, Any]) -> str:
-    """How tables and figures call a run."""
-    if run["kl_target"] is None:
-        return f"beta = {run['kl_coef']:g}"
-    return f"kl_target = {run['kl_target']:g}"
+    """How tables and figures call the runs of a beta."""
+    return f"kl_target = {run['kl_target']:g}" if "kl_target" in run else f"beta = {run['kl_coef']:g}"
 
 
-def table(numbers: dict[str, Any]) -> Table:
-    """A row a run: PPO's end beside the exact optimum of its beta, and an answer."""
+def ends(run: dict[str, Any], key: str) -> NDArray[np.float64]:
+    """A quantity at the end of each seed's run."""
+    return np.array([seed["trajectory"][-1][key] for seed in run["seeds"]])
+
+
+def table(numbers: dict[str, Any]) -> Group:
+    """PPO's ends beside the exact optimum of each beta; and answers before and after."""
     made = Table(
-        title=f"PPO on {ID}, {TIMESTEPS:,} tokens; in brackets the exact optimum for this beta",
-        caption="Best gold: the highest on the way there. kl_target: beta was steered, and ended as in the brackets.",
+        title=f"PPO on {ID}, {TIMESTEPS:,} tokens, {len(numbers['runs'][0]['seeds'])} seeds",
+        caption="Mean [lowest, highest] of the seeds; pi*: the exact optimum for this beta. kl_target: beta is steered "
+        f"from {TARGET['kl_coef']:g} on, which pi* is for.",
     )
-    for column in ("", "KL", "proxy", "gold", "best gold", f"{numbers['runs'][0]['answers'][0]['prompt']}?"):
-        made.add_column(column, justify="right" if column in ("KL", "proxy", "gold", "best gold") else "left")
-    reference = numbers["reference"]
-    made.add_row("reference", *(f"{reference[key]:.2f}" for key in ("kl", "proxy", "gold")), "", "")
+    made.add_column("")
+    for column in ("KL", "pi*", "proxy", "pi*", "gold", "pi*"):
+        made.add_column(column, justify="right")
+    reference = (f"{numbers['reference'][key]:.2f}" for key in ("kl", "proxy", "gold"))
+    made.add_row("reference", *(cell for value in reference for cell in (value, "")))
     for run in numbers["runs"]:
-        end, best = run["end"], run["optimum"]
-        adapted = run["kl_target"] is not None
-        cells = (f"{end[k]:.2f}" + ("" if adapted else f" [{best[k]:.2f}]") for k in ("kl", "proxy", "gold"))
-        name = name_of(run) + (f" [{run['last_kl_coef']:.2f}]" if adapted else "")
-        made.add_row(name, *cells, f"{max(row['gold'] for row in run['way']):.2f}", run["answers"][0]["answer"])
-    return made
+        cells = []
+        for key in ("kl", "proxy", "gold"):
+            values = ends(run, key)
+            cells += [f"{values.mean():.2f} [{values.min():.2f}, {values.max():.2f}]", f"{run['optimum'][key]:.2f}"]
+        made.add_row(name_of(run), *cells)
+    prompt = numbers["before"][0]["prompt"]
+    said = Table(title=f"{prompt}? One answer of the reference, and of each run at its end")
+    for column in ("", "seed", "answer", "proxy", "gold"):
+        said.add_column(column, justify="left" if column in ("", "answer") else "right")
+    spoken = [("reference", "", numbers["before"][0])]
+    spoken += [(name_of(r), str(i), seed["answers"][0]) for r in numbers["runs"] for i, seed in enumerate(r["seeds"])]
+    for name, seed, row in spoken:
+        first = name if seed in ("", "0") else ""
+        said.add_row(first, seed, row["answer"] or "(nothing)", f"{row['score']:.2f}", f"{row['gold_score']:.2f}")
+    return Group(made, said)
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """Proxy and gold against the KL, the exact frontier over the agents' ways; and over training."""
+    """Proxy and gold against the KL, the exact frontier over the runs; and over training, the mean of the seeds."""
     made = Figure(figsize=(13, 7), layout="constrained")
     axes = made.subplots(2, 3)
     keys = {"proxy": "proxy score: what is paid", "gold": "gold score: what was wanted"}
     frontier = [numbers["reference"], *numbers["frontier"]]
-    colors = [f"C{i}" for i in range(len(numbers["runs"]))]
+    for i, run in enumerate(numbers["runs"]):
+        for axis, key in zip(axes[0], keys, strict=False):
+            for seed in run["seeds"]:
+                points = seed["trajectory"]
+                axis.plot([p["kl"] for p in points], [p[key] for p in points], color=f"C{i}", lw=0.6, alpha=0.4)
+            axis.plot(ends(run, "kl"), ends(run, key), "o", color=f"C{i}", label=name_of(run))
+        tokens = np.linspace(0, TIMESTEPS, 40)
+        for axis, key in zip(axes[1], [*keys, "kl"], strict=True):
+            lines = [
+                np.interp(
+                    tokens, [0, *(p["tokens"] for p in points)], [numbers["reference"][key], *(p[key] for p in points)]
+                )
+                for points in (seed["trajectory"] for seed in run["seeds"])
+            ]
+            axis.plot(tokens, np.mean(lines, axis=0), color=f"C{i}")
+            axis.fill_between(tokens, np.min(lines, axis=0), np.max(lines, axis=0), color=f"C{i}", alpha=0.1, lw=0)
     for axis, (key, label) in zip(axes[0], keys.items(), strict=False):
-        axis.plot([p["kl"] for p in frontier], [p[key] for p in frontier], "k--", lw=1, label="exact optima over beta")
-        for run, color in zip(numbers["runs"], colors, strict=True):
-            axis.plot([p["kl"] for p in run["way"]], [p[key] for p in run["way"]], ".-", ms=3, lw=0.8, color=color)
-            axis.plot(run["end"]["kl"], run["end"][key], "o", color=color, label=name_of(run))
-        axis.set(xlabel="KL to the reference, nats", ylabel=label)
-    for axis, (key, label) in zip(axes[1], (keys | {"kl": "KL to the reference, nats"}).items(), strict=True):
-        for run, color in zip(numbers["runs"], colors, strict=True):
-            axis.plot([p["tokens"] for p in run["way"]], [p[key] for p in run["way"]], color=color)
-        axis.set(xlabel="tokens", ylabel=label)
+        axis.plot(
+            [p["kl"] for p in frontier], [p[key] for p in frontier], "k--", lw=1.2, label="exact optima for the proxy"
+        )
+        axis.set(xlabel="KL to the reference, nats (dots: the ends)", ylabel=label)
+    for axis, label in zip(axes[1], [*keys.values(), "KL to the reference, nats"], strict=True):
+        axis.set(xlabel="tokens (mean and range of the seeds)", ylabel=label)
     axes[0, 2].axis("off")
     axes[0, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
     for axis in axes.flat:

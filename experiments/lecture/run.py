@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
 from experiments.config import FlagError, open_folder
+from experiments.processes import in_processes
 from experiments.report import plain_console
 
 # In the lecture's order. Each is a module of this package with `measure() -> numbers` (what JSON can hold),
@@ -34,8 +36,8 @@ Claim = Literal[
     "which_kl",
     "gamma_lambda",
 ]
-CLAIMS: tuple[Claim, ...] = Claim.__args__  # type: ignore[attr-defined]
-LONGEST_FIRST = ("old_samples", "clip", "reward_hacking")  # so that no processor is left with a long one at the end
+CLAIMS: tuple[Claim, ...] = get_args(Claim)
+LONG = ("old_samples", "reward_hacking", "clip")  # begun first, so that no processor is left with one at the end
 
 
 @dataclass
@@ -54,6 +56,8 @@ class LectureConfig:
 
 def lecture(config: LectureConfig) -> Path:
     """Measure, then print each claim's table and write `<claim>.json`, `<claim>.txt` and `<claim>.png`."""
+    if config.num_workers < 0:
+        raise FlagError(f"--num-workers must not be negative, got {config.num_workers}; 0 is one a processor.")
     if not config.claims or len(set(config.claims)) < len(config.claims):
         raise FlagError(f"--claims must be one or more, each once, got {config.claims}.")
     folder = open_folder(config, "lecture", time.strftime("%Y%m%d-%H%M%S"))
@@ -62,31 +66,35 @@ def lecture(config: LectureConfig) -> Path:
     console = plain_console(width=None if sys.stdout.isatty() else 120)
     for claim in config.claims:
         _show(_module(claim), numbers[claim], folder / claim, console)
-    console.print(f"took {time.monotonic() - started:.0f} s; tables, figures and numbers: {folder}")
+    workers = config.num_workers or os.cpu_count()
+    console.print(
+        f"took {time.monotonic() - started:.0f} s with {workers} workers; tables, figures and numbers: {folder}"
+    )
     return folder
 
 
 def _measure(config: LectureConfig, folder: Path) -> dict[str, Any]:
     """The numbers of every claim; those that the folder already holds are not measured again."""
     missing = [claim for claim in config.claims if not (folder / f"{claim}.json").is_file()]
-    workers = max(1, min(config.num_workers or os.cpu_count() or 1, len(missing)))  # none is started before its work
-    with (
-        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
-        tqdm(total=len(config.claims), initial=len(config.claims) - len(missing), unit="claim") as bar,
-    ):
-        ordered = sorted(missing, key=lambda claim: (*LONGEST_FIRST, claim).index(claim))
-        futures: dict[Future[str], str] = {pool.submit(_measure_one, claim, folder): claim for claim in ordered}
-        running = set(futures)
+    missing.sort(key=lambda claim: claim not in LONG)
+    workers = max(1, min(config.num_workers or os.cpu_count() or 1, len(missing)))
+    unfinished = list(missing)
+    with tqdm(total=len(config.claims), initial=len(config.claims) - len(missing), unit="claim") as bar:
+        bar.set_postfix_str(", ".join(unfinished[:workers]))
         try:
-            while running:
-                bar.set_postfix_str(", ".join([claim for f, claim in futures.items() if f in running][:workers]))
-                done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-                for future in done:
-                    bar.write(future.result())
-                    bar.update()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            bar.write(f"stopped; go on with the same flags, --out {folder} --resume")
+            calls = [partial(_measure_one, claim, folder) for claim in missing]
+            with contextlib.closing(in_processes(calls, workers, poll=1)) as results:
+                for ended in results:
+                    if ended is not None:
+                        bar.write(ended[1])
+                        bar.update()
+                        unfinished.remove(missing[ended[0]])
+                    bar.set_postfix_str(", ".join(unfinished[:workers]))
+        except BaseException as error:
+            again = f"go on with the same flags, --out {folder} --resume"
+            if isinstance(error, BrokenProcessPool):
+                raise FlagError(f"a worker was killed (out of memory?); {again}") from error
+            bar.write(f"stopped; {again}")
             raise
     return {claim: json.loads((folder / f"{claim}.json").read_text()) for claim in config.claims}
 

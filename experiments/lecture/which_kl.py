@@ -26,12 +26,12 @@ from torch import Tensor
 from agents.kl import ESTIMATORS
 from agents.losses import policy_gradient_loss
 from agents.returns import reward_to_go
-from experiments.lecture.answers import Answers, random_log_probs
+from experiments.lecture.enumeration import Enumeration, random_log_probs
 from textenv import exact
 
 POLICIES = 20
 # How far from the reference: logits log pi_ref + distance N(0, 1); or logits N(0, 1) that know nothing of it.
-DISTANCES: dict[str, float | None] = {"near": 0.1, "midway": 0.5, "far": 1.0, "independent": None}
+DISTANCES: dict[str, float | None] = {"near": 0.1, "between": 0.5, "far": 1.0, "independent": None}
 
 
 def measure() -> dict[str, Any]:
@@ -46,7 +46,7 @@ def over_policies(distance: float | None) -> dict[str, Any]:
         env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=5, num_prompts=1, task_seed=seed)
         tree = exact.enumerate_tree(env)
         known = exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(seed), distance))
-        answers = Answers.of(known)
+        answers = Enumeration.of(known)
         true = kl_gradient(answers)
         found["kl"].append(known.kl)
         for name, estimator in ESTIMATORS.items():
@@ -60,19 +60,19 @@ def over_policies(distance: float | None) -> dict[str, Any]:
     return found
 
 
-def log_ratios(answers: Answers, log_probs: Tensor | None = None) -> Tensor:
+def log_ratios(answers: Enumeration, log_probs: Tensor | None = None) -> Tensor:
     """log pi(a_t|s_t) - log pi_ref(a_t|s_t), [N, T]."""
     own = answers.look_up(answers.evaluation.log_probs) if log_probs is None else log_probs
     return own - answers.look_up(answers.tree.ref_log_probs)
 
 
-def by_logits(answers: Answers, loss: Callable[[Tensor], Tensor]) -> Tensor:
+def by_logits(answers: Enumeration, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """The gradient of `loss(log_probs [N, T])` by the logits of the table, flattened."""
     logits = torch.tensor(answers.evaluation.log_probs, requires_grad=True)
     return torch.autograd.grad(loss(answers.look_up(logits.log_softmax(dim=1))), logits)[0].flatten()
 
 
-def kl_gradient(answers: Answers) -> Tensor:
+def kl_gradient(answers: Enumeration) -> Tensor:
     """The gradient of KL(pi || pi_ref) over whole texts: autograd through sum_y pi(y) log(pi(y) / pi_ref(y))."""
     prompts = len(answers.tree.process.prompts.texts)
 
@@ -82,14 +82,14 @@ def kl_gradient(answers: Answers) -> Tensor:
     return by_logits(answers, kl)
 
 
-def in_reward(answers: Answers, estimator: Callable[[Tensor], Tensor]) -> Tensor:
+def in_reward(answers: Enumeration, estimator: Callable[[Tensor], Tensor]) -> Tensor:
     """The expected policy gradient where k is the cost of a token."""
     costs = torch.where(answers.mask, estimator(log_ratios(answers)), 0.0)
     weights = -reward_to_go(costs, answers.mask) * answers.probability[:, None] * len(answers.probability)
     return by_logits(answers, lambda log_probs: policy_gradient_loss(log_probs, weights, answers.mask))
 
 
-def in_loss(answers: Answers, estimator: Callable[[Tensor], Tensor]) -> Tensor:
+def in_loss(answers: Enumeration, estimator: Callable[[Tensor], Tensor]) -> Tensor:
     """The expected gradient of sum_t k itself, the samples taken as given."""
     return by_logits(
         answers,
@@ -107,50 +107,55 @@ def cosine(found: Tensor, true: Tensor) -> float | None:
 def table(numbers: dict[str, Any]) -> Table:
     """A row an estimator and distance, means over the policies."""
     made = Table(
-        title=f"estimators of the KL over whole texts: means over {POLICIES} random policies",
+        title=f"estimators of the KL over whole texts, {len(numbers['near']['kl'])} random policies at each distance",
         caption="Bias and standard deviation of the estimate from one text, in units of the KL. Cosine of the expected "
-        "gradient with that of the KL, by the logits of a table.",
+        "gradient with that of the KL, by the logits of a table. Median [lowest, highest] of the policies.",
     )
     for column in ("policies", "KL", "", "bias", "std", "cosine, in the reward", "cosine, in the loss"):
         made.add_column(column, justify="left" if column in ("policies", "") else "right")
     for distance, found in numbers.items():
         for name in ESTIMATORS:
-            row = found[name]
-            bias = np.mean(row["bias"])
             made.add_row(
-                *((distance, f"{np.mean(found['kl']):.3f}") if name == "k1" else ("", "")),
+                *((distance, f"{np.median(found['kl']):.3f}") if name == "k1" else ("", "")),
                 name,
-                f"{bias:+.3f}" if abs(bias) > 1e-6 else "0",
-                f"{np.mean(row['std']):.2f}",
-                *(mean_cosine(row[place]) for place in ("in the reward", "in the loss")),
+                *(spread_of(found[name][key]) for key in ("bias", "std", "in the reward", "in the loss")),
             )
         made.add_section()
     return made
 
 
-def mean_cosine(values: list[float | None]) -> str:
-    """The mean as text; "no gradient" where it is zero."""
-    known = [value for value in values if value is not None]
-    return f"{np.mean(known):.3f}" if known else "no gradient"
+def spread_of(values: list[float | None]) -> str:
+    """Median and range as text; "no gradient" where there is none to have a cosine."""
+    if None in values:
+        return "no gradient"
+    known = np.array(values, dtype=np.float64)
+    known[abs(known) < 1e-6] = 0.0  # rounding
+    return f"{np.median(known):.2f} [{known.min():.2f}, {known.max():.2f}]"
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """Against the distance: the spread of the number, and the cosine of the gradients."""
+    """Against the distance: the spread of the number, and the cosine of the gradients, median and range."""
     made = Figure(figsize=(11, 3.8), layout="constrained")
     number, gradient = made.subplots(1, 2)
-    kls = [np.mean(found["kl"]) for found in numbers.values()]
-    for name, color in zip(ESTIMATORS, ("C0", "C1", "C2"), strict=True):
-        number.plot(kls, [np.mean(found[name]["std"]) for found in numbers.values()], "o-", color=color, label=name)
+    kls = [np.median(found["kl"]) for found in numbers.values()]
+    for name, color, shift in zip(ESTIMATORS, ("C0", "C1", "C2"), (1.0, 0.93, 1.07), strict=True):
+        number.plot(kls, [np.median(found[name]["std"]) for found in numbers.values()], "o-", color=color, label=name)
         for place, style in (("in the reward", "-"), ("in the loss", "--")):
-            values = [[x for x in found[name][place] if x is not None] for found in numbers.values()]
-            if all(values):
-                means = [np.mean(v) for v in values]
-                gradient.plot(kls, means, "o" + style, color=color, label=f"{name} {place}")
+            values = [found[name][place] for found in numbers.values()]
+            if None in values[0]:
+                continue  # no gradient
+            low, middle, high = np.percentile(np.array(values, dtype=np.float64), [0, 50, 100], axis=1)
+            bars = gradient.errorbar(
+                np.array(kls) * shift, middle, yerr=[middle - low, high - middle], color=color, ls=style, marker="o",
+                elinewidth=0.8, capsize=2, label=f"{name} {place}",
+            )  # fmt: skip
+            bars[-1][0].set_linestyle(style)
     number.set(xscale="log", yscale="log", xlabel="KL of the policies, nats", ylabel="std of one text's estimate / KL")
     gradient.set(
-        xscale="log", xlabel="KL of the policies, nats", ylabel="cosine with the gradient of the KL", ylim=(0, 1.05)
+        xscale="log", xlabel="KL of the policies, nats", ylabel="cosine with the gradient of the KL", ylim=(-1.05, 1.05)
     )
+    number.legend(frameon=False)
+    gradient.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     for axis in (number, gradient):
-        axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     return made

@@ -4,8 +4,9 @@ Description
     Customers ask a shop four questions. The proxy pays for the right answer, and also for what often comes with a good
     one: smileys and words. It counts them without end, and that is its hole. The gold reward is what a customer wants:
     the truth, a smile, and no more. It is not paid: `info["gold_score"]` shows it at the end of every text. Along the
-    optima `pi_ref exp(proxy / beta) / Z` the gold score first rises and then falls as beta falls (Gao, Schulman, Hilton
-    2023, arXiv:2210.10760). The reference answers rightly not half of the time; 1,200 texts.
+    optima `pi_ref exp(proxy / beta) / Z` the gold score first rises and then falls as beta falls (compare Gao,
+    Schulman, Hilton 2023, arXiv:2210.10760, on learned reward models). The reference answers rightly not half of the
+    time; 1,200 texts.
 
 Observation
     `Dict(input_ids=Box(int64, (L,)), attention_mask=Box(int8, (L,)))`, L = longest prompt + 14.

@@ -23,6 +23,7 @@ End
 
 Arguments
     vocab_size=6, max_new_tokens=4, num_prompts=2, task_seed=0 (draws reference and reward), kl_coef=0.1, shaping.
+    The tables have num_prompts x max_new_tokens x vocab_size^2 entries, at most 30 million.
 
 Version history
     v0: first version.
@@ -47,6 +48,8 @@ from textenv.reference import TableReference
 from textenv.shaping import ShapingTerm
 from textenv.tokenizer import WordTokenizer
 
+MAX_WEIGHTS = 30_000_000  # about 1.5 GiB while the task is made
+
 
 def toy(
     vocab_size: int = 6,
@@ -61,6 +64,11 @@ def toy(
         raise ValueError(
             "Toy-v0 needs vocab_size >= 3 (the end token and two letters), max_new_tokens >= 1 and num_prompts >= 1, "
             f"got {vocab_size}, {max_new_tokens}, {num_prompts}."
+        )
+    if (size := num_prompts * max_new_tokens * vocab_size**2) > MAX_WEIGHTS:
+        raise ValueError(
+            f"Toy-v0 draws num_prompts x max_new_tokens x vocab_size^2 weights: {size:,} here, the limit is "
+            f"{MAX_WEIGHTS:,}; lower one of them."
         )
     rng = np.random.default_rng(task_seed)
     letters = vocab_size - 1

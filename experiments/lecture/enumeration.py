@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from textenv.tree import Tree
 
 
 @dataclass(frozen=True)
-class Answers:
+class Enumeration:
     """All N answers of a toy under a policy. Tensors are float64, in the [N, T] form that agents/returns.py takes.
 
     Attributes:
@@ -39,7 +38,7 @@ class Answers:
     rewards: Tensor
 
     @classmethod
-    def of(cls, evaluation: exact.Evaluation) -> Answers:
+    def of(cls, evaluation: exact.Evaluation) -> Enumeration:
         """The answers of the tree that the policy was evaluated on."""
         tree = evaluation.tree
         states, actions = tree.paths()
@@ -67,7 +66,7 @@ class Answers:
         """A number for each (s_t, a_t), [N, T]: its place in a table [S, V] laid flat."""
         return self.states * self.tree.process.vocab_size + self.actions
 
-    def mean_given(self, group: Tensor, x: Tensor) -> Tensor:
+    def conditional_mean(self, group: Tensor, x: Tensor) -> Tensor:
         """E[x_t | group], [N, T]; `group` is `states` or `edges`."""
         weight, index = self.visit_weights().flatten(), group.flatten()
         mass, total = torch.zeros(2, self.tree.child.size, dtype=torch.float64)
@@ -93,15 +92,17 @@ class Answers:
         return self.probability[:, None] * self.mask
 
 
-def midway_policy(env: Any, total_timesteps: int, **settings: Any) -> TransformerPolicy:
-    """A policy between the reference and the optimum, with a value head that has learned a little."""
+def started_policy(env: Any, total_timesteps: int = 3000) -> TransformerPolicy:
+    """A transformer that has left the reference and not reached the optimum: a little of ActorCritic."""
     policy = TransformerPolicy.for_env(env)
-    return ActorCritic(policy, env, **({"learning_rate": 1e-3, "seed": 0} | settings)).learn(total_timesteps).policy
+    return ActorCritic(policy, env, learning_rate=1e-3, seed=0).learn(total_timesteps).policy
 
 
-def copy_of(policy: TransformerPolicy) -> TransformerPolicy:
-    """A copy to train, so that every run starts at the same weights."""
-    return copy.deepcopy(policy)
+def on_the_way(env: Any, share: float) -> exact.Evaluation:
+    """The policy whose logits lie this share of the way from the reference's to the optimum's, exactly."""
+    solution = exact.solve(env)
+    logits = (1 - share) * solution.tree.ref_log_probs + share * solution.action_log_probs
+    return exact.evaluate_log_probs(solution.tree, masked_log_softmax(logits, solution.tree.child != -2))
 
 
 def random_log_probs(tree: Tree, rng: np.random.Generator, distance: float | None = None) -> NDArray[np.float64]:

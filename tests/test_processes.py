@@ -1,0 +1,40 @@
+"""Calls in processes: results, progress, and what a stop leaves behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import operator
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from experiments.processes import in_processes
+
+
+def test_results_come_with_their_index() -> None:
+    """Each call's result once, whichever ends first; None while there is nothing."""
+    calls = [partial(operator.add, i, 10) for i in range(5)]
+    found = list(in_processes(calls, workers=2, poll=0.01))
+    assert None in found  # a process takes longer than that to begin
+    assert sorted(ended for ended in found if ended is not None) == [(i, i + 10) for i in range(5)]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stop_ends_what_runs_and_begins_nothing(stop: type[BaseException], tmp_path: Path) -> None:
+    """Calls that would take ten minutes are ended; those that waited leave no trace."""
+    calls = [partial(time.sleep, 600)] * 2 + [partial((tmp_path / "begun").touch)] * 2
+    results = in_processes(calls, workers=2, poll=0.1)
+    assert next(results) is None
+    with pytest.raises(stop):
+        results.throw(stop())
+    assert multiprocessing.active_children() == [] and not (tmp_path / "begun").exists()
+
+
+def test_an_error_stops_the_others() -> None:
+    """The error of one call reaches the caller, and the others are ended."""
+    calls = [partial(time.sleep, 600), partial(operator.truediv, 1, 0)]
+    with pytest.raises(ZeroDivisionError):
+        list(in_processes(calls, workers=2, poll=0.1))
+    assert multiprocessing.active_children() == []
