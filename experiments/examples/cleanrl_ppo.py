@@ -3,10 +3,10 @@
     python -m experiments.examples.cleanrl_ppo
     python -m experiments.examples.cleanrl_ppo --autoreset-mode SameStep --total-timesteps 100000
 
-Three things are particular to text. Masks: logits of forbidden tokens are -inf, in sampling and in the update alike. The
-KL: the environment pays `beta log pi_ref(a|s)`, this file pays `-beta log pi(a|s)`. Autoreset: in NextStep mode the step
-after an end is dead (its action is ignored, the observation already belongs to a new text); it is left out of the loss,
-and no advantage crosses it. An end is never bootstrapped: `terminated` is True also where a text was cut.
+Three things are particular to text. Masks: logits of forbidden tokens are -inf, in sampling and in the update alike.
+The KL: the environment pays `beta log pi_ref(a|s)`, this file pays `-beta log pi(a|s)`. Autoreset: in NextStep mode the
+step after an end is dead (its action is ignored, and it answers with a new text); it is left out of the loss, and no
+advantage crosses it. An end is never bootstrapped: `terminated` is True also where a text was cut.
 """
 
 from __future__ import annotations
