@@ -1,0 +1,1 @@
+"""Other libraries on our environments: one short file each, to copy."""

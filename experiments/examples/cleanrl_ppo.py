@@ -1,0 +1,137 @@
+"""PPO in one file, CleanRL's way, over `gym.make_vec`: nothing of `agents/` is used. Copy it and change it.
+
+    python -m experiments.examples.cleanrl_ppo
+    python -m experiments.examples.cleanrl_ppo --autoreset-mode SameStep --total-timesteps 100000
+
+Three things are particular to text. Masks: logits of forbidden tokens are -inf, in sampling and in the update alike.
+The KL: the environment pays `beta log pi_ref(a|s)`, this file pays `-beta log pi(a|s)`. Autoreset: in NextStep mode the
+step after an end is dead (its action is ignored, and it answers with a new text); it is left out of the loss, and no
+advantage crosses it. An end is never bootstrapped: `terminated` is True also where a text was cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+import textenv  # noqa: F401, registers the environments
+
+
+@dataclass
+class Args:
+    """PPO's settings."""
+
+    env_id: str = "textenv/TajMahal-v0"
+    """A registered id."""
+    autoreset_mode: Literal["NextStep", "SameStep"] = "NextStep"
+    """What happens after an end."""
+    total_timesteps: int = 60_000
+    """Tokens to write."""
+    num_envs: int = 32
+    """Texts at once."""
+    num_steps: int = 32
+    """Steps an update."""
+    learning_rate: float = 2e-3
+    """Adam's step size."""
+    update_epochs: int = 4
+    """Uses of each step."""
+    gae_lambda: float = 0.95
+    """lambda; gamma is 1."""
+    clip_coef: float = 0.2
+    """The clip."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    seed: int = 0
+    """Seeds everything."""
+
+
+class ActorCritic(nn.Module):
+    """Token embeddings laid side by side, two layers, two heads."""
+
+    def __init__(self, vocab_size: int, length: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.blank = vocab_size
+        self.embedding = nn.Embedding(vocab_size + 1, 16)
+        self.trunk = nn.Sequential(nn.Linear(16 * length, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
+        self.actor, self.critic = nn.Linear(hidden, vocab_size), nn.Linear(hidden, 1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi(.|s) [B, V], and V(s) [B]."""
+        hidden = self.trunk(self.embedding(input_ids.where(attention_mask == 1, self.blank)).flatten(1))
+        logits = self.actor(hidden).masked_fill(action_mask == 0, -torch.inf)
+        return logits.log_softmax(dim=-1), self.critic(hidden).squeeze(1)
+
+
+def train(args: Args) -> tuple[ActorCritic, list[float]]:
+    """Learn; returns the network and the mean score of the texts that ended in each update."""
+    torch.manual_seed(args.seed)
+    envs: Any = gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode=args.autoreset_mode)
+    kl_coef = envs.unwrapped.process.kl_coef
+    net = ActorCritic(int(envs.single_action_space.n), envs.single_observation_space["input_ids"].shape[0])
+    optimizer = torch.optim.Adam(net.parameters(), lr=args.learning_rate, eps=1e-5)
+    observation, info = envs.reset(seed=args.seed)
+    state = as_tensors(observation, info)
+    ended = np.zeros(args.num_envs, dtype=bool)  # in the step before
+    history = []
+    for _ in range(args.total_timesteps // (args.num_envs * args.num_steps)):
+        steps: list[tuple[Any, ...]] = []
+        scores: list[float] = []
+        for _ in range(args.num_steps):
+            with torch.no_grad():
+                log_probs, value = net(*state)
+            action = torch.multinomial(log_probs.exp(), 1)
+            log_prob = log_probs.gather(1, action).squeeze(1)
+            observation, reward, terminated, _, info = envs.step(action.squeeze(1).numpy())
+            live = torch.as_tensor(~ended) if args.autoreset_mode == "NextStep" else torch.ones(args.num_envs) == 1
+            paid = torch.as_tensor(reward, dtype=torch.float32) - kl_coef * log_prob
+            steps.append((*state, action, log_prob, value, paid, torch.as_tensor(terminated), live))
+            final = info.get("final_info", info)  # SameStep has the ended text's info there
+            scores += final["score"][final["_score"]].tolist() if "score" in final else []
+            state, ended = as_tensors(observation, info), terminated
+        with torch.no_grad():
+            next_value = net(*state)[1]
+        *inputs, actions, old_log_probs, values, rewards, ends, live = map(torch.stack, zip(*steps, strict=True))
+        advantages = gae(rewards, values, ends, live, next_value, args.gae_lambda)
+        returns = advantages + values
+        for _ in range(args.update_epochs):
+            log_probs, new_values = net(*(x[live] for x in inputs))
+            ratio = (log_probs.gather(1, actions[live]).squeeze(1) - old_log_probs[live]).exp()
+            clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+            policy_loss = -torch.minimum(ratio * advantages[live], clipped * advantages[live]).mean()
+            value_loss = 0.5 * ((new_values - returns[live]) ** 2).mean()
+            optimizer.zero_grad()
+            (policy_loss + args.vf_coef * value_loss).backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+        history.append(float(np.mean(scores)))
+    return net, history
+
+
+def as_tensors(observation: dict[str, Any], info: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the network reads: `input_ids`, `attention_mask`, `action_mask`."""
+    arrays = (observation["input_ids"], observation["attention_mask"], info["action_mask"])
+    return tuple(torch.tensor(array) for array in arrays)  # type: ignore[return-value]
+
+
+def gae(rewards: Tensor, values: Tensor, ends: Tensor, live: Tensor, next_value: Tensor, gae_lambda: float) -> Tensor:
+    """Advantages [T, N], gamma = 1: nothing is carried over an end, nor through a dead step."""
+    advantages, following = torch.zeros_like(rewards), torch.zeros_like(next_value)
+    for t in reversed(range(len(rewards))):
+        goes_on = (~ends[t] & live[t]).float()
+        delta = rewards[t] + goes_on * next_value - values[t]
+        following = delta + gae_lambda * goes_on * following
+        advantages[t], next_value = following, values[t]
+    return advantages
+
+
+if __name__ == "__main__":
+    network, means = train(tyro.cli(Args))
+    for i in range(0, len(means), max(1, len(means) // 10)):
+        print(f"update {i}: mean score {means[i]:.3f}")
+    print(f"last update: mean score {means[-1]:.3f}")

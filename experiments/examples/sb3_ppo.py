@@ -1,0 +1,81 @@
+"""Stable-Baselines3's PPO and sb3-contrib's MaskablePPO with a language model as the policy. Copy it and change it.
+
+    python -m experiments.examples.sb3_ppo
+    python -m experiments.examples.sb3_ppo --env-id textenv/Toy-v0 --no-masks
+
+Unforked: a batched environment (`TextVecEnv`), a rollout buffer that pays the policy's half of the KL, and a policy
+class whose trunk, output layer and value head are the language model's. The exact optimum says how good it got.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import torch
+import tyro
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
+
+import textenv  # noqa: F401, registers the environments
+from agents import TransformerPolicy
+from agents.sb3 import (
+    CausalLMPolicy,
+    KLDictRolloutBuffer,
+    KLMaskableDictRolloutBuffer,
+    MaskableCausalLMPolicy,
+    TextVecEnv,
+)
+from textenv import exact
+
+
+@dataclass
+class Args:
+    """Settings of the run."""
+
+    env_id: str = "textenv/TajMahal-v0"
+    """A registered id; one that can be enumerated."""
+    masks: bool = True
+    """MaskablePPO rather than PPO: needed where the reference forbids tokens."""
+    total_timesteps: int = 50_000
+    """Tokens to write."""
+    num_envs: int = 64
+    """Texts at once."""
+    seed: int = 0
+    """Seeds everything."""
+
+
+def train(args: Args) -> tuple[Any, float]:
+    """Learn; returns the agent and its share of the way from the reference to the optimum."""
+    envs = TextVecEnv(gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode="SameStep"))
+    if args.masks:  # sb3-contrib's masked probabilities fail torch's check that they sum to 1 on large vocabularies
+        torch.distributions.Distribution.set_default_validate_args(False)
+    algorithm: Any = MaskablePPO if args.masks else PPO
+    agent = algorithm(
+        MaskableCausalLMPolicy if args.masks else CausalLMPolicy,
+        envs,
+        n_steps=8,
+        batch_size=8 * args.num_envs,
+        n_epochs=4,
+        learning_rate=1e-3,
+        gamma=1.0,
+        vf_coef=0.1,
+        max_grad_norm=1.0,
+        normalize_advantage=False,
+        seed=args.seed,
+        rollout_buffer_class=KLMaskableDictRolloutBuffer if args.masks else KLDictRolloutBuffer,
+        rollout_buffer_kwargs={"kl_coef": envs.unwrapped.process.kl_coef},
+        policy_kwargs={"language_model": TransformerPolicy.for_env(envs)},
+        device="cpu",
+    )
+    agent.learn(args.total_timesteps)
+    solution = exact.solve(envs)
+    known = exact.evaluate(solution.tree, agent.policy.features_extractor.language_model)
+    gap = solution.objective - solution.reference_objective
+    return agent, (known.objective - solution.reference_objective) / gap
+
+
+if __name__ == "__main__":
+    trained, share = train(tyro.cli(Args))
+    print(f"{type(trained).__name__}: {share:.1%} of the way from the reference to the exact optimum")

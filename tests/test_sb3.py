@@ -1,0 +1,259 @@
+"""Stable-Baselines3 and sb3-contrib on texts, unforked."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+
+from agents import TransformerPolicy, collect
+from agents.sampling import new_generator
+from agents.sb3 import (
+    CausalLMPolicy,
+    KLDictRolloutBuffer,
+    KLMaskableDictRolloutBuffer,
+    KLRolloutBuffer,
+    MaskableCausalLMPolicy,
+    TextVecEnv,
+)
+from tests.tasks import words
+from tests.test_gradients import random_policy
+from textenv import TableReference, TextVectorEnv, exact
+from textenv.wrappers import FlatTokens
+
+TOY = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2, "kl_coef": 0.5}
+
+
+def vec(env_id: str = "textenv/Toy-v0", num_envs: int = 4, **arguments: Any) -> TextVecEnv:
+    """A batched environment for Stable-Baselines3."""
+    return TextVecEnv(gym.make_vec(env_id, num_envs=num_envs, autoreset_mode="SameStep", **arguments))
+
+
+class KeepRollout(BaseCallback):
+    """Keeps the first rollout as the buffer holds it: arrays [n_steps, n_envs]."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not hasattr(self, "kept"):
+            buffer = self.locals["rollout_buffer"]
+            names = ("rewards", "actions", "log_probs", "episode_starts", "values")
+            self.kept = {name: getattr(buffer, name).copy() for name in names}
+            self.kept |= {name: values.copy() for name, values in buffer.observations.items()}
+
+
+def episodes(kept: dict[str, np.ndarray], width: int) -> list[tuple[tuple[int, ...], tuple[int, ...], np.ndarray]]:
+    """The whole episodes of a rollout: prompt, tokens, rewards."""
+    found = []
+    steps, envs = kept["rewards"].shape
+    for env in range(envs):
+        begins = [t for t in range(steps) if kept["episode_starts"][t, env]]
+        for start, stop in itertools.pairwise(begins):
+            mask = kept["attention_mask"][start, env, :width] == 1
+            prompt = kept["input_ids"][start, env, :width][mask]
+            tokens = kept["actions"][start:stop, env].ravel()
+            found.append((tuple(prompt.tolist()), tuple(tokens.tolist()), kept["rewards"][start:stop, env]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "buffer"),
+    [
+        (PPO, CausalLMPolicy, KLDictRolloutBuffer),
+        (A2C, CausalLMPolicy, KLDictRolloutBuffer),
+        (MaskablePPO, MaskableCausalLMPolicy, KLMaskableDictRolloutBuffer),
+    ],
+)
+def test_the_buffer_is_paid_what_collect_pays(algorithm: Any, policy: Any, buffer: Any) -> None:
+    """Reward by reward, the same texts in Stable-Baselines3's buffer and in `collect`: score, both halves of the KL."""
+    envs = vec(**TOY)
+    language_model = random_policy(envs).float()
+    agent = algorithm(
+        policy,
+        envs,
+        n_steps=40,
+        seed=0,
+        rollout_buffer_class=buffer,
+        rollout_buffer_kwargs={"kl_coef": TOY["kl_coef"]},
+        policy_kwargs={"language_model": language_model},
+    )
+    keep = KeepRollout()
+    agent.learn(1, callback=keep)
+    ours = collect(envs, language_model, 1024, generator=new_generator("cpu", 0))
+    width = envs.unwrapped.process.prompt_width
+    paid = {}
+    for row in range(len(ours)):
+        columns = ours.attention_mask[row, : -ours.num_tokens] == 1
+        prompt = ours.input_ids[row, : -ours.num_tokens][columns]
+        written = ours.mask[row]
+        paid[tuple(prompt.tolist()), tuple(ours.tokens[row][written].tolist())] = ours.rewards[row][written]
+    compared = [episode for episode in episodes(keep.kept, width) if episode[:2] in paid]
+    assert len(compared) > 30 and len({(prompt, tokens) for prompt, tokens, _ in compared}) > 5
+    for prompt, tokens, rewards in compared:
+        np.testing.assert_allclose(rewards, paid[prompt, tokens].numpy(), atol=2e-5)
+    # control: what the environment pays alone is something else
+    halves = keep.kept["rewards"] + TOY["kl_coef"] * keep.kept["log_probs"]
+    assert np.abs(halves - keep.kept["rewards"]).min() > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_pretrained_weights_are_kept(temperature: float) -> None:
+    """Before learning, probabilities and values are the language model's; learning changes a copy, trunk and heads."""
+    envs = vec(**TOY)
+    language_model = random_policy(envs, temperature=temperature).float()
+    before = {name: p.clone() for name, p in language_model.named_parameters()}
+    agent = PPO(CausalLMPolicy, envs, n_steps=8, seed=0, policy_kwargs={"language_model": language_model})
+    observation = envs.reset()
+    tensors, _ = agent.policy.obs_to_tensor(observation)
+    with torch.no_grad():
+        expected = language_model.next_token_logits(**observation).log_softmax(dim=-1)
+        found = agent.policy.get_distribution(tensors).distribution.logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        ids, mask = (torch.as_tensor(observation[name]) for name in ("input_ids", "attention_mask"))
+        longer = torch.nn.functional.pad(ids, (0, 1)), torch.nn.functional.pad(mask, (0, 1))
+        width = envs.unwrapped.process.prompt_width
+        values = language_model.values(longer[0][:, : width + 1], longer[1][:, : width + 1], 1)
+        torch.testing.assert_close(agent.policy.predict_values(tensors), values, rtol=0, atol=1e-5)
+    agent.learn(64)
+    assert all(torch.equal(p, before[name]) for name, p in language_model.named_parameters())
+    trained = dict(agent.policy.features_extractor.language_model.named_parameters())
+    assert all(not torch.equal(p, before[name]) for name, p in trained.items() if "wpe" not in name)
+
+
+def test_an_agent_is_saved_and_loaded(tmp_path: Path) -> None:
+    """`PPO.load` gives the same probabilities."""
+    envs = vec(**TOY)
+    agent = PPO(CausalLMPolicy, envs, n_steps=8, seed=0, policy_kwargs={"language_model": random_policy(envs).float()})
+    agent.learn(32).save(tmp_path / "agent")
+    loaded = PPO.load(tmp_path / "agent", env=envs)
+    tensors, _ = agent.policy.obs_to_tensor(envs.reset())
+    with torch.no_grad():
+        found, expected = (a.policy.get_distribution(tensors).distribution.logits for a in (loaded, agent))
+    assert torch.equal(found, expected)
+
+
+def test_texts_that_end_are_reported_and_no_step_is_dead() -> None:
+    """Row for row, `TextVecEnv` equals Stable-Baselines3's own loop over single environments."""
+    envs = vec(num_envs=3, **TOY)
+    own = DummyVecEnv([lambda: gym.make("textenv/Toy-v0", **TOY) for _ in range(3)])
+    envs.seed(5)
+    own.seed(5)
+    ours, theirs = envs.reset(), own.reset()
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+        actions = rng.integers(3, size=3)
+        ours, rewards, dones, infos = envs.step(actions)
+        theirs, their_rewards, their_dones, their_infos = own.step(actions)
+        np.testing.assert_allclose(rewards, their_rewards, atol=1e-6)
+        np.testing.assert_array_equal(dones, their_dones)
+        for info, other in zip(infos, their_infos, strict=True):
+            assert info["TimeLimit.truncated"] is other["TimeLimit.truncated"] is False
+            assert ("terminal_observation" in info) == ("terminal_observation" in other)
+            for name in set(info) - {"TimeLimit.truncated", "terminal_observation"}:
+                assert info[name] == other[name]
+            if "terminal_observation" in info:
+                for name, values in info["terminal_observation"].items():
+                    np.testing.assert_array_equal(values, other["terminal_observation"][name])
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_other_autoreset_modes_are_refused(mode: str) -> None:
+    """A dead step would be learned from; the error says which mode is needed."""
+    with pytest.raises(ValueError, match=r"autoreset_mode='SameStep'.*dead step"):
+        TextVecEnv(gym.make_vec("textenv/Toy-v0", num_envs=2, autoreset_mode=mode))
+    with pytest.raises(TypeError, match=r"gym.make_vec\('textenv"):
+        TextVecEnv(gym.make("textenv/Toy-v0"))
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
+@pytest.mark.parametrize("flat", [False, True])
+def test_plain_networks_run_on_dict_and_on_flat_observations(algorithm: Any, flat: bool) -> None:
+    """Its own policies take the `Dict`, and through `FlatTokens` a `MultiDiscrete`, which they one-hot."""
+    envs = DummyVecEnv([lambda: FlatTokens(gym.make("textenv/Toy-v0", **TOY))]) if flat else vec(num_envs=1, **TOY)
+    options: dict[str, Any] = {"learning_starts": 20} if algorithm is DQN else {"n_steps": 16}
+    if flat and algorithm is PPO:
+        options |= {"rollout_buffer_class": KLRolloutBuffer, "rollout_buffer_kwargs": {"kl_coef": 0.5}}
+    agent = algorithm("MlpPolicy" if flat else "MultiInputPolicy", VecMonitor(envs), seed=0, **options)
+    agent.learn(64)
+    assert agent.num_timesteps >= 64 and len(agent.ep_info_buffer) > 5
+
+
+def test_masks_keep_a_masked_agent_within_the_rules() -> None:
+    """On TajMahal, where most words are masked, MaskablePPO never meets an error; PPO without masks does at once."""
+    envs = vec("textenv/TajMahal-v0")
+    language_model = random_policy(envs).float()
+    settings = {"n_steps": 32, "seed": 0, "policy_kwargs": {"language_model": language_model}}
+    MaskablePPO(MaskableCausalLMPolicy, envs, **settings).learn(256)
+    with pytest.raises(gym.error.InvalidAction, match="masked after"):
+        PPO(CausalLMPolicy, vec("textenv/TajMahal-v0"), **settings).learn(256)
+
+
+def test_a_vocabulary_of_fifty_thousand() -> None:
+    """MaskablePPO on 50,000 tokens of which 3 are allowed; sb3-contrib's simplex check must be off (its issue 247)."""
+    size = 50_000
+    probs = np.zeros(size)
+    probs[[0, 7, 49_999]] = 1 / 3
+    with np.errstate(divide="ignore"):
+        reference = TableReference(np.log(probs))
+    from textenv import TextProcess, WordTokenizer
+
+    arguments = words(tokenizer=WordTokenizer([f"w{i}" for i in range(size - 1)]), prompts=["w6"], reference=reference)
+    envs = TextVecEnv(TextVectorEnv(TextProcess(**arguments), 4, autoreset_mode="SameStep"))
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        agent = MaskablePPO(
+            MaskableCausalLMPolicy,
+            envs,
+            n_steps=16,
+            seed=0,
+            rollout_buffer_class=KLMaskableDictRolloutBuffer,
+            rollout_buffer_kwargs={"kl_coef": 0.5},
+            policy_kwargs={"language_model": random_policy(envs).float()},
+        )
+        keep = KeepRollout()
+        agent.learn(64, callback=keep)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(True)
+    assert set(keep.kept["actions"].ravel().tolist()) <= {0, 7, 49_999}
+    assert np.isfinite(keep.kept["rewards"]).all()
+
+
+@pytest.mark.slow
+def test_sb3_learns_what_ours_learn() -> None:
+    """Its PPO with the language model and both halves of the KL goes most of the way; without its half it does not."""
+    envs = vec(num_envs=16, vocab_size=5, max_new_tokens=4, kl_coef=0.5)
+    start = TransformerPolicy.for_env(envs)
+    solution = exact.solve(envs)
+    shares = []
+    for kl_coef in (0.5, 0.0):
+        agent = PPO(
+            CausalLMPolicy,
+            envs,
+            n_steps=16,
+            batch_size=64,
+            n_epochs=4,
+            learning_rate=1e-3,
+            gamma=1.0,
+            seed=0,
+            normalize_advantage=False,
+            rollout_buffer_class=KLDictRolloutBuffer,
+            rollout_buffer_kwargs={"kl_coef": kl_coef},
+            policy_kwargs={"language_model": start},
+        )
+        agent.learn(15_000)
+        known = exact.evaluate(solution.tree, agent.policy.features_extractor.language_model)
+        reference = solution.reference_objective
+        shares.append((known.objective - reference) / (solution.objective - reference))
+    assert shares[0] > 0.8 and shares[0] > shares[1] + 0.1

@@ -1,0 +1,116 @@
+"""Other faces of the environment: flat observations, whole answers as actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tasks import allowed_action, make, tasks, words
+from textenv import InvalidAction
+from textenv.testing import play
+from textenv.wrappers import FlatTokens, TextAction
+
+
+@settings(max_examples=15, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 99))
+def test_flat_tokens_lose_nothing(arguments: dict[str, Any], seed: int) -> None:
+    """Step by step the flat observation holds the tokens and the blanks of the two arrays, and the same masks."""
+    plain, flat = make(arguments), FlatTokens(make(arguments))
+    observation, info = plain.reset(seed=seed)
+    flattened, _ = flat.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    terminated = False
+    while not terminated:
+        real = observation["attention_mask"] == 1
+        assert flattened in flat.observation_space
+        assert flattened[real].tolist() == observation["input_ids"][real].tolist()
+        assert (flattened[~real] == flat.blank).all() and flat.blank == len(arguments["tokenizer"])
+        assert flat.action_masks().tolist() == (info["action_mask"] == 1).tolist()
+        action = allowed_action(info["action_mask"], rng)
+        observation, reward, terminated, _, info = plain.step(action)
+        flattened, same_reward, same_end, _, _ = flat.step(action)
+        assert (reward, terminated) == (same_reward, same_end)
+
+
+def test_flat_tokens_pass_gymnasiums_check() -> None:
+    """`check_env` steps it and finds observations, rewards and flags in order."""
+    check_env(FlatTokens(gym.make("textenv/TajMahal-v0").unwrapped), skip_render_check=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 99))
+def test_an_answer_is_paid_what_its_tokens_are(arguments: dict[str, Any], seed: int) -> None:
+    """Any answer that the space samples: the sum of the rewards of the same answer played token by token."""
+    env = TextAction(make(arguments))
+    prompt, _ = env.reset(seed=seed)
+    env.action_space.seed(seed)
+    answer = env.action_space.sample()
+    assert answer in env.action_space and prompt in env.observation_space
+    text, reward, terminated, truncated, info = env.step(answer)
+    assert terminated and not truncated and text in env.observation_space
+    episode = play(make(arguments), prompt, info["token_ids"])
+    assert reward == pytest.approx(episode.rewards.sum()) and info["token_rewards"] == pytest.approx(episode.rewards)
+    assert (info["response"], info["score"]) == (episode.text, episode.score)
+    assert text == f"{prompt} {episode.text}".strip()
+
+
+def test_a_bound_policy_is_paid_too() -> None:
+    """With a bound policy the whole r_t is summed, KL and all."""
+
+    def uniform(input_ids: Any, attention_mask: Any) -> np.ndarray:
+        return np.zeros((len(input_ids), 6))
+
+    env = TextAction(gym.make("textenv/Toy-v0", policy=uniform, kl_coef=0.5))
+    env.reset(options={"prompt": "a"})
+    _, reward, _, _, info = env.step("b c")
+    assert reward == pytest.approx(info["score"] - 0.5 * info["kl"]) and info["kl"] != 0
+
+
+def test_a_begun_answer_can_be_finished() -> None:
+    """From a state in the middle of an answer the action is the rest of it."""
+    env = TextAction(gym.make("textenv/TajMahal-v0"))
+    text, _ = env.reset(options={"prompt": "where is the taj mahal", "response": "it is"})
+    assert text == "where is the taj mahal it is"
+    text, _, terminated, _, info = env.step("in agra")
+    assert terminated and info["response"] == "it is in agra" and info["score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        ("agra in", InvalidAction, "'in'.*masked after 'agra'"),
+        ("", InvalidAction, "'<eos>'.*masked after ''"),
+        ("it is in " + "agra " * 20, ValueError, "must be a whole answer.*12 tokens"),
+        ("it is in agar", ValueError, "Did you mean 'agra'"),
+    ],
+)
+def test_an_answer_that_is_refused_changes_nothing(answer: str, error: Any, message: str) -> None:
+    """The error says what is wrong, and another answer can be given to the same prompt."""
+    env = TextAction(gym.make("textenv/TajMahal-v0"))
+    env.reset(options={"prompt": "where is the taj mahal"})
+    with pytest.raises(error, match=message):
+        env.step(answer)
+    text, *_, info = env.step("it is in agra")
+    assert text == "where is the taj mahal it is in agra" and info["score"] == 1.0
+
+
+def test_without_an_end_token_an_answer_fills_its_room() -> None:
+    """Where no token ends a text, only an answer of full length is whole."""
+    env = TextAction(make(words(eos_token_id=[], max_new_tokens=2)))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="takes all 2 tokens that are left"):
+        env.step("a")
+    assert env.step("a b")[4]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("wrapper", [FlatTokens, TextAction])
+def test_other_environments_are_refused(wrapper: Any) -> None:
+    """Wrappers of texts need a text environment."""
+    with pytest.raises(TypeError, match=r"single environment.*got CartPoleEnv"):
+        wrapper(gym.make("CartPole-v1"))

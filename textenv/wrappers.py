@@ -1,0 +1,166 @@
+"""Other faces of the same process, for agents that want another observation or another action."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import NDArray
+
+from textenv.env import Observation, TextEnv
+from textenv.process import Array, TextProcess, Texts
+
+
+class FlatTokens(gym.ObservationWrapper[Array, np.int64, Observation], RecordConstructorArgs):
+    """The text as one `MultiDiscrete`: for agents without `Dict` observations, which usually one-hot it.
+
+    Column l holds the token in column l of `input_ids`, or V where the text is blank: int64 [L], values 0 .. V. Masks
+    are as before: `info["action_mask"]` and `action_masks()`.
+
+    >>> import gymnasium as gym, textenv
+    >>> from textenv.wrappers import FlatTokens
+    >>> env = FlatTokens(gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3))
+    >>> env.reset(options={"prompt": "a", "response": "b"})[0].tolist()
+    [1, 2, 4, 4]
+    """
+
+    def __init__(self, env: Any) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.ObservationWrapper.__init__(self, env)
+        process = _text_env(env).process
+        self.blank = process.vocab_size
+        length = process.prompt_width + process.max_new_tokens
+        self.observation_space = spaces.MultiDiscrete(np.full(length, self.blank + 1))
+
+    def observation(self, observation: Observation) -> Array:
+        """The tokens, and V on blanks."""
+        return np.where(observation["attention_mask"] == 1, observation["input_ids"], self.blank)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool [V], which tokens are allowed now: sb3-contrib's convention."""
+        return _text_env(self.env).action_masks()
+
+
+class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructorArgs):
+    """Whole answers as actions: `step("a whole answer")` writes it token by token and ends the episode.
+
+    The observation is the text so far, prompt and answer. The reward is the sum of what the tokens were paid: an
+    episode returns the same in total. An answer that leaves room is closed with the end token, as in `testing.play`.
+    `info` is that of the last token, with `token_ids` and `token_rewards`, what was written and what each was paid.
+    `action_space.sample()` is an answer that the reference allows.
+
+    >>> import gymnasium as gym, textenv
+    >>> from textenv.wrappers import TextAction
+    >>> env = TextAction(gym.make("textenv/TajMahal-v0", kl_coef=0.0))
+    >>> env.reset(options={"prompt": "where is the taj mahal"})[0]
+    'where is the taj mahal'
+    >>> text, reward, terminated, truncated, info = env.step("it is in agra")
+    >>> text, reward, terminated
+    ('where is the taj mahal it is in agra', 1.0, True)
+    """
+
+    def __init__(self, env: Any) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        self.text_env = _text_env(env)
+        self.observation_space = AnyText()
+        self.action_space = Answers(self.text_env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.env.reset(seed=seed, options=options)
+        return self._text(), {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Write an answer.
+
+        Raises:
+            InvalidAction: a token of it is masked. Nothing is written then.
+            ValueError: it is empty and cannot end, is too long, or has a word that the tokenizer does not know.
+        """
+        tokens = self._tokens(action)
+        paid = []
+        for token in tokens:
+            _, reward, terminated, truncated, info = self.env.step(np.int64(token))  # type: ignore[arg-type]
+            paid.append(float(reward))
+        info = {name: value for name, value in info.items() if name != "action_mask"}
+        return self._text(), sum(paid), terminated, truncated, info | {"token_ids": tokens, "token_rewards": paid}
+
+    def _tokens(self, answer: str) -> list[int]:
+        """The answer's tokens, each of them allowed where it stands."""
+        process, texts = self.text_env.process, self.text_env.slots.texts
+        room = process.max_new_tokens - int(texts.time[0])
+        tokens = process.encode_response(answer).tolist()
+        if len(tokens) < room and process.eos_token_ids and not (tokens and process.is_eos[tokens[-1]]):
+            tokens.append(process.eos_token_ids[0])
+        ends = process.is_eos[tokens]
+        if not 0 < len(tokens) <= room or ends[:-1].any() or not (ends[-1] or len(tokens) == room):
+            raise ValueError(
+                f"An action must be a whole answer, which ends itself or takes all {room} tokens that are left and no "
+                f"more; {answer!r} has the tokens {tokens}."
+            )
+        begun = _prefixes(process, texts, tokens)
+        log_probs = process.next_log_probs(begun)[np.arange(len(tokens)), tokens]
+        if np.isneginf(log_probs).any():
+            row = int(np.argmax(np.isneginf(log_probs)))
+            raise process.forbidden(begun, row, tokens[row])
+        return [int(token) for token in tokens]
+
+    def _text(self) -> str:
+        texts, width = self.text_env.slots.texts, self.text_env.process.prompt_width
+        answer = self.text_env.process.decode(texts.input_ids[0, width : width + texts.time[0]])
+        prompt = str(texts.prompt_text[0])
+        return f"{prompt} {answer}" if answer and not answer[0].isspace() else prompt + answer
+
+
+class AnyText(spaces.Text):
+    """Strings of any length, in any script."""
+
+    def __init__(self) -> None:
+        super().__init__(max_length=1, min_length=0)
+
+    def contains(self, x: Any) -> bool:
+        """Whether it is a string."""
+        return isinstance(x, str)
+
+
+class Answers(AnyText):
+    """Strings; `sample()` answers the prompt in progress (or else the first one) with tokens that are allowed."""
+
+    def __init__(self, env: TextEnv) -> None:
+        super().__init__()
+        self.env = env
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """An answer, its tokens drawn uniformly among those that are allowed."""
+        process, slots = self.env.process, self.env.slots
+        now = slots.texts if slots.live[0] else process.state(0)
+        tokens: list[int] = []
+        while len(tokens) < process.max_new_tokens - int(now.time[0]):
+            log_probs = process.next_log_probs(_prefixes(process, now, [*tokens, 0]))[-1]
+            tokens.append(int(self.np_random.choice(np.flatnonzero(log_probs > -np.inf))))
+            if process.is_eos[tokens[-1]]:
+                break
+        return process.decode(tokens)
+
+
+def _prefixes(process: TextProcess, texts: Texts, tokens: list[int]) -> Texts:
+    """A row a token: the text in progress (row 0 of `texts`) and the tokens before it."""
+    begun = process.blank(len(tokens))
+    begun.put(np.arange(len(tokens)), texts)
+    written = process.prompt_width + int(texts.time[0])
+    for i, token in enumerate(tokens[:-1]):
+        begun.input_ids[i + 1 :, written + i] = token
+        begun.attention_mask[i + 1 :, written + i] = 1
+    begun.time += np.arange(len(tokens))
+    return begun
+
+
+def _text_env(env: Any) -> TextEnv:
+    if not isinstance(inner := env.unwrapped, TextEnv):
+        raise TypeError(
+            f"Expected a single environment of textenv (gym.make('textenv/...')), got {type(inner).__name__}."
+        )
+    return inner
