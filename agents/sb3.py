@@ -1,8 +1,9 @@
 """Stable-Baselines3 and sb3-contrib learn on text: what they need, through their public hooks alone.
 
     envs  = TextVecEnv(gym.make_vec("textenv/TajMahal-v0", num_envs=16, autoreset_mode="SameStep"))
-    agent = MaskablePPO(MaskableCausalLMPolicy, envs, n_steps=64, normalize_advantage=False,
-                        rollout_buffer_class=KLMaskableDictRolloutBuffer, rollout_buffer_kwargs={"kl_coef": 0.1},
+    agent = MaskablePPO(MaskableCausalLMPolicy, envs, n_steps=64, gamma=1.0, normalize_advantage=False,
+                        rollout_buffer_class=KLMaskableDictRolloutBuffer,
+                        rollout_buffer_kwargs={"kl_coef": envs.unwrapped.process.kl_coef},
                         policy_kwargs={"language_model": TransformerPolicy.for_env(envs)})
 
 The environment pays `score + beta log pi_ref(a|s)`; the other half, `- beta log pi(a|s)`, is paid by a rollout buffer
@@ -54,7 +55,12 @@ class TextVecEnv(VecEnv):
                 f"TextVecEnv needs gym.make_vec(..., autoreset_mode='SameStep'), got {inner.autoreset_mode.value!r}: "
                 "Stable-Baselines3 would take the dead step of the other modes for a transition."
             )
-        self.envs = inner
+        if envs is not inner:
+            raise TypeError(
+                f"{type(envs).__name__} around the environment would not be seen: put it into the task (reward=, "
+                "shaping=), or around TextVecEnv (VecEnvWrapper)."
+            )
+        self.envs: TextVectorEnv = inner
         super().__init__(inner.num_envs, inner.single_observation_space, inner.single_action_space)
 
     @property
@@ -63,11 +69,15 @@ class TextVecEnv(VecEnv):
         return self.envs
 
     def reset(self) -> Any:
+        if any(self._options):
+            raise ValueError(f"TextVecEnv starts at drawn prompts and takes no options, got {self._options[0]}.")
         observations, _ = self.envs.reset(seed=self._seeds if any(s is not None for s in self._seeds) else None)
         self._reset_seeds()
         return observations
 
     def step_async(self, actions: Any) -> None:
+        if self.envs.slots.policy is not None:
+            raise ValueError("With a bound policy the environment pays the KL that PaysKL pays too: bind_policy(None).")
         self.actions = actions
 
     def step_wait(self) -> Any:
@@ -104,7 +114,8 @@ class PaysKL:
     """For a rollout buffer: pay `- beta log pi(a|s)` for each step that is added, as it was sampled.
 
     Args:
-        kl_coef: beta, that of the environment (`rollout_buffer_kwargs={"kl_coef": ...}`).
+        kl_coef: beta, which must be the environment's:
+            `rollout_buffer_kwargs={"kl_coef": envs.unwrapped.process.kl_coef}`.
     """
 
     def __init__(self, *args: Any, kl_coef: float, **kwargs: Any) -> None:
@@ -174,6 +185,10 @@ class KeepsPretrained:
     """
 
     def __init__(self, *args: Any, language_model: TransformerPolicy, **kwargs: Any) -> None:
+        if language_model.critic is not None:
+            raise ValueError("The value head reads the policy's trunk here: pass one without separate_critic.")
+        if fixed := {"net_arch", "features_extractor_class", "features_extractor_kwargs", "ortho_init"} & set(kwargs):
+            raise TypeError(f"The architecture is the language model's: leave out {', '.join(sorted(fixed))}.")
         super().__init__(
             *args,
             **kwargs,

@@ -177,6 +177,28 @@ def test_other_autoreset_modes_are_refused(mode: str) -> None:
         TextVecEnv(gym.make("textenv/Toy-v0"))
 
 
+def test_what_would_be_paid_wrong_is_refused() -> None:
+    """Wrappers that would not be seen, a bound policy whose KL would be paid twice, options, another critic."""
+    inner = gym.make_vec("textenv/Toy-v0", num_envs=2, autoreset_mode="SameStep", **TOY)
+    with pytest.raises(TypeError, match="TransformReward around the environment would not be seen"):
+        TextVecEnv(gym.wrappers.vector.TransformReward(inner, lambda reward: reward + 7))
+    envs = vec(**TOY)
+    language_model = random_policy(envs).float()
+    agent = PPO(CausalLMPolicy, envs, n_steps=8, policy_kwargs={"language_model": language_model})
+    envs.unwrapped.bind_policy(language_model)
+    with pytest.raises(ValueError, match=r"bind_policy\(None\)"):
+        agent.learn(16)
+    envs.unwrapped.bind_policy(None)
+    envs.set_options({"prompt": "a"})
+    with pytest.raises(ValueError, match="takes no options"):
+        envs.reset()
+    other = random_policy(envs, separate_critic=True).float()
+    with pytest.raises(ValueError, match="without separate_critic"):
+        PPO(CausalLMPolicy, vec(**TOY), policy_kwargs={"language_model": other})
+    with pytest.raises(TypeError, match="leave out net_arch"):
+        PPO(CausalLMPolicy, vec(**TOY), policy_kwargs={"language_model": language_model, "net_arch": [64]})
+
+
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
 @pytest.mark.parametrize("flat", [False, True])
 def test_plain_networks_run_on_dict_and_on_flat_observations(algorithm: Any, flat: bool) -> None:

@@ -47,8 +47,9 @@ class FlatTokens(gym.ObservationWrapper[Array, np.int64, Observation], RecordCon
 class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructorArgs):
     """Whole answers as actions: `step("a whole answer")` writes it token by token and ends the episode.
 
-    The observation is the text so far, prompt and answer. The reward is the sum of what the tokens were paid: an
-    episode returns the same in total. An answer that leaves room is closed with the end token, as in `testing.play`.
+    The observation is the text so far, prompt and answer, shown with a space between them. The reward is the sum of
+    what the tokens were paid: an episode returns the same in total. An answer that leaves room is closed with the end
+    token, as in `testing.play`.
     `info` is that of the last token, with `token_ids` and `token_rewards`, what was written and what each was paid.
     `action_space.sample()` is an answer that the reference allows.
 

@@ -32,7 +32,7 @@ class Args:
     autoreset_mode: Literal["NextStep", "SameStep"] = "NextStep"
     """What happens after an end."""
     total_timesteps: int = 60_000
-    """Tokens to write."""
+    """Steps of all texts together, dead ones included; at least one update is made."""
     num_envs: int = 32
     """Texts at once."""
     num_steps: int = 32
@@ -79,7 +79,7 @@ def train(args: Args) -> tuple[ActorCritic, list[float]]:
     state = as_tensors(observation, info)
     ended = np.zeros(args.num_envs, dtype=bool)  # in the step before
     history = []
-    for _ in range(args.total_timesteps // (args.num_envs * args.num_steps)):
+    for _ in range(max(1, args.total_timesteps // (args.num_envs * args.num_steps))):
         steps: list[tuple[Any, ...]] = []
         scores: list[float] = []
         for _ in range(args.num_steps):
@@ -109,7 +109,7 @@ def train(args: Args) -> tuple[ActorCritic, list[float]]:
             (policy_loss + args.vf_coef * value_loss).backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
-        history.append(float(np.mean(scores)))
+        history += [float(np.mean(scores))] if scores else []
     return net, history
 
 
@@ -134,4 +134,4 @@ if __name__ == "__main__":
     network, means = train(tyro.cli(Args))
     for i in range(0, len(means), max(1, len(means) // 10)):
         print(f"update {i}: mean score {means[i]:.3f}")
-    print(f"last update: mean score {means[-1]:.3f}")
+    print(f"last update: mean score {means[-1]:.3f}" if means else "no text has ended: raise num_steps")

@@ -2,7 +2,7 @@
 
 For A > 0 the clip binds where rho > 1 + eps (the token was raised enough), for A < 0 where rho < 1 - eps (lowered
 enough): there the gradient is zero. That removes the incentive and not the motion: the tokens share their weights, so
-that rho goes on moving with the others. A narrow clip learns slowly, a wide one is none.
+that rho goes on moving with the others. A narrow clip learns slowly, a wide one does little.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def table(numbers: list[dict[str, Any]]) -> Table:
         caption="Share: (J - J_ref) / (J* - J_ref), interquartile mean with its 95% bootstrap interval. "
         "Binds: of a batch's tokens with A > 0, or A < 0, the share where it does, mean over the run.",
     )
-    columns = ("clip_range", "share of the way to J*", "KL", "largest ratio", "binds, A > 0", "binds, A < 0")
+    columns = ("clip_range", "share of the way to J*", "KL", "largest |rho - 1|", "binds, A > 0", "binds, A < 0")
     for column in columns:
         made.add_column(column, justify="right")
     for row in numbers:
@@ -51,7 +51,7 @@ def table(numbers: list[dict[str, Any]]) -> Table:
             "none" if row["clip_range"] is None else str(row["clip_range"]),
             str(Estimate(**row["share"])),
             f"{np.mean([r['kl'] for r in runs]):.2f}",
-            f"{np.median([r['largest_ratio'] for r in runs]):.1f}",
+            f"{np.median([r['largest_ratio'] for r in runs]) - 1:.1f}",
             *(f"{np.mean([r[side] for r in runs]):.1%}" for side in ("clipped_high", "clipped_low")),
         )
     return made

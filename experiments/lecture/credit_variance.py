@@ -179,7 +179,8 @@ def table(numbers: dict[str, Any]) -> Table:
     made = Table(
         title=f"exact variance of the gradient, {len(numbers['whole return']['bias'])} toys",
         caption="Over that of the whole return on the same toy, median [lowest, highest]. Variance is tr Cov of the "
-        "gradient; t: the median share of token t in it. Bias is |E g - grad J| / |grad J|, median.",
+        "gradient; t: the median share of token t in it (medians need not sum to 100%). Bias is "
+        "|E g - grad J| / |grad J|, median.",
     )
     made.add_column("w_t - b")
     for column in ("noise / signal", "variance", *(f"t={t}" for t in range(horizon)), "bias"):

@@ -2,7 +2,7 @@
 
     A_hat_t = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))
 
-lambda = 1 trusts the samples: no bias, whatever V says; lambda = 0 trusts V: little variance, V's errors. gamma < 1
+lambda = 1 trusts the samples: no bias, whatever V says; lambda = 0 trusts V: no variance here, V's errors. gamma < 1
 forgets what is paid late, and text is paid last. For every state and action of a toy the distribution of A_hat over all
 continuations is enumerated and compared with the exact advantage (gamma = 1). What A_hat is off by in a whole state is
 a baseline and does not change the expected gradient, so it is taken off first. V is fitted to the returns of each

@@ -4,7 +4,8 @@
 
 n answers to each prompt are written by the policy and make REINFORCE's loss; its gradient is compared with
 `exact.policy_gradient`. The exact covariance of the estimate, by enumeration, says what the error must be:
-sqrt(tr Cov) / |grad J|, a line of slope -1/2 that is predicted and not fitted.
+sqrt(tr Cov) / |grad J|, a line of slope -1/2 (steeper where few answers are left out of each other's baseline) that is
+predicted and not fitted.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def figure(numbers: dict[str, Any]) -> Figure:
         n = [row["n"] for row in rows]
         (line,) = error.plot(n, [row["error"] for row in rows], "o", label=f"{name}, sampled")
         predicted = [row["predicted"] for row in rows]
-        error.plot(n, predicted, "--", color=line.get_color(), label="predicted: exact covariance, 1/sqrt(n)")
+        error.plot(n, predicted, "--", color=line.get_color(), label="predicted: exact covariance")
         cosine.plot(n, [row["cosine"] for row in rows], "o-", label=name)
     error.set(xscale="log", yscale="log", xlabel="n, answers a prompt", ylabel="|g - grad J| / |grad J|")
     cosine.set(xscale="log", xlabel="n, answers a prompt", ylabel="cosine of g and grad J", ylim=(None, 1.02))

@@ -1,4 +1,4 @@
-"""Old samples: importance weights allow to learn again from the same answers, until they explode; the clip delays it.
+"""Old samples: importance weights allow learning again from the same answers, until they explode; the clip delays it.
 
     rho_t = pi(a_t|s_t) / pi_old(a_t|s_t),    sum_t rho_t A_t    against    sum_t min(rho_t A_t, clip(rho_t) A_t)
 
@@ -48,7 +48,7 @@ def over_seeds(yardstick: Yardstick, start: TransformerPolicy, seeds: Sequence[i
 
 
 def run(yardstick: Yardstick, start: TransformerPolicy, seed: int, **settings: Any) -> dict[str, Any]:
-    """One PPO run: share of the way to J*, KL, largest rho, smallest effective sample, where the clip binds."""
+    """One PPO run: share of the way to J*, KL, 1 + largest |rho - 1|, least effective sample, where the clip binds."""
     rows: list[dict[str, float]] = []
     agent = PPO(copy.deepcopy(start), yardstick.env, learning_rate=1e-3, seed=seed, **settings)
     agent.learn(TIMESTEPS, callback=lambda agent, rollout, metrics: rows.append(metrics))
@@ -79,7 +79,7 @@ def table(numbers: dict[str, Any]) -> Table:
         f"below {COLLAPSED}, with Wilson's 95% interval. Ratio and effective sample: the worst of each run, median of "
         "the runs.",
     )
-    for column in ("", "epochs", "share of the way to J*", "largest ratio", "effective sample", "collapsed"):
+    for column in ("", "epochs", "share of the way to J*", "largest |rho - 1|", "effective sample", "collapsed"):
         made.add_column(column, justify="right" if column else "left")
     for name, rows in numbers.items():
         for row in rows:
@@ -89,7 +89,7 @@ def table(numbers: dict[str, Any]) -> Table:
                 name if row is rows[0] else "",
                 str(row["n_epochs"]),
                 str(Estimate(**row["share"])),
-                f"{np.median([r['largest_ratio'] for r in runs]):.1f}",
+                f"{np.median([r['largest_ratio'] for r in runs]) - 1:.1f}",
                 f"{np.median([r['ess'] for r in runs]):.1%}",
                 f"{count} of {len(runs)} [{low:.0%}, {high:.0%}]",
             )
@@ -100,7 +100,11 @@ def table(numbers: dict[str, Any]) -> Table:
 def figure(numbers: dict[str, Any]) -> Figure:
     """Objective, largest ratio and effective sample against the number of epochs; a dot a run."""
     made = Figure(figsize=(12, 3.8), layout="constrained")
-    panels = {"share": "share of the way to J*", "largest_ratio": "largest ratio", "ess": "smallest effective sample"}
+    panels = {
+        "share": "share of the way to J*",
+        "largest_ratio": "1 + largest |rho - 1|",
+        "ess": "smallest effective sample",
+    }
     axes = made.subplots(1, len(panels))
     for i, (name, rows) in enumerate(numbers.items()):
         epochs = np.array([row["n_epochs"] for row in rows])

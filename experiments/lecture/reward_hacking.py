@@ -96,8 +96,8 @@ def table(numbers: dict[str, Any]) -> Group:
     """PPO's ends beside the exact optimum of each beta; and answers before and after."""
     made = Table(
         title=f"PPO on {ID}, {TIMESTEPS:,} tokens, {len(numbers['runs'][0]['seeds'])} seeds",
-        caption="Mean [lowest, highest] of the seeds; pi*: the exact optimum for this beta. kl_target: beta is steered "
-        f"from {TARGET['kl_coef']:g} on, which pi* is for.",
+        caption="Mean [lowest, highest] of the seeds; pi*: the exact optimum for this beta. kl_target: beta is "
+        f"steered, from {TARGET['kl_coef']:g} on.",
     )
     made.add_column("")
     for column in ("KL", "pi*", "proxy", "pi*", "gold", "pi*"):
@@ -108,7 +108,8 @@ def table(numbers: dict[str, Any]) -> Group:
         cells = []
         for key in ("kl", "proxy", "gold"):
             values = ends(run, key)
-            cells += [f"{values.mean():.2f} [{values.min():.2f}, {values.max():.2f}]", f"{run['optimum'][key]:.2f}"]
+            best = "" if "kl_target" in run else f"{run['optimum'][key]:.2f}"
+            cells += [f"{values.mean():.2f} [{values.min():.2f}, {values.max():.2f}]", best]
         made.add_row(name_of(run), *cells)
     prompt = numbers["before"][0]["prompt"]
     said = Table(title=f"{prompt}? One answer of the reference, and of each run at its end")

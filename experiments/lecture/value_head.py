@@ -1,4 +1,4 @@
-"""Value head: trained by MSE on sampled rewards to go, it tends to the exact V, which it has never seen.
+"""Value head: trained by MSE on sampled rewards to go, it tends towards the exact V, which it has never seen.
 
     min_V E sum_t (V(s_t) - G_t)^2,    E (V(s) - G)^2 = E (V(s) - V_pi(s))^2 + E Var[G | s]
 
