@@ -9,7 +9,6 @@ import os
 import queue
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers.utils import logging
 
 from experiments.config import AgentFlags, AgentName, FlagError, TrialConfig
 from experiments.evaluation import Yardstick, sample_answers
-from experiments.processes import in_processes
+from experiments.processes import going_on, in_processes
 from experiments.report import Summaries, plain_console, report
 from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
 
@@ -90,19 +89,13 @@ def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial
         written = manager.Queue()
         folders = [folder / trial.agent / f"seed-{trial.seed}" for trial in trials]
         calls = [partial(_trial, trial, own, initial, written) for trial, own in zip(trials, folders, strict=True)]
-        try:
-            with contextlib.closing(in_processes(calls, workers, poll=0.3)) as results:
-                for ended in results:
-                    bar.update(min(_drain(written), bar.total - bar.n))
-                    if ended is not None:
-                        index, summaries[index] = ended
-                        bar.write(_line(trials[index], summaries[index]))
-        except BaseException as error:
-            again = f"go on from the last checkpoints with the same flags, --out {folder} --resume"
-            if isinstance(error, BrokenProcessPool):
-                raise FlagError(f"a worker was killed (out of memory?); {again}") from error
-            bar.write(f"stopped; {again}")
-            raise
+        again = f"go on from the last checkpoints with the same flags, --out {folder} --resume"
+        with going_on(bar, again), contextlib.closing(in_processes(calls, workers, poll=0.3)) as results:
+            for ended in results:
+                bar.update(min(_drain(written), bar.total - bar.n))
+                if ended is not None:
+                    index, summaries[index] = ended
+                    bar.write(_line(trials[index], summaries[index]))
     return [summaries[index] for index in range(len(trials))]
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from tqdm import tqdm
+
+from experiments.config import FlagError
 
 
 def in_processes(
@@ -35,3 +41,15 @@ def in_processes(
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
             raise
+
+
+@contextlib.contextmanager
+def going_on(bar: tqdm[Any], again: str) -> Iterator[None]:
+    """Where the work under the bar is stopped, say how to go on; a worker that was killed is an error of a line."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise FlagError(f"a worker was killed (out of memory?); {again}") from error
+    except BaseException:
+        bar.write(f"stopped; {again}")
+        raise

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import operator
+import os
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from experiments.processes import in_processes
+from experiments.config import FlagError
+from experiments.processes import going_on, in_processes
 
 
 def test_results_come_with_their_index() -> None:
@@ -38,3 +41,16 @@ def test_an_error_stops_the_others() -> None:
     with pytest.raises(ZeroDivisionError):
         list(in_processes(calls, workers=2, poll=0.1))
     assert multiprocessing.active_children() == []
+
+
+def test_what_is_said_when_work_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    """An interrupt says how to go on; a worker that was killed is an error of one line, which says it too."""
+    with pytest.raises(KeyboardInterrupt), tqdm(disable=True) as bar, going_on(bar, "use --resume"):
+        raise KeyboardInterrupt
+    assert "stopped; use --resume" in capsys.readouterr().out
+    with (
+        pytest.raises(FlagError, match=r"a worker was killed.*use --resume"),
+        tqdm(disable=True) as bar,
+        going_on(bar, "use --resume"),
+    ):
+        list(in_processes([partial(os._exit, 9)], workers=1, poll=0.1))

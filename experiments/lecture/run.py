@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from experiments.config import FlagError, open_folder
-from experiments.processes import in_processes
+from experiments.processes import going_on, in_processes
 from experiments.report import plain_console
 
 # In the lecture's order. Each is a module of this package with `measure() -> numbers` (what JSON can hold),
@@ -81,21 +80,15 @@ def _measure(config: LectureConfig, folder: Path) -> dict[str, Any]:
     unfinished = list(missing)
     with tqdm(total=len(config.claims), initial=len(config.claims) - len(missing), unit="claim") as bar:
         bar.set_postfix_str(", ".join(unfinished[:workers]))
-        try:
-            calls = [partial(_measure_one, claim, folder) for claim in missing]
-            with contextlib.closing(in_processes(calls, workers, poll=1)) as results:
-                for ended in results:
-                    if ended is not None:
-                        bar.write(ended[1])
-                        bar.update()
-                        unfinished.remove(missing[ended[0]])
-                    bar.set_postfix_str(", ".join(unfinished[:workers]))
-        except BaseException as error:
-            again = f"go on with the same flags, --out {folder} --resume"
-            if isinstance(error, BrokenProcessPool):
-                raise FlagError(f"a worker was killed (out of memory?); {again}") from error
-            bar.write(f"stopped; {again}")
-            raise
+        again = f"go on with the same flags, --out {folder} --resume"
+        calls = [partial(_measure_one, claim, folder) for claim in missing]
+        with going_on(bar, again), contextlib.closing(in_processes(calls, workers, poll=1)) as results:
+            for ended in results:
+                if ended is not None:
+                    bar.write(ended[1])
+                    bar.update()
+                    unfinished.remove(missing[ended[0]])
+                bar.set_postfix_str(", ".join(unfinished[:workers]))
     return {claim: json.loads((folder / f"{claim}.json").read_text()) for claim in config.claims}
 
 
