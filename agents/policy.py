@@ -179,6 +179,19 @@ class TransformerPolicy(nn.Module):
         )
         return self._scaled(output.logits[:, -1])
 
+    def next_token_logits_and_values(
+        self, input_ids: Tensor, attention_mask: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `next_token_logits`, -inf where `action_mask` [B, V] is False, and V(s) of the same texts, [B].
+
+        For agents that choose token by token; `evaluate_actions` reads whole answers in one pass.
+        """
+        ids, mask = pack_left(input_ids, attention_mask)
+        read = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
+        output = self.model(**read, logits_to_keep=1, output_hidden_states=self.critic is None)
+        hidden = output.hidden_states[-1] if self.critic is None else self.critic(**read).last_hidden_state
+        return self._scaled(output.logits[:, -1], action_mask), self._value(hidden, 1).squeeze(1)
+
     def evaluate_actions(
         self,
         input_ids: Tensor,

@@ -17,6 +17,8 @@ import copy
 from typing import Any
 
 import numpy as np
+import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
 from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
@@ -27,7 +29,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from agents.policy import TransformerPolicy
-from textenv.causal_lm import pack_left, position_ids
 from textenv.vector import TextVectorEnv
 
 
@@ -40,13 +41,15 @@ class TextVecEnv(VecEnv):
 
     Args:
         envs: of `gym.make_vec(..., autoreset_mode="SameStep")`.
+        mask_in_observation: add `action_mask` to the observation, so that algorithms without masks (PPO, A2C) can have
+            a policy that obeys it: `CausalLMPolicy` does. MaskablePPO asks for the masks by itself.
 
     Raises:
         TypeError: not a batched environment of textenv.
         ValueError: another autoreset mode.
     """
 
-    def __init__(self, envs: Any) -> None:
+    def __init__(self, envs: Any, mask_in_observation: bool = False) -> None:
         inner = getattr(envs, "unwrapped", envs)
         if not isinstance(inner, TextVectorEnv):
             raise TypeError(f"TextVecEnv needs gym.make_vec('textenv/...'), got {type(envs).__name__}.")
@@ -61,7 +64,12 @@ class TextVecEnv(VecEnv):
                 "shaping=), or around TextVecEnv (VecEnvWrapper)."
             )
         self.envs: TextVectorEnv = inner
-        super().__init__(inner.num_envs, inner.single_observation_space, inner.single_action_space)
+        self.mask_in_observation = mask_in_observation
+        space = inner.single_observation_space
+        if mask_in_observation:
+            mask = spaces.Box(0, 1, (inner.process.vocab_size,), np.int8)
+            space = spaces.Dict({**space.spaces, "action_mask": mask})
+        super().__init__(inner.num_envs, space, inner.single_action_space)
 
     @property
     def unwrapped(self) -> TextVectorEnv:
@@ -71,9 +79,9 @@ class TextVecEnv(VecEnv):
     def reset(self) -> Any:
         if any(self._options):
             raise ValueError(f"TextVecEnv starts at drawn prompts and takes no options, got {self._options[0]}.")
-        observations, _ = self.envs.reset(seed=self._seeds if any(s is not None for s in self._seeds) else None)
+        observations, info = self.envs.reset(seed=self._seeds if any(s is not None for s in self._seeds) else None)
         self._reset_seeds()
-        return observations
+        return self._shown(observations, info)
 
     def step_async(self, actions: Any) -> None:
         if self.envs.slots.policy is not None:
@@ -84,11 +92,15 @@ class TextVecEnv(VecEnv):
         observations, rewards, terminated, _, info = self.envs.step(self.actions)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         for row in np.flatnonzero(terminated):
-            infos[row]["terminal_observation"] = info["final_obs"][row]
+            mask = {"action_mask": info["final_info"]["action_mask"][row]}
+            infos[row]["terminal_observation"] = self._shown(info["final_obs"][row], mask)
             for name in ("prompt", "response", "score", "gold_score", "kl", "finish_reason"):
                 if name in info["final_info"]:
                     infos[row][name] = info["final_info"][name][row]
-        return observations, rewards.astype(np.float32), terminated, infos
+        return self._shown(observations, info), rewards.astype(np.float32), terminated, infos
+
+    def _shown(self, observation: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+        return observation | {"action_mask": info["action_mask"]} if self.mask_in_observation else observation
 
     def close(self) -> None:
         self.envs.close()
@@ -147,46 +159,40 @@ class KLMaskableDictRolloutBuffer(PaysKL, MaskableDictRolloutBuffer):
 
 
 class CausalLMExtractor(BaseFeaturesExtractor):
-    """A language model's trunk as features: the last token's hidden state."""
+    """A language model as features: log-odds of the V tokens, and in the last column the value V(s)."""
 
     def __init__(self, observation_space: Any, language_model: TransformerPolicy) -> None:
-        super().__init__(observation_space, language_model.value_head.in_features)
+        super().__init__(observation_space, language_model.vocab_size + 1)
         self.language_model = copy.deepcopy(language_model)  # the one that was given is not trained
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Hidden states [B, hidden_size]; Stable-Baselines3 has made floats of the integers."""
-        ids, mask = pack_left(observations["input_ids"].long(), observations["attention_mask"].long())
-        output = self.language_model.model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
-        )
-        hidden: Tensor = output.last_hidden_state[:, -1]
-        return hidden
+        """[B, V + 1]; an `action_mask` in the observation is obeyed."""
+        ids, attention = (observations[name].long() for name in ("input_ids", "attention_mask"))  # they come as floats
+        allowed = observations["action_mask"] > 0 if "action_mask" in observations else None
+        logits, values = self.language_model.next_token_logits_and_values(ids, attention, allowed)
+        return torch.cat([logits, values[:, None]], dim=1)
 
 
-class LanguageModelHead(nn.Module):
-    """Hidden states [B, hidden_size] to the language model's logits [B, V], over its temperature."""
+class Columns(nn.Module):
+    """Some columns of the features, as they are."""
 
-    def __init__(self, language_model: TransformerPolicy) -> None:
+    def __init__(self, columns: slice) -> None:
         super().__init__()
-        self.output = language_model.model.get_output_embeddings()
-        self.vocab_size, self.temperature = language_model.vocab_size, language_model.temperature
+        self.columns = columns
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits [B, V]."""
-        logits: Tensor = self.output(hidden)[:, : self.vocab_size] / self.temperature
-        return logits
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, number of columns]."""
+        return features[:, self.columns]
 
 
 class KeepsPretrained:
-    """For an actor-critic policy: trunk, output layer and value head are the language model's, weights and all.
+    """For an actor-critic policy: logits and values are the language model's, weights and all.
 
     Args (as `policy_kwargs`):
         language_model: a `TransformerPolicy`; a copy of it is trained.
     """
 
     def __init__(self, *args: Any, language_model: TransformerPolicy, **kwargs: Any) -> None:
-        if language_model.critic is not None:
-            raise ValueError("The value head reads the policy's trunk here: pass one without separate_critic.")
         if fixed := {"net_arch", "features_extractor_class", "features_extractor_kwargs", "ortho_init"} & set(kwargs):
             raise TypeError(f"The architecture is the language model's: leave out {', '.join(sorted(fixed))}.")
         super().__init__(
@@ -195,18 +201,17 @@ class KeepsPretrained:
             features_extractor_class=CausalLMExtractor,
             features_extractor_kwargs={"language_model": language_model},
             net_arch={"pi": [], "vf": []},
-            ortho_init=False,
         )
 
     def _build(self: Any, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        model = self.features_extractor.language_model
-        self.action_net, self.value_net = LanguageModelHead(model), model.value_head
+        self._build_mlp_extractor()  # of no layers
+        vocab_size = self.features_dim - 1
+        self.action_net, self.value_net = Columns(slice(vocab_size)), Columns(slice(vocab_size, None))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
 
 class CausalLMPolicy(KeepsPretrained, MultiInputActorCriticPolicy):
-    """For PPO and A2C: a language model as the policy, actor and critic on one trunk."""
+    """For PPO and A2C: a language model as the policy, actor and critic."""
 
 
 class MaskableCausalLMPolicy(KeepsPretrained, MaskableMultiInputActorCriticPolicy):

@@ -106,11 +106,11 @@ def test_the_buffer_is_paid_what_collect_pays(algorithm: Any, policy: Any, buffe
     assert np.abs(halves - keep.kept["rewards"]).min() > 1e-3
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_pretrained_weights_are_kept(temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "separate_critic"), [(1.0, False), (0.7, False), (1.0, True)])
+def test_the_pretrained_weights_are_kept(temperature: float, separate_critic: bool) -> None:
     """Before learning, probabilities and values are the language model's; learning changes a copy, trunk and heads."""
     envs = vec(**TOY)
-    language_model = random_policy(envs, temperature=temperature).float()
+    language_model = random_policy(envs, temperature=temperature, separate_critic=separate_critic).float()
     before = {name: p.clone() for name, p in language_model.named_parameters()}
     agent = PPO(CausalLMPolicy, envs, n_steps=8, seed=0, policy_kwargs={"language_model": language_model})
     observation = envs.reset()
@@ -192,9 +192,6 @@ def test_what_would_be_paid_wrong_is_refused() -> None:
     envs.set_options({"prompt": "a"})
     with pytest.raises(ValueError, match="takes no options"):
         envs.reset()
-    other = random_policy(envs, separate_critic=True).float()
-    with pytest.raises(ValueError, match="without separate_critic"):
-        PPO(CausalLMPolicy, vec(**TOY), policy_kwargs={"language_model": other})
     with pytest.raises(TypeError, match="leave out net_arch"):
         PPO(CausalLMPolicy, vec(**TOY), policy_kwargs={"language_model": language_model, "net_arch": [64]})
 
@@ -213,11 +210,14 @@ def test_plain_networks_run_on_dict_and_on_flat_observations(algorithm: Any, fla
 
 
 def test_masks_keep_a_masked_agent_within_the_rules() -> None:
-    """On TajMahal, where most words are masked, MaskablePPO never meets an error; PPO without masks does at once."""
+    """On TajMahal, where most words are masked, MaskablePPO and PPO that sees the mask meet no error; PPO alone does."""
     envs = vec("textenv/TajMahal-v0")
     language_model = random_policy(envs).float()
     settings = {"n_steps": 32, "seed": 0, "policy_kwargs": {"language_model": language_model}}
     MaskablePPO(MaskableCausalLMPolicy, envs, **settings).learn(256)
+    for algorithm in (PPO, A2C):
+        seen = TextVecEnv(envs.unwrapped, mask_in_observation=True)
+        algorithm(CausalLMPolicy, seen, ent_coef=0.01, **settings).learn(256)
     with pytest.raises(gym.error.InvalidAction, match="masked after"):
         PPO(CausalLMPolicy, vec("textenv/TajMahal-v0"), **settings).learn(256)
 
