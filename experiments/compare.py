@@ -12,29 +12,40 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from experiments.config import AgentFlags, AgentName, FlagError, TrialConfig
+from experiments.baselines import best_of_n, random_policy
+from experiments.config import AGENTS, AgentFlags, AgentName, FlagError, TrialConfig
 from experiments.evaluation import Yardstick, sample_answers
 from experiments.processes import going_on, in_processes
 from experiments.report import Summaries, plain_console, report
 from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
+
+BaselineName = Literal["random", "best-of-n"]
 
 
 @dataclass
 class CompareConfig(AgentFlags):
     """Train several agents with several seeds each and compare them."""
 
-    agents: list[AgentName] = field(default_factory=lambda: ["reinforce", "actor_critic", "ppo"])
-    """Which agents."""
+    agents: list[AgentName | BaselineName] = field(default_factory=lambda: ["reinforce", "actor_critic", "ppo"])
+    """Which agents: ours, Stable-Baselines3's (sb3-ppo, sb3-a2c, maskable-ppo), or random, which learns nothing. The
+    reference and best-of-n are in every comparison."""
+    best_of_n: int = 16
+    """n: answers of the reference of which best-of-n keeps the one that is paid best."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Which seeds."""
     num_workers: int = 0
     """Trials at once, each on one thread; 0 is one a processor."""
+
+    @property
+    def learners(self) -> list[AgentName]:
+        """Those of `agents` that are trained."""
+        return [agent for agent in self.agents if agent != "random" and agent != "best-of-n"]
 
     def trials(self) -> list[TrialConfig]:
         """One config an agent and seed."""
@@ -42,7 +53,7 @@ class CompareConfig(AgentFlags):
         return [
             TrialConfig(**(shared | {"agent": agent, "seed": seed, "out": None, "resume": False}))
             for seed in self.seeds
-            for agent in self.agents
+            for agent in self.learners
         ]
 
 
@@ -50,8 +61,10 @@ def compare(config: CompareConfig) -> Path:
     """Run every trial, then print and write the report. Returns the folder."""
     if config.num_workers < 0:
         raise FlagError(f"--num-workers must not be negative, got {config.num_workers}; 0 is one a processor.")
-    if not config.agents or not config.seeds:
-        raise FlagError("compare needs at least one of --agents and one of --seeds.")
+    if not config.learners or not config.seeds:
+        raise FlagError(f"compare needs one of --seeds, and one of --agents that learns: {', '.join(AGENTS)}.")
+    if config.best_of_n < 1:
+        raise FlagError(f"--best-of-n must be at least 1, got {config.best_of_n}.")
     for name, values in (("--agents", config.agents), ("--seeds", config.seeds)):
         if len(set(values)) < len(values):
             raise FlagError(f"{name} must differ from each other, got {values}.")
@@ -61,7 +74,8 @@ def compare(config: CompareConfig) -> Path:
     env, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
     console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to {folder}")
     started = time.monotonic()
-    if (solution := Yardstick.of(env, config.eval_episodes).solution) is not None:
+    yardstick = Yardstick.of(env, config.eval_episodes)
+    if (solution := yardstick.solution) is not None:
         texts = f"{solution.tree.num_texts:,}"
         console.print(
             f"{texts} texts enumerated: reference J = {solution.reference_objective:.3f}, "
@@ -69,9 +83,12 @@ def compare(config: CompareConfig) -> Path:
         )
 
     summaries = _run(config, trials, folder, folder / INITIAL)
-    by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.agents}
+    by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.learners}
+    untrained = {f"best of {config.best_of_n}": best_of_n(yardstick, policy, config.best_of_n)}
+    if "random" in config.agents:
+        untrained["random"] = yardstick.measure(random_policy(policy))
     before = sample_answers(env, policy, shown_prompts(env))
-    report(folder, by_agent, before, console)
+    report(folder, by_agent, untrained, before, console)
     console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and every run: {folder}")
     return folder
 

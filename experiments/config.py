@@ -19,20 +19,28 @@ import tyro
 import textenv.rewards
 from agents import PPO, REINFORCE, ActorCritic
 from agents.agent import Agent
+from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO, StableBaselines
 from textenv.causal_lm import CausalLMReference
 from textenv.unwrap import process_of
 
-AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "actor_critic": ActorCritic, "ppo": PPO}
-AgentName = Literal["reinforce", "actor_critic", "ppo"]
+AGENTS: dict[str, type[Agent] | type[StableBaselines]] = {
+    "reinforce": REINFORCE,
+    "actor_critic": ActorCritic,
+    "ppo": PPO,
+    "sb3-ppo": SB3PPO,
+    "sb3-a2c": SB3A2C,
+    "maskable-ppo": SB3MaskablePPO,
+}
+AgentName = Literal["reinforce", "actor_critic", "ppo", "sb3-ppo", "sb3-a2c", "maskable-ppo"]
 
 
 class FlagError(ValueError):
     """Flags that do not fit: told to the user in a line, without a traceback."""
 
 
-def _settings(agent: type[Agent]) -> type[Any]:
+def _settings(agent: type[Agent] | type[StableBaselines]) -> type[Any]:
     """The agent's own hyperparameters as a dataclass, so that they become flags with its docstrings as help."""
-    shared = {f.name for f in dataclasses.fields(TrainFlags)} | {"policy", "env", "seed"}
+    shared = {f.name for f in dataclasses.fields(TrainFlags)} | {"policy", "initial_policy", "env", "seed"}
     documented = {
         parameter.arg_name: parameter.description
         for base in reversed(agent.__mro__[:-1])  # the last is `object`
@@ -132,7 +140,7 @@ class TrainFlags(EnvFlags):
     """Divides the policy's logits, in sampling, reward and update alike."""
     eval_episodes: int = 256
     """Answers of an evaluation where the task is too large to enumerate."""
-    num_evals: int = 15
+    num_evals: int = 25
     """Evaluations during training (for the curves)."""
     out: Path | None = None
     """The folder to write to; by default a new one under runs/."""
@@ -149,6 +157,9 @@ class TrainFlags(EnvFlags):
 REINFORCESettings = _settings(REINFORCE)
 ActorCriticSettings = _settings(ActorCritic)
 PPOSettings = _settings(PPO)
+SB3PPOSettings = _settings(SB3PPO)
+SB3A2CSettings = _settings(SB3A2C)
+SB3MaskablePPOSettings = _settings(SB3MaskablePPO)
 
 
 @dataclass
@@ -158,6 +169,9 @@ class AgentFlags(TrainFlags):
     reinforce: REINFORCESettings = field(default_factory=REINFORCESettings)
     actor_critic: ActorCriticSettings = field(default_factory=ActorCriticSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
+    sb3_ppo: SB3PPOSettings = field(default_factory=SB3PPOSettings)
+    sb3_a2c: SB3A2CSettings = field(default_factory=SB3A2CSettings)
+    maskable_ppo: SB3MaskablePPOSettings = field(default_factory=SB3MaskablePPOSettings)
 
 
 @dataclass
@@ -169,14 +183,14 @@ class TrialConfig(AgentFlags):
     seed: int = 0
     """Seeds prompts, tokens and minibatches."""
 
-    def make_agent(self, policy: Any, env: Any) -> Agent:
+    def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """The agent that the flags name."""
         return AGENTS[self.agent](policy, env, **self.hyperparameters())
 
     def hyperparameters(self) -> dict[str, Any]:
         """The agent's settings, without policy and env."""
         shared = {"learning_rate": self.learning_rate, "n_episodes": self.n_episodes, "seed": self.seed}
-        return dataclasses.asdict(getattr(self, self.agent)) | shared
+        return dataclasses.asdict(getattr(self, self.agent.replace("-", "_"))) | shared
 
 
 def load_reward(name: str) -> Any:
@@ -198,7 +212,7 @@ def load_reward(name: str) -> Any:
 
 def write_config(config: Any, folder: Path) -> None:
     """Write `config.json`: the flags, and the versions that they were run with."""
-    packages = ("textenv", "gymnasium", "torch", "transformers", "numpy", "scipy")
+    packages = ("textenv", "gymnasium", "torch", "transformers", "numpy", "scipy", "stable-baselines3", "sb3-contrib")
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
     content = {"flags": plain(config), "versions": versions, "threads": torch.get_num_threads()}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -213,9 +227,9 @@ def read_config(folder: Path, kind: type[Any]) -> Any:
     if not (folder / "config.json").is_file():
         raise FlagError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
     flags = json.loads((folder / "config.json").read_text())["flags"]
-    nested = {"reinforce": REINFORCESettings, "actor_critic": ActorCriticSettings, "ppo": PPOSettings}
-    for name, settings in nested.items():
-        flags[name] = settings(**flags[name])
+    for f in dataclasses.fields(AgentFlags):
+        if dataclasses.is_dataclass(f.default_factory):  # an agent's settings
+            flags[f.name] = f.default_factory(**flags.get(f.name, {}))
     names = {f.name for f in dataclasses.fields(kind)}
     flags["out"] = None if flags.get("out") is None else Path(flags["out"])
     return kind(**{name: value for name, value in flags.items() if name in names})

@@ -16,6 +16,7 @@ EVAL_SEED = 12_345  # the same prompts and random numbers for every policy that 
 EVAL_BATCH = 64
 
 
+Measured = dict[str, float]  # objective, score, kl, gold_score where there is one, and their standard errors
 Answers = list[dict[str, Any]]  # prompt, answer, score, kl, and gold_score where there is one
 
 
@@ -46,7 +47,12 @@ class Yardstick:
         """The enumeration, where there is one."""
         return self.solution.tree if self.solution is not None else None
 
-    def measure(self, policy: TransformerPolicy) -> dict[str, float]:
+    @property
+    def kl_coef(self) -> float:
+        """beta."""
+        return float(self.env.unwrapped.process.kl_coef)
+
+    def measure(self, policy: TransformerPolicy) -> Measured:
         """`objective`, `score`, `kl` (and `gold_score`) of a policy; with standard errors where they are estimates."""
         if self.tree is not None:
             known = exact.evaluate(self.tree, policy)
@@ -84,12 +90,15 @@ class Yardstick:
 
     def answers(self, policy: TransformerPolicy) -> list[Rollout]:
         """At least `episodes` answers, in batches; the same prompts at every call."""
-        size = min(self.episodes, EVAL_BATCH)
-        seeds = range(EVAL_SEED, EVAL_SEED - (-self.episodes // size))  # one a batch: it draws the prompts first
         return [
             collect(self.env, policy, size, generator=new_generator(policy.device, seed), values=False)
-            for seed in seeds
+            for size, seed in self.batches()
         ]
+
+    def batches(self) -> list[tuple[int, int]]:
+        """Size and seed of each batch of an evaluation: a generator draws the prompts first."""
+        size = min(self.episodes, EVAL_BATCH)
+        return [(size, EVAL_SEED + i) for i in range(-(-self.episodes // size))]
 
     def baselines(self) -> dict[str, float | None]:
         """The reference's objective and scores, and the optimum's objective where it is known."""
@@ -117,6 +126,20 @@ def share_of_optimum(objective: float, baselines: dict[str, float | None]) -> fl
     if reference is None or optimum is None:
         return None
     return (objective - reference) / (optimum - reference)
+
+
+def tokens_to_share(share: float, rows: list[dict[str, float]], baselines: dict[str, float | None]) -> float | None:
+    """Tokens after which that share of the way to the optimum was first gone, on straight lines between evaluations.
+
+    None where it was never gone, or where the optimum is not known.
+    """
+    evaluations = [row for row in rows if "eval/objective" in row]
+    tokens = [row["num_timesteps"] for row in evaluations]
+    shares = [share_of_optimum(row["eval/objective"], baselines) or 0.0 for row in evaluations]
+    for i, gone in enumerate(shares):
+        if gone >= share:
+            return float(np.interp(share, shares[max(0, i - 1) : i + 1], tokens[max(0, i - 1) : i + 1]))
+    return None
 
 
 def sample_answers(env: Any, policy: TransformerPolicy, prompts: list[Any], seed: int = EVAL_SEED) -> Answers:

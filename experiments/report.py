@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments.evaluation import Measured, share_of_optimum
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 from experiments.trial import read_metrics
 
@@ -21,18 +22,33 @@ from matplotlib import pyplot as plt
 Summaries = dict[str, list[dict[str, Any]]]
 
 
-def report(folder: Path, summaries: Summaries, before: list[dict[str, Any]], console: Console) -> None:
-    """Print the report and write it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`."""
+def report(
+    folder: Path,
+    summaries: Summaries,
+    untrained: dict[str, Measured],
+    before: list[dict[str, Any]],
+    console: Console,
+) -> None:
+    """Print the report and write it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`.
+
+    Args:
+        folder: of the comparison.
+        summaries: a summary a seed, of each agent.
+        untrained: what was measured of each baseline beside the reference.
+        before: answers of the policy that all started from.
+        console: to print to.
+    """
     baselines = next(iter(summaries.values()))[0]["baselines"]
     rows = {name: _row(trials) for name, trials in summaries.items()}
     content = {
         "baselines": baselines,
+        "untrained": untrained,
         "agents": {name: {key: value._asdict() for key, value in row.items()} for name, row in rows.items()},
         "paired_differences": {name: value._asdict() for name, value in _differences(summaries).items()},
     }
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
-    curves(folder, summaries, baselines, folder / "curves.png")
-    tables = [results_table(summaries, baselines), samples_table(summaries, before, folder)]
+    curves(folder, summaries, baselines, untrained)
+    tables = [results_table(summaries, baselines, untrained), samples_table(summaries, before, folder)]
     if len(summaries) > 1:
         tables.insert(1, differences_table(summaries))
     with (folder / "report.txt").open("w") as file:
@@ -46,28 +62,41 @@ def plain_console(**arguments: Any) -> Console:
     return Console(markup=False, emoji=False, highlight=False, **arguments)
 
 
-def results_table(summaries: Summaries, baselines: dict[str, Any]) -> Table:
-    """A row an agent: interquartile means over seeds with 95% bootstrap intervals."""
+def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> Table:
+    """A row an agent: interquartile means over seeds with 95% bootstrap intervals; the baselines above them."""
     seeds = len(next(iter(summaries.values())))
     table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
     if seeds < 10:
         table.caption = "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
     known, gold = baselines["optimum"] is not None, baselines.get("reference_gold_score")
-    columns = ["", "objective J", "score", *(["gold score"] if gold is not None else []), "KL to reference"]
-    for column in (*columns, "share of optimum", "tokens/s"):
+    shown = {"objective": "objective J", "score": "score", "gold_score": "gold score", "kl": "KL to reference"}
+    if gold is None:
+        del shown["gold_score"]
+    after = [*(["share of optimum", "tokens to 90%"] if known else []), "tokens/s"]
+    for column in ("", *shown.values(), *after):
         table.add_column(column, justify="left" if not column else "right")
-    scores = [baselines["reference_score"], *([gold] if gold is not None else [])]
-    table.add_row(
-        "reference", *(f"{value:.3f}" for value in (baselines["reference"], *scores)), "0", "0%" if known else "-"
-    )
+
+    reference = {"objective": baselines["reference"], "score": baselines["reference_score"], "gold_score": gold}
+    for name, measured in ({"reference": reference | {"kl": 0.0}} | untrained).items():
+        share = [f"{share_of_optimum(measured['objective'], baselines):.1%}"] if known else []
+        table.add_row(name, *(f"{measured[key]:.3f}" for key in shown), *share)
+    table.add_section()
     for name, trials in summaries.items():
         row = _row(trials)
-        share = f"{row.pop('share_of_optimum').value:.1%}" if known else "-"
-        speed = f"{row.pop('tokens_per_second').value:.0f}"
-        table.add_row(name, *map(str, row.values()), share, speed)
+        share = [f"{row['share_of_optimum'].value:.1%}", _tokens_to_90(trials)] if known else []
+        table.add_row(name, *(str(row[key]) for key in shown), *share, f"{row['tokens_per_second'].value:.0f}")
     if known:
-        table.add_row("exact optimum", f"{baselines['optimum']:.3f}", *([""] * len(columns[2:])), "100%")
+        table.add_section()
+        table.add_row("exact optimum", f"{baselines['optimum']:.3f}", *([""] * (len(shown) - 1)), "100.0%")
     return table
+
+
+def _tokens_to_90(trials: list[dict[str, Any]]) -> str:
+    """The interquartile mean over seeds, or how many of them came that far."""
+    reached = [trial["tokens_to_90"] for trial in trials if trial["tokens_to_90"] is not None]
+    if len(reached) < len(trials):
+        return f"{len(reached)} of {len(trials)} seeds"
+    return f"{interquartile_mean(reached).value:,.0f}"
 
 
 def differences_table(summaries: Summaries) -> Table:
@@ -101,8 +130,8 @@ def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Pa
     return table
 
 
-def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], path: Path) -> None:
-    """Objective and KL against tokens: a line an agent (mean over seeds), a band from lowest to highest."""
+def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> None:
+    """`curves.png`: objective and KL against tokens. Lines: agents (means over seeds); bands: lowest to highest."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for name, trials in summaries.items():
         evaluations = [
@@ -122,12 +151,15 @@ def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], path: 
     axes[0].axhline(baselines["reference"], color="gray", ls=":", label="reference")
     if baselines["optimum"] is not None:
         axes[0].axhline(baselines["optimum"], color="black", ls="--", label="exact optimum")
+    for name, measured in untrained.items():
+        if name != "random":  # far below, and what is drawn would be small
+            axes[0].axhline(measured["objective"], color="gray", ls="-.", label=name)
     axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
     axes[1].set(xlabel="tokens", ylabel="KL(pi || pi_ref) over whole answers, nats", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(folder / "curves.png", dpi=130)
     plt.close(figure)
 
 

@@ -16,7 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from agents import TransformerPolicy
 from agents.agent import Agent
 from experiments.config import AGENTS, AgentFlags, FlagError, TrialConfig, open_folder, write_config
-from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
+from experiments.evaluation import Yardstick, sample_answers, share_of_optimum, tokens_to_share
+from experiments.stable_baselines import StableBaselines
 
 CHECKPOINT_SECONDS = 10.0  # between two checkpoints, or longer, so that they take less than a twentieth of the time
 INITIAL = "initial"
@@ -98,6 +99,7 @@ def run_trial(
             "seed": config.seed,
             **measured,
             "share_of_optimum": share_of_optimum(measured["objective"], baselines),
+            "tokens_to_90": tokens_to_share(0.9, log.rows, baselines),
             "baselines": baselines,
             "num_timesteps": agent.num_timesteps,
             "num_updates": agent.num_updates,
@@ -108,7 +110,7 @@ def run_trial(
     return summary
 
 
-def _agent(config: TrialConfig, env: Any, policy: TransformerPolicy, folder: Path) -> Agent:
+def _agent(config: TrialConfig, env: Any, policy: TransformerPolicy, folder: Path) -> Agent | StableBaselines:
     """A new agent, or the one of the last checkpoint."""
     for name in CHECKPOINTS:
         if (folder / name / "training_state.pt").is_file():  # written last: the checkpoint is whole
@@ -120,7 +122,12 @@ class TrialLog:
     """The callback of `learn`: writes a row of metrics an update, evaluates now and then, keeps a checkpoint."""
 
     def __init__(
-        self, config: TrialConfig, folder: Path, yardstick: Yardstick, agent: Agent, progress: Callable[[int], None]
+        self,
+        config: TrialConfig,
+        folder: Path,
+        yardstick: Yardstick,
+        agent: Agent | StableBaselines,
+        progress: Callable[[int], None],
     ) -> None:
         self.folder, self.yardstick, self.agent, self.progress = folder, yardstick, agent, progress
         self.grid = np.linspace(0, config.total_timesteps, config.num_evals + 1)
@@ -146,7 +153,7 @@ class TrialLog:
         self.file.close()
         self.board.close()
 
-    def __call__(self, agent: Agent, rollout: Any, metrics: dict[str, float]) -> None:
+    def __call__(self, agent: Agent | StableBaselines, rollout: Any, metrics: dict[str, float]) -> None:
         """After each update."""
         self.seconds += time.monotonic() - self.last_time  # evaluations and checkpoints do not count
         row = {"num_timesteps": agent.num_timesteps, "num_updates": agent.num_updates, "seconds": self.seconds}
@@ -164,6 +171,7 @@ class TrialLog:
 
     def write(self, row: dict[str, float]) -> None:
         """One row, to the file and to TensorBoard."""
+        self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for name, value in row.items():

@@ -210,7 +210,7 @@ def test_plain_networks_run_on_dict_and_on_flat_observations(algorithm: Any, fla
 
 
 def test_masks_keep_a_masked_agent_within_the_rules() -> None:
-    """On TajMahal, where most words are masked, MaskablePPO and PPO that sees the mask meet no error; PPO alone does."""
+    """On TajMahal, where most words are masked, MaskablePPO and PPO that sees masks meet no error; PPO alone does."""
     envs = vec("textenv/TajMahal-v0")
     language_model = random_policy(envs).float()
     settings = {"n_steps": 32, "seed": 0, "policy_kwargs": {"language_model": language_model}}

@@ -1,0 +1,93 @@
+"""What learns nothing, and what every agent should beat: the reference, the best of n of its answers, chance.
+
+    best of n:  draw y_1 .. y_n ~ pi_ref(.|x), keep the one that is paid best
+
+With F(r) the probability that pi_ref's answer is paid at most r, and F(r-) that it is paid less, an answer is kept with
+probability  pi(y|x) = pi_ref(y|x) (F(r)^n - F(r-)^n) / (F(r) - F(r-)).  Its KL to the reference is at most
+log n - (n - 1) / n (Stiennon et al. 2020, arXiv:2009.01325; Beirami et al. 2024, arXiv:2401.01879).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents import TransformerPolicy, collect
+from agents.sampling import new_generator
+from experiments.evaluation import Measured, Yardstick
+from textenv.tree import Tree
+
+
+def best_of_n(yardstick: Yardstick, reference: TransformerPolicy, n: int) -> Measured:
+    """`objective`, `score`, `kl` (and `gold_score`) of the best of `n`: exact where the task is enumerated.
+
+    Elsewhere n answers to each of the yardstick's prompts are drawn, and the KL is its upper bound, so that the
+    objective is a lower one.
+    """
+    if yardstick.tree is not None:
+        return _exact(yardstick.tree, n)
+    kept: dict[str, list[float]] = {"objective": [], "score": [], "gold_score": []}
+    kl = np.log(n) - (n - 1) / n
+    for size, seed in yardstick.batches():
+        answers = collect(
+            yardstick.env,
+            reference,
+            size * n,
+            num_generations=n,
+            generator=new_generator(reference.device, seed),
+            values=False,
+        )
+        paid = (answers.rewards.sum(dim=1) + yardstick.kl_coef * answers.kl).view(size, n)  # without the KL
+        best = paid.argmax(dim=1) + n * torch.arange(size, device=paid.device)
+        kept["objective"] += (paid.flatten()[best] - yardstick.kl_coef * kl).tolist()
+        kept["score"] += answers.scores[best].tolist()
+        if answers.gold_scores is not None:
+            kept["gold_score"] += answers.gold_scores[best].tolist()
+    return {name: float(np.mean(values)) for name, values in kept.items() if values} | {"kl": float(kl)}
+
+
+def best_of_n_log_probs(tree: Tree, n: int) -> NDArray[np.float64]:
+    """log pi(y|x) of every finished text, [N], in the order of `tree.texts()`; among equals the reference decides."""
+    state, _ = tree.texts()
+    log_ref, paid = tree.text_log_probs(tree.ref_log_probs), _paid(tree)
+    log_probs = np.empty_like(log_ref)
+    for prompt in np.unique(tree.prompt[state]):
+        rows = np.flatnonzero(tree.prompt[state] == prompt)
+        values, group = np.unique(paid[rows].round(9), return_inverse=True)  # rounding makes equals equal
+        mass = np.bincount(group, np.exp(log_ref[rows]), len(values))
+        at_most = np.minimum(np.cumsum(mass), 1.0)
+        less = np.append(0.0, at_most[:-1])
+        log_probs[rows] = log_ref[rows] + np.log((at_most**n - less**n) / mass)[group]
+    return log_probs
+
+
+def _paid(tree: Tree) -> NDArray[np.float64]:
+    """r(x, y), score and shaping, of every finished text, [N]."""
+    states, actions = tree.paths()
+    return np.asarray(np.where(states >= 0, tree.rewards[states, actions], 0.0).sum(axis=1))
+
+
+def _exact(tree: Tree, n: int) -> Measured:
+    log_probs = best_of_n_log_probs(tree, n)
+    probs = np.exp(log_probs) / len(tree.process.prompts.texts)
+    log_ratio = np.where(probs > 0, log_probs - tree.text_log_probs(tree.ref_log_probs), 0.0)
+    ends = tree.texts()
+    measured = {
+        "objective": float((probs * (_paid(tree) - tree.process.kl_coef * log_ratio)).sum()),
+        "score": float((probs * tree.scores[ends]).sum()),
+        "kl": float((probs * log_ratio).sum()),
+    }
+    if tree.gold_scores is not None:
+        measured["gold_score"] = float((probs * tree.gold_scores[ends]).sum())
+    return measured
+
+
+def random_policy(reference: TransformerPolicy) -> TransformerPolicy:
+    """Every allowed token with the same probability: the reference's network with an output layer of zeros."""
+    policy = copy.deepcopy(reference)
+    for parameter in policy.model.get_output_embeddings().parameters():
+        torch.nn.init.zeros_(parameter)
+    return policy

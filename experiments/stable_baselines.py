@@ -1,0 +1,207 @@
+"""Stable-Baselines3's agents with the habits of ours, so that a trial runs either: same network, same settings.
+
+The environment, the KL and the language model as policy come from `agents.sb3`; the algorithms are theirs, unforked.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents import TransformerPolicy
+from agents.agent import Metrics, check_range
+from agents.sb3 import (
+    CausalLMPolicy,
+    KLDictRolloutBuffer,
+    KLMaskableDictRolloutBuffer,
+    MaskableCausalLMPolicy,
+    TextVecEnv,
+)
+from textenv.unwrap import process_of
+from textenv.vector import TextVectorEnv
+
+
+@dataclass(eq=False)
+class StableBaselines(ABC):
+    """`learn`, `save` and `load` as our agents have them, around one of Stable-Baselines3's algorithms."""
+
+    initial_policy: TransformerPolicy
+    """Where it starts; a copy is trained."""
+    env: Any
+    """A text environment, single or batched; its process is stepped through in a batch of its own."""
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    n_episodes: int = 64
+    """Texts at once."""
+    n_steps: int = 8
+    """Tokens of each text an update."""
+    gae_lambda: float = 0.95
+    """0 trusts V after one step, 1 not at all."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this norm."""
+    normalize_advantage: bool = False
+    """Whiten the advantages of a minibatch."""
+    seed: int | None = None
+    """Seeds prompts, tokens and minibatches, and the global generators."""
+
+    def __post_init__(self) -> None:
+        check_range("n_steps", self.n_steps, 1)
+        check_range("gae_lambda", self.gae_lambda, 0, 1)
+        self.num_updates = 0
+        self.algorithm = self.make(TextVectorEnv(process_of(self.env), self.n_episodes, autoreset_mode="SameStep"))
+
+    @abstractmethod
+    def make(self, envs: TextVectorEnv) -> Any:
+        """The algorithm."""
+
+    def shared(self, envs: TextVectorEnv, buffer: type[Any]) -> dict[str, Any]:
+        """The arguments that all of them take."""
+        names = ("learning_rate", "n_steps", "gae_lambda", "vf_coef", "max_grad_norm", "normalize_advantage", "seed")
+        return {name: getattr(self, name) for name in names} | {
+            "gamma": 1.0,
+            "rollout_buffer_class": buffer,
+            "rollout_buffer_kwargs": {"kl_coef": envs.process.kl_coef},
+            "policy_kwargs": {"language_model": self.initial_policy},
+            "device": self.initial_policy.device,
+        }
+
+    @property
+    def policy(self) -> TransformerPolicy:
+        """The language model that is trained."""
+        model: TransformerPolicy = self.algorithm.policy.features_extractor.language_model
+        return model
+
+    @property
+    def num_timesteps(self) -> int:
+        """Tokens written."""
+        return int(self.algorithm.num_timesteps)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Callable[[Any, Any, Metrics], Any] | None = None,
+        reset_num_timesteps: bool = True,
+    ) -> Self:
+        """Learn from `total_timesteps` more tokens; `callback(agent, None, metrics)` is called after each update."""
+        if reset_num_timesteps:
+            self.num_updates = 0
+        # sb3-contrib's masked probabilities fail torch's check that they sum to 1 on large vocabularies
+        torch.distributions.Distribution.set_default_validate_args(False)
+        try:
+            self.algorithm.learn(
+                total_timesteps,
+                callback=AfterUpdate(self, callback),
+                log_interval=None,
+                reset_num_timesteps=reset_num_timesteps,
+            )
+        finally:
+            torch.distributions.Distribution.set_default_validate_args(True)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """The policy as a Hugging Face checkpoint, the settings, and all that `load` needs."""
+        self.policy.save_pretrained(folder)
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("initial_policy", "env")}
+        counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates}
+        (folder / "agent.json").write_text(json.dumps({"settings": settings} | counts, indent=2) + "\n")
+        torch.save(self.algorithm.get_parameters(), folder / "training_state.pt")
+
+    @classmethod
+    def load(cls, folder: Path, env: Any, device: str = "cpu") -> Self:
+        """An agent as it was saved, but for the random numbers and texts in progress: learning goes on with others."""
+        saved = json.loads((folder / "agent.json").read_text())
+        agent = cls(TransformerPolicy.from_pretrained(folder).to(device), env, **saved["settings"])
+        state = torch.load(folder / "training_state.pt", map_location=device, weights_only=True)
+        agent.algorithm.set_parameters(state, device=device)
+        agent.algorithm.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
+        if agent.seed is not None:  # else it would write the first texts again
+            agent.algorithm.set_random_seed(agent.seed + agent.num_timesteps)
+        return agent
+
+
+@dataclass(eq=False)
+class SB3PPO(StableBaselines):
+    """Stable-Baselines3's PPO; it sees what is allowed in the observation."""
+
+    n_epochs: int = 4
+    """How often each token is used."""
+    batch_size: int | None = None
+    """Tokens a minibatch; None is all of them."""
+    clip_range: float = 0.2
+    """eps."""
+
+    def make(self, envs: TextVectorEnv) -> Any:
+        """PPO."""
+        arguments = self.shared(envs, KLDictRolloutBuffer) | self.epochs()
+        return PPO(CausalLMPolicy, TextVecEnv(envs, mask_in_observation=not envs.process.full_support), **arguments)
+
+    def epochs(self) -> dict[str, Any]:
+        """What PPO takes and A2C does not."""
+        batch_size = self.batch_size or self.n_steps * self.n_episodes
+        return {"n_epochs": self.n_epochs, "batch_size": batch_size, "clip_range": self.clip_range}
+
+
+@dataclass(eq=False)
+class SB3MaskablePPO(SB3PPO):
+    """sb3-contrib's MaskablePPO; it asks the environment what is allowed."""
+
+    def make(self, envs: TextVectorEnv) -> Any:
+        """MaskablePPO."""
+        arguments = self.shared(envs, KLMaskableDictRolloutBuffer) | self.epochs()
+        return MaskablePPO(MaskableCausalLMPolicy, TextVecEnv(envs), **arguments)
+
+
+@dataclass(eq=False)
+class SB3A2C(StableBaselines):
+    """Stable-Baselines3's A2C, with Adam as all others; it sees what is allowed in the observation."""
+
+    def make(self, envs: TextVectorEnv) -> Any:
+        """A2C."""
+        arguments = self.shared(envs, KLDictRolloutBuffer) | {"use_rms_prop": False}
+        return A2C(CausalLMPolicy, TextVecEnv(envs, mask_in_observation=not envs.process.full_support), **arguments)
+
+
+class AfterUpdate(BaseCallback):
+    """Calls back after each update, that is before the next tokens are written and at the end."""
+
+    def __init__(self, agent: StableBaselines, callback: Callable[[Any, Any, Metrics], Any] | None) -> None:
+        super().__init__()
+        self.agent, self.callback = agent, callback
+        self.told = 0
+        self.scores: list[float] = []
+
+    def _on_training_start(self) -> None:
+        self.told = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.scores += [info["score"] for info in self.locals["infos"] if "score" in info]
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._tell()
+
+    def _on_training_end(self) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.num_timesteps == self.told:  # nothing was written yet
+            return
+        metrics = {name: float(value) for name, value in self.logger.name_to_value.items()}  # its own, train/...
+        if self.scores:
+            metrics["objective/scores"] = float(np.mean(self.scores))
+        self.agent.num_updates += 1
+        self.told, self.scores = self.num_timesteps, []
+        if self.callback is not None:
+            self.callback(self.agent, None, metrics)
