@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from agents.episodes import check_spaces, collect_episodes, is_foreign
 from agents.kl import ESTIMATORS, adaptive_kl_coef
 from agents.policy import TransformerPolicy
 from agents.rollout import Rollout, collect
@@ -36,7 +37,8 @@ class Agent(ABC):
     policy: TransformerPolicy
     """Writes, and says V."""
     env: Any
-    """A text environment, single or batched; None for an agent that only predicts."""
+    """A text environment, single or batched; another library's single environment whose observation is a Dict of
+    `input_ids` and `attention_mask`; None for an agent that only predicts."""
     learning_rate: float = 3e-4
     """Adam's step size."""
     n_episodes: int = 64
@@ -77,7 +79,14 @@ class Agent(ABC):
         if self.kl_estimator not in ESTIMATORS:
             raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {self.kl_estimator!r}.")
         self.kl_coef: float | None = None  # the task's
-        if self.env is not None:
+        if is_foreign(self.env):
+            check_spaces(self.env, self.policy)
+            if self.num_generations > 1 or self.kl_target is not None:
+                raise ValueError(
+                    "num_generations > 1 and kl_target need an environment of textenv: one of another library begins "
+                    "where it likes and has no reference."
+                )
+        elif self.env is not None:
             process = process_of(self.env)
             self._check_fit(process)
             if self.kl_target is not None:
@@ -140,13 +149,16 @@ class Agent(ABC):
                 self.num_timesteps += int(rollout.mask.sum())
                 self.num_updates += 1
                 bar.update(self.num_timesteps - bar.n)
-                bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in ("scores", "kl")})
+                shown = [name for name in ("scores", "kl") if f"objective/{name}" in metrics]
+                bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in shown})
                 if callback is not None and callback(self, rollout, metrics) is False:
                     break
         return self
 
     def collect(self) -> Rollout:
         """`n_episodes` answers of the policy as it is now."""
+        if is_foreign(self.env):
+            return collect_episodes(self.env, self.policy, self.n_episodes, generator=self.generator, gamma=self.gamma)
         return collect(
             self.env,
             self.policy,
@@ -187,7 +199,7 @@ class Agent(ABC):
         allowed = None
         if action_masks is not None:
             allowed = torch.as_tensor(np.atleast_2d(action_masks), dtype=torch.bool, device=self.policy.device)
-        elif self.env is not None and not (process := process_of(self.env)).full_support:
+        elif self.env is not None and not is_foreign(self.env) and not (process := process_of(self.env)).full_support:
             allowed = torch.as_tensor(process.reference.log_probs(ids, attention) > -np.inf, device=self.policy.device)
             allowed |= ~allowed.any(dim=1, keepdim=True)  # a text that has ended: any token will do
         logits = self.policy.next_token_logits(ids, attention)
@@ -210,8 +222,10 @@ class Agent(ABC):
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(path)
-        if self.env is not None and hasattr(tokenizer := process_of(self.env).tokenizer, "save_pretrained"):
-            tokenizer.save_pretrained(path)
+        if self.env is not None and not is_foreign(self.env):
+            tokenizer = process_of(self.env).tokenizer
+            if hasattr(tokenizer, "save_pretrained"):
+                tokenizer.save_pretrained(path)
         settings = {name: getattr(self, name) for name in self.hyperparameters()}
         counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "kl_coef": self.kl_coef}
         content = {"agent": type(self).__name__, "settings": settings, **counts}
@@ -268,6 +282,13 @@ def check_range(name: str, value: float | None, low: float, high: float = float(
 def rollout_metrics(rollout: Rollout, kl_estimator: str = "k1") -> Metrics:
     """What a batch of answers says, under TRL's names (the README has the glossary)."""
     returns = rollout.rewards.sum(dim=1)
+    if rollout.ref_log_probs.isnan().any():  # another library's environment: no reference, no KL
+        return {
+            "objective/scores": float(rollout.scores.mean()),
+            "objective/entropy": float(-rollout.log_probs.sum(dim=1).mean()),
+            "completions/mean_length": float(rollout.mask.sum(dim=1).float().mean()),
+            "completions/clipped_ratio": float((~rollout.stopped).float().mean()),
+        }
     kl = ESTIMATORS[kl_estimator](rollout.log_probs - rollout.ref_log_probs).sum(dim=1)  # padding: log-ratio 0, k = 0
     values = {
         "objective/scores": rollout.scores.mean(),

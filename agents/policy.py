@@ -202,12 +202,19 @@ class TransformerPolicy(nn.Module):
     ) -> ActionEvaluation:
         """log pi and V of the last `num_tokens` columns of texts [B, L], in one parallel pass.
 
+        Where each token has a text of its own, [B, T, L], it stands in the last column of it (`agents.episodes`).
+
         Args:
             input_ids, attention_mask: prompts and answers, answer token t in column L - T + t.
             num_tokens: T.
             action_mask: bool [B, T, V], what the policy was allowed; None where nothing is masked.
             values: whether V is wanted.
         """
+        if input_ids.ndim == 3:
+            masks = None if action_mask is None else action_mask.flatten(0, 1)[:, None]
+            each = self.evaluate_actions(input_ids.flatten(0, 1), attention_mask.flatten(0, 1), 1, masks, values)
+            log_probs = each.log_probs.view(-1, num_tokens)
+            return ActionEvaluation(log_probs, None if each.values is None else each.values.view(-1, num_tokens))
         shared = values and self.critic is None
         output = forward_answers(self.model, input_ids, attention_mask, num_tokens, output_hidden_states=shared)
         logits = self._scaled(output.logits, action_mask)

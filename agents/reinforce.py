@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent, Metrics, check_range
+from agents.episodes import is_foreign
 from agents.losses import policy_gradient_loss
 from agents.returns import batch_mean, leave_one_out, reward_to_go
 from agents.rollout import Rollout, collect, states_after
@@ -51,6 +52,8 @@ class REINFORCE(Agent):
         if self.baseline not in (None, "mean", "leave_one_out"):
             raise ValueError(f"baseline must be None, 'mean' or 'leave_one_out', got {self.baseline!r}.")
         check_range("num_continuations", self.num_continuations, 1)
+        if self.credit == "q" and is_foreign(self.env):
+            raise ValueError("credit='q' needs an environment of textenv, which can begin in any state.")
         if self.baseline == "leave_one_out" and self.num_generations < 2:
             raise ValueError("baseline='leave_one_out' needs num_generations >= 2 answers to each prompt, got 1.")
 

@@ -25,10 +25,11 @@ class Rollout:
 
     Attributes:
         prompt: int64 [B], index into the environment's prompts.
-        input_ids, attention_mask: [B, W + T], prompts padded on the left, answers on the right.
+        input_ids, attention_mask: [B, W + T], prompts padded on the left, answers on the right; [B, T, L + 1], a text a
+            token, in environments of other libraries (`agents.episodes`).
         mask: bool [B, T], the tokens that this rollout wrote, end token included.
         log_probs: log pi(a_t|s_t) of the policy that wrote, as it sampled. 0 where the mask is False, like the rest.
-        ref_log_probs: log pi_ref(a_t|s_t).
+        ref_log_probs: log pi_ref(a_t|s_t); nan where the environment has no reference.
         rewards: r_t, the whole of it.
         scores: score(x, y), [B].
         stopped: bool [B], the answer ended itself (an end token), rather than being cut.
@@ -64,7 +65,7 @@ class Rollout:
     @property
     def tokens(self) -> Tensor:
         """a_t, int64 [B, T]; what stands where the mask is False means nothing."""
-        return self.input_ids[:, -self.num_tokens :]
+        return self.input_ids[..., -1] if self.input_ids.ndim == 3 else self.input_ids[:, -self.num_tokens :]
 
     @property
     def kl(self) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents import TransformerPolicy
 from experiments.__main__ import EvaluateConfig, evaluate
+from experiments.baselines import best_of_n
 from experiments.config import AGENTS, EnvFlags, TrialConfig, open_folder, read_config, write_config
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.report import plain_console, report, results_table
@@ -103,6 +104,7 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
     done = command("compare", *flags)
     assert done.returncode == 0, done.stderr
     assert "optimum" in done.stdout and "reinforce - ppo" in done.stdout
+    assert "best of 16" in done.stdout and "tokens to 90%" in done.stdout and "random" not in done.stdout
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads((out / "summary.json").read_text())
     trials = [json.loads((out / "ppo" / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)]
@@ -224,7 +226,8 @@ def test_the_gold_score_is_reported_where_there_is_one(
         run_trial(config, run, initial)
     trials = [json.loads((run / "summary.json").read_text()) for run in runs]
     before = sample_answers(env, TransformerPolicy.from_pretrained(initial), [0])
-    report(tmp_path, {"ppo": trials}, before, plain_console())
+    untrained = {"best of 4": best_of_n(Yardstick.of(env, 16), TransformerPolicy.from_pretrained(initial), 4)}
+    report(tmp_path, {"ppo": trials}, untrained, before, plain_console())
     table = (tmp_path / "report.txt").read_text()
     capsys.readouterr()
     content = json.loads((tmp_path / "summary.json").read_text())
@@ -233,6 +236,7 @@ def test_the_gold_score_is_reported_where_there_is_one(
     rows = [row for row in read_metrics(runs[0]) if "eval/objective" in row]
 
     assert ("gold score" in table) == ("gold_score" in content["agents"]["ppo"]) == hacking
+    assert ("gold_score" in content["untrained"]["best of 4"]) == hacking and "best of 4" in table
     assert ("gold_score" in measured) == ("gold_score" in trials[0]) == hacking
     assert [("eval/gold_score" in row) for row in rows] == [hacking] * len(rows) and len(rows) == 2
     assert ("objective/gold_scores" in rows[-1]) == hacking
@@ -251,7 +255,8 @@ def test_the_gold_score_is_reported_where_there_is_one(
 
 def summary_of(**numbers: float | None) -> dict[str, Any]:
     """What the table needs of a trial."""
-    return {"seed": 0, "objective": 0.11, "score": 0.22, "kl": 0.33, "tokens_per_second": 44.0} | numbers
+    own = {"objective": 0.11, "score": 0.22, "kl": 0.33, "tokens_per_second": 44.0, "tokens_to_90": None}
+    return {"seed": 0} | own | numbers
 
 
 @pytest.mark.parametrize("gold", [True, False])
@@ -259,24 +264,29 @@ def summary_of(**numbers: float | None) -> dict[str, Any]:
 def test_each_number_of_the_table_stands_in_its_column(gold: bool, known: bool) -> None:
     """With and without gold score and optimum, every row has its values under their heads."""
     extra = {"gold_score": 0.55} if gold else {}
-    trial = summary_of(**extra, share_of_optimum=0.5 if known else None)
+    trials = [summary_of(**extra, share_of_optimum=0.5 if known else None, tokens_to_90=x) for x in (10.0, None)]
+    untrained = {"best of 3": {"objective": 5.5, "score": 6.6, "kl": 0.7} | ({"gold_score": 8.8} if gold else {})}
     baselines = {"reference": 1.1, "reference_score": 2.2, "reference_gold_score": 3.3 if gold else None}
-    table = results_table({"ppo": [trial]}, baselines | {"optimum": 9.9 if known else None})
+    agents = {"ppo": trials[:1], "a2c": trials[1:]}
+    table = results_table(agents, baselines | {"optimum": 9.9 if known else None}, untrained)
     cells = {str(column.header): list(column.cells) for column in table.columns}
     assert len({len(column) for column in cells.values()}) == 1
-    rows = ["reference", "ppo"] + ["exact optimum"] * known
+    rows = ["reference", "best of 3", "ppo", "a2c"] + ["exact optimum"] * known
     told = {name: [column[i] for i in range(len(rows))] for name, column in cells.items()}
     assert told.pop("") == rows
     expected = {
-        "objective J": ["1.100", "0.110", "9.900"],
-        "score": ["2.200", "0.220", ""],
-        "gold score": ["3.300", "0.550", ""],
-        "KL to reference": ["0", "0.330", ""],
-        "share of optimum": ["0%", "50.0%", "100%"] if known else ["-", "-"],
-        "tokens/s": ["", "44", ""],
+        "objective J": ["1.100", "5.500", "0.110", "0.110", "9.900"],
+        "score": ["2.200", "6.600", "0.220", "0.220", ""],
+        "gold score": ["3.300", "8.800", "0.550", "0.550", ""],
+        "KL to reference": ["0.000", "0.700", "0.330", "0.330", ""],
+        "share of optimum": ["0.0%", "50.0%", "50.0%", "50.0%", "100.0%"],
+        "tokens to 90%": ["", "", "10", "0 of 1 seeds", ""],
+        "tokens/s": ["", "", "44", "44", ""],
     }
     if not gold:
         del expected["gold score"]
+    if not known:
+        del expected["share of optimum"], expected["tokens to 90%"]
     assert list(told) == list(expected)
     assert told == {name: values[: len(rows)] for name, values in expected.items()}
 
@@ -326,6 +336,9 @@ def test_evaluations_share_their_prompts(initial: Path) -> None:
     ("flags", "message"),
     [
         ([], "at least 1, got 0"),
+        (["--agents", "random", "best-of-n"], "one of --agents that learns"),
+        (["--best-of-n", "0"], "--best-of-n must be at least 1"),
+        (["--agents", "sb3-ppo", "--sb3-ppo.n-steps", "0"], "n_steps"),
         (["--seeds", "1", "1"], "must differ"),
         (["--ppo.batch-size", "-1"], "batch_size"),
         (["--ppo.gae-lambda", "7"], "gae_lambda"),

@@ -1,0 +1,264 @@
+"""Our agents in environments of other libraries: stepped through, and held against what we know of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from agents import PPO, REINFORCE, ActorCritic, TransformerPolicy, collect
+from agents.episodes import collect_episodes
+from agents.sampling import new_generator
+from experiments.examples import blackjack
+from tests.test_gradients import random_policy
+from textenv import exact
+
+TOY = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2, "kl_coef": 0.5}
+
+
+class Hidden(gym.Env[Any, Any]):
+    """One of our environments that nobody recognises: blanks on the right, and the KL is not owed but simply absent."""
+
+    def __init__(self, truncate_at: int | None = None, **arguments: Any) -> None:
+        self.ours: Any = gym.make("textenv/Toy-v0", **(TOY | {"kl_coef": 0.0} | arguments)).unwrapped
+        self.observation_space, self.action_space = self.ours.observation_space, spaces.Discrete(3)
+        self.truncate_at = truncate_at
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.time = 0
+        observation, _ = self.ours.reset(seed=seed)
+        return self.shown(observation), {}
+
+    def step(self, action: Any) -> Any:
+        self.time += 1
+        observation, reward, terminated, _, _ = self.ours.step(action)
+        truncated = self.time == self.truncate_at and not terminated
+        return self.shown(observation), reward, terminated, truncated, {}
+
+    def shown(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Blanks on the right, filled with a token that must not be read."""
+        mask = observation["attention_mask"] == 1
+        ids = np.full_like(observation["input_ids"], 2)
+        ids[: mask.sum()] = observation["input_ids"][mask]
+        return {"input_ids": ids, "attention_mask": np.sort(observation["attention_mask"])[::-1].copy()}
+
+
+class Masked(Hidden):
+    """As `Hidden`; only tokens 0 and 1 are allowed, and the middle token after a 0."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        observation, _ = super().reset(seed=seed)
+        return observation, {"action_mask": np.array([1, 1, 0], dtype=np.int8)}
+
+    def step(self, action: Any) -> Any:
+        assert action in self.allowed, f"{action} is masked"
+        observation, *rest, _ = super().step(action)
+        mask = np.array([0, 1, 0] if action == 0 else [1, 1, 0], dtype=np.int8)
+        return observation, *rest, {"action_mask": mask}
+
+    @property
+    def allowed(self) -> set[int]:
+        """What the mask says now."""
+        last = self.ours.slots.texts.time[0]
+        column = self.ours.process.prompt_width + last - 1
+        return {1} if last and self.ours.slots.texts.input_ids[0, column] == 0 else {0, 1}
+
+
+def wide_policy(env: Any, seed: int = 0) -> TransformerPolicy:
+    """A policy with arbitrary weights."""
+    return random_policy(env, seed=seed).float()
+
+
+def test_a_foreign_environment_gives_the_rollouts_of_ours() -> None:
+    """Same texts, log-probabilities, values and rewards as `collect`, wherever the blanks stand; no KL."""
+    env = Hidden()
+    policy = wide_policy(env.ours)
+    found = collect_episodes(env, policy, 200, generator=new_generator("cpu", 0))
+    ours = collect(env.ours, policy, 512, generator=new_generator("cpu", 1))
+    known = {}
+    for row in range(len(ours)):
+        prompt = ours.input_ids[row, : -ours.num_tokens][ours.attention_mask[row, : -ours.num_tokens] == 1]
+        tokens = ours.tokens[row][ours.mask[row]]
+        known[tuple(prompt.tolist()), tuple(tokens.tolist())] = row
+    compared = set()
+    for row in range(len(found)):
+        length = int(found.mask[row].sum())
+        first = found.input_ids[row, 0, :-1][found.attention_mask[row, 0, :-1] == 1]
+        text = tuple(first.tolist()), tuple(found.tokens[row, :length].tolist())
+        if text not in known:
+            continue
+        compared.add(text)
+        for name in ("rewards", "log_probs", "values"):
+            theirs, other = getattr(found, name)[row], getattr(ours, name)[known[text]]
+            torch.testing.assert_close(theirs[:length], other[:length], rtol=0, atol=1e-5)
+            assert not theirs[length:].any()
+        assert found.scores[row] == pytest.approx(float(ours.rewards[known[text]].sum()), abs=1e-5)
+    assert len(compared) >= 10
+    evaluation = policy.evaluate_actions(found.input_ids, found.attention_mask, found.num_tokens)
+    torch.testing.assert_close(evaluation.log_probs[found.mask], found.log_probs[found.mask], rtol=0, atol=1e-5)
+    # control: a policy that reads the blanks says something else
+    other = policy.evaluate_actions(found.input_ids, torch.ones_like(found.attention_mask), found.num_tokens)
+    assert (other.log_probs[found.mask] - found.log_probs[found.mask]).abs().max() > 1e-2
+
+
+def test_the_first_ratio_is_one_and_padding_has_no_gradient() -> None:
+    """PPO's first minibatch has rho = 1; changing what stands beyond the ends changes nothing in the loss."""
+    env = Hidden()
+    agent = PPO(wide_policy(env.ours), env, n_episodes=32, n_epochs=1, seed=0)
+    rollout = agent.collect()
+    advantages = torch.randn(rollout.mask.shape, generator=torch.Generator().manual_seed(0))
+    loss, info = agent.loss(rollout, advantages, rollout.rewards)
+    assert float(info["val/ratio_error_max"]) < 1e-5
+    rollout.input_ids[~rollout.mask] = 1
+    again, _ = agent.loss(rollout, advantages, rollout.rewards)
+    assert float(again) == pytest.approx(float(loss), abs=1e-6)
+    again.backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in agent.policy.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_truncated_episode_is_bootstrapped_and_a_terminated_one_is_not() -> None:
+    """Where the environment cut, gamma V(s_T) stands in the last reward."""
+    env = Hidden(truncate_at=2)
+    policy = wide_policy(env.ours)
+    with torch.no_grad():
+        policy.value_head.bias += 10.0
+    whole = collect_episodes(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.5)
+    none = collect_episodes(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.0)
+    cut = ~whole.stopped
+    assert cut.any() and whole.stopped.any()
+    assert torch.equal(whole.rewards[whole.stopped], none.rewards[whole.stopped])
+    added = (whole.rewards - none.rewards)[cut]
+    assert not added[:, 0].any()
+    with torch.no_grad():
+        text = torch.cat([whole.input_ids[cut][:, 1], torch.zeros(int(cut.sum()), 1, dtype=torch.long)], dim=1)
+        mask = torch.cat([whole.attention_mask[cut][:, 1], torch.ones(int(cut.sum()), 1, dtype=torch.long)], dim=1)
+        torch.testing.assert_close(added[:, 1], 0.5 * policy.values(text, mask, 1).squeeze(1), rtol=0, atol=1e-4)
+    assert torch.equal(whole.scores, none.scores)  # what the environment paid
+
+
+def test_masks_of_the_info_are_obeyed() -> None:
+    """Masked actions are never taken, and have probability 0 in the update too."""
+    env = Masked()
+    policy = wide_policy(env.ours)
+    rollout = collect_episodes(env, policy, 64, generator=new_generator("cpu", 0))
+    assert rollout.action_mask is not None
+    chosen = rollout.action_mask.gather(2, rollout.tokens[..., None]).squeeze(2)
+    assert chosen[rollout.mask].all() and not rollout.action_mask[rollout.mask].all()
+    found = policy.evaluate_actions(
+        rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
+    ).log_probs
+    torch.testing.assert_close(found[rollout.mask], rollout.log_probs[rollout.mask], rtol=0, atol=1e-5)
+    bare = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
+    assert (bare - found)[rollout.mask].abs().max() > 1e-2  # control
+
+
+@pytest.mark.parametrize("agent", [PPO, ActorCritic, REINFORCE])
+def test_every_agent_learns_saves_and_goes_on(agent: Any, tmp_path: Path) -> None:
+    """The same run with and without a stop; metrics without a KL."""
+    settings: dict[str, Any] = {"n_episodes": 8, "seed": 3}
+    if agent is REINFORCE:
+        settings |= {"num_generations": 1, "baseline": "mean"}
+    seen: list[dict[str, float]] = []
+    whole = agent(wide_policy(Hidden().ours), Hidden(), **settings)
+    whole.learn(80, lambda agent, rollout, metrics: seen.append(metrics))
+    assert all("objective/scores" in row and "objective/kl" not in row for row in seen)
+    assert all(np.isfinite(value) for row in seen for value in row.values())
+    stopped = agent(wide_policy(Hidden().ours), Hidden(), **settings).learn(40)
+    stopped.save(tmp_path)
+    going = agent.load(tmp_path, env=Hidden()).learn(80 - stopped.num_timesteps, reset_num_timesteps=False)
+    assert going.num_timesteps == whole.num_timesteps
+    for one, other in zip(whole.policy.parameters(), going.policy.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    action, _ = going.predict(Hidden().reset(seed=0)[0], deterministic=True)
+    assert action in range(3)
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (spaces.Discrete(5), spaces.Discrete(3), "Dict of input_ids and attention_mask.*got Discrete"),
+        (spaces.Dict(input_ids=spaces.MultiDiscrete([3, 3])), spaces.Discrete(3), "attention_mask"),
+        (
+            spaces.Dict(input_ids=spaces.Box(0, 1, (4,), np.float32), attention_mask=spaces.MultiBinary(4)),
+            spaces.Discrete(3),
+            "integers of one shape",
+        ),
+        (
+            spaces.Dict(input_ids=spaces.MultiDiscrete([3] * 5), attention_mask=spaces.MultiBinary(4)),
+            spaces.Discrete(3),
+            "of one shape",
+        ),
+        (None, spaces.Discrete(4), r"must be Discrete\(3\), got Discrete\(4\)"),
+        (None, spaces.Discrete(3, start=1), r"must be Discrete\(3\)"),
+        (None, spaces.Box(0, 1, (3,)), "need a gym.ActionWrapper"),
+        (
+            spaces.Dict(input_ids=spaces.MultiDiscrete([9] * 4), attention_mask=spaces.MultiBinary(4)),
+            spaces.Discrete(3),
+            r"ids 0 .. 2, the observation may have 0 .. 8",
+        ),
+        (
+            spaces.Dict(input_ids=spaces.Box(-1, 2, (4,), np.int64), attention_mask=spaces.MultiBinary(4)),
+            spaces.Discrete(3),
+            r"may have -1 .. 2",
+        ),
+        (
+            spaces.Dict(input_ids=spaces.MultiDiscrete([3] * 99), attention_mask=spaces.MultiBinary(99)),
+            spaces.Discrete(3),
+            "the observation has 99",
+        ),
+    ],
+)
+def test_spaces_that_cannot_be_taken_are_refused(observation: Any, action: Any, message: str) -> None:
+    """Before anything is played, with what the space must be and what it is."""
+    env = Hidden()
+    policy = wide_policy(env.ours)
+    env.observation_space = observation or env.observation_space
+    env.action_space = action
+    with pytest.raises(ValueError, match=message):
+        PPO(policy, env)
+
+
+def test_what_needs_a_process_is_refused() -> None:
+    """Repeated prompts, beta, continuations, batches; and `for_env` has no reference to start from."""
+    env = Hidden()
+    policy = wide_policy(env.ours)
+    for settings in ({"num_generations": 2}, {"kl_target": 1.0}):
+        with pytest.raises(ValueError, match="need an environment of textenv"):
+            PPO(policy, env, **settings)
+    with pytest.raises(ValueError, match="credit='q' needs an environment of textenv"):
+        REINFORCE(policy, env, credit="q", baseline=None, num_generations=1)
+    with pytest.raises(TypeError, match="Agents also take a single environment of another library"):
+        PPO(policy, gym.make_vec("CartPole-v1", num_envs=2))
+    with pytest.raises(TypeError, match="Expected an environment of textenv"):
+        TransformerPolicy.for_env(env)
+
+
+@pytest.mark.slow
+def test_it_learns_what_is_hidden() -> None:
+    """PPO, which sees a stranger, goes most of the way to the oracle's best answer; flipped it does not."""
+    shares = []
+    for sign in (1.0, -1.0):
+        env = gym.wrappers.TransformReward(Hidden(), lambda reward, sign=sign: sign * reward)  # type: ignore[misc]
+        solution = exact.solve(env.unwrapped.ours)  # type: ignore[attr-defined]
+        torch.manual_seed(0)
+        shape = GPT2Config(vocab_size=3, n_embd=32, n_layer=1, n_head=2, n_positions=16)
+        agent = PPO(TransformerPolicy(GPT2LMHeadModel(shape)), env, learning_rate=3e-3, seed=0)
+        agent.learn(6_000)
+        known = exact.evaluate(solution.tree, agent.policy)
+        gap = solution.objective - solution.reference_objective
+        shares.append((known.objective - solution.reference_objective) / gap)
+    assert shares[0] > 0.8 > 0.0 > shares[1]
+
+
+@pytest.mark.slow
+def test_blackjack() -> None:
+    """The example plays better than always sticking, and far better than it began."""
+    _, returns = blackjack.train(blackjack.Args(total_timesteps=20_000))
+    assert returns[0] < -0.25 and np.mean(returns[-10:]) > -0.16
