@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import gymnasium as gym
 import pytest
 import torch
 
@@ -10,9 +13,9 @@ from experiments.examples import cleanrl_ppo, sb3_ppo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
-def test_a_single_file_learns_in_both_autoreset_modes(mode: str) -> None:
+def test_a_single_file_learns_in_both_autoreset_modes(mode: Literal["NextStep", "SameStep"]) -> None:
     """TajMahal's mean score rises from below 0 to above 1: no dead step is learned from, no end bootstrapped."""
-    _, scores = cleanrl_ppo.train(cleanrl_ppo.Args(autoreset_mode=mode, total_timesteps=40_000))  # type: ignore[arg-type]
+    _, scores = cleanrl_ppo.train(cleanrl_ppo.Args(autoreset_mode=mode, total_timesteps=40_000))
     assert scores[0] < 0 and scores[-1] > 1.2
 
 
@@ -27,6 +30,49 @@ def test_dead_steps_and_ends_carry_nothing() -> None:
     assert advantages[3].item() == 4 + 5 - 40
     wrong = cleanrl_ppo.gae(rewards, values, ends & False, live, torch.tensor([5.0]), gae_lambda=1.0)
     assert wrong[1].item() != advantages[1].item()  # control: an end that is not seen
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_learner_gets_no_dead_transition_and_no_wrong_bootstrap(
+    mode: Literal["NextStep", "SameStep"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the single file learns from in either mode: states that go on, and returns that end where the text ends."""
+    process = gym.make("textenv/Toy-v0").unwrapped.process  # type: ignore[attr-defined]
+    width = process.prompt_width
+    finished: dict[str, list[bool]] = {"sampled": [], "learnt": []}
+    calls = []
+    forward, gae = cleanrl_ppo.ActorCritic.forward, cleanrl_ppo.gae
+
+    def watched(self: Any, ids: torch.Tensor, attention: torch.Tensor, action_mask: torch.Tensor) -> Any:
+        answer = torch.where(attention[:, width:] == 1, ids[:, width:], -1)
+        ended = torch.isin(answer, torch.tensor(process.eos_token_ids)).any(dim=1) | (answer >= 0).all(dim=1)
+        finished["learnt" if torch.is_grad_enabled() else "sampled"] += ended.tolist()
+        return forward(self, ids, attention, action_mask)
+
+    def kept(*arguments: Any) -> torch.Tensor:
+        calls.append((arguments, gae(*arguments)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(cleanrl_ppo.ActorCritic, "forward", watched)
+    monkeypatch.setattr(cleanrl_ppo, "gae", kept)
+    args = cleanrl_ppo.Args("textenv/Toy-v0", mode, total_timesteps=1, num_envs=8, gae_lambda=1.0, update_epochs=1)
+    cleanrl_ppo.train(args)
+    assert not any(finished["learnt"]) and len(finished["learnt"]) > 100
+    assert any(finished["sampled"]) == (mode == "NextStep")  # control: the dead steps are there, and not learned from
+
+    ((rewards, values, ends, live, next_value, _), advantages) = calls[0]
+    assert len(finished["learnt"]) == int(live.sum()) and live.all() == (mode == "SameStep")
+    compared = 0
+    for row in range(8):
+        to_go = next_value[row]  # the text that was cut by the update's end
+        for t in reversed(range(len(rewards))):
+            if not live[t, row]:
+                assert ends[t - 1, row]  # a step is dead only after an end
+                continue
+            to_go = rewards[t, row] + (0.0 if ends[t, row] else to_go)
+            assert advantages[t, row] == pytest.approx(float(to_go - values[t, row]), abs=1e-5)
+            compared += int(ends[t, row])
+    assert compared > 20
 
 
 @pytest.mark.slow
