@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare test slow check lint types clean
+.PHONY: compare test slow check lint types oldest tianshou rllib clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -14,7 +14,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
 
 # everything that must hold before a change lands
-check: lint types test slow
+check: lint types test slow oldest tianshou rllib
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
@@ -26,6 +26,27 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
+# What cannot be in one environment with the rest, each in its own: the oldest Gymnasium, Tianshou, RLlib.
+NEEDS_oldest := ".[dev]" gymnasium==1.2.0
+NEEDS_tianshou := ".[tianshou,test]"
+NEEDS_rllib := ".[rllib,test]"
+
+oldest: .venv-oldest/ready
+	.venv-oldest/bin/python -m pytest -n auto -m "not slow" \
+		$(addprefix tests/test_,api.py vector.py wrappers.py reward.py rollout.py sb3.py episodes.py)
+
+tianshou: .venv-tianshou/ready
+	.venv-tianshou/bin/python -m pytest tests/test_tianshou.py
+
+rllib: .venv-rllib/ready
+	.venv-rllib/bin/python -m pytest tests/test_rllib.py
+
+.venv-%/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --upgrade pip
+	.venv-$*/bin/pip install --quiet --constraint constraints.txt --editable $(NEEDS_$*)
+	touch $@
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -33,4 +54,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -86,8 +86,7 @@ class Agent(ABC):
                     "num_generations > 1 and kl_target need an environment of textenv: one of another library begins "
                     "where it likes and has no reference."
                 )
-        elif self.env is not None:
-            process = process_of(self.env)
+        elif (process := self.process) is not None:
             self._check_fit(process)
             if self.kl_target is not None:
                 if process.kl_coef == 0:
@@ -98,6 +97,11 @@ class Agent(ABC):
         self.generator = new_generator(self.policy.device, self.seed)
         self.num_timesteps = 0
         self.num_updates = 0
+
+    @property
+    def process(self) -> TextProcess | None:
+        """What the environment steps through; None without one, and for one of another library."""
+        return None if self.env is None or is_foreign(self.env) else process_of(self.env)
 
     def _check_fit(self, process: TextProcess) -> None:
         if self.policy.vocab_size != process.vocab_size:
@@ -199,7 +203,7 @@ class Agent(ABC):
         allowed = None
         if action_masks is not None:
             allowed = torch.as_tensor(np.atleast_2d(action_masks), dtype=torch.bool, device=self.policy.device)
-        elif self.env is not None and not is_foreign(self.env) and not (process := process_of(self.env)).full_support:
+        elif (process := self.process) is not None and not process.full_support:
             allowed = torch.as_tensor(process.reference.log_probs(ids, attention) > -np.inf, device=self.policy.device)
             allowed |= ~allowed.any(dim=1, keepdim=True)  # a text that has ended: any token will do
         logits = self.policy.next_token_logits(ids, attention)
@@ -222,10 +226,8 @@ class Agent(ABC):
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(path)
-        if self.env is not None and not is_foreign(self.env):
-            tokenizer = process_of(self.env).tokenizer
-            if hasattr(tokenizer, "save_pretrained"):
-                tokenizer.save_pretrained(path)
+        if self.process is not None and hasattr(tokenizer := self.process.tokenizer, "save_pretrained"):
+            tokenizer.save_pretrained(path)
         settings = {name: getattr(self, name) for name in self.hyperparameters()}
         counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "kl_coef": self.kl_coef}
         content = {"agent": type(self).__name__, "settings": settings, **counts}

@@ -296,9 +296,9 @@ def test_an_agent_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_foreign_environment_is_refused() -> None:
-    """By agents and by for_env, with the type that is needed."""
+    """By agents where it shows no text (`test_episodes` has more), and by for_env, with what is needed."""
     foreign = gym.make("CartPole-v1")
-    with pytest.raises(TypeError, match="environment of textenv"):
+    with pytest.raises(ValueError, match="Agents read texts"):
         PPO(random_policy(sparse()), foreign)
     with pytest.raises(TypeError, match="environment of textenv"):
         TransformerPolicy.for_env(foreign)
