@@ -17,6 +17,7 @@ import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 
 from agents import TransformerPolicy
 from agents.agent import Metrics, check_range
@@ -61,6 +62,7 @@ class StableBaselines(ABC):
         check_range("gae_lambda", self.gae_lambda, 0, 1)
         self.num_updates = 0
         self.algorithm = self.make(TextVectorEnv(process_of(self.env), self.n_episodes, autoreset_mode="SameStep"))
+        self.algorithm.set_logger(Logger(None, output_formats=[]))  # else it leaves folders behind
 
     @abstractmethod
     def make(self, envs: TextVectorEnv) -> Any:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.tasks import allowed_action, make, tasks, words
 from textenv import InvalidAction
 from textenv.testing import play
-from textenv.wrappers import FlatTokens, TextAction
+from textenv.wrappers import FlatTokens, MaskInObservation, TextAction
 
 
 @settings(max_examples=15, deadline=None)
@@ -41,6 +41,26 @@ def test_flat_tokens_lose_nothing(arguments: dict[str, Any], seed: int) -> None:
 def test_flat_tokens_pass_gymnasiums_check() -> None:
     """`check_env` steps it and finds observations, rewards and flags in order."""
     check_env(FlatTokens(gym.make("textenv/TajMahal-v0").unwrapped), skip_render_check=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 99))
+def test_the_mask_in_the_observation_is_that_of_the_info(arguments: dict[str, Any], seed: int) -> None:
+    """At every step, under the name that was asked for; the rest of the observation is as before."""
+    plain, masked = make(arguments), MaskInObservation(make(arguments), key="mask")
+    observation, info = plain.reset(seed=seed)
+    seen, _ = masked.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    terminated = False
+    while not terminated:
+        assert seen in masked.observation_space and sorted(seen) == ["attention_mask", "input_ids", "mask"]
+        assert seen["mask"].tolist() == info["action_mask"].tolist() and seen["mask"].dtype == np.int8
+        assert seen["input_ids"].tolist() == observation["input_ids"].tolist()
+        action = allowed_action(info["action_mask"], rng)
+        observation, _, terminated, _, info = plain.step(action)
+        seen, _, same_end, _, _ = masked.step(action)
+        assert terminated == same_end
+    check_env(MaskInObservation(gym.make("textenv/TajMahal-v0").unwrapped), skip_render_check=True)
 
 
 @settings(max_examples=25, deadline=None)

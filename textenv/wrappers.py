@@ -44,6 +44,35 @@ class FlatTokens(gym.ObservationWrapper[Array, np.int64, Observation], RecordCon
         return _text_env(self.env).action_masks()
 
 
+class MaskInObservation(gym.ObservationWrapper[dict[str, Array], np.int64, Observation], RecordConstructorArgs):
+    """The mask as one more part of the observation, for libraries whose networks see nothing else.
+
+    int8 [V], 1 where a token is allowed, under the name that the library looks for: `action_mask` in RLlib's models,
+    `mask` in Tianshou's.
+
+    >>> import gymnasium as gym, textenv
+    >>> from textenv.wrappers import MaskInObservation
+    >>> env = MaskInObservation(gym.make("textenv/TajMahal-v0"), key="mask")
+    >>> sorted(env.reset(seed=0)[0])
+    ['attention_mask', 'input_ids', 'mask']
+    """
+
+    def __init__(self, env: Any, key: str = "action_mask") -> None:
+        RecordConstructorArgs.__init__(self, key=key)
+        gym.ObservationWrapper.__init__(self, env)
+        self.key = key
+        mask = spaces.Box(0, 1, (_text_env(env).process.vocab_size,), np.int8)
+        self.observation_space: Any = spaces.Dict({**env.observation_space.spaces, key: mask})
+
+    def observation(self, observation: Observation) -> dict[str, Array]:
+        """The text, and what may be written next."""
+        return {**observation, self.key: self.action_masks().astype(np.int8)}
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """bool [V], which tokens are allowed now: sb3-contrib's convention."""
+        return _text_env(self.env).action_masks()
+
+
 class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructorArgs):
     """Whole answers as actions: `step("a whole answer")` writes it token by token and ends the episode.
 

@@ -1,0 +1,150 @@
+"""Tianshou 2's PPO on our environments. Copy it and change it.
+
+    pip install -e ".[tianshou]"      (in an environment of its own: Tianshou wants pandas 2)
+    python -m experiments.examples.tianshou_ppo
+
+Unforked. The mask comes with the observation (`MaskInObservation`), for the actor's logits are all that Tianshou asks
+of it. The policy's half of the KL, `-beta log pi(a|s)`, is paid by a step hook of the collector, before the step gets
+into the buffer. gamma is 1 (Tianshou's default is 0.99), advantages are not whitened and there is no entropy bonus
+(both on by default). An end is never bootstrapped: Tianshou looks at `terminated`, which is True at every end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from tianshou.algorithm import PPO
+from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
+from tianshou.algorithm.optim import AdamOptimizerFactory
+from tianshou.data import Batch, Collector, VectorReplayBuffer
+from tianshou.env import DummyVectorEnv
+from tianshou.trainer import OnPolicyTrainerParams
+from torch import Tensor, nn
+
+import textenv  # noqa: F401, registers the environments
+from textenv import exact
+from textenv.wrappers import MaskInObservation
+
+
+@dataclass
+class Args:
+    """Settings of the run."""
+
+    env_id: str = "textenv/TajMahal-v0"
+    """A registered id; one that can be enumerated."""
+    total_timesteps: int = 60_000
+    """Tokens to write."""
+    num_envs: int = 32
+    """Texts at once."""
+    learning_rate: float = 2e-3
+    """Adam's step size."""
+    seed: int = 0
+    """Seeds everything."""
+
+
+class TextNet(nn.Module):
+    """Token embeddings laid side by side, and two layers."""
+
+    def __init__(self, vocab_size: int, length: int, out: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.blank = vocab_size
+        self.embedding = nn.Embedding(vocab_size + 1, 16)
+        layers = [nn.Linear(16 * length, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, out))
+
+    def read(self, input_ids: Any, attention_mask: Any) -> Tensor:
+        """[B, out]."""
+        ids = torch.as_tensor(input_ids).where(torch.as_tensor(attention_mask) == 1, self.blank)
+        output: Tensor = self.layers(self.embedding(ids).flatten(1))
+        return output
+
+
+class Actor(TextNet):
+    """Logits of the next token, as Tianshou calls an actor; -inf where the observation's mask says so."""
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
+        """Logits [B, V], and no state."""
+        logits = self.read(obs.input_ids, obs.attention_mask)
+        return logits.masked_fill(torch.as_tensor(obs.mask) == 0, -torch.inf), state
+
+    def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
+        """As the exact oracle asks; it knows the masks itself."""
+        return self.read(input_ids, attention_mask)
+
+
+class Critic(TextNet):
+    """V(s), as Tianshou calls a critic."""
+
+    def forward(self, obs: Any) -> Tensor:
+        """[B, 1]."""
+        return self.read(obs.input_ids, obs.attention_mask)
+
+
+class PayKL:
+    """A collector's step hook: `- beta log pi(a|s)` for each token, as it was sampled."""
+
+    def __init__(self, kl_coef: float) -> None:
+        self.kl_coef = kl_coef
+
+    def __call__(self, action_batch: Any, rollout_batch: Any) -> None:
+        """Add it to the reward that goes into the buffer."""
+        log_prob = action_batch.dist.log_prob(torch.as_tensor(rollout_batch.act))
+        rollout_batch.rew = rollout_batch.rew - self.kl_coef * log_prob.detach().numpy()
+        rollout_batch.info = Batch()  # its texts are None where none has ended, which Tianshou takes for NaN
+
+
+def make(args: Args) -> tuple[PPO, Collector[Any], Any]:
+    """The algorithm, the collector that fills its buffer, and one more environment for the oracle."""
+    torch.manual_seed(args.seed)
+    np.random.seed(args.seed)  # noqa: NPY002, Tianshou draws its minibatches from there
+    env: Any = gym.make(args.env_id)
+    process = env.unwrapped.process
+    size = process.vocab_size, process.prompt_width + process.max_new_tokens
+    actor = Actor(*size, out=process.vocab_size)
+    algorithm = PPO(
+        policy=DiscreteActorPolicy(actor=actor, action_space=env.action_space),
+        critic=Critic(*size, out=1),
+        optim=AdamOptimizerFactory(lr=args.learning_rate, eps=1e-5),
+        gamma=1.0,
+        vf_coef=0.1,
+        ent_coef=0.0,
+        max_grad_norm=1.0,
+        advantage_normalization=False,
+    )
+    envs = DummyVectorEnv([lambda: MaskInObservation(gym.make(args.env_id), key="mask") for _ in range(args.num_envs)])
+    envs.seed(args.seed)
+    buffer = VectorReplayBuffer(64 * args.num_envs, args.num_envs)
+    return algorithm, Collector(algorithm, envs, buffer, on_step_hook=PayKL(process.kl_coef)), env
+
+
+def train(args: Args) -> tuple[PPO, float]:
+    """Learn; returns the algorithm and its share of the way from the reference to the optimum."""
+    algorithm, collector, env = make(args)
+    collector.reset()
+    steps = 32 * args.num_envs
+    algorithm.run_training(
+        OnPolicyTrainerParams(
+            training_collector=collector,
+            max_epochs=1,
+            epoch_num_steps=args.total_timesteps,
+            collection_step_num_env_steps=steps,
+            update_step_num_repetitions=4,
+            batch_size=steps,
+            verbose=False,
+            show_progress=False,
+        )
+    )
+    solution = exact.solve(env)
+    known = exact.evaluate(solution.tree, algorithm.policy.actor)
+    gap = solution.objective - solution.reference_objective
+    return algorithm, (known.objective - solution.reference_objective) / gap
+
+
+if __name__ == "__main__":
+    _, share = train(tyro.cli(Args))
+    print(f"Tianshou's PPO: {share:.1%} of the way from the reference to the exact optimum")
