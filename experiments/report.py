@@ -44,6 +44,7 @@ def report(
         "baselines": baselines,
         "untrained": untrained,
         "agents": {name: {key: value._asdict() for key, value in row.items()} for name, row in rows.items()},
+        "tokens_to_90": {name: [trial["tokens_to_90"] for trial in trials] for name, trials in summaries.items()},
         "paired_differences": {name: value._asdict() for name, value in _differences(summaries).items()},
     }
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")

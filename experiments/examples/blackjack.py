@@ -1,5 +1,6 @@
 """Our PPO on an environment of another library: Gymnasium's Blackjack, read as a text of three tokens.
 
+    pip install -e ".[agents]" tyro
     python -m experiments.examples.blackjack
 
 All that an environment must have is a `Dict(input_ids, attention_mask)` observation and a `Discrete` action; here an

@@ -1,7 +1,8 @@
 """Stable-Baselines3's PPO and sb3-contrib's MaskablePPO with a language model as the policy. Copy it and change it.
 
+    pip install -e ".[experiments]"
     python -m experiments.examples.sb3_ppo
-    python -m experiments.examples.sb3_ppo --env-id textenv/Toy-v0 --no-masks
+    python -m experiments.examples.sb3_ppo --algorithm PPO
 
 Unforked: a batched environment (`TextVecEnv`), a rollout buffer that pays the policy's half of the KL, and a policy
 class whose trunk, output layer and value head are the language model's. The exact optimum says how good it got.
@@ -10,7 +11,7 @@ class whose trunk, output layer and value head are the language model's. The exa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
@@ -36,8 +37,8 @@ class Args:
 
     env_id: str = "textenv/TajMahal-v0"
     """A registered id; one that can be enumerated."""
-    masks: bool = True
-    """MaskablePPO rather than PPO: needed where the reference forbids tokens."""
+    algorithm: Literal["MaskablePPO", "PPO"] = "MaskablePPO"
+    """MaskablePPO asks the environment what is allowed; PPO's policy sees it in the observation."""
     total_timesteps: int = 50_000
     """Tokens to write."""
     num_envs: int = 64
@@ -48,12 +49,14 @@ class Args:
 
 def train(args: Args) -> tuple[Any, float]:
     """Learn; returns the agent and its share of the way from the reference to the optimum."""
-    envs = TextVecEnv(gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode="SameStep"))
-    if args.masks:  # sb3-contrib's masked probabilities fail torch's check that they sum to 1 on large vocabularies
+    maskable = args.algorithm == "MaskablePPO"
+    inner = gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode="SameStep")
+    envs = TextVecEnv(inner, mask_in_observation=not maskable)
+    if maskable:  # sb3-contrib's masked probabilities fail torch's check that they sum to 1 on large vocabularies
         torch.distributions.Distribution.set_default_validate_args(False)
-    algorithm: Any = MaskablePPO if args.masks else PPO
+    algorithm: Any = MaskablePPO if maskable else PPO
     agent = algorithm(
-        MaskableCausalLMPolicy if args.masks else CausalLMPolicy,
+        MaskableCausalLMPolicy if maskable else CausalLMPolicy,
         envs,
         n_steps=8,
         batch_size=8 * args.num_envs,
@@ -64,7 +67,7 @@ def train(args: Args) -> tuple[Any, float]:
         max_grad_norm=1.0,
         normalize_advantage=False,
         seed=args.seed,
-        rollout_buffer_class=KLMaskableDictRolloutBuffer if args.masks else KLDictRolloutBuffer,
+        rollout_buffer_class=KLMaskableDictRolloutBuffer if maskable else KLDictRolloutBuffer,
         rollout_buffer_kwargs={"kl_coef": envs.unwrapped.process.kl_coef},
         policy_kwargs={"language_model": TransformerPolicy.for_env(envs)},
         device="cpu",
