@@ -115,3 +115,12 @@ def _vader_analyzer() -> Any:
     except ImportError as error:
         raise ImportError("The reward 'vader' needs vaderSentiment: pip install textenv[vader]") from error
     return SentimentIntensityAnalyzer()
+
+
+def __getattr__(name: str) -> Any:
+    """`RewardModel` needs torch, which the rest of the environment does not."""
+    if name == "RewardModel":
+        from textenv.reward_model import RewardModel
+
+        return RewardModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
