@@ -81,7 +81,7 @@ def collect_episodes(
         for name in ("input_ids", "attention_mask", "log_probs", "rewards", "mask")
     }
     mask = padded["mask"]
-    padded["attention_mask"][..., -2:] = 1  # also where nothing is shown: no token cannot be read
+    padded["attention_mask"][..., -2:] = 1  # also beyond an end: a text of no token cannot be read
     masks = None
     if "action_mask" in episodes[0]:
         masks = pad_sequence([e["action_mask"] for e in episodes], batch_first=True, padding_value=True)
@@ -120,10 +120,12 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
     steps: dict[str, list[Any]] = {name: [] for name in ("input_ids", "attention_mask", "log_probs", "rewards")}
     masks, terminated, truncated = [], False, False
     while not terminated and not truncated:
-        ids, attention = _text(observation)
+        ids, attention = _text(observation, policy)
         logits = policy.next_token_logits(ids[None, :-1], attention[None, :-1])[0]
         if "action_mask" in info:
             masks.append(torch.as_tensor(info["action_mask"], device=policy.device) > 0)
+            if not masks[-1].any():
+                raise ValueError("info['action_mask'] allows no action: the environment must end an episode before.")
             logits = logits.masked_fill(~masks[-1], -torch.inf)
         log_probs = logits.log_softmax(dim=0)
         ids[-1] = action = int(torch.multinomial(log_probs.exp(), 1, generator=generator))
@@ -135,7 +137,7 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
     rewards = played["rewards"].float()
     score = rewards.sum()
     if not terminated:
-        ids, attention = _text(observation)
+        ids, attention = _text(observation, policy)
         last = torch.as_tensor(np.stack([ids, attention])[:, None], device=policy.device)
         rewards[-1] += gamma * policy.values(last[0], last[1], 1).item()
     played |= {"rewards": rewards, "score": score, "stopped": torch.tensor(terminated, device=policy.device)}
@@ -143,9 +145,14 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
     return played | ({"action_mask": torch.stack(masks)} if masks else {})
 
 
-def _text(observation: dict[str, Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _text(observation: dict[str, Any], policy: TransformerPolicy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ids and mask [L + 1]: what is observed, blanks moved to the left, and room for the action."""
     mask = np.asarray(observation["attention_mask"], dtype=np.int64)
     order = mask.argsort(kind="stable")
     ids = np.asarray(observation["input_ids"], dtype=np.int64)[order]
+    size = policy.model.config.get_text_config().vocab_size
+    if not mask.any() or ids.min() < 0 or ids.max() >= size:
+        raise ValueError(
+            f"An observation must show at least one token, and ids 0 .. {size - 1} (blanks too), got {observation}."
+        )
     return np.append(ids, 0), np.append(mask[order], 1)

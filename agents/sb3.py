@@ -100,7 +100,9 @@ class TextVecEnv(VecEnv):
         return self._shown(observations, info), rewards.astype(np.float32), terminated, infos
 
     def _shown(self, observation: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-        return observation | {"action_mask": info["action_mask"]} if self.mask_in_observation else observation
+        if not self.mask_in_observation:
+            return observation
+        return observation | {"action_mask": info["action_mask"].copy()}  # where nothing is masked it is read-only
 
     def close(self) -> None:
         self.envs.close()

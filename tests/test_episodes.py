@@ -225,6 +225,28 @@ def test_spaces_that_cannot_be_taken_are_refused(observation: Any, action: Any, 
         PPO(policy, env)
 
 
+@pytest.mark.parametrize(
+    ("shown", "info", "message"),
+    [
+        ({"attention_mask": np.zeros(6, dtype=np.int8)}, {}, "at least one token"),
+        ({"input_ids": np.full(6, 3)}, {}, r"ids 0 .. 2 \(blanks too\)"),
+        ({"input_ids": np.full(6, -1)}, {}, r"ids 0 .. 2"),
+        ({}, {"action_mask": np.zeros(3, dtype=np.int8)}, "allows no action"),
+    ],
+)
+def test_observations_against_the_spaces_are_refused(shown: Any, info: Any, message: str) -> None:
+    """What an environment shows although its spaces say otherwise: an error with the observation."""
+
+    class Wrong(Hidden):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            observation, _ = super().reset(seed=seed)
+            return observation | shown, info
+
+    env = Wrong()
+    with pytest.raises(ValueError, match=message):
+        PPO(wide_policy(env.ours), env, seed=0).learn(1)
+
+
 def test_what_needs_a_process_is_refused() -> None:
     """Repeated prompts, beta, continuations, batches; and `for_env` has no reference to start from."""
     env = Hidden()
