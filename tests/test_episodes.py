@@ -228,9 +228,9 @@ def test_spaces_that_cannot_be_taken_are_refused(observation: Any, action: Any, 
 @pytest.mark.parametrize(
     ("shown", "info", "message"),
     [
-        ({"attention_mask": np.zeros(6, dtype=np.int8)}, {}, "at least one token"),
-        ({"input_ids": np.full(6, 3)}, {}, r"ids 0 .. 2 \(blanks too\)"),
-        ({"input_ids": np.full(6, -1)}, {}, r"ids 0 .. 2"),
+        ({"attention_mask": np.zeros(4, dtype=np.int8)}, {}, "at least one token"),
+        ({"input_ids": np.full(4, 3)}, {}, r"ids 0 .. 2 \(blanks too\)"),
+        ({"input_ids": np.full(4, -1)}, {}, r"ids 0 .. 2"),
         ({}, {"action_mask": np.zeros(3, dtype=np.int8)}, "allows no action"),
     ],
 )
