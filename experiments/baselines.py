@@ -21,14 +21,15 @@ from experiments.evaluation import Measured, Yardstick
 from textenv.tree import Tree
 
 
-def best_of_n(yardstick: Yardstick, reference: TransformerPolicy, n: int) -> Measured:
-    """`objective`, `score`, `kl` (and `gold_score`) of the best of `n`: exact where the task is enumerated.
+def best_of_n(yardstick: Yardstick, n: int) -> Measured:
+    """`objective`, `score`, `kl` (and `gold_score`) of the reference's best of `n`: exact where the task is enumerated.
 
     Elsewhere n answers to each of the yardstick's prompts are drawn, and the KL is its upper bound, so that the
     objective is a lower one.
     """
     if yardstick.tree is not None:
         return _exact(yardstick.tree, n)
+    reference = TransformerPolicy.for_env(yardstick.env)
     kept: dict[str, list[float]] = {"objective": [], "score": [], "gold_score": []}
     kl = np.log(n) - (n - 1) / n
     for size, seed in yardstick.batches():
@@ -40,7 +41,8 @@ def best_of_n(yardstick: Yardstick, reference: TransformerPolicy, n: int) -> Mea
             generator=new_generator(reference.device, seed),
             values=False,
         )
-        paid = (answers.rewards.sum(dim=1) + yardstick.kl_coef * answers.kl).view(size, n)  # without the KL
+        # a table's copy is not quite the reference: without the KL that it is paid
+        paid = (answers.rewards.sum(dim=1) + yardstick.kl_coef * answers.kl).view(size, n)
         best = paid.argmax(dim=1) + n * torch.arange(size, device=paid.device)
         kept["objective"] += (paid.flatten()[best] - yardstick.kl_coef * kl).tolist()
         kept["score"] += answers.scores[best].tolist()

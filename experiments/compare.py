@@ -84,7 +84,7 @@ def compare(config: CompareConfig) -> Path:
 
     summaries = _run(config, trials, folder, folder / INITIAL)
     by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.learners}
-    untrained = {f"best of {config.best_of_n}": best_of_n(yardstick, policy, config.best_of_n)}
+    untrained = {f"best of {config.best_of_n}": best_of_n(yardstick, config.best_of_n)}
     if "random" in config.agents:
         untrained["random"] = yardstick.measure(random_policy(policy))
     before = sample_answers(env, policy, shown_prompts(env))

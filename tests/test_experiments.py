@@ -226,7 +226,7 @@ def test_the_gold_score_is_reported_where_there_is_one(
         run_trial(config, run, initial)
     trials = [json.loads((run / "summary.json").read_text()) for run in runs]
     before = sample_answers(env, TransformerPolicy.from_pretrained(initial), [0])
-    untrained = {"best of 4": best_of_n(Yardstick.of(env, 16), TransformerPolicy.from_pretrained(initial), 4)}
+    untrained = {"best of 4": best_of_n(Yardstick.of(env, 16), 4)}
     report(tmp_path, {"ppo": trials}, untrained, before, plain_console())
     table = (tmp_path / "report.txt").read_text()
     capsys.readouterr()
