@@ -82,9 +82,7 @@ def collect_episodes(
     }
     mask = padded["mask"]
     padded["attention_mask"][..., -2:] = 1  # also beyond an end: a text of no token cannot be read
-    masks = None
-    if "action_mask" in episodes[0]:
-        masks = pad_sequence([e["action_mask"] for e in episodes], batch_first=True, padding_value=True)
+    allowed = pad_sequence([e["action_mask"] for e in episodes], batch_first=True, padding_value=True)
     rollout = Rollout(
         prompt=torch.zeros(n, dtype=torch.long, device=policy.device),
         **padded,
@@ -92,7 +90,7 @@ def collect_episodes(
         scores=torch.stack([episode["score"] for episode in episodes]),
         stopped=torch.stack([episode["stopped"] for episode in episodes]),
         values=None,
-        action_mask=masks,
+        action_mask=None if allowed.all() else allowed,
         prompts=np.full(n, None),
         completions=np.full(n, None),
     )
@@ -118,16 +116,15 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
     seed = torch.randint(2**31, (), generator=generator, device=policy.device)
     observation, info = env.reset(seed=int(seed))
     steps: dict[str, list[Any]] = {name: [] for name in ("input_ids", "attention_mask", "log_probs", "rewards")}
-    masks, terminated, truncated = [], False, False
+    masks, everything = [], np.ones(policy.vocab_size, dtype=np.int8)
+    terminated = truncated = False
     while not terminated and not truncated:
         ids, attention = _text(observation, policy)
         logits = policy.next_token_logits(ids[None, :-1], attention[None, :-1])[0]
-        if "action_mask" in info:
-            masks.append(torch.as_tensor(info["action_mask"], device=policy.device) > 0)
-            if not masks[-1].any():
-                raise ValueError("info['action_mask'] allows no action: the environment must end an episode before.")
-            logits = logits.masked_fill(~masks[-1], -torch.inf)
-        log_probs = logits.log_softmax(dim=0)
+        masks.append(torch.as_tensor(info.get("action_mask", everything), device=policy.device) > 0)
+        if not masks[-1].any():
+            raise ValueError("info['action_mask'] allows no action: the environment must end an episode before.")
+        log_probs = logits.masked_fill(~masks[-1], -torch.inf).log_softmax(dim=0)
         ids[-1] = action = int(torch.multinomial(log_probs.exp(), 1, generator=generator))
         observation, reward, terminated, truncated, info = env.step(action)
         step = {"input_ids": ids, "attention_mask": attention, "log_probs": log_probs[action], "rewards": reward}
@@ -142,7 +139,7 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
         rewards[-1] += gamma * policy.values(last[0], last[1], 1).item()
     played |= {"rewards": rewards, "score": score, "stopped": torch.tensor(terminated, device=policy.device)}
     played["mask"] = torch.ones_like(rewards, dtype=torch.bool)
-    return played | ({"action_mask": torch.stack(masks)} if masks else {})
+    return played | {"action_mask": torch.stack(masks)}
 
 
 def _text(observation: dict[str, Any], policy: TransformerPolicy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -50,24 +50,17 @@ class Hidden(gym.Env[Any, Any]):
 
 
 class Masked(Hidden):
-    """As `Hidden`; only tokens 0 and 1 are allowed, and the middle token after a 0."""
+    """As `Hidden`, but after a 1 the text must end (token 0), and after anything else `info` says nothing of masks."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        observation, _ = super().reset(seed=seed)
-        return observation, {"action_mask": np.array([1, 1, 0], dtype=np.int8)}
+        self.must_end = False
+        return super().reset(seed=seed)
 
     def step(self, action: Any) -> Any:
-        assert action in self.allowed, f"{action} is masked"
-        observation, *rest, _ = super().step(action)
-        mask = np.array([0, 1, 0] if action == 0 else [1, 1, 0], dtype=np.int8)
-        return observation, *rest, {"action_mask": mask}
-
-    @property
-    def allowed(self) -> set[int]:
-        """What the mask says now."""
-        last = self.ours.slots.texts.time[0]
-        column = self.ours.process.prompt_width + last - 1
-        return {1} if last and self.ours.slots.texts.input_ids[0, column] == 0 else {0, 1}
+        assert not self.must_end or action == 0, f"{action} is masked"
+        *step, _ = super().step(action)
+        self.must_end = action == 1
+        return *step, ({"action_mask": np.array([1, 0, 0], dtype=np.int8)} if self.must_end else {})
 
 
 def wide_policy(env: Any, seed: int = 0) -> TransformerPolicy:
@@ -100,6 +93,7 @@ def test_a_foreign_environment_gives_the_rollouts_of_ours() -> None:
             assert not theirs[length:].any()
         assert found.scores[row] == pytest.approx(float(ours.rewards[known[text]].sum()), abs=1e-5)
     assert len(compared) >= 10
+    assert found.attention_mask[..., :-1].any(dim=-1).all()  # beyond the ends too there is something to read
     evaluation = policy.evaluate_actions(found.input_ids, found.attention_mask, found.num_tokens)
     torch.testing.assert_close(evaluation.log_probs[found.mask], found.log_probs[found.mask], rtol=0, atol=1e-5)
     # control: a policy that reads the blanks says something else
@@ -155,8 +149,13 @@ def test_masks_of_the_info_are_obeyed() -> None:
         rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
     ).log_probs
     torch.testing.assert_close(found[rollout.mask], rollout.log_probs[rollout.mask], rtol=0, atol=1e-5)
+    after_one = torch.zeros_like(rollout.mask)
+    after_one[:, 1:] = (rollout.tokens[:, :-1] == 1) & rollout.mask[:, 1:]
+    assert torch.equal(~rollout.action_mask.all(dim=2) & rollout.mask, after_one)
     bare = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
-    assert (bare - found)[rollout.mask].abs().max() > 1e-2  # control
+    assert (bare - rollout.log_probs)[after_one].abs().max() > 1e-2  # control
+    agent = PPO(policy, env, n_episodes=16, seed=0).learn(20)
+    assert all(parameter.isfinite().all() for parameter in agent.policy.parameters())
 
 
 @pytest.mark.parametrize("agent", [PPO, ActorCritic, REINFORCE])

@@ -217,6 +217,15 @@ def test_masks_keep_a_masked_agent_within_the_rules() -> None:
     MaskablePPO(MaskableCausalLMPolicy, envs, **settings).learn(256)
     for algorithm in (PPO, A2C):
         seen = TextVecEnv(envs.unwrapped, mask_in_observation=True)
+        observation, ended = seen.reset(), 0
+        while not ended:
+            assert all(
+                np.array_equal(seen.unwrapped.action_masks()[row], observation["action_mask"][row]) for row in range(4)
+            )
+            observation, _, dones, infos = seen.step(observation["action_mask"].argmax(axis=1))
+            ended = int(dones.sum())
+        last = infos[int(dones.argmax())]["terminal_observation"]
+        assert seen.observation_space.contains(last)
         algorithm(CausalLMPolicy, seen, ent_coef=0.01, **settings).learn(256)
     with pytest.raises(gym.error.InvalidAction, match="masked after"):
         PPO(CausalLMPolicy, vec("textenv/TajMahal-v0"), **settings).learn(256)
