@@ -1,4 +1,4 @@
-"""python -m experiments {compare, train, evaluate, sample, lecture}: see --help of each."""
+"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model}: see --help of each."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from experiments.compare import CompareConfig, compare
 from experiments.config import FlagError, TrialConfig, read_config
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.lecture.run import LectureConfig, lecture
+from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.trial import INITIAL, prepare, run_trial
 
 
@@ -113,6 +114,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
+    | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
 )
 
 
@@ -126,6 +128,7 @@ def main() -> None:
         EvaluateConfig: evaluate,
         SampleConfig: sample,
         LectureConfig: lecture,
+        RewardModelConfig: reward_model,
     }
     try:
         config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)

@@ -290,7 +290,7 @@ def test_each_number_of_the_table_stands_in_its_column(gold: bool, known: bool) 
     assert list(told) == list(expected)
     if known:
         both = results_table({"ppo": trials}, baselines | {"optimum": 9.9}, {})
-        assert [list(c.cells) for c in both.columns if c.header == "tokens to 90%"][0][1] == "1 of 2 seeds"
+        assert next(list(c.cells) for c in both.columns if c.header == "tokens to 90%")[1] == "1 of 2 seeds"
     assert told == {name: values[: len(rows)] for name, values in expected.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ from transformers import (
 
 from agents import collect
 from agents.sampling import new_generator
+from experiments.config import FlagError
+from experiments.reward_model import (
+    Pair,
+    RewardModelConfig,
+    agreement,
+    margins,
+    preference_loss,
+    read_pairs,
+    reward_model,
+)
 from tests.tasks import PROMPTS, words
 from tests.test_gradients import random_policy
 from textenv.rewards import RewardModel
@@ -138,3 +149,124 @@ def test_bad_models_are_refused() -> None:
         RewardModel(classifier("gpt2"), tokenizer())
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         RewardModel(classifier("gpt2"), tokenizer(eos_token="[END]"), batch_size=0)
+
+
+# -- training on preferences -------------------------------------------------------------------------------------------
+
+
+def write_pairs(path: Path, count: int = 120, flip: bool = False) -> Path:
+    """People prefer the answer with more a's."""
+    rng = np.random.default_rng(0)
+    with path.open("w") as file:
+        for _ in range(count):
+            good, bad = (" ".join(rng.choice(list(words), 3)) for words in ("aaab", "cdef"))
+            chosen, rejected = (bad, good) if flip else (good, bad)
+            file.write(json.dumps({"prompt": "g h", "chosen": chosen, "rejected": rejected}) + "\n")
+    return path
+
+
+def start(folder: Path, kind: str = "gpt2") -> Path:
+    """A classifier and its tokenizer to start from."""
+    classifier(kind).save_pretrained(folder)
+    tokenizer(eos_token="[END]").save_pretrained(folder)
+    return folder
+
+
+def trained(tmp_path: Path, name: str, **flags: Any) -> tuple[dict[str, float], Path]:
+    """What was measured, and where the model is."""
+    pairs = write_pairs(tmp_path / f"{name}.jsonl", flip=flags.pop("flip", False))
+    model = start(tmp_path / f"{name}-start", flags.pop("kind", "gpt2"))
+    out = tmp_path / name
+    defaults: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-2, "held_out": 0.2}
+    return reward_model(RewardModelConfig(pairs, str(model), out, **(defaults | flags))), out
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_it_learns_what_people_prefer(kind: str, tmp_path: Path) -> None:
+    """On pairs never seen it agrees nearly always; trained on the opposite it learns the opposite."""
+    measured, out = trained(tmp_path, "likes", kind=kind)
+    assert measured["accuracy"] > 0.95 and measured["log_loss"] < 0.2 and measured["pairs"] == 24
+    scores = RewardModel(out)
+    good, bad = scores(["g h"] * 2, ["a a b", "d e f"])
+    assert good > bad + 1
+    _, opposite = trained(tmp_path, "dislikes", kind=kind, flip=True)
+    good, bad = RewardModel(opposite)(["g h"] * 2, ["a a b", "d e f"])
+    assert good < bad - 1
+    assert json.loads((out / "held_out.json").read_text()) == measured
+
+
+def test_scores_are_normalised_over_the_training_answers(tmp_path: Path) -> None:
+    """Mean 0 and standard deviation 1 within what the split leaves out; the raw logits are something else."""
+    _, out = trained(tmp_path, "model")
+    pairs = read_pairs(tmp_path / "model.jsonl")
+    scores = RewardModel(out)
+    found = np.array(scores(["g h"] * 240, [p.chosen for p in pairs] + [p.rejected for p in pairs]))
+    assert abs(found.mean()) < 0.1 and abs(found.std() - 1) < 0.1
+    scores.model.config.score_mean, scores.model.config.score_std = 0.0, 1.0
+    raw = np.array(scores(["g h"] * 240, [p.chosen for p in pairs] + [p.rejected for p in pairs]))
+    assert abs(raw.std() - 1) > 0.2  # control
+
+
+def test_margins_and_the_loss_are_bradley_terrys() -> None:
+    """Differences of scores, pair by pair; the loss is -log of the probability that both are ordered right."""
+    reward = RewardModel(classifier("llama"), tokenizer(eos_token="[END]"))
+    pairs = [Pair("g", "a b", "c"), Pair("h h", "d", "a a a")]
+    with torch.no_grad():
+        found = margins(reward, pairs)
+    scores = [reward([p.prompt] * 2, [p.chosen, p.rejected]) for p in pairs]
+    np.testing.assert_allclose(found.numpy(), [good - bad for good, bad in scores], atol=1e-5)
+    probability = 1 / (1 + torch.exp(-found))
+    assert preference_loss(found).item() == pytest.approx(-probability.log().mean().item(), abs=1e-6)
+
+
+def test_agreement_by_hand() -> None:
+    """Accuracy, log loss and calibration of four pairs; a model that says 50:50 is calibrated and knows nothing."""
+    nothing = agreement(np.zeros(10))
+    assert (nothing["accuracy"], nothing["calibration_error"]) == (0.5, 0.0)
+    assert nothing["log_loss"] == pytest.approx(np.log(2))
+    margin = np.log([3.0, 3.0, 3.0, 1 / 3.0])  # confidence 0.75 each time, right three times of four: calibrated
+    fair = agreement(margin)
+    assert fair["accuracy"] == 0.75 and fair["mean_confidence"] == pytest.approx(0.75)
+    assert fair["calibration_error"] == pytest.approx(0.0, abs=1e-12)
+    sure = agreement(10 * margin)
+    assert sure["accuracy"] == 0.75 and sure["calibration_error"] == pytest.approx(0.25, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "line 2 is no JSON"),
+        ('{"prompt": "a", "chosen": "b"}', "line 2 must be an object .* no 'rejected'"),
+        ('{"prompt": "a", "chosen": "b", "rejected": 3}', "line 2 must be an object .* no 'rejected'"),
+        ('["a", "b"]', "line 2 must be an object"),
+        ('{"prompt": "a", "chosen": " ", "rejected": "c"}', "line 2: the answer 'chosen' is empty"),
+        ('{"prompt": "a", "chosen": "c", "rejected": "c"}', "line 2: chosen and rejected are the same, 'c'"),
+    ],
+)
+def test_a_bad_pairs_file_is_refused_before_anything_is_loaded(line: str, message: str, tmp_path: Path) -> None:
+    """With file and line; no folder is left."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' + line + "\n")
+    with pytest.raises(FlagError, match=f"pairs.jsonl, {message}"):
+        reward_model(RewardModelConfig(path, "/nowhere", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bad_flags_are_refused(tmp_path: Path) -> None:
+    """No file, no pair, too few pairs, a share that leaves nothing, a folder in use, a model that is not there."""
+    good = write_pairs(tmp_path / "pairs.jsonl", 4)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    single = write_pairs(tmp_path / "single.jsonl", 1)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"pairs": tmp_path / "no.jsonl"}, "does not exist"),
+        ({"pairs": tmp_path / "empty.jsonl"}, "holds no pair"),
+        ({"pairs": single}, "too few"),
+        ({"held_out": 1.0}, "--held-out"),
+        ({"out": tmp_path}, "not empty"),
+        ({"model": str(tmp_path / "nowhere")}, "--model"),
+    ]
+    for flags, message in cases:
+        arguments: dict[str, Any] = {"pairs": good, "model": "/nowhere", "out": tmp_path / "out"}
+        with pytest.raises(FlagError, match=message):
+            reward_model(RewardModelConfig(**(arguments | flags)))
+    assert not (tmp_path / "out").exists()

@@ -79,13 +79,10 @@ class RewardModel:
             raise ValueError("The classifier's tokenizer has neither a padding nor an end token: set its pad_token.")
         return int(self.tokenizer.eos_token_id)
 
+    @torch.no_grad()
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """The score of each text, [B]; the same whatever else is in the batch."""
-        texts = [
-            prompt + ("" if answer[:1].isspace() else self.joiner) + answer
-            for prompt, answer in zip(prompts, completions, strict=True)
-        ]
-        rows = [self._tokens(text) for text in texts]
+        rows = [self.tokens(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
         scores = np.empty(len(rows))
         order = np.argsort([len(row) for row in rows], kind="stable")
         for start in range(0, len(rows), self.batch_size):
@@ -94,11 +91,12 @@ class RewardModel:
         mean, std = (getattr(self.model.config, name, default) for name, default in NORMALISATION.items())
         return ((scores - mean) / std).tolist()  # type: ignore[no-any-return]
 
-    def _tokens(self, text: str) -> list[int]:
-        tokens: list[int] = self.tokenizer(text)["input_ids"]
+    def tokens(self, prompt: str, completion: str) -> list[int]:
+        """Prompt and completion as the classifier reads them."""
+        joiner = "" if completion[:1].isspace() else self.joiner
+        tokens: list[int] = self.tokenizer(prompt + joiner + completion)["input_ids"]
         return tokens if self.max_length is None else tokens[-self.max_length :]
 
-    @torch.no_grad()
     def logits(self, rows: list[list[int]]) -> Tensor:
         """f of tokenised texts, [B], padded on the right to the longest."""
         width = max(len(row) for row in rows)

@@ -1,0 +1,184 @@
+"""reward-model: learn from preferences what people like (Stiennon et al. 2020, arXiv:2009.01325).
+
+    p(y > y' | x) = sigmoid(r(x, y) - r(x, y'))                      Bradley and Terry 1952
+    L = -E[ log sigmoid(r(x, chosen) - r(x, rejected)) ]
+
+Pairs of a held-out part, never trained on, say how often r agrees (accuracy) and how far its probabilities can be
+believed (calibration). r is known up to a constant: its mean and standard deviation over the training answers are
+stored with the model, and `textenv.rewards.RewardModel` takes them off.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from experiments.config import FlagError
+from textenv.reward_model import RewardModel
+
+
+@dataclass
+class RewardModelConfig:
+    """Train a reward model on pairs of answers, and say on held-out pairs how good it is."""
+
+    pairs: Path
+    """JSONL, a pair a line: {"prompt", "chosen", "rejected"}."""
+    model: str
+    """The model to start from, a path or hub id: a causal LM, an encoder or a classifier."""
+    out: Path
+    """The folder to write the classifier to."""
+    epochs: int = 1
+    """Passes over the pairs."""
+    batch_size: int = 32
+    """Pairs an update."""
+    learning_rate: float = 1e-4
+    """AdamW's step size."""
+    held_out: float = 0.1
+    """Share of the pairs that is not trained on."""
+    seed: int = 0
+    """Seeds the split, the order and the new layer."""
+    device: str = "cpu"
+    """cpu, cuda, ..."""
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def reward_model(config: RewardModelConfig) -> dict[str, float]:
+    """Train, print and save; returns what was measured on the held-out pairs."""
+    pairs = read_pairs(config.pairs)
+    if not 0 < config.held_out < 1 or config.epochs < 1 or config.batch_size < 1:
+        raise FlagError(
+            f"--held-out must be in (0, 1), --epochs and --batch-size at least 1, got {config.held_out}, "
+            f"{config.epochs} and {config.batch_size}."
+        )
+    if config.out.is_dir() and any(config.out.iterdir()):
+        raise FlagError(f"--out {str(config.out)!r} is not empty; choose another folder.")
+    rng = np.random.default_rng(config.seed)
+    order = rng.permutation(len(pairs))
+    count = max(1, round(config.held_out * len(pairs)))
+    if count >= len(pairs):
+        raise FlagError(f"{config.pairs}: {len(pairs)} pairs are too few to hold {count} of them out.")
+    test, train = ([pairs[i] for i in part] for part in (order[:count], order[count:]))
+    reward = _load(config)
+
+    optimizer = torch.optim.AdamW(reward.model.parameters(), lr=config.learning_rate)
+    reward.model.requires_grad_(True).train()
+    with tqdm(total=config.epochs * len(train), unit="pair") as bar:
+        for _ in range(config.epochs):
+            shuffled = rng.permutation(len(train))
+            for start in range(0, len(train), config.batch_size):
+                batch = [train[i] for i in shuffled[start : start + config.batch_size]]
+                loss = preference_loss(margins(reward, batch))
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
+                optimizer.step()
+                bar.update(len(batch))
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+    reward.model.eval().requires_grad_(False)
+
+    scores = np.array(reward([p.prompt for p in train] * 2, [p.chosen for p in train] + [p.rejected for p in train]))
+    reward.model.config.score_mean, reward.model.config.score_std = float(scores.mean()), float(scores.std())
+    with torch.no_grad():
+        batches = [test[i : i + config.batch_size] for i in range(0, len(test), config.batch_size)]
+        margin = torch.cat([margins(reward, batch) for batch in batches]).cpu().numpy()
+    measured = {"pairs": float(len(test)), **agreement(margin)}
+    reward.model.save_pretrained(config.out)
+    reward.tokenizer.save_pretrained(config.out)
+    (config.out / "held_out.json").write_text(json.dumps(measured, indent=2) + "\n")
+    print(json.dumps(measured, indent=2))
+    print(f"written to {config.out}; textenv.rewards.RewardModel({str(config.out)!r}) scores with it")
+    return measured
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a JSONL file.
+
+    Raises:
+        FlagError: names the file and the line: no JSON, a missing field, an empty answer, twice the same answer.
+    """
+    if not path.is_file():
+        raise FlagError(f"--pairs: the file {str(path)!r} does not exist.")
+    pairs = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise FlagError(f"{where} is no JSON ({error}).") from error
+        for name in Pair._fields:
+            if not isinstance(row, dict) or not isinstance(row.get(name), str):
+                raise FlagError(
+                    f'{where} must be an object with the texts "prompt", "chosen", "rejected"; no {name!r}.'
+                )
+            if name != "prompt" and not row[name].strip():
+                raise FlagError(f"{where}: the answer {name!r} is empty.")
+        if row["chosen"] == row["rejected"]:
+            raise FlagError(f"{where}: chosen and rejected are the same, {row['chosen']!r}.")
+        pairs.append(Pair(row["prompt"], row["chosen"], row["rejected"]))
+    if not pairs:
+        raise FlagError(f"{path} holds no pair.")
+    return pairs
+
+
+def margins(reward: RewardModel, pairs: list[Pair]) -> Tensor:
+    """r(x, chosen) - r(x, rejected), [B], in one pass."""
+    rows = [reward.tokens(p.prompt, p.chosen) for p in pairs] + [reward.tokens(p.prompt, p.rejected) for p in pairs]
+    chosen, rejected = reward.logits(rows).chunk(2)
+    return chosen - rejected
+
+
+def preference_loss(margin: Tensor) -> Tensor:
+    """-mean log sigmoid of the margins [B]."""
+    return -logsigmoid(margin).mean()
+
+
+def agreement(margin: NDArray[np.float64], bins: int = 10) -> dict[str, float]:
+    """How often and how well margins [N] of held-out pairs agree with the people.
+
+    `accuracy`: share of positive margins, half for ties. `log_loss`: -mean log p; log 2 = 0.693 is guessing.
+    `calibration_error` (Guo et al. 2017, arXiv:1706.04599): each pair is seen from the side that the model prefers,
+    with confidence p >= 1/2; mean |share that was right - mean confidence| over `bins` of equal width, by their size.
+    """
+    wide = np.asarray(margin, dtype=np.float64)
+    confidence, right = 1 / (1 + np.exp(-np.abs(wide))), np.where(wide == 0, 0.5, wide > 0)
+    group = np.minimum((2 * (confidence - 0.5) * bins).astype(int), bins - 1)
+    off = [abs(right[group == g].sum() - confidence[group == g].sum()) for g in np.unique(group)]
+    return {
+        "accuracy": float(right.mean()),
+        "log_loss": float(np.logaddexp(0, -wide).mean()),
+        "calibration_error": float(sum(off) / len(wide)),
+        "mean_confidence": float(confidence.mean()),
+    }
+
+
+def _load(config: RewardModelConfig) -> RewardModel:
+    torch.manual_seed(config.seed)  # the new layer's first weights
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        model = AutoModelForSequenceClassification.from_pretrained(config.model, num_labels=1, dtype=torch.float32)
+        reward = RewardModel(model.to(config.device), tokenizer)
+    except (OSError, ValueError) as error:
+        raise FlagError(f"--model {config.model!r}: {error}") from error
+    size = model.config.get_text_config().vocab_size
+    if len(tokenizer) > size:
+        raise FlagError(f"--model {config.model!r}: the tokenizer has {len(tokenizer)} tokens, the model reads {size}.")
+    return reward
