@@ -196,15 +196,37 @@ def test_it_learns_what_people_prefer(kind: str, tmp_path: Path) -> None:
 
 
 def test_scores_are_normalised_over_the_training_answers(tmp_path: Path) -> None:
-    """Mean 0 and standard deviation 1 within what the split leaves out; the raw logits are something else."""
+    """Mean 0 and standard deviation 1, of the training part exactly; the raw logits are something else."""
     _, out = trained(tmp_path, "model")
     pairs = read_pairs(tmp_path / "model.jsonl")
     scores = RewardModel(out)
     found = np.array(scores(["g h"] * 240, [p.chosen for p in pairs] + [p.rejected for p in pairs]))
     assert abs(found.mean()) < 0.1 and abs(found.std() - 1) < 0.1
+    mean, std = scores.model.config.score_mean, scores.model.config.score_std
     scores.model.config.score_mean, scores.model.config.score_std = 0.0, 1.0
     raw = np.array(scores(["g h"] * 240, [p.chosen for p in pairs] + [p.rejected for p in pairs]))
     assert abs(raw.std() - 1) > 0.2  # control
+    train = np.random.default_rng(0).permutation(120)[24:]
+    answers = raw.reshape(2, 120)[:, train]
+    assert (mean, std) == (pytest.approx(answers.mean(), abs=1e-4), pytest.approx(answers.std(), abs=1e-4))
+    assert mean != pytest.approx(raw.mean(), abs=1e-6)
+
+
+def test_held_out_pairs_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other pair is, once an epoch; those held out are what is measured."""
+    seen: dict[bool, list[str]] = {True: [], False: []}
+
+    def spy(reward: RewardModel, pairs: list[Pair]) -> torch.Tensor:
+        seen[torch.is_grad_enabled()] += [pair.prompt for pair in pairs]
+        return margins(reward, pairs)
+
+    monkeypatch.setattr("experiments.reward_model.margins", spy)
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b c"} for i in range(50)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = RewardModelConfig(path, str(start(tmp_path / "start")), tmp_path / "out", epochs=2, held_out=0.2)
+    assert reward_model(config)["pairs"] == 10 == len(set(seen[False])) == len(seen[False])
+    assert sorted(seen[True]) == sorted([row["prompt"] for row in rows if row["prompt"] not in seen[False]] * 2)
 
 
 def test_margins_and_the_loss_are_bradley_terrys() -> None:
