@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
 import pytest
 import torch
 
-from experiments.examples import cleanrl_ppo, sb3_ppo
+from experiments.examples import cleanrl_ppo, preference_pairs, sb3_ppo
+from experiments.reward_model import read_pairs
 
 
 @pytest.mark.slow
@@ -84,3 +87,14 @@ def test_stable_baselines3_learns_taj_mahal(algorithm: Literal["MaskablePPO", "P
     finally:
         torch.distributions.Distribution.set_default_validate_args(True)
     assert share > 0.8
+
+
+def test_pairs_prefer_the_liked_texts(tmp_path: Path) -> None:
+    """Each liked text once beside a disliked one, as far as they go; the reward model reads them."""
+    texts = [{"text": f"{'good' if label else 'bad'} {i}", "label": label} for i, label in enumerate([1, 0, 1, 0, 1])]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    args = preference_pairs.Args(tmp_path / "texts.jsonl", tmp_path / "pairs.jsonl")
+    assert preference_pairs.write_pairs(args) == 2
+    pairs = read_pairs(tmp_path / "pairs.jsonl")
+    assert all(p.chosen.startswith("good") and p.rejected.startswith("bad") for p in pairs)
+    assert len({p.chosen for p in pairs}) == len({p.rejected for p in pairs}) == 2

@@ -1,0 +1,48 @@
+"""Preference pairs from labelled texts: one with label 1 is preferred to one with label 0, for `reward-model`.
+
+    pip install -e ".[experiments]"
+    python -m experiments.examples.preference_pairs --texts train.jsonl --out pairs.jsonl
+
+Reads rows of {"text", "label"}; writes rows of {"prompt", "chosen", "rejected"}, as many as the rarer label has texts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass
+class Args:
+    """Which texts."""
+
+    texts: Path
+    """JSONL, {"text", "label"} a line, labels 0 and 1."""
+    out: Path
+    """The file to write."""
+    prompt: str = "The film:"
+    """What every answer answers."""
+    seed: int = 0
+    """Seeds who meets whom."""
+
+
+def write_pairs(args: Args) -> int:
+    """Write the file; returns the number of pairs."""
+    rows = [json.loads(line) for line in args.texts.read_text().splitlines()]
+    liked, disliked = ([row["text"] for row in rows if row["label"] == label] for label in (1, 0))
+    rng = random.Random(args.seed)
+    rng.shuffle(liked)
+    rng.shuffle(disliked)
+    pairs = list(zip(liked, disliked, strict=False))  # the longer one's rest is left out
+    with args.out.open("w") as file:
+        for chosen, rejected in pairs:
+            file.write(json.dumps({"prompt": args.prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+    return len(pairs)
+
+
+if __name__ == "__main__":
+    print(f"{write_pairs(tyro.cli(Args)):,} pairs")
