@@ -84,7 +84,7 @@ class Agent(ABC):
             if self.num_generations > 1 or self.kl_target is not None:
                 raise ValueError(
                     "num_generations > 1 and kl_target need an environment of textenv: one of another library begins "
-                    "where it likes and has no reference."
+                    "where it likes and has no reference. (REINFORCE: num_generations=1, baseline='mean'.)"
                 )
         elif (process := self.process) is not None:
             self._check_fit(process)

@@ -122,11 +122,17 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
         ids, attention = _text(observation, policy)
         logits = policy.next_token_logits(ids[None, :-1], attention[None, :-1])[0]
         masks.append(torch.as_tensor(info.get("action_mask", everything), device=policy.device) > 0)
+        if masks[-1].shape != (policy.vocab_size,):
+            raise ValueError(
+                f"info['action_mask'] must have one value an action ({policy.vocab_size}), got {info['action_mask']!r}."
+            )
         if not masks[-1].any():
             raise ValueError("info['action_mask'] allows no action: the environment must end an episode before.")
         log_probs = logits.masked_fill(~masks[-1], -torch.inf).log_softmax(dim=0)
         ids[-1] = action = int(torch.multinomial(log_probs.exp(), 1, generator=generator))
         observation, reward, terminated, truncated, info = env.step(action)
+        if not np.isfinite(reward := float(reward)):
+            raise ValueError(f"A reward must be a finite number, got {reward} for action {action}.")
         step = {"input_ids": ids, "attention_mask": attention, "log_probs": log_probs[action], "rewards": reward}
         for name, value in step.items():
             steps[name].append(value)

@@ -62,7 +62,8 @@ def best_of_n_log_probs(tree: Tree, n: int) -> NDArray[np.float64]:
         mass = np.bincount(group, np.exp(log_ref[rows]), len(values))
         at_most = np.minimum(np.cumsum(mass), 1.0)
         less = np.append(0.0, at_most[:-1])
-        log_probs[rows] = log_ref[rows] + np.log((at_most**n - less**n) / mass)[group]
+        with np.errstate(divide="ignore"):  # a poor answer among many may have probability 0
+            log_probs[rows] = log_ref[rows] + np.log((at_most**n - less**n) / mass)[group]
     return log_probs
 
 

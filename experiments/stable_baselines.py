@@ -60,6 +60,8 @@ class StableBaselines(ABC):
     def __post_init__(self) -> None:
         check_range("n_steps", self.n_steps, 1)
         check_range("gae_lambda", self.gae_lambda, 0, 1)
+        check_range("vf_coef", self.vf_coef, 0)
+        check_range("max_grad_norm", self.max_grad_norm, 1e-12)
         self.num_updates = 0
         self.algorithm = self.make(TextVectorEnv(process_of(self.env), self.n_episodes, autoreset_mode="SameStep"))
         self.algorithm.set_logger(Logger(None, output_formats=[]))  # else it leaves folders behind
@@ -143,6 +145,12 @@ class SB3PPO(StableBaselines):
     """Tokens a minibatch; None is all of them."""
     clip_range: float = 0.2
     """eps."""
+
+    def __post_init__(self) -> None:
+        check_range("n_epochs", self.n_epochs, 1)
+        check_range("batch_size", self.batch_size, 1)
+        check_range("clip_range", self.clip_range, 0)
+        super().__post_init__()
 
     def make(self, envs: TextVectorEnv) -> Any:
         """PPO."""

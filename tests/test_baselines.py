@@ -154,6 +154,24 @@ def test_stable_baselines_is_set_up_as_ours_and_loads_what_it_saved(agent: Any, 
     assert not np.array_equal(loaded.algorithm.rollout_buffer.observations["input_ids"], first)
 
 
+@pytest.mark.parametrize(
+    "flag", [{"n_epochs": 0}, {"batch_size": 0}, {"clip_range": -1.0}, {"vf_coef": -1.0}, {"max_grad_norm": -1.0}]
+)
+def test_senseless_settings_of_stable_baselines_are_refused(flag: dict[str, Any]) -> None:
+    """By name."""
+    env = toy()
+    with pytest.raises(ValueError, match=next(iter(flag))):
+        SB3PPO(arbitrary_policy(env).float(), env, **flag)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_large_n_keeps_the_best() -> None:
+    """Without a warning where poor answers get probability 0."""
+    env = toy(vocab_size=4, max_new_tokens=4)
+    measured = best_of_n(Yardstick.of(env, 1), 100_000)
+    assert np.isfinite(list(measured.values())).all()
+
+
 def test_masks_in_the_observation_are_as_good_as_masks_that_are_asked_for() -> None:
     """Same seed, same texts, same updates: PPO that sees the mask and MaskablePPO end at the same weights."""
     env = gym.make_vec("textenv/TajMahal-v0")

@@ -231,6 +231,7 @@ def test_spaces_that_cannot_be_taken_are_refused(observation: Any, action: Any, 
         ({"input_ids": np.full(4, 3)}, {}, r"ids 0 .. 2 \(blanks too\)"),
         ({"input_ids": np.full(4, -1)}, {}, r"ids 0 .. 2"),
         ({}, {"action_mask": np.zeros(3, dtype=np.int8)}, "allows no action"),
+        ({}, {"action_mask": np.ones(4, dtype=np.int8)}, r"one value an action \(3\)"),
     ],
 )
 def test_observations_against_the_spaces_are_refused(shown: Any, info: Any, message: str) -> None:
@@ -244,6 +245,13 @@ def test_observations_against_the_spaces_are_refused(shown: Any, info: Any, mess
     env = Wrong()
     with pytest.raises(ValueError, match=message):
         PPO(wide_policy(env.ours), env, seed=0).learn(1)
+
+
+def test_a_reward_that_is_no_number_is_refused_before_it_is_learned_from() -> None:
+    """The weights stay finite."""
+    env = gym.wrappers.TransformReward(Hidden(), lambda reward: float("nan"))
+    with pytest.raises(ValueError, match="finite number, got nan"):
+        PPO(wide_policy(Hidden().ours), env, seed=0).learn(1)
 
 
 def test_what_needs_a_process_is_refused() -> None:

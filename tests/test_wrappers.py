@@ -43,6 +43,17 @@ def test_flat_tokens_pass_gymnasiums_check() -> None:
     check_env(FlatTokens(gym.make("textenv/TajMahal-v0").unwrapped), skip_render_check=True)
 
 
+def test_an_answer_needs_an_episode() -> None:
+    """Before the first reset and after the end, `step` says what is missing."""
+    env = TextAction(gym.make("textenv/TajMahal-v0").unwrapped)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step("agra")
+    env.reset(options={"prompt": "where is the taj mahal located"})
+    env.step("agra")
+    with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\)"):
+        env.step("agra")
+
+
 @settings(max_examples=15, deadline=None)
 @given(arguments=tasks(), seed=st.integers(0, 99))
 def test_the_mask_in_the_observation_is_that_of_the_info(arguments: dict[str, Any], seed: int) -> None:

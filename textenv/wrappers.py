@@ -107,9 +107,12 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
         """Write an answer.
 
         Raises:
+            ResetNeeded: no episode is in progress.
             InvalidAction: a token of it is masked. Nothing is written then.
             ValueError: it is empty and cannot end, is too long, or has a word that the tokenizer does not know.
         """
+        if not self.text_env.slots.live[0]:
+            raise gym.error.ResetNeeded("An answer ends the episode: call reset() before the next one.")
         tokens = self._tokens(action)
         paid = []
         for token in tokens:
