@@ -192,7 +192,8 @@ class Agent(ABC):
     ) -> tuple[Any, Any]:
         """The next token of one text (arrays [L]) or of many ([B, L]); `state` and `episode_start` are not used.
 
-        `action_masks` (bool [V] or [B, V]) says what is allowed; by default the agent's environment does.
+        `action_masks` (bool [V] or [B, V]) says what is allowed; by default `action_mask` in the observation does, or
+        else the agent's environment.
 
         Returns:
             `(action, state)`; the most likely token if `deterministic`, else one drawn from pi.
@@ -201,6 +202,7 @@ class Agent(ABC):
         attention_mask = np.asarray(observation["attention_mask"])
         ids, attention = np.atleast_2d(input_ids), np.atleast_2d(attention_mask)
         allowed = None
+        action_masks = observation.get("action_mask") if action_masks is None else action_masks
         if action_masks is not None:
             allowed = torch.as_tensor(np.atleast_2d(action_masks), dtype=torch.bool, device=self.policy.device)
         elif (process := self.process) is not None and not process.full_support:

@@ -66,7 +66,7 @@ def collect_episodes(
 
     The text of a step is what was observed, on the right of its row, and in the last column the action. `scores` are
     the episodes' returns. Where an episode was truncated, `gamma V(s_T)` is added to its last reward: it would have
-    gone on. `info["action_mask"]` is obeyed where there is one.
+    gone on. `action_mask`, in the info or in the observation, is obeyed where there is one.
 
     Args:
         env: a single environment that passes `check_spaces`.
@@ -121,13 +121,12 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
     while not terminated and not truncated:
         ids, attention = _text(observation, policy)
         logits = policy.next_token_logits(ids[None, :-1], attention[None, :-1])[0]
-        masks.append(torch.as_tensor(info.get("action_mask", everything), device=policy.device) > 0)
+        shown = info.get("action_mask", observation.get("action_mask", everything))
+        masks.append(torch.as_tensor(shown, device=policy.device) > 0)
         if masks[-1].shape != (policy.vocab_size,):
-            raise ValueError(
-                f"info['action_mask'] must have one value an action ({policy.vocab_size}), got {info['action_mask']!r}."
-            )
+            raise ValueError(f"action_mask must have one value an action ({policy.vocab_size}), got {shown!r}.")
         if not masks[-1].any():
-            raise ValueError("info['action_mask'] allows no action: the environment must end an episode before.")
+            raise ValueError("action_mask allows no action: the environment must end an episode before.")
         log_probs = logits.masked_fill(~masks[-1], -torch.inf).log_softmax(dim=0)
         ids[-1] = action = int(torch.multinomial(log_probs.exp(), 1, generator=generator))
         observation, reward, terminated, truncated, info = env.step(action)

@@ -112,7 +112,7 @@ def collect(
     """
     process = process_of(env)
     generator = generator or new_generator(policy.device)
-    texts = _draw_prompts(process, n, num_generations, generator) if start is None else start
+    texts = draw_prompts(process, n, num_generations, generator) if start is None else start
     ids, attention, log_probs, ref_log_probs, action_mask = write(policy, process, texts, generator)
     width = process.prompt_width
     answer = attention[:, width:] == 1  # with `start`, the given prefix too
@@ -181,7 +181,8 @@ def states_after(process: TextProcess, rollout: Rollout, row: Tensor, time: Tens
     return texts
 
 
-def _draw_prompts(process: TextProcess, n: int, num_generations: int, generator: torch.Generator) -> Texts:
+def draw_prompts(process: TextProcess, n: int, num_generations: int, generator: torch.Generator) -> Texts:
+    """`n` texts with nothing written: n / num_generations prompts, drawn uniformly, each num_generations times."""
     if n < 1 or num_generations < 1 or n % num_generations:
         raise ValueError(f"n must be a positive multiple of num_generations, got {n} and {num_generations}.")
     number = len(process.prompts.texts)

@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from agents.policy import TransformerPolicy
+from textenv.process import InvalidAction
 from textenv.vector import TextVectorEnv
 
 
@@ -89,7 +90,14 @@ class TextVecEnv(VecEnv):
         self.actions = actions
 
     def step_wait(self) -> Any:
-        observations, rewards, terminated, _, info = self.envs.step(self.actions)
+        try:
+            observations, rewards, terminated, _, info = self.envs.step(self.actions)
+        except InvalidAction as error:
+            error.add_note(
+                "MaskablePPO sees masks by itself; PPO and A2C do with TextVecEnv(..., mask_in_observation=True) and "
+                "CausalLMPolicy."
+            )
+            raise
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         for row in np.flatnonzero(terminated):
             mask = {"action_mask": info["final_info"]["action_mask"][row]}
@@ -197,6 +205,16 @@ class KeepsPretrained:
     def __init__(self, *args: Any, language_model: TransformerPolicy, **kwargs: Any) -> None:
         if fixed := {"net_arch", "features_extractor_class", "features_extractor_kwargs", "ortho_init"} & set(kwargs):
             raise TypeError(f"The architecture is the language model's: leave out {', '.join(sorted(fixed))}.")
+        if not isinstance(language_model, TransformerPolicy):
+            raise TypeError(
+                f"language_model must be a TransformerPolicy (for_env, from_pretrained), got {language_model!r}."
+            )
+        action_space = kwargs.get("action_space", args[1] if len(args) > 1 else None)
+        if (size := getattr(action_space, "n", None)) != language_model.vocab_size:
+            raise ValueError(
+                f"The language model writes {language_model.vocab_size} tokens, the environment's actions are {size}; "
+                "use TransformerPolicy.for_env(envs), or pass vocab_size= to from_pretrained."
+            )
         super().__init__(
             *args,
             **kwargs,

@@ -14,11 +14,16 @@ import copy
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents import TransformerPolicy, collect
+from agents.rollout import draw_prompts
 from agents.sampling import new_generator
 from experiments.evaluation import Measured, Yardstick
 from textenv.tree import Tree
+from textenv.unwrap import process_of
+
+CHUNK = 1024  # answers that are written at once
 
 
 def best_of_n(yardstick: Yardstick, n: int) -> Measured:
@@ -33,21 +38,21 @@ def best_of_n(yardstick: Yardstick, n: int) -> Measured:
     kept: dict[str, list[float]] = {"objective": [], "score": [], "gold_score": []}
     kl = np.log(n) - (n - 1) / n
     for size, seed in yardstick.batches():
-        answers = collect(
-            yardstick.env,
-            reference,
-            size * n,
-            num_generations=n,
-            generator=new_generator(reference.device, seed),
-            values=False,
-        )
-        # a table's copy is not quite the reference: without the KL that it is paid
-        paid = (answers.rewards.sum(dim=1) + yardstick.kl_coef * answers.kl).view(size, n)
-        best = paid.argmax(dim=1) + n * torch.arange(size, device=paid.device)
-        kept["objective"] += (paid.flatten()[best] - yardstick.kl_coef * kl).tolist()
-        kept["score"] += answers.scores[best].tolist()
-        if answers.gold_scores is not None:
-            kept["gold_score"] += answers.gold_scores[best].tolist()
+        generator = new_generator(reference.device, seed)
+        starts = draw_prompts(process_of(yardstick.env), size * n, n, generator)
+        columns: dict[str, list[Tensor]] = {name: [] for name in kept}
+        for first in range(0, len(starts), CHUNK):
+            start = starts[first : first + CHUNK]
+            answers = collect(yardstick.env, reference, generator=generator, values=False, start=start)
+            # a table's copy is not quite the reference: without the KL that it is paid
+            columns["objective"].append(answers.rewards.sum(dim=1) + yardstick.kl_coef * (answers.kl - kl))
+            columns["score"].append(answers.scores)
+            if answers.gold_scores is not None:
+                columns["gold_score"].append(answers.gold_scores)
+        drawn = {name: torch.cat(parts).view(size, n) for name, parts in columns.items() if parts}
+        best = drawn["objective"].argmax(dim=1, keepdim=True)
+        for name, values in drawn.items():
+            kept[name] += values.gather(1, best).squeeze(1).tolist()
     return {name: float(np.mean(values)) for name, values in kept.items() if values} | {"kl": float(kl)}
 
 

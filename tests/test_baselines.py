@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from agents import collect
+from experiments import baselines
 from experiments.baselines import best_of_n, best_of_n_log_probs, random_policy
 from experiments.evaluation import Yardstick, tokens_to_share
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO
@@ -77,6 +79,26 @@ def test_drawn_best_of_n_agrees_with_the_exact_one() -> None:
     assert drawn["score"] == pytest.approx(known["score"], abs=0.08)
     assert abs(best_of_n(Yardstick.of(env, 1), 1)["score"] - known["score"]) > 0.3  # control
     assert known["kl"] <= drawn["kl"] and drawn["objective"] < known["objective"] + 0.08
+
+
+def test_a_large_n_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than CHUNK answers at once, of the same prompts, all n of which compete."""
+    env, sizes = toy(vocab_size=5, max_new_tokens=4), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        rollout = collect(*args, **kwargs)
+        sizes.append((len(rollout), rollout.prompts.tolist()))
+        return rollout
+
+    monkeypatch.setattr(baselines, "collect", counted)
+    whole = best_of_n(Yardstick(env, 64, None), 16)
+    prompts = [prompt for _, drawn in sizes for prompt in drawn]
+    sizes.clear()
+    monkeypatch.setattr(baselines, "CHUNK", 100)
+    parts = best_of_n(Yardstick(env, 64, None), 16)
+    assert [size for size, _ in sizes] == [100] * 10 + [24]
+    assert [prompt for _, drawn in sizes for prompt in drawn] == prompts
+    assert parts["score"] == pytest.approx(whole["score"], abs=0.1) and parts["kl"] == whole["kl"]
 
 
 @pytest.mark.parametrize("env_id", ["textenv/Toy-v0", "textenv/TajMahal-v0"])

@@ -63,6 +63,18 @@ class Masked(Hidden):
         return *step, ({"action_mask": np.array([1, 0, 0], dtype=np.int8)} if self.must_end else {})
 
 
+class MaskShown(Masked):
+    """As `Masked`, with the mask in every observation and an info that says nothing."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        observation, info = super().reset(seed=seed)
+        return observation | {"action_mask": np.ones(3, dtype=np.int8)}, info
+
+    def step(self, action: Any) -> Any:
+        observation, *rest, info = super().step(action)
+        return observation | {"action_mask": info.get("action_mask", np.ones(3, dtype=np.int8))}, *rest, {}
+
+
 def wide_policy(env: Any, seed: int = 0) -> TransformerPolicy:
     """A policy with arbitrary weights."""
     return random_policy(env, seed=seed).float()
@@ -156,6 +168,20 @@ def test_masks_of_the_info_are_obeyed() -> None:
     assert (bare - rollout.log_probs)[after_one].abs().max() > 1e-2  # control
     agent = PPO(policy, env, n_episodes=16, seed=0).learn(20)
     assert all(parameter.isfinite().all() for parameter in agent.policy.parameters())
+
+
+def test_masks_of_the_observation_are_obeyed() -> None:
+    """While learning and by `predict`, which sees no info: as if they stood in the info."""
+    env, shown = Masked(), MaskShown()
+    policy = wide_policy(env.ours)
+    rollout, expected = (collect_episodes(e, policy, 32, generator=new_generator("cpu", 0)) for e in (shown, env))
+    assert expected.action_mask is not None and rollout.action_mask is not None
+    assert torch.equal(rollout.action_mask, expected.action_mask) and torch.equal(rollout.tokens, expected.tokens)
+    agent = PPO(policy, shown, seed=0)
+    observation, _ = shown.reset(seed=0)
+    only = np.arange(policy.vocab_size) == 2
+    assert {int(agent.predict(observation | {"action_mask": only})[0]) for _ in range(20)} == {2}
+    assert len({int(agent.predict(observation)[0]) for _ in range(50)}) > 1  # control
 
 
 @pytest.mark.parametrize("agent", [PPO, ActorCritic, REINFORCE])

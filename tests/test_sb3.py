@@ -27,7 +27,7 @@ from agents.sb3 import (
 )
 from tests.tasks import words
 from tests.test_gradients import random_policy
-from textenv import TableReference, TextVectorEnv, exact
+from textenv import InvalidAction, TableReference, TextVectorEnv, exact
 from textenv.wrappers import FlatTokens
 
 TOY = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2, "kl_coef": 0.5}
@@ -128,6 +128,20 @@ def test_the_pretrained_weights_are_kept(temperature: float, separate_critic: bo
     assert all(torch.equal(p, before[name]) for name, p in language_model.named_parameters())
     trained = dict(agent.policy.features_extractor.language_model.named_parameters())
     assert all(not torch.equal(p, before[name]) for name, p in trained.items() if "wpe" not in name)
+
+
+def test_a_language_model_that_does_not_fit_is_refused() -> None:
+    """Another vocabulary, or no `TransformerPolicy` at all; an agent that sees no masks is told how to."""
+    envs = vec(**TOY)
+    other = random_policy(vec(**(TOY | {"vocab_size": TOY["vocab_size"] + 2}))).float()
+    with pytest.raises(ValueError, match=r"writes 5 tokens, the environment's actions are 3.*for_env"):
+        PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": other})
+    with pytest.raises(TypeError, match="must be a TransformerPolicy.*'gpt2'"):
+        PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": "gpt2"})
+    blind = TextVecEnv(gym.make_vec("textenv/TajMahal-v0", num_envs=4, autoreset_mode="SameStep"))
+    with pytest.raises(InvalidAction) as refused:
+        A2C("MultiInputPolicy", blind, seed=0).learn(200)
+    assert "mask_in_observation=True" in refused.value.__notes__[0]
 
 
 def test_an_agent_is_saved_and_loaded(tmp_path: Path) -> None:

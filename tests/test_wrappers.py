@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,8 +12,8 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tasks import allowed_action, make, tasks, words
-from textenv import InvalidAction
+from tests.tasks import allowed_action, make, stories, tasks, words
+from textenv import InvalidAction, exact
 from textenv.testing import play
 from textenv.wrappers import FlatTokens, MaskInObservation, TextAction
 
@@ -79,8 +80,8 @@ def test_the_mask_in_the_observation_is_that_of_the_info(arguments: dict[str, An
 def test_an_answer_is_paid_what_its_tokens_are(arguments: dict[str, Any], seed: int) -> None:
     """Any answer that the space samples: the sum of the rewards of the same answer played token by token."""
     env = TextAction(make(arguments))
-    prompt, _ = env.reset(seed=seed)
     env.action_space.seed(seed)
+    prompt, _ = env.reset(seed=seed)
     answer = env.action_space.sample()
     assert answer in env.action_space and prompt in env.observation_space
     text, reward, terminated, truncated, info = env.step(answer)
@@ -89,6 +90,70 @@ def test_an_answer_is_paid_what_its_tokens_are(arguments: dict[str, Any], seed: 
     assert reward == pytest.approx(episode.rewards.sum()) and info["token_rewards"] == pytest.approx(episode.rewards)
     assert (info["response"], info["score"]) == (episode.text, episode.score)
     assert text == f"{prompt} {episode.text}".strip()
+
+
+def test_text_actions_pass_gymnasiums_check() -> None:
+    """`check_env` samples before it resets, so a sample must do for any prompt; between episodes too."""
+    env = TextAction(gym.make("textenv/TajMahal-v0").unwrapped)
+    check_env(env, skip_render_check=True)
+    for seed in range(50):
+        answer = env.action_space.sample()
+        env.reset(seed=seed)
+        assert env.step(answer)[2]
+
+
+def test_sampled_answers_of_a_real_tokenizer_are_taken(assets: Path) -> None:
+    """Random tokens, decoded and encoded again, may be more than they were: what is sampled fits all the same."""
+    env = TextAction(make(stories(assets, max_new_tokens=6)))
+    process = env.text_env.process
+    rng = np.random.default_rng(0)
+    read_back = [process.encode_response(process.decode(rng.integers(3, process.vocab_size, 6))) for _ in range(50)]
+    assert any(len(tokens) > 6 for tokens in read_back)  # control
+    env.action_space.seed(0)
+    lengths = set()
+    for seed in range(50):
+        env.reset(seed=seed)
+        _, _, terminated, _, info = env.step(env.action_space.sample())
+        assert terminated
+        lengths.add(len(info["token_ids"]))
+    assert 6 in lengths
+
+
+def test_text_actions_in_processes_of_their_own() -> None:
+    """`AsyncVectorEnv` takes strings without shared memory."""
+    make_env = lambda: TextAction(gym.make("textenv/TajMahal-v0"))  # noqa: E731
+    envs = gym.vector.AsyncVectorEnv([make_env, make_env], shared_memory=False)
+    try:
+        prompts, _ = envs.reset(seed=0, options={"prompt": "where is the taj mahal"})
+        assert list(prompts) == ["where is the taj mahal"] * 2
+        texts, rewards, *_ = envs.step(("it is in agra", "paris"))
+        assert list(texts) == ["where is the taj mahal it is in agra", "where is the taj mahal paris"]
+        assert rewards[0] > rewards[1]
+    finally:
+        envs.close()
+
+
+def test_a_time_limit_cuts_an_answer() -> None:
+    """Nothing is written after a truncation; the next answer needs a reset."""
+    env = TextAction(gym.wrappers.TimeLimit(gym.make("textenv/Toy-v0").unwrapped, max_episode_steps=2))
+    env.reset(options={"prompt": "a"})
+    _, _, terminated, truncated, info = env.step("b c b")
+    assert truncated and not terminated and len(info["token_rewards"]) == 2
+
+
+@pytest.mark.parametrize("wrap", [TextAction, FlatTokens, MaskInObservation])
+def test_oracle_and_agents_refuse_other_faces(wrap: Any) -> None:
+    """They read the process and would not see what a wrapper makes of it."""
+    with pytest.raises(TypeError, match=f"{wrap.__name__} changes what the environment says"):
+        exact.solve(wrap(gym.make("textenv/Toy-v0")))
+
+
+def test_a_mask_needs_a_place() -> None:
+    """Not in a flat observation, and not where something else stands."""
+    with pytest.raises(ValueError, match="adds 'action_mask' to a Dict.*got MultiDiscrete"):
+        MaskInObservation(FlatTokens(gym.make("textenv/Toy-v0")))
+    with pytest.raises(ValueError, match="adds 'input_ids'.*another key="):
+        MaskInObservation(gym.make("textenv/Toy-v0"), key="input_ids")
 
 
 def test_a_bound_policy_is_paid_too() -> None:

@@ -52,6 +52,10 @@ class Texts:
     def __len__(self) -> int:
         return len(self.prompt)
 
+    def __getitem__(self, rows: Any) -> Texts:
+        """Some of the texts: `rows` is a slice or an array of indices."""
+        return Texts(**{name: values[rows] for name, values in vars(self).items()})
+
     def put(self, rows: Any, other: Texts) -> None:
         """Rows `rows` become those of `other` (one row of it serves for all), in place."""
         rows = np.atleast_1d(rows)

@@ -18,6 +18,10 @@ CHANGING_WRAPPERS = (
 )
 
 
+def _spaces(env: Any) -> tuple[Any, Any]:
+    return env.observation_space, env.action_space
+
+
 def process_of(env: Any) -> TextProcess:
     """The process that an environment steps through.
 
@@ -26,7 +30,7 @@ def process_of(env: Any) -> TextProcess:
     """
     wrapper = env
     while isinstance(wrapper, gym.Wrapper | gym.vector.VectorWrapper):
-        if isinstance(wrapper, CHANGING_WRAPPERS):
+        if isinstance(wrapper, CHANGING_WRAPPERS) or _spaces(wrapper) != _spaces(wrapper.env):
             raise TypeError(
                 f"{type(wrapper).__name__} changes what the environment says or pays, which agents and oracle, reading "
                 "its process, would not see: put it into the task (reward=, shaping=), or pass the bare environment."

@@ -62,6 +62,11 @@ class MaskInObservation(gym.ObservationWrapper[dict[str, Array], np.int64, Obser
         gym.ObservationWrapper.__init__(self, env)
         self.key = key
         mask = spaces.Box(0, 1, (_text_env(env).process.vocab_size,), np.int8)
+        if not isinstance(env.observation_space, spaces.Dict) or key in env.observation_space.spaces:
+            raise ValueError(
+                f"MaskInObservation adds {key!r} to a Dict that has no such part, got {env.observation_space}; pass "
+                "another key=, or wrap the environment before its observation is made flat."
+            )
         self.observation_space: Any = spaces.Dict({**env.observation_space.spaces, key: mask})
 
     def observation(self, observation: Observation) -> dict[str, Array]:
@@ -80,7 +85,8 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
     what the tokens were paid: an episode returns the same in total. An answer that leaves room is closed with the end
     token, as in `testing.play`.
     `info` is that of the last token, with `token_ids` and `token_rewards`, what was written and what each was paid.
-    `action_space.sample()` is an answer that the reference allows.
+    `action_space.sample()` is an answer that the reference allows. Strings of any length and script do not fit into
+    shared memory: `AsyncVectorEnv` of it needs `shared_memory=False`.
 
     >>> import gymnasium as gym, textenv
     >>> from textenv.wrappers import TextAction
@@ -97,10 +103,11 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
         gym.Wrapper.__init__(self, env)
         self.text_env = _text_env(env)
         self.observation_space = AnyText()
-        self.action_space = Answers(self.text_env)
+        self.action_space = self.answers = Answers(self.text_env.process)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         self.env.reset(seed=seed, options=options)
+        self.answers.states = self.text_env.slots.texts
         return self._text(), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -118,6 +125,9 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
         for token in tokens:
             _, reward, terminated, truncated, info = self.env.step(np.int64(token))  # type: ignore[arg-type]
             paid.append(float(reward))
+            if terminated or truncated:  # by a TimeLimit in between
+                break
+        self.answers.states = self.answers.first
         info = {name: value for name, value in info.items() if name != "action_mask"}
         return self._text(), sum(paid), terminated, truncated, info | {"token_ids": tokens, "token_rewards": paid}
 
@@ -160,23 +170,54 @@ class AnyText(spaces.Text):
 
 
 class Answers(AnyText):
-    """Strings; `sample()` answers the prompt in progress (or else the first one) with tokens that are allowed."""
+    """Strings; `sample()` draws among the answers that are allowed in `states`.
 
-    def __init__(self, env: TextEnv) -> None:
+    `states` is the text in progress; between episodes, and after `seed` (as in `MaskedDiscrete`), every prompt.
+    """
+
+    def __init__(self, process: TextProcess) -> None:
         super().__init__()
-        self.env = env
+        self.process = process
+        prompts = np.arange(1 if process.full_support else len(process.prompts.texts))  # any stands for all if all may
+        self.first = process.blank(len(prompts))
+        process.start(self.first, prompts, prompts)
+        self.states = self.first
+
+    def seed(self, seed: Any = None) -> Any:
+        """Seed the sampler, which then stands at the start of an episode until the next reset."""
+        self.states = self.first
+        return super().seed(seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """An answer, its tokens drawn uniformly among those that are allowed."""
-        process, slots = self.env.process, self.env.slots
-        now = slots.texts if slots.live[0] else process.state(0)
+        """An answer, its tokens drawn uniformly among those that are allowed in all of the states.
+
+        If 100 tries do not find one, an answer to the first of them.
+        """
+        tries = (self._draw(self.states) for _ in range(100))
+        tokens = next(filter(None, tries), None) or self._draw(self.states[:1])
+        text = self.process.decode(tokens)
+        room = self.process.max_new_tokens - int(self.states.time[0])
+        while (
+            len(self.process.encode_response(text)) > room
+        ):  # random tokens, read back, may be more: broken bytes, say
+            text = text[:-1]
+        return text
+
+    def _draw(self, beginnings: Texts) -> list[int]:
+        """Tokens of an answer to all of these texts; none if they come to where they share no token."""
+        process, states = self.process, self.process.blank(len(beginnings))
+        states.put(np.arange(len(states)), beginnings)
         tokens: list[int] = []
-        while len(tokens) < process.max_new_tokens - int(now.time[0]):
-            log_probs = process.next_log_probs(_prefixes(process, now, [*tokens, 0]))[-1]
-            tokens.append(int(self.np_random.choice(np.flatnonzero(log_probs > -np.inf))))
-            if process.is_eos[tokens[-1]]:
-                break
-        return process.decode(tokens)
+        while states.time[0] < process.max_new_tokens and not (tokens and process.is_eos[tokens[-1]]):
+            allowed = np.flatnonzero((process.next_log_probs(states) > -np.inf).all(axis=0))
+            if len(allowed) == 0:
+                return []
+            tokens.append(int(self.np_random.choice(allowed)))
+            column = process.prompt_width + int(states.time[0])
+            states.input_ids[:, column] = tokens[-1]
+            states.attention_mask[:, column] = 1
+            states.time += 1
+        return tokens
 
 
 def _prefixes(process: TextProcess, texts: Texts, tokens: list[int]) -> Texts:
