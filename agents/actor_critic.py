@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from agents.agent import Agent, Metrics, check_range
+from agents.agent import Agent, Info, Metrics, check_range
 from agents.losses import policy_gradient_loss, value_loss
 from agents.returns import explained_variance, gae, masked_mean, masked_whiten, reward_to_go
 from agents.rollout import Rollout
@@ -39,21 +40,24 @@ class ActorCritic(Agent):
 
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient, and one down the value error."""
+        assert rollout.values is not None
         advantages, returns = self.advantages(rollout)
+        rows = torch.arange(len(rollout), device=returns.device)
+        metrics = self.backward(rows, lambda rows: self.loss(rollout[rows], advantages[rows], returns[rows]))
+        metrics["val/explained_variance"] = float(explained_variance(rollout.values, returns, rollout.mask))
+        metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask))
+        return metrics | {"grad_norm": self.step()}
+
+    def loss(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> tuple[Tensor, Info]:
+        """The loss of some answers: the policy's and the value head's."""
         evaluation = self.policy.evaluate_actions(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
         )
-        assert evaluation.values is not None and rollout.values is not None
+        assert evaluation.values is not None
         policy_loss = policy_gradient_loss(evaluation.log_probs, advantages, rollout.mask)
         critic_loss = value_loss(evaluation.values, returns, rollout.mask)
-        norm = self.optimize(policy_loss + self.vf_coef * critic_loss)
-        return {
-            "loss/policy_avg": policy_loss.item(),
-            "loss/value_avg": critic_loss.item(),
-            "val/explained_variance": float(explained_variance(rollout.values, returns, rollout.mask)),
-            "val/mean": float(masked_mean(rollout.values, rollout.mask)),
-            "grad_norm": norm,
-        }
+        info = {"loss/policy_avg": policy_loss.detach(), "loss/value_avg": critic_loss.detach()}
+        return policy_loss + self.vf_coef * critic_loss, info
 
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """A_t and the value head's target G_t, [B, T] each."""

@@ -24,6 +24,8 @@ from textenv.process import TextProcess
 from textenv.unwrap import process_of
 
 Metrics = dict[str, float]
+Info = dict[str, Tensor]  # what is worth watching of a loss
+Loss = Callable[[Tensor], tuple[Tensor, Info]]  # of the answers in some rows (int64)
 
 
 @dataclass(eq=False)
@@ -49,6 +51,8 @@ class Agent(ABC):
     """Discount; 1 for text: the score counts whole at the end, however long the answer."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
+    micro_batch_size: int | None = None
+    """Answers in memory at once while learning, where gradients are added up; None is all of them."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """How `objective/kl` is estimated. What is paid is always k1: the only one with the gradient of the KL, see
     `python -m experiments lecture --claims which_kl`."""
@@ -72,6 +76,7 @@ class Agent(ABC):
             raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {self.policy!r}.")
         check_range("gamma", self.gamma, 0, 1)
         check_range("max_grad_norm", self.max_grad_norm, 1e-12)
+        check_range("micro_batch_size", self.micro_batch_size, 1)
         check_range("learning_rate", self.learning_rate, 0)
         check_range("kl_target", self.kl_target, 1e-12)
         if self.kl_target is not None:
@@ -173,10 +178,22 @@ class Agent(ABC):
             kl_coef=self.kl_coef,
         )
 
-    def optimize(self, loss: Tensor) -> float:
-        """One step of Adam down `loss`; returns the gradient's norm before it was scaled down."""
+    def backward(self, rows: Tensor, loss: Loss) -> Metrics:
+        """The gradient of the loss of some answers, `micro_batch_size` of them in memory at a time.
+
+        Losses are means per answer, so the parts' gradients, each by its share of the answers, add up to the whole.
+        """
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        parts = rows.split(self.micro_batch_size or len(rows))  # type: ignore[no-untyped-call]
+        shares, seen = [len(part) / len(rows) for part in parts], []
+        for part, share in zip(parts, shares, strict=True):
+            value, info = loss(part)
+            (share * value).backward()  # type: ignore[no-untyped-call]
+            seen.append({name: float(number) for name, number in info.items()})
+        return average(seen, shares)
+
+    def step(self) -> float:
+        """One step of Adam down the gradient; returns its norm before it was scaled down."""
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
         return norm.item()
@@ -275,6 +292,14 @@ class Agent(ABC):
         if agent.kl_target is not None and saved.get("kl_coef") is not None:
             agent.kl_coef = saved["kl_coef"]
         return agent
+
+
+def average(seen: list[Metrics], weights: list[float]) -> Metrics:
+    """What several batches say, in one row: weighted means; of names that end in _max the largest, of ess the least."""
+    columns = {name: [info[name] for info in seen] for name in (seen[0] if seen else ())}
+    row = {name: float(np.average(values, weights=weights)) for name, values in columns.items()}
+    row |= {name: max(values) for name, values in columns.items() if name.endswith("_max")}
+    return row | {name: min(values) for name, values in columns.items() if name.endswith("/ess")}
 
 
 def check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:

@@ -32,12 +32,17 @@ def policy_gradient_loss(log_probs: Tensor, weights: Tensor, mask: Tensor) -> Te
 
 
 def clipped_surrogate_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float | None
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_range: float | None,
+    clip_range_high: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
 
         rho_t = pi(a_t|s_t) / pi_old(a_t|s_t)
-        loss  = - sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)
+        loss  = - sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps_high) A_t)
 
     Args:
         log_probs: log pi(a_t|s_t), with gradient, [B, T].
@@ -45,12 +50,13 @@ def clipped_surrogate_loss(
         advantages: A_t, [B, T]; taken as constants.
         mask: bool [B, T].
         clip_range: eps; None is the importance-weighted loss without a clip, - sum_t rho_t A_t.
+        clip_range_high: eps_high; None is eps.
 
     Returns:
         The loss, and what is worth watching, a token: `val/ratio`, the mean of rho; `val/ratio_error_max`, its largest
         distance from 1; `val/ess`, (sum rho)^2 / (n sum rho^2), the effective share of the sample (Kong 1992);
         `policy/approxkl_avg`, KL(pi_old || pi) by k3; `policy/clipfrac_avg`, where the clip binds; the same among the
-        tokens with A > 0 (rho > 1 + eps), `policy/clipfrac_high_avg`, and among those with A < 0 (rho < 1 - eps),
+        tokens with A > 0 (rho > 1 + eps_high), `policy/clipfrac_high_avg`, and among those with A < 0 (rho < 1 - eps),
         `policy/clipfrac_low_avg`.
     """
     advantages = advantages.detach()
@@ -59,7 +65,8 @@ def clipped_surrogate_loss(
     surrogate = ratio * advantages
     binds = torch.zeros_like(mask)
     if clip_range is not None:
-        clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
+        above = clip_range if clip_range_high is None else clip_range_high
+        clipped = ratio.clamp(1.0 - clip_range, 1.0 + above) * advantages
         binds = clipped < surrogate
         surrogate = torch.minimum(surrogate, clipped)
     tokens = mask.sum().clamp(min=1)

@@ -13,14 +13,12 @@ and is not clipped, losses are sums per answer. Like them: V(s_T) = 0 at the end
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from agents.agent import Agent, Metrics, check_range
+from agents.agent import Agent, Info, Metrics, check_range
+from agents.epochs import several_epochs
 from agents.losses import clipped_surrogate_loss, value_loss
 from agents.returns import explained_variance, gae, masked_whiten, reward_to_go
 from agents.rollout import Rollout
@@ -62,23 +60,14 @@ class PPO(Agent):
         advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
         if self.normalize_advantage:
             advantages = masked_whiten(advantages, rollout.mask)
-
-        seen: dict[str, list[float]] = defaultdict(list)
-        for rows in self.minibatches(len(rollout)):
-            loss, info = self.loss(rollout[rows], advantages[rows], returns[rows])
-            if self.target_kl is not None and info["policy/approxkl_avg"] > 1.5 * self.target_kl:
-                break
-            info["grad_norm"] = torch.tensor(self.optimize(loss))
-            for name, value in info.items():
-                seen[name].append(float(value))
-        metrics = {name: float(np.mean(values)) for name, values in seen.items()}
-        metrics["val/ratio_error_max"] = max(seen["val/ratio_error_max"], default=0.0)
-        metrics["val/ess"] = min(seen["val/ess"], default=1.0)
+        metrics = several_epochs(
+            self, len(rollout), lambda rows: self.loss(rollout[rows], advantages[rows], returns[rows])
+        )
         metrics["val/explained_variance"] = float(explained_variance(rollout.values, returns, rollout.mask))
-        return metrics | {"num_minibatches": float(len(seen["grad_norm"]))}
+        return metrics
 
-    def loss(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one minibatch, and what is worth watching."""
+    def loss(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> tuple[Tensor, Info]:
+        """The loss of some answers, and what is worth watching."""
         evaluation = self.policy.evaluate_actions(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
         )
@@ -89,11 +78,3 @@ class PPO(Agent):
         critic_loss = value_loss(evaluation.values, returns, rollout.mask, rollout.values, self.clip_range_vf)
         info |= {"loss/policy_avg": policy_loss.detach(), "loss/value_avg": critic_loss.detach()}
         return policy_loss + self.vf_coef * critic_loss, info
-
-    def minibatches(self, count: int) -> list[Tensor]:
-        """The rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, cut into `batch_size`."""
-        rows = []
-        for _ in range(self.n_epochs):
-            order = torch.randperm(count, generator=self.generator, device=self.generator.device)
-            rows += list(order.split(self.batch_size or count))  # type: ignore[no-untyped-call]
-        return rows

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Metrics, check_range
+from agents.agent import Agent, Info, Metrics, check_range
 from agents.episodes import is_foreign
 from agents.losses import policy_gradient_loss
 from agents.returns import batch_mean, leave_one_out, reward_to_go
@@ -60,12 +60,17 @@ class REINFORCE(Agent):
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient."""
         weights = self.weights(rollout)
+        rows = torch.arange(len(rollout), device=weights.device)
+        metrics = self.backward(rows, lambda rows: self.loss(rollout[rows], weights[rows]))
+        return metrics | {"grad_norm": self.step()}
+
+    def loss(self, rollout: Rollout, weights: Tensor) -> tuple[Tensor, Info]:
+        """The loss of some answers with weights w_t - b, [B, T]."""
         log_probs = self.policy.evaluate_actions(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
         ).log_probs
         loss = policy_gradient_loss(log_probs, weights, rollout.mask)
-        norm = self.optimize(loss)
-        return {"loss/policy_avg": loss.item(), "grad_norm": norm}
+        return loss, {"loss/policy_avg": loss.detach()}
 
     def weights(self, rollout: Rollout) -> Tensor:
         """w_t - b, [B, T]."""

@@ -95,6 +95,31 @@ def leave_one_out(returns: Tensor, num_generations: int) -> Tensor:
     return others.view(-1)
 
 
+def group_relative(returns: Tensor, num_generations: int, scale: bool = True, epsilon: float = 1e-4) -> Tensor:
+    """How much better than the other answers to its prompt an answer is, [N] (Shao et al. 2024, arXiv:2402.03300).
+
+    (G - mean) / (std + epsilon) over the group; the mean counts the answer itself, which shrinks the expected gradient
+    by 1 - 1/K, and the division weighs prompts by how much their answers differ.
+
+    Args:
+        returns: [N], answers to the same prompt side by side.
+        num_generations: K, answers a prompt, at least 2.
+        scale: divide by the standard deviation (that of a sample, K - 1).
+        epsilon: where all answers are paid the same.
+
+    Raises:
+        ValueError: fewer than two answers a prompt, or N is not a multiple of it.
+    """
+    if num_generations < 2 or len(returns) % num_generations:
+        raise ValueError(
+            "group_relative needs num_generations >= 2 answers to each prompt, side by side; got "
+            f"{num_generations} for {len(returns)} returns."
+        )
+    groups = returns.view(-1, num_generations)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    return (centred / (groups.std(dim=1, keepdim=True) + epsilon) if scale else centred).view(-1)
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var[G - V] / Var[G] over the True entries: 1 is a perfect critic, 0 one that knows nothing.
 

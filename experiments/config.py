@@ -17,7 +17,7 @@ import torch
 import tyro
 
 import textenv.rewards
-from agents import PPO, REINFORCE, ActorCritic
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
 from agents.agent import Agent
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO, StableBaselines
 from textenv.causal_lm import CausalLMReference
@@ -27,11 +27,13 @@ AGENTS: dict[str, type[Agent] | type[StableBaselines]] = {
     "reinforce": REINFORCE,
     "actor_critic": ActorCritic,
     "ppo": PPO,
+    "rloo": RLOO,
+    "grpo": GRPO,
     "sb3-ppo": SB3PPO,
     "sb3-a2c": SB3A2C,
     "maskable-ppo": SB3MaskablePPO,
 }
-AgentName = Literal["reinforce", "actor_critic", "ppo", "sb3-ppo", "sb3-a2c", "maskable-ppo"]
+AgentName = Literal["reinforce", "actor_critic", "ppo", "rloo", "grpo", "sb3-ppo", "sb3-a2c", "maskable-ppo"]
 
 
 class FlagError(ValueError):
@@ -157,6 +159,8 @@ class TrainFlags(EnvFlags):
 REINFORCESettings = _settings(REINFORCE)
 ActorCriticSettings = _settings(ActorCritic)
 PPOSettings = _settings(PPO)
+RLOOSettings = _settings(RLOO)
+GRPOSettings = _settings(GRPO)
 SB3PPOSettings = _settings(SB3PPO)
 SB3A2CSettings = _settings(SB3A2C)
 SB3MaskablePPOSettings = _settings(SB3MaskablePPO)
@@ -169,6 +173,8 @@ class AgentFlags(TrainFlags):
     reinforce: REINFORCESettings = field(default_factory=REINFORCESettings)
     actor_critic: ActorCriticSettings = field(default_factory=ActorCriticSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
+    rloo: RLOOSettings = field(default_factory=RLOOSettings)
+    grpo: GRPOSettings = field(default_factory=GRPOSettings)
     sb3_ppo: SB3PPOSettings = field(default_factory=SB3PPOSettings)
     sb3_a2c: SB3A2CSettings = field(default_factory=SB3A2CSettings)
     maskable_ppo: SB3MaskablePPOSettings = field(default_factory=SB3MaskablePPOSettings)

@@ -15,8 +15,9 @@ import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
-from agents import PPO, REINFORCE, ActorCritic, Rollout, TransformerPolicy, collect
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, TransformerPolicy, collect
 from agents.agent import Agent, rollout_metrics
+from agents.epochs import minibatches
 from agents.sampling import new_generator
 from tests.tasks import golden, make, random_reference, stories, words
 from tests.test_gradients import random_policy
@@ -24,7 +25,7 @@ from textenv import exact
 from textenv.tasks.taj_mahal import truth
 from textenv.testing import play
 
-KINDS = [REINFORCE, ActorCritic, PPO]
+KINDS = [REINFORCE, ActorCritic, PPO, RLOO, GRPO]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 FOREVER = 10**9
 
@@ -155,10 +156,37 @@ def test_ppo_takes_a_step_a_minibatch(n_epochs: int, batch_size: int | None, cou
 
 def test_every_epoch_uses_every_answer_once() -> None:
     """The minibatches of an epoch are a shuffle of all rows, and epochs are shuffled apart."""
-    rows = agent_of(PPO, n_epochs=2, batch_size=6).minibatches(16)
+    rows = minibatches(16, n_epochs=2, batch_size=6, generator=new_generator("cpu", 0))
     first, second = torch.cat(rows[:3]), torch.cat(rows[3:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(16))
     assert not first.equal(second) and first.tolist() != list(range(16))
+
+
+@every_kind
+@pytest.mark.parametrize("size", [1, 5, 16, 99])
+def test_micro_batches_learn_the_same(kind: Any, size: int) -> None:
+    """Whatever is in memory at once: the same gradient within 1e-5, the same metrics, as many steps."""
+    settings = {"n_epochs": 1} if hasattr(kind, "n_epochs") else {}
+    whole, parts = (agent_of(kind, micro_batch_size=each, **settings) for each in (None, size))
+    rollout = whole.collect()
+    expected, found = whole.train(rollout), parts.train(rollout)
+    for mine, other in zip(whole.policy.parameters(), parts.policy.parameters(), strict=True):
+        assert (mine.grad is None) == (other.grad is None)
+        if mine.grad is not None:
+            torch.testing.assert_close(other.grad, mine.grad, rtol=0, atol=1e-5)
+    assert {name for name in expected if name.startswith("policy/clipfrac_")} <= found.keys() == expected.keys()
+    for name in ("loss/policy_avg", "loss/value_avg", "grad_norm", "val/explained_variance"):
+        assert found.get(name) == pytest.approx(expected.get(name), abs=1e-5)
+    assert {int(state["step"]) for state in parts.optimizer.state.values()} == {1}
+
+
+def test_micro_batches_read_no_more_at_once() -> None:
+    """The largest batch that passes through the policy with a gradient has micro_batch_size answers."""
+    agent = agent_of(PPO, n_epochs=2, batch_size=8, micro_batch_size=3)
+    rollout, sizes, forward = agent.collect(), [], agent.policy.evaluate_actions
+    agent.policy.evaluate_actions = lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1]
+    agent.train(rollout)
+    assert sizes == [3, 3, 2] * 4
 
 
 def test_target_kl_stops_the_epochs() -> None:
@@ -647,6 +675,11 @@ def test_ppo_learns_on_a_gpu(small_toy: tuple[Any, TransformerPolicy], tmp_path:
     [
         (PPO, {"n_epochs": 0}, "n_epochs"),
         (PPO, {"batch_size": 0}, "batch_size"),
+        (RLOO, {"num_generations": 1}, "num_generations"),
+        (RLOO, {"n_epochs": 0}, "n_epochs"),
+        (GRPO, {"num_generations": 1}, "num_generations"),
+        (GRPO, {"clip_range_high": -0.1}, "clip_range_high"),
+        (GRPO, {"micro_batch_size": 0}, "micro_batch_size"),
         (PPO, {"clip_range": -0.1}, "clip_range"),
         (ActorCritic, {"gae_lambda": 1.5}, "gae_lambda"),
         (REINFORCE, {"gamma": -1.0}, "gamma"),

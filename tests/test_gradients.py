@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from agents import PPO, REINFORCE, ActorCritic, Rollout, TransformerPolicy, collect
-from agents.losses import value_loss
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, TransformerPolicy, collect
+from agents.losses import clipped_surrogate_loss, value_loss
 from agents.sampling import new_generator
 from tests.tasks import hashed_potential, make, random_reference, words
 from textenv import exact
@@ -424,6 +424,64 @@ def test_importance_weights_make_another_policys_answers_count() -> None:
         found[clip_range] = sum(float(p) * g for p, g in zip(probability, gradients, strict=True))
     assert error(found[None], expected) < EXACT
     assert error(found[0.05], expected) > BROKEN
+
+
+# -- RLOO and GRPO -----------------------------------------------------------------------------------------------------
+
+
+def test_rloo_has_the_gradient_of_j(case: Case) -> None:
+    """Over all pairs of answers to the same prompt, and answer by answer that of REINFORCE with the same credit."""
+    agent = frozen(RLOO, case.policy, case.env, num_generations=2)
+    assert error(case.expected(agent, case.pairs(same_prompt=True)), case.gradient) < EXACT
+    same = frozen(REINFORCE, case.policy, case.env, credit="sequence", baseline="leave_one_out", num_generations=2)
+    rows = torch.tensor(case.pairs(same_prompt=True)[1][1])
+    assert error(step_gradient(agent, case.rollout[rows]), step_gradient(same, case.rollout[rows])) < EXACT
+
+
+@pytest.mark.parametrize("task", ["full", "sparse"])
+def test_a_weight_an_answer_makes_old_answers_count(task: str) -> None:
+    """RLOO without a clip is unbiased on an old policy's answers of several tokens; a weight a token is not."""
+    env = make(TASKS[task] | {"kl_coef": 0.0})
+    old, new = random_policy(env, 1), random_policy(env, 2)
+    case = Case(task)
+    case.rollout = all_texts(env, old)
+    case.probability = case.rollout.log_probs.double().sum(dim=1).exp()
+    case.env, expected = env, exact_gradient(env, new)
+    pairs = case.pairs(same_prompt=True)
+    settings = {"num_generations": 2, "n_epochs": 1}
+    assert error(case.expected(frozen(RLOO, new, env, clip_range=None, **settings), pairs), expected) < EXACT
+    assert error(case.expected(frozen(RLOO, new, env, clip_range=0.2, **settings), pairs), expected) > BROKEN
+    by_token = frozen(GRPO, new, env, clip_range=None, clip_range_high=None, scale_rewards=False, **settings)
+    assert error(2 * case.expected(by_token, pairs), expected) > BROKEN
+
+
+def test_grpo_without_the_scale_has_the_gradient_of_j_but_for_one_kth(case: Case) -> None:
+    """Its mean counts the answer itself: the factor 1 - 1/K, a half for two. With the scale it is another objective."""
+    pairs = case.pairs(same_prompt=True)
+    settings = {"num_generations": 2, "n_epochs": 1}
+    plain = case.expected(frozen(GRPO, case.policy, case.env, scale_rewards=False, **settings), pairs)
+    assert error(plain, case.gradient / 2) < EXACT
+    scaled = case.expected(frozen(GRPO, case.policy, case.env, **settings), pairs)
+    best = (scaled @ case.gradient) / (scaled @ scaled)
+    assert error(best * scaled, case.gradient) > BROKEN
+
+
+def test_the_higher_clip_lets_good_tokens_rise_further() -> None:
+    """Between 1 + eps and 1 + eps_high a token with A > 0 has a gradient; below 1 - eps one with A < 0 has none."""
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    for rho, advantage, high, moves in [
+        (1.25, 1.0, None, False),
+        (1.25, 1.0, 0.28, True),
+        (1.29, 1.0, 0.28, False),
+        (0.79, -1.0, 0.28, False),
+        (0.79, 1.0, 0.28, True),
+        (1.29, -1.0, 0.28, True),
+    ]:
+        log_probs = torch.tensor([[rho]]).log().requires_grad_()
+        weight = torch.tensor([[advantage]])
+        loss, _ = clipped_surrogate_loss(log_probs, torch.zeros(1, 1), weight, mask, 0.2, high)
+        (gradient,) = torch.autograd.grad(loss, log_probs)
+        assert (gradient != 0).item() is moves
 
 
 # -- negative controls: an estimator with one of the usual mistakes is not mistaken for the gradient -------------------

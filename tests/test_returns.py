@@ -19,6 +19,7 @@ from agents.returns import (
     batch_mean,
     explained_variance,
     gae,
+    group_relative,
     leave_one_out,
     masked_mean,
     masked_whiten,
@@ -276,6 +277,29 @@ def test_an_answer_does_not_move_its_own_baseline() -> None:
     assert leave_one_out(returns, 2)[2:].equal(leave_one_out(other, 2)[2:])
     assert batch_mean(returns)[0] != batch_mean(other)[0]
     assert batch_mean(returns).tolist() == [2.5] * 4
+
+
+@properties
+@given(prompts=st.integers(1, 4), copies=st.integers(2, 5), seed=st.integers(0, 99), scale=st.booleans())
+def test_group_relative_knows_only_the_group(prompts: int, copies: int, seed: int, scale: bool) -> None:
+    """Mean 0 (with the scale: deviation 1) in each group; shifted and in another unit a group says the same."""
+    returns = torch.randn(prompts * copies, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = group_relative(returns, copies, scale, epsilon=0.0).view(prompts, copies)
+    assert torch.allclose(found.mean(dim=1), torch.zeros(prompts, dtype=torch.float64), atol=1e-9)
+    if scale:
+        assert torch.allclose(found.std(dim=1), torch.ones(prompts, dtype=torch.float64))
+    units = torch.arange(1, prompts + 1, dtype=torch.float64)
+    paid = ((returns.view(prompts, copies) + 7.0) * units[:, None]).view(-1)
+    again = group_relative(paid, copies, scale, epsilon=0.0).view(prompts, copies)
+    assert torch.allclose(again, found if scale else found * units[:, None])
+    assert group_relative(torch.ones(4), 2, scale).eq(0).all()  # all alike: nothing to learn
+
+
+@pytest.mark.parametrize(("count", "copies"), [(4, 1), (5, 2)])
+def test_group_relative_needs_whole_groups(count: int, copies: int) -> None:
+    """One answer has no group, and groups must be whole."""
+    with pytest.raises(ValueError, match=rf"group_relative needs .* got {copies} for {count} returns"):
+        group_relative(torch.zeros(count), copies)
 
 
 @pytest.mark.parametrize(("count", "copies"), [(4, 1), (4, 0), (4, 3), (2, 4)])

@@ -1,0 +1,72 @@
+"""GRPO: the other answers to the same prompt in the critic's place (Shao et al. 2024, arXiv:2402.03300).
+
+    A_t   = (G_i - mean(G_1 .. G_K)) / std(G_1 .. G_K)              for every token of answer i of K
+    L     = E[ sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps_high) A_t) ]
+
+What it adds to PPO: no critic, no V; an advantage relative to the group, and the same for all tokens of an answer. With
+eps_high > eps ("clip-higher", Yu et al. 2025, arXiv:2503.14476) unlikely tokens have more room to become likely.
+
+Unlike Shao et al.: the KL is in the reward and not in the loss (`python -m experiments lecture --claims which_kl`
+measures why), and the loss is a sum per answer rather than a mean over its tokens, which favours short right answers
+and long wrong ones (Liu et al. 2025, arXiv:2503.20783). They also argue against dividing by the standard deviation:
+`scale_rewards=False`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from agents.agent import Agent, Info, Metrics, check_range
+from agents.epochs import several_epochs
+from agents.losses import clipped_surrogate_loss
+from agents.returns import group_relative, reward_to_go
+from agents.rollout import Rollout
+
+
+@dataclass(eq=False)
+class GRPO(Agent):
+    """Group-relative policy optimisation; see this file's docstring."""
+
+    num_generations: int = 8
+    """K, answers to the same prompt, side by side among the n_episodes; at least 2."""
+    scale_rewards: bool = True
+    """Divide by the group's standard deviation."""
+    n_epochs: int = 4
+    """How often each answer is used."""
+    batch_size: int | None = None
+    """Answers a minibatch; None is all of them."""
+    clip_range: float | None = 0.2
+    """eps; None is importance weights without a clip."""
+    clip_range_high: float | None = 0.28
+    """eps_high, for rho > 1; None is eps."""
+    target_kl: float | None = None
+    """Stop the epochs of a batch when KL(pi_old || pi) a token exceeds 1.5 times this; None never does."""
+
+    needs_values: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("num_generations", self.num_generations, 2)
+        check_range("n_epochs", self.n_epochs, 1)
+        check_range("batch_size", self.batch_size, 1)
+        for name in ("clip_range", "clip_range_high", "target_kl"):
+            check_range(name, getattr(self, name), 0)
+
+    def train(self, rollout: Rollout) -> Metrics:
+        """`n_epochs` passes over the answers, in minibatches."""
+        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
+        advantages = group_relative(returns, self.num_generations, self.scale_rewards)[:, None].expand_as(rollout.mask)
+        return several_epochs(self, len(rollout), lambda rows: self.loss(rollout[rows], advantages[rows]))
+
+    def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
+        """The loss of some answers with advantages [B, T], and what is worth watching."""
+        log_probs = self.policy.evaluate_actions(
+            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
+        ).log_probs
+        loss, info = clipped_surrogate_loss(
+            log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range, self.clip_range_high
+        )
+        return loss, info | {"loss/policy_avg": loss.detach()}
