@@ -30,6 +30,8 @@ class ActorCritic(Agent):
     """0 trusts V after one step, 1 not at all."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
+    value_warmup: int = 0
+    """Updates at first that train the value head (and a separate critic) alone, so that advantages mean something."""
     normalize_advantage: bool = False
     """Whiten the advantages of a batch, over its real tokens."""
 
@@ -37,6 +39,7 @@ class ActorCritic(Agent):
         super().__post_init__()
         check_range("gae_lambda", self.gae_lambda, 0, 1)
         check_range("vf_coef", self.vf_coef, 0)
+        check_range("value_warmup", self.value_warmup, 0)
 
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient, and one down the value error."""

@@ -194,6 +194,8 @@ class Agent(ABC):
 
     def step(self) -> float:
         """One step of Adam down the gradient; returns its norm before it was scaled down."""
+        if self.num_updates < getattr(self, "value_warmup", 0):
+            self.policy.model.zero_grad()  # the policy stays where it is
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
         return norm.item()

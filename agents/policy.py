@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.imitation import imitate
 from textenv.causal_lm import CausalLMReference, forward_answers, pack_left, position_ids
@@ -58,6 +61,7 @@ class TransformerPolicy(nn.Module):
         self.value_head = nn.Linear(config.hidden_size, 1, device=model.device)
         nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
         nn.init.zeros_(self.value_head.bias)
+        self.gradient_checkpointing = False
         self.train(False)
 
     # -- making, loading, saving -------------------------------------------------------------------------------------
@@ -149,6 +153,36 @@ class TransformerPolicy(nn.Module):
         """Stays in eval mode, whatever is asked for: see the class's docstring."""
         return super().train(False)
 
+    def gradient_checkpointing_enable(self) -> None:
+        """From now on keep each layer's input alone for the backward pass, and compute the rest again: less memory.
+
+        Raises:
+            ValueError: the model's layers do not know how.
+        """
+        if not self.model.supports_gradient_checkpointing:
+            raise ValueError(f"{type(self.model).__name__} has no gradient checkpointing.")
+        for trunk in filter(None, (self.model, self.critic)):
+            newer = getattr(trunk, "activation_checkpointing_enable", None)  # its name since transformers 5.20
+            (newer or trunk.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.gradient_checkpointing = True
+
+    @contextmanager
+    def _checkpointed(self) -> Iterator[None]:
+        """transformers checkpoints only layers that are training; what is inside them, dropout too, is not."""
+        if not self.gradient_checkpointing or not torch.is_grad_enabled():
+            yield
+            return
+        layers = [layer for layer in self.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = True
+            if isinstance(getattr(layer, "dropout", None), float):  # OPT's layers drop out by themselves
+                layer.dropout = 0.0  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -216,7 +250,8 @@ class TransformerPolicy(nn.Module):
             log_probs = each.log_probs.view(-1, num_tokens)
             return ActionEvaluation(log_probs, None if each.values is None else each.values.view(-1, num_tokens))
         shared = values and self.critic is None
-        output = forward_answers(self.model, input_ids, attention_mask, num_tokens, output_hidden_states=shared)
+        with self._checkpointed():
+            output = forward_answers(self.model, input_ids, attention_mask, num_tokens, output_hidden_states=shared)
         logits = self._scaled(output.logits, action_mask)
         chosen = logits.gather(2, input_ids[:, -num_tokens:, None]).squeeze(2)
         log_probs = (chosen - logits.logsumexp(dim=2)).float()  # no [B, T, V] of log-probabilities is kept
@@ -230,7 +265,8 @@ class TransformerPolicy(nn.Module):
         """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits."""
         ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
         trunk = self.model.base_model if self.critic is None else self.critic
-        output = trunk(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+        with self._checkpointed():
+            output = trunk(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
         return self._value(output.last_hidden_state, num_tokens)
 
     def _value(self, hidden: Tensor, num_tokens: int) -> Tensor:

@@ -42,6 +42,8 @@ class PPO(Agent):
     """0 trusts V after one step, 1 not at all."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
+    value_warmup: int = 0
+    """Updates at first that train the value head (and a separate critic) alone, so that advantages mean something."""
     normalize_advantage: bool = False
     """Whiten the advantages of a batch, over its real tokens."""
 
@@ -50,7 +52,7 @@ class PPO(Agent):
         check_range("n_epochs", self.n_epochs, 1)
         check_range("batch_size", self.batch_size, 1)
         check_range("gae_lambda", self.gae_lambda, 0, 1)
-        for name in ("clip_range", "clip_range_vf", "target_kl", "vf_coef"):
+        for name in ("clip_range", "clip_range_vf", "target_kl", "vf_coef", "value_warmup"):
             check_range(name, getattr(self, name), 0)
 
     def train(self, rollout: Rollout) -> Metrics:

@@ -20,9 +20,10 @@ from transformers.utils import logging
 
 from experiments.baselines import best_of_n, random_policy
 from experiments.config import AGENTS, AgentFlags, AgentName, FlagError, TrialConfig
+from experiments.console import plain_console
 from experiments.evaluation import Yardstick, sample_answers
 from experiments.processes import going_on, in_processes
-from experiments.report import Summaries, plain_console, report
+from experiments.report import Summaries, report
 from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
 
 BaselineName = Literal["random", "best-of-n"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import platform
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
 from agents.agent import Agent
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO, StableBaselines
 from textenv.causal_lm import CausalLMReference
+from textenv.shaping import missing_eos_penalty
 from textenv.unwrap import process_of
 
 AGENTS: dict[str, type[Agent] | type[StableBaselines]] = {
@@ -73,7 +74,12 @@ class EnvFlags:
     prompts: str | None = None
     """Text-v0: a file of prompts, .txt (one a line) or .jsonl (field "prompt")."""
     reward: str | None = None
-    """Text-v0: "vader", or module:function with TRL's signature."""
+    """Text-v0: "vader"; module:function with TRL's signature; or a sequence classifier, a path or hub id, #LABEL behind
+    it if it has several labels."""
+    gold_reward: str | None = None
+    """Text-v0: as --reward, shown and never paid: a judge that the policy is not trained on."""
+    missing_eos_penalty: float = 0.0
+    """What an answer pays that was cut at max_new_tokens instead of ending itself."""
     max_new_tokens: int | None = None
     """The longest answer; by default the task's."""
     kl_coef: float | None = None
@@ -98,9 +104,11 @@ class EnvFlags:
             arguments["max_new_tokens"] = self.max_new_tokens
         if self.kl_coef is not None:
             arguments["kl_coef"] = self.kl_coef
-        given = [name for name in ("model", "prompts", "reward") if getattr(self, name) is not None]
+        if self.missing_eos_penalty:
+            arguments["shaping"] = missing_eos_penalty(self.missing_eos_penalty)
+        given = [name for name in ("model", "prompts", "reward", "gold_reward") if getattr(self, name) is not None]
         if self.env != "textenv/Text-v0" and given:
-            raise FlagError(f"--{given[0]} is for --env textenv/Text-v0; {self.env} brings its own.")
+            raise FlagError(f"--{given[0].replace('_', '-')} is for --env textenv/Text-v0; {self.env} brings its own.")
         try:
             if self.env == "textenv/Text-v0":
                 arguments |= self._text_arguments()
@@ -119,11 +127,13 @@ class EnvFlags:
             raise FlagError("--env textenv/Text-v0 needs --model, --prompts and --reward.")
         if not Path(self.prompts).is_file():
             raise FlagError(f"The prompt file {self.prompts!r} does not exist.")
-        reward = load_reward(self.reward)
+        rewards = {"reward": load_reward(self.reward, self.device)}
+        if self.gold_reward is not None:
+            rewards["gold_reward"] = load_reward(self.gold_reward, self.device)
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.model)
-        return {"tokenizer": tokenizer, "prompts": self.prompts, "reference": self.model, "reward": reward}
+        return {"tokenizer": tokenizer, "prompts": self.prompts, "reference": self.model, **rewards}
 
 
 @dataclass
@@ -144,16 +154,22 @@ class TrainFlags(EnvFlags):
     """Answers of an evaluation where the task is too large to enumerate."""
     num_evals: int = 25
     """Evaluations during training (for the curves)."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone while learning and compute the rest again: less memory, more time."""
+    wandb_project: str | None = None
+    """Log to this project of Weights & Biases too (pip install textenv[wandb])."""
     out: Path | None = None
     """The folder to write to; by default a new one under runs/."""
     resume: bool = False
     """Go on in --out where an interrupted run stopped."""
 
     def __post_init__(self) -> None:
-        least = {"total_timesteps": 1, "n_episodes": 1, "num_evals": 1, "eval_episodes": 2}
+        least = {"total_timesteps": 1, "n_episodes": 1, "num_evals": 1, "eval_episodes": 2, "log_completions": 0}
         for name, low in least.items():
-            if getattr(self, name) < low:
+            if getattr(self, name, low) < low:
                 raise FlagError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}.")
+        if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+            raise FlagError("--wandb-project needs Weights & Biases: pip install textenv[wandb].")
 
 
 REINFORCESettings = _settings(REINFORCE)
@@ -184,6 +200,8 @@ class AgentFlags(TrainFlags):
 class TrialConfig(AgentFlags):
     """Train one agent with one seed."""
 
+    log_completions: int = 0
+    """Show some of the answers that were learned from on screen, every so many updates; 0 never does."""
     agent: AgentName = "ppo"
     """Which agent."""
     seed: int = 0
@@ -199,17 +217,26 @@ class TrialConfig(AgentFlags):
         return dataclasses.asdict(getattr(self, self.agent.replace("-", "_"))) | shared
 
 
-def load_reward(name: str) -> Any:
-    """The reward function that `--reward` names: one of `textenv.rewards`, or `module:function`."""
-    module, _, function = name.rpartition(":")
-    if not module:
-        if name != "vader":
-            raise FlagError(f"--reward must be 'vader' or module:function, got {name!r}.")
+def load_reward(name: str, device: str = "cpu") -> Any:
+    """The reward function that `--reward` names: "vader", `module:function`, or a classifier and its label."""
+    if name == "vader":
         try:
             textenv.rewards.vader([], [], [])
         except ImportError as error:
             raise FlagError(str(error)) from error
         return textenv.rewards.vader
+    module, _, function = name.rpartition(":")
+    if not module:
+        path, _, label = name.partition("#")
+        try:
+            classifier = textenv.rewards.RewardModel(path, label=label or None)
+        except (OSError, ValueError) as error:
+            raise FlagError(
+                "--reward must be 'vader', module:function, or a sequence classifier (path or hub id, #LABEL behind it "
+                f"if it has several), got {name!r}: {str(error).splitlines()[0]}"
+            ) from error
+        classifier.model.to(device)
+        return classifier
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -270,7 +297,7 @@ def open_folder(config: Any, name: str, time: str) -> Path:
     saved = json.loads((folder / "config.json").read_text())["flags"]
     given = plain(config)
     ignored = {"resume", "out", "num_workers", "device"}
-    if changed := [key for key in given if key not in ignored and given[key] != saved.get(key)]:
+    if changed := [key for key in given if key not in ignored and given[key] != saved.get(key, given[key])]:
         key = changed[0]
         raise FlagError(
             f"--resume: the run in {str(folder)!r} has {key} = {saved.get(key)!r}, the flags say {given[key]!r}; "

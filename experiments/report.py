@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments.console import plain_console
 from experiments.evaluation import Measured, share_of_optimum
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 from experiments.trial import read_metrics
@@ -56,11 +57,6 @@ def report(
         for printer in (console, plain_console(width=120, file=file)):
             for table in tables:
                 printer.print(table)
-
-
-def plain_console(**arguments: Any) -> Console:
-    """A console that prints texts as they are: prompts and answers may hold brackets that are no markup."""
-    return Console(markup=False, emoji=False, highlight=False, **arguments)
 
 
 def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> Table:

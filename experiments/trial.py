@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from agents import TransformerPolicy
+from agents import Rollout, TransformerPolicy
 from agents.agent import Agent
-from experiments.config import AGENTS, AgentFlags, FlagError, TrialConfig, open_folder, write_config
+from experiments.config import AGENTS, AgentFlags, FlagError, TrialConfig, open_folder, plain, write_config
+from experiments.console import completions_table, plain_console
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum, tokens_to_share
 from experiments.stable_baselines import StableBaselines
 
@@ -30,6 +31,8 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
     if not (folder / "policy.json").is_file():
         TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
     policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
+    if config.gradient_checkpointing:
+        policy.gradient_checkpointing_enable()
     return policy.to(config.device)
 
 
@@ -114,7 +117,10 @@ def _agent(config: TrialConfig, env: Any, policy: TransformerPolicy, folder: Pat
     """A new agent, or the one of the last checkpoint."""
     for name in CHECKPOINTS:
         if (folder / name / "training_state.pt").is_file():  # written last: the checkpoint is whole
-            return AGENTS[config.agent].load(folder / name, env, device=config.device)
+            agent = AGENTS[config.agent].load(folder / name, env, device=config.device)
+            if config.gradient_checkpointing and isinstance(agent, Agent):
+                agent.policy.gradient_checkpointing_enable()
+            return agent
     return config.make_agent(policy, env)
 
 
@@ -129,7 +135,7 @@ class TrialLog:
         agent: Agent | StableBaselines,
         progress: Callable[[int], None],
     ) -> None:
-        self.folder, self.yardstick, self.agent, self.progress = folder, yardstick, agent, progress
+        self.config, self.folder, self.yardstick, self.agent, self.progress = config, folder, yardstick, agent, progress
         self.grid = np.linspace(0, config.total_timesteps, config.num_evals + 1)
         self.rows = [row for row in read_metrics(folder) if row["num_updates"] <= agent.num_updates]
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
@@ -140,6 +146,18 @@ class TrialLog:
     def __enter__(self) -> TrialLog:
         # rows after the checkpoint are written again as they come again
         self.file = (self.folder / "metrics.jsonl").open("w")
+        if self.config.wandb_project is not None:
+            import wandb  # mirrors what TensorBoard is told from here on
+
+            name = f"{self.config.agent}-seed-{self.config.seed}"
+            wandb.init(
+                project=self.config.wandb_project,
+                name=name,
+                dir=self.folder,
+                config=plain(self.config),
+                sync_tensorboard=True,
+                reinit="finish_previous",
+            )
         self.board = SummaryWriter(str(self.folder), purge_step=self.agent.num_timesteps + 1 if self.rows else None)
         for row in self.rows:
             self.file.write(json.dumps(row) + "\n")
@@ -152,6 +170,10 @@ class TrialLog:
     def __exit__(self, *error: object) -> None:
         self.file.close()
         self.board.close()
+        if self.config.wandb_project is not None:
+            import wandb
+
+            wandb.finish()
 
     def __call__(self, agent: Agent | StableBaselines, rollout: Any, metrics: dict[str, float]) -> None:
         """After each update."""
@@ -163,6 +185,9 @@ class TrialLog:
         ):
             row |= _prefixed(self.yardstick.measure(agent.policy))
         self.write(row)
+        every = self.config.log_completions
+        if every and agent.num_updates % every == 0 and isinstance(rollout, Rollout):
+            plain_console().print(completions_table(rollout, agent.num_updates))
         self.progress(agent.num_timesteps - self.reported)
         self.reported = agent.num_timesteps
         if time.monotonic() - self.last_checkpoint > max(CHECKPOINT_SECONDS, 20 * self.checkpoint_seconds):

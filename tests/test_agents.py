@@ -180,6 +180,29 @@ def test_micro_batches_learn_the_same(kind: Any, size: int) -> None:
     assert {int(state["step"]) for state in parts.optimizer.state.values()} == {1}
 
 
+@pytest.mark.parametrize("kind", [ActorCritic, PPO])
+@pytest.mark.parametrize("separate_critic", [False, True])
+def test_a_warm_up_trains_the_critic_alone(kind: Any, separate_critic: bool) -> None:
+    """For value_warmup updates the model stays bit for bit what it was, while V learns; then both learn."""
+    env = task()
+    policy = random_policy(env, scale=0.1, separate_critic=separate_critic).float()
+    agent = kind(policy, env, value_warmup=2, n_episodes=16, seed=0)
+    states = []
+
+    def keep(agent: Any, rollout: Rollout, metrics: dict[str, float]) -> bool:
+        states.append({name: tensor.clone() for name, tensor in agent.policy.state_dict().items()})
+        return agent.num_updates < 3
+
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    agent.learn(FOREVER, callback=keep)
+    model = [name for name in before if name.startswith("model.")]
+    assert all(torch.equal(before[name], state[name]) for state in states[:2] for name in model)
+    assert not any(torch.equal(states[1][name], states[2][name]) for name in model if name.endswith("c_fc.weight"))
+    value = [name for name in before if name.startswith(("value_head.", "critic.")) and name.endswith("weight")]
+    assert len(value) > 1 or not separate_critic
+    assert not any(torch.equal(before["value_head.weight"], state["value_head.weight"]) for state in states)
+
+
 def test_micro_batches_read_no_more_at_once() -> None:
     """The largest batch that passes through the policy with a gradient has micro_batch_size answers."""
     agent = agent_of(PPO, n_epochs=2, batch_size=8, micro_batch_size=3)
@@ -675,6 +698,8 @@ def test_ppo_learns_on_a_gpu(small_toy: tuple[Any, TransformerPolicy], tmp_path:
     [
         (PPO, {"n_epochs": 0}, "n_epochs"),
         (PPO, {"batch_size": 0}, "batch_size"),
+        (PPO, {"value_warmup": -1}, "value_warmup"),
+        (ActorCritic, {"value_warmup": -1}, "value_warmup"),
         (RLOO, {"num_generations": 1}, "num_generations"),
         (RLOO, {"n_epochs": 0}, "n_epochs"),
         (GRPO, {"num_generations": 1}, "num_generations"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -17,13 +18,24 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from agents import TransformerPolicy
 from experiments.__main__ import EvaluateConfig, evaluate
 from experiments.baselines import best_of_n
-from experiments.config import AGENTS, EnvFlags, TrialConfig, open_folder, read_config, write_config
+from experiments.config import (
+    AGENTS,
+    EnvFlags,
+    FlagError,
+    TrialConfig,
+    load_reward,
+    open_folder,
+    read_config,
+    write_config,
+)
+from experiments.console import plain_console
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
-from experiments.report import plain_console, report, results_table
+from experiments.report import report, results_table
 from experiments.statistics import interquartile_mean, paired_difference
 from experiments.trial import TrialLog, initial_policy, read_metrics, run_trial
 from tests.test_gradients import random_policy
 from textenv import exact
+from textenv.testing import play
 
 TINY = {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1}
 
@@ -360,3 +372,85 @@ def test_texts_with_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixtu
     """[/INST] in a prompt is no markup."""
     plain_console(width=80).print(Table("[INST] once [/INST] :smile:"))
     assert "[INST] once [/INST] :smile:" in capsys.readouterr().out
+
+
+def classifier(folder: Path, labels: list[str]) -> str:
+    """A tiny sequence classifier on disk, its tokenizer beside it."""
+    from tests.test_reward_model import classifier as random_classifier
+    from tests.test_reward_model import tokenizer
+
+    model = random_classifier("gpt2", len(labels))
+    if len(labels) > 1:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: i for i, label in enumerate(labels)}
+    model.save_pretrained(folder)
+    tokenizer(eos_token="[END]").save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_classifier_can_be_the_reward(tmp_path: Path) -> None:
+    """By its folder, with #LABEL where there are several; what is wrong with it is said before anything runs."""
+    one, two = classifier(tmp_path / "one", ["good"]), classifier(tmp_path / "two", ["bad", "good"])
+    assert np.isfinite(load_reward(one)(["a"], ["b"])).all()
+    good, bad = (load_reward(f"{two}#{label}")(["a"], ["b"])[0] for label in ("good", "bad"))
+    assert good == pytest.approx(-bad) and good != 0
+    with pytest.raises(FlagError, match="has the labels .*pass label= one of them, got None"):
+        load_reward(two)
+    with pytest.raises(FlagError, match="--reward must be 'vader', module:function, or a sequence classifier.*nowhere"):
+        load_reward(str(tmp_path / "nowhere"))
+
+
+def test_a_judge_is_shown_and_not_paid(tmp_path: Path, assets: Path) -> None:
+    """--gold-reward is measured beside --reward and changes nothing of what is learned; other tasks refuse the flag."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon a time\nThe big dog\n")
+    text: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
+    text |= {"prompts": str(prompts), "reward": "tests.tasks:count_words", "max_new_tokens": 4, "eval_episodes": 8}
+    text |= {"total_timesteps": 100, "n_episodes": 8, "num_evals": 1}
+    start = tmp_path / "start"
+    initial_policy(tiny(**text), tiny(**text).make_env(), start)
+    plain = run_trial(tiny(**text), tmp_path / "plain", start)
+    judged = run_trial(tiny(**text, gold_reward="vader"), tmp_path / "judged", start)
+    assert "gold_score" in judged and "gold_score" not in plain and judged["score"] == plain["score"]
+    assert "eval/gold_score" in read_metrics(tmp_path / "judged")[-1]
+    with pytest.raises(FlagError, match="--gold-reward is for --env textenv/Text-v0"):
+        tiny(gold_reward="vader").make_env()
+
+
+def test_an_answer_that_does_not_end_pays() -> None:
+    """--missing-eos-penalty is a shaping term of the task."""
+    shaping = tiny(missing_eos_penalty=2.5).make_env().unwrapped.process.shaping
+    env = gym.make("textenv/Toy-v0", **TINY, shaping=shaping)
+    assert play(env, 0, [1, 1]).terms["missing_eos"].tolist() == [0.0, -2.5]
+    assert play(env, 0, [1, 0]).terms["missing_eos"].tolist() == [0.0, 0.0]
+
+
+def test_answers_are_shown_while_it_learns(tmp_path: Path, initial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every so many updates, texts as they are; never by default."""
+    run_trial(tiny(), tmp_path / "quiet", initial)
+    assert "answers of update" not in capsys.readouterr().out
+    summary = run_trial(tiny(log_completions=3), tmp_path / "loud", initial)
+    said = capsys.readouterr().out
+    shown = [int(line.split()[-1]) for line in said.splitlines() if "answers of update" in line]
+    assert shown == list(range(3, summary["num_updates"] + 1, 3))
+    assert "log-ratio" in said and "prompt" in said
+
+
+def test_checkpointing_by_a_flag_learns_the_same(tmp_path: Path, initial: Path) -> None:
+    """--gradient-checkpointing changes what is kept in memory, not what is learned."""
+    plain, checkpointed = (
+        run_trial(tiny(gradient_checkpointing=flag), tmp_path / str(flag), initial) for flag in (False, True)
+    )
+    assert checkpointed["objective"] == pytest.approx(plain["objective"], abs=1e-5)
+
+
+def test_weights_and_biases_by_a_flag(tmp_path: Path, initial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is installed it is told what TensorBoard is told; where it is not, the flag is refused at once."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FlagError, match=r"needs Weights & Biases: pip install textenv\[wandb\]"):
+        tiny(wandb_project="x")
+    monkeypatch.undo()
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_trial(tiny(wandb_project="x"), tmp_path, initial)
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

@@ -1,0 +1,217 @@
+"""Any Hugging Face causal language model: the shapes and habits of real ones, on small random ones in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from agents import PPO, REINFORCE, TransformerPolicy, collect
+from agents.sampling import new_generator
+from tests.tasks import letter_values
+from textenv.testing import play
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "bos_token_id": None,
+}
+CONFIGS: dict[str, Any] = {
+    "gpt2": lambda **s: GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=32, resid_pdrop=0.3, **s),
+    "llama": lambda **s: LlamaConfig(**SMALL, attention_dropout=0.3, **s),
+    "smollm": lambda **s: LlamaConfig(**SMALL, tie_word_embeddings=True, rope_theta=100_000.0, **s),
+    "qwen2": lambda **s: Qwen2Config(**SMALL, tie_word_embeddings=True, **s),
+    "qwen3": lambda **s: Qwen3Config(**SMALL, head_dim=8, **s),
+}
+every_shape = pytest.mark.parametrize("kind", sorted(CONFIGS))
+# What real tokenizers and configs look like: pad == eos (GPT-2), no pad at all (Llama), pads of their own (Qwen).
+SPECIAL: dict[str, dict[str, str]] = {
+    "pad is eos": {"eos_token": "<e>", "pad_token": "<e>"},
+    "no pad": {"eos_token": "<e>"},
+    "pad": {"eos_token": "<e>", "pad_token": "<p>"},
+}
+WORDS = ["<e>", "<p>", "<stop>", "a", "b", "c"]
+PADDED = 9  # the models have three logits more than the tokenizer has tokens
+
+
+def tokenizer(special: str = "pad is eos") -> Any:
+    """A word a token."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL[special])
+
+
+def model(kind: str, **settings: Any) -> Any:
+    """A random one in float64, far from uniform, with dropout where its kind has it."""
+    torch.manual_seed(0)
+    config = CONFIGS[kind](
+        **{"vocab_size": PADDED, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.5} | settings
+    )
+    return AutoModelForCausalLM.from_config(config).double()
+
+
+def task(kind: str, special: str = "pad is eos", **arguments: Any) -> Any:
+    """Prompts of different lengths, so that there is padding on the left and on the right."""
+    reference = arguments.pop("reference", None) or model(kind)
+    return gym.make(
+        "textenv/Text-v0",
+        tokenizer=tokenizer(special),
+        prompts=["a", "b a b", "c c"],
+        reward=letter_values,
+        reference=reference,
+        **({"max_new_tokens": 5, "kl_coef": 0.3} | arguments),
+    )
+
+
+def drifted(env: Any, **settings: Any) -> TransformerPolicy:
+    """A policy some way from the reference, with a value head that says something."""
+    policy = TransformerPolicy.for_env(env, **settings).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return policy
+
+
+@every_shape
+@pytest.mark.parametrize("special", sorted(SPECIAL))
+def test_collect_pays_what_stepping_pays(kind: str, special: str) -> None:
+    """Reward by reward, log-probability by log-probability, whatever pads: as each text read alone, unpadded."""
+    env = task(kind, special)
+    policy = drifted(env)
+    rollout = collect(env, policy, 24, generator=new_generator("cpu", 0))
+    assert len(set(rollout.mask.sum(dim=1).tolist())) > 1 and len(set(rollout.prompts.tolist())) == 3
+    assert rollout.stopped.any() and not rollout.stopped.all()
+    env.unwrapped.bind_policy(policy.next_token_logits)
+    for row in range(len(rollout)):
+        written = rollout.mask[row]
+        tokens = rollout.tokens[row][written].tolist()
+        episode = play(env, str(rollout.prompts[row]), tokens)
+        np.testing.assert_allclose(rollout.rewards[row][written], episode.rewards, atol=1e-5)
+        np.testing.assert_allclose(rollout.ref_log_probs[row][written], episode.ref_log_probs, atol=1e-5)
+        assert max(tokens) < len(WORDS) and rollout.completions[row] == episode.text
+        prompt = env.unwrapped.process.tokenizer.encode(str(rollout.prompts[row]))
+        alone = policy.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1, : len(WORDS)]
+        expected = alone.log_softmax(dim=-1)[range(len(tokens)), tokens]
+        torch.testing.assert_close(rollout.log_probs[row][written].double(), expected, rtol=0, atol=1e-5)
+
+
+@every_shape
+def test_the_first_ratio_is_one(kind: str) -> None:
+    """Dropout in the config, a cache in sampling, none in the update: rho = 1 within 1e-5 all the same."""
+    env = task(kind)
+    agent = PPO(drifted(env), env, n_epochs=1, n_episodes=16, seed=0)
+    assert agent.train(agent.collect())["val/ratio_error_max"] < 1e-5
+
+
+@every_shape
+def test_the_reference_stays_and_the_policy_is_saved(kind: str, tmp_path: Path) -> None:
+    """Tied weights or not: after learning the reference is what it was, and the checkpoint loads as any other."""
+    env = task(kind)
+    reference = env.unwrapped.process.reference.model
+    before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    policy = TransformerPolicy.for_env(env)
+    assert policy.vocab_size == len(WORDS) < PADDED
+    agent = PPO(policy, env, n_episodes=16, learning_rate=1e-2, seed=0).learn(100)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in reference.state_dict().items())
+    agent.save(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(loaded(ids).logits, policy.model(ids).logits)
+    assert not torch.allclose(loaded(ids).logits, reference(ids).logits, atol=1e-3)  # control: it learned
+    again = PPO.load(tmp_path, env)
+    assert again.policy.vocab_size == len(WORDS)
+
+
+def test_several_tokens_may_end_a_text() -> None:
+    """All of the generation config's end tokens do, each with its own log-probability and reward."""
+    several = model("llama", eos_token_id=[0, 2])
+    several.generation_config.eos_token_id = [0, 2]
+    env = task("llama", reference=several, max_new_tokens=8)
+    assert env.unwrapped.process.eos_token_ids == [0, 2]
+    rollout = collect(env, drifted(env), 64, generator=new_generator("cpu", 0))
+    last = rollout.tokens.gather(1, rollout.mask.sum(dim=1, keepdim=True) - 1).squeeze(1)
+    assert set(last[rollout.stopped].tolist()) == {0, 2}
+    assert not torch.isin(rollout.tokens[:, :-1][rollout.mask[:, 1:]], torch.tensor([0, 2])).any()
+    assert rollout.log_probs[rollout.mask].all()
+
+
+@every_shape
+@pytest.mark.parametrize("separate_critic", [False, True])
+def test_checkpointing_keeps_less_and_learns_the_same(kind: str, separate_critic: bool) -> None:
+    """The same gradient within 1e-5, dropout in the config or not, and fewer numbers kept for the backward pass."""
+    env = task(kind)
+    policy = drifted(env, separate_critic=separate_critic)
+    rollout = collect(env, policy, 16, generator=new_generator("cpu", 0))
+    found, kept = [], []
+    for checkpointing in (False, True):
+        if checkpointing:
+            policy.gradient_checkpointing_enable()
+        agent = PPO(policy, env, n_epochs=1, n_episodes=16, learning_rate=0.0, seed=0)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: (s.append(x.numel()), x)[1], lambda x: x):
+            _loss, _ = agent.loss(rollout, rollout.rewards, rollout.rewards)  # keeps its graph alive
+        kept.append(sum(sizes))
+        assert agent.train(rollout)["val/ratio_error_max"] < 1e-5
+        found.append([p.grad.clone() for p in policy.parameters()])
+    assert kept[1] < kept[0] / 2
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=0, atol=1e-5)
+    assert not any(layer.training for layer in policy.modules())
+    collect(env, policy, 4)  # and the cache still serves sampling
+
+
+def test_a_layers_own_dropout_stays_off() -> None:
+    """Some layers (OPT's) drop out by themselves rather than by a module inside them: not when checkpointed either."""
+    config = OPTConfig(
+        vocab_size=PADDED, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=4, dropout=0.5,
+        max_position_embeddings=32, word_embed_proj_dim=16, eos_token_id=0, pad_token_id=1, bos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    policy = TransformerPolicy(AutoModelForCausalLM.from_config(config).double())
+    policy.gradient_checkpointing_enable()
+    layers = [layer for layer in policy.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    assert layers
+    ids, mask = torch.tensor([[3, 4, 5, 6]]), torch.ones(1, 4, dtype=torch.long)
+    first, second = (policy.evaluate_actions(ids, mask, 2).log_probs for _ in range(2))
+    assert first.requires_grad and torch.equal(first, second)
+
+
+def test_what_cannot_be_a_policy_is_refused() -> None:
+    """A model without checkpointing, and more tokens than logits."""
+    policy = TransformerPolicy(model("gpt2"))
+    policy.model.supports_gradient_checkpointing = False
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has no gradient checkpointing"):
+        policy.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match=r"vocabulary of 5 tokens, the tokenizer one of 6"):
+        task("gpt2", reference=model("gpt2", vocab_size=5))
+
+
+@every_shape
+def test_it_learns(kind: str) -> None:
+    """A few updates of REINFORCE raise the return of any of them."""
+    env = task(kind, kl_coef=0.01)
+    policy = TransformerPolicy.for_env(env)
+    returns = lambda: float(collect(env, policy, 256, generator=new_generator("cpu", 7)).rewards.sum(dim=1).mean())  # noqa: E731
+    before = returns()
+    REINFORCE(policy, env, learning_rate=1e-2, n_episodes=32, seed=0).learn(3000)
+    assert returns() > before + 0.3
