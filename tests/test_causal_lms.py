@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,71 @@ def test_the_reference_stays_and_the_policy_is_saved(kind: str, tmp_path: Path) 
     assert not torch.allclose(loaded(ids).logits, reference(ids).logits, atol=1e-3)  # control: it learned
     again = PPO.load(tmp_path, env)
     assert again.policy.vocab_size == len(WORDS)
+
+
+TEMPLATE = "{% for m in messages %}{% if m.role == 'system' %}c {% elif m.role == 'user' %}<p> {% else %}b {% endif %}"
+TEMPLATE += "{{ m.content }} {% endfor %}{% if add_generation_prompt %}b{% endif %}"
+CHATS = [
+    [{"role": "user", "content": "a a"}],
+    [{"role": "system", "content": "c"}, {"role": "user", "content": "b"}],
+]
+
+
+def chat_task(prompts: Any, reward: Any = letter_values, template: str | None = TEMPLATE) -> Any:
+    """Conversations as prompts."""
+    speaks = tokenizer("pad")
+    speaks.chat_template = template
+    return gym.make(
+        "textenv/Text-v0",
+        tokenizer=speaks,
+        prompts=prompts,
+        reward=reward,
+        reference=model("qwen2"),
+        max_new_tokens=5,
+    )
+
+
+@pytest.mark.parametrize("form", ["list", "prompt", "messages", "jsonl"])
+def test_a_conversation_is_a_prompt(form: str, tmp_path: Path) -> None:
+    """In each form: what the chat template makes of it, the assistant's turn begun; rewards get the messages."""
+    seen: list[Any] = []
+
+    def reward(prompts: Any, completions: Any, completion_ids: Any, messages: Any, **columns: Any) -> list[float]:
+        seen.extend(zip(prompts, messages, strict=True))
+        return [float(len(each)) for each in messages]
+
+    rows: Any = [{form: chat} for chat in CHATS]
+    if form == "list":
+        rows = CHATS
+    elif form == "jsonl":
+        rows = tmp_path / "chats.jsonl"
+        rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+    env = chat_task(rows, reward)
+    assert env.unwrapped.prompts == ["<p> a a b", "c c <p> b b"]
+    speaks = env.unwrapped.process.tokenizer
+    for i, chat in enumerate(CHATS):
+        observation, _ = env.reset(options={"prompt": i})
+        ids = speaks.apply_chat_template(chat, add_generation_prompt=True, tokenize=True)["input_ids"]
+        assert observation["input_ids"][observation["attention_mask"] == 1].tolist() == ids
+        again, _ = env.reset(options={"prompt": chat})
+        assert np.array_equal(again["input_ids"], observation["input_ids"])
+    rollout = collect(env, drifted(env), 8, generator=new_generator("cpu", 0))
+    assert set(rollout.scores.tolist()) == {1.0, 2.0}
+    assert all(chat == CHATS[env.unwrapped.prompts.index(text)] for text, chat in seen)
+    own, _ = env.reset(options={"prompt": [{"role": "user", "content": "c"}]})
+    assert own["input_ids"][own["attention_mask"] == 1].tolist() == speaks.encode("<p> c b")
+
+
+def test_bad_conversations_are_refused() -> None:
+    """No template, a template that refuses, messages without a role: the error says where and what."""
+    with pytest.raises(ValueError, match="prompt 0: messages need a tokenizer with a chat template"):
+        chat_task(CHATS, template=None)
+    with pytest.raises(ValueError, match="prompt 0: the chat template refuses .*no system"):
+        chat_task(CHATS[1:], template="{{ raise_exception('no system') }}")
+    with pytest.raises(ValueError, match="prompt 1: a prompt must be a string, or messages with the texts role"):
+        chat_task(["a", [{"role": "user"}]])
+    with pytest.raises(ValueError, match="prompt 1: must have the field 'prompt' and the first one's fields"):
+        chat_task([{"messages": CHATS[0]}, {"prompt": "a"}])
 
 
 def test_several_tokens_may_end_a_text() -> None:

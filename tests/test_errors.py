@@ -29,7 +29,7 @@ SPARSE = TableReference(np.array([-np.inf, np.log(0.5), np.log(0.5), -np.inf]))
         ({"prompts": []}, "at least one prompt.* none"),
         ({"prompts": ["a", ""]}, "at least one token, got ''.*drop it"),
         ({"prompts": ["a", "  "]}, "at least one token, got '  '.*drop it"),
-        ({"prompts": ["a", 7]}, "must be a string, got 7"),
+        ({"prompts": ["a", 7]}, "must be a string, or messages.*, got 7"),
         ({"prompts": [{"prompt": "a", "x": 1}, {"prompt": "b"}]}, "prompt 1: .*first one's fields.*'x'.*got .*'b'"),
         ({"prompts": [{"text": "a"}]}, "field 'prompt'.*got .*'text'"),
         ({"prompts": [{"prompt": "a", "completions": "b"}]}, "'completions' is an argument of every reward; rename"),

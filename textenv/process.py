@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.prompts import PromptSource, encode_prompt, load_prompts
+from textenv.prompts import PromptSource, encode_prompt, is_conversation, load_prompts
 from textenv.reference import as_reference, first_tokens
 from textenv.rewards import RewardFunction, Scorer
 from textenv.shaping import ShapingTerm, Transitions, shaping_name
@@ -185,7 +185,7 @@ class TextProcess:
         return texts
 
     def state(self, prompt: Any, response: Any = ()) -> Texts:
-        """Any state, as one row: `prompt` an index, text or ids, `response` a prefix as text or ids.
+        """Any state, as one row: `prompt` an index, text, messages or ids, `response` a prefix as text or ids.
 
         Raises:
             ValueError: no such prompt, one that is too long, or nothing left to write.
@@ -218,7 +218,11 @@ class TextProcess:
 
     def _start_own(self, texts: Texts, prompt: Any) -> None:
         """A prompt by its ids, or one that is not in the list."""
-        ids = encode_prompt(prompt, self.tokenizer) if isinstance(prompt, str) else self._token_ids(prompt)
+        if isinstance(prompt, str) or is_conversation(prompt):
+            prompt, tokens = encode_prompt(prompt, self.tokenizer)
+        else:
+            tokens = prompt
+        ids = self._token_ids(tokens)
         width = self.prompt_width
         if not 0 < len(ids) <= width:
             raise ValueError(
