@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from agents.episodes import check_spaces, collect_episodes, is_foreign
 from agents.kl import ESTIMATORS, adaptive_kl_coef
-from agents.policy import TransformerPolicy
+from agents.policy import ADAPTER, TransformerPolicy
 from agents.rollout import Rollout, collect
 from agents.sampling import new_generator
 from textenv.process import TextProcess
@@ -98,7 +98,8 @@ class Agent(ABC):
                     raise ValueError("kl_target needs an environment with kl_coef > 0 to start from, got 0.")
                 self.kl_coef = process.kl_coef
         # eps as in Huang et al. 2024 (arXiv:2403.17031), which found 1e-5 to matter for PPO on text
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate, eps=1e-5)
+        self.trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(self.trained, lr=self.learning_rate, eps=1e-5)
         self.generator = new_generator(self.policy.device, self.seed)
         self.num_timesteps = 0
         self.num_updates = 0
@@ -196,7 +197,7 @@ class Agent(ABC):
         """One step of Adam down the gradient; returns its norm before it was scaled down."""
         if self.num_updates < getattr(self, "value_warmup", 0):
             self.policy.model.zero_grad()  # the policy stays where it is
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.optimizer.step()
         return norm.item()
 
@@ -281,10 +282,12 @@ class Agent(ABC):
         saved = json.loads((path / "agent.json").read_text())
         if saved["agent"] != cls.__name__:
             raise ValueError(f"{str(path)!r} holds the agent {saved['agent']}, not {cls.__name__}.")
-        policy = TransformerPolicy.from_pretrained(path).to(device)
+        reference = None if env is None or is_foreign(env) else process_of(env).reference
+        policy = TransformerPolicy.from_pretrained(path, reference=reference).to(device)
         agent = cls(policy, env, **(saved["settings"] | settings))
         state = torch.load(path / "training_state.pt", map_location=device, weights_only=True)
-        agent.optimizer.load_state_dict(state["optimizer"])
+        if policy.has_adapter == (path / ADAPTER).is_dir():  # merged, to predict only: nothing to go on with
+            agent.optimizer.load_state_dict(state["optimizer"])
         for group in agent.optimizer.param_groups:
             group["lr"] = agent.learning_rate
         same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged

@@ -20,6 +20,8 @@ from agents.imitation import imitate
 from textenv.causal_lm import CausalLMReference, forward_answers, pack_left, position_ids
 from textenv.unwrap import process_of
 
+ADAPTER = "adapter"  # the folder of it in a checkpoint
+
 
 class ActionEvaluation(NamedTuple):
     """log pi(a_t|s_t) and V(s_t) of the tokens of B answers, [B, T] each; `values` is None if not asked for."""
@@ -57,7 +59,7 @@ class TransformerPolicy(nn.Module):
         self.vocab_size = int(vocab_size or config.vocab_size)
         if self.vocab_size > config.vocab_size:
             raise ValueError(f"The model writes {config.vocab_size} tokens, fewer than vocab_size = {self.vocab_size}.")
-        self.critic = copy.deepcopy(model.base_model) if separate_critic else None
+        self.critic = copy.deepcopy(self._trunk) if separate_critic else None
         self.value_head = nn.Linear(config.hidden_size, 1, device=model.device)
         nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
         nn.init.zeros_(self.value_head.bias)
@@ -77,16 +79,22 @@ class TransformerPolicy(nn.Module):
         num_hidden_layers: int = 2,
         num_attention_heads: int = 4,
         seed: int = 0,
+        lora: Any = None,
     ) -> TransformerPolicy:
         """The policy that starts at the environment's reference, KL < 1e-3.
 
         A language-model reference is copied (with a temperature other than 1 the copy is at that temperature, and so no
-        longer at the reference). For a table a small GPT-2 is made and trained to imitate it (seconds on a
-        toy); `hidden_size`, `num_hidden_layers`, `num_attention_heads` and `seed` are its.
+        longer at the reference). With `lora`, a `peft.LoraConfig`, it is not: the policy is an adapter (Hu et al. 2021,
+        arXiv:2106.09685) on the reference's own weights, which reads with the adapter off. For a table a small GPT-2 is
+        made and trained to imitate it (seconds on a toy); `hidden_size`, `num_hidden_layers`, `num_attention_heads` and
+        `seed` are its.
         """
         process = process_of(env)
+        if lora is not None:
+            model = _adapted(process.reference, lora)
+            return cls(model, vocab_size=process.vocab_size, temperature=temperature, separate_critic=separate_critic)
         if isinstance(process.reference, CausalLMReference):
-            model = copy.deepcopy(process.reference.model).requires_grad_(True)
+            model = process.reference.copy_of_model().requires_grad_(True)
             return cls(model, vocab_size=process.vocab_size, temperature=temperature, separate_critic=separate_critic)
         config = GPT2Config(  # learned positions: rotary ones cannot count repetitions of one word, a toy's machine can
             vocab_size=process.vocab_size,
@@ -116,13 +124,18 @@ class TransformerPolicy(nn.Module):
         vocab_size: int | None = None,
         temperature: float | None = None,
         separate_critic: bool | None = None,
+        reference: Any = None,
     ) -> TransformerPolicy:
         """Load a folder of `save_pretrained`, or any Hugging Face causal LM (path or hub id) with a new value head.
 
-        Arguments that are None are as they were saved.
+        Arguments that are None are as they were saved. Where an adapter was saved, it is put on the weights of
+        `reference` (an environment's `process.reference`), to be trained on; without one the merged model is loaded.
         """
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         folder = Path(path)
+        if reference is not None and (folder / ADAPTER).is_dir():
+            model = _adapted(reference, folder / ADAPTER)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         saved = json.loads((folder / "policy.json").read_text()) if (folder / "policy.json").is_file() else {}
         policy = cls(
             model,
@@ -137,9 +150,16 @@ class TransformerPolicy(nn.Module):
         return policy
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic beside it."""
+        """Write a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic beside it.
+
+        An adapter is merged into the checkpoint, and stands by itself in the folder `adapter`.
+        """
         path = Path(folder)
-        self.model.save_pretrained(path)
+        if self.has_adapter:
+            self.model.save_pretrained(path / ADAPTER)
+            copy.deepcopy(self.model).merge_and_unload().save_pretrained(path)
+        else:
+            self.model.save_pretrained(path)
         critic = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
         save_file({name: tensor.contiguous() for name, tensor in critic.items()}, path / "value_head.safetensors")
         settings = {
@@ -148,6 +168,16 @@ class TransformerPolicy(nn.Module):
             "separate_critic": self.critic is not None,
         }
         (path / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the model is a `PeftModel`, whose weights are another's."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def _trunk(self) -> Any:
+        """The model without its output layer."""
+        return (self.model.get_base_model() if self.has_adapter else self.model).base_model
 
     def train(self, mode: bool = True) -> TransformerPolicy:
         """Stays in eval mode, whatever is asked for: see the class's docstring."""
@@ -264,7 +294,7 @@ class TransformerPolicy(nn.Module):
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
         """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits."""
         ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
-        trunk = self.model.base_model if self.critic is None else self.critic
+        trunk = self._trunk if self.critic is None else self.critic
         with self._checkpointed():
             output = trunk(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
         return self._value(output.last_hidden_state, num_tokens)
@@ -272,3 +302,21 @@ class TransformerPolicy(nn.Module):
     def _value(self, hidden: Tensor, num_tokens: int) -> Tensor:
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value
+
+
+def _adapted(reference: Any, adapter: Any) -> Any:
+    """A `PeftModel` on the reference's own weights: a new one of a `LoraConfig`, or the one saved in a folder."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("An adapter needs peft: pip install textenv[peft]") from error
+    if not isinstance(reference, CausalLMReference):
+        raise ValueError(f"An adapter needs a causal language model as reference, got {type(reference).__name__}.")
+    if reference.adapter is not None:
+        reference.attach(None)  # says what is wrong, before anything is changed
+    if isinstance(adapter, Path):
+        model = peft.PeftModel.from_pretrained(reference.model, adapter, is_trainable=True)
+    else:
+        model = peft.get_peft_model(reference.model, adapter)
+    reference.attach(model)
+    return model

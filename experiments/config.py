@@ -154,6 +154,8 @@ class TrainFlags(EnvFlags):
     """Answers of an evaluation where the task is too large to enumerate."""
     num_evals: int = 25
     """Evaluations during training (for the curves)."""
+    lora_rank: int = 0
+    """Train an adapter of this rank on all linear layers, on the reference's own weights; 0 trains a copy of them."""
     gradient_checkpointing: bool = False
     """Keep each layer's input alone while learning and compute the rest again: less memory, more time."""
     wandb_project: str | None = None
@@ -164,10 +166,19 @@ class TrainFlags(EnvFlags):
     """Go on in --out where an interrupted run stopped."""
 
     def __post_init__(self) -> None:
-        least = {"total_timesteps": 1, "n_episodes": 1, "num_evals": 1, "eval_episodes": 2, "log_completions": 0}
+        least = {
+            "total_timesteps": 1,
+            "n_episodes": 1,
+            "num_evals": 1,
+            "eval_episodes": 2,
+            "log_completions": 0,
+            "lora_rank": 0,
+        }
         for name, low in least.items():
             if getattr(self, name, low) < low:
                 raise FlagError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}.")
+        if self.lora_rank and importlib.util.find_spec("peft") is None:
+            raise FlagError("--lora-rank needs peft: pip install textenv[peft].")
         if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise FlagError("--wandb-project needs Weights & Biases: pip install textenv[wandb].")
 

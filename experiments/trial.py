@@ -28,9 +28,16 @@ SHOWN_PROMPTS = 6
 
 def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPolicy:
     """The policy at the reference, where every trial of a run starts; kept in `folder`, since a toy's takes seconds."""
-    if not (folder / "policy.json").is_file():
-        TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
-    policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
+    settings: dict[str, Any] = {"temperature": config.temperature, "separate_critic": config.separate_critic}
+    if config.lora_rank:
+        from peft import LoraConfig
+
+        lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
+        policy = TransformerPolicy.for_env(env, lora=lora, **settings)
+    else:
+        if not (folder / "policy.json").is_file():
+            TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
+        policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
     return policy.to(config.device)
@@ -86,13 +93,12 @@ def run_trial(
     write_config(config, folder)
     env = config.make_env()
     yardstick = Yardstick.of(env, config.eval_episodes)
-    start = initial_policy(config, env, initial)
     baselines = yardstick.baselines()
-    agent = _agent(config, env, start, folder)
+    agent = _agent(config, env, folder, initial)
     progress(agent.num_timesteps)
 
     with TrialLog(config, folder, yardstick, agent, progress) as log:
-        agent.learn(config.total_timesteps - agent.num_timesteps, callback=log, reset_num_timesteps=False)
+        agent.learn(max(0, config.total_timesteps - agent.num_timesteps), callback=log, reset_num_timesteps=False)
         log.checkpoint()
         measured = yardstick.measure(agent.policy)
         answers = sample_answers(env, agent.policy, shown_prompts(env))
@@ -113,7 +119,7 @@ def run_trial(
     return summary
 
 
-def _agent(config: TrialConfig, env: Any, policy: TransformerPolicy, folder: Path) -> Agent | StableBaselines:
+def _agent(config: TrialConfig, env: Any, folder: Path, initial: Path) -> Agent | StableBaselines:
     """A new agent, or the one of the last checkpoint."""
     for name in CHECKPOINTS:
         if (folder / name / "training_state.pt").is_file():  # written last: the checkpoint is whole
@@ -121,7 +127,7 @@ def _agent(config: TrialConfig, env: Any, policy: TransformerPolicy, folder: Pat
             if config.gradient_checkpointing and isinstance(agent, Agent):
                 agent.policy.gradient_checkpointing_enable()
             return agent
-    return config.make_agent(policy, env)
+    return config.make_agent(initial_policy(config, env, initial), env)
 
 
 class TrialLog:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 from os import PathLike
 from typing import Any
 
@@ -39,6 +41,9 @@ class KVReader:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        bare = model.get_base_model() if hasattr(model, "peft_config") else model
+        renamed = "cache" in inspect.signature(bare.forward).parameters  # since transformers 5.24
+        self._cache_argument = "cache" if renamed else "past_key_values"
         self.cache: Any = DynamicCache()
         self.mask = torch.zeros((0, 0), dtype=torch.long)
         self.length = torch.zeros(0, dtype=torch.long)
@@ -86,9 +91,9 @@ class KVReader:
             input_ids=input_ids,
             attention_mask=self.mask,
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_argument: self.cache},
         )
 
 
@@ -137,6 +142,7 @@ class CausalLMReference:
                 f"or a path to one, got {type(model).__name__}."
             )
         self.model = model.eval().requires_grad_(False)
+        self.adapter: Any = None
         self.config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or self.config.vocab_size)
         padding = self.config.vocab_size - self.vocab_size
@@ -153,6 +159,23 @@ class CausalLMReference:
         # A sliding window counts columns of the cache, which are not in text order here: such models are read anew.
         self._cached = not getattr(self.config, "sliding_window", None)
 
+    def attach(self, adapter: Any) -> None:
+        """Share these weights with a policy: `adapter`, a `PeftModel` around `model`, is off whenever this reads.
+
+        Raises:
+            ValueError: another policy's adapter sits on them already.
+        """
+        if self.adapter is not None:
+            raise ValueError("The reference's weights carry an adapter already: make another environment for another.")
+        self.adapter = adapter
+
+    def copy_of_model(self) -> Any:
+        """A causal LM of its own with the reference's weights."""
+        return copy.deepcopy(self.model) if self.adapter is None else copy.deepcopy(self.adapter).unload()
+
+    def _adapter_off(self) -> Any:
+        return contextlib.nullcontext() if self.adapter is None else self.adapter.disable_adapter()
+
     @torch.no_grad()
     def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float32]:
         """Next-token log-probabilities, float32 [B, V], of the texts [B, L]."""
@@ -160,17 +183,18 @@ class CausalLMReference:
         ids, mask = torch.as_tensor(input_ids, device=device), torch.as_tensor(attention_mask, device=device)
         follows, unchanged, last = self._follower.follow(input_ids, attention_mask)
         new = ~(follows | unchanged)
-        if new.all() or not self._cached:
-            self._logits = self._reader.read(ids, mask).logits[:, -1]
-        else:
-            if follows.any():
-                reads = torch.as_tensor(follows, device=device)
-                logits = self._reader.append(torch.as_tensor(last, device=device), reads).logits[:, -1]
-                self._logits = torch.where(reads[:, None], logits, self._logits)
-            if new.any():
-                rows = torch.as_tensor(np.flatnonzero(new), device=device)
-                self._logits = self._logits.clone()
-                self._logits[rows] = self._reader.replace(rows, ids[rows], mask[rows]).logits[:, -1]
+        with self._adapter_off():
+            if new.all() or not self._cached:
+                self._logits = self._reader.read(ids, mask).logits[:, -1]
+            else:
+                if follows.any():
+                    reads = torch.as_tensor(follows, device=device)
+                    logits = self._reader.append(torch.as_tensor(last, device=device), reads).logits[:, -1]
+                    self._logits = torch.where(reads[:, None], logits, self._logits)
+                if new.any():
+                    rows = torch.as_tensor(np.flatnonzero(new), device=device)
+                    self._logits = self._logits.clone()
+                    self._logits[rows] = self._reader.replace(rows, ids[rows], mask[rows]).logits[:, -1]
         self._follower.remember(input_ids, attention_mask)
         logits = self._logits
         log_probs: NDArray[np.float32] = logits[:, : self.vocab_size].float().log_softmax(dim=-1).cpu().numpy()
@@ -185,14 +209,15 @@ class CausalLMReference:
         chunks = []
         for start in range(0, len(input_ids), rows):
             ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
-            logits = forward_answers(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
+            with self._adapter_off():
+                logits = forward_answers(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
         return torch.cat(chunks).to(home)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:
         """A copy of the weights; the cache stays behind."""
-        return CausalLMReference(self.model, vocab_size=self.vocab_size)
+        return CausalLMReference(self.copy_of_model(), vocab_size=self.vocab_size)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_follower": Follower(), "_reader": None, "_logits": torch.zeros(0, 0)}
