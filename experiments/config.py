@@ -15,6 +15,7 @@ import docstring_parser
 import gymnasium as gym
 import torch
 import tyro
+from transformers import AutoTokenizer
 
 import textenv.rewards
 from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
@@ -70,14 +71,16 @@ class EnvFlags:
     env: str = "textenv/TajMahal-v0"
     """A registered id."""
     model: str | None = None
-    """Text-v0: the causal language model that is reference and first policy, a path or hub id."""
+    """Text-v0, Sentiment-v0: the causal language model that is reference and first policy, a path or hub id."""
     prompts: str | None = None
-    """Text-v0: a file of prompts, .txt (one a line) or .jsonl (field "prompt")."""
-    reward: str | None = None
-    """Text-v0: "vader"; module:function with TRL's signature; or a sequence classifier, a path or hub id, #LABEL behind
-    it if it has several labels."""
+    """Text-v0, Sentiment-v0: a file of prompts, .txt (one a line) or .jsonl (field "prompt")."""
+    reward: list[str] | None = None
+    """Text-v0, Sentiment-v0: one or more of "vader"; module:function with TRL's signature; a sequence classifier, a
+    path or hub id, #LABEL behind it if it has several labels."""
+    reward_weights: list[float] | None = None
+    """With several of --reward: the weight of each in the score; by default 1."""
     gold_reward: str | None = None
-    """Text-v0: as --reward, shown and never paid: a judge that the policy is not trained on."""
+    """Text-v0, Sentiment-v0: as --reward, shown and never paid: a judge that the policy is not trained on."""
     missing_eos_penalty: float = 0.0
     """What an answer pays that was cut at max_new_tokens instead of ending itself."""
     max_new_tokens: int | None = None
@@ -106,34 +109,41 @@ class EnvFlags:
             arguments["kl_coef"] = self.kl_coef
         if self.missing_eos_penalty:
             arguments["shaping"] = missing_eos_penalty(self.missing_eos_penalty)
-        given = [name for name in ("model", "prompts", "reward", "gold_reward") if getattr(self, name) is not None]
-        if self.env != "textenv/Text-v0" and given:
-            raise FlagError(f"--{given[0].replace('_', '-')} is for --env textenv/Text-v0; {self.env} brings its own.")
+        own = ("model", "prompts", "reward", "reward_weights", "gold_reward")
+        given = [name for name in own if getattr(self, name) is not None]
+        if self.env not in ("textenv/Text-v0", "textenv/Sentiment-v0") and given:
+            raise FlagError(
+                f"--{given[0].replace('_', '-')} is for --env textenv/Text-v0 and textenv/Sentiment-v0; {self.env} "
+                "brings its own."
+            )
         try:
-            if self.env == "textenv/Text-v0":
-                arguments |= self._text_arguments()
+            arguments |= self._text_arguments()
             envs = gym.make_vec(self.env, num_envs=1, **arguments)
             reference = process_of(envs).reference
             if isinstance(reference, CausalLMReference):
                 reference.model.to(self.device)
         except FlagError:
             raise
-        except (ValueError, TypeError, OSError, gym.error.Error) as error:
+        except (ValueError, TypeError, OSError, ImportError, gym.error.Error) as error:
             raise FlagError(f"{self.env}: {error}") from error
         return envs
 
     def _text_arguments(self) -> dict[str, Any]:
-        if self.model is None or self.prompts is None or self.reward is None:
+        """What Text-v0 and Sentiment-v0 are told by flags."""
+        if self.env == "textenv/Text-v0" and (self.model is None or self.prompts is None or self.reward is None):
             raise FlagError("--env textenv/Text-v0 needs --model, --prompts and --reward.")
-        if not Path(self.prompts).is_file():
+        if self.prompts is not None and not Path(self.prompts).is_file():
             raise FlagError(f"The prompt file {self.prompts!r} does not exist.")
-        rewards = {"reward": load_reward(self.reward, self.device)}
+        arguments: dict[str, Any] = {"prompts": self.prompts, "reward_weights": self.reward_weights}
+        if self.reward is not None:
+            arguments["reward"] = [load_reward(name, self.device) for name in self.reward]
         if self.gold_reward is not None:
-            rewards["gold_reward"] = load_reward(self.gold_reward, self.device)
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.model)
-        return {"tokenizer": tokenizer, "prompts": self.prompts, "reference": self.model, **rewards}
+            arguments["gold_reward"] = load_reward(self.gold_reward, self.device)
+        if self.env == "textenv/Text-v0":
+            arguments |= {"tokenizer": AutoTokenizer.from_pretrained(self.model), "reference": self.model}
+        else:
+            arguments["model"] = self.model
+        return {name: value for name, value in arguments.items() if value is not None}
 
 
 @dataclass

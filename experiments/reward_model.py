@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from experiments.config import FlagError
+from experiments.pairs import Pair, read_pairs
 from textenv.reward_model import RewardModel
 
 
@@ -32,7 +32,7 @@ class RewardModelConfig:
     """Train a reward model on pairs of answers, and say on held-out pairs how good it is."""
 
     pairs: Path
-    """JSONL, a pair a line: {"prompt", "chosen", "rejected"}."""
+    """JSONL, a pair a line: {"prompt", "chosen", "rejected"}; or a folder that datasets' save_to_disk wrote."""
     model: str
     """The model to start from, a path or hub id: a causal LM, an encoder or a classifier."""
     out: Path
@@ -49,14 +49,6 @@ class RewardModelConfig:
     """Seeds the split, the order and the new layer."""
     device: str = "cpu"
     """cpu, cuda, ..."""
-
-
-class Pair(NamedTuple):
-    """Two answers to one prompt."""
-
-    prompt: str
-    chosen: str
-    rejected: str
 
 
 def reward_model(config: RewardModelConfig) -> dict[str, float]:
@@ -105,38 +97,6 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
     print(json.dumps(measured, indent=2))
     print(f"written to {config.out}; textenv.rewards.RewardModel({str(config.out)!r}) scores with it")
     return measured
-
-
-def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a JSONL file.
-
-    Raises:
-        FlagError: names the file and the line: no JSON, a missing field, an empty answer, twice the same answer.
-    """
-    if not path.is_file():
-        raise FlagError(f"--pairs: the file {str(path)!r} does not exist.")
-    pairs = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise FlagError(f"{where} is no JSON ({error}).") from error
-        for name in Pair._fields:
-            if not isinstance(row, dict) or not isinstance(row.get(name), str):
-                raise FlagError(
-                    f'{where} must be an object with the texts "prompt", "chosen", "rejected"; no {name!r}.'
-                )
-            if name != "prompt" and not row[name].strip():
-                raise FlagError(f"{where}: the answer {name!r} is empty.")
-        if row["chosen"] == row["rejected"]:
-            raise FlagError(f"{where}: chosen and rejected are the same, {row['chosen']!r}.")
-        pairs.append(Pair(row["prompt"], row["chosen"], row["rejected"]))
-    if not pairs:
-        raise FlagError(f"{path} holds no pair.")
-    return pairs
 
 
 def margins(reward: RewardModel, pairs: list[Pair]) -> Tensor:

@@ -405,7 +405,7 @@ def test_a_judge_is_shown_and_not_paid(tmp_path: Path, assets: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Once upon a time\nThe big dog\n")
     text: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
-    text |= {"prompts": str(prompts), "reward": "tests.tasks:count_words", "max_new_tokens": 4, "eval_episodes": 8}
+    text |= {"prompts": str(prompts), "reward": ["tests.tasks:count_words"], "max_new_tokens": 4, "eval_episodes": 8}
     text |= {"total_timesteps": 100, "n_episodes": 8, "num_evals": 1}
     start = tmp_path / "start"
     initial_policy(tiny(**text), tiny(**text).make_env(), start)

@@ -22,13 +22,12 @@ from transformers import (
 from agents import collect
 from agents.sampling import new_generator
 from experiments.config import FlagError
+from experiments.pairs import Pair, read_pairs
 from experiments.reward_model import (
-    Pair,
     RewardModelConfig,
     agreement,
     margins,
     preference_loss,
-    read_pairs,
     reward_model,
 )
 from tests.tasks import PROMPTS, words
@@ -272,6 +271,34 @@ def test_a_bad_pairs_file_is_refused_before_anything_is_loaded(line: str, messag
     with pytest.raises(FlagError, match=f"pairs.jsonl, {message}"):
         reward_model(RewardModelConfig(path, "/nowhere", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_line_ends_where_json_says(tmp_path: Path) -> None:
+    """Other line separators of Unicode may stand in a text."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('\ufeff{"prompt": "a", "chosen": "b\u2028c", "rejected": "c"}\n', encoding="utf-8")
+    assert read_pairs(path) == [Pair("a", "b\u2028c", "c")]
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_datasets_folder_holds_the_same_pairs(splits: bool, tmp_path: Path) -> None:
+    """What `save_to_disk` wrote, with splits or without; a bad row is named; another folder is refused."""
+    datasets = pytest.importorskip("datasets")
+    rows = [json.loads(line) for line in write_pairs(tmp_path / "pairs.jsonl", 8).open()]
+
+    def saved(name: str, rows: list[Any]) -> Path:
+        data = datasets.Dataset.from_list(rows)
+        (datasets.DatasetDict(train=data) if splits else data).save_to_disk(tmp_path / name)
+        return tmp_path / name
+
+    assert read_pairs(saved("good", rows)) == read_pairs(tmp_path / "pairs.jsonl")
+    with pytest.raises(FlagError, match="row 8: the answer 'rejected' is empty"):
+        read_pairs(saved("bad", [*rows, {"prompt": "a", "chosen": "b", "rejected": ""}]))
+    with pytest.raises(FlagError, match="is no folder that datasets' save_to_disk wrote"):
+        read_pairs(tmp_path)
+    datasets.DatasetDict(test=datasets.Dataset.from_list(rows)).save_to_disk(tmp_path / "test")
+    with pytest.raises(FlagError, match="no split 'train', only test"):
+        read_pairs(tmp_path / "test")
 
 
 def test_other_bad_flags_are_refused(tmp_path: Path) -> None:

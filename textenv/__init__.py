@@ -21,6 +21,7 @@ for _id, _task in {
     "textenv/TajMahal-v0": "textenv.tasks.taj_mahal:taj_mahal",
     "textenv/Toy-v0": "textenv.tasks.toy:toy",
     "textenv/RewardHacking-v0": "textenv.tasks.reward_hacking:reward_hacking",
+    "textenv/Sentiment-v0": "textenv.tasks.sentiment:sentiment",
     "textenv/Text-v0": "textenv.tasks.text:text",
 }.items():
     if _id not in gym.registry:

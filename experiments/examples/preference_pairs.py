@@ -32,13 +32,13 @@ class Args:
 
 def write_pairs(args: Args) -> int:
     """Write the file; returns the number of pairs."""
-    rows = [json.loads(line) for line in args.texts.read_text().splitlines()]
+    rows = [json.loads(line) for line in args.texts.open(encoding="utf-8")]
     liked, disliked = ([row["text"] for row in rows if row["label"] == label] for label in (1, 0))
     rng = random.Random(args.seed)
     rng.shuffle(liked)
     rng.shuffle(disliked)
     pairs = list(zip(liked, disliked, strict=False))  # the longer one's rest is left out
-    with args.out.open("w") as file:
+    with args.out.open("w", encoding="utf-8") as file:
         for chosen, rejected in pairs:
             file.write(json.dumps({"prompt": args.prompt, "chosen": chosen, "rejected": rejected}) + "\n")
     return len(pairs)
