@@ -41,6 +41,11 @@ class ActorCritic(Agent):
         check_range("vf_coef", self.vf_coef, 0)
         check_range("value_warmup", self.value_warmup, 0)
 
+    @property
+    def warming_up(self) -> bool:
+        """In the first `value_warmup` updates."""
+        return self.num_updates < self.value_warmup
+
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient, and one down the value error."""
         assert rollout.values is not None

@@ -168,7 +168,14 @@ class Agent(ABC):
     def collect(self) -> Rollout:
         """`n_episodes` answers of the policy as it is now."""
         if is_foreign(self.env):
-            return collect_episodes(self.env, self.policy, self.n_episodes, generator=self.generator, gamma=self.gamma)
+            return collect_episodes(
+                self.env,
+                self.policy,
+                self.n_episodes,
+                generator=self.generator,
+                gamma=self.gamma,
+                values=self.needs_values,
+            )
         return collect(
             self.env,
             self.policy,
@@ -178,6 +185,11 @@ class Agent(ABC):
             values=self.needs_values,
             kl_coef=self.kl_coef,
         )
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the value head (and a separate critic) alone is trained."""
+        return False
 
     def backward(self, rows: Tensor, loss: Loss) -> Metrics:
         """The gradient of the loss of some answers, `micro_batch_size` of them in memory at a time.
@@ -195,7 +207,7 @@ class Agent(ABC):
 
     def step(self) -> float:
         """One step of Adam down the gradient; returns its norm before it was scaled down."""
-        if self.num_updates < getattr(self, "value_warmup", 0):
+        if self.warming_up:
             self.policy.model.zero_grad()  # the policy stays where it is
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.optimizer.step()

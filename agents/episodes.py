@@ -60,13 +60,13 @@ def check_spaces(env: Any, policy: TransformerPolicy) -> None:
 
 @torch.no_grad()
 def collect_episodes(
-    env: Any, policy: TransformerPolicy, n: int, *, generator: torch.Generator, gamma: float = 1.0
+    env: Any, policy: TransformerPolicy, n: int, *, generator: torch.Generator, gamma: float = 1.0, values: bool = True
 ) -> Rollout:
     """Let the policy play `n` episodes to their ends, as a `Rollout` whose texts are [B, T, L + 1].
 
     The text of a step is what was observed, on the right of its row, and in the last column the action. `scores` are
     the episodes' returns. Where an episode was truncated, `gamma V(s_T)` is added to its last reward: it would have
-    gone on. `action_mask`, in the info or in the observation, is obeyed where there is one.
+    gone on. (Without `values` there is no V that means anything, and a cut counts as an end.) `action_mask`, in the info or in the observation, is obeyed where there is one.
 
     Args:
         env: a single environment that passes `check_spaces`.
@@ -74,8 +74,9 @@ def collect_episodes(
         n: B.
         generator: draws a seed for each episode and the actions; on the policy's device.
         gamma: discount, for what is added at a truncation.
+        values: whether V is wanted.
     """
-    episodes = [_episode(env, policy, generator, gamma) for _ in range(n)]
+    episodes = [_episode(env, policy, generator, gamma if values else None) for _ in range(n)]
     padded = {
         name: pad_sequence([episode[name] for episode in episodes], batch_first=True)
         for name in ("input_ids", "attention_mask", "log_probs", "rewards", "mask")
@@ -94,8 +95,9 @@ def collect_episodes(
         prompts=np.full(n, None),
         completions=np.full(n, None),
     )
-    values = policy.values(rollout.input_ids.flatten(0, 1), rollout.attention_mask.flatten(0, 1), 1)
-    rollout.values = torch.where(mask, values.view(mask.shape), 0.0)
+    if values:
+        seen = policy.values(rollout.input_ids.flatten(0, 1), rollout.attention_mask.flatten(0, 1), 1)
+        rollout.values = torch.where(mask, seen.view(mask.shape), 0.0)
     return rollout
 
 
@@ -108,11 +110,11 @@ def _range(space: Any) -> tuple[int, int]:
 
 
 def _is_row_of_integers(space: Any) -> bool:
-    return len(space.shape) == 1 and np.issubdtype(space.dtype, np.integer)
+    return space.shape is not None and len(space.shape) == 1 and np.issubdtype(space.dtype, np.integer)
 
 
-def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, gamma: float) -> dict[str, Any]:
-    """One episode: a row a step."""
+def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, gamma: float | None) -> dict[str, Any]:
+    """One episode: a row a step; `gamma V(s_T)` is added where it was cut, unless `gamma` is None."""
     seed = torch.randint(2**31, (), generator=generator, device=policy.device)
     observation, info = env.reset(seed=int(seed))
     steps: dict[str, list[Any]] = {name: [] for name in ("input_ids", "attention_mask", "log_probs", "rewards")}
@@ -138,7 +140,7 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
     played = {name: torch.as_tensor(np.array(values), device=policy.device) for name, values in steps.items()}
     rewards = played["rewards"].float()
     score = rewards.sum()
-    if not terminated:
+    if not terminated and gamma is not None:
         ids, attention = _text(observation, policy)
         last = torch.as_tensor(np.stack([ids, attention])[:, None], device=policy.device)
         rewards[-1] += gamma * policy.values(last[0], last[1], 1).item()

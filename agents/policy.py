@@ -60,7 +60,7 @@ class TransformerPolicy(nn.Module):
         if self.vocab_size > config.vocab_size:
             raise ValueError(f"The model writes {config.vocab_size} tokens, fewer than vocab_size = {self.vocab_size}.")
         self.critic = copy.deepcopy(self._trunk) if separate_critic else None
-        self.value_head = nn.Linear(config.hidden_size, 1, device=model.device)
+        self.value_head = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)
         nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
         nn.init.zeros_(self.value_head.bias)
         self.gradient_checkpointing = False
@@ -83,15 +83,17 @@ class TransformerPolicy(nn.Module):
     ) -> TransformerPolicy:
         """The policy that starts at the environment's reference, KL < 1e-3.
 
-        A language-model reference is copied (with a temperature other than 1 the copy is at that temperature, and so no
+        `seed` draws what is new in it. A language-model reference is copied (with a temperature other than 1 the copy is at that temperature, and so no
         longer at the reference). With `lora`, a `peft.LoraConfig`, it is not: the policy is an adapter (Hu et al. 2021,
         arXiv:2106.09685) on the reference's own weights, which reads with the adapter off. For a table a small GPT-2 is
-        made and trained to imitate it (seconds on a toy); `hidden_size`, `num_hidden_layers`, `num_attention_heads` and
-        `seed` are its.
+        made and trained to imitate it (seconds on a toy); `hidden_size`, `num_hidden_layers` and `num_attention_heads`
+        are its.
         """
         process = process_of(env)
         if lora is not None:
-            model = _adapted(process.reference, lora)
+            with torch.random.fork_rng(devices=[]):  # peft draws an adapter's weights from the global generator
+                torch.manual_seed(seed)
+                model = _adapted(process.reference, lora)
             return cls(model, vocab_size=process.vocab_size, temperature=temperature, separate_critic=separate_critic)
         if isinstance(process.reference, CausalLMReference):
             model = process.reference.copy_of_model().requires_grad_(True)
@@ -172,7 +174,7 @@ class TransformerPolicy(nn.Module):
     @property
     def has_adapter(self) -> bool:
         """Whether the model is a `PeftModel`, whose weights are another's."""
-        return hasattr(self.model, "peft_config")
+        return hasattr(self.model, "get_base_model")
 
     @property
     def _trunk(self) -> Any:
@@ -312,8 +314,7 @@ def _adapted(reference: Any, adapter: Any) -> Any:
         raise ImportError("An adapter needs peft: pip install textenv[peft]") from error
     if not isinstance(reference, CausalLMReference):
         raise ValueError(f"An adapter needs a causal language model as reference, got {type(reference).__name__}.")
-    if reference.adapter is not None:
-        reference.attach(None)  # says what is wrong, before anything is changed
+    reference.check_free()
     if isinstance(adapter, Path):
         model = peft.PeftModel.from_pretrained(reference.model, adapter, is_trainable=True)
     else:

@@ -55,6 +55,11 @@ class PPO(Agent):
         for name in ("clip_range", "clip_range_vf", "target_kl", "vf_coef", "value_warmup"):
             check_range(name, getattr(self, name), 0)
 
+    @property
+    def warming_up(self) -> bool:
+        """In the first `value_warmup` updates."""
+        return self.num_updates < self.value_warmup
+
     def train(self, rollout: Rollout) -> Metrics:
         """`n_epochs` passes over the answers, in minibatches."""
         assert rollout.values is not None

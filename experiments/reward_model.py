@@ -69,6 +69,7 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
     test, train = ([pairs[i] for i in part] for part in (order[:count], order[count:]))
     reward = _load(config)
 
+    reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # if it starts from a reward model
     optimizer = torch.optim.AdamW(reward.model.parameters(), lr=config.learning_rate)
     reward.model.requires_grad_(True).train()
     with tqdm(total=config.epochs * len(train), unit="pair") as bar:

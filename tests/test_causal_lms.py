@@ -70,17 +70,22 @@ def model(kind: str, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_config(config).double()
 
 
-def task(kind: str, special: str = "pad is eos", **arguments: Any) -> Any:
-    """Prompts of different lengths, so that there is padding on the left and on the right."""
-    reference = arguments.pop("reference", None) or model(kind)
-    return gym.make(
-        "textenv/Text-v0",
-        tokenizer=tokenizer(special),
-        prompts=["a", "b a b", "c c"],
-        reward=letter_values,
-        reference=reference,
-        **({"max_new_tokens": 5, "kl_coef": 0.3} | arguments),
-    )
+def arguments(kind: str, special: str = "pad is eos", **changes: Any) -> dict[str, Any]:
+    """Of Text-v0, with prompts of different lengths, so that there is padding on the left and on the right."""
+    reference = changes.pop("reference", None) or model(kind)
+    return {
+        "tokenizer": tokenizer(special),
+        "prompts": ["a", "b a b", "c c"],
+        "reward": letter_values,
+        "reference": reference,
+        "max_new_tokens": 5,
+        "kl_coef": 0.3,
+    } | changes
+
+
+def task(kind: str, special: str = "pad is eos", **changes: Any) -> Any:
+    """Text-v0 with a small random language model."""
+    return gym.make("textenv/Text-v0", **arguments(kind, special, **changes))
 
 
 def drifted(env: Any, **settings: Any) -> TransformerPolicy:

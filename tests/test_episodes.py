@@ -149,6 +149,19 @@ def test_a_truncated_episode_is_bootstrapped_and_a_terminated_one_is_not() -> No
     assert torch.equal(whole.scores, none.scores)  # what the environment paid
 
 
+def test_without_a_critic_a_cut_is_an_end() -> None:
+    """REINFORCE trains no V, so nothing of it is added to a reward."""
+    env = Hidden(truncate_at=2)
+    policy = wide_policy(env.ours)
+    with torch.no_grad():
+        policy.value_head.bias += 10.0
+    rollout = REINFORCE(policy, env, num_generations=1, baseline="mean", seed=0).collect()
+    assert not rollout.stopped.all() and rollout.values is None
+    torch.testing.assert_close(rollout.rewards.sum(dim=1), rollout.scores)
+    boot = PPO(policy, env, seed=0).collect()  # control
+    assert not torch.allclose(boot.rewards.sum(dim=1), boot.scores)
+
+
 def test_masks_of_the_info_are_obeyed() -> None:
     """Masked actions are never taken, and have probability 0 in the update too."""
     env = Masked()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from agents import GRPO, PPO, REINFORCE, TransformerPolicy, collect
 from agents.sampling import new_generator
 from experiments.trial import initial_policy, read_metrics, run_trial
-from tests.test_causal_lms import CONFIGS, task
+from tests.test_causal_lms import CONFIGS, arguments, task
 from tests.test_experiments import tiny
 from textenv.testing import play
 
@@ -83,6 +84,42 @@ def test_the_reference_reads_without_the_adapter(kind: str) -> None:
     aside = copy.deepcopy(env.unwrapped.process.reference)
     ids, mask = rollout.input_ids[:, :-1].numpy(), rollout.attention_mask[:, :-1].numpy()
     np.testing.assert_array_equal(aside.log_probs(ids, mask), plain.unwrapped.process.reference.log_probs(ids, mask))
+
+
+def test_a_batch_steps_as_it_would_without_the_adapter() -> None:
+    """Rows that end at different times are read anew in the middle of the others: the same rewards."""
+    whole, adapted_env = (
+        gym.make_vec("textenv/Text-v0", num_envs=6, autoreset_mode="SameStep", **arguments("llama")) for _ in range(2)
+    )
+    adapted(adapted_env, move=0.5)
+    rng = np.random.default_rng(0)
+    ends = np.zeros(6)
+    for envs in (whole, adapted_env):
+        envs.reset(seed=0)
+    for _ in range(12):
+        actions = rng.integers(0, 6, 6)
+        (_, paid, ended, *_), (_, expected, *_) = (envs.step(actions) for envs in (adapted_env, whole))
+        np.testing.assert_allclose(paid, expected, atol=1e-5)
+        ends += ended
+    assert len(set(ends)) > 1 and ends.min() > 0
+
+
+def test_a_new_adapter_repeats() -> None:
+    """The same seed, the same adapter, whatever the global generator says; another seed, another; it is left alone."""
+    elsewhere = itertools.count()
+
+    def new(seed: int) -> list[torch.Tensor]:
+        env = task("llama")
+        torch.manual_seed(next(elsewhere))
+        policy = TransformerPolicy.for_env(env, lora=config(), seed=seed)
+        return [p.detach() for name, p in policy.named_parameters() if "lora_A" in name]
+
+    same, again, other = new(0), new(0), new(1)
+    assert all(map(torch.equal, same, again)) and not any(map(torch.equal, same, other))
+    env = task("llama")
+    before = torch.get_rng_state()
+    TransformerPolicy.for_env(env, lora=config())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("kind", [PPO, REINFORCE, GRPO])
@@ -164,7 +201,7 @@ def test_an_adapter_by_a_flag(tmp_path: Path, assets: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Once upon a time\nThe big dog\n")
     text: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
-    text |= {"prompts": str(prompts), "reward": "tests.tasks:count_words", "max_new_tokens": 4, "eval_episodes": 8}
+    text |= {"prompts": str(prompts), "reward": ["tests.tasks:count_words"], "max_new_tokens": 4, "eval_episodes": 8}
     text |= {"total_timesteps": 200, "n_episodes": 8, "num_evals": 1, "lora_rank": 2, "learning_rate": 1e-2}
     trial = tiny(**text)
     summary = run_trial(trial, tmp_path / "run", tmp_path / "start")

@@ -211,6 +211,18 @@ def test_scores_are_normalised_over_the_training_answers(tmp_path: Path) -> None
     assert mean != pytest.approx(raw.mean(), abs=1e-6)
 
 
+def test_a_reward_model_can_start_from_another(tmp_path: Path) -> None:
+    """What normalised the first one's scores is forgotten: the second's have mean 0 and standard deviation 1 again."""
+    _, first = trained(tmp_path, "first")
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    reward_model(RewardModelConfig(pairs, str(first), tmp_path / "second", learning_rate=1e-2, held_out=0.01))
+    answers = [answer for pair in read_pairs(pairs) for answer in (pair.chosen, pair.rejected)]
+    scores = np.array(RewardModel(tmp_path / "second")(["g h"] * len(answers), answers))
+    assert abs(scores.mean()) < 0.05 and abs(scores.std() - 1) < 0.05
+    normalised = RewardModel(first).model.config  # control: forgetting matters
+    assert abs(normalised.score_std - 1) > 0.2
+
+
 def test_held_out_pairs_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every other pair is, once an epoch; those held out are what is measured."""
     seen: dict[bool, list[str]] = {True: [], False: []}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.tasks import allowed_action, make, stories, tasks, words
 from textenv import InvalidAction, exact
 from textenv.testing import play
+from textenv.unwrap import process_of
 from textenv.wrappers import FlatTokens, MaskInObservation, TextAction
 
 
@@ -138,14 +139,45 @@ def test_a_time_limit_cuts_an_answer() -> None:
     env = TextAction(gym.wrappers.TimeLimit(gym.make("textenv/Toy-v0").unwrapped, max_episode_steps=2))
     env.reset(options={"prompt": "a"})
     _, _, terminated, truncated, info = env.step("b c b")
-    assert truncated and not terminated and len(info["token_rewards"]) == 2
+    assert truncated and not terminated and len(info["token_rewards"]) == len(info["token_ids"]) == 2
+    with pytest.raises(gym.error.ResetNeeded, match="An answer ends the episode"):
+        env.step("c")
+    env.reset(options={"prompt": "a"})
+    assert env.step("c")[2]
 
 
-@pytest.mark.parametrize("wrap", [TextAction, FlatTokens, MaskInObservation])
+class PaysDouble(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper of a user's, of no kind that Gymnasium names."""
+
+    def step(self, action: Any) -> Any:
+        """Twice the reward."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, 2 * float(reward), terminated, truncated, info
+
+
+def time_limit(env: Any) -> Any:
+    """Cuts after two tokens."""
+    return gym.wrappers.TimeLimit(env, max_episode_steps=2)
+
+
+CHANGES = [TextAction, FlatTokens, MaskInObservation, PaysDouble, gym.wrappers.NormalizeReward, time_limit]
+
+
+@pytest.mark.parametrize("wrap", CHANGES)
 def test_oracle_and_agents_refuse_other_faces(wrap: Any) -> None:
-    """They read the process and would not see what a wrapper makes of it."""
-    with pytest.raises(TypeError, match=f"{wrap.__name__} changes what the environment says"):
-        exact.solve(wrap(gym.make("textenv/Toy-v0")))
+    """They read the process and would not see what a wrapper makes of it; what only watches is let through."""
+    env = wrap(gym.make("textenv/Toy-v0"))
+    with pytest.raises(TypeError, match=f"{type(env).__name__} may change what the environment says"):
+        exact.solve(env)
+    assert process_of(gym.wrappers.RecordEpisodeStatistics(gym.make("textenv/Toy-v0")))
+
+
+def test_batched_faces_are_refused_too() -> None:
+    """Gymnasium's vector wrappers."""
+    envs = gym.make_vec("textenv/Toy-v0", num_envs=2)
+    with pytest.raises(TypeError, match="NormalizeReward may change"):
+        process_of(gym.wrappers.vector.NormalizeReward(envs))
+    assert process_of(gym.wrappers.vector.RecordEpisodeStatistics(envs))
 
 
 def test_a_mask_needs_a_place() -> None:

@@ -41,7 +41,7 @@ class KVReader:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        bare = model.get_base_model() if hasattr(model, "peft_config") else model
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # within an adapter
         renamed = "cache" in inspect.signature(bare.forward).parameters  # since transformers 5.24
         self._cache_argument = "cache" if renamed else "past_key_values"
         self.cache: Any = DynamicCache()
@@ -159,14 +159,14 @@ class CausalLMReference:
         # A sliding window counts columns of the cache, which are not in text order here: such models are read anew.
         self._cached = not getattr(self.config, "sliding_window", None)
 
-    def attach(self, adapter: Any) -> None:
-        """Share these weights with a policy: `adapter`, a `PeftModel` around `model`, is off whenever this reads.
-
-        Raises:
-            ValueError: another policy's adapter sits on them already.
-        """
+    def check_free(self) -> None:
+        """Raise a ValueError if a policy's adapter sits on these weights."""
         if self.adapter is not None:
             raise ValueError("The reference's weights carry an adapter already: make another environment for another.")
+
+    def attach(self, adapter: Any) -> None:
+        """Share these weights with a policy: `adapter`, a `PeftModel` around `model`, is off whenever this reads."""
+        self.check_free()
         self.adapter = adapter
 
     def copy_of_model(self) -> Any:

@@ -21,7 +21,7 @@ class RewardModel:
     """A reward function over a sequence classifier; its tokenizer is its own, so any policy can be scored.
 
     Args:
-        model: a sequence classifier, or a path or hub id to load one from.
+        model: a sequence classifier, which is frozen and told what pads, or a path or hub id to load one from.
         tokenizer: the classifier's; by default loaded from the same place.
         label: the label whose log-odds are the score, by index or by its name in `config.id2label`; None for a model
             with one label.
@@ -88,8 +88,9 @@ class RewardModel:
         for start in range(0, len(rows), self.batch_size):
             batch = order[start : start + self.batch_size]
             scores[batch] = self.logits([rows[i] for i in batch]).cpu().numpy()
-        mean, std = (getattr(self.model.config, name, default) for name, default in NORMALISATION.items())
-        return ((scores - mean) / std).tolist()  # type: ignore[no-any-return]
+        config = self.model.config
+        scores = (scores - getattr(config, "score_mean", 0.0)) / getattr(config, "score_std", 1.0)
+        return [float(score) for score in scores]
 
     def tokens(self, prompt: str, completion: str) -> list[int]:
         """Prompt and completion as the classifier reads them."""
@@ -108,6 +109,3 @@ class RewardModel:
             return logits[:, 0]
         others = [i for i in range(logits.shape[1]) if i != self.label]
         return logits[:, self.label] - logits[:, others].logsumexp(dim=1)
-
-
-NORMALISATION = {"score_mean": 0.0, "score_std": 1.0}

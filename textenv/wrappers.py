@@ -104,9 +104,11 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
         self.text_env = _text_env(env)
         self.observation_space = AnyText()
         self.action_space = self.answers = Answers(self.text_env.process)
+        self.ended = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         self.env.reset(seed=seed, options=options)
+        self.ended = False
         self.answers.states = self.text_env.slots.texts
         return self._text(), {}
 
@@ -118,7 +120,7 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
             InvalidAction: a token of it is masked. Nothing is written then.
             ValueError: it is empty and cannot end, is too long, or has a word that the tokenizer does not know.
         """
-        if not self.text_env.slots.live[0]:
+        if self.ended:
             raise gym.error.ResetNeeded("An answer ends the episode: call reset() before the next one.")
         tokens = self._tokens(action)
         paid = []
@@ -127,9 +129,9 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
             paid.append(float(reward))
             if terminated or truncated:  # by a TimeLimit in between
                 break
-        self.answers.states = self.answers.first
+        self.answers.states, self.ended = self.answers.first, True
         info = {name: value for name, value in info.items() if name != "action_mask"}
-        return self._text(), sum(paid), terminated, truncated, info | {"token_ids": tokens, "token_rewards": paid}
+        return self._text(), sum(paid), terminated, truncated, info | {"token_ids": tokens[: len(paid)], "token_rewards": paid}
 
     def _tokens(self, answer: str) -> list[int]:
         """The answer's tokens, each of them allowed where it stands."""
