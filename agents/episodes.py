@@ -66,7 +66,8 @@ def collect_episodes(
 
     The text of a step is what was observed, on the right of its row, and in the last column the action. `scores` are
     the episodes' returns. Where an episode was truncated, `gamma V(s_T)` is added to its last reward: it would have
-    gone on. (Without `values` there is no V that means anything, and a cut counts as an end.) `action_mask`, in the info or in the observation, is obeyed where there is one.
+    gone on. (Without `values` there is no V that means anything, and a cut counts as an end.) `action_mask`, in the
+    info or in the observation, is obeyed where there is one.
 
     Args:
         env: a single environment that passes `check_spaces`.

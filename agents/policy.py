@@ -60,7 +60,8 @@ class TransformerPolicy(nn.Module):
         if self.vocab_size > config.vocab_size:
             raise ValueError(f"The model writes {config.vocab_size} tokens, fewer than vocab_size = {self.vocab_size}.")
         self.critic = copy.deepcopy(self._trunk) if separate_critic else None
-        self.value_head = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)
+        # without drawing from the global generator the weights that are 0 at once
+        self.value_head: nn.Linear = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
         nn.init.zeros_(self.value_head.bias)
         self.gradient_checkpointing = False
@@ -83,11 +84,11 @@ class TransformerPolicy(nn.Module):
     ) -> TransformerPolicy:
         """The policy that starts at the environment's reference, KL < 1e-3.
 
-        `seed` draws what is new in it. A language-model reference is copied (with a temperature other than 1 the copy is at that temperature, and so no
+        A language-model reference is copied (with a temperature other than 1 the copy is at that temperature, and so no
         longer at the reference). With `lora`, a `peft.LoraConfig`, it is not: the policy is an adapter (Hu et al. 2021,
         arXiv:2106.09685) on the reference's own weights, which reads with the adapter off. For a table a small GPT-2 is
         made and trained to imitate it (seconds on a toy); `hidden_size`, `num_hidden_layers` and `num_attention_heads`
-        are its.
+        are its. `seed` draws the weights that are new.
         """
         process = process_of(env)
         if lora is not None:

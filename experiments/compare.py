@@ -24,7 +24,7 @@ from experiments.console import plain_console
 from experiments.evaluation import Yardstick, sample_answers
 from experiments.processes import going_on, in_processes
 from experiments.report import Summaries, report
-from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
+from experiments.trial import INITIAL, measured_baselines, prepare, run_trial, shown_prompts
 
 BaselineName = Literal["random", "best-of-n"]
 
@@ -83,6 +83,7 @@ def compare(config: CompareConfig) -> Path:
             f"optimum J* = {solution.objective:.3f}"
         )
 
+    measured_baselines(yardstick, folder / INITIAL)  # before the trials, which read them
     summaries = _run(config, trials, folder, folder / INITIAL)
     by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.learners}
     untrained = {f"best of {config.best_of_n}": best_of_n(yardstick, config.best_of_n)}

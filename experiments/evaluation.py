@@ -121,9 +121,12 @@ class Yardstick:
 
 
 def share_of_optimum(objective: float, baselines: dict[str, float | None]) -> float | None:
-    """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum; None where the optimum is not known."""
+    """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum.
+
+    None where the optimum is not known, or is the reference.
+    """
     reference, optimum = baselines["reference"], baselines["optimum"]
-    if reference is None or optimum is None:
+    if reference is None or optimum is None or optimum - reference < 1e-12:
         return None
     return (objective - reference) / (optimum - reference)
 

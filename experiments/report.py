@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -65,11 +66,12 @@ def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: di
     table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
     if seeds < 10:
         table.caption = "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
-    known, gold = baselines["optimum"] is not None, baselines.get("reference_gold_score")
+    known = share_of_optimum(baselines["reference"], baselines) is not None
+    gold = baselines.get("reference_gold_score")
     shown = {"objective": "objective J", "score": "score", "gold_score": "gold score", "kl": "KL to reference"}
     if gold is None:
         del shown["gold_score"]
-    after = [*(["share of optimum", "tokens to 90%"] if known else []), "tokens/s"]
+    after = [*(["share of the way", "tokens to 90%"] if known else []), "tokens/s"]
     for column in ("", *shown.values(), *after):
         table.add_column(column, justify="left" if not column else "right")
 
@@ -128,36 +130,52 @@ def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Pa
 
 
 def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> None:
-    """`curves.png`: objective and KL against tokens. Lines: agents (means over seeds); bands: lowest to highest."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    """`curves.png`: objective and KL against tokens, and what the KL bought: the score (and the gold score) against it.
+
+    Lines: agents, means over seeds; bands: lowest to highest.
+    """
+    gold = baselines.get("reference_gold_score") is not None
+    figure, axes = plt.subplots(1, 4 if gold else 3, figsize=(20 if gold else 15, 4.2), layout="constrained")
+    bought = {"score": axes[2], "gold_score": axes[3]} if gold else {"score": axes[2]}
     for name, trials in summaries.items():
-        evaluations = [
-            [row for row in read_metrics(folder / name / f"seed-{trial['seed']}") if "eval/objective" in row]
-            for trial in trials
-        ]
-        tokens = np.linspace(0, max(rows[-1]["num_timesteps"] for rows in evaluations), 60)
-        for axis, metric in zip(axes, ("objective", "kl"), strict=True):
-            lines = np.array(
-                [
-                    np.interp(tokens, [r["num_timesteps"] for r in rows], [r[f"eval/{metric}"] for r in rows])
-                    for rows in evaluations
-                ]
-            )
-            (line,) = axis.plot(tokens, lines.mean(axis=0), label=name)
-            axis.fill_between(tokens, lines.min(axis=0), lines.max(axis=0), color=line.get_color(), alpha=0.2, lw=0)
+        rows = [read_metrics(folder / name / f"seed-{trial['seed']}") for trial in trials]
+        tokens = np.linspace(0, max(own[-1]["num_timesteps"] for own in rows), 60)
+        lines = {metric: _over_tokens(rows, metric, tokens) for metric in ("objective", "kl", *bought)}
+        for axis, metric in zip(axes, ("objective", "kl"), strict=False):
+            (line,) = axis.plot(tokens, lines[metric].mean(axis=0), label=name)
+            low, high = lines[metric].min(axis=0), lines[metric].max(axis=0)
+            axis.fill_between(tokens, low, high, color=line.get_color(), alpha=0.2, lw=0)
+        for metric, axis in bought.items():
+            axis.plot(lines["kl"].T, lines[metric].T, color=line.get_color(), alpha=0.35, lw=1)
+            axis.plot(lines["kl"][:, -1], lines[metric][:, -1], "o", color=line.get_color(), ms=4)
     axes[0].axhline(baselines["reference"], color="gray", ls=":", label="reference")
     if baselines["optimum"] is not None:
         axes[0].axhline(baselines["optimum"], color="black", ls="--", label="exact optimum")
     for name, measured in untrained.items():
-        if name != "random":  # far below, and what is drawn would be small
-            axes[0].axhline(measured["objective"], color="gray", ls="-.", label=name)
+        if name == "random":  # far below, and what is drawn would be small
+            continue
+        axes[0].axhline(measured["objective"], color="gray", ls="-.", label=name)
+        for metric, axis in bought.items():
+            axis.plot(measured["kl"], measured[metric], "*", color="gray", ms=9)
+    kl = "KL(pi || pi_ref) over whole answers, nats"
     axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
-    axes[1].set(xlabel="tokens", ylabel="KL(pi || pi_ref) over whole answers, nats", ylim=(0, None))
+    axes[1].set(xlabel="tokens", ylabel=kl, ylim=(0, None))
+    axes[2].set(xlabel=kl, ylabel="score (a line a seed; dot: the end; star: best of n)", xlim=(0, None))
+    if gold:
+        axes[3].set(xlabel=kl, ylabel="gold score: shown, never paid", xlim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(folder / "curves.png", dpi=130)
+    figure.savefig(folder / "curves.png", dpi=110)
     plt.close(figure)
+
+
+def _over_tokens(rows: list[list[dict[str, float]]], metric: str, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An evaluated metric at these numbers of tokens, on straight lines between evaluations, [seeds, tokens]."""
+    known = [[row for row in own if "eval/objective" in row] for own in rows]
+    return np.array(
+        [np.interp(tokens, [r["num_timesteps"] for r in own], [r[f"eval/{metric}"] for r in own]) for own in known]
+    )
 
 
 def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:

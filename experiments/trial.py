@@ -43,6 +43,18 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
     return policy.to(config.device)
 
 
+def measured_baselines(yardstick: Yardstick, folder: Path) -> dict[str, float | None]:
+    """Reference and optimum, which all trials of a run share; kept in `folder`, since sampling takes a while."""
+    path = folder / "baselines.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        whole = path.with_suffix(f".{os.getpid()}")  # trials may begin at once: each writes the same, then moves it
+        whole.write_text(json.dumps(yardstick.baselines(), indent=2) + "\n")
+        os.replace(whole, path)
+    known: dict[str, float | None] = json.loads(path.read_text())
+    return known
+
+
 def shown_prompts(env: Any) -> list[int]:
     """The prompts whose answers are shown, spread evenly over the environment's."""
     count = len(env.unwrapped.prompts)
@@ -93,7 +105,7 @@ def run_trial(
     write_config(config, folder)
     env = config.make_env()
     yardstick = Yardstick.of(env, config.eval_episodes)
-    baselines = yardstick.baselines()
+    baselines = measured_baselines(yardstick, initial)
     agent = _agent(config, env, folder, initial)
     progress(agent.num_timesteps)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is nowhere is refused at once
 
 # Real small models and data stand beside the checkout in CI; a test that needs them skips where they are absent.
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"

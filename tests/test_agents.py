@@ -571,8 +571,7 @@ def test_an_agent_without_an_environment_predicts(tmp_path: Path) -> None:
 def share(env: Any, policy: TransformerPolicy) -> float:
     """How far J has come from the reference (0) to the exact optimum (1)."""
     best = exact.solve(env)
-    gained = exact.evaluate(env, policy).objective - best.reference_objective
-    return gained / (best.objective - best.reference_objective)
+    return best.share(exact.evaluate(env, policy).objective)
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,11 @@ class Solution:
     action_log_probs: NDArray[np.float64]
     tree: Tree
 
+    def share(self, objective: float) -> float:
+        """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum; nan where the reference is the optimum."""
+        way = self.objective - self.reference_objective
+        return (objective - self.reference_objective) / way if way > 1e-12 else float("nan")
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -131,7 +131,13 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
                 break
         self.answers.states, self.ended = self.answers.first, True
         info = {name: value for name, value in info.items() if name != "action_mask"}
-        return self._text(), sum(paid), terminated, truncated, info | {"token_ids": tokens[: len(paid)], "token_rewards": paid}
+        return (
+            self._text(),
+            sum(paid),
+            terminated,
+            truncated,
+            info | {"token_ids": tokens[: len(paid)], "token_rewards": paid},
+        )
 
     def _tokens(self, answer: str) -> list[int]:
         """The answer's tokens, each of them allowed where it stands."""

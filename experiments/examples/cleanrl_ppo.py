@@ -144,6 +144,5 @@ if __name__ == "__main__":
         print(f"update {i}: mean score {means[i]:.3f}")
     print(f"last update: mean score {means[-1]:.3f}" if means else "no text has ended: raise num_steps")
     solution = exact.solve(gym.make(args.env_id))
-    known, reference = exact.evaluate(solution.tree, network), solution.reference_objective
-    share = (known.objective - reference) / (solution.objective - reference)
+    share = solution.share(exact.evaluate(solution.tree, network).objective)
     print(f"{share:.1%} of the way from the reference to the exact optimum")

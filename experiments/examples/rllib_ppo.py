@@ -139,8 +139,7 @@ def train(args: Args) -> tuple[TextModule, float]:
         algorithm.stop()
     finally:
         ray.shutdown()
-    gap = solution.objective - solution.reference_objective
-    return module, (known.objective - solution.reference_objective) / gap
+    return module, solution.share(known.objective)
 
 
 if __name__ == "__main__":

@@ -141,8 +141,7 @@ def train(args: Args) -> tuple[PPO, float]:
     )
     solution = exact.solve(env)
     known = exact.evaluate(solution.tree, algorithm.policy.actor)
-    gap = solution.objective - solution.reference_objective
-    return algorithm, (known.objective - solution.reference_objective) / gap
+    return algorithm, solution.share(known.objective)
 
 
 if __name__ == "__main__":
