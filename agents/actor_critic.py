@@ -16,35 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Info, Metrics, check_range
+from agents.agent import Info, Metrics
+from agents.critic import CriticAgent
 from agents.losses import policy_gradient_loss, value_loss
-from agents.returns import explained_variance, gae, masked_mean, masked_whiten, reward_to_go
+from agents.returns import explained_variance, masked_mean
 from agents.rollout import Rollout
 
 
 @dataclass(eq=False)
-class ActorCritic(Agent):
+class ActorCritic(CriticAgent):
     """Advantage actor-critic; see this file's docstring."""
-
-    gae_lambda: float = 0.95
-    """0 trusts V after one step, 1 not at all."""
-    vf_coef: float = 0.1
-    """Weight of the value loss."""
-    value_warmup: int = 0
-    """Updates at first that train the value head (and a separate critic) alone, so that advantages mean something."""
-    normalize_advantage: bool = False
-    """Whiten the advantages of a batch, over its real tokens."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("gae_lambda", self.gae_lambda, 0, 1)
-        check_range("vf_coef", self.vf_coef, 0)
-        check_range("value_warmup", self.value_warmup, 0)
-
-    @property
-    def warming_up(self) -> bool:
-        """In the first `value_warmup` updates."""
-        return self.num_updates < self.value_warmup
 
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient, and one down the value error."""
@@ -66,12 +47,3 @@ class ActorCritic(Agent):
         critic_loss = value_loss(evaluation.values, returns, rollout.mask)
         info = {"loss/policy_avg": policy_loss.detach(), "loss/value_avg": critic_loss.detach()}
         return policy_loss + self.vf_coef * critic_loss, info
-
-    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """A_t and the value head's target G_t, [B, T] each."""
-        assert rollout.values is not None
-        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
-        advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
-        if self.normalize_advantage:
-            advantages = masked_whiten(advantages, rollout.mask)
-        return advantages, returns

@@ -99,7 +99,7 @@ class Agent(ABC):
                 self.kl_coef = process.kl_coef
         # eps as in Huang et al. 2024 (arXiv:2403.17031), which found 1e-5 to matter for PPO on text
         self.trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.trained, lr=self.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(self.parameter_groups(), eps=1e-5)
         self.generator = new_generator(self.policy.device, self.seed)
         self.num_timesteps = 0
         self.num_updates = 0
@@ -185,6 +185,10 @@ class Agent(ABC):
             values=self.needs_values,
             kl_coef=self.kl_coef,
         )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What Adam trains, and with which step sizes."""
+        return [{"params": self.trained, "lr": self.learning_rate}]
 
     @property
     def warming_up(self) -> bool:
@@ -300,8 +304,8 @@ class Agent(ABC):
         state = torch.load(path / "training_state.pt", map_location=device, weights_only=True)
         if policy.has_adapter == (path / ADAPTER).is_dir():  # merged, to predict only: nothing to go on with
             agent.optimizer.load_state_dict(state["optimizer"])
-        for group in agent.optimizer.param_groups:
-            group["lr"] = agent.learning_rate
+        for group, own in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
+            group["lr"] = own["lr"]
         same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged
         if same_device and "seed" not in settings:
             agent.generator.set_state(state["generator"].cpu())

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.agent import Agent, Info, Metrics, check_range
+from agents.agent import Info, Metrics, check_range
+from agents.critic import CriticAgent
 from agents.epochs import several_epochs
 from agents.losses import clipped_surrogate_loss, value_loss
-from agents.returns import explained_variance, gae, masked_whiten, reward_to_go
+from agents.returns import explained_variance
 from agents.rollout import Rollout
 
 
 @dataclass(eq=False)
-class PPO(Agent):
+class PPO(CriticAgent):
     """Proximal policy optimisation; see this file's docstring."""
 
     n_epochs: int = 4
@@ -38,35 +39,18 @@ class PPO(Agent):
     """The same for V; None does not clip it."""
     target_kl: float | None = None
     """Stop the epochs of a batch when KL(pi_old || pi) a token exceeds 1.5 times this; None never does."""
-    gae_lambda: float = 0.95
-    """0 trusts V after one step, 1 not at all."""
-    vf_coef: float = 0.1
-    """Weight of the value loss."""
-    value_warmup: int = 0
-    """Updates at first that train the value head (and a separate critic) alone, so that advantages mean something."""
-    normalize_advantage: bool = False
-    """Whiten the advantages of a batch, over its real tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("n_epochs", self.n_epochs, 1)
         check_range("batch_size", self.batch_size, 1)
-        check_range("gae_lambda", self.gae_lambda, 0, 1)
-        for name in ("clip_range", "clip_range_vf", "target_kl", "vf_coef", "value_warmup"):
+        for name in ("clip_range", "clip_range_vf", "target_kl"):
             check_range(name, getattr(self, name), 0)
-
-    @property
-    def warming_up(self) -> bool:
-        """In the first `value_warmup` updates."""
-        return self.num_updates < self.value_warmup
 
     def train(self, rollout: Rollout) -> Metrics:
         """`n_epochs` passes over the answers, in minibatches."""
         assert rollout.values is not None
-        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
-        advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
-        if self.normalize_advantage:
-            advantages = masked_whiten(advantages, rollout.mask)
+        advantages, returns = self.advantages(rollout)
         metrics = several_epochs(
             self, len(rollout), lambda rows: self.loss(rollout[rows], advantages[rows], returns[rows])
         )

@@ -1,0 +1,64 @@
+"""What agents with a critic share: how V is trained, and what it makes of the rewards.
+
+    V(s) = E[G_t | s_t = s]                                                      learned, by MSE on the reward to go
+    A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE (Schulman et al. 2016)
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from agents.agent import Agent, check_range
+from agents.returns import gae, masked_whiten, reward_to_go
+from agents.rollout import Rollout
+
+
+@dataclass(eq=False)
+class CriticAgent(Agent, ABC):
+    """An agent whose advantages come from V; see this file's docstring."""
+
+    gae_lambda: float = 0.95
+    """0 trusts V after one step, 1 not at all."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    vf_learning_rate: float | None = None
+    """Adam's step size for the value head, and for a separate critic; None is learning_rate. A head begins at zero: the
+    small steps that a pretrained model wants take it nowhere."""
+    value_warmup: int = 0
+    """Updates at first that train the value head (and a separate critic) alone, so that advantages mean something."""
+    normalize_advantage: bool = False
+    """Whiten the advantages of a batch, over its real tokens."""
+
+    def __post_init__(self) -> None:
+        check_range("gae_lambda", self.gae_lambda, 0, 1)
+        check_range("vf_coef", self.vf_coef, 0)
+        check_range("vf_learning_rate", self.vf_learning_rate, 0)
+        check_range("value_warmup", self.value_warmup, 0)
+        super().__post_init__()
+
+    @property
+    def warming_up(self) -> bool:
+        """In the first `value_warmup` updates."""
+        return self.num_updates < self.value_warmup
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The policy's model, and the critic with its own step size."""
+        parameters: dict[bool, list[Any]] = {True: [], False: []}  # whether they are the model's
+        for name, parameter in self.policy.named_parameters():
+            if parameter.requires_grad:
+                parameters[name.startswith("model.")].append(parameter)
+        rate = self.learning_rate if self.vf_learning_rate is None else self.vf_learning_rate
+        return [{"params": parameters[True], "lr": self.learning_rate}, {"params": parameters[False], "lr": rate}]
+
+    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """A_t and the value head's target G_t, [B, T] each."""
+        assert rollout.values is not None
+        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
+        advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
+        if self.normalize_advantage:
+            advantages = masked_whiten(advantages, rollout.mask)
+        return advantages, returns
