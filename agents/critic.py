@@ -1,7 +1,7 @@
 """What agents with a critic share: how V is trained, and what it makes of the rewards.
 
-    V(s) = E[G_t | s_t = s]                                                      learned, by MSE on the reward to go
-    A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE (Schulman et al. 2016)
+V(s) = E[G_t | s_t = s]                                                      learned, by MSE on the reward to go
+A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE (Schulman et al. 2016)
 """
 
 from __future__ import annotations

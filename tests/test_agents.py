@@ -203,6 +203,34 @@ def test_a_warm_up_trains_the_critic_alone(kind: Any, separate_critic: bool) -> 
     assert not any(torch.equal(before["value_head.weight"], state["value_head.weight"]) for state in states)
 
 
+@pytest.mark.parametrize("kind", [ActorCritic, PPO])
+@pytest.mark.parametrize("separate_critic", [False, True])
+def test_the_critic_has_its_own_step_size(kind: Any, separate_critic: bool, tmp_path: Path) -> None:
+    """The model moves by learning_rate alone, head and separate critic by vf_learning_rate; loaded, they still do."""
+    env = task()
+
+    def moved(**settings: Any) -> dict[str, float]:
+        policy = random_policy(env, scale=0.1, separate_critic=separate_critic).float()
+        before = {name: tensor.clone() for name, tensor in policy.named_parameters()}
+        agent = kind(policy, env, n_episodes=16, seed=0, **settings)
+        agent.learn(1)
+        agent.save(tmp_path / str(settings))
+        again = kind.load(tmp_path / str(settings), env)
+        rates = [group["lr"] for group in again.optimizer.param_groups]
+        assert rates == [settings["learning_rate"], settings.get("vf_learning_rate", settings["learning_rate"])]
+        return {name: (p - before[name]).abs().max().item() for name, p in policy.named_parameters()}
+
+    model, critic = ("model.",), ("value_head.", "critic.")
+    frozen = moved(learning_rate=0.0, vf_learning_rate=1e-2)
+    assert all(size == 0 for name, size in frozen.items() if name.startswith(model))
+    assert frozen["value_head.weight"] > 0
+    fixed = moved(learning_rate=1e-2, vf_learning_rate=0.0)
+    assert all(size == 0 for name, size in fixed.items() if name.startswith(critic))
+    assert max(size for name, size in fixed.items() if name.startswith(model)) > 0
+    same = moved(learning_rate=1e-2)  # None is learning_rate
+    assert same["value_head.weight"] > 0 and same == moved(learning_rate=1e-2, vf_learning_rate=1e-2)
+
+
 def test_micro_batches_read_no_more_at_once() -> None:
     """The largest batch that passes through the policy with a gradient has micro_batch_size answers."""
     agent = agent_of(PPO, n_epochs=2, batch_size=8, micro_batch_size=3)
@@ -699,6 +727,7 @@ def test_ppo_learns_on_a_gpu(small_toy: tuple[Any, TransformerPolicy], tmp_path:
         (PPO, {"batch_size": 0}, "batch_size"),
         (PPO, {"value_warmup": -1}, "value_warmup"),
         (ActorCritic, {"value_warmup": -1}, "value_warmup"),
+        (PPO, {"vf_learning_rate": -1e-3}, "vf_learning_rate"),
         (RLOO, {"num_generations": 1}, "num_generations"),
         (RLOO, {"n_epochs": 0}, "n_epochs"),
         (GRPO, {"num_generations": 1}, "num_generations"),
