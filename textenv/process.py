@@ -272,7 +272,7 @@ class TextProcess:
             raise InvalidAction(
                 f"Expected {len(live)} integer token ids, got {actions!r} ({tokens.dtype}{tokens.shape})."
             )
-        given = np.where(live, tokens, 0)
+        given = tokens * live
         tokens = given.astype(np.int64, copy=False)
         if tokens.view(np.uint64).max() >= self.vocab_size:  # so seen, a negative id is a large one
             bad = given[(given < 0) | (given >= self.vocab_size)][0]

@@ -47,7 +47,7 @@ class Carried:
     """A table; `state` [B] is where its machine stands in each text."""
 
     def __init__(self, table: TableReference, process: TextProcess, texts: Texts) -> None:
-        self.table, self.texts = table, texts
+        self.table, self.texts, self.vocab_size = table, texts, process.vocab_size
         self.first = table.read(process.prompts.input_ids, process.prompts.attention_mask)
         self.state = np.zeros(len(texts), dtype=np.int64)
 
@@ -59,7 +59,7 @@ class Carried:
 
     def look(self, tokens: Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """log pi_ref of a token a text, [B]; and the states after these tokens."""
-        edge = self.state * self.table.vocab_size + tokens  # in the tables seen as one line
+        edge = self.state * self.vocab_size + tokens  # in the tables seen as one line
         return self.table.table.reshape(-1).take(edge), self.table.next_state.reshape(-1).take(edge)
 
     def advance(self, after: NDArray[np.int64]) -> None:

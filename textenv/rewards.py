@@ -88,7 +88,7 @@ class Scorer:
             scores, none = _ask(function, texts)
             total += weight * scores
             abstained.append(none)
-        if all(map(len, abstained)) and len(silent := set.intersection(*abstained)):
+        if silent := set.intersection(*abstained):
             bad = min(silent)
             raise ValueError(
                 f"Every reward function returned None for {texts.completions[bad]!r} after {texts.prompts[bad]!r}; "

@@ -26,7 +26,7 @@ class Ended:
 
     rows: Array
     prompt: Array
-    response: list[str]
+    response: Array
     score: Array
     gold_score: Array | None
     kl: Array | None
@@ -61,7 +61,8 @@ class Slots:
         self.bind(policy)
         self.texts = process.blank(num)
         self.reading = reading_of(process, self.texts)
-        self.rows = np.arange(num)
+        # where each answer begins in the texts seen as one line
+        self.begins = np.arange(num) * self.texts.input_ids.shape[1] + process.prompt_width
         self.live = np.zeros(num, dtype=np.bool_)
         self.streams = np.zeros(num, dtype=np.uint64)
         self.episodes = np.zeros(num, dtype=np.uint64)
@@ -153,13 +154,12 @@ class Slots:
         terms = process.reward_terms(transitions, chosen[:, None], scores, log_prob)
 
         # Nothing is changed before this line: a step that is refused leaves the texts as they were.
-        column = process.prompt_width + texts.time.take(rows)
-        cell = rows * texts.input_ids.shape[1] + column  # in the texts seen as one line
+        cell = (self.begins + texts.time).take(rows)
         texts.input_ids.reshape(-1)[cell] = tokens.take(rows)
         texts.attention_mask.reshape(-1)[cell] = 1
         texts.time += live
         self.reading.advance(after)
-        self.kl, self.live = kl, live & ~terminated
+        self.kl, self.live = kl, live ^ terminated
         return Step(
             rewards=reduce(np.add, terms.values())[:, 0],
             terminated=terminated,
@@ -178,7 +178,7 @@ class Slots:
         return Ended(
             rows=rows,
             prompt=prompt_text,
-            response=finished.completions,
+            response=np.array(finished.completions, dtype=object),
             score=process.score(finished),
             gold_score=process.gold_score(finished),
             kl=kl.take(rows) if self.policy is not None else None,

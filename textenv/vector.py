@@ -19,7 +19,6 @@ from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
 
 Observation = dict[str, Array]
 Info = dict[str, Any]
-NUMBERS = {"score", "gold_score", "kl"}  # of what is known of a text that ended; the rest are objects
 
 
 class TextVectorEnv(VectorEnv[Observation, Array, Array]):
@@ -126,7 +125,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             )
         mode, slots = self.autoreset_mode, self.slots
         written = slots.live
-        step = slots.write(actions) if written.any() or not begin.any() else None
+        step = slots.write(actions) if np.count_nonzero(begin) < self.num_envs else None  # where all have ended: None
         terminated = np.zeros(self.num_envs, dtype=np.bool_) if step is None else step.terminated
         info: Info = {}
         if mode == AutoresetMode.SAME_STEP and step is not None and step.ended is not None:
@@ -173,15 +172,19 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
     def _end(self, step: Step, terminated: NDArray[np.bool_]) -> Info:
         if (ended := step.ended) is None:
             return {}
-        known: dict[str, Any] = {"prompt": ended.prompt, "response": ended.response, "score": ended.score}
-        known["finish_reason"] = ended.finish_reason
+        known: dict[str, Array] = {
+            "prompt": ended.prompt,
+            "response": ended.response,
+            "score": ended.score,
+            "finish_reason": ended.finish_reason,
+        }
         if ended.gold_score is not None:
             known["gold_score"] = ended.gold_score
         if ended.kl is not None:
             known["kl"] = ended.kl
         info: Info = {}
         for name, values in known.items():  # 0 or None in the other rows
-            info[name] = np.zeros(self.num_envs) if name in NUMBERS else np.empty(self.num_envs, dtype=object)
+            info[name] = (np.empty if values.dtype == object else np.zeros)(self.num_envs, dtype=values.dtype)
             info[name][ended.rows] = values
         return _pack(info, terminated)
 
