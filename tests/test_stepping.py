@@ -129,6 +129,22 @@ def test_a_state_that_is_carried_is_the_text_read_from_its_start(seed: int, spar
             observation, _ = envs.reset(options={"reset_mask": terminated})
 
 
+class Sharper(TableReference):
+    """A table that answers in its own way."""
+
+    def log_probs(self, input_ids: Any, attention_mask: Any) -> Any:
+        """Twice as sure."""
+        doubled = 2 * super().log_probs(input_ids, attention_mask)
+        return doubled - np.log(np.exp(doubled).sum(axis=1, keepdims=True))
+
+
+def test_a_kind_of_table_is_asked() -> None:
+    """What a subclass says is what is paid."""
+    unigram = np.log([0.1, 0.2, 0.3, 0.4])
+    paid = play(make(words(reference=Sharper(unigram), reward=zero, kl_coef=1.0)), 0, "c a").rewards
+    assert np.exp(paid) == pytest.approx(np.array([0.16, 0.04, 0.01]) / 0.3)
+
+
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 

@@ -23,11 +23,11 @@ class Asked:
         self.rows = np.arange(len(texts))
         self.log_probs: Array = np.broadcast_to(0.0, (len(texts), process.vocab_size))
 
-    def look(self, tokens: Array) -> tuple[NDArray[np.float64], None]:
+    def look(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
         """log pi_ref of a token a text, [B]; and what `advance` wants to know."""
         return self.log_probs[self.rows, tokens].astype(np.float64), None
 
-    def advance(self, after: None) -> None:
+    def advance(self, after: Any) -> None:
         """The tokens that were looked at have been written."""
 
     def begin(self, rows: Array, prompt: Array | None) -> None:
@@ -57,12 +57,12 @@ class Carried:
         log_probs: NDArray[np.float64] = self.table.table[self.state]
         return log_probs
 
-    def look(self, tokens: Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def look(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
         """log pi_ref of a token a text, [B]; and the states after these tokens."""
         edge = self.state * self.vocab_size + tokens  # in the tables seen as one line
         return self.table.table.reshape(-1).take(edge), self.table.next_state.reshape(-1).take(edge)
 
-    def advance(self, after: NDArray[np.int64]) -> None:
+    def advance(self, after: Any) -> None:
         """The tokens that were looked at have been written."""
         self.state = after
 
@@ -81,11 +81,8 @@ class Carried:
         return self.log_probs > -np.inf
 
 
-Reading = Any  # Asked | Carried: the same methods, what `look` hands to `advance` differs
-
-
-def reading_of(process: TextProcess, texts: Texts) -> Reading:
+def reading_of(process: TextProcess, texts: Texts) -> Asked | Carried:
     """The reading of the process's reference."""
-    if isinstance(process.reference, TableReference):
+    if type(process.reference) is TableReference:  # a kind of table that answers in its own way is asked
         return Carried(process.reference, process, texts)
     return Asked(process, texts)

@@ -72,8 +72,7 @@ class Slots:
     @property
     def ref_log_probs(self) -> Array:
         """log pi_ref(. | s_t), [B, V]."""
-        log_probs: Array = self.reading.log_probs
-        return log_probs
+        return self.reading.log_probs
 
     @property
     def begun(self) -> bool:
