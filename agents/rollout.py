@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents.policy import TransformerPolicy
 from agents.sampling import new_generator, write
+from textenv.finished import Finished
 from textenv.process import TextProcess, Texts
 from textenv.unwrap import process_of
 
@@ -131,11 +132,9 @@ def collect(
 
     tokens = ids[:, -longest:].cpu().numpy()
     transitions = process.transitions(process.beginnings(texts), tokens, answer.cpu().numpy())
-    lengths = answer.sum(dim=1).tolist()
-    completion_ids = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
-    completions = [process.decode(ids) for ids in completion_ids]
-    finished = (texts.prompt, texts.prompt_text, completion_ids, completions)
-    scores, gold_scores = process.score(*finished), process.gold_score(*finished)
+    lengths = answer.sum(dim=1).cpu().numpy()
+    finished = Finished(process, texts.prompt, texts.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
+    scores, gold_scores = process.score(finished), process.gold_score(finished)
     both = (ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
     terms = process.reward_terms(transitions, *both, kl_coef)
     rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
@@ -152,7 +151,7 @@ def collect(
         values=None,
         action_mask=action_mask,
         prompts=texts.prompt_text.copy(),
-        completions=np.array(completions, dtype=object),
+        completions=np.array(finished.completions, dtype=object),
         gold_scores=None
         if gold_scores is None
         else torch.as_tensor(gold_scores, dtype=torch.float32, device=policy.device),

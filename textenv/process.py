@@ -11,13 +11,14 @@ the gradient of its expectation is then that of beta KL(pi || pi_ref) over whole
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.finished import Finished
 from textenv.prompts import PromptSource, encode_prompt, is_conversation, load_prompts
 from textenv.reference import as_reference, first_tokens
 from textenv.rewards import RewardFunction, Scorer
@@ -111,6 +112,8 @@ class TextProcess:
         self.scorer = Scorer(reward, reward_weights)
         self.gold_scorer = None if gold_reward is None else Scorer(gold_reward, name="gold_reward")
         self.reference = as_reference(reference, self.vocab_size)
+        # whether every token is allowed in every state, so that masks need not be looked at
+        self.full_support = bool(getattr(self.reference, "full_support", False))
         self.max_new_tokens = int(max_new_tokens)
         self.kl_coef = float(kl_coef)
         self.shaping = (shaping,) if callable(shaping) else tuple(shaping)
@@ -122,7 +125,13 @@ class TextProcess:
                 "Each shaping term needs a __name__ of its own, other than score, kl_reference and kl_policy, got "
                 f"{self.term_names[2:]}."
             )
-        self.prompt_width = int(self.prompts.input_ids.shape[1])
+        self.prompt_width = width = int(self.prompts.input_ids.shape[1])
+        blank = ((0, 0), (0, self.max_new_tokens))  # the first states, whole rows; the prompts are their beginnings
+        self.first_ids = np.pad(self.prompts.input_ids, blank)
+        self.first_attention = np.pad(self.prompts.attention_mask, blank)
+        self.prompts = replace(
+            self.prompts, input_ids=self.first_ids[:, :width], attention_mask=self.first_attention[:, :width]
+        )
         self.eos_token_ids = self._end_tokens(eos_token_id)
         self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[self.eos_token_ids] = True
@@ -134,11 +143,6 @@ class TextProcess:
                 f"Prompt and answer may take {self.prompt_width} + {self.max_new_tokens} tokens, more than the "
                 f"reference's context of {context}; shorten the prompts or lower max_new_tokens."
             )
-
-    @property
-    def full_support(self) -> bool:
-        """Whether every token is allowed in every state, so that masks need not be looked at."""
-        return bool(getattr(self.reference, "full_support", False))
 
     def _end_tokens(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
         if eos_token_id is None:
@@ -167,13 +171,10 @@ class TextProcess:
 
     def start(self, texts: Texts, rows: Array, prompt: Array) -> None:
         """Put rows at s_0 = x of the prompts with these indices, in place."""
-        width = self.prompt_width
         texts.prompt[rows] = prompt
-        texts.prompt_text[rows] = self.prompt_texts[prompt]
-        texts.input_ids[rows, :width] = self.prompts.input_ids[prompt]
-        texts.attention_mask[rows, :width] = self.prompts.attention_mask[prompt]
-        texts.input_ids[rows, width:] = 0
-        texts.attention_mask[rows, width:] = 0
+        texts.prompt_text[rows] = self.prompt_texts.take(prompt)
+        texts.input_ids[rows] = self.first_ids.take(prompt, axis=0)
+        texts.attention_mask[rows] = self.first_attention.take(prompt, axis=0)
         texts.time[rows] = 0
 
     def beginnings(self, texts: Texts) -> Texts:
@@ -267,15 +268,16 @@ class TextProcess:
     def check_actions(self, actions: Any, live: Array) -> Array:
         """`actions` as int64 [B], 0 in rows that are not `live`; an `InvalidAction` says what is wrong with them."""
         tokens = np.asarray(actions)
-        if tokens.shape != live.shape or not np.issubdtype(tokens.dtype, np.integer):
+        if tokens.shape != live.shape or tokens.dtype.kind not in "iu":
             raise InvalidAction(
                 f"Expected {len(live)} integer token ids, got {actions!r} ({tokens.dtype}{tokens.shape})."
             )
-        tokens = np.where(live, tokens, 0)
-        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            bad = tokens[(tokens < 0) | (tokens >= self.vocab_size)][0]
+        given = tokens * live
+        tokens = given.astype(np.int64, copy=False)
+        if tokens.view(np.uint64).max() >= self.vocab_size:  # so seen, a negative id is a large one
+            bad = given[(given < 0) | (given >= self.vocab_size)][0]
             raise InvalidAction(f"A token id must be in 0 .. {self.vocab_size - 1}, got {bad}.")
-        return tokens.astype(np.int64, copy=False)
+        return tokens
 
     def forbidden(self, texts: Texts, row: int, token: int) -> InvalidAction:
         """The error for a token to which the reference gives probability zero."""
@@ -291,7 +293,7 @@ class TextProcess:
     def transitions(self, texts: Texts, tokens: Array, mask: Array) -> Transitions:
         """The transitions of writing `tokens` [B, T] after `texts`, where `mask` [B, T] is True."""
         time = texts.time[:, None] + np.arange(tokens.shape[1])
-        stop = self.is_eos[tokens] & mask
+        stop = self.is_eos.take(tokens) & mask
         terminated = stop | ((time == self.max_new_tokens - 1) & mask)
         return Transitions(
             texts.input_ids, texts.attention_mask, tokens, mask, time, stop, terminated, self.prompt_width
@@ -331,22 +333,10 @@ class TextProcess:
             terms["kl_policy"] = np.where(mask, -beta * log_probs, 0.0)
         return terms
 
-    def score(
-        self, prompt: Array, prompt_text: Array, completion_ids: list[list[int]], completions: list[str]
-    ) -> NDArray[np.float64]:
-        """score(x, y) of finished texts, [B]: `completion_ids` as written, end token included, and as text."""
-        return self.scorer(prompt_text.tolist(), completions, completion_ids, self._columns(prompt))
+    def score(self, finished: Finished) -> NDArray[np.float64]:
+        """score(x, y) of finished texts, [K]."""
+        return self.scorer.score(finished)
 
-    def gold_score(
-        self, prompt: Array, prompt_text: Array, completion_ids: list[list[int]], completions: list[str]
-    ) -> NDArray[np.float64] | None:
+    def gold_score(self, finished: Finished) -> NDArray[np.float64] | None:
         """As `score`, by the gold reward, which nobody is paid; None where there is none."""
-        if self.gold_scorer is None:
-            return None
-        return self.gold_scorer(prompt_text.tolist(), completions, completion_ids, self._columns(prompt))
-
-    def _columns(self, prompt: Array) -> dict[str, list[Any]]:
-        return {
-            name: [values[i] if i >= 0 else None for i in prompt.tolist()]
-            for name, values in self.prompts.columns.items()
-        }
+        return None if self.gold_scorer is None else self.gold_scorer.score(finished)

@@ -52,7 +52,7 @@ class TableReference:
     """
 
     def __init__(self, log_probs: ArrayLike, next_state: ArrayLike | None = None) -> None:
-        table = np.atleast_2d(np.asarray(log_probs, dtype=np.float64))
+        table = np.atleast_2d(np.ascontiguousarray(log_probs, dtype=np.float64))
         states, vocab = table.shape
         if next_state is None:
             if states not in (1, vocab):
@@ -60,7 +60,7 @@ class TableReference:
                     f"Without next_state a table must have 1 row or one row a token, got shape {table.shape}."
                 )
             next_state = np.broadcast_to(np.arange(vocab) if states == vocab else 0, (states, vocab))
-        transitions = np.asarray(next_state, dtype=np.int64)
+        transitions = np.ascontiguousarray(next_state, dtype=np.int64)
         if transitions.shape != table.shape or transitions.min() < 0 or transitions.max() >= states:
             raise ValueError(
                 f"next_state must have the table's shape {table.shape} and values in 0 .. {states - 1}, "
@@ -137,13 +137,14 @@ class TableReference:
         state = np.zeros(len(input_ids), dtype=np.int64) if new.all() else self._state
         state = np.where(follows, self.next_state[state, last], state)
         if new.any():
-            state[new] = self._read(input_ids[new], attention_mask[new])
+            state[new] = self.read(input_ids[new], attention_mask[new])
         self._state = state
         self._follower.remember(input_ids, attention_mask)
         log_probs: NDArray[np.float64] = self.table[state]
         return log_probs
 
-    def _read(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.int64]:
+    def read(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.int64]:
+        """The state [B] after reading each row of `input_ids` [B, L] from its start."""
         state = np.zeros(len(input_ids), dtype=np.int64)
         for column in range(input_ids.shape[1]):
             read = self.next_state[state, input_ids[:, column]]

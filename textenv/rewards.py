@@ -3,18 +3,38 @@
     fn(prompts, completions, completion_ids, **columns) -> list[float | None]
 
 one call for a whole batch; `None` means "does not apply to this text". `columns` are the prompts' further fields.
+
+A function that only counts tokens may also have `of_tokens(prompt, tokens, length)`, the same scores from arrays:
+`prompt` [K] the index of each prompt, `tokens` [K, T] the answers, 0 beyond their ends, `length` [K]. It is asked
+instead where all prompts are in the list, and no list or string is made for it.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.finished import Finished
+
 RewardFunction = Callable[..., Sequence[float | None]]
+
+
+@dataclass
+class Lists:
+    """Finished texts as a reward function takes them."""
+
+    prompts: list[str]
+    completions: list[str]
+    completion_ids: list[list[int]]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
 
 class Scorer:
@@ -53,48 +73,66 @@ class Scorer:
     def __call__(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], columns: dict[str, list[Any]]
     ) -> NDArray[np.float64]:
+        """`score` of texts that are given as lists."""
+        return self.score(Lists(prompts, completions, completion_ids, columns))
+
+    def score(self, texts: Finished | Lists) -> NDArray[np.float64]:
         """Scores [B] of B finished texts.
 
         Raises:
             ValueError: a function returns the wrong number of scores, a NaN or an infinity, or all of them return
                 None for one text.
         """
-        total = np.zeros(len(prompts))
-        applies = np.zeros(len(prompts), dtype=np.bool_)
+        total, abstained = np.zeros(len(texts)), []
         for weight, function in zip(self.weights, self.functions, strict=True):
-            name = getattr(function, "__name__", type(function).__name__)
-            answer = function(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-            if answer is None:
-                raise ValueError(f"The reward function {name!r} must return one score a text, got None: no return?")
-            try:
-                answer = answer.tolist() if hasattr(answer, "tolist") else list(answer)
-                scores = np.array([0.0 if score is None else score for score in answer], dtype=np.float64)
-            except (TypeError, ValueError):
-                scores = np.zeros((0, 0))
-            if scores.ndim != 1:
-                raise ValueError(
-                    f"The reward function {name!r} must return a list of numbers or None, one a text, got {answer!r}."
-                )
-            if len(answer) != len(prompts):
-                raise ValueError(
-                    f"The reward function {name!r} must return one score a text: {len(prompts)}, got {len(answer)}."
-                )
-            given = np.array([score is not None for score in answer], dtype=np.bool_)
-            if not np.isfinite(scores).all():
-                bad = int(np.argmin(np.isfinite(scores)))
-                raise ValueError(
-                    f"The reward function {name!r} must return finite numbers, got {scores[bad]} "
-                    f"for {completions[bad]!r} after {prompts[bad]!r}."
-                )
+            scores, none = _ask(function, texts)
             total += weight * scores
-            applies |= given
-        if not applies.all():
-            bad = int(np.argmin(applies))
+            abstained.append(none)
+        if silent := set.intersection(*abstained):
+            bad = min(silent)
             raise ValueError(
-                f"Every reward function returned None for {completions[bad]!r} after {prompts[bad]!r}; "
+                f"Every reward function returned None for {texts.completions[bad]!r} after {texts.prompts[bad]!r}; "
                 "at least one must score each text (0.0 is a score)."
             )
         return total
+
+
+def _ask(function: RewardFunction, texts: Finished | Lists) -> tuple[NDArray[np.float64], set[int]]:
+    """What a function says of each text, 0 where it says None; and the texts of which it says None."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if isinstance(texts, Finished) and hasattr(function, "of_tokens") and texts.prompt.min() >= 0:
+        answer = function.of_tokens(texts.prompt, texts.tokens, texts.length)
+    else:
+        answer = function(
+            prompts=texts.prompts,
+            completions=texts.completions,
+            completion_ids=texts.completion_ids,
+            **texts.columns,
+        )
+    if answer is None:
+        raise ValueError(f"The reward function {name!r} must return one score a text, got None: no return?")
+    if isinstance(answer, np.ndarray) and answer.ndim == 1 and answer.dtype.kind == "f":
+        scores, none = answer.astype(np.float64), set()
+    else:
+        try:
+            answer = answer.tolist() if hasattr(answer, "tolist") else list(answer)
+            scores = np.array([0.0 if score is None else score for score in answer], dtype=np.float64)
+        except (TypeError, ValueError):
+            scores = np.zeros((0, 0))
+        if scores.ndim != 1:
+            raise ValueError(
+                f"The reward function {name!r} must return a list of numbers or None, one a text, got {answer!r}."
+            )
+        none = {row for row, score in enumerate(answer) if score is None}
+    if len(answer) != len(texts):
+        raise ValueError(f"The reward function {name!r} must return one score a text: {len(texts)}, got {len(answer)}.")
+    if not np.isfinite(scores).all():
+        bad = int(np.argmin(np.isfinite(scores)))
+        raise ValueError(
+            f"The reward function {name!r} must return finite numbers, got {scores[bad]} "
+            f"for {texts.completions[bad]!r} after {texts.prompts[bad]!r}."
+        )
+    return scores, none
 
 
 def vader(

@@ -6,9 +6,16 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Tokenizer(Protocol):
-    """The part of Hugging Face's tokenizer interface that the environment uses."""
+    """The part of Hugging Face's tokenizer interface that the environment uses.
+
+    It may also have `decode_rows(token_ids [K, T]) -> list[str]`: `decode` of many answers at once, without special
+    tokens; rows are filled up with 0.
+    """
 
     eos_token_id: Any
     pad_token_id: Any
@@ -50,6 +57,10 @@ class WordTokenizer:
         self.tokens = [eos_token, *distinct]
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         self.eos_token_id = self.pad_token_id = 0
+        # for `decode_rows`: each word in UTF-8 behind a space, all equally wide, and at last what begins a row
+        cells = [b"", *((" " + word).encode(errors="surrogatepass") for word in distinct), b"\n"]
+        widest = max(map(len, cells))
+        self._cells = np.array([cell.ljust(widest, b"\t") for cell in cells])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,6 +78,16 @@ class WordTokenizer:
     def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
         """The words of `token_ids`, separated by spaces."""
         return " ".join(self.tokens[i] for i in token_ids if not (skip_special_tokens and i == self.eos_token_id))
+
+    def decode_rows(self, token_ids: NDArray[Any]) -> list[str]:
+        """`decode` of each row of `token_ids` [K, T], without end tokens.
+
+        One long text that is cut at its ends of line: words contain no white space.
+        """
+        rows = np.empty((len(token_ids), token_ids.shape[1] + 1), dtype=np.int64)
+        rows[:, 0], rows[:, 1:] = len(self), token_ids
+        text = self._cells.take(rows).tobytes().translate(None, b"\t").replace(b"\n ", b"\n")
+        return text.decode(errors="surrogatepass").split("\n")[1:]
 
     def convert_ids_to_tokens(self, ids: Any) -> list[str]:
         """Each id as written in the vocabulary."""

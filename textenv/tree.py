@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.finished import Finished
 from textenv.process import Array, TextProcess
 from textenv.unwrap import process_of
 
@@ -210,11 +211,10 @@ def _rewards(
         scores = np.zeros(len(states))
         if finished.any():
             answers = np.concatenate([tokens[states[finished], :time], actions[finished, None]], axis=1)
-            ids = answers.tolist()
-            completions = [process.decode(row) for row in ids]
-            asked = (prompt[states[finished]], texts.prompt_text[finished], ids, completions)
-            scores[finished] = process.score(*asked)
-            if (gold := process.gold_score(*asked)) is not None:
+            length = np.full(len(answers), time + 1)
+            asked = Finished(process, prompt[states[finished]], texts.prompt_text[finished], answers, length)
+            scores[finished] = process.score(asked)
+            if (gold := process.gold_score(asked)) is not None:
                 all_gold[states[finished], actions[finished]] = gold
         moves = process.transitions(texts, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
         terms = process.reward_terms(moves, np.zeros((len(states), 1)), scores)

@@ -61,6 +61,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.first, num_envs)
         self.slots = Slots(process, num_envs, policy)
         self._ended = np.zeros(num_envs, dtype=np.bool_)
+        self._everyone = np.ones(num_envs, dtype=np.bool_)
 
     @property
     def prompts(self) -> list[str]:
@@ -122,29 +123,29 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
                 f"The texts in rows {np.flatnonzero(begin).tolist()} have ended; with autoreset DISABLED call "
                 "reset(options={'reset_mask': terminated}) before the next step."
             )
-        written = self.slots.live.copy()
-        step = self.slots.write(actions) if written.any() or not begin.any() else None
-        terminated = step.terminated if step else np.zeros(self.num_envs, dtype=np.bool_)
-        rewards = step.rewards if step else np.zeros(self.num_envs)
+        mode, slots = self.autoreset_mode, self.slots
+        written = slots.live
+        step = slots.write(actions) if np.count_nonzero(begin) < self.num_envs else None  # where all have ended: None
+        terminated = np.zeros(self.num_envs, dtype=np.bool_) if step is None else step.terminated
         info: Info = {}
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and step is not None and step.ended is not None:
+        if mode == AutoresetMode.SAME_STEP and step is not None and step.ended is not None:
             info |= self._final(step, terminated)
-            self.slots.start(step.ended.rows)
-        elif self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            self.slots.start(np.flatnonzero(begin))
-        self.slots.refresh()
+            slots.start(step.ended.rows)
+        elif mode == AutoresetMode.NEXT_STEP:
+            slots.start(begin.nonzero()[0])
+        slots.refresh()
 
-        everyone = np.ones(self.num_envs, dtype=np.bool_)
-        info |= _pack({"action_mask": self._action_mask()}, everyone)
-        if self.autoreset_mode == AutoresetMode.SAME_STEP:
-            self._ended, paid = np.zeros_like(terminated), written & ~terminated
-            if step is not None and paid.any():
-                info |= self._paid(step, paid)
+        info |= _pack({"action_mask": self._action_mask()}, self._everyone)
+        if step is None:
+            self._ended, rewards = terminated.copy(), np.zeros(self.num_envs)
+        elif mode == AutoresetMode.SAME_STEP:
+            self._ended, rewards, paid = np.zeros_like(terminated), step.rewards, written & ~terminated
+            if paid.any():
+                info |= self._paid(step.within(paid), paid)
         else:
-            self._ended = terminated.copy()
-            if step is not None:
-                info |= self._paid(step, written) | self._end(step, terminated)
-        return self.slots.observation(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), info
+            self._ended, rewards = terminated.copy(), step.rewards
+            info |= self._paid(step, written) | self._end(step, terminated)
+        return slots.observation(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [B, V], which tokens are allowed now: sb3-contrib's convention."""
@@ -166,9 +167,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         return mask.copy() if mask.flags.writeable else mask
 
     def _paid(self, step: Step, rows: NDArray[np.bool_]) -> Info:
-        terms = {name: np.where(rows, values, 0.0) for name, values in step.terms.items()}
-        info = _pack({"ref_log_prob": np.where(rows, step.ref_log_prob, 0.0)}, rows)
-        return info | _pack({"reward_terms": _pack(terms, rows)}, rows)
+        return _pack({"ref_log_prob": step.ref_log_prob, "reward_terms": _pack(step.terms, rows)}, rows)
 
     def _end(self, step: Step, terminated: NDArray[np.bool_]) -> Info:
         if (ended := step.ended) is None:
@@ -184,19 +183,20 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         if ended.kl is not None:
             known["kl"] = ended.kl
         info: Info = {}
-        for name, values in known.items():
-            info[name] = np.full(self.num_envs, None) if values.dtype == object else np.zeros(self.num_envs)
+        for name, values in known.items():  # 0 or None in the other rows
+            info[name] = (np.empty if values.dtype == object else np.zeros)(self.num_envs, dtype=values.dtype)
             info[name][ended.rows] = values
         return _pack(info, terminated)
 
     def _final(self, step: Step, terminated: NDArray[np.bool_]) -> Info:
         """`final_obs` and `final_info` of the rows that ended, as Gymnasium's SAME_STEP has them."""
-        final = self.slots.observation()
-        observations = np.full(self.num_envs, None)
-        for row in np.flatnonzero(terminated):  # Gymnasium's form: one dict a text that ended
-            observations[row] = {name: values[row] for name, values in final.items()}
-        mask = np.where(terminated[:, None], self.slots.action_mask(), np.int8(0))
-        info = _pack({"action_mask": mask}, terminated) | self._paid(step, terminated) | self._end(step, terminated)
+        texts, rows = self.slots.texts, terminated.nonzero()[0]
+        ended = zip(texts.input_ids.take(rows, axis=0), texts.attention_mask.take(rows, axis=0), strict=True)
+        observations = np.empty(self.num_envs, dtype=object)  # Gymnasium's form: one dict a text that ended
+        observations[rows] = [{"input_ids": ids, "attention_mask": mask} for ids, mask in ended]
+        masks = terminated.astype(np.int8)[:, None]  # after an end no action counts, and none is masked
+        info = _pack({"action_mask": np.broadcast_to(masks, (self.num_envs, self.process.vocab_size))}, terminated)
+        info |= self._paid(step.within(terminated), terminated) | self._end(step, terminated)
         return _pack({"final_obs": observations, "final_info": info}, terminated)
 
 
@@ -204,7 +204,7 @@ def _pack(info: dict[str, Any], rows: NDArray[np.bool_]) -> Info:
     """Gymnasium's vector info: beside each key the mask `_key` of the rows that have it."""
     packed: Info = {}
     for name, values in info.items():
-        packed[name], packed[f"_{name}"] = values, rows.copy()
+        packed[name], packed["_" + name] = values, rows.copy()
     return packed
 
 

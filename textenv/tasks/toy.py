@@ -103,13 +103,17 @@ class HiddenWeights:
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
     ) -> list[float]:
         """Scores of a batch of texts."""
-        longest = max(map(len, completion_ids))
-        words = np.array([ids + [-1] * (longest - len(ids)) for ids in completion_ids])
-        last = np.concatenate([np.zeros((len(words), 1), dtype=np.int64), words[:, :-1]], axis=1)
-        prompt = np.array([self.index[text] for text in prompts])[:, None]
-        paid = self.weights[prompt, np.arange(longest), last, words]
-        scores: list[float] = np.where(words >= 0, paid, 0.0).sum(axis=1).tolist()
+        length = np.array([len(ids) for ids in completion_ids])
+        tokens = np.array([ids + [0] * (length.max() - len(ids)) for ids in completion_ids])
+        scores: list[float] = self.of_tokens(np.array([self.index[text] for text in prompts]), tokens, length).tolist()
         return scores
+
+    def of_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+        """The same, from arrays."""
+        time = np.arange(tokens.shape[1])
+        last = np.zeros(tokens.shape, dtype=np.int64)
+        last[:, 1:] = tokens[:, :-1]
+        return np.where(time < length[:, None], self.weights[prompt[:, None], time, last, tokens], 0.0).sum(axis=1)
 
 
 def _machine(log_probs: Any, width: int) -> TableReference:
