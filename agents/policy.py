@@ -238,12 +238,7 @@ class TransformerPolicy(nn.Module):
 
         What `env.unwrapped.bind_policy` and `textenv.exact` ask of a policy.
         """
-        ids, mask = pack_left(
-            torch.as_tensor(input_ids, device=self.device), torch.as_tensor(attention_mask, device=self.device)
-        )
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False, logits_to_keep=1
-        )
+        output = self.model(**self._packed(input_ids, attention_mask), logits_to_keep=1)
         return self._scaled(output.logits[:, -1])
 
     def next_token_logits_and_values(
@@ -253,11 +248,17 @@ class TransformerPolicy(nn.Module):
 
         For agents that choose token by token; `evaluate_actions` reads whole answers in one pass.
         """
-        ids, mask = pack_left(input_ids, attention_mask)
-        read = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
-        output = self.model(**read, logits_to_keep=1, output_hidden_states=self.critic is None)
-        hidden = output.hidden_states[-1] if self.critic is None else self.critic(**read).last_hidden_state
+        texts = self._packed(input_ids, attention_mask)
+        with self._checkpointed():
+            output = self.model(**texts, logits_to_keep=1, output_hidden_states=self.critic is None)
+            hidden = output.hidden_states[-1] if self.critic is None else self.critic(**texts).last_hidden_state
         return self._scaled(output.logits[:, -1], action_mask), self._value(hidden, 1).squeeze(1)
+
+    def _packed(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
+        """What a model is called with to read whole texts: blanks on the left, so that the last column is a token."""
+        ids, mask = (torch.as_tensor(array, device=self.device) for array in (input_ids, attention_mask))
+        ids, mask = pack_left(ids, mask)
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
 
     def evaluate_actions(
         self,

@@ -3,12 +3,12 @@
     envs  = TextVecEnv(gym.make_vec("textenv/TajMahal-v0", num_envs=16, autoreset_mode="SameStep"))
     agent = MaskablePPO(MaskableCausalLMPolicy, envs, n_steps=64, gamma=1.0, normalize_advantage=False,
                         rollout_buffer_class=KLMaskableDictRolloutBuffer,
-                        rollout_buffer_kwargs={"kl_coef": envs.unwrapped.process.kl_coef},
                         policy_kwargs={"language_model": TransformerPolicy.for_env(envs)})
 
 The environment pays `score + beta log pi_ref(a|s)`; the other half, `- beta log pi(a|s)`, is paid by a rollout buffer
 when a step is added to it, from the log-probability that the token was sampled with. `ent_coef = beta` is no
-substitute: the entropy bonus looks one step ahead, the KL over the rest of the text.
+substitute: the entropy bonus looks one step ahead, the KL over the rest of the text. Who forgets the buffer is told
+before the first update.
 """
 
 from __future__ import annotations
@@ -33,12 +33,36 @@ from textenv.process import InvalidAction
 from textenv.vector import TextVectorEnv
 
 
+class TextSpace(spaces.Dict):
+    """The observations of `TextVecEnv`, and what is owed for them.
+
+    Stable-Baselines3 hands one and the same observation space to policy and buffer, and nothing else that both see: so
+    the buffer reads beta off it, and the policy whether a buffer has paid.
+    """
+
+    def __init__(self, parts: dict[str, Any], kl_coef: float) -> None:
+        super().__init__(parts)
+        self.kl_coef = kl_coef
+        self.owed = False  # a step was sampled, and its `- beta log pi(a|s)` not yet paid
+
+    def __eq__(self, other: object) -> bool:
+        """Of the same beta too: an agent that is loaded goes on with the one that it was saved with."""
+        return super().__eq__(other) and getattr(other, "kl_coef", self.kl_coef) == self.kl_coef
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} with kl_coef={self.kl_coef}"
+
+
 class TextVecEnv(VecEnv):
     """A batched text environment as Stable-Baselines3 wants it: `reset` and `step` without Gymnasium's flags.
 
     Texts that end begin anew in the same step, so no transition is dead; what they ended as is in their `infos` row
-    (`terminal_observation`, `prompt`, `response`, `score`, `finish_reason`). `TimeLimit.truncated` is always False: the
-    score was paid, nothing is to be bootstrapped.
+    (`terminal_observation`, `prompt`, `response`, `score`, `finish_reason`), beside what each step's says
+    (`action_mask`, `ref_log_prob`, `reward_terms`). `TimeLimit.truncated` is always False: the score was paid, nothing
+    is to be bootstrapped.
+
+    It is for learning, where the policy's half of the KL is a buffer's to pay. To measure J, let `evaluate_policy` play
+    a single environment that pays both: `gym.make("textenv/...", policy=language_model)`.
 
     Args:
         envs: of `gym.make_vec(..., autoreset_mode="SameStep")`.
@@ -65,17 +89,13 @@ class TextVecEnv(VecEnv):
                 "shaping=), or around TextVecEnv (VecEnvWrapper)."
             )
         self.envs: TextVectorEnv = inner
+        self.process = inner.process  # where our agents and the oracle look for it
+        self.prompts = inner.prompts
         self.mask_in_observation = mask_in_observation
-        space = inner.single_observation_space
+        parts = dict(inner.single_observation_space.spaces)
         if mask_in_observation:
-            mask = spaces.Box(0, 1, (inner.process.vocab_size,), np.int8)
-            space = spaces.Dict({**space.spaces, "action_mask": mask})
-        super().__init__(inner.num_envs, space, inner.single_action_space)
-
-    @property
-    def unwrapped(self) -> TextVectorEnv:
-        """The environment, as our agents and the oracle want it."""
-        return self.envs
+            parts["action_mask"] = spaces.Box(0, 1, (inner.process.vocab_size,), np.int8)
+        super().__init__(inner.num_envs, TextSpace(parts, inner.process.kl_coef), inner.single_action_space)
 
     def reset(self) -> Any:
         if any(self._options):
@@ -86,7 +106,10 @@ class TextVecEnv(VecEnv):
 
     def step_async(self, actions: Any) -> None:
         if self.envs.slots.policy is not None:
-            raise ValueError("With a bound policy the environment pays the KL that PaysKL pays too: bind_policy(None).")
+            raise ValueError(
+                "With a bound policy the environment pays the KL that PaysKL pays too: bind_policy(None). To evaluate "
+                "with both halves paid, bind a single environment: gym.make('textenv/...', policy=language_model)."
+            )
         self.actions = actions
 
     def step_wait(self) -> Any:
@@ -99,12 +122,11 @@ class TextVecEnv(VecEnv):
             )
             raise
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
+        _share_out(info, infos)
+        if terminated.any():
+            _share_out(info["final_info"], infos)  # of a text that ended its last state, as Stable-Baselines3 has it
         for row in np.flatnonzero(terminated):
-            mask = {"action_mask": info["final_info"]["action_mask"][row]}
-            infos[row]["terminal_observation"] = self._shown(info["final_obs"][row], mask)
-            for name in ("prompt", "response", "score", "gold_score", "kl", "finish_reason"):
-                if name in info["final_info"]:
-                    infos[row][name] = info["final_info"][name][row]
+            infos[row]["terminal_observation"] = self._shown(info["final_obs"][row], infos[row])
         return self._shown(observations, info), rewards.astype(np.float32), terminated, infos
 
     def _shown(self, observation: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +141,9 @@ class TextVecEnv(VecEnv):
         return [getattr(self.envs, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """For all rows, which are one environment."""
+        if set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise ValueError(f"The rows of TextVecEnv are one environment: {attr_name} is set for all of them.")
         setattr(self.envs, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
@@ -132,17 +157,38 @@ class TextVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
 
+def _share_out(info: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """To each row what Gymnasium's vector info says of it: `info[name][row]`, where `info["_name"][row]` is True."""
+    for name, values in info.items():
+        if name.startswith("_") or name in ("final_obs", "final_info"):
+            continue
+        known = np.flatnonzero(info[f"_{name}"])
+        if isinstance(values, dict):
+            parts: list[dict[str, Any]] = [{} for _ in rows]
+            _share_out(values, parts)
+            values = parts
+        for row in known:
+            rows[row][name] = values[row]
+
+
 class PaysKL:
     """For a rollout buffer: pay `- beta log pi(a|s)` for each step that is added, as it was sampled.
 
     Args:
-        kl_coef: beta, which must be the environment's:
-            `rollout_buffer_kwargs={"kl_coef": envs.unwrapped.process.kl_coef}`.
+        kl_coef: beta, by default the environment's; to be passed, `rollout_buffer_kwargs={"kl_coef": beta}`, where a
+            wrapper (`FlatTokens`) hides `TextVecEnv`'s observation space.
     """
 
-    def __init__(self, *args: Any, kl_coef: float, **kwargs: Any) -> None:
-        self.kl_coef = kl_coef
+    observation_space: Any
+
+    def __init__(self, *args: Any, kl_coef: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        beta = getattr(self.observation_space, "kl_coef", kl_coef)
+        if beta is None:
+            raise TypeError("Only TextVecEnv tells its beta by itself: pass rollout_buffer_kwargs={'kl_coef': ...}.")
+        if kl_coef is not None and kl_coef != beta:
+            raise ValueError(f"The environment's kl_coef is {beta}, the buffer's {kl_coef}: leave the buffer's out.")
+        self.kl_coef: float = beta
 
     def add(
         self, obs: Any, action: Any, reward: Any, episode_start: Any, value: Tensor, log_prob: Tensor, **more: Any
@@ -150,6 +196,8 @@ class PaysKL:
         """As the buffer's own, with the reward made whole."""
         own = log_prob.detach().cpu().numpy().reshape(np.shape(reward))
         super().add(obs, action, reward - self.kl_coef * own, episode_start, value, log_prob, **more)
+        if isinstance(self.observation_space, TextSpace):
+            self.observation_space.owed = False
 
 
 class KLRolloutBuffer(PaysKL, RolloutBuffer):
@@ -169,7 +217,7 @@ class KLMaskableDictRolloutBuffer(PaysKL, MaskableDictRolloutBuffer):
 
 
 class CausalLMExtractor(BaseFeaturesExtractor):
-    """A language model as features: log-odds of the V tokens, and in the last column the value V(s)."""
+    """A language model as features: logits of the V tokens, and in the last column the value V(s)."""
 
     def __init__(self, observation_space: Any, language_model: TransformerPolicy) -> None:
         super().__init__(observation_space, language_model.vocab_size + 1)
@@ -198,12 +246,21 @@ class Columns(nn.Module):
 class KeepsPretrained:
     """For an actor-critic policy: logits and values are the language model's, weights and all.
 
+    The features are [logits, V]; between them and the heads are no layers, and the heads only pick their columns.
+
     Args (as `policy_kwargs`):
         language_model: a `TransformerPolicy`; a copy of it is trained.
     """
 
     def __init__(self, *args: Any, language_model: TransformerPolicy, **kwargs: Any) -> None:
-        if fixed := {"net_arch", "features_extractor_class", "features_extractor_kwargs", "ortho_init"} & set(kwargs):
+        architecture = {
+            "net_arch",
+            "features_extractor_class",
+            "features_extractor_kwargs",
+            "share_features_extractor",  # False would make two language models
+            "ortho_init",
+        }
+        if fixed := architecture & set(kwargs):
             raise TypeError(f"The architecture is the language model's: leave out {', '.join(sorted(fixed))}.")
         if not isinstance(language_model, TransformerPolicy):
             raise TypeError(
@@ -224,10 +281,32 @@ class KeepsPretrained:
         )
 
     def _build(self: Any, lr_schedule: Any) -> None:
-        self._build_mlp_extractor()  # of no layers
+        self._build_mlp_extractor()
         vocab_size = self.features_dim - 1
         self.action_net, self.value_net = Columns(slice(vocab_size)), Columns(slice(vocab_size, None))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        """Asked for by `save`, whose file would hold weights without the language model that they belong to."""
+        raise NotImplementedError(
+            "A policy alone is not saved: save the agent (agent.save), or the language model as a Hugging Face "
+            "checkpoint (agent.policy.features_extractor.language_model.save_pretrained)."
+        )
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Samples, as rollouts do; with the tokens the policy's half of their KL falls due."""
+        if isinstance(self.observation_space, TextSpace):
+            self.observation_space.owed = self.observation_space.kl_coef > 0
+        return super().forward(*args, **kwargs)
+
+    def evaluate_actions(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As it was, for an update; refused where no buffer has paid for what was sampled."""
+        if getattr(self.observation_space, "owed", False):
+            raise ValueError(
+                "Nobody has paid the policy's half of the KL, `- beta log pi(a|s)`: pass rollout_buffer_class="
+                "KLDictRolloutBuffer, with MaskablePPO KLMaskableDictRolloutBuffer."
+            )
+        return super().evaluate_actions(*args, **kwargs)
 
 
 class CausalLMPolicy(KeepsPretrained, MultiInputActorCriticPolicy):

@@ -228,6 +228,14 @@ class TrialConfig(AgentFlags):
     seed: int = 0
     """Seeds prompts, tokens and minibatches."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if issubclass(AGENTS[self.agent], StableBaselines):
+            # they train a copy of the whole policy, and learn from tokens of texts that go on
+            for name in ("lora_rank", "log_completions"):
+                if getattr(self, name):
+                    raise FlagError(f"--{name.replace('_', '-')} is for our agents, not for {self.agent}.")
+
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """The agent that the flags name."""
         return AGENTS[self.agent](policy, env, **self.hyperparameters())

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from tqdm.auto import tqdm
 
 from agents import TransformerPolicy
 from agents.agent import Metrics, check_range
@@ -34,7 +37,10 @@ from textenv.vector import TextVectorEnv
 
 @dataclass(eq=False)
 class StableBaselines(ABC):
-    """`learn`, `save` and `load` as our agents have them, around one of Stable-Baselines3's algorithms."""
+    """`learn`, `save` and `load` as our agents have them, around one of Stable-Baselines3's algorithms.
+
+    A callback is told no answers (None): Stable-Baselines3 has tokens, of texts that may go on.
+    """
 
     initial_policy: TransformerPolicy
     """Where it starts; a copy is trained."""
@@ -49,7 +55,8 @@ class StableBaselines(ABC):
     gae_lambda: float = 0.95
     """0 trusts V after one step, 1 not at all."""
     vf_coef: float = 0.1
-    """Weight of the value loss."""
+    """Weight of the value loss, 1/2 (V - target)^2 as in our agents: Stable-Baselines3's has no 1/2, and is passed half
+    of this."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
     normalize_advantage: bool = False
@@ -72,11 +79,11 @@ class StableBaselines(ABC):
 
     def shared(self, envs: TextVectorEnv, buffer: type[Any]) -> dict[str, Any]:
         """The arguments that all of them take."""
-        names = ("learning_rate", "n_steps", "gae_lambda", "vf_coef", "max_grad_norm", "normalize_advantage", "seed")
+        names = ("learning_rate", "n_steps", "gae_lambda", "max_grad_norm", "normalize_advantage", "seed")
         return {name: getattr(self, name) for name in names} | {
             "gamma": 1.0,
+            "vf_coef": self.vf_coef / 2,
             "rollout_buffer_class": buffer,
-            "rollout_buffer_kwargs": {"kl_coef": envs.process.kl_coef},
             "policy_kwargs": {"language_model": self.initial_policy},
             "device": self.initial_policy.device,
         }
@@ -95,27 +102,27 @@ class StableBaselines(ABC):
     def learn(
         self,
         total_timesteps: int,
-        callback: Callable[[Any, Any, Metrics], Any] | None = None,
+        callback: Callable[[Any, Any, Metrics], bool | None] | None = None,
+        progress_bar: bool = False,
         reset_num_timesteps: bool = True,
     ) -> Self:
-        """Learn from `total_timesteps` more tokens; `callback(agent, None, metrics)` is called after each update."""
+        """Learn from `total_timesteps` more tokens; `callback(agent, None, metrics)` after an update may say False."""
+        if total_timesteps < 0:
+            raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
         if reset_num_timesteps:
             self.num_updates = 0
-        # sb3-contrib's masked probabilities fail torch's check that they sum to 1 on large vocabularies
-        torch.distributions.Distribution.set_default_validate_args(False)
-        try:
+        with tqdm(total=total_timesteps, unit="tok", disable=not progress_bar) as bar, suppress(Stopped):
             self.algorithm.learn(
                 total_timesteps,
-                callback=AfterUpdate(self, callback),
+                callback=AfterUpdate(self, callback, bar),
                 log_interval=None,
                 reset_num_timesteps=reset_num_timesteps,
             )
-        finally:
-            torch.distributions.Distribution.set_default_validate_args(True)
         return self
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | PathLike[str]) -> None:
         """The policy as a Hugging Face checkpoint, the settings, and all that `load` needs."""
+        folder = Path(folder)
         self.policy.save_pretrained(folder)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("initial_policy", "env")}
         counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates}
@@ -123,8 +130,9 @@ class StableBaselines(ABC):
         torch.save(self.algorithm.get_parameters(), folder / "training_state.pt")
 
     @classmethod
-    def load(cls, folder: Path, env: Any, device: str = "cpu") -> Self:
+    def load(cls, folder: str | PathLike[str], env: Any, device: str = "cpu") -> Self:
         """An agent as it was saved, but for the random numbers and texts in progress: learning goes on with others."""
+        folder = Path(folder)
         saved = json.loads((folder / "agent.json").read_text())
         agent = cls(TransformerPolicy.from_pretrained(folder).to(device), env, **saved["settings"])
         state = torch.load(folder / "training_state.pt", map_location=device, weights_only=True)
@@ -183,12 +191,17 @@ class SB3A2C(StableBaselines):
         return A2C(CausalLMPolicy, TextVecEnv(envs, mask_in_observation=not envs.process.full_support), **arguments)
 
 
+class Stopped(Exception):
+    """The callback said False. (Stable-Baselines3's own way to stop would first write another token of each text, and
+    go on later as if it had not been written.)"""
+
+
 class AfterUpdate(BaseCallback):
     """Calls back after each update, that is before the next tokens are written and at the end."""
 
-    def __init__(self, agent: StableBaselines, callback: Callable[[Any, Any, Metrics], Any] | None) -> None:
+    def __init__(self, agent: StableBaselines, callback: Callable[[Any, Any, Metrics], Any] | None, bar: Any) -> None:
         super().__init__()
-        self.agent, self.callback = agent, callback
+        self.agent, self.callback, self.bar = agent, callback, bar
         self.told = 0
         self.scores: list[float] = []
 
@@ -212,6 +225,7 @@ class AfterUpdate(BaseCallback):
         if self.scores:
             metrics["objective/scores"] = float(np.mean(self.scores))
         self.agent.num_updates += 1
+        self.bar.update(self.num_timesteps - self.told)
         self.told, self.scores = self.num_timesteps, []
-        if self.callback is not None:
-            self.callback(self.agent, None, metrics)
+        if self.callback is not None and self.callback(self.agent, None, metrics) is False:
+            raise Stopped

@@ -136,7 +136,7 @@ def _agent(config: TrialConfig, env: Any, folder: Path, initial: Path) -> Agent 
     for name in CHECKPOINTS:
         if (folder / name / "training_state.pt").is_file():  # written last: the checkpoint is whole
             agent = AGENTS[config.agent].load(folder / name, env, device=config.device)
-            if config.gradient_checkpointing and isinstance(agent, Agent):
+            if config.gradient_checkpointing:
                 agent.policy.gradient_checkpointing_enable()
             return agent
     return config.make_agent(initial_policy(config, env, initial), env)

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from agents import collect
+from agents.losses import value_loss
 from experiments import baselines
 from experiments.baselines import best_of_n, best_of_n_log_probs, random_policy
+from experiments.compare import CompareConfig
+from experiments.config import FlagError
 from experiments.evaluation import Yardstick, tokens_to_share
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO
-from experiments.trial import read_metrics, run_trial
+from experiments.trial import _agent, read_metrics, run_trial
 from tests.test_experiments import tiny
 from tests.test_gradients import random_policy as arbitrary_policy
 from textenv import exact
@@ -135,7 +138,7 @@ def test_tokens_to_a_share_are_read_off_the_curve() -> None:
 
 @pytest.mark.parametrize("agent", [SB3PPO, SB3A2C, SB3MaskablePPO])
 def test_stable_baselines_starts_at_the_given_policy_and_counts_tokens(agent: Any) -> None:
-    """On a masked task; the given policy is not trained, torch's checks are on again afterwards."""
+    """On a masked task; the given policy is not trained, torch's checks stay as they are."""
     env = gym.make_vec("textenv/TajMahal-v0")
     start = arbitrary_policy(env).float()
     before = [p.clone() for p in start.parameters()]
@@ -150,8 +153,20 @@ def test_stable_baselines_starts_at_the_given_policy_and_counts_tokens(agent: An
     assert all(torch.equal(one, other) for one, other in zip(before, start.parameters(), strict=True))
     assert any(not torch.equal(p, q) for p, q in zip(before, found.policy.parameters(), strict=True))
     assert torch.distributions.Distribution._validate_args
-    found.learn(32, lambda agent, rollout, metrics: told.append((agent.num_timesteps, metrics)), False)
+    found.learn(32, lambda agent, rollout, metrics: told.append((agent.num_timesteps, metrics)), False, False)
     assert told[-1][0] == found.num_timesteps == 160 and len(told) == found.num_updates == 5
+
+
+@pytest.mark.parametrize("agent", [SB3PPO, SB3A2C, SB3MaskablePPO])
+def test_a_callback_stops_stable_baselines(agent: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it stops ours: after that update, no token more; learning can go on afterwards. A progress bar on request."""
+    found = agent(arbitrary_policy(toy()).float(), toy(), n_episodes=8, n_steps=4, seed=0)
+    found.learn(1000, lambda agent, rollout, metrics: agent.num_updates < 2)
+    assert (found.num_timesteps, found.num_updates) == (64, 2) and "tok" not in capsys.readouterr().err
+    found.learn(32, progress_bar=True, reset_num_timesteps=False)
+    assert (found.num_timesteps, found.num_updates) == (96, 3) and "32/32" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="total_timesteps must not be negative"):
+        found.learn(-1)
 
 
 @pytest.mark.parametrize("agent", [SB3PPO, SB3A2C, SB3MaskablePPO])
@@ -162,10 +177,14 @@ def test_stable_baselines_is_set_up_as_ours_and_loads_what_it_saved(agent: Any, 
     assert (fresh.algorithm.rollout_buffer.kl_coef, fresh.algorithm.rollout_buffer.gamma) == (0.3, 1.0)
     optimizer = fresh.algorithm.policy.optimizer
     assert type(optimizer) is torch.optim.Adam and optimizer.defaults["eps"] == 1e-5
+    values, targets = torch.randn(2, 8, 1)
+    theirs = fresh.algorithm.vf_coef * torch.nn.functional.mse_loss(values, targets)  # as its `train` has it
+    ours = fresh.vf_coef * value_loss(values, targets, torch.ones(8, 1, dtype=torch.bool))
+    torch.testing.assert_close(theirs, ours)
     fresh.learn(32)
     first = fresh.algorithm.rollout_buffer.observations["input_ids"].copy()
-    fresh.save(tmp_path)
-    loaded = agent.load(tmp_path, env)
+    fresh.save(str(tmp_path))
+    loaded = agent.load(str(tmp_path), env)
     assert (loaded.num_timesteps, loaded.num_updates) == (32, 1)
     for one, other in zip(fresh.policy.parameters(), loaded.policy.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -184,6 +203,30 @@ def test_senseless_settings_of_stable_baselines_are_refused(flag: dict[str, Any]
     env = toy()
     with pytest.raises(ValueError, match=next(iter(flag))):
         SB3PPO(arbitrary_policy(env).float(), env, **flag)
+
+
+@pytest.mark.parametrize("flag", [{"lora_rank": 2}, {"log_completions": 1}])
+def test_flags_that_stable_baselines_cannot_honour_are_refused(flag: dict[str, int]) -> None:
+    """At once and by name, in `train` and in `compare`; our agents take them."""
+    name = next(iter(flag)).replace("_", "-")
+    with pytest.raises(FlagError, match=f"--{name} is for our agents, not for sb3-a2c"):
+        tiny(agent="sb3-a2c", **flag)
+    tiny(agent="actor_critic", **flag)
+    if "lora_rank" in flag:
+        with pytest.raises(FlagError, match="--lora-rank is for our agents, not for maskable-ppo"):
+            CompareConfig(agents=["ppo", "maskable-ppo"], **flag).trials()
+
+
+def test_checkpointing_by_a_flag_is_kept_when_a_trial_goes_on(tmp_path: Path) -> None:
+    """It reaches the copy that Stable-Baselines3 trains, a new one and the one of a checkpoint."""
+    config = tiny(agent="sb3-ppo", gradient_checkpointing=True)
+    env = config.make_env()
+    arbitrary_policy(env).float().save_pretrained(tmp_path / "initial")
+    fresh = _agent(config, env, tmp_path, tmp_path / "initial")
+    fresh.save(tmp_path / "checkpoint")
+    again = _agent(config, env, tmp_path, tmp_path / "nowhere")
+    assert fresh.policy.gradient_checkpointing and again.policy.gradient_checkpointing
+    assert any(getattr(layer, "gradient_checkpointing", False) for layer in again.policy.model.modules())
 
 
 @pytest.mark.filterwarnings("error")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -54,20 +53,12 @@ def test_masked_tokens_are_never_written() -> None:
     algorithm, _, found = episodes(None)
     for _, tokens, _, masks in found:
         assert masks[np.arange(len(tokens)), tokens].all() and not masks.all()
-    buffer = tianshou_ppo.make(tianshou_ppo.Args(num_envs=2))[1]
-    buffer.reset()
-    buffer.collect(n_step=32)
-    batch, _ = buffer.buffer.sample(0)
+    _, collector, _ = tianshou_ppo.make(tianshou_ppo.Args(num_envs=2))
+    collector.reset()
+    collector.collect(n_step=32)
+    batch, _ = collector.buffer.sample(0)
     probs = algorithm.policy(batch).dist.probs.detach().numpy()
     assert not probs[batch.obs.mask == 0].any() and (probs[batch.obs.mask == 1] > 0).all()
-
-
-def test_the_wrapper_says_what_the_environment_says() -> None:
-    """`mask` is `info["action_mask"]`."""
-    env = tianshou_ppo.MaskInObservation(gym.make("textenv/TajMahal-v0"), key="mask")
-    observation, info = env.reset(seed=0)
-    np.testing.assert_array_equal(observation["mask"], info["action_mask"])
-    assert env.observation_space.contains(observation)
 
 
 @pytest.mark.slow

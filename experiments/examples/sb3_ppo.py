@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import gymnasium as gym
-import torch
 import tyro
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
@@ -52,8 +51,6 @@ def train(args: Args) -> tuple[Any, float]:
     maskable = args.algorithm == "MaskablePPO"
     inner = gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode="SameStep")
     envs = TextVecEnv(inner, mask_in_observation=not maskable)
-    if maskable:  # sb3-contrib's masked probabilities fail torch's check that they sum to 1 on large vocabularies
-        torch.distributions.Distribution.set_default_validate_args(False)
     algorithm: Any = MaskablePPO if maskable else PPO
     agent = algorithm(
         MaskableCausalLMPolicy if maskable else CausalLMPolicy,
@@ -68,7 +65,6 @@ def train(args: Args) -> tuple[Any, float]:
         normalize_advantage=False,
         seed=args.seed,
         rollout_buffer_class=KLMaskableDictRolloutBuffer if maskable else KLDictRolloutBuffer,
-        rollout_buffer_kwargs={"kl_coef": envs.unwrapped.process.kl_coef},
         policy_kwargs={"language_model": TransformerPolicy.for_env(envs)},
         device="cpu",
     )
