@@ -242,3 +242,29 @@ def test_other_environments_are_refused(wrapper: Any) -> None:
     """Wrappers of texts need a text environment."""
     with pytest.raises(TypeError, match=r"single environment.*got CartPoleEnv"):
         wrapper(gym.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize("action", [5, None, b"it is", ("it is",), [1, 2]])
+def test_an_action_that_is_no_string_is_refused(action: Any) -> None:
+    """In a word, and nothing is written."""
+    env = TextAction(gym.make("textenv/TajMahal-v0"))
+    env.reset(options={"prompt": "where is the taj mahal"})
+    with pytest.raises(InvalidAction, match="An action is a whole answer, a string, got"):
+        env.step(action)
+    assert env.step("paris")[2]
+
+
+def test_faces_that_do_not_fit_on_each_other_are_refused() -> None:
+    """Where one would not find what it changes, or would drop what another added."""
+    toy = gym.make("textenv/Toy-v0")
+    for inner in (TextAction(toy), FlatTokens(toy), MaskInObservation(toy)):
+        with pytest.raises(ValueError, match="FlatTokens makes one row of input_ids and attention_mask"):
+            FlatTokens(inner)
+    with pytest.raises(ValueError, match="TextAction writes token by token"):
+        TextAction(TextAction(toy))
+
+
+def test_a_loop_over_environments_is_told_what_to_use() -> None:
+    """`gym.make_vec` with a vectorization_mode makes Gymnasium's own."""
+    with pytest.raises(TypeError, match="gym.make_vec without a vectorization_mode.*got SyncVectorEnv"):
+        exact.solve(gym.make_vec("textenv/Toy-v0", num_envs=2, vectorization_mode="sync"))

@@ -28,7 +28,8 @@ def process_of(env: Any) -> TextProcess:
     process = env if isinstance(env, TextProcess) else getattr(getattr(env, "unwrapped", env), "process", None)
     if not isinstance(process, TextProcess):
         raise TypeError(
-            f"Expected an environment of textenv (gym.make('textenv/...') or gym.make_vec), got {type(env).__name__}. "
+            "Expected an environment of textenv (gym.make('textenv/...'), or gym.make_vec without a "
+            f"vectorization_mode), got {type(env).__name__}. "
             '(Agents also take a single environment of another library, as README\'s "Plug in your agent" says.)'
         )
     wrapper = env

@@ -11,7 +11,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from textenv.env import Observation, TextEnv
-from textenv.process import Array, TextProcess, Texts
+from textenv.process import Array, InvalidAction, TextProcess, Texts
 
 
 class FlatTokens(gym.ObservationWrapper[Array, np.int64, Observation], RecordConstructorArgs):
@@ -31,6 +31,8 @@ class FlatTokens(gym.ObservationWrapper[Array, np.int64, Observation], RecordCon
         RecordConstructorArgs.__init__(self)
         gym.ObservationWrapper.__init__(self, env)
         process = _text_env(env).process
+        if set(getattr(env.observation_space, "spaces", ())) != {"input_ids", "attention_mask"}:
+            raise ValueError(f"FlatTokens makes one row of input_ids and attention_mask, got {env.observation_space}.")
         self.blank = process.vocab_size
         length = process.prompt_width + process.max_new_tokens
         self.observation_space = spaces.MultiDiscrete(np.full(length, self.blank + 1))
@@ -83,7 +85,7 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
 
     The observation is the text so far, prompt and answer, shown with a space between them. The reward is the sum of
     what the tokens were paid: an episode returns the same in total. An answer that leaves room is closed with the end
-    token, as in `testing.play`.
+    token (the first of `process.eos_token_ids`), as in `testing.play`.
     `info` is that of the last token, with `token_ids` and `token_rewards`, what was written and what each was paid.
     `action_space.sample()` is an answer that the reference allows. Strings of any length and script do not fit into
     shared memory: `AsyncVectorEnv` of it needs `shared_memory=False`.
@@ -102,6 +104,8 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
         self.text_env = _text_env(env)
+        if not isinstance(env.action_space, spaces.Discrete):
+            raise ValueError(f"TextAction writes token by token, so actions must be tokens, got {env.action_space}.")
         self.observation_space = AnyText()
         self.action_space = self.answers = Answers(self.text_env.process)
         self.ended = True
@@ -117,9 +121,12 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
 
         Raises:
             ResetNeeded: no episode is in progress.
-            InvalidAction: a token of it is masked. Nothing is written then.
-            ValueError: it is empty and cannot end, is too long, or has a word that the tokenizer does not know.
+            InvalidAction: it is no string, or a token of it is masked. Nothing is written then.
+            ValueError: it is empty and cannot end, is too long, goes on after an end token, or has a word that the
+                tokenizer does not know.
         """
+        if not isinstance(action, str):
+            raise InvalidAction(f"An action is a whole answer, a string, got {action!r}.")
         if self.ended:
             raise gym.error.ResetNeeded("An answer ends the episode: call reset() before the next one.")
         tokens = self._tokens(action)
@@ -149,8 +156,8 @@ class TextAction(gym.Wrapper[str, str, Observation, np.int64], RecordConstructor
         ends = process.is_eos[tokens]
         if not 0 < len(tokens) <= room or ends[:-1].any() or not (ends[-1] or len(tokens) == room):
             raise ValueError(
-                f"An action must be a whole answer, which ends itself or takes all {room} tokens that are left and no "
-                f"more; {answer!r} has the tokens {tokens}."
+                f"An action must be a whole answer: one that ends itself, with an end token at its end alone, or takes "
+                f"all {room} tokens that are left and no more; {answer!r} has the tokens {tokens}."
             )
         begun = _prefixes(process, texts, tokens)
         log_probs = process.next_log_probs(begun)[np.arange(len(tokens)), tokens]
