@@ -13,11 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.imitation import imitate
-from textenv.causal_lm import CausalLMReference, forward_answers, pack_left, position_ids
+from textenv.causal_lm import (
+    CausalLMReference,
+    check_causal,
+    forward_answers,
+    load_causal_lm,
+    pack_left,
+    position_ids,
+)
 from textenv.unwrap import process_of
 
 ADAPTER = "adapter"  # the folder of it in a checkpoint
@@ -138,7 +145,8 @@ class TransformerPolicy(nn.Module):
         if reference is not None and (folder / ADAPTER).is_dir():
             model = _adapted(reference, folder / ADAPTER)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            model = load_causal_lm(path)
+            check_causal(model.eval())
         saved = json.loads((folder / "policy.json").read_text()) if (folder / "policy.json").is_file() else {}
         policy = cls(
             model,

@@ -135,7 +135,9 @@ def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrai
     Lines: agents, means over seeds; bands: lowest to highest.
     """
     gold = baselines.get("reference_gold_score") is not None
-    figure, axes = plt.subplots(1, 4 if gold else 3, figsize=(20 if gold else 15, 4.2), layout="constrained")
+    shape, size = ((2, 2), (11, 8)) if gold else ((1, 3), (15, 4.2))
+    figure, grid = plt.subplots(*shape, figsize=size, layout="constrained")
+    axes = grid.flatten()
     bought = {"score": axes[2], "gold_score": axes[3]} if gold else {"score": axes[2]}
     for name, trials in summaries.items():
         rows = [read_metrics(folder / name / f"seed-{trial['seed']}") for trial in trials]
@@ -160,9 +162,9 @@ def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrai
     kl = "KL(pi || pi_ref) over whole answers, nats"
     axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
     axes[1].set(xlabel="tokens", ylabel=kl, ylim=(0, None))
-    axes[2].set(xlabel=kl, ylabel="score (a line a seed; dot: the end; star: best of n)", xlim=(0, None))
+    axes[2].set(xlabel=kl, ylabel="score", xlim=(0, None), title="a line a seed, a dot its end; star: best of n")
     if gold:
-        axes[3].set(xlabel=kl, ylabel="gold score: shown, never paid", xlim=(0, None))
+        axes[3].set(xlabel=kl, ylabel="gold score", xlim=(0, None), title="shown, never paid")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

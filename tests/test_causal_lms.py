@@ -13,18 +13,22 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
     GPT2Config,
     LlamaConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    T5Config,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents import PPO, REINFORCE, TransformerPolicy, collect
 from agents.sampling import new_generator
 from tests.tasks import letter_values
+from textenv.causal_lm import check_causal
 from textenv.testing import play
 
 SMALL: dict[str, Any] = {
@@ -275,6 +279,28 @@ def test_what_cannot_be_a_policy_is_refused() -> None:
         policy.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match=r"vocabulary of 5 tokens, the tokenizer one of 6"):
         task("gpt2", reference=model("gpt2", vocab_size=5))
+
+
+def test_encoders_are_refused(tmp_path: Path) -> None:
+    """BERT's kind can be loaded as a causal language model, but sees what comes next: a wrong log-probability."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    encoder = BertLMHeadModel(BertConfig(vocab_size=PADDED, initializer_range=0.5, **sizes)).eval()
+    ids = torch.tensor([[3, 4], [3, 5]])
+    with torch.no_grad():
+        ahead = encoder(ids).logits[:, 0]
+    assert not torch.allclose(ahead[0], ahead[1], atol=1e-3)  # the fault itself
+    with pytest.raises(ValueError, match="BertLMHeadModel sees what comes after a token"):
+        check_causal(encoder)
+    encoder.save_pretrained(tmp_path / "bert")
+    for load in (TransformerPolicy.from_pretrained, lambda path: task("gpt2", reference=path)):
+        with pytest.raises(ValueError, match="so it is no causal language model"):
+            load(str(tmp_path / "bert"))
+    T5Config().save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="t5' holds no causal language model.*but a t5"):
+        task("gpt2", reference=str(tmp_path / "t5"))
+    for kind in CONFIGS:  # controls
+        check_causal(model(kind).eval())
 
 
 @every_shape

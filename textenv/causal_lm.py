@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from textenv.follower import Follower
 
@@ -30,6 +30,41 @@ def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     width = int(attention_mask.sum(dim=1).max())
     order = attention_mask.long().argsort(dim=1, stable=True)[:, -width:]
     return input_ids.gather(1, order), attention_mask.gather(1, order)
+
+
+def load_causal_lm(path: str | PathLike[str]) -> Any:
+    """The causal language model in a folder, or of a hub id, in float32.
+
+    Raises:
+        ValueError: what is there is none.
+        OSError: nothing is there.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{str(path)!r} holds no causal language model, which writes from left to right, but a {config.model_type}."
+        )
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+@torch.no_grad()
+def check_causal(model: Any) -> None:
+    """What stands to the right must not be seen, or the log-probabilities of an answer would know it.
+
+    Raises:
+        ValueError: the model looks ahead, as BERT's kind does, or does not take what is needed here.
+    """
+    name, ids = type(model).__name__, torch.tensor([[0, 0], [0, 1]], device=model.device)
+    try:
+        first = forward_answers(
+            model, torch.nn.functional.pad(ids, (0, 1)), torch.ones(2, 3, device=ids.device).long(), 2
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"{name} does not take position_ids and logits_to_keep, which are needed here: {error}"
+        ) from None
+    if not torch.allclose(first.logits[0, 0].float(), first.logits[1, 0].float(), rtol=1e-4, atol=1e-4):
+        raise ValueError(f"{name} sees what comes after a token, so it is no causal language model (an encoder?).")
 
 
 class KVReader:
@@ -133,7 +168,7 @@ class CausalLMReference:
 
     def __init__(self, model: Any, *, vocab_size: int | None = None) -> None:
         if isinstance(model, str | PathLike):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            model = load_causal_lm(model)
         elif hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
             model = copy.deepcopy(model)
         else:
@@ -142,6 +177,7 @@ class CausalLMReference:
                 f"or a path to one, got {type(model).__name__}."
             )
         self.model = model.eval().requires_grad_(False)
+        check_causal(self.model)
         self.adapter: Any = None
         self.config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or self.config.vocab_size)
