@@ -118,7 +118,7 @@ class TextVecEnv(VecEnv):
         except InvalidAction as error:
             error.add_note(
                 "MaskablePPO sees masks by itself; PPO and A2C do with TextVecEnv(..., mask_in_observation=True) and "
-                "CausalLMPolicy."
+                "CausalLMPolicy, not with a network of Stable-Baselines3's own."
             )
             raise
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
@@ -265,6 +265,12 @@ class KeepsPretrained:
         if not isinstance(language_model, TransformerPolicy):
             raise TypeError(
                 f"language_model must be a TransformerPolicy (for_env, from_pretrained), got {language_model!r}."
+            )
+        observation_space = kwargs.get("observation_space", args[0] if args else None)
+        if not {"input_ids", "attention_mask"} <= set(getattr(observation_space, "spaces", ())):
+            raise ValueError(
+                "A language model reads a Dict of input_ids and attention_mask, as TextVecEnv and the environments show "
+                f"it, got {observation_space}."
             )
         action_space = kwargs.get("action_space", args[1] if len(args) > 1 else None)
         if (size := getattr(action_space, "n", None)) != language_model.vocab_size:

@@ -200,6 +200,11 @@ def test_a_language_model_that_does_not_fit_is_refused() -> None:
         PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": other})
     with pytest.raises(TypeError, match="must be a TransformerPolicy.*'gpt2'"):
         PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": "gpt2"})
+    flat = FlatTokens(gym.make("textenv/Toy-v0", **TOY))
+    with pytest.raises(
+        ValueError, match="A language model reads a Dict of input_ids and attention_mask.*MultiDiscrete"
+    ):
+        PPO(CausalLMPolicy, flat, policy_kwargs={"language_model": random_policy(envs).float()})
     blind = TextVecEnv(gym.make_vec("textenv/TajMahal-v0", num_envs=4, autoreset_mode="SameStep"))
     with pytest.raises(InvalidAction) as refused:
         A2C("MultiInputPolicy", blind, seed=0).learn(200)
