@@ -269,8 +269,8 @@ class KeepsPretrained:
         observation_space = kwargs.get("observation_space", args[0] if args else None)
         if not {"input_ids", "attention_mask"} <= set(getattr(observation_space, "spaces", ())):
             raise ValueError(
-                "A language model reads a Dict of input_ids and attention_mask, as TextVecEnv and the environments show "
-                f"it, got {observation_space}."
+                "A language model reads a Dict of input_ids and attention_mask, as TextVecEnv shows it, got "
+                f"{observation_space}."
             )
         action_space = kwargs.get("action_space", args[1] if len(args) > 1 else None)
         if (size := getattr(action_space, "n", None)) != language_model.vocab_size:
