@@ -97,7 +97,7 @@ class Agent(ABC):
                 if process.kl_coef == 0:
                     raise ValueError("kl_target needs an environment with kl_coef > 0 to start from, got 0.")
                 self.kl_coef = process.kl_coef
-        # eps as in Huang et al. 2024 (arXiv:2403.17031), which found 1e-5 to matter for PPO on text
+        # eps as in Huang et al. 2024 (arXiv:2403.17031)
         self.trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameter_groups(), eps=1e-5)
         self.generator = new_generator(self.policy.device, self.seed)
@@ -190,11 +190,6 @@ class Agent(ABC):
         """What Adam trains, and with which step sizes."""
         return [{"params": self.trained, "lr": self.learning_rate}]
 
-    @property
-    def warming_up(self) -> bool:
-        """Whether the value head (and a separate critic) alone is trained."""
-        return False
-
     def backward(self, rows: Tensor, loss: Loss) -> Metrics:
         """The gradient of the loss of some answers, `micro_batch_size` of them in memory at a time.
 
@@ -211,8 +206,6 @@ class Agent(ABC):
 
     def step(self) -> float:
         """One step of Adam down the gradient; returns its norm before it was scaled down."""
-        if self.warming_up:
-            self.policy.model.zero_grad()  # the policy stays where it is
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.optimizer.step()
         return norm.item()

@@ -29,7 +29,8 @@ class CriticAgent(Agent, ABC):
     """Adam's step size for the value head, and for a separate critic; None is learning_rate. A head begins at zero: the
     small steps that a pretrained model wants take it nowhere."""
     value_warmup: int = 0
-    """Updates at first that train the value head (and a separate critic) alone, so that advantages mean something."""
+    """Updates at first (of a `learn` that counts from zero) that train the value head, and a separate critic, alone, so
+    that advantages mean something."""
     normalize_advantage: bool = False
     """Whiten the advantages of a batch, over its real tokens."""
 
@@ -40,10 +41,11 @@ class CriticAgent(Agent, ABC):
         check_range("value_warmup", self.value_warmup, 0)
         super().__post_init__()
 
-    @property
-    def warming_up(self) -> bool:
-        """In the first `value_warmup` updates."""
-        return self.num_updates < self.value_warmup
+    def step(self) -> float:
+        """As any agent's; in the first `value_warmup` updates the policy stays where it is."""
+        if self.num_updates < self.value_warmup:
+            self.policy.model.zero_grad()
+        return super().step()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The policy's model, and the critic with its own step size."""

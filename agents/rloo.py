@@ -1,12 +1,13 @@
-"""RLOO: the whole answer is one action (Ahmadian et al. 2024, arXiv:2402.14740; Kool et al. 2019).
+"""RLOO: the whole answer is one action (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740).
 
     b_i   = mean of the returns of the *other* answers to the same prompt
     rho_i = pi(y_i|x) / pi_old(y_i|x)                               importance weight of the whole answer
     L     = E[ min(rho_i (G_i - b_i), clip(rho_i, 1 - eps, 1 + eps) (G_i - b_i)) ]
 
 What it adds to REINFORCE with credit="sequence" and baseline="leave_one_out": the answers may be used `n_epochs` times,
-like PPO's, but with one importance weight an answer. With rho = 1, in the first minibatch, the gradient is REINFORCE's;
-without a clip the loss is unbiased however far pi has moved, which PPO's weights a token are not.
+like PPO's, but with one importance weight an answer (as in TRL; Ahmadian et al. use each once). With rho = 1, in the
+first minibatch, the gradient is REINFORCE's; without a clip it is, for the score, unbiased however far pi has moved,
+which with PPO's weights a token it is not. (The KL that was paid stays that of pi_old.)
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class SampleConfig(Run):
 def train(config: TrialConfig) -> Path:
     """Train one agent with one seed."""
     name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
-    _, folder, _ = prepare(config, name, [config])
+    folder = prepare(config, name, [config])[1]  # its policy is not kept: the trial makes its own
     with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0) as bar:
 
         def progress(tokens: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from agents import TransformerPolicy, collect
 from agents.rollout import draw_prompts
 from agents.sampling import new_generator
-from experiments.evaluation import Measured, Yardstick
+from experiments.evaluation import Measured, Yardstick, reference_policy
 from textenv.tree import Tree
 from textenv.unwrap import process_of
 
@@ -34,7 +34,7 @@ def best_of_n(yardstick: Yardstick, n: int) -> Measured:
     """
     if yardstick.tree is not None:
         return _exact(yardstick.tree, n)
-    reference = TransformerPolicy.for_env(yardstick.env)
+    reference = reference_policy(yardstick.env)
     kept: dict[str, list[float]] = {"objective": [], "score": [], "gold_score": []}
     kl = np.log(n) - (n - 1) / n
     for size, seed in yardstick.batches():

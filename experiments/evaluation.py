@@ -10,7 +10,9 @@ import numpy as np
 from agents import Rollout, TransformerPolicy, collect
 from agents.sampling import new_generator
 from textenv import exact
+from textenv.causal_lm import CausalLMReference
 from textenv.tree import Tree
+from textenv.unwrap import process_of
 
 EVAL_SEED = 12_345  # the same prompts and random numbers for every policy that is compared
 EVAL_BATCH = 64
@@ -111,13 +113,21 @@ class Yardstick:
                 "reference_gold_score": known.gold_score,
                 "optimum": self.solution.objective,
             }
-        measured = self.measure(TransformerPolicy.for_env(self.env))
+        measured = self.measure(reference_policy(self.env))
         return {
             "reference": measured["objective"],
             "reference_score": measured["score"],
             "reference_gold_score": measured.get("gold_score"),
             "optimum": None,
         }
+
+
+def reference_policy(env: Any) -> TransformerPolicy:
+    """The reference as a policy, to be read and not trained: on its own weights where it is a language model."""
+    process = process_of(env)
+    if isinstance(process.reference, CausalLMReference) and process.reference.adapter is None:
+        return TransformerPolicy(process.reference.model, vocab_size=process.vocab_size)
+    return TransformerPolicy.for_env(env)
 
 
 def share_of_optimum(objective: float, baselines: dict[str, float | None]) -> float | None:

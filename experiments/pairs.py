@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.config import FlagError
+from textenv.lines import read_jsonl
 
 
 class Pair(NamedTuple):
@@ -25,9 +26,11 @@ def read_pairs(path: Path) -> list[Pair]:
     Raises:
         FlagError: names the file and the line: no JSON, a missing field, an empty answer, twice the same answer.
     """
-    if not path.exists():
-        raise FlagError(f"--pairs: the file {str(path)!r} does not exist.")
-    pairs = [_pair(where, row) for where, row in (_saved(path) if path.is_dir() else _lines(path))]
+    try:
+        rows = _saved(path) if path.is_dir() else read_jsonl(path)
+    except ValueError as error:
+        raise FlagError(f"--pairs: {error}") from error
+    pairs = [_pair(where, row) for where, row in rows]
     if not pairs:
         raise FlagError(f"{path} holds no pair.")
     return pairs
@@ -36,7 +39,7 @@ def read_pairs(path: Path) -> list[Pair]:
 def _pair(where: str, row: Any) -> Pair:
     for name in Pair._fields:
         if not isinstance(row, dict) or not isinstance(row.get(name), str):
-            raise FlagError(f'{where} must be an object with the texts "prompt", "chosen", "rejected"; no {name!r}.')
+            raise FlagError(f'{where}: must be an object with the texts "prompt", "chosen", "rejected"; no {name!r}.')
         if name != "prompt" and not row[name].strip():
             raise FlagError(f"{where}: the answer {name!r} is empty.")
     if row["chosen"] == row["rejected"]:
@@ -44,22 +47,24 @@ def _pair(where: str, row: Any) -> Pair:
     return Pair(*(row[name] for name in Pair._fields))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FlagError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from None
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise FlagError(f"{where} is no JSON ({error}).") from error
+def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on, and about a share `held_out` of them that is not trained on.
+
+    All pairs of a prompt are on one side; where there is but one prompt, pairs are drawn one by one.
+    """
+    groups: dict[Any, list[Pair]] = {}
+    one = len({pair.prompt for pair in pairs}) == 1
+    for i, pair in enumerate(pairs):
+        groups.setdefault(i if one else pair.prompt, []).append(pair)
+    train: list[Pair] = []
+    test: list[Pair] = []
+    members = list(groups.values())
+    for i in rng.permutation(len(members)):
+        (test if len(test) < max(1, round(held_out * len(pairs))) else train).extend(members[i])
+    return train, test
 
 
-def _saved(path: Path) -> Iterator[tuple[str, Any]]:
+def _saved(path: Path) -> list[tuple[str, Any]]:
     if importlib.util.find_spec("datasets") is None:
         raise FlagError(f"--pairs {str(path)!r} is a folder, which needs datasets: pip install datasets.")
     import datasets
@@ -72,5 +77,4 @@ def _saved(path: Path) -> Iterator[tuple[str, Any]]:
         if "train" not in data:
             raise FlagError(f"--pairs {str(path)!r} has no split 'train', only {', '.join(data)}.")
         data = data["train"]
-    for number, row in enumerate(data):
-        yield f"{path}, row {number}", row
+    return [(f"{path}, row {number}", row) for number, row in enumerate(data)]

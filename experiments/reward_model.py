@@ -4,8 +4,9 @@
     L = -E[ log sigmoid(r(x, chosen) - r(x, rejected)) ]
 
 Pairs of a held-out part, never trained on, say how often r agrees (accuracy) and how far its probabilities can be
-believed (calibration). r is known up to a constant: its mean and standard deviation over the training answers are
-stored with the model, and `textenv.rewards.RewardModel` takes them off.
+believed (calibration). Preferences say nothing of r's mean, and its scale is that of probabilities, not of rewards: so
+mean and standard deviation over the training answers are stored with the model, and `textenv.rewards.RewardModel`
+scores with (r - mean) / std. (The calibration is that of r itself.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from experiments.config import FlagError
-from experiments.pairs import Pair, read_pairs
+from experiments.pairs import Pair, read_pairs, split
 from textenv.reward_model import RewardModel
 
 
@@ -62,29 +63,13 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
     if config.out.is_dir() and any(config.out.iterdir()):
         raise FlagError(f"--out {str(config.out)!r} is not empty; choose another folder.")
     rng = np.random.default_rng(config.seed)
-    order = rng.permutation(len(pairs))
-    count = max(1, round(config.held_out * len(pairs)))
-    if count >= len(pairs):
-        raise FlagError(f"{config.pairs}: {len(pairs)} pairs are too few to hold {count} of them out.")
-    test, train = ([pairs[i] for i in part] for part in (order[:count], order[count:]))
-    reward = _load(config)
-
-    reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # if it starts from a reward model
-    optimizer = torch.optim.AdamW(reward.model.parameters(), lr=config.learning_rate)
-    reward.model.requires_grad_(True).train()
-    with tqdm(total=config.epochs * len(train), unit="pair") as bar:
-        for _ in range(config.epochs):
-            shuffled = rng.permutation(len(train))
-            for start in range(0, len(train), config.batch_size):
-                batch = [train[i] for i in shuffled[start : start + config.batch_size]]
-                loss = preference_loss(margins(reward, batch))
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
-                optimizer.step()
-                bar.update(len(batch))
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-    reward.model.eval().requires_grad_(False)
+    train, test = split(pairs, config.held_out, rng)
+    if not train:
+        raise FlagError(f"{config.pairs}: {len(pairs)} pairs are too few to hold {len(test)} of them out.")
+    with torch.random.fork_rng(devices=[]):  # transformers draws the new layer and dropout from the global generator
+        torch.manual_seed(config.seed)
+        reward = _load(config)
+        fit(reward, train, config, rng)
 
     scores = np.array(reward([p.prompt for p in train] * 2, [p.chosen for p in train] + [p.rejected for p in train]))
     reward.model.config.score_mean, reward.model.config.score_std = float(scores.mean()), float(scores.std())
@@ -98,6 +83,26 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
     print(json.dumps(measured, indent=2))
     print(f"written to {config.out}; textenv.rewards.RewardModel({str(config.out)!r}) scores with it")
     return measured
+
+
+def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: np.random.Generator) -> None:
+    """Minimise the preference loss, in minibatches; the model is frozen again afterwards."""
+    reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # if it starts from a reward model
+    reward.model.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(reward.model.parameters(), lr=config.learning_rate)
+    with tqdm(total=config.epochs * len(pairs), unit="pair") as bar:
+        for _ in range(config.epochs):
+            shuffled = rng.permutation(len(pairs))
+            for start in range(0, len(pairs), config.batch_size):
+                batch = [pairs[i] for i in shuffled[start : start + config.batch_size]]
+                loss = preference_loss(margins(reward, batch))
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
+                optimizer.step()
+                bar.update(len(batch))
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+    reward.model.eval().requires_grad_(False)
 
 
 def margins(reward: RewardModel, pairs: list[Pair]) -> Tensor:
@@ -132,14 +137,11 @@ def agreement(margin: NDArray[np.float64], bins: int = 10) -> dict[str, float]:
 
 
 def _load(config: RewardModelConfig) -> RewardModel:
-    torch.manual_seed(config.seed)  # the new layer's first weights
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model)
-        model = AutoModelForSequenceClassification.from_pretrained(config.model, num_labels=1, dtype=torch.float32)
-        reward = RewardModel(model.to(config.device), tokenizer)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            config.model, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
+        return RewardModel(model.to(config.device), tokenizer)
     except (OSError, ValueError) as error:
         raise FlagError(f"--model {config.model!r}: {error}") from error
-    size = model.config.get_text_config().vocab_size
-    if len(tokenizer) > size:
-        raise FlagError(f"--model {config.model!r}: the tokenizer has {len(tokenizer)} tokens, the model reads {size}.")
-    return reward

@@ -114,7 +114,7 @@ def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: str, message
 
 def test_a_missing_or_empty_prompt_file(tmp_path: Path) -> None:
     """A file that is not there, and one without a prompt, are named."""
-    with pytest.raises(ValueError, match=r"prompt file '.*nowhere\.txt' does not exist"):
+    with pytest.raises(ValueError, match=r"The file '.*nowhere\.txt' does not exist"):
         TextProcess(**words(prompts=str(tmp_path / "nowhere.txt")))
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(ValueError, match=r"at least one prompt, got none from '.*empty\.txt'"):

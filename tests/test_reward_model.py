@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -22,7 +23,7 @@ from transformers import (
 from agents import collect
 from agents.sampling import new_generator
 from experiments.config import FlagError
-from experiments.pairs import Pair, read_pairs
+from experiments.pairs import Pair, read_pairs, split
 from experiments.reward_model import (
     RewardModelConfig,
     agreement,
@@ -67,7 +68,8 @@ def tokenizer(**special: str) -> Any:
 def classifier(kind: str, num_labels: int = 1, **settings: Any) -> Any:
     """A random one, far from constant."""
     torch.manual_seed(0)
-    config = SHAPES[kind](vocab_size=9, num_labels=num_labels, initializer_range=0.5, pad_token_id=None, **settings)
+    settings = {"vocab_size": 9, "initializer_range": 0.5, "pad_token_id": None} | settings
+    config = SHAPES[kind](num_labels=num_labels, **settings)
     return AutoModelForSequenceClassification.from_config(config).eval()
 
 
@@ -126,6 +128,88 @@ def test_texts_that_are_too_long_lose_their_beginnings() -> None:
     long = "c d " * 6
     assert scores(["a a a"], [long]) == pytest.approx(scores(["b b b"], [long]))
     assert scores(["a a a"], ["c d"]) != pytest.approx(scores(["b b b"], ["c d"]))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_a_text_that_is_cut_keeps_its_special_tokens(kind: str) -> None:
+    """BERT's kind reads the score off the first token, which is [CLS] however long the text."""
+    special = tokenizer(eos_token="[END]", cls_token="[CLS]")
+    special.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $0", special_tokens=[("[CLS]", special.cls_token_id)]
+    )
+    reward = RewardModel(classifier(kind, vocab_size=len(special)), special)
+    long = reward.tokens("a a a", "c d " * 20)
+    assert long[0] == special.cls_token_id and len(long) == reward.max_length
+    assert long[1:] == special.encode("c d " * 20, add_special_tokens=False)[-len(long) + 1 :]
+    assert reward.tokens("a", "b") == [special.cls_token_id, *special.encode("a b", add_special_tokens=False)]
+
+
+def test_prompt_and_answer_are_joined_as_they_were_written() -> None:
+    """A space where a word begins; none in front of punctuation or after white space, and none where it is there."""
+    reward = RewardModel(classifier("gpt2"), tokenizer(eos_token="[END]"))
+    seen: list[str] = []
+    spy = reward.tokenizer = SpyTokenizer(seen)
+    cases = {("a", "b"): "a b", ("a", " b"): "a b", ("a", ", b"): "a, b", ("a\n", "b"): "a\nb", ("a", ""): "a"}
+    for prompt, completion in cases:
+        reward.tokens(prompt, completion)
+    assert seen == list(cases.values())
+    # conversations: the classifier's own template, else the contents alone, never another model's markers
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    seen.clear()
+    reward.tokens("<rendered by the policy>", "c", messages)
+    spy.chat_template = "own"
+    reward.tokens("<rendered by the policy>", "c", messages)
+    assert seen == ["a\nb\nc", "user: a|assistant: b|assistant: c (no special tokens)"]
+
+
+class SpyTokenizer:
+    """Remembers what it was asked."""
+
+    chat_template: str | None = None
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def __call__(self, text: str, add_special_tokens: bool, **limits: Any) -> dict[str, list[int]]:
+        """A text as ids."""
+        self.seen.append(text if add_special_tokens else f"{text} (no special tokens)")
+        return {"input_ids": [0]}
+
+    def apply_chat_template(self, messages: Any, tokenize: bool) -> str:
+        """A conversation as text."""
+        assert not tokenize
+        return "|".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def test_a_label_or_a_tokenizer_that_does_not_fit_is_refused() -> None:
+    """Also where there is one label alone; its own name will do."""
+    own = tokenizer(eos_token="[END]")
+    with pytest.raises(ValueError, match="has the labels .*got 'nonsense'"):
+        RewardModel(classifier("gpt2"), own, label="nonsense")
+    assert RewardModel(classifier("gpt2"), own, label="LABEL_0").label is None
+    with pytest.raises(ValueError, match="The tokenizer has .* tokens, the classifier reads 4"):
+        RewardModel(classifier("gpt2", vocab_size=4), own)
+
+
+def test_all_pairs_of_a_prompt_are_on_one_side() -> None:
+    """What is held out was not seen with another answer either; with one prompt alone, pairs are drawn."""
+    pairs = [Pair(f"p{i % 10}", "a", f"b{i}") for i in range(100)]
+    train, test = split(pairs, 0.2, np.random.default_rng(0))
+    assert len(test) == 20 and sorted(train + test) == sorted(pairs)
+    assert not {pair.prompt for pair in train} & {pair.prompt for pair in test}
+    train, test = split([pair._replace(prompt="p") for pair in pairs], 0.2, np.random.default_rng(0))
+    assert len(test) == 20 and len(train) == 80
+
+
+def test_a_classifier_with_several_labels_can_be_trained_on_pairs(tmp_path: Path) -> None:
+    """Its layer of labels is replaced by one with one; the global generator is left alone."""
+    start = tmp_path / "start"
+    classifier("gpt2", num_labels=3).save_pretrained(start)
+    tokenizer(eos_token="[END]").save_pretrained(start)
+    before = torch.get_rng_state()
+    reward_model(RewardModelConfig(write_pairs(tmp_path / "pairs.jsonl", 20), str(start), tmp_path / "out"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert RewardModel(tmp_path / "out").label is None
 
 
 def test_it_pays_in_an_environment() -> None:
@@ -268,19 +352,19 @@ def test_agreement_by_hand() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", "line 2 is no JSON"),
-        ('{"prompt": "a", "chosen": "b"}', "line 2 must be an object .* no 'rejected'"),
-        ('{"prompt": "a", "chosen": "b", "rejected": 3}', "line 2 must be an object .* no 'rejected'"),
-        ('["a", "b"]', "line 2 must be an object"),
-        ('{"prompt": "a", "chosen": " ", "rejected": "c"}', "line 2: the answer 'chosen' is empty"),
-        ('{"prompt": "a", "chosen": "c", "rejected": "c"}', "line 2: chosen and rejected are the same, 'c'"),
+        ("{broken", ":2: not valid JSON"),
+        ('{"prompt": "a", "chosen": "b"}', ":2: must be an object .* no 'rejected'"),
+        ('{"prompt": "a", "chosen": "b", "rejected": 3}', ":2: must be an object .* no 'rejected'"),
+        ('["a", "b"]', ":2: must be an object"),
+        ('{"prompt": "a", "chosen": " ", "rejected": "c"}', ":2: the answer 'chosen' is empty"),
+        ('{"prompt": "a", "chosen": "c", "rejected": "c"}', ":2: chosen and rejected are the same, 'c'"),
     ],
 )
 def test_a_bad_pairs_file_is_refused_before_anything_is_loaded(line: str, message: str, tmp_path: Path) -> None:
     """With file and line; no folder is left."""
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' + line + "\n")
-    with pytest.raises(FlagError, match=f"pairs.jsonl, {message}"):
+    with pytest.raises(FlagError, match=f"pairs.jsonl{message}"):
         reward_model(RewardModelConfig(path, "/nowhere", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.lines import read_jsonl, read_lines
 from textenv.tokenizer import Tokenizer
 
 RESERVED = {"prompts", "completions", "completion_ids"}
@@ -146,27 +147,13 @@ def blank_id(tokenizer: Tokenizer) -> int:
 
 def _read(path: Path) -> list[tuple[str, Any]]:
     """The rows of a file, each with its `file:line`."""
-    if not path.is_file():
-        raise ValueError(f"The prompt file {str(path)!r} does not exist.")
-    rows: list[tuple[str, Any]] = []
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from None
-    for number, line in enumerate(content.split("\n"), start=1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            rows.append((where, line.strip()))
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not valid JSON ({error.msg}): {line!r}") from None
+    if path.suffix != ".jsonl":
+        return list(read_lines(path))
+    rows = read_jsonl(path)
+    for where, row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("prompt", row.get("messages")), str | list):
             raise ValueError(
-                f"{where}: a line must be an object with the string field 'prompt', or 'messages', got {line!r}"
+                f"{where}: a line must be an object with the string field 'prompt', or 'messages', got "
+                f"{json.dumps(row, ensure_ascii=False)!r}"
             )
-        rows.append((where, row))
     return rows

@@ -2,7 +2,7 @@
 
     score(x, y) = (f(x, y) - score_mean) / score_std
 
-f is the logit of a model with one label, or the log-odds of one of several labels. Trained on preferences it is r of
+f is the logit of a model with one label, or the log-odds of one of several labels. Trained on preferences f is r of
 Bradley and Terry 1952: p(y > y') = sigmoid(r(x, y) - r(x, y')) (Stiennon et al. 2020, arXiv:2009.01325).
 """
 
@@ -22,17 +22,21 @@ class RewardModel:
 
     Args:
         model: a sequence classifier, which is frozen and told what pads, or a path or hub id to load one from.
-        tokenizer: the classifier's; by default loaded from the same place.
+        tokenizer: the classifier's, told to cut on the left; by default loaded from the same place.
         label: the label whose log-odds are the score, by index or by its name in `config.id2label`; None for a model
             with one label.
         batch_size: texts a forward pass; they are sorted by length first, so that little of it is padding.
-        joiner: what stands between prompt and completion, where the completion does not begin with white space.
+        joiner: what stands between prompt and completion, where the completion begins with a letter or digit and the
+            prompt does not end in white space. (Tokenizers of SentencePiece's kind drop the space in front of an
+            answer; for a policy whose answers begin with theirs, pass "": "walk" and "ing" are then one word.)
 
     The mean and standard deviation that normalise the score are `score_mean` and `score_std` in the model's config, 0
-    and 1 where there are none. Texts that are too long for the model lose their beginnings.
+    and 1 where there are none. Texts that are too long for the model lose their beginnings. Where prompts are
+    conversations, the classifier's own chat template writes them, or, without one, their contents stand line by line.
 
     Raises:
-        ValueError: a model without a tokenizer, with several labels and no `label`, or with no token to pad with.
+        ValueError: a model without a tokenizer, or with one that does not fit; several labels and no `label`; no token
+            to pad with.
     """
 
     __name__ = "reward_model"
@@ -53,6 +57,10 @@ class RewardModel:
             raise ValueError("RewardModel needs the classifier's tokenizer beside a model that is loaded already.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        size = model.config.get_text_config().vocab_size
+        if len(tokenizer) > size:
+            raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, the classifier reads {size}: not its own?")
+        tokenizer.truncation_side = "left"
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.batch_size, self.joiner = tokenizer, batch_size, joiner
         self.label = self._label(label)
@@ -63,7 +71,7 @@ class RewardModel:
 
     def _label(self, label: int | str | None) -> int | None:
         names = self.model.config.id2label
-        if len(names) == 1:
+        if len(names) == 1 and label in (None, *names, *names.values()):
             return None
         known = {name: index for index, name in names.items()}
         index = known.get(label, label) if isinstance(label, str) else label
@@ -82,7 +90,8 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         """The score of each text, [B]; the same whatever else is in the batch."""
-        rows = [self.tokens(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        conversations = columns.get("messages") or [None] * len(prompts)
+        rows = [self.tokens(*text) for text in zip(prompts, completions, conversations, strict=True)]
         scores = np.empty(len(rows))
         order = np.argsort([len(row) for row in rows], kind="stable")
         for start in range(0, len(rows), self.batch_size):
@@ -92,11 +101,19 @@ class RewardModel:
         scores = (scores - getattr(config, "score_mean", 0.0)) / getattr(config, "score_std", 1.0)
         return [float(score) for score in scores]
 
-    def tokens(self, prompt: str, completion: str) -> list[int]:
-        """Prompt and completion as the classifier reads them."""
-        joiner = "" if completion[:1].isspace() else self.joiner
-        tokens: list[int] = self.tokenizer(prompt + joiner + completion)["input_ids"]
-        return tokens if self.max_length is None else tokens[-self.max_length :]
+    def tokens(self, prompt: str, completion: str, messages: Any = None) -> list[int]:
+        """Prompt and completion as the classifier reads them; a conversation through its own chat template."""
+        if messages is not None and self.tokenizer.chat_template is not None:
+            whole = [*messages, {"role": "assistant", "content": completion}]
+            text, special = self.tokenizer.apply_chat_template(whole, tokenize=False), False  # it has written them
+        elif messages is not None:  # without the markers of another model's template
+            text, special = "\n".join([*(message["content"] for message in messages), completion]), True
+        else:
+            joins = completion[:1].isalnum() and not prompt[-1:].isspace()
+            text, special = prompt + (self.joiner if joins else "") + completion, True
+        limit = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=special, **limit)["input_ids"]
+        return tokens
 
     def logits(self, rows: list[list[int]]) -> Tensor:
         """f of tokenised texts, [B], padded on the right to the longest."""

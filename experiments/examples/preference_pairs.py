@@ -15,6 +15,8 @@ from pathlib import Path
 
 import tyro
 
+from textenv.lines import read_jsonl
+
 
 @dataclass
 class Args:
@@ -32,8 +34,12 @@ class Args:
 
 def write_pairs(args: Args) -> int:
     """Write the file; returns the number of pairs."""
-    rows = [json.loads(line) for line in args.texts.open(encoding="utf-8")]
-    liked, disliked = ([row["text"] for row in rows if row["label"] == label] for label in (1, 0))
+    texts: dict[int, list[str]] = {1: [], 0: []}
+    for where, row in read_jsonl(args.texts):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("label") not in texts:
+            raise ValueError(f'{where}: must be an object with "text" and the "label" 0 or 1, got {row!r}')
+        texts[row["label"]].append(row["text"])
+    liked, disliked = texts[1], texts[0]
     rng = random.Random(args.seed)
     rng.shuffle(liked)
     rng.shuffle(disliked)
