@@ -21,10 +21,10 @@ from transformers.utils import logging
 from experiments.baselines import best_of_n, random_policy
 from experiments.config import AGENTS, AgentFlags, AgentName, FlagError, TrialConfig
 from experiments.console import plain_console
-from experiments.evaluation import Yardstick, sample_answers
+from experiments.evaluation import sample_answers
 from experiments.processes import going_on, in_processes
 from experiments.report import Summaries, report
-from experiments.trial import INITIAL, measured_baselines, prepare, run_trial, shown_prompts
+from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
 
 BaselineName = Literal["random", "best-of-n"]
 
@@ -72,10 +72,9 @@ def compare(config: CompareConfig) -> Path:
     trials = config.trials()
     console = plain_console(width=None if sys.stdout.isatty() else 120)
     console.print("making the policy that all start from, at the reference ...")
-    env, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
+    yardstick, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
     console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to {folder}")
     started = time.monotonic()
-    yardstick = Yardstick.of(env, config.eval_episodes)
     if (solution := yardstick.solution) is not None:
         texts = f"{solution.tree.num_texts:,}"
         console.print(
@@ -83,13 +82,12 @@ def compare(config: CompareConfig) -> Path:
             f"optimum J* = {solution.objective:.3f}"
         )
 
-    measured_baselines(yardstick, folder / INITIAL)  # before the trials, which read them
     summaries = _run(config, trials, folder, folder / INITIAL)
     by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.learners}
     untrained = {f"best of {config.best_of_n}": best_of_n(yardstick, config.best_of_n)}
     if "random" in config.agents:
         untrained["random"] = yardstick.measure(random_policy(policy))
-    before = sample_answers(env, policy, shown_prompts(env))
+    before = sample_answers(yardstick.env, policy, shown_prompts(yardstick.env))
     report(folder, by_agent, untrained, before, console)
     console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and every run: {folder}")
     return folder

@@ -98,10 +98,7 @@ class EnvFlags:
         Raises:
             FlagError: flags that do not fit.
         """
-        try:
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise FlagError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
+        check_device(self.device)
         arguments: dict[str, Any] = dict(self.env_args)
         if self.max_new_tokens is not None:
             arguments["max_new_tokens"] = self.max_new_tokens
@@ -138,7 +135,7 @@ class EnvFlags:
         if self.reward is not None:
             arguments["reward"] = [load_reward(name, self.device) for name in self.reward]
         if self.gold_reward is not None:
-            arguments["gold_reward"] = load_reward(self.gold_reward, self.device)
+            arguments["gold_reward"] = load_reward(self.gold_reward, self.device, "--gold-reward")
         if self.env == "textenv/Text-v0":
             arguments |= {"tokenizer": AutoTokenizer.from_pretrained(self.model), "reference": self.model}
         else:
@@ -246,8 +243,16 @@ class TrialConfig(AgentFlags):
         return dataclasses.asdict(getattr(self, self.agent.replace("-", "_"))) | shared
 
 
-def load_reward(name: str, device: str = "cpu") -> Any:
-    """The reward function that `--reward` names: "vader", `module:function`, or a classifier and its label."""
+def check_device(device: str) -> None:
+    """A device must be there; else a FlagError."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FlagError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def load_reward(name: str, device: str = "cpu", flag: str = "--reward") -> Any:
+    """The reward function that a flag names: "vader", `module:function`, or a classifier and its label."""
     if name == "vader":
         try:
             textenv.rewards.vader([], [], [])
@@ -258,10 +263,10 @@ def load_reward(name: str, device: str = "cpu") -> Any:
     if not module:
         path, _, label = name.partition("#")
         try:
-            classifier = textenv.rewards.RewardModel(path, label=label or None)
+            classifier = textenv.rewards.RewardModel(path, label=int(label) if label.isdigit() else label or None)
         except (OSError, ValueError) as error:
             raise FlagError(
-                "--reward must be 'vader', module:function, or a sequence classifier (path or hub id, #LABEL behind it "
+                f"{flag} must be 'vader', module:function, or a sequence classifier (path or hub id, #LABEL behind it "
                 f"if it has several), got {name!r}: {str(error).splitlines()[0]}"
             ) from error
         classifier.model.to(device)
@@ -269,7 +274,7 @@ def load_reward(name: str, device: str = "cpu") -> Any:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise FlagError(f"--reward {name!r} could not be imported: {error}") from error
+        raise FlagError(f"{flag} {name!r} could not be imported: {error}") from error
 
 
 def write_config(config: Any, folder: Path) -> None:

@@ -39,10 +39,11 @@ def read_pairs(path: Path) -> list[Pair]:
 def _pair(where: str, row: Any) -> Pair:
     for name in Pair._fields:
         if not isinstance(row, dict) or not isinstance(row.get(name), str):
-            raise FlagError(f'{where}: must be an object with the texts "prompt", "chosen", "rejected"; no {name!r}.')
+            found = f"{name!r} is {row[name]!r}" if isinstance(row, dict) and name in row else f"no {name!r}"
+            raise FlagError(f'{where}: must be an object with the texts "prompt", "chosen", "rejected"; {found}.')
         if name != "prompt" and not row[name].strip():
             raise FlagError(f"{where}: the answer {name!r} is empty.")
-    if row["chosen"] == row["rejected"]:
+    if row["chosen"].strip() == row["rejected"].strip():
         raise FlagError(f"{where}: chosen and rejected are the same, {row['chosen']!r}.")
     return Pair(*(row[name] for name in Pair._fields))
 
@@ -77,4 +78,4 @@ def _saved(path: Path) -> list[tuple[str, Any]]:
         if "train" not in data:
             raise FlagError(f"--pairs {str(path)!r} has no split 'train', only {', '.join(data)}.")
         data = data["train"]
-    return [(f"{path}, row {number}", row) for number, row in enumerate(data)]
+    return [(f"{path}, row {number}", row) for number, row in enumerate(data)] if len(data) else []

@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from experiments.config import FlagError
+from experiments.config import FlagError, check_device
 from experiments.pairs import Pair, read_pairs, split
 from textenv.reward_model import RewardModel
 
@@ -60,6 +60,11 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
             f"--held-out must be in (0, 1), --epochs and --batch-size at least 1, got {config.held_out}, "
             f"{config.epochs} and {config.batch_size}."
         )
+    if not 0 < config.learning_rate < float("inf") or config.seed < 0:
+        raise FlagError(
+            f"--learning-rate must be a number > 0 and --seed not negative, got {config.learning_rate}, {config.seed}."
+        )
+    check_device(config.device)
     if config.out.is_dir() and any(config.out.iterdir()):
         raise FlagError(f"--out {str(config.out)!r} is not empty; choose another folder.")
     rng = np.random.default_rng(config.seed)
@@ -69,6 +74,10 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):  # transformers draws the new layer and dropout from the global generator
         torch.manual_seed(config.seed)
         reward = _load(config)
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)  # before the work that would be lost
+        except OSError as error:
+            raise FlagError(f"--out {str(config.out)!r} cannot be made: {error}") from error
         fit(reward, train, config, rng)
 
     scores = np.array(reward([p.prompt for p in train] * 2, [p.chosen for p in train] + [p.rejected for p in train]))

@@ -61,8 +61,8 @@ def shown_prompts(env: Any) -> list[int]:
     return [int(i) for i in np.linspace(0, count, min(SHOWN_PROMPTS, count), endpoint=False)]
 
 
-def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Any, Path, TransformerPolicy]:
-    """The environment, the run's folder and the policy that all its trials start from.
+def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Yardstick, Path, TransformerPolicy]:
+    """What a run is measured against (its environment among it), its folder and the policy that its trials start from.
 
     Raises:
         FlagError: flags or settings that do not fit; a new folder is then removed again.
@@ -70,14 +70,16 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[A
     env = config.make_env()
     folder = open_folder(config, name, time.strftime("%Y%m%d-%H%M%S"))
     try:
+        yardstick = Yardstick.of(env, config.eval_episodes)
+        measured_baselines(yardstick, folder / INITIAL)  # a reward that fails does so now
         policy = initial_policy(config, env, folder / INITIAL)
         for trial in trials:
             trial.make_agent(policy, env)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         if not config.resume:
             shutil.rmtree(folder)
         raise FlagError(str(error)) from error
-    return env, folder, policy
+    return yardstick, folder, policy
 
 
 def run_trial(

@@ -17,6 +17,7 @@ from transformers import (
     BertLMHeadModel,
     GPT2Config,
     LlamaConfig,
+    LlamaForSequenceClassification,
     OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -301,6 +302,15 @@ def test_encoders_are_refused(tmp_path: Path) -> None:
         task("gpt2", reference=str(tmp_path / "t5"))
     for kind in CONFIGS:  # controls
         check_causal(model(kind).eval())
+
+
+def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
+    """A classifier has no weights for the next token; transformers would draw them at random."""
+    small = LlamaConfig(vocab_size=PADDED, tie_word_embeddings=False, num_labels=1, pad_token_id=0, **SMALL)
+    LlamaForSequenceClassification(small).save_pretrained(tmp_path)
+    for load in (TransformerPolicy.from_pretrained, lambda path: task("gpt2", reference=path)):
+        with pytest.raises(ValueError, match=r"holds no whole causal language model: lm_head.weight is missing"):
+            load(str(tmp_path))
 
 
 @every_shape

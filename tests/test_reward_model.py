@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
@@ -187,8 +188,17 @@ def test_a_label_or_a_tokenizer_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="has the labels .*got 'nonsense'"):
         RewardModel(classifier("gpt2"), own, label="nonsense")
     assert RewardModel(classifier("gpt2"), own, label="LABEL_0").label is None
-    with pytest.raises(ValueError, match="The tokenizer has .* tokens, the classifier reads 4"):
+    with pytest.raises(ValueError, match="The classifier has a vocabulary of 4 tokens, the tokenizer one of 9"):
         RewardModel(classifier("gpt2", vocab_size=4), own)
+
+
+def test_a_classifier_that_was_never_trained_is_no_reward(tmp_path: Path) -> None:
+    """Of a language model without a head of scores transformers would make one of random numbers."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    tokenizer(eos_token="[END]").save_pretrained(tmp_path)
+    for label in (None, "LABEL_1"):
+        with pytest.raises(ValueError, match=r"holds no whole classifier: score.weight is missing.*reward-model"):
+            RewardModel(tmp_path, label=label)
 
 
 def test_all_pairs_of_a_prompt_are_on_one_side() -> None:
@@ -354,7 +364,10 @@ def test_agreement_by_hand() -> None:
     [
         ("{broken", ":2: not valid JSON"),
         ('{"prompt": "a", "chosen": "b"}', ":2: must be an object .* no 'rejected'"),
-        ('{"prompt": "a", "chosen": "b", "rejected": 3}', ":2: must be an object .* no 'rejected'"),
+        ('{"prompt": "a", "chosen": "b", "rejected": 3}', ":2: must be an object .* 'rejected' is 3"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "\\ud800"}', ":2: not valid JSON .*surrogates not allowed"),
+        ('{"prompt": "a", "chosen": "b ", "rejected": " b"}', ":2: chosen and rejected are the same, 'b '"),
+        ("[" * 100_000, ":2: not valid JSON"),
         ('["a", "b"]', ":2: must be an object"),
         ('{"prompt": "a", "chosen": " ", "rejected": "c"}', ":2: the answer 'chosen' is empty"),
         ('{"prompt": "a", "chosen": "c", "rejected": "c"}', ":2: chosen and rejected are the same, 'c'"),
@@ -409,6 +422,10 @@ def test_other_bad_flags_are_refused(tmp_path: Path) -> None:
         ({"held_out": 1.0}, "--held-out"),
         ({"out": tmp_path}, "not empty"),
         ({"model": str(tmp_path / "nowhere")}, "--model"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a number > 0"),
+        ({"seed": -1}, "--seed not negative"),
+        ({"device": "nowhere"}, "--device nowhere"),
+        ({"out": good, "model": str(start(tmp_path / "start"))}, "cannot be made"),
     ]
     for flags, message in cases:
         arguments: dict[str, Any] = {"pairs": good, "model": "/nowhere", "out": tmp_path / "out"}

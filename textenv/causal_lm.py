@@ -36,7 +36,7 @@ def load_causal_lm(path: str | PathLike[str]) -> Any:
     """The causal language model in a folder, or of a hub id, in float32.
 
     Raises:
-        ValueError: what is there is none.
+        ValueError: what is there is none, or lacks weights, which would be random.
         OSError: nothing is there.
     """
     config = AutoConfig.from_pretrained(path)
@@ -44,7 +44,20 @@ def load_causal_lm(path: str | PathLike[str]) -> Any:
         raise ValueError(
             f"{str(path)!r} holds no causal language model, which writes from left to right, but a {config.model_type}."
         )
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    whole: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    model, loaded = whole
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"{str(path)!r} holds no whole causal language model: {missing[0]} is missing.")
+    return model
+
+
+def check_vocabulary(tokens: int, size: int, name: str) -> None:
+    """A model's vocabulary must be its tokenizer's, or larger by some padding (to round numbers); else a ValueError."""
+    if not 0 <= size - tokens <= max(128, tokens // 20):
+        raise ValueError(
+            f"The {name} has a vocabulary of {size} tokens, the tokenizer one of {tokens}; they must be the same, "
+            "token for token, but for some padding of the model's."
+        )
 
 
 @torch.no_grad()
@@ -181,12 +194,7 @@ class CausalLMReference:
         self.adapter: Any = None
         self.config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or self.config.vocab_size)
-        padding = self.config.vocab_size - self.vocab_size
-        if not 0 <= padding <= max(128, self.vocab_size // 20):  # models pad their vocabularies to round numbers
-            raise ValueError(
-                f"The reference has a vocabulary of {self.config.vocab_size} tokens, the tokenizer one of "
-                f"{self.vocab_size}; they must be the same, token for token, but for some padding of the model's."
-            )
+        check_vocabulary(self.vocab_size, self.config.vocab_size, "reference")
         generation = getattr(model, "generation_config", None)
         eos_token_id = getattr(generation, "eos_token_id", None)
         self.eos_token_id = self.config.eos_token_id if eos_token_id is None else eos_token_id

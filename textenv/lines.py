@@ -32,7 +32,10 @@ def read_jsonl(path: Path) -> list[tuple[str, Any]]:
     rows = []
     for where, line in read_lines(path):
         try:
-            rows.append((where, json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not valid JSON ({error.msg}): {line!r}") from None
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate is no text, though JSON can write it
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", error)
+            raise ValueError(f"{where}: not valid JSON ({reason}): {line[:200]!r}") from None
+        rows.append((where, row))
     return rows

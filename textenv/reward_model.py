@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from textenv.causal_lm import check_vocabulary
+
 
 class RewardModel:
     """A reward function over a sequence classifier; its tokenizer is its own, so any policy can be scored.
@@ -52,14 +54,20 @@ class RewardModel:
     ) -> None:
         if isinstance(model, str | PathLike):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            model = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
+            path = model
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
+            if missing := sorted(loaded["missing_keys"]):
+                raise ValueError(
+                    f"{str(path)!r} holds no whole classifier: {missing[0]} is missing. (To train one from "
+                    "preferences: python -m experiments reward-model.)"
+                )
         if tokenizer is None:
             raise ValueError("RewardModel needs the classifier's tokenizer beside a model that is loaded already.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        size = model.config.get_text_config().vocab_size
-        if len(tokenizer) > size:
-            raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, the classifier reads {size}: not its own?")
+        check_vocabulary(len(tokenizer), model.config.get_text_config().vocab_size, "classifier")
         tokenizer.truncation_side = "left"
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.batch_size, self.joiner = tokenizer, batch_size, joiner
