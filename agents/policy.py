@@ -171,6 +171,7 @@ class TransformerPolicy(nn.Module):
             copy.deepcopy(self.model).merge_and_unload().save_pretrained(path)
         else:
             self.model.save_pretrained(path)
+        self._generation_config().save_pretrained(path)
         critic = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
         save_file({name: tensor.contiguous() for name, tensor in critic.items()}, path / "value_head.safetensors")
         settings = {
@@ -179,6 +180,15 @@ class TransformerPolicy(nn.Module):
             "separate_critic": self.critic is not None,
         }
         (path / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    def _generation_config(self) -> Any:
+        """For `generate`: the temperature, and that the tokenizer has fewer tokens than the model."""
+        config = copy.deepcopy(self.model.generation_config)
+        if self.temperature != 1.0:
+            config.do_sample, config.temperature = True, self.temperature
+        if padding := list(range(self.vocab_size, self.model.config.get_text_config().vocab_size)):
+            config.suppress_tokens = padding
+        return config
 
     @property
     def has_adapter(self) -> bool:

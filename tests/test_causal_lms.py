@@ -304,6 +304,22 @@ def test_encoders_are_refused(tmp_path: Path) -> None:
         check_causal(model(kind).eval())
 
 
+def test_generate_samples_from_the_policy(tmp_path: Path) -> None:
+    """A checkpoint says how it is sampled from: at its temperature, and no token that the tokenizer has not."""
+    policy = TransformerPolicy.for_env(task("llama"), temperature=0.5)
+    policy.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    ids = torch.tensor([[3, 4]])
+    torch.manual_seed(0)
+    drawn = plain.generate(ids, max_new_tokens=1, num_return_sequences=4000, top_k=0)[:, -1]
+    found = torch.bincount(drawn, minlength=PADDED) / len(drawn)
+    with torch.no_grad():
+        expected = policy.log_softmax(policy.next_token_logits(ids, torch.ones_like(ids)) * 0.5)[0].exp()
+    assert not found[len(WORDS) :].any()
+    torch.testing.assert_close(found[: len(WORDS)], expected, rtol=0, atol=0.04)
+    assert (expected.sqrt() / expected.sqrt().sum() - expected).abs().max() > 0.1  # control: T = 1 is another
+
+
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     """A classifier has no weights for the next token; transformers would draw them at random."""
     small = LlamaConfig(vocab_size=PADDED, tie_word_embeddings=False, num_labels=1, pad_token_id=0, **SMALL)

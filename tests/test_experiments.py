@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from rich.table import Table
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents import TransformerPolicy
@@ -32,7 +33,7 @@ from experiments.console import plain_console
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.report import report, results_table
 from experiments.statistics import interquartile_mean, paired_difference
-from experiments.trial import TrialLog, initial_policy, read_metrics, run_trial
+from experiments.trial import TrialLog, _agent, initial_policy, read_metrics, run_trial
 from tests.test_gradients import random_policy
 from textenv import exact
 from textenv.testing import play
@@ -412,6 +413,8 @@ def test_a_judge_is_shown_and_not_paid(tmp_path: Path, assets: Path) -> None:
     plain = run_trial(tiny(**text), tmp_path / "plain", start)
     judged = run_trial(tiny(**text, gold_reward="vader"), tmp_path / "judged", start)
     assert "gold_score" in judged and "gold_score" not in plain and judged["score"] == plain["score"]
+    weights = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("plain", "judged"))
+    assert all(map(torch.equal, *(each.values() for each in weights)))
     assert "eval/gold_score" in read_metrics(tmp_path / "judged")[-1]
     with pytest.raises(FlagError, match="--gold-reward is for --env textenv/Text-v0"):
         tiny(gold_reward="vader").make_env()
@@ -442,6 +445,11 @@ def test_checkpointing_by_a_flag_learns_the_same(tmp_path: Path, initial: Path) 
         run_trial(tiny(gradient_checkpointing=flag), tmp_path / str(flag), initial) for flag in (False, True)
     )
     assert checkpointed["objective"] == pytest.approx(plain["objective"], abs=1e-5)
+    env = tiny().make_env()
+    assert initial_policy(tiny(gradient_checkpointing=True), env, initial).gradient_checkpointing
+    assert not initial_policy(tiny(), env, initial).gradient_checkpointing
+    resumed = _agent(tiny(gradient_checkpointing=True), env, tmp_path / "True", initial)
+    assert resumed.num_updates > 0 and resumed.policy.gradient_checkpointing
 
 
 def test_weights_and_biases_by_a_flag(tmp_path: Path, initial: Path, monkeypatch: pytest.MonkeyPatch) -> None:

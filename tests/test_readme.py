@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tyro
+
+from experiments import __main__ as command_line
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+Command: Any = command_line.Command
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -48,3 +54,33 @@ def test_its_file_tree_is_complete() -> None:
     tree = README.split("## Files")[1].split("```")[1]
     modules = [path.name for folder in ("textenv", "agents") for path in (ROOT / folder).glob("*.py")]
     assert [name for name in modules if name != "__init__.py" and name not in tree] == []
+
+
+def commands() -> list[str]:
+    """Every `python -m experiments` command of the README, with its shell variables put in."""
+    commands = []
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
+        block = re.sub(r"\\\n", " ", block)
+        variables = dict(re.findall(r'^(\w+)="([^"]*)"', block, flags=re.MULTILINE))
+        VARIABLES.update(variables)
+        for line in re.findall(r"python -m experiments ([a-z][^#\n]*)", block):
+            for name, value in VARIABLES.items():
+                line = line.replace(f"${name}", value)
+            commands.append(" ".join(line.split()))
+    return commands
+
+
+VARIABLES: dict[str, str] = {}  # that an earlier block has set
+
+
+@pytest.mark.parametrize("command", commands())
+def test_it_names_every_flag_right(command: str) -> None:
+    """The command line takes each command as it stands."""
+    tyro.cli(Command, args=shlex.split(command))
+
+
+def test_a_wrong_flag_is_seen() -> None:
+    """Control: there are commands, and one with a flag that is not there is refused."""
+    assert len(commands()) > 5
+    with pytest.raises(SystemExit):
+        tyro.cli(Command, args=[*shlex.split(commands()[0]), "--no-such-flag", "1"])

@@ -150,7 +150,7 @@ def test_prompt_and_answer_are_joined_as_they_were_written() -> None:
     reward = RewardModel(classifier("gpt2"), tokenizer(eos_token="[END]"))
     seen: list[str] = []
     spy = reward.tokenizer = SpyTokenizer(seen)
-    cases = {("a", "b"): "a b", ("a", " b"): "a b", ("a", ", b"): "a, b", ("a\n", "b"): "a\nb", ("a", ""): "a"}
+    cases = {("a", "b"): "a b", ("a", " b"): "a b", ("a", ", b"): "a, b", ("a", "(b"): "a (b", ("a", "'re"): "a're", ("a\n", "b"): "a\nb", ("a", ""): "a"}
     for prompt, completion in cases:
         reward.tokens(prompt, completion)
     assert seen == list(cases.values())

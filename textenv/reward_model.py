@@ -19,6 +19,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from textenv.causal_lm import check_vocabulary
 
 
+CLOSING = ",.;:!?)]}'’”%"
+
+
 class RewardModel:
     """A reward function over a sequence classifier; its tokenizer is its own, so any policy can be scored.
 
@@ -28,8 +31,8 @@ class RewardModel:
         label: the label whose log-odds are the score, by index or by its name in `config.id2label`; None for a model
             with one label.
         batch_size: texts a forward pass; they are sorted by length first, so that little of it is padding.
-        joiner: what stands between prompt and completion, where the completion begins with a letter or digit and the
-            prompt does not end in white space. (Tokenizers of SentencePiece's kind drop the space in front of an
+        joiner: what stands between prompt and completion, where there is no white space between them and the completion
+            does not begin with what closes a word or sentence. (Tokenizers of SentencePiece's kind drop the space in front of an
             answer; for a policy whose answers begin with theirs, pass "": "walk" and "ing" are then one word.)
 
     The mean and standard deviation that normalise the score are `score_mean` and `score_std` in the model's config, 0
@@ -117,8 +120,8 @@ class RewardModel:
         elif messages is not None:  # without the markers of another model's template
             text, special = "\n".join([*(message["content"] for message in messages), completion]), True
         else:
-            joins = completion[:1].isalnum() and not prompt[-1:].isspace()
-            text, special = prompt + (self.joiner if joins else "") + completion, True
+            joined = not completion or completion[0].isspace() or completion[0] in CLOSING or prompt[-1:].isspace()
+            text, special = prompt + ("" if joined else self.joiner) + completion, True
         limit = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
         tokens: list[int] = self.tokenizer(text, add_special_tokens=special, **limit)["input_ids"]
         return tokens
