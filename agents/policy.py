@@ -295,6 +295,10 @@ class TransformerPolicy(nn.Module):
             return ActionEvaluation(log_probs, self._value(output.hidden_states[-1], num_tokens))
         return ActionEvaluation(log_probs, self.values(input_ids, attention_mask, num_tokens))
 
+    def forward(self, *args: Any, **kwargs: Any) -> ActionEvaluation:
+        """`evaluate_actions`, under the name that wrappers of a module call it by (DistributedDataParallel)."""
+        return self.evaluate_actions(*args, **kwargs)
+
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
         """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits."""
         ids, mask = input_ids[:, :-1], attention_mask[:, :-1]

@@ -17,11 +17,14 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from agents import TransformerPolicy
+from agents.distributed import rank
 from experiments.compare import CompareConfig, compare
-from experiments.config import FlagError, TrialConfig, read_config
+from experiments.config import AGENTS, FlagError, TrialConfig, read_config
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.lecture.run import LectureConfig, lecture
+from experiments.ranks import is_launched, join
 from experiments.reward_model import RewardModelConfig, reward_model
+from experiments.stable_baselines import StableBaselines
 from experiments.trial import INITIAL, prepare, run_trial
 
 
@@ -63,17 +66,24 @@ class SampleConfig(Run):
 
 
 def train(config: TrialConfig) -> Path:
-    """Train one agent with one seed."""
+    """Train one agent with one seed, on several devices if it was launched so (`accelerate launch -m experiments`)."""
+    wrap = None
+    if is_launched():
+        if issubclass(AGENTS[config.agent], StableBaselines):
+            raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
+        wrap, device = join(config.device)
+        config = dataclasses.replace(config, device=device)
     name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
     _, folder, _ = prepare(config, name, [config])
-    with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0) as bar:
+    with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0, disable=rank() > 0) as bar:
 
         def progress(tokens: int) -> None:
             bar.update(min(tokens, bar.total - bar.n))
 
-        summary = run_trial(config, folder, folder / INITIAL, progress)
-    print(json.dumps(summary, indent=2))
-    print(f"written to {folder}")
+        summary = run_trial(config, folder, folder / INITIAL, progress, wrap)
+    if rank() == 0:
+        print(json.dumps(summary, indent=2))
+        print(f"written to {folder}")
     return folder
 
 
@@ -132,6 +142,8 @@ def main() -> None:
     }
     try:
         config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
+        if is_launched() and not isinstance(config, TrialConfig):
+            raise FlagError("a launcher of several processes is for `train`; start this command without one.")
         commands[type(config)](config)
     except FlagError as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False)
