@@ -325,7 +325,7 @@ def open_folder(config: Any, name: str, time: str) -> Path:
         raise FlagError(f"--out {str(folder)!r} holds a run; add --resume to go on with it, or choose another folder.")
     saved = json.loads((folder / "config.json").read_text())["flags"]
     given = plain(config)
-    ignored = {"resume", "out", "num_workers", "device"}
+    ignored = {"resume", "out", "num_workers", "launcher", "device"}
     if changed := [key for key in given if key not in ignored and given[key] != saved.get(key, given[key])]:
         key = changed[0]
         raise FlagError(
