@@ -1,4 +1,4 @@
-"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model}: see --help of each."""
+"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model, cost}: see --help of each."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from agents import TransformerPolicy
 from agents.distributed import rank
 from experiments.compare import CompareConfig, compare
 from experiments.config import AGENTS, FlagError, TrialConfig, read_config
+from experiments.cost_table import CostConfig, cost
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.lecture.run import LectureConfig, lecture
 from experiments.ranks import is_launched, join
@@ -124,6 +125,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
+    | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
 )
 
@@ -139,6 +141,7 @@ def main() -> None:
         SampleConfig: sample,
         LectureConfig: lecture,
         RewardModelConfig: reward_model,
+        CostConfig: cost,
     }
     try:
         config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
