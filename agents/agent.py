@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from agents import distributed
 from agents.episodes import check_spaces, collect_episodes, is_foreign
 from agents.kl import ESTIMATORS, adaptive_kl_coef
+from agents.masters import Masters
 from agents.policy import ADAPTER, TransformerPolicy
 from agents.rollout import Rollout, collect
 from agents.sampling import new_generator
@@ -106,7 +107,8 @@ class Agent(ABC):
                 self.kl_coef = process.kl_coef
         # eps as in Huang et al. 2024 (arXiv:2403.17031), which found 1e-5 to matter for PPO on text
         self.trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameter_groups(), eps=1e-5)
+        self.masters = Masters(self.trained)
+        self.optimizer = torch.optim.Adam(self.masters.groups(self.parameter_groups()), eps=1e-5)
         self.generator = new_generator(self.policy.device, distributed.seed_of_rank(self.seed))
         self.learner: Any = self.policy
         self.num_timesteps = 0
@@ -225,15 +227,19 @@ class Agent(ABC):
         for part, share in zip(parts, shares, strict=True):
             value, info = loss(part)
             (share * value).backward()  # type: ignore[no-untyped-call]
-            seen.append({name: float(number) for name, number in info.items()})
+            self.masters.take_gradients()
+            numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
+            seen.append(dict(zip(info, numbers, strict=True)))
         return over_ranks(average(seen, shares))
 
     def step(self) -> float:
         """One step of Adam down the gradient; returns its norm before it was scaled down."""
         if self.warming_up:
-            self.policy.model.zero_grad()  # the policy stays where it is
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
+            for parameter in self.masters.of(self.policy.model.parameters()):
+                parameter.grad = None  # the policy stays where it is
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.of(self.trained), self.max_grad_norm)
         self.optimizer.step()
+        self.masters.give_weights()
         return norm.item()
 
     @torch.no_grad()
@@ -298,6 +304,7 @@ class Agent(ABC):
         torch.save(
             {
                 "optimizer": self.optimizer.state_dict(),
+                "masters": self.masters.state(),
                 "generators": generators,
                 "generator_device": self.generator.device.type,
             },
@@ -329,6 +336,7 @@ class Agent(ABC):
         state = torch.load(path / "training_state.pt", map_location=device, weights_only=True)
         if policy.has_adapter == (path / ADAPTER).is_dir():  # merged, to predict only: nothing to go on with
             agent.optimizer.load_state_dict(state["optimizer"])
+            agent.masters.load_state(state["masters"])
         for group, own in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
             group["lr"] = own["lr"]
         same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged

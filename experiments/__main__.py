@@ -8,8 +8,9 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -37,13 +38,16 @@ class Run:
     """The folder of one agent and seed."""
     device: str = "cpu"
     """cpu, cuda, ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights of policy, reference and classifiers."""
 
     def load(self) -> tuple[TrialConfig, TransformerPolicy]:
         """Its flags and its policy."""
-        config = dataclasses.replace(read_config(self.run, TrialConfig), device=self.device)
+        config = dataclasses.replace(read_config(self.run, TrialConfig), device=self.device, dtype=self.dtype)
         if not (self.run / "checkpoint").is_dir():
             raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")
-        return config, TransformerPolicy.from_pretrained(self.run / "checkpoint").to(self.device)
+        policy = TransformerPolicy.from_pretrained(self.run / "checkpoint", dtype=getattr(torch, self.dtype))
+        return config, policy.to(self.device)
 
 
 @dataclass

@@ -91,6 +91,8 @@ class EnvFlags:
     """Further arguments of the task, e.g. vocab_size 4 task_seed 1."""
     device: str = "cpu"
     """Where the models are: cpu, cuda, ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights of policy, reference and classifiers; log-probabilities, V and Adam's copies are in float32."""
 
     def make_env(self) -> Any:
         """The batched environment that the flags name, its reference on `device`.
@@ -121,7 +123,7 @@ class EnvFlags:
             envs = gym.make_vec(self.env, num_envs=1, **arguments)
             reference = process_of(envs).reference
             if isinstance(reference, CausalLMReference):
-                reference.model.to(self.device)
+                reference.model.to(self.device, getattr(torch, self.dtype))
         except FlagError:
             raise
         except (ValueError, TypeError, OSError, ImportError, gym.error.Error) as error:
@@ -136,9 +138,9 @@ class EnvFlags:
             raise FlagError(f"The prompt file {self.prompts!r} does not exist.")
         arguments: dict[str, Any] = {"prompts": self.prompts, "reward_weights": self.reward_weights}
         if self.reward is not None:
-            arguments["reward"] = [load_reward(name, self.device) for name in self.reward]
+            arguments["reward"] = [load_reward(name, self.device, self.dtype) for name in self.reward]
         if self.gold_reward is not None:
-            arguments["gold_reward"] = load_reward(self.gold_reward, self.device)
+            arguments["gold_reward"] = load_reward(self.gold_reward, self.device, self.dtype)
         if self.env == "textenv/Text-v0":
             arguments |= {"tokenizer": AutoTokenizer.from_pretrained(self.model), "reference": self.model}
         else:
@@ -235,6 +237,8 @@ class TrialConfig(AgentFlags):
             for name in ("lora_rank", "log_completions"):
                 if getattr(self, name):
                     raise FlagError(f"--{name.replace('_', '-')} is for our agents, not for {self.agent}.")
+            if self.dtype != "float32":
+                raise FlagError(f"--dtype {self.dtype} is for our agents, not for {self.agent}.")
 
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """The agent that the flags name."""
@@ -246,7 +250,7 @@ class TrialConfig(AgentFlags):
         return dataclasses.asdict(getattr(self, self.agent.replace("-", "_"))) | shared
 
 
-def load_reward(name: str, device: str = "cpu") -> Any:
+def load_reward(name: str, device: str = "cpu", dtype: str = "float32") -> Any:
     """The reward function that `--reward` names: "vader", `module:function`, or a classifier and its label."""
     if name == "vader":
         try:
@@ -264,7 +268,7 @@ def load_reward(name: str, device: str = "cpu") -> Any:
                 "--reward must be 'vader', module:function, or a sequence classifier (path or hub id, #LABEL behind it "
                 f"if it has several), got {name!r}: {str(error).splitlines()[0]}"
             ) from error
-        classifier.model.to(device)
+        classifier.model.to(device, getattr(torch, dtype))
         return classifier
     try:
         return getattr(importlib.import_module(module), function)

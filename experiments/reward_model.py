@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from agents.masters import Masters
 from experiments.config import FlagError
 from experiments.pairs import Pair, read_pairs
 from textenv.reward_model import RewardModel
@@ -49,6 +51,8 @@ class RewardModelConfig:
     """Seeds the split, the order and the new layer."""
     device: str = "cpu"
     """cpu, cuda, ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights; AdamW's copies of them are in float32."""
 
 
 def reward_model(config: RewardModelConfig) -> dict[str, float]:
@@ -70,8 +74,10 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
     reward = _load(config)
 
     reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # if it starts from a reward model
-    optimizer = torch.optim.AdamW(reward.model.parameters(), lr=config.learning_rate)
     reward.model.requires_grad_(True).train()
+    masters = Masters(reward.model.parameters())
+    trained = masters.of(reward.model.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
     with tqdm(total=config.epochs * len(train), unit="pair") as bar:
         for _ in range(config.epochs):
             shuffled = rng.permutation(len(train))
@@ -80,8 +86,10 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
                 loss = preference_loss(margins(reward, batch))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
+                masters.take_gradients()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
+                masters.give_weights()
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{loss.item():.3f}")
     reward.model.eval().requires_grad_(False)
@@ -136,7 +144,7 @@ def _load(config: RewardModelConfig) -> RewardModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model)
         model = AutoModelForSequenceClassification.from_pretrained(config.model, num_labels=1, dtype=torch.float32)
-        reward = RewardModel(model.to(config.device), tokenizer)
+        reward = RewardModel(model.to(config.device, getattr(torch, config.dtype)), tokenizer)
     except (OSError, ValueError) as error:
         raise FlagError(f"--model {config.model!r}: {error}") from error
     size = model.config.get_text_config().vocab_size

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import Rollout, TransformerPolicy
@@ -40,7 +41,7 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
         policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
-    return policy.to(config.device)
+    return policy.cast(getattr(torch, config.dtype)).to(config.device)
 
 
 def _write_initial(config: AgentFlags, env: Any, folder: Path) -> None:

@@ -194,6 +194,13 @@ def test_it_learns_what_people_prefer(kind: str, tmp_path: Path) -> None:
     assert json.loads((out / "held_out.json").read_text()) == measured
 
 
+def test_it_learns_in_bfloat16_too(tmp_path: Path) -> None:
+    """Through float32 copies of the weights; what is saved is in bfloat16."""
+    measured, out = trained(tmp_path, "half", dtype="bfloat16")
+    assert measured["accuracy"] > 0.95
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_scores_are_normalised_over_the_training_answers(tmp_path: Path) -> None:
     """Mean 0 and standard deviation 1, of the training part exactly; the raw logits are something else."""
     _, out = trained(tmp_path, "model")
