@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare test slow check lint types oldest tianshou rllib clean
+.PHONY: compare test slow check lint types oldest tianshou rllib ray clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -14,7 +14,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
 
 # everything that must hold before a change lands
-check: lint types test slow oldest tianshou rllib
+check: lint types test slow oldest tianshou rllib ray
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
@@ -26,10 +26,11 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-# What cannot be in one environment with the rest, each in its own: the oldest Gymnasium, Tianshou, RLlib.
+# What cannot be in one environment with the rest, each in its own: the oldest Gymnasium, Tianshou, RLlib, Ray.
 NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
 NEEDS_rllib := ".[rllib,test]"
+NEEDS_ray := ".[ray,test]"
 
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -n auto -m "not slow" \
@@ -40,6 +41,9 @@ tianshou: .venv-tianshou/ready
 
 rllib: .venv-rllib/ready
 	.venv-rllib/bin/python -m pytest tests/test_rllib.py
+
+ray: .venv-ray/ready
+	.venv-ray/bin/python -m pytest tests/test_ray.py
 
 .venv-%/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-$*

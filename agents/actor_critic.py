@@ -18,6 +18,7 @@ from torch import Tensor
 
 from agents.agent import Info, Metrics
 from agents.critic import CriticAgent
+from agents.distributed import sum_over_ranks
 from agents.losses import policy_gradient_loss, value_loss
 from agents.returns import explained_variance, masked_mean
 from agents.rollout import Rollout
@@ -33,15 +34,14 @@ class ActorCritic(CriticAgent):
         advantages, returns = self.advantages(rollout)
         rows = torch.arange(len(rollout), device=returns.device)
         metrics = self.backward(rows, lambda rows: self.loss(rollout[rows], advantages[rows], returns[rows]))
-        metrics["val/explained_variance"] = float(explained_variance(rollout.values, returns, rollout.mask))
-        metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask))
+        explained = explained_variance(rollout.values, returns, rollout.mask, sum_over_ranks)
+        metrics["val/explained_variance"] = float(explained)
+        metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask, sum_over_ranks))
         return metrics | {"grad_norm": self.step()}
 
     def loss(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers: the policy's and the value head's."""
-        evaluation = self.policy.evaluate_actions(
-            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
-        )
+        evaluation = self.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
         assert evaluation.values is not None
         policy_loss = policy_gradient_loss(evaluation.log_probs, advantages, rollout.mask)
         critic_loss = value_loss(evaluation.values, returns, rollout.mask)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from agents import distributed
 from agents.episodes import check_spaces, collect_episodes, is_foreign
 from agents.kl import ESTIMATORS, adaptive_kl_coef
+from agents.masters import Masters
 from agents.policy import ADAPTER, TransformerPolicy
 from agents.rollout import Rollout, collect
 from agents.sampling import new_generator
@@ -44,7 +46,7 @@ class Agent(ABC):
     learning_rate: float = 3e-4
     """Adam's step size."""
     n_episodes: int = 64
-    """Answers collected an update."""
+    """Answers collected an update, by all processes together."""
     num_generations: int = 1
     """Answers to the same prompt, side by side among the n_episodes."""
     gamma: float = 1.0
@@ -52,7 +54,7 @@ class Agent(ABC):
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
     micro_batch_size: int | None = None
-    """Answers in memory at once while learning, where gradients are added up; None is all of them."""
+    """Answers in memory at once while learning, where gradients are added up; None is all of them (of a process)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """How `objective/kl` is estimated. What is paid is always k1: the only one with the gradient of the KL, see
     `python -m experiments lecture --claims which_kl`."""
@@ -72,6 +74,12 @@ class Agent(ABC):
                 f"n_episodes must be a positive multiple of num_generations, got {self.n_episodes} and "
                 f"{self.num_generations}."
             )
+        for name, unit in (("n_episodes", self.num_generations), ("batch_size", 1)):
+            if (number := getattr(self, name, None)) and number % (unit * distributed.num_ranks()):
+                raise ValueError(
+                    f"{name} must be a multiple of {unit * distributed.num_ranks()}, so that {distributed.num_ranks()} "
+                    f"processes have equal shares of whole groups, got {number}."
+                )
         if not isinstance(self.policy, TransformerPolicy):
             raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {self.policy!r}.")
         check_range("gamma", self.gamma, 0, 1)
@@ -99,8 +107,10 @@ class Agent(ABC):
                 self.kl_coef = process.kl_coef
         # eps as in Huang et al. 2024 (arXiv:2403.17031)
         self.trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameter_groups(), eps=1e-5)
-        self.generator = new_generator(self.policy.device, self.seed)
+        self.masters = Masters(self.trained)
+        self.optimizer = torch.optim.Adam(self.masters.groups(self.parameter_groups()), eps=1e-5)
+        self.generator = new_generator(self.policy.device, distributed.seed_of_rank(self.seed))
+        self.learner: Any = self.policy
         self.num_timesteps = 0
         self.num_updates = 0
 
@@ -149,14 +159,16 @@ class Agent(ABC):
         bar = tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=not progress_bar)
         with bar:
             while self.num_timesteps < total_timesteps:
+                before = self.num_timesteps
                 rollout = self.collect()
-                metrics = rollout_metrics(rollout, self.kl_estimator) | self.train(rollout)
+                metrics = over_ranks(rollout_metrics(rollout, self.kl_estimator)) | self.train(rollout)
                 if self.kl_target is not None and self.kl_coef is not None:
                     metrics["objective/kl_coef"] = self.kl_coef
                     self.kl_coef = adaptive_kl_coef(
-                        self.kl_coef, metrics["objective/kl"], self.kl_target, len(rollout), self.kl_horizon
+                        self.kl_coef, metrics["objective/kl"], self.kl_target, self.n_episodes, self.kl_horizon
                     )
-                self.num_timesteps += int(rollout.mask.sum())
+                written = rollout.mask.sum() + (self.num_timesteps - before)  # and what `train` had to write besides
+                self.num_timesteps = before + int(distributed.sum_over_ranks(written))
                 self.num_updates += 1
                 bar.update(self.num_timesteps - bar.n)
                 shown = [name for name in ("scores", "kl") if f"objective/{name}" in metrics]
@@ -165,13 +177,21 @@ class Agent(ABC):
                     break
         return self
 
+    def distribute(self, wrap: Callable[[Any], Any]) -> None:
+        """From now on compute losses by what `wrap` makes of the policy, e.g. `accelerate.Accelerator().prepare`.
+
+        The wrapper averages the gradients over the processes. Everything else goes by the policy itself.
+        """
+        self.learner = wrap(self.policy)
+
     def collect(self) -> Rollout:
-        """`n_episodes` answers of the policy as it is now."""
+        """`n_episodes` answers of the policy as it is now; of several processes each collects its share."""
+        count = distributed.share(self.n_episodes)
         if is_foreign(self.env):
             return collect_episodes(
                 self.env,
                 self.policy,
-                self.n_episodes,
+                count,
                 generator=self.generator,
                 gamma=self.gamma,
                 values=self.needs_values,
@@ -179,7 +199,7 @@ class Agent(ABC):
         return collect(
             self.env,
             self.policy,
-            self.n_episodes,
+            count,
             num_generations=self.num_generations,
             generator=self.generator,
             values=self.needs_values,
@@ -194,6 +214,7 @@ class Agent(ABC):
         """The gradient of the loss of some answers, `micro_batch_size` of them in memory at a time.
 
         Losses are means per answer, so the parts' gradients, each by its share of the answers, add up to the whole.
+        What is worth watching is averaged over processes too, so that all decide alike.
         """
         self.optimizer.zero_grad()
         parts = rows.split(self.micro_batch_size or len(rows))  # type: ignore[no-untyped-call]
@@ -201,13 +222,16 @@ class Agent(ABC):
         for part, share in zip(parts, shares, strict=True):
             value, info = loss(part)
             (share * value).backward()  # type: ignore[no-untyped-call]
-            seen.append({name: float(number) for name, number in info.items()})
-        return average(seen, shares)
+            self.masters.take_gradients()
+            numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
+            seen.append(dict(zip(info, numbers, strict=True)))
+        return over_ranks(average(seen, shares))
 
     def step(self) -> float:
         """One step of Adam down the gradient; returns its norm before it was scaled down."""
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.of(self.trained), self.max_grad_norm)
         self.optimizer.step()
+        self.masters.give_weights()
         return norm.item()
 
     @torch.no_grad()
@@ -253,7 +277,13 @@ class Agent(ABC):
         return [f.name for f in fields(cls) if f.name not in ("policy", "env")]
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Write policy (a Hugging Face checkpoint), settings, optimizer and generator: all that `load` needs."""
+        """Write policy (a Hugging Face checkpoint), settings, optimizer and generator: all that `load` needs.
+
+        Of several processes every one calls this, and the first writes.
+        """
+        generators = distributed.of_all_ranks(self.generator.get_state())
+        if distributed.rank() > 0:
+            return
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(path)
@@ -266,7 +296,8 @@ class Agent(ABC):
         torch.save(
             {
                 "optimizer": self.optimizer.state_dict(),
-                "generator": self.generator.get_state(),
+                "masters": self.masters.state(),
+                "generators": generators,
                 "generator_device": self.generator.device.type,
             },
             path / "training_state.pt",
@@ -297,11 +328,15 @@ class Agent(ABC):
         state = torch.load(path / "training_state.pt", map_location=device, weights_only=True)
         if policy.has_adapter == (path / ADAPTER).is_dir():  # merged, to predict only: nothing to go on with
             agent.optimizer.load_state_dict(state["optimizer"])
+            agent.masters.load_state(state["masters"])
         for group, own in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
             group["lr"] = own["lr"]
         same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged
         if same_device and "seed" not in settings:
-            agent.generator.set_state(state["generator"].cpu())
+            if len(state["generators"]) == distributed.num_ranks():
+                agent.generator.set_state(state["generators"][distributed.rank()].cpu())
+            else:  # another number of processes than before: each goes on with numbers of its own
+                agent.generator.manual_seed(agent.generator.initial_seed() + saved["num_updates"])
         agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
         if agent.kl_target is not None and saved.get("kl_coef") is not None:
             agent.kl_coef = saved["kl_coef"]
@@ -314,6 +349,12 @@ def average(seen: list[Metrics], weights: list[float]) -> Metrics:
     row = {name: float(np.average(values, weights=weights)) for name, values in columns.items()}
     row |= {name: max(values) for name, values in columns.items() if name.endswith("_max")}
     return row | {name: min(values) for name, values in columns.items() if name.endswith("/ess")}
+
+
+def over_ranks(metrics: Metrics) -> Metrics:
+    """What all processes say, in one row; each has equally many answers."""
+    everyones = distributed.of_all_ranks(metrics)
+    return average(everyones, [1.0] * len(everyones))
 
 
 def check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:

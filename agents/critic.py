@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from agents.agent import Agent, check_range
+from agents.distributed import sum_over_ranks
 from agents.returns import gae, masked_whiten, reward_to_go
 from agents.rollout import Rollout
 
@@ -44,7 +45,8 @@ class CriticAgent(Agent, ABC):
     def step(self) -> float:
         """As any agent's; in the first `value_warmup` updates the policy stays where it is."""
         if self.num_updates < self.value_warmup:
-            self.policy.model.zero_grad()
+            for master in self.masters.of(self.policy.model.parameters()):
+                master.grad = None
         return super().step()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -62,5 +64,5 @@ class CriticAgent(Agent, ABC):
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
         advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
         if self.normalize_advantage:
-            advantages = masked_whiten(advantages, rollout.mask)
+            advantages = masked_whiten(advantages, rollout.mask, total=sum_over_ranks)
         return advantages, returns

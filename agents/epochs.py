@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from agents.agent import Loss, Metrics, average
+from agents.distributed import share
 
 
 def several_epochs(agent: Any, count: int, loss: Loss) -> Metrics:
     """`agent.n_epochs` passes over `count` answers, a step of Adam each minibatch; what the minibatches said.
 
-    Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3.
+    Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3. Of several
+    processes each shuffles its own answers, and brings its share of every minibatch; all see the same KL, and stop at
+    the same one.
 
     Args:
         agent: has `n_epochs`, `batch_size`, `target_kl` and `generator`, and what every `Agent` has.
@@ -21,7 +24,8 @@ def several_epochs(agent: Any, count: int, loss: Loss) -> Metrics:
         loss: of the answers in some rows, and what is worth watching, `policy/approxkl_avg` among it.
     """
     seen: list[Metrics] = []
-    for rows in minibatches(count, agent.n_epochs, agent.batch_size, agent.generator):
+    size = agent.batch_size and share(agent.batch_size)
+    for rows in minibatches(count, agent.n_epochs, size, agent.generator):
         info = agent.backward(rows, loss)
         if agent.target_kl is not None and info["policy/approxkl_avg"] > 1.5 * agent.target_kl:
             break

@@ -63,7 +63,7 @@ class GRPO(Agent):
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with advantages [B, T], and what is worth watching."""
-        log_probs = self.policy.evaluate_actions(
+        log_probs = self.learner(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
         ).log_probs
         loss, info = clipped_surrogate_loss(

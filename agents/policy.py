@@ -135,6 +135,7 @@ class TransformerPolicy(nn.Module):
         temperature: float | None = None,
         separate_critic: bool | None = None,
         reference: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> TransformerPolicy:
         """Load a folder of `save_pretrained`, or any Hugging Face causal LM (path or hub id) with a new value head.
 
@@ -158,7 +159,15 @@ class TransformerPolicy(nn.Module):
             state = load_file(folder / "value_head.safetensors")
             wanted = {name for name in policy.state_dict() if not name.startswith("model.")}
             policy.load_state_dict({name: state[name] for name in wanted & set(state)}, strict=False)
-        return policy
+        return policy.cast(getattr(torch, saved.get("dtype", "float32")) if dtype is None else dtype)
+
+    def cast(self, dtype: torch.dtype) -> TransformerPolicy:
+        """Hold the weights in `dtype`, in place; V stays in float32, and so do an adapter and the log-probabilities."""
+        if not self.has_adapter:  # which sits on the reference's weights, in their dtype
+            self.model.to(dtype)
+        if self.critic is not None:
+            self.critic.to(dtype)
+        return self
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic beside it.
@@ -178,6 +187,7 @@ class TransformerPolicy(nn.Module):
             "vocab_size": self.vocab_size,
             "temperature": self.temperature,
             "separate_critic": self.critic is not None,
+            "dtype": "bfloat16" if self.model.dtype == torch.bfloat16 else "float32",
         }
         (path / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -312,6 +322,10 @@ class TransformerPolicy(nn.Module):
         if shared:
             return ActionEvaluation(log_probs, self._value(output.hidden_states[-1], num_tokens))
         return ActionEvaluation(log_probs, self.values(input_ids, attention_mask, num_tokens))
+
+    def forward(self, *args: Any, **kwargs: Any) -> ActionEvaluation:
+        """`evaluate_actions`, under the name that wrappers of a module call it by (DistributedDataParallel)."""
+        return self.evaluate_actions(*args, **kwargs)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
         """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from agents.agent import Info, Metrics, check_range
 from agents.critic import CriticAgent
+from agents.distributed import sum_over_ranks
 from agents.epochs import several_epochs
 from agents.losses import clipped_surrogate_loss, value_loss
 from agents.returns import explained_variance
@@ -54,14 +55,13 @@ class PPO(CriticAgent):
         metrics = several_epochs(
             self, len(rollout), lambda rows: self.loss(rollout[rows], advantages[rows], returns[rows])
         )
-        metrics["val/explained_variance"] = float(explained_variance(rollout.values, returns, rollout.mask))
+        explained = explained_variance(rollout.values, returns, rollout.mask, sum_over_ranks)
+        metrics["val/explained_variance"] = float(explained)
         return metrics
 
     def loss(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers, and what is worth watching."""
-        evaluation = self.policy.evaluate_actions(
-            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
-        )
+        evaluation = self.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
         assert evaluation.values is not None
         policy_loss, info = clipped_surrogate_loss(
             evaluation.log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent, Info, Metrics, check_range
+from agents.distributed import sum_over_ranks
 from agents.episodes import is_foreign
 from agents.losses import policy_gradient_loss
 from agents.returns import batch_mean, leave_one_out, reward_to_go
@@ -66,7 +67,7 @@ class REINFORCE(Agent):
 
     def loss(self, rollout: Rollout, weights: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with weights w_t - b, [B, T]."""
-        log_probs = self.policy.evaluate_actions(
+        log_probs = self.learner(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
         ).log_probs
         loss = policy_gradient_loss(log_probs, weights, rollout.mask)
@@ -85,7 +86,7 @@ class REINFORCE(Agent):
         if self.baseline is None:
             return weights
         if self.baseline == "mean":
-            return weights - batch_mean(returns)[:, None]
+            return weights - batch_mean(returns, sum_over_ranks)[:, None]
         return weights - leave_one_out(returns, self.num_generations)[:, None]
 
     def q_values(self, rollout: Rollout) -> Tensor:

@@ -7,20 +7,29 @@ V(s_t), before a_t; V(s_T) = 0, since an answer that was cut at `max_new_tokens`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+Total = Callable[[Tensor], Tensor]  # the sum of what stands in several processes (`agents.distributed`)
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+
+def all_here(x: Tensor) -> Tensor:
+    """The total where one process has all answers: x."""
+    return x
+
+
+def masked_mean(x: Tensor, mask: Tensor, total: Total = all_here) -> Tensor:
     """Mean of `x` over the True entries of `mask`: divides by `mask.sum()`, never by B * T."""
     _check(x, mask)
-    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+    return total(torch.where(mask, x, 0.0).sum()) / total(mask.sum()).clamp(min=1)
 
 
-def masked_whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
+def masked_whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8, total: Total = all_here) -> Tensor:
     """`(x - mean) / (std + epsilon)` with mean and std over the True entries; 0 elsewhere."""
-    mean = masked_mean(x, mask)
-    variance = masked_mean((x - mean) ** 2, mask)
+    mean = masked_mean(x, mask, total)
+    variance = masked_mean((x - mean) ** 2, mask, total)
     return torch.where(mask, (x - mean) / (variance.sqrt() + epsilon), 0.0)
 
 
@@ -65,12 +74,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, gae_l
     return reward_to_go(deltas, mask, gamma * gae_lambda)
 
 
-def batch_mean(returns: Tensor) -> Tensor:
+def batch_mean(returns: Tensor, total: Total = all_here) -> Tensor:
     """The mean of all N returns as a baseline for each, [N].
 
     A return counts in its own baseline, which shrinks the expected gradient by the factor 1 - 1/N.
     """
-    return returns.mean().expand_as(returns)
+    everything = torch.ones_like(returns, dtype=torch.bool)
+    return masked_mean(returns, everything, total).expand_as(returns)
 
 
 def leave_one_out(returns: Tensor, num_generations: int) -> Tensor:
@@ -120,13 +130,18 @@ def group_relative(returns: Tensor, num_generations: int, scale: bool = True, ep
     return (centred / (groups.std(dim=1, keepdim=True) + epsilon) if scale else centred).view(-1)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = all_here) -> Tensor:
     """1 - Var[G - V] / Var[G] over the True entries: 1 is a perfect critic, 0 one that knows nothing.
 
-    NaN where all returns are equal: nothing is there to explain."""
-    error, target = (returns - values)[mask], returns[mask]
-    spread = target.var(unbiased=False)
-    return torch.where(spread > 0, 1.0 - error.var(unbiased=False) / spread, torch.nan)
+    NaN where all returns are equal, but for rounding: nothing is there to explain."""
+    returns, values = returns.double(), values.double()
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, mask, total)) ** 2, mask, total)
+
+    spread = variance(returns)
+    some = spread > 1e-24 * masked_mean(returns**2, mask, total)
+    return torch.where(some, 1.0 - variance(returns - values) / spread, torch.nan)
 
 
 def _check(x: Tensor, mask: Tensor) -> None:

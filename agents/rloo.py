@@ -58,7 +58,7 @@ class RLOO(Agent):
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with advantages [B], and what is worth watching, an answer."""
-        log_probs = self.policy.evaluate_actions(
+        log_probs = self.learner(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
         ).log_probs
         whole = torch.where(rollout.mask, log_probs, 0.0).sum(dim=1, keepdim=True)  # log pi(y|x), [B, 1]

@@ -1,4 +1,4 @@
-"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model}: see --help of each."""
+"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model, cost}: see --help of each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -17,11 +18,15 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from agents import TransformerPolicy
+from agents.distributed import rank
 from experiments.compare import CompareConfig, compare
-from experiments.config import FlagError, TrialConfig, read_config
+from experiments.config import AGENTS, FlagError, TrialConfig, read_config
+from experiments.cost_table import CostConfig, cost
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.lecture.run import LectureConfig, lecture
+from experiments.ranks import is_launched, join
 from experiments.reward_model import RewardModelConfig, reward_model
+from experiments.stable_baselines import StableBaselines
 from experiments.trial import INITIAL, prepare, run_trial
 
 
@@ -33,13 +38,16 @@ class Run:
     """The folder of one agent and seed."""
     device: str = "cpu"
     """cpu, cuda, ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights of policy, reference and classifiers."""
 
     def load(self) -> tuple[TrialConfig, TransformerPolicy]:
         """Its flags and its policy."""
-        config = dataclasses.replace(read_config(self.run, TrialConfig), device=self.device)
+        config = dataclasses.replace(read_config(self.run, TrialConfig), device=self.device, dtype=self.dtype)
         if not (self.run / "checkpoint").is_dir():
             raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")
-        return config, TransformerPolicy.from_pretrained(self.run / "checkpoint").to(self.device)
+        policy = TransformerPolicy.from_pretrained(self.run / "checkpoint", dtype=getattr(torch, self.dtype))
+        return config, policy.to(self.device)
 
 
 @dataclass
@@ -63,17 +71,24 @@ class SampleConfig(Run):
 
 
 def train(config: TrialConfig) -> Path:
-    """Train one agent with one seed."""
+    """Train one agent with one seed, on several devices if it was launched so (`accelerate launch -m experiments`)."""
+    wrap = None
+    if is_launched():
+        if issubclass(AGENTS[config.agent], StableBaselines):
+            raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
+        wrap, device = join(config.device)
+        config = dataclasses.replace(config, device=device)
     name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
     folder = prepare(config, name, [config])[1]  # its policy is not kept: the trial makes its own
-    with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0) as bar:
+    with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0, disable=rank() > 0) as bar:
 
         def progress(tokens: int) -> None:
             bar.update(min(tokens, bar.total - bar.n))
 
-        summary = run_trial(config, folder, folder / INITIAL, progress)
-    print(json.dumps(summary, indent=2))
-    print(f"written to {folder}")
+        summary = run_trial(config, folder, folder / INITIAL, progress, wrap)
+    if rank() == 0:
+        print(json.dumps(summary, indent=2))
+        print(f"written to {folder}")
     return folder
 
 
@@ -114,6 +129,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
+    | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
 )
 
@@ -129,9 +145,12 @@ def main() -> None:
         SampleConfig: sample,
         LectureConfig: lecture,
         RewardModelConfig: reward_model,
+        CostConfig: cost,
     }
     try:
         config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
+        if is_launched() and not isinstance(config, TrialConfig):
+            raise FlagError("a launcher of several processes is for `train`; start this command without one.")
         commands[type(config)](config)
     except FlagError as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False)

@@ -1,14 +1,15 @@
-"""compare: agents x seeds on one environment, in processes; which one is better, and how sure are we?"""
+"""compare: agents x seeds on one environment, side by side; which one is better, and how sure are we?"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
+import importlib.util
 import os
 import queue
 import sys
 import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,11 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from experiments.baselines import best_of_n, random_policy
+from experiments.cluster import in_ray, ray_queue, ray_workers
 from experiments.config import AGENTS, AgentFlags, AgentName, FlagError, TrialConfig
 from experiments.console import plain_console
 from experiments.evaluation import sample_answers
-from experiments.processes import going_on, in_processes
+from experiments.processes import going_on, in_processes, process_queue
 from experiments.report import Summaries, report
 from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
 
@@ -42,6 +44,13 @@ class CompareConfig(AgentFlags):
     """Which seeds."""
     num_workers: int = 0
     """Trials at once, each on one thread; 0 is one a processor."""
+    launcher: Literal["local", "ray"] = "local"
+    """Where the trials run: in processes here, or on a Ray cluster (pip install textenv[ray])."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.launcher == "ray" and importlib.util.find_spec("ray") is None:
+            raise FlagError("--launcher ray needs Ray: pip install textenv[ray].")
 
     @property
     def learners(self) -> list[AgentName]:
@@ -95,40 +104,57 @@ def compare(config: CompareConfig) -> Path:
 
 def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial: Path) -> list[dict[str, Any]]:
     """Every trial in a process of its own thread; one bar for the tokens of all of them."""
-    workers = min(config.num_workers or os.cpu_count() or 1, len(trials))
     summaries: dict[int, dict[str, Any]] = {}
+    told = dict.fromkeys(range(len(trials)), 0)  # tokens of each trial
     with (
-        multiprocessing.get_context("spawn").Manager() as manager,
+        ray_queue() if config.launcher == "ray" else process_queue() as written,
         tqdm(
             total=len(trials) * config.total_timesteps, unit="tok", unit_scale=True, smoothing=0.05, mininterval=1.0
         ) as bar,
     ):
-        written = manager.Queue()
-        folders = [folder / trial.agent / f"seed-{trial.seed}" for trial in trials]
-        calls = [partial(_trial, trial, own, initial, written) for trial, own in zip(trials, folders, strict=True)]
+        folders = [(folder / trial.agent / f"seed-{trial.seed}").resolve() for trial in trials]
+        calls = [
+            partial(run_told, index, trial, own, initial.resolve(), written)
+            for index, (trial, own) in enumerate(zip(trials, folders, strict=True))
+        ]
         again = f"go on from the last checkpoints with the same flags, --out {folder} --resume"
-        with going_on(bar, again), contextlib.closing(in_processes(calls, workers, poll=0.3)) as results:
+        with going_on(bar, again), contextlib.closing(_launched(config, calls)) as results:
             for ended in results:
-                bar.update(min(_drain(written), bar.total - bar.n))
+                told |= dict(_drained(written))
+                bar.update(min(sum(told.values()), bar.total) - bar.n)
                 if ended is not None:
                     index, summaries[index] = ended
                     bar.write(_line(trials[index], summaries[index]))
     return [summaries[index] for index in range(len(trials))]
 
 
-def _trial(config: TrialConfig, folder: Path, initial: Path, written: Any) -> dict[str, Any]:
+def _launched(config: CompareConfig, calls: list[Any]) -> Generator[tuple[int, Any] | None, None, None]:
+    if config.launcher == "ray":
+        workers = min(config.num_workers or ray_workers(), len(calls))
+        return in_ray(calls, workers, poll=0.3, num_gpus=int(config.device.startswith("cuda")))
+    return in_processes(calls, min(config.num_workers or os.cpu_count() or 1, len(calls)), poll=0.3)
+
+
+def run_told(index: int, config: TrialConfig, folder: Path, initial: Path, written: Any) -> dict[str, Any]:
+    """Run a trial on one thread, and put `(index, tokens so far)` into the queue as it goes on."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return run_trial(config, folder, initial, written.put)
+    so_far = 0
+
+    def progress(tokens: int) -> None:
+        nonlocal so_far
+        so_far += tokens
+        written.put((index, so_far))  # not what is new: a trial that was killed begins to count again
+
+    return run_trial(config, folder, initial, progress)
 
 
-def _drain(written: Any) -> int:
-    total = 0
+def _drained(written: Any) -> Iterator[tuple[int, int]]:
     while True:
         try:
-            total += written.get_nowait()
+            yield written.get_nowait()
         except queue.Empty:
-            return total
+            return
 
 
 def _line(trial: TrialConfig, summary: dict[str, Any]) -> str:

@@ -91,6 +91,8 @@ class EnvFlags:
     """Further arguments of the task, e.g. vocab_size 4 task_seed 1."""
     device: str = "cpu"
     """Where the models are: cpu, cuda, ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights of policy, reference and classifiers; log-probabilities, V and Adam's copies are in float32."""
 
     def make_env(self) -> Any:
         """The batched environment that the flags name, its reference on `device`.
@@ -118,7 +120,7 @@ class EnvFlags:
             envs = gym.make_vec(self.env, num_envs=1, **arguments)
             reference = process_of(envs).reference
             if isinstance(reference, CausalLMReference):
-                reference.model.to(self.device)
+                reference.model.to(self.device, getattr(torch, self.dtype))
         except FlagError:
             raise
         except (ValueError, TypeError, OSError, ImportError, gym.error.Error) as error:
@@ -133,9 +135,9 @@ class EnvFlags:
             raise FlagError(f"The prompt file {self.prompts!r} does not exist.")
         arguments: dict[str, Any] = {"prompts": self.prompts, "reward_weights": self.reward_weights}
         if self.reward is not None:
-            arguments["reward"] = [load_reward(name, self.device) for name in self.reward]
+            arguments["reward"] = [load_reward(name, self.device, self.dtype) for name in self.reward]
         if self.gold_reward is not None:
-            arguments["gold_reward"] = load_reward(self.gold_reward, self.device, "--gold-reward")
+            arguments["gold_reward"] = load_reward(self.gold_reward, self.device, self.dtype, "--gold-reward")
         if self.env == "textenv/Text-v0":
             arguments |= {"tokenizer": AutoTokenizer.from_pretrained(self.model), "reference": self.model}
         else:
@@ -232,6 +234,8 @@ class TrialConfig(AgentFlags):
             for name in ("lora_rank", "log_completions"):
                 if getattr(self, name):
                     raise FlagError(f"--{name.replace('_', '-')} is for our agents, not for {self.agent}.")
+            if self.dtype != "float32":
+                raise FlagError(f"--dtype {self.dtype} is for our agents, not for {self.agent}.")
 
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """The agent that the flags name."""
@@ -251,7 +255,7 @@ def check_device(device: str) -> None:
         raise FlagError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
-def load_reward(name: str, device: str = "cpu", flag: str = "--reward") -> Any:
+def load_reward(name: str, device: str = "cpu", dtype: str = "float32", flag: str = "--reward") -> Any:
     """The reward function that a flag names: "vader", `module:function`, or a classifier and its label."""
     if name == "vader":
         try:
@@ -269,7 +273,7 @@ def load_reward(name: str, device: str = "cpu", flag: str = "--reward") -> Any:
                 f"{flag} must be 'vader', module:function, or a sequence classifier (path or hub id, #LABEL behind it "
                 f"if it has several), got {name!r}: {str(error).splitlines()[0]}"
             ) from error
-        classifier.model.to(device)
+        classifier.model.to(device, getattr(torch, dtype))
         return classifier
     try:
         return getattr(importlib.import_module(module), function)
@@ -330,7 +334,7 @@ def open_folder(config: Any, name: str, time: str) -> Path:
         raise FlagError(f"--out {str(folder)!r} holds a run; add --resume to go on with it, or choose another folder.")
     saved = json.loads((folder / "config.json").read_text())["flags"]
     given = plain(config)
-    ignored = {"resume", "out", "num_workers", "device"}
+    ignored = {"resume", "out", "num_workers", "launcher", "device"}
     if changed := [key for key in given if key not in ignored and given[key] != saved.get(key, given[key])]:
         key = changed[0]
         raise FlagError(

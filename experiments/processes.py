@@ -44,6 +44,13 @@ def in_processes(
 
 
 @contextlib.contextmanager
+def process_queue() -> Iterator[Any]:
+    """A queue that all calls can put into."""
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        yield manager.Queue()
+
+
+@contextlib.contextmanager
 def going_on(bar: tqdm[Any], again: str) -> Iterator[None]:
     """Where the work under the bar is stopped, say how to go on; a worker that was killed is an error of a line."""
     try:

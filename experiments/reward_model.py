@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from agents.masters import Masters
 from experiments.config import FlagError, check_device
 from experiments.pairs import Pair, read_pairs, split
 from textenv.reward_model import RewardModel
@@ -50,6 +52,8 @@ class RewardModelConfig:
     """Seeds the split, the order and the new layer."""
     device: str = "cpu"
     """cpu, cuda, ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights; AdamW's copies of them are in float32."""
 
 
 def reward_model(config: RewardModelConfig) -> dict[str, float]:
@@ -98,7 +102,9 @@ def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: 
     """Minimise the preference loss, in minibatches; the model is frozen again afterwards."""
     reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # if it starts from a reward model
     reward.model.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(reward.model.parameters(), lr=config.learning_rate)
+    masters = Masters(reward.model.parameters())
+    trained = masters.of(reward.model.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
     with tqdm(total=config.epochs * len(pairs), unit="pair") as bar:
         for _ in range(config.epochs):
             shuffled = rng.permutation(len(pairs))
@@ -107,8 +113,10 @@ def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: 
                 loss = preference_loss(margins(reward, batch))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
+                masters.take_gradients()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
+                masters.give_weights()
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{loss.item():.3f}")
     reward.model.eval().requires_grad_(False)
@@ -151,6 +159,6 @@ def _load(config: RewardModelConfig) -> RewardModel:
         model = AutoModelForSequenceClassification.from_pretrained(
             config.model, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
         )
-        return RewardModel(model.to(config.device), tokenizer)
+        return RewardModel(model.to(config.device, getattr(torch, config.dtype)), tokenizer)
     except (OSError, ValueError) as error:
         raise FlagError(f"--model {config.model!r}: {error}") from error

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import Rollout, TransformerPolicy
 from agents.agent import Agent
+from agents.distributed import by_first_rank, rank
 from experiments.config import AGENTS, AgentFlags, FlagError, TrialConfig, open_folder, plain, write_config
 from experiments.console import completions_table, plain_console
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum, tokens_to_share
@@ -35,12 +37,16 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
         lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
         policy = TransformerPolicy.for_env(env, lora=lora, **settings)
     else:
-        if not (folder / "policy.json").is_file():
-            TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
+        by_first_rank(lambda: _write_initial(config, env, folder))
         policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
-    return policy.to(config.device)
+    return policy.cast(getattr(torch, config.dtype)).to(config.device)
+
+
+def _write_initial(config: AgentFlags, env: Any, folder: Path) -> None:
+    if not (folder / "policy.json").is_file():
+        TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
 
 
 def measured_baselines(yardstick: Yardstick, folder: Path) -> dict[str, float | None]:
@@ -68,7 +74,7 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Y
         FlagError: flags or settings that do not fit; a new folder is then removed again.
     """
     env = config.make_env()
-    folder = open_folder(config, name, time.strftime("%Y%m%d-%H%M%S"))
+    folder = by_first_rank(lambda: open_folder(config, name, time.strftime("%Y%m%d-%H%M%S")))
     try:
         yardstick = Yardstick.of(env, config.eval_episodes)
         measured_baselines(yardstick, folder / INITIAL)  # a reward that fails does so now
@@ -76,25 +82,31 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Y
         for trial in trials:
             trial.make_agent(policy, env)
     except (ValueError, TypeError) as error:
-        if not config.resume:
+        if not config.resume and rank() == 0:
             shutil.rmtree(folder)
         raise FlagError(str(error)) from error
     return yardstick, folder, policy
 
 
 def run_trial(
-    config: TrialConfig, folder: Path, initial: Path, progress: Callable[[int], None] = lambda tokens: None
+    config: TrialConfig,
+    folder: Path,
+    initial: Path,
+    progress: Callable[[int], None] = lambda tokens: None,
+    wrap: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate, and write everything to `folder`; goes on from its checkpoint if there is one.
 
     The folder then holds `config.json`, `metrics.jsonl` (a row an update), TensorBoard events, `checkpoint/`,
-    `samples.jsonl` and `summary.json`.
+    `samples.jsonl` and `summary.json`. Of several processes each trains and evaluates (the others would wait), and the
+    first writes.
 
     Args:
         config: what to run.
         folder: where to write.
         initial: the folder of the policy to start from (see `initial_policy`).
         progress: called with the number of tokens that were written since the last call.
+        wrap: see `Agent.distribute`.
 
     Returns:
         The summary.
@@ -103,12 +115,15 @@ def run_trial(
         progress(config.total_timesteps)
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
         return summary
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder)
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder)
     env = config.make_env()
     yardstick = Yardstick.of(env, config.eval_episodes)
     baselines = measured_baselines(yardstick, initial)
     agent = _agent(config, env, folder, initial)
+    if wrap is not None and isinstance(agent, Agent):
+        agent.distribute(wrap)
     progress(agent.num_timesteps)
 
     with TrialLog(config, folder, yardstick, agent, progress) as log:
@@ -116,7 +131,6 @@ def run_trial(
         log.checkpoint()
         measured = yardstick.measure(agent.policy)
         answers = sample_answers(env, agent.policy, shown_prompts(env))
-        (folder / "samples.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
         summary = {
             "agent": config.agent,
             "seed": config.seed,
@@ -129,7 +143,9 @@ def run_trial(
             "seconds": log.seconds,
             "tokens_per_second": agent.num_timesteps / log.seconds,
         }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if rank() == 0:
+            (folder / "samples.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -164,6 +180,15 @@ class TrialLog:
         self.checkpoint_seconds = 0.0
 
     def __enter__(self) -> TrialLog:
+        if rank() == 0:
+            self._open()
+        if not self.rows:
+            first = self.yardstick.measure(self.agent.policy)
+            self.write({"num_timesteps": 0, "num_updates": 0, "seconds": 0.0} | _prefixed(first))
+        self.last_time = time.monotonic()
+        return self
+
+    def _open(self) -> None:
         # rows after the checkpoint are written again as they come again
         self.file = (self.folder / "metrics.jsonl").open("w")
         if self.config.wandb_project is not None:
@@ -181,13 +206,10 @@ class TrialLog:
         self.board = SummaryWriter(str(self.folder), purge_step=self.agent.num_timesteps + 1 if self.rows else None)
         for row in self.rows:
             self.file.write(json.dumps(row) + "\n")
-        if not self.rows:
-            first = self.yardstick.measure(self.agent.policy)
-            self.write({"num_timesteps": 0, "num_updates": 0, "seconds": 0.0} | _prefixed(first))
-        self.last_time = time.monotonic()
-        return self
 
     def __exit__(self, *error: object) -> None:
+        if rank() > 0:
+            return
         self.file.close()
         self.board.close()
         if self.config.wandb_project is not None:
@@ -206,33 +228,40 @@ class TrialLog:
             row |= _prefixed(self.yardstick.measure(agent.policy))
         self.write(row)
         every = self.config.log_completions
-        if every and agent.num_updates % every == 0 and isinstance(rollout, Rollout):
+        if rank() == 0 and every and agent.num_updates % every == 0 and isinstance(rollout, Rollout):
             plain_console().print(completions_table(rollout, agent.num_updates))
         self.progress(agent.num_timesteps - self.reported)
         self.reported = agent.num_timesteps
-        if time.monotonic() - self.last_checkpoint > max(CHECKPOINT_SECONDS, 20 * self.checkpoint_seconds):
+        if by_first_rank(self._is_due):
             self.checkpoint()
         self.last_time = time.monotonic()
 
     def write(self, row: dict[str, float]) -> None:
         """One row, to the file and to TensorBoard."""
         self.rows.append(row)
+        if rank() > 0:
+            return
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for name, value in row.items():
             self.board.add_scalar(name, value, row["num_timesteps"])
 
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.last_checkpoint > max(CHECKPOINT_SECONDS, 20 * self.checkpoint_seconds)
+
     def checkpoint(self) -> None:
         """Save the agent; the old checkpoint stands until the new one is whole."""
         began = time.monotonic()
         now, new, old = (self.folder / name for name in CHECKPOINTS)
-        shutil.rmtree(new, ignore_errors=True)
+        if rank() == 0:
+            shutil.rmtree(new, ignore_errors=True)
         self.agent.save(new)
-        if now.exists():
+        if rank() == 0:
+            if now.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(now, old)
+            os.replace(new, now)
             shutil.rmtree(old, ignore_errors=True)
-            os.replace(now, old)
-        os.replace(new, now)
-        shutil.rmtree(old, ignore_errors=True)
         self.last_checkpoint = time.monotonic()
         self.checkpoint_seconds = self.last_checkpoint - began
 

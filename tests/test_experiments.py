@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from agents import TransformerPolicy
 from experiments.__main__ import EvaluateConfig, evaluate
 from experiments.baselines import best_of_n
+from experiments.compare import CompareConfig
 from experiments.config import (
     AGENTS,
     EnvFlags,
@@ -37,6 +39,8 @@ from experiments.trial import TrialLog, _agent, initial_policy, read_metrics, ru
 from tests.test_gradients import random_policy
 from textenv import exact
 from textenv.testing import play
+
+needs_no_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 
 TINY = {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1}
 
@@ -462,3 +466,10 @@ def test_weights_and_biases_by_a_flag(tmp_path: Path, initial: Path, monkeypatch
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_trial(tiny(wandb_project="x"), tmp_path, initial)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@needs_no_ray
+def test_ray_that_is_not_installed_is_named() -> None:
+    """The error says what to install, before anything is made."""
+    with pytest.raises(FlagError, match=r"--launcher ray needs Ray: pip install textenv\[ray\]"):
+        CompareConfig(launcher="ray")

@@ -150,7 +150,15 @@ def test_prompt_and_answer_are_joined_as_they_were_written() -> None:
     reward = RewardModel(classifier("gpt2"), tokenizer(eos_token="[END]"))
     seen: list[str] = []
     spy = reward.tokenizer = SpyTokenizer(seen)
-    cases = {("a", "b"): "a b", ("a", " b"): "a b", ("a", ", b"): "a, b", ("a", "(b"): "a (b", ("a", "'re"): "a're", ("a\n", "b"): "a\nb", ("a", ""): "a"}
+    cases = {
+        ("a", "b"): "a b",
+        ("a", " b"): "a b",
+        ("a", ", b"): "a, b",
+        ("a", "(b"): "a (b",
+        ("a", "'re"): "a're",
+        ("a\n", "b"): "a\nb",
+        ("a", ""): "a",
+    }
     for prompt, completion in cases:
         reward.tokens(prompt, completion)
     assert seen == list(cases.values())
@@ -286,6 +294,13 @@ def test_it_learns_what_people_prefer(kind: str, tmp_path: Path) -> None:
     good, bad = RewardModel(opposite)(["g h"] * 2, ["a a b", "d e f"])
     assert good < bad - 1
     assert json.loads((out / "held_out.json").read_text()) == measured
+
+
+def test_it_learns_in_bfloat16_too(tmp_path: Path) -> None:
+    """Through float32 copies of the weights; what is saved is in bfloat16."""
+    measured, out = trained(tmp_path, "half", dtype="bfloat16")
+    assert measured["accuracy"] > 0.95
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_scores_are_normalised_over_the_training_answers(tmp_path: Path) -> None:

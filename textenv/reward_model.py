@@ -18,8 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from textenv.causal_lm import check_vocabulary
 
-
-CLOSING = ",.;:!?)]}'’”%"
+CLOSING = ",.;:!?)]}'%\u2019\u201d"  # what stands without a space behind a word; the last two are curly quotes
 
 
 class RewardModel:
@@ -32,8 +31,9 @@ class RewardModel:
             with one label.
         batch_size: texts a forward pass; they are sorted by length first, so that little of it is padding.
         joiner: what stands between prompt and completion, where there is no white space between them and the completion
-            does not begin with what closes a word or sentence. (Tokenizers of SentencePiece's kind drop the space in front of an
-            answer; for a policy whose answers begin with theirs, pass "": "walk" and "ing" are then one word.)
+            does not begin with what closes a word or sentence. (Tokenizers of SentencePiece's kind drop the space in
+            front of an answer; for a policy whose answers begin with theirs, pass "": "walk" and "ing" are then one
+            word.)
 
     The mean and standard deviation that normalise the score are `score_mean` and `score_std` in the model's config, 0
     and 1 where there are none. Texts that are too long for the model lose their beginnings. Where prompts are

@@ -1,0 +1,79 @@
+"""Several processes train one policy: what each must know of the others.
+
+A launcher (`accelerate launch`, `torchrun`) starts R processes, the ranks. Each collects its share of the n_episodes
+answers, its whole groups of num_generations; DistributedDataParallel averages the gradients. A mean per answer over
+the whole batch is the mean over ranks, since all have equally many answers:
+
+    grad L = 1/B sum_i grad L_i = 1/R sum_r (R/B sum_{i of r} grad L_i)
+
+That holds only where L_i is the same as in one process, and what whitens it, or is subtracted from it, is a statistic
+of all answers. Sums are what ranks can add up, so such statistics are written as sums: `sum_over_ranks`.
+
+In one process every function here changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    """Whether there are other ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """Which of the processes this is; 0 writes to disk and screen."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def num_ranks() -> int:
+    """R."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of every rank's tensor, the same on all of them."""
+    if not is_distributed():
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def of_all_ranks(mine: T) -> list[T]:
+    """Every rank's object, in their order."""
+    if not is_distributed():
+        return [mine]
+    everyones: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(everyones, mine)
+    return everyones
+
+
+def by_first_rank(make: Callable[[], T]) -> T:
+    """What rank 0 makes, told to the others, which wait for it: for what may be done once, such as a new folder."""
+    if not is_distributed():
+        return make()
+    told: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(told)
+    made: T = told[0]
+    return made
+
+
+def share(count: int) -> int:
+    """How many of `count` are this rank's."""
+    return count // num_ranks()
+
+
+def seed_of_rank(seed: int | None) -> int | None:
+    """A seed of its own for each rank, so that no two write the same answers; the seed itself for rank 0."""
+    if seed is None or rank() == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, rank()]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,40 @@
+"""One training run on several devices: `accelerate launch -m experiments train ...`.
+
+accelerate starts the processes and makes of the policy's module one that averages gradients over them; what it is to
+do is its own configuration's (`accelerate config`, or flags of `accelerate launch`). Nothing here is used otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from experiments.config import FlagError
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join(device: str) -> tuple[Callable[[Any], Any], str]:
+    """Meet the other processes; what to wrap a policy in (see `Agent.distribute`), and this process's device.
+
+    Raises:
+        FlagError: accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+    except ImportError as error:
+        raise FlagError("several processes need accelerate: pip install textenv[accelerate].") from error
+    # When a rank fails, the launcher ends the others; one that waits for it in a collective runs no handler of Python's
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no",  # the distribution that samples is the one that learns: --dtype is for both
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not all agents use the head
+    )
+    return accelerator.prepare_model, str(accelerator.device)

@@ -1,0 +1,331 @@
+"""Two processes x half of the answers learn what one process x all of them learns.
+
+Both ranks run once for this file, over gloo, wrapped by accelerate as `accelerate launch` has it; what they found is
+compared here with one process, and with what two would find that know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor
+
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, collect
+from agents.distributed import by_first_rank, num_ranks, of_all_ranks, rank, seed_of_rank, sum_over_ranks
+from agents.epochs import minibatches
+from agents.sampling import new_generator
+from experiments.ranks import join
+from experiments.trial import read_metrics
+from tests.tasks import make, words
+from tests.test_gradients import random_policy
+
+COUNT = 16  # answers, in groups of 4
+EXACT, BROKEN = 1e-5, 1e-2
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "REINFORCE, no baseline": (REINFORCE, {"baseline": None}),
+    "REINFORCE, mean": (REINFORCE, {"baseline": "mean"}),
+    "REINFORCE, leave one out": (REINFORCE, {"baseline": "leave_one_out"}),
+    "REINFORCE, sequence, mean": (REINFORCE, {"baseline": "mean", "credit": "sequence", "micro_batch_size": 3}),
+    "ActorCritic": (ActorCritic, {"num_generations": 1}),
+    "ActorCritic, whitened": (ActorCritic, {"normalize_advantage": True}),
+    "PPO": (PPO, {"n_epochs": 2}),
+    "PPO, whitened": (PPO, {"normalize_advantage": True, "micro_batch_size": 4}),
+    "PPO, V apart": (PPO, {"normalize_advantage": True, "separate_critic": True}),
+    "RLOO": (RLOO, {}),
+    "GRPO": (GRPO, {}),
+}
+# whose advantages need answers beyond the group
+GLOBAL = [name for name in CASES if "mean" in name or "whitened" in name or "apart" in name]
+GROUPED = ["REINFORCE, leave one out", "RLOO", "GRPO"]
+STEERED = {"kl_target": 0.16, "kl_horizon": COUNT}
+
+
+def task() -> Any:
+    """Prompts whose answers are paid differently."""
+    return make(words(4, kl_coef=0.2))
+
+
+def agent_of(name: str, **more: Any) -> Any:
+    """An agent whose steps change nothing, so that its gradient stays to be seen."""
+    kind, settings = CASES[name]
+    env = task()
+    own = {key: settings[key] for key in ("separate_critic",) if key in settings}
+    policy = random_policy(env, **own)
+    still = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_episodes": COUNT, "num_generations": 4, "seed": 0}
+    return kind(policy, env, **(still | {key: value for key, value in settings.items() if key not in own} | more))
+
+
+def all_answers() -> Rollout:
+    """The whole batch, from a policy that is not quite the one that learns; the second half another one's still."""
+    env = task()
+    rollout = collect(
+        env, random_policy(env, seed=3, scale=0.1), COUNT, num_generations=4, generator=new_generator("cpu", 5)
+    )
+    rollout.rewards += torch.where(rollout.mask, rollout.prompt[:, None].float(), 0.0)  # some prompts are worth more
+    values = torch.linspace(-1, 2, rollout.mask.numel(), dtype=torch.float64).view(rollout.mask.shape)
+    return replace(rollout, values=torch.where(rollout.mask, values, 0.0))
+
+
+def half(rollout: Rollout, r: int) -> Rollout:
+    """Rank r's answers: two whole groups."""
+    return rollout[slice(r * COUNT // 2, (r + 1) * COUNT // 2)]
+
+
+def gradient(agent: Any, rollout: Rollout) -> Tensor:
+    """What `train` leaves behind."""
+    agent.train(rollout)
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in agent.trained])
+
+
+def learnt(agent: Any, rollout: Rollout) -> dict[str, Any]:
+    """One update of `learn` from these answers: metrics, beta, timesteps."""
+    rows: list[dict[str, float]] = []
+    agent.collect = lambda: rollout
+    agent.learn(1, callback=lambda _agent, _rollout, metrics: rows.append(metrics))
+    return {"metrics": rows[0], "kl_coef": agent.kl_coef, "num_timesteps": agent.num_timesteps}
+
+
+def far_in_one_half(rollout: Rollout) -> Rollout:
+    """Answers whose second half alone is far from the policy that learns."""
+    env = task()
+    near = random_policy(env).evaluate_actions(
+        rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
+    )
+    away = torch.arange(COUNT)[:, None] >= COUNT // 2
+    return replace(rollout, log_probs=torch.where(rollout.mask, near.log_probs.detach() + away, 0.0))
+
+
+def on_a_rank(r: int, port: int, folder: Path) -> None:
+    """All that this file asks of two ranks, written to `folder`."""
+    where = {"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in where.items()})
+    torch.set_num_threads(1)
+    wrap, _ = join("cpu")
+    rollout, found = all_answers(), {}
+    for name in CASES:
+        agent = agent_of(name)
+        agent.distribute(wrap)
+        found[name] = gradient(agent, half(rollout, r))
+    agent = agent_of("PPO", **STEERED)
+    agent.distribute(wrap)
+    found["learnt"] = learnt(agent, half(rollout, r))
+    agent = agent_of("PPO", target_kl=0.1)
+    agent.distribute(wrap)
+    found["minibatches"] = agent.train(half(far_in_one_half(rollout), r))["num_minibatches"]
+    agent = agent_of("REINFORCE, mean", learning_rate=1e-2)
+    agent.distribute(wrap)
+    agent.learn(200)
+    agent.save(folder / "saved")
+    of_all_ranks(None)  # wait until it is written
+    found["trained"] = torch.cat([p.detach().flatten() for p in agent.trained])
+    found["counted"] = agent.num_timesteps
+    loaded = REINFORCE.load(folder / "saved", env=task())
+    found["collected"] = [a.collect().input_ids for a in (agent, loaded)]
+    found["told"] = by_first_rank(lambda: f"from {r}")
+    found["ranks"] = (rank(), num_ranks(), sum_over_ranks(torch.tensor(r + 1.0)).item(), of_all_ranks(r))
+    try:
+        agent_of("GRPO", n_episodes=12)
+    except ValueError as error:
+        found["refused"] = str(error)
+    torch.save(found, folder / f"{r}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    """One that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(on_a_rank, (free_port(), folder), nprocs=2)
+    return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(2)]
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """Relative."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_have_the_gradient_of_one(name: str, ranks: list[dict[str, Any]]) -> None:
+    """The same on both, within 1e-5 of one process with all answers; either half alone has another."""
+    whole = gradient(agent_of(name), all_answers())
+    assert torch.equal(ranks[0][name], ranks[1][name])
+    assert distance(ranks[0][name], whole) < EXACT
+    assert distance(gradient(agent_of(name), half(all_answers(), 0)), whole) > BROKEN
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_local_statistics_have_another_gradient(name: str) -> None:
+    """The mean of two gradients that know nothing of each other: right only where no statistic crosses a group."""
+    rollout = all_answers()
+    whole = gradient(agent_of(name), rollout)
+    alone = sum(gradient(agent_of(name), half(rollout, r)) for r in range(2)) / 2
+    error = distance(alone, whole)
+    assert error > BROKEN if name in GLOBAL else error < EXACT
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_groups_that_are_split_have_another_gradient(name: str) -> None:
+    """Why a rank has whole groups: the halves of one compare with half as many answers."""
+    rollout = all_answers()
+    whole = gradient(agent_of(name), rollout)
+    split = [torch.arange(COUNT).view(-1, 2)[r::2].flatten() for r in range(2)]
+    alone = sum(gradient(agent_of(name, num_generations=2), rollout[rows]) for rows in split) / 2
+    assert distance(alone, whole) > BROKEN
+
+
+@pytest.mark.slow
+def test_metrics_beta_and_timesteps_are_those_of_all_answers(ranks: list[dict[str, Any]]) -> None:
+    """One process says the same; beta and explained variance of a half would differ."""
+    rollout = all_answers()
+    whole, alone = (learnt(agent_of("PPO", **STEERED), answers) for answers in (rollout, half(rollout, 0)))
+    for found in (ranks[0]["learnt"], ranks[1]["learnt"]):
+        assert found["num_timesteps"] == whole["num_timesteps"] == int(rollout.mask.sum())
+        assert found["kl_coef"] == pytest.approx(whole["kl_coef"], rel=1e-6)
+        for name in [name for name in whole["metrics"] if name.startswith(("objective", "completions", "loss"))]:
+            assert found["metrics"][name] == pytest.approx(whole["metrics"][name], rel=1e-5), name
+        for name in ("val/explained_variance", "val/ratio_error_max", "grad_norm"):
+            assert found["metrics"][name] == pytest.approx(whole["metrics"][name], rel=1e-5), name
+    assert abs(alone["kl_coef"] / whole["kl_coef"] - 1) > BROKEN
+    assert abs(alone["metrics"]["val/explained_variance"] - whole["metrics"]["val/explained_variance"]) > BROKEN
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_at_the_same_minibatch(ranks: list[dict[str, Any]]) -> None:
+    """Where one half alone is far from the old policy; its owner would stop alone, and leave the other hanging."""
+    rollout = far_in_one_half(all_answers())
+    assert [found["minibatches"] for found in ranks] == [0.0, 0.0]
+    alone = [agent_of("PPO", target_kl=0.1).train(half(rollout, r))["num_minibatches"] for r in range(2)]
+    assert alone == [2.0, 0.0]
+
+
+@pytest.mark.slow
+def test_ranks_write_answers_of_their_own_and_learn_one_policy(ranks: list[dict[str, Any]]) -> None:
+    """Different prompts and tokens, the same weights and count; a saved agent goes on with each rank's own numbers."""
+    assert torch.equal(ranks[0]["trained"], ranks[1]["trained"])
+    assert ranks[0]["counted"] == ranks[1]["counted"] >= 200
+    drawn = [found["collected"] for found in ranks]
+    for going_on, loaded in drawn:
+        assert len(going_on) == COUNT // 2 and going_on.equal(loaded)
+    assert not drawn[0][0].equal(drawn[1][0])
+    assert len({seed_of_rank(0), ranks[0]["ranks"][0]}) == 1  # one process: the seed itself
+
+
+@pytest.mark.slow
+def test_what_ranks_tell_each_other(ranks: list[dict[str, Any]]) -> None:
+    """Rank, how many, a sum, a list; what the first one makes; and shares that are no whole groups are refused."""
+    for r, found in enumerate(ranks):
+        assert found["ranks"] == (r, 2, 3.0, [0, 1])
+        assert found["told"] == "from 0"
+        assert "n_episodes must be a multiple of 8" in found["refused"]
+
+
+def test_one_process_is_all_there_is() -> None:
+    """Nothing changes without a launcher."""
+    x = torch.tensor([1.0, 2.0])
+    assert sum_over_ranks(x) is x and of_all_ranks(3) == [3] and by_first_rank(lambda: 4) == 4
+    assert (rank(), num_ranks(), seed_of_rank(7), seed_of_rank(None)) == (0, 1, 7, None)
+
+
+def test_shares_of_shuffles_are_shuffles_of_the_whole() -> None:
+    """Each rank's minibatches part its own answers; side by side they part all of them, without a repetition."""
+    parts = [minibatches(8, 2, 4, torch.Generator().manual_seed(r)) for r in range(2)]
+    epochs = [torch.cat([parts[r][i] + 8 * r for i in (2 * e, 2 * e + 1) for r in range(2)]) for e in range(2)]
+    for rows in epochs:
+        assert rows.sort().values.tolist() == list(range(16))
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+TINY = "--env textenv/Toy-v0 --env-args vocab_size 3 max_new_tokens 2 num_prompts 1 --n-episodes 16 --num-evals 3"
+
+
+def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch -m experiments ...` on two processes."""
+    launcher = f"-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port {free_port()}".split()
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "experiments", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_on_two_ranks(tmp_path: Path) -> None:
+    """One folder, written by one of them; tokens are counted once; a finished run is resumed without doing it again."""
+    flags = ["train", *TINY.split(), "--total-timesteps", "400", "--agent", "grpo", "--out", str(tmp_path / "run")]
+    done = launch(*flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to") == 1 and done.stdout.count('"objective"') == 1
+    rows = read_metrics(tmp_path / "run")
+    assert len(list((tmp_path / "run").glob("events.out.tfevents*"))) == 1
+    counts = [row["num_updates"] for row in rows]
+    assert counts == sorted(set(counts)) and 400 <= rows[-1]["num_timesteps"] < 432
+    assert all(16 <= b["num_timesteps"] - a["num_timesteps"] <= 32 for a, b in itertools.pairwise(rows))
+    assert launch(*flags, "--resume").returncode == 0 and read_metrics(tmp_path / "run") == rows
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_run_with_its_error(tmp_path: Path) -> None:
+    """Not with a hang: the other one waits for it in vain, and is ended within seconds."""
+    (tmp_path / "broken_reward.py").write_text(
+        "import os\n\ndef fails(prompts, completions, completion_ids, **columns):\n"
+        "    if os.environ['RANK'] == '1' and len(prompts) == 8:\n        raise RuntimeError('no reward today')\n"
+        "    return [0.0] * len(prompts)\n"
+    )
+    (tmp_path / "prompts.txt").write_text("a b\n")
+    model = tmp_path / "model"
+    _write_model(model)
+    flags = "--env textenv/Text-v0 --reward broken_reward:fails --max-new-tokens 2 --n-episodes 16 --eval-episodes 4"
+    root = str(Path(__file__).parents[1])
+    began = time.monotonic()
+    done = launch(
+        *["train", *flags.split(), "--model", str(model), "--prompts", str(tmp_path / "prompts.txt")],
+        *["--agent", "ppo", "--out", str(tmp_path / "run")],
+        PYTHONPATH=f"{root}:{tmp_path}",
+    )
+    assert done.returncode != 0
+    assert "no reward today" in done.stderr
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_commands_that_run_alone_refuse_a_launcher(tmp_path: Path) -> None:
+    """`compare` on two ranks would do everything twice; another library's agent trains in one process."""
+    done = launch("compare", *TINY.split(), "--out", str(tmp_path / "run"))
+    assert done.returncode != 0 and "is for `train`" in done.stderr
+    done = launch("train", *TINY.split(), "--agent", "sb3-ppo", "--out", str(tmp_path / "run"))
+    assert done.returncode != 0 and "trains in one process" in done.stderr
+
+
+def _write_model(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    vocabulary = {"<eos>": 0, "a": 1, "b": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=3, n_embd=8, n_layer=1, n_head=1, n_positions=8, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(folder)

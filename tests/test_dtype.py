@@ -1,0 +1,167 @@
+"""Models in bfloat16, here and on a GPU: what must be exact stays so, the rest is within what the dtype can say."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+
+from agents import PPO, REINFORCE, TransformerPolicy, collect
+from agents.masters import Masters
+from agents.sampling import new_generator
+from experiments.config import FlagError, TrialConfig
+from experiments.trial import INITIAL, prepare, run_trial
+from tests.tasks import make, stories
+from textenv import exact
+from textenv.unwrap import process_of
+
+HALF = torch.bfloat16
+MEAN, WORST = 0.05, 0.5  # nats of a token's log-probability: of logits of about 10 bfloat16 keeps 8 bits, a layer
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    ),
+]
+
+
+def half_stories(assets: Path, device: str, **arguments: Any) -> tuple[Any, TransformerPolicy]:
+    """A real language model as reference and policy, both in bfloat16."""
+    env = make(stories(assets, max_new_tokens=16) | arguments)
+    reference: Any = process_of(env).reference
+    reference.model.to(device, HALF)
+    return env, TransformerPolicy.for_env(env).to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_log_probs_are_those_of_float32_but_for_rounding(device: str, assets: Path) -> None:
+    """As sampled, read again in one pass, of the reference, and in float32 on the CPU; all are float32 numbers."""
+    env, policy = half_stories(assets, device)
+    assert policy.model.dtype == HALF and policy.value_head.weight.dtype == torch.float32
+    rollout = collect(env, policy, 32, generator=new_generator(device, 0))
+    assert rollout.log_probs.dtype == rollout.ref_log_probs.dtype == torch.float32
+    whole = copy.deepcopy(policy).cast(torch.float32).cpu()
+    ids, mask = rollout.input_ids.cpu(), rollout.attention_mask.cpu()
+    with torch.no_grad():
+        again = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
+        exactly = whole.evaluate_actions(ids, mask, rollout.num_tokens).log_probs
+    written = rollout.mask.cpu()
+    for found in (rollout.log_probs, rollout.ref_log_probs, again):
+        error = (found.cpu() - exactly)[written].abs()
+        assert error.mean() < MEAN and error.max() < WORST
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rewards_are_exact(device: str, assets: Path) -> None:
+    """The score of a text is a number of its text; without a KL the reward is it, whatever the models are held in."""
+    env, policy = half_stories(assets, device, kl_coef=0.0)
+    rollout = collect(env, policy, 16, generator=new_generator(device, 0))
+    assert rollout.rewards.sum(dim=1).tolist() == [float(len(text.split())) for text in rollout.completions]
+    assert rollout.scores.dtype == rollout.rewards.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_first_ratio_is_1_but_for_rounding(device: str, assets: Path) -> None:
+    """One pass over texts that were sampled token by token, in the same bfloat16."""
+    env, policy = half_stories(assets, device)
+    agent = PPO(policy, env, n_epochs=1, n_episodes=32, learning_rate=0.0, seed=0)
+    info = agent.train(agent.collect())
+    assert info["val/ratio_error_max"] < WORST and abs(info["val/ratio"] - 1) < MEAN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_taj_mahal_is_learnt(device: str) -> None:
+    """Nine tenths of the way to the optimum; the checkpoint is in bfloat16, and what is loaded says the same."""
+    env = gym.make_vec("textenv/TajMahal-v0", num_envs=1)
+    policy = TransformerPolicy.for_env(env).cast(HALF).to(device)
+    solution = exact.solve(env)
+    PPO(policy, env, learning_rate=1e-3, seed=0).learn(20_000)
+    reached = exact.evaluate(env, policy).objective
+    assert reached > 0.1 * solution.reference_objective + 0.9 * solution.objective
+
+
+def test_a_saved_agent_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    """Masters, moments and numbers are kept: the next updates are the same."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
+    policy = TransformerPolicy.for_env(env).cast(HALF)
+    agent = PPO(policy, env, learning_rate=1e-3, n_episodes=8, seed=0).learn(100)
+    agent.save(tmp_path)
+    loaded = PPO.load(tmp_path, env=env)
+    assert loaded.policy.model.dtype == HALF
+    for other in (agent, loaded):
+        other.learn(100)
+    for ours, theirs in zip(agent.masters.state(), loaded.masters.state(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_small_steps_add_up_in_masters() -> None:
+    """A hundred steps of 1e-4 move a weight of 1 by 0.01; in bfloat16 alone it would stay where it is."""
+    alone, weight = (torch.nn.Parameter(torch.ones(3, dtype=HALF)) for _ in range(2))
+    masters = Masters([weight])
+    (master,) = masters.of([weight])
+    for _ in range(100):
+        with torch.no_grad():
+            alone -= 1e-4
+        weight.grad = torch.full_like(weight, 1e-4)
+        masters.take_gradients()
+        assert weight.grad is None and master.grad is not None
+        with torch.no_grad():
+            master -= master.grad
+        master.grad = None
+        masters.give_weights()
+    assert alone.tolist() == [1.0] * 3
+    assert weight.tolist() == pytest.approx([0.99] * 3, abs=0.004)
+    whole = torch.nn.Parameter(torch.ones(3))
+    assert Masters([whole]).of([whole])[0] is whole and Masters([whole]).state() == []
+
+
+def test_warming_up_leaves_the_model_alone() -> None:
+    """Only V, whose weights are float32, is trained at first."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
+    policy = TransformerPolicy.for_env(env).cast(HALF)
+    before, head = copy.deepcopy(policy.model.state_dict()), policy.value_head.weight.detach().clone()
+    PPO(policy, env, value_warmup=1, n_episodes=8, seed=0).learn(1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in policy.model.state_dict().items())
+    assert not policy.value_head.weight.equal(head)
+
+
+def test_a_trial_in_bfloat16(tmp_path: Path) -> None:
+    """--dtype reaches policy and checkpoint; agents of other libraries refuse it."""
+    flags: dict[str, Any] = {
+        "env": "textenv/Toy-v0",
+        "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},
+        "total_timesteps": 200,
+        "n_episodes": 16,
+        "num_evals": 1,
+        "dtype": "bfloat16",
+    }
+    config = TrialConfig(**flags, agent="grpo", out=tmp_path / "run")
+    _, folder, policy = prepare(config, "run", [config])
+    assert policy.model.dtype == HALF
+    run_trial(config, folder, folder / INITIAL)
+    assert TransformerPolicy.from_pretrained(folder / "checkpoint").model.dtype == HALF
+    assert TransformerPolicy.from_pretrained(folder / "checkpoint", dtype=torch.float32).model.dtype == torch.float32
+    with pytest.raises(FlagError, match="--dtype bfloat16 is for our agents, not for sb3-ppo"):
+        TrialConfig(**flags, agent="sb3-ppo")
+
+
+def test_an_adapter_on_a_bfloat16_reference(assets: Path) -> None:
+    """The reference's weights are in bfloat16, the adapter's own in float32, and it learns."""
+    from peft import LoraConfig
+
+    env = make(stories(assets))
+    reference: Any = process_of(env).reference
+    reference.model.to(HALF)
+    policy = TransformerPolicy.for_env(env, lora=LoraConfig(r=2, target_modules="all-linear")).cast(HALF)
+    agent = REINFORCE(policy, env, n_episodes=8, seed=0)
+    assert {p.dtype for p in agent.trained} == {torch.float32} and agent.masters.state() == []
+    before = [p.detach().clone() for p in agent.trained]
+    agent.learn(1)
+    assert any(not p.equal(old) for p, old in zip(agent.trained, before, strict=True))
+    assert reference.model.dtype == HALF
