@@ -1,7 +1,7 @@
 """One training run on several devices: `accelerate launch -m experiments train ...`.
 
-accelerate starts the processes and makes of the policy's module one that averages gradients over them; what it is to
-do is its own configuration's (`accelerate config`, or flags of `accelerate launch`). Nothing here is used otherwise.
+accelerate starts the processes and makes of the policy a module that averages gradients over them (DDP); how many there
+are and where is its own configuration's (`accelerate config`, or flags of `accelerate launch`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def join(device: str) -> tuple[Callable[[Any], Any], str]:
     """Meet the other processes; what to wrap a policy in (see `Agent.distribute`), and this process's device.
 
     Raises:
-        FlagError: accelerate is not installed.
+        FlagError: accelerate is not installed, or was told to shard.
     """
     try:
         from accelerate import Accelerator
@@ -32,6 +32,8 @@ def join(device: str) -> tuple[Callable[[Any], Any], str]:
         raise FlagError("several processes need accelerate: pip install textenv[accelerate].") from error
     # When a rank fails, the launcher ends the others; one that waits for it in a collective runs no handler of Python's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # gradients would be right, checkpoints would not
+        raise FlagError("train keeps whole weights on each device: launch it with --multi_gpu, not with --use_fsdp.")
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="no",  # the distribution that samples is the one that learns: --dtype is for both

@@ -316,6 +316,8 @@ def test_commands_that_run_alone_refuse_a_launcher(tmp_path: Path) -> None:
     assert done.returncode != 0 and "is for `train`" in done.stderr
     done = launch("train", *TINY.split(), "--agent", "sb3-ppo", "--out", str(tmp_path / "run"))
     assert done.returncode != 0 and "trains in one process" in done.stderr
+    done = launch("train", *TINY.split(), "--out", str(tmp_path / "run"), ACCELERATE_USE_FSDP="true")
+    assert done.returncode != 0 and "keeps whole weights" in done.stderr
 
 
 def _write_model(folder: Path) -> None:
