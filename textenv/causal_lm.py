@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
+from transformers.cache_utils import Cache, DynamicLayer
 
 from textenv.follower import Follower
 
@@ -32,6 +35,56 @@ def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
+class FusedGELU(NewGELUActivation):
+    """GPT-2's activation in one kernel instead of eight; in double precision transformers' own, to the last bit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
+        own: Tensor = super().forward(x) if x.dtype == torch.float64 else F.gelu(x, approximate="tanh")
+        return own
+
+
+def fuse_activations(model: Any) -> Any:
+    """Put `FusedGELU` in the place of transformers' in a model, and return it: an eighth of an update of GPT-2."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, FusedGELU())
+    return model
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, [B, heads, room, d], in the first `filled` columns: a token is written in place.
+
+    transformers' own copies the whole cache for each token.
+    """
+
+    keys: Any
+    values: Any
+    filled = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write more columns; returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        start, stop = self.filled, self.filled + key_states.shape[2]
+        if stop > self.keys.shape[2]:
+            self.keys, self.values = (self._with_room(x, 2 * stop + 64) for x in (self.keys, self.values))
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = key_states, value_states
+        self.filled = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def _with_room(self, x: Tensor, room: int) -> Tensor:
+        wider = x.new_empty(*x.shape[:2], room, x.shape[3])
+        wider[:, :, : self.filled] = x[:, :, : self.filled]
+        return wider
+
+    def get_seq_length(self) -> int:
+        """The columns that are filled."""
+        return self.filled
+
+
 class KVReader:
     """Reads B texts token by token: each token passes through the model once.
 
@@ -44,14 +97,15 @@ class KVReader:
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # within an adapter
         renamed = "cache" in inspect.signature(bare.forward).parameters  # since transformers 5.24
         self._cache_argument = "cache" if renamed else "past_key_values"
-        self.cache: Any = DynamicCache()
+        self.cache: Any = None
         self.mask = torch.zeros((0, 0), dtype=torch.long)
         self.length = torch.zeros(0, dtype=torch.long)
 
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Read texts [B, L] from their start; the model's output, with logits [B, 1, V] of the next token."""
         ids, mask = pack_left(input_ids, attention_mask)
-        self.cache, self.mask, self.length = DynamicCache(), mask.long(), mask.long().sum(dim=1)
+        self.cache = Cache(layer_class_to_replicate=RoomyLayer)
+        self.mask, self.length = mask.long(), mask.long().sum(dim=1)
         return self._forward(ids, position_ids(mask))
 
     def append(self, tokens: Tensor, reads: Tensor | None = None) -> Any:
@@ -64,6 +118,12 @@ class KVReader:
         self.length = self.length + reads
         return self._forward(tokens[:, None], self.length[:, None] - 1)
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the texts `rows` [K] alone, which cost nothing for the others from here on."""
+        self.mask, self.length = self.mask[rows], self.length[rows]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
     def replace(self, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Rows `rows` [K] become other texts, read from their start; the model's output for those rows."""
         other = KVReader(self.model)
@@ -74,17 +134,19 @@ class KVReader:
         self.mask[rows, :width] = other.mask
         self.length[rows] = other.length
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys[rows, :, :width] = theirs.keys
-            mine.values[rows, :, :width] = theirs.values
+            mine.keys[rows, :, :width] = theirs.keys[:, :, :width]
+            mine.values[rows, :, :width] = theirs.values[:, :, :width]
         return output
 
     def _keep_columns(self, used: Tensor, at_least: int) -> None:
         """Drop the columns that no text uses any more; then have `at_least` so many, blank ones added on the right."""
         missing = max(0, at_least - int(used.sum()))
-        self.mask = torch.nn.functional.pad(self.mask[:, used], (0, missing))
+        self.mask = F.pad(self.mask[:, used], (0, missing))
         for layer in self.cache.layers:
-            layer.keys = torch.nn.functional.pad(layer.keys[:, :, used], (0, 0, 0, missing))
-            layer.values = torch.nn.functional.pad(layer.values[:, :, used], (0, 0, 0, missing))
+            filled = layer.filled
+            layer.keys = F.pad(layer.keys[:, :, :filled][:, :, used], (0, 0, 0, missing))
+            layer.values = F.pad(layer.values[:, :, :filled][:, :, used], (0, 0, 0, missing))
+            layer.filled = self.mask.shape[1]
 
     def _forward(self, input_ids: Tensor, positions: Tensor) -> Any:
         return self.model(
@@ -141,7 +203,7 @@ class CausalLMReference:
                 "A reference must be None, have log_probs(input_ids, attention_mask), or be a causal language model "
                 f"or a path to one, got {type(model).__name__}."
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model = fuse_activations(model).eval().requires_grad_(False)
         self.adapter: Any = None
         self.config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or self.config.vocab_size)
