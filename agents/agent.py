@@ -19,7 +19,7 @@ from agents.episodes import check_spaces, collect_episodes, is_foreign
 from agents.kl import ESTIMATORS, adaptive_kl_coef
 from agents.policy import ADAPTER, TransformerPolicy
 from agents.rollout import Rollout, collect
-from agents.sampling import new_generator
+from agents.sampling import Sampler, new_generator, write
 from textenv.process import TextProcess
 from textenv.unwrap import process_of
 
@@ -84,6 +84,7 @@ class Agent(ABC):
         if self.kl_estimator not in ESTIMATORS:
             raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {self.kl_estimator!r}.")
         self.kl_coef: float | None = None  # the task's
+        self.sampler: Sampler = write  # what generates; another may be put here before learning
         if is_foreign(self.env):
             check_spaces(self.env, self.policy)
             if self.num_generations > 1 or self.kl_target is not None:
@@ -184,6 +185,7 @@ class Agent(ABC):
             generator=self.generator,
             values=self.needs_values,
             kl_coef=self.kl_coef,
+            sampler=self.sampler,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
