@@ -1,4 +1,4 @@
-"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model}: see --help of each."""
+"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model, bench}: see --help of each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from agents import TransformerPolicy
+from experiments.bench.run import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
 from experiments.config import FlagError, TrialConfig, read_config
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
@@ -115,6 +116,7 @@ Command = (
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench", description=BenchConfig.__doc__)]
 )
 
 
@@ -129,6 +131,7 @@ def main() -> None:
         SampleConfig: sample,
         LectureConfig: lecture,
         RewardModelConfig: reward_model,
+        BenchConfig: bench,
     }
     try:
         config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
