@@ -109,4 +109,4 @@ def test_bad_flags_are_told_in_a_line() -> None:
     """Names that nobody knows."""
     for flags in (["--sizes", "huge"], ["--variants", "magic"], ["--rounds", "0"]):
         ended = run(*flags)
-        assert ended.returncode == 2 and "error:" in ended.stderr and "Traceback" not in ended.stderr
+        assert ended.returncode == 2 and flags[0] in ended.stderr and "Traceback" not in ended.stderr
