@@ -83,7 +83,10 @@ def scaling_figure(found: dict[str, Any], path: Path) -> None:
         for name in next(iter(cases.values())):
             rates = [variants[name]["tokens_per_cpu_second"] for variants in cases.values()]
             axes.plot([int(value) for value in cases], rates, marker="o", label=name)
-        axes.set(xscale="log", yscale="log", ylabel="response tokens per CPU second")
+        axes.set(xscale="log", ylabel="response tokens per CPU second")
+        axes.set_ylim(bottom=0)
+        axes.set_xticks([int(value) for value in cases], list(map(str, cases)))
+        axes.minorticks_off()
         axes.set_xlabel("answers an update" if axis == "answers" else "tokens an answer")
         axes.legend()
     figure.savefig(path, dpi=110)
