@@ -5,10 +5,18 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare test slow check lint types oldest tianshou rllib ray clean
+.PHONY: compare bench test slow check lint types oldest tianshou rllib ray clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
+
+# speed beside the peers'; the last TRL that had PPO lies beside the newest, which has not
+bench: $(VENV)/ready .venv-bench/trl-1.12
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments bench $(ARGS)
+
+.venv-bench/trl-1.12: .venv-bench/ready
+	.venv-bench/bin/pip install --quiet --upgrade --no-deps --target $@ trl==1.12.0
+	touch $@
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
@@ -31,6 +39,7 @@ NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
 NEEDS_rllib := ".[rllib,test]"
 NEEDS_ray := ".[ray,test]"
+NEEDS_bench := ".[bench]"
 
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -n auto -m "not slow" \

@@ -21,7 +21,7 @@ from agents.kl import ESTIMATORS, adaptive_kl_coef
 from agents.masters import Masters
 from agents.policy import ADAPTER, TransformerPolicy
 from agents.rollout import Rollout, collect
-from agents.sampling import new_generator
+from agents.sampling import Sampler, new_generator, write
 from textenv.process import TextProcess
 from textenv.unwrap import process_of
 
@@ -92,6 +92,7 @@ class Agent(ABC):
         if self.kl_estimator not in ESTIMATORS:
             raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {self.kl_estimator!r}.")
         self.kl_coef: float | None = None  # the task's
+        self.sampler: Sampler = write  # what generates; another may be put here before learning
         if is_foreign(self.env):
             check_spaces(self.env, self.policy)
             if self.num_generations > 1 or self.kl_target is not None:
@@ -204,6 +205,7 @@ class Agent(ABC):
             generator=self.generator,
             values=self.needs_values,
             kl_coef=self.kl_coef,
+            sampler=self.sampler,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -21,12 +22,13 @@ from textenv.causal_lm import (
     CausalLMReference,
     check_causal,
     forward_answers,
+    fuse_activations,
     load_causal_lm,
-    pack_left,
-    position_ids,
 )
+from textenv.kv_reader import pack_left, position_ids
 from textenv.unwrap import process_of
 
+MANY_WORDS = 256  # from here on `choose` does not draw a random number a word
 ADAPTER = "adapter"  # the folder of it in a checkpoint
 
 
@@ -60,7 +62,7 @@ class TransformerPolicy(nn.Module):
                 f"temperature must be a finite number > 0, got {temperature}; for the likeliest token, predict() has "
                 "deterministic=True."
             )
-        self.model = model
+        self.model = fuse_activations(model)
         self.temperature = temperature
         config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or config.vocab_size)
@@ -261,6 +263,12 @@ class TransformerPolicy(nn.Module):
             scaled = scaled / self.temperature
         return scaled if action_mask is None else scaled.masked_fill(~action_mask, -torch.inf)
 
+    def draw(self, logits: Tensor, action_mask: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A token of each row of the model's logits [B, V], sampled from pi, and log pi of it, [B] each."""
+        probs = self._scaled(logits, action_mask).softmax(dim=-1)
+        token = choose(probs, generator)
+        return token, probs.gather(1, token[:, None]).squeeze(1).log().float()
+
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
         """Logits over temperature, [B, V], of the next token of texts [B, L] (arrays or tensors, blanks anywhere).
 
@@ -315,8 +323,10 @@ class TransformerPolicy(nn.Module):
         with self._checkpointed():
             output = forward_answers(self.model, input_ids, attention_mask, num_tokens, output_hidden_states=shared)
         logits = self._scaled(output.logits, action_mask)
-        chosen = logits.gather(2, input_ids[:, -num_tokens:, None]).squeeze(2)
-        log_probs = (chosen - logits.logsumexp(dim=2)).float()  # no [B, T, V] of log-probabilities is kept
+        tokens = input_ids[:, -num_tokens:]
+        # one kernel for log-softmax and choice, forward and back
+        surprise = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+        log_probs = -surprise.view(tokens.shape).float()
         if not values:
             return ActionEvaluation(log_probs, None)
         if shared:
@@ -338,6 +348,19 @@ class TransformerPolicy(nn.Module):
     def _value(self, hidden: Tensor, num_tokens: int) -> Tensor:
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value
+
+
+def choose(probs: Tensor, generator: torch.Generator) -> Tensor:
+    """A token of each row of probabilities [B, V].
+
+    torch.multinomial draws a random number for each word, which is a third of the time of sampling where words are many
+    (5000). There one number a row is drawn: the token is the first whose cumulated probability exceeds it.
+    """
+    if probs.shape[1] < MANY_WORDS:
+        return torch.multinomial(probs, 1, generator=generator).squeeze(1)
+    heights = probs.cumsum(dim=1, dtype=torch.float64)
+    uniform = torch.rand(len(probs), 1, generator=generator, device=probs.device, dtype=torch.float64)
+    return torch.searchsorted(heights, uniform * heights[:, -1:], right=True).squeeze(1)
 
 
 def _adapted(reference: Any, adapter: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
-from agents.sampling import new_generator, write
+from agents.sampling import Sampler, new_generator, write
 from textenv.finished import Finished
 from textenv.process import TextProcess, Texts
 from textenv.unwrap import process_of
@@ -95,6 +95,7 @@ def collect(
     values: bool = True,
     start: Texts | None = None,
     kl_coef: float | None = None,
+    sampler: Sampler = write,
 ) -> Rollout:
     """Let the policy write `n` answers, and score them.
 
@@ -107,6 +108,7 @@ def collect(
         values: whether V is wanted.
         start: begin in these states, one answer each, instead of at drawn prompts.
         kl_coef: beta, by default the task's.
+        sampler: what generates, by default our own loop (`agents.sampling`).
 
     Raises:
         ValueError: n is not a multiple of num_generations.
@@ -114,7 +116,7 @@ def collect(
     process = process_of(env)
     generator = generator or new_generator(policy.device)
     texts = draw_prompts(process, n, num_generations, generator) if start is None else start
-    ids, attention, log_probs, ref_log_probs, action_mask = write(policy, process, texts, generator)
+    ids, attention, log_probs, ref_log_probs, action_mask = sampler(policy, process, texts, generator)
     width = process.prompt_width
     answer = attention[:, width:] == 1  # with `start`, the given prefix too
     written = answer & ~torch.as_tensor(texts.attention_mask[:, width:] == 1, device=policy.device)

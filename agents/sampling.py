@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
-from textenv.causal_lm import KVReader
+from textenv.kv_reader import KVReader
 from textenv.process import TextProcess, Texts
+
+# A text that has ended costs as much as another until it is left out, which copies the cache of those that go on: worth
+# it when half have ended, and so many that their share of a step shows beside what any step costs.
+WORTH_LEAVING = 16
 
 
 class Written(NamedTuple):
-    """B texts that have ended: `input_ids`, `attention_mask` [B, L]; of each token log pi and, if it was asked on the
-    way, log pi_ref [B, T_max]; what was allowed [B, T_max, V], or None where nothing is masked."""
+    """B texts that have ended, as a sampler hands them back; T is the process's `max_new_tokens`."""
 
     input_ids: Tensor
+    """int64 [B, W + T]."""
     attention_mask: Tensor
+    """1 on the tokens, [B, W + T]."""
     log_probs: Tensor
-    ref_log_probs: Tensor | None
-    action_mask: Tensor | None
+    """log pi of each token that was written, as it was sampled, [B, T]; 0 elsewhere."""
+    ref_log_probs: Tensor | None = None
+    """log pi_ref of them, [B, T], if it was asked on the way."""
+    action_mask: Tensor | None = None
+    """What was allowed, bool [B, T, V]; None where nothing is masked."""
+
+
+class Sampler(Protocol):
+    """Beginnings of texts in, ids and log-probabilities out: the one thing that an agent asks of what generates."""
+
+    def __call__(
+        self, policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator
+    ) -> Written: ...
 
 
 def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator) -> Written:
@@ -40,26 +56,29 @@ def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generat
 
     reader = KVReader(policy.model)
     logits = reader.read(ids, attention).logits[:, -1]
-    while True:
+    while True:  # `rows` are the texts that the reader holds, `live` those of them that go on, `time` is theirs
+        here, now = rows[live], time[live]
         allowed = None
         if stepwise:
             known = torch.as_tensor(process.reference.log_probs(ids.cpu().numpy(), attention.cpu().numpy()))
             known = known.to(device)
             if action_mask is not None:
-                allowed = (known > -torch.inf) | ~live[:, None]
-                action_mask[rows[live], time[live]] = allowed[live]
-        distribution = policy.log_softmax(logits, allowed)
-        token = torch.multinomial(distribution.exp(), 1, generator=generator).squeeze(1)
-        here, now = rows[live], time[live]
+                allowed = (known[rows] > -torch.inf) | ~live[:, None]
+                action_mask[here, now] = allowed[live]
+        token, log_prob = policy.draw(logits, allowed, generator)
         ids[here, width + now] = token[live]
         attention[here, width + now] = 1
-        log_probs[here, now] = distribution[here, token[live]]
+        log_probs[here, now] = log_prob[live]
         if stepwise:
             ref_log_probs[here, now] = known[here, token[live]].float()
         time = time + live
         live = live & ~is_eos[token] & (time < horizon)
-        if not live.any():
+        going = int(live.sum())
+        if going == 0:
             break
+        if len(live) - going >= max(going, WORTH_LEAVING):
+            reader.keep(live)
+            rows, time, token, live = rows[live], time[live], token[live], live[live]
         logits = reader.append(token, live).logits[:, -1]
     return Written(ids, attention, log_probs, ref_log_probs if stepwise else None, action_mask)
 

@@ -1,4 +1,4 @@
-"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model, cost}: see --help of each."""
+"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model, cost, bench}: see --help of each."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from agents import TransformerPolicy
 from agents.distributed import rank
+from experiments.bench.run import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
 from experiments.config import AGENTS, FlagError, TrialConfig, read_config
 from experiments.cost_table import CostConfig, cost
@@ -131,6 +132,7 @@ Command = (
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
     | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench", description=BenchConfig.__doc__)]
 )
 
 
@@ -146,6 +148,7 @@ def main() -> None:
         LectureConfig: lecture,
         RewardModelConfig: reward_model,
         CostConfig: cost,
+        BenchConfig: bench,
     }
     try:
         config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)

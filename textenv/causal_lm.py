@@ -1,35 +1,25 @@
-"""Hugging Face causal language models: reading texts with a KV cache, one parallel pass over answers, a reference."""
+"""Hugging Face causal language models: loading and checking one, one parallel pass over answers, a reference."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
 
 from textenv.follower import Follower
+from textenv.kv_reader import KVReader, position_ids
 
 # Logits held at once when only a token's log-probability is wanted: 2^26 float32 are 256 MiB.
 MAX_LOGITS = 2**26
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that count real tokens only, so that padding on the left shifts nothing. [B, L]."""
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The same texts without blanks inside or on the right: all padding on the left, as little as possible."""
-    width = int(attention_mask.sum(dim=1).max())
-    order = attention_mask.long().argsort(dim=1, stable=True)[:, -width:]
-    return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
 def load_causal_lm(path: str | PathLike[str]) -> Any:
@@ -80,69 +70,22 @@ def check_causal(model: Any) -> None:
         raise ValueError(f"{name} sees what comes after a token, so it is no causal language model (an encoder?).")
 
 
-class KVReader:
-    """Reads B texts token by token: each token passes through the model once.
+class FusedGELU(NewGELUActivation):
+    """GPT-2's activation in one kernel instead of eight; in double precision transformers' own, to the last bit."""
 
-    The cache's columns are in order of arrival, not of the text: a model with positions in its keys (rotary) or its
-    inputs (learned) attends by position ids and mask alone. So one row can begin anew in the middle of the others.
-    """
+    def forward(self, x: Tensor) -> Tensor:
+        """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
+        own: Tensor = super().forward(x) if x.dtype == torch.float64 else F.gelu(x, approximate="tanh")
+        return own
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # within an adapter
-        renamed = "cache" in inspect.signature(bare.forward).parameters  # since transformers 5.24
-        self._cache_argument = "cache" if renamed else "past_key_values"
-        self.cache: Any = DynamicCache()
-        self.mask = torch.zeros((0, 0), dtype=torch.long)
-        self.length = torch.zeros(0, dtype=torch.long)
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """Read texts [B, L] from their start; the model's output, with logits [B, 1, V] of the next token."""
-        ids, mask = pack_left(input_ids, attention_mask)
-        self.cache, self.mask, self.length = DynamicCache(), mask.long(), mask.long().sum(dim=1)
-        return self._forward(ids, position_ids(mask))
-
-    def append(self, tokens: Tensor, reads: Tensor | None = None) -> Any:
-        """Read one more token of each text, [B]; the model's output, with logits [B, 1, V].
-
-        Where `reads` (bool [B]) is False the text stays as it was, and the logits mean nothing.
-        """
-        reads = torch.ones_like(tokens, dtype=torch.bool) if reads is None else reads
-        self.mask = torch.cat([self.mask, reads[:, None].long()], dim=1)
-        self.length = self.length + reads
-        return self._forward(tokens[:, None], self.length[:, None] - 1)
-
-    def replace(self, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """Rows `rows` [K] become other texts, read from their start; the model's output for those rows."""
-        other = KVReader(self.model)
-        output = other.read(input_ids, attention_mask)
-        width = other.mask.shape[1]
-        self._keep_columns(self.mask.any(dim=0), at_least=width)
-        self.mask[rows] = 0
-        self.mask[rows, :width] = other.mask
-        self.length[rows] = other.length
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys[rows, :, :width] = theirs.keys
-            mine.values[rows, :, :width] = theirs.values
-        return output
-
-    def _keep_columns(self, used: Tensor, at_least: int) -> None:
-        """Drop the columns that no text uses any more; then have `at_least` so many, blank ones added on the right."""
-        missing = max(0, at_least - int(used.sum()))
-        self.mask = torch.nn.functional.pad(self.mask[:, used], (0, missing))
-        for layer in self.cache.layers:
-            layer.keys = torch.nn.functional.pad(layer.keys[:, :, used], (0, 0, 0, missing))
-            layer.values = torch.nn.functional.pad(layer.values[:, :, used], (0, 0, 0, missing))
-
-    def _forward(self, input_ids: Tensor, positions: Tensor) -> Any:
-        return self.model(
-            input_ids=input_ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **{self._cache_argument: self.cache},
-        )
+def fuse_activations(model: Any) -> Any:
+    """Put `FusedGELU` in the place of transformers' in a model, and return it: an eighth of an update of GPT-2."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, FusedGELU())
+    return model
 
 
 def forward_answers(model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, **kwargs: Any) -> Any:
@@ -189,7 +132,7 @@ class CausalLMReference:
                 "A reference must be None, have log_probs(input_ids, attention_mask), or be a causal language model "
                 f"or a path to one, got {type(model).__name__}."
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model = fuse_activations(model).eval().requires_grad_(False)
         check_causal(self.model)
         self.adapter: Any = None
         self.config = model.config.get_text_config()

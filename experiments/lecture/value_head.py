@@ -26,7 +26,7 @@ from agents.returns import explained_variance, reward_to_go
 from agents.sampling import new_generator
 from experiments.lecture.enumeration import Enumeration, started_policy
 from textenv import exact
-from textenv.causal_lm import position_ids
+from textenv.kv_reader import position_ids
 
 STEPS = 400
 EPISODES = 64

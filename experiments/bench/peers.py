@@ -1,0 +1,139 @@
+"""TRL's trainers on the same work, in an environment of their own (`make bench`): RLOO and GRPO of the latest TRL, PPO
+of 1.12, the last that had one. A round is one generation and `epochs` steps on it; a callback waits between rounds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from types import SimpleNamespace
+from typing import Any
+
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
+
+from experiments.bench.work import Work, distinct
+
+ROUNDS = 10_000  # more than anyone asks for
+END = "<end>"  # token 0: pads, and ends an answer; it is drawn as seldom as any other token
+SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+SETTINGS |= {"logging_strategy": "no", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "seed": 0}
+
+
+class Rounds(TrainerCallback):
+    """Tells of each round when its last step has ended, and waits until the next is asked for; the first is warm-up."""
+
+    def __init__(self, turn: Any, steps: int) -> None:
+        self.turn, self.steps, self.tokens, self.warm = turn, steps, 0, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """A step of the optimizer; `steps` of them are a round."""
+        if state.global_step % self.steps == 0:
+            self.turn.told(self.tokens, {}) if self.warm else self.turn.ready()
+            self.warm, self.tokens = True, 0
+            control.should_training_stop = not self.turn.wait()
+            if control.should_training_stop:
+                raise SystemExit  # TRL's PPO does not look
+        return control
+
+    def reward(self, prompts: Any, completions: Any, completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        """`distinct`; counts the response tokens by the way."""
+        self.tokens += sum(map(len, completion_ids))
+        return distinct(prompts, completions, completion_ids)
+
+
+def tokenizer(work: Work) -> Any:
+    """Whole words, as in `textenv.WordTokenizer`."""
+    words = {word: i for i, word in enumerate([END, *work.words])}
+    bare = Tokenizer(models.WordLevel(words, unk_token=END))
+    bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    settings: dict[str, Any] = {"eos_token": END, "pad_token": END, "padding_side": "left"}
+    return PreTrainedTokenizerFast(tokenizer_object=bare, **settings)  # type: ignore[no-untyped-call]
+
+
+def grouped(work: Work, turn: Any, name: str) -> None:
+    """RLOO or GRPO: several answers a prompt, no critic."""
+    import trl
+
+    rounds = Rounds(turn, work.epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        work.model(eos_token_id=0, pad_token_id=0).save_pretrained(folder)  # loaded twice: the reference is one more
+        settings = getattr(trl, f"{name}Config")(
+            output_dir=folder,
+            per_device_train_batch_size=work.answers,
+            num_generations=work.generations,
+            num_iterations=work.epochs,
+            max_completion_length=work.tokens,
+            beta=0.05,
+            max_steps=ROUNDS,
+            **SETTINGS,
+        )
+        trainer = getattr(trl, f"{name}Trainer")(
+            model=folder,
+            reward_funcs=rounds.reward,
+            args=settings,
+            train_dataset=Dataset.from_dict({"prompt": work.prompts()}),
+            processing_class=tokenizer(work),
+            callbacks=[rounds],
+        )
+        trainer.train()
+
+
+class TokenReward(nn.Module):
+    """The least that TRL's PPO takes for a reward model: reads no text, and pays a token's place in the vocabulary."""
+
+    base_model_prefix = "reader"
+
+    def __init__(self, work: Work, rounds: Rounds) -> None:
+        super().__init__()
+        self.work, self.rounds = work, rounds
+
+    def reader(self, input_ids: Tensor, **_: Any) -> Any:
+        """ "Hidden states" [B, L, 1]; counts the response tokens by the way: those before the first END."""
+        answers = input_ids[:, self.work.prompt :]
+        self.rounds.tokens += int((answers != 0).cumprod(dim=1).sum())
+        return SimpleNamespace(hidden_states=[input_ids[..., None].float()])
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """[B, L, 1]."""
+        return hidden / len(self.work.words)
+
+
+def ppo(work: Work, turn: Any) -> None:
+    """TRL's PPO, whose critic has a trunk of its own."""
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    rounds, words = Rounds(turn, 1), tokenizer(work)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = PPOTrainer(
+            args=PPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=work.answers,
+                num_ppo_epochs=work.epochs,
+                num_mini_batches=1,
+                local_rollout_forward_batch_size=work.answers,
+                response_length=work.tokens,
+                num_sample_generations=0,
+                total_episodes=ROUNDS * work.answers,
+                temperature=1.0,
+                **SETTINGS,
+            ),
+            processing_class=words,
+            model=work.model(eos_token_id=0, pad_token_id=0),
+            ref_model=work.model(eos_token_id=0, pad_token_id=0),
+            reward_model=TokenReward(work, rounds),
+            value_model=work.model(GPT2ForSequenceClassification, num_labels=1, pad_token_id=0),
+            train_dataset=Dataset.from_list([dict(words(prompt)) for prompt in work.prompts()]).remove_columns(
+                "token_type_ids" if "token_type_ids" in words(work.prompts()[0]) else []
+            ),
+            callbacks=[rounds],
+        )
+        trainer.train()
+
+
+PEERS: dict[str, Any] = {
+    "trl rloo": lambda work, turn: grouped(work, turn, "RLOO"),
+    "trl grpo": lambda work, turn: grouped(work, turn, "GRPO"),
+    "trl ppo": ppo,
+}

@@ -1,0 +1,163 @@
+"""The yardstick: PPO on a GPT-2 in one hand-written loop, for one case and nothing else.
+
+Prompts of one length, no end token, nothing masked, no padding, no checks: attention over a preallocated cache, one
+kernel for each thing that has one. What an agent of `agents` takes beyond this is the price of being general. It reads
+the weights of transformers' model, so that the same step can be compared number by number.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """B answers to prompts of W tokens: ids [B, W + T], and of each token log pi, log pi_ref and V, [B, T] each."""
+
+    ids: Tensor
+    log_probs: Tensor
+    ref_log_probs: Tensor
+    values: Tensor
+    rewards: Tensor
+
+
+class Cache:
+    """Keys and values of every layer, [layers, B, heads, L, d], of which the first `length` columns are filled."""
+
+    def __init__(self, trunk: Any, rows: int, width: int) -> None:
+        heads = trunk.config.n_head
+        shape = (trunk.config.n_layer, rows, heads, width, trunk.config.n_embd // heads)
+        self.keys, self.values, self.length = torch.empty(shape), torch.empty(shape), 0
+
+
+def hidden_states(trunk: Any, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    """What GPT-2's trunk says of `ids` [B, n], the next tokens after those in the cache: [B, n, H]."""
+    rows, columns = ids.shape
+    start = 0 if cache is None else cache.length
+    stop = start + columns
+    x = F.embedding(ids, trunk.wte.weight) + trunk.wpe.weight[start:stop]
+    size = x.shape[-1]
+    for layer, block in enumerate(trunk.h):
+        normed = F.layer_norm(x, (size,), block.ln_1.weight, block.ln_1.bias, block.ln_1.eps)
+        qkv = _linear(normed, block.attn.c_attn).view(rows, columns, 3, trunk.config.n_head, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            cache.keys[layer, :, :, start:stop], cache.values[layer, :, :, start:stop] = key, value
+            key, value = cache.keys[layer, :, :, :stop], cache.values[layer, :, :, :stop]
+        seen = F.scaled_dot_product_attention(query, key, value, is_causal=columns > 1)
+        x = x + _linear(seen.transpose(1, 2).reshape(rows, columns, size), block.attn.c_proj)
+        normed = F.layer_norm(x, (size,), block.ln_2.weight, block.ln_2.bias, block.ln_2.eps)
+        x = x + _linear(F.gelu(_linear(normed, block.mlp.c_fc), approximate="tanh"), block.mlp.c_proj)
+    if cache is not None:
+        cache.length = stop
+    return F.layer_norm(x, (size,), trunk.ln_f.weight, trunk.ln_f.bias, trunk.ln_f.eps)
+
+
+def _linear(x: Tensor, layer: Any) -> Tensor:
+    return torch.addmm(layer.bias, x.reshape(-1, x.shape[-1]), layer.weight).view(*x.shape[:-1], -1)
+
+
+def token_log_probs(trunk: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """log pi of `tokens` [B, T] after hidden states [B, T, H]."""
+    logits = F.linear(hidden, trunk.wte.weight)
+    return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+
+@torch.no_grad()
+def sample(trunk: Any, prompts: Tensor, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers of `tokens` tokens to prompts [B, W]: ids [B, W + T], log pi [B, T], hidden states [B, T, H]."""
+    rows, width = prompts.shape
+    cache = Cache(trunk, rows, width + tokens)
+    ids = torch.cat([prompts, prompts.new_zeros(rows, tokens)], dim=1)
+    log_probs, hidden = torch.empty(rows, tokens), torch.empty(rows, tokens, trunk.config.n_embd)
+    last = hidden_states(trunk, prompts, cache)[:, -1]
+    for t in range(tokens):
+        probs = F.linear(last, trunk.wte.weight).softmax(dim=1)
+        heights = probs.cumsum(dim=1, dtype=torch.float64)
+        uniform = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+        token = torch.searchsorted(heights, uniform * heights[:, -1:], right=True)
+        ids[:, width + t], log_probs[:, t], hidden[:, t] = token[:, 0], probs.gather(1, token)[:, 0].log(), last
+        if t + 1 < tokens:
+            last = hidden_states(trunk, token, cache)[:, 0]
+    return ids, log_probs, hidden
+
+
+class TightPPO:
+    """PPO as `agents.PPO` has it by default: sums an answer, no whitening, MSE on the reward to go, Adam."""
+
+    def __init__(
+        self, model: Any, separate_critic: bool, reward: Callable[[Tensor], Tensor], kl_coef: float, seed: int = 0
+    ) -> None:
+        self.trunk, self.reference = model.transformer, copy.deepcopy(model.transformer).requires_grad_(False)
+        self.critic = copy.deepcopy(self.trunk) if separate_critic else None
+        self.head = torch.zeros(self.trunk.config.n_embd, requires_grad=True)
+        self.bias = torch.zeros((), requires_grad=True)
+        trunks = [self.trunk] if self.critic is None else [self.trunk, self.critic]
+        self.trained = [*(p for trunk in trunks for p in trunk.parameters()), self.head, self.bias]
+        self.optimizer = torch.optim.Adam(self.trained, lr=3e-4, eps=1e-5)
+        self.reward, self.kl_coef = reward, kl_coef
+        self.generator = torch.Generator().manual_seed(seed)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Any:
+        """Adds what passes here to `seconds[name]`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def values(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """V before each of the last T tokens, from the policy's hidden states [B, T, H], or by the critic's own."""
+        if self.critic is not None:
+            hidden = hidden_states(self.critic, ids[:, :-1])[:, -hidden.shape[1] :]
+        return hidden @ self.head + self.bias
+
+    def collect(self, prompts: Tensor, tokens: int) -> Batch:
+        """Write and score one answer to each prompt."""
+        with self.phase("generate"):
+            ids, log_probs, hidden = sample(self.trunk, prompts, tokens, self.generator)
+        with self.phase("score"), torch.no_grad():
+            answer = ids[:, -tokens:]
+            seen = hidden_states(self.reference, ids[:, :-1])[:, -tokens:]
+            ref_log_probs = token_log_probs(self.reference, seen, answer)
+            rewards = -self.kl_coef * (log_probs - ref_log_probs)
+            rewards[:, -1] += self.reward(answer)
+            values = self.values(hidden, ids)
+        return Batch(ids, log_probs, ref_log_probs, values, rewards)
+
+    def loss(self, batch: Batch, advantages: Tensor, returns: Tensor) -> Tensor:
+        """Clipped surrogate and value error, sums an answer."""
+        tokens = batch.rewards.shape[1]
+        hidden = hidden_states(self.trunk, batch.ids[:, :-1])[:, -tokens:]
+        log_probs = token_log_probs(self.trunk, hidden, batch.ids[:, -tokens:])
+        ratio = (log_probs - batch.log_probs).exp()
+        surrogate = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+        error = (self.values(hidden, batch.ids) - returns) ** 2
+        return (0.05 * error - surrogate).sum() / len(batch.ids)
+
+    def train(self, batch: Batch, n_epochs: int = 4, gae_lambda: float = 0.95) -> None:
+        """`n_epochs` steps, each on the whole batch."""
+        with self.phase("other"):
+            deltas = batch.rewards - batch.values
+            deltas[:, :-1] += batch.values[:, 1:]
+            advantages = torch.empty_like(deltas)
+            following = torch.zeros(len(deltas))
+            for t in reversed(range(deltas.shape[1])):
+                advantages[:, t] = following = deltas[:, t] + gae_lambda * following
+            returns = batch.rewards.flip(1).cumsum(dim=1).flip(1)
+        for _ in range(n_epochs):
+            with self.phase("forward"):
+                self.optimizer.zero_grad()
+                loss = self.loss(batch, advantages, returns)
+            with self.phase("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            with self.phase("step"):
+                torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+                self.optimizer.step()

@@ -1,0 +1,150 @@
+"""What is measured on one side: our agents, the tight loop, transformers' `generate`; each does one round a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+import textenv
+from agents import PPO, RLOO, TransformerPolicy
+from agents.generate import generate
+from agents.rollout import draw_prompts
+from agents.sampling import write
+from experiments.bench.tight_loop import TightPPO, sample
+from experiments.bench.work import Work, distinct
+from textenv.unwrap import process_of
+
+Round = Callable[[], tuple[int, dict[str, float]]]  # plays one; response tokens, and seconds by phase
+
+
+def environment(work: Work) -> Any:
+    """The work as an environment, whose texts no token ends."""
+    return gym.make(
+        "textenv/Text-v0",
+        tokenizer=textenv.WordTokenizer(work.words),
+        prompts=work.prompts(),
+        reference=work.model(),
+        reward=distinct,
+        max_new_tokens=work.tokens,
+        kl_coef=0.05,
+        eos_token_id=[],
+    )
+
+
+def ours(work: Work, agent_class: Any, separate_critic: bool = False, **settings: Any) -> Round:
+    """An update of one of our agents."""
+    env = environment(work)
+    policy = TransformerPolicy.for_env(env, separate_critic=separate_critic)
+    agent = agent_class(policy, env, n_episodes=work.answers, n_epochs=work.epochs, seed=0, **settings)
+    spent = {name: watch(agent, name) for name in ("sampler", "collect", "loss", "backward", "step")}
+
+    def play() -> tuple[int, dict[str, float]]:
+        for seconds in spent.values():
+            seconds.clear()
+        start = time.perf_counter()
+        agent.learn(work.answers * work.tokens)
+        whole = time.perf_counter() - start
+        took = {name: sum(seconds) for name, seconds in spent.items()}
+        phases = {
+            "generate": took["sampler"],
+            "score": took["collect"] - took["sampler"],
+            "forward": took["loss"],
+            "backward": took["backward"] - took["loss"],
+            "step": took["step"],
+            "other": whole - took["collect"] - took["backward"] - took["step"],
+        }
+        return agent.num_timesteps, phases
+
+    return play
+
+
+def watch(owner: Any, name: str) -> list[float]:
+    """From now on the seconds of each call of `owner.name` are appended to the list that is returned."""
+    call, seconds = getattr(owner, name), []
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        answer = call(*args, **kwargs)
+        seconds.append(time.perf_counter() - start)
+        return answer
+
+    setattr(owner, name, timed)
+    return seconds
+
+
+def tight(work: Work, separate_critic: bool) -> Round:
+    """An update of the tight loop."""
+    loop = TightPPO(work.model(), separate_critic, reward=paid, kl_coef=0.05)
+    prompts = torch.as_tensor(process_of(environment(work)).prompts.input_ids)
+
+    def play() -> tuple[int, dict[str, float]]:
+        loop.seconds = {}
+        loop.train(loop.collect(prompts, work.tokens), work.epochs)
+        return work.answers * work.tokens, loop.seconds
+
+    return play
+
+
+def paid(answers: Tensor) -> Tensor:
+    """`distinct`, as the tight loop asks for it."""
+    return torch.tensor(distinct(None, None, answers.tolist()))
+
+
+def sampling(work: Work, sampler: Any) -> Round:
+    """Answers alone, by a sampler of `agents.sampling`."""
+    env = environment(work)
+    policy, process = TransformerPolicy.for_env(env), process_of(env)
+    generator = torch.Generator().manual_seed(0)
+
+    @torch.no_grad()
+    def play() -> tuple[int, dict[str, float]]:
+        sampler(policy, process, draw_prompts(process, work.answers, 1, generator), generator)
+        return work.answers * work.tokens, {}
+
+    return play
+
+
+def tight_sampling(work: Work) -> Round:
+    """Answers alone, by the tight loop."""
+    trunk, generator = work.model().transformer, torch.Generator().manual_seed(0)
+    prompts = torch.as_tensor(process_of(environment(work)).prompts.input_ids)
+
+    def play() -> tuple[int, dict[str, float]]:
+        sample(trunk, prompts, work.tokens, generator)
+        return work.answers * work.tokens, {}
+
+    return play
+
+
+def plain_generate(work: Work) -> Round:
+    """transformers' `generate` as its documentation has it: nothing of ours around it, and no log-probabilities."""
+    model, generator = work.model(), torch.Generator().manual_seed(0)
+    process = process_of(environment(work))
+
+    @torch.no_grad()
+    def play() -> tuple[int, dict[str, float]]:
+        texts = draw_prompts(process, work.answers, 1, generator)
+        ids = torch.as_tensor(texts.input_ids[:, : work.prompt])
+        mask = torch.ones_like(ids)
+        model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=work.tokens, pad_token_id=0)
+        return work.answers * work.tokens, {}
+
+    return play
+
+
+VARIANTS: dict[str, Callable[[Work], Round]] = {
+    "ppo": lambda work: ours(work, PPO),
+    "ppo, separate critic": lambda work: ours(work, PPO, separate_critic=True),
+    "rloo": lambda work: ours(work, RLOO, num_generations=work.generations),
+    "tight loop": lambda work: tight(work, separate_critic=False),
+    "tight loop, separate critic": lambda work: tight(work, separate_critic=True),
+    "sampling": lambda work: sampling(work, write),
+    "sampling, our generate": lambda work: sampling(work, generate),
+    "sampling, tight loop": tight_sampling,
+    "sampling, transformers": plain_generate,
+}

@@ -1,0 +1,67 @@
+"""The work that all are measured on: answers of a random GPT-2 to random prompts, paid for distinct tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+
+class Size(NamedTuple):
+    """A GPT-2."""
+
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int
+
+
+SIZES = {"smoke": Size(1, 16, 2, 32), "tiny": Size(2, 128, 4, 512), "small": Size(4, 256, 8, 5000)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One update: `answers` answers of `tokens` tokens, learned from `epochs` times, all in one minibatch."""
+
+    size: str = "tiny"
+    answers: int = 64
+    prompt: int = 16
+    tokens: int = 32
+    epochs: int = 4
+
+    @property
+    def generations(self) -> int:
+        """Answers a prompt, for agents that want several."""
+        return 8 if self.answers % 8 == 0 else 2
+
+    def model(self, kind: Any = GPT2LMHeadModel, **arguments: Any) -> Any:
+        """The same random weights for everyone; no token ends a text unless `eos_token_id` says so."""
+        layers, width, heads, vocabulary = SIZES[self.size]
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=vocabulary,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            n_positions=self.prompt + self.tokens,
+            **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **arguments},
+        )
+        return kind(config).eval()
+
+    @property
+    def words(self) -> list[str]:
+        """The vocabulary, but for its first token, which ends a text where something must."""
+        return [f"w{i}" for i in range(1, SIZES[self.size].vocabulary)]
+
+    def prompts(self) -> list[str]:
+        """A prompt an answer, all of one length."""
+        generator = torch.Generator().manual_seed(1)
+        drawn = torch.randint(len(self.words), (self.answers, self.prompt), generator=generator)
+        return [" ".join(self.words[i] for i in row) for row in drawn.tolist()]
+
+
+def distinct(prompts: Any, completions: Any, completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """The share of distinct tokens: cheap, and learnable."""
+    return [len(set(ids)) / max(1, len(ids)) for ids in completion_ids]

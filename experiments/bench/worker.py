@@ -1,0 +1,89 @@
+"""A process that does one variant: a round for each line on its input, told as a line of JSON on its output.
+
+So rounds of all variants take turns, and each has memory of its own. `python -m experiments.bench.worker NAME WORK`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from transformers.utils import logging
+
+from experiments.bench.work import Work
+
+
+def serve(turn: Turn, play: Any) -> None:
+    """Play a round for each line, after one that is not counted."""
+    play()
+    turn.ready()
+    while turn.wait():
+        turn.told(*play())
+
+
+class Turn:
+    """The conversation with whoever asked for the rounds. What libraries print goes to stderr.
+
+    Made when all is imported and nothing is built: `work_mb` is what came on top at most.
+    """
+
+    def __init__(self) -> None:
+        self.output: TextIO = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self.start = self.cpu = 0.0
+        self.before = resident("VmRSS")
+
+    def ready(self) -> None:
+        """Built and warm."""
+        self._say({"ready": True})
+
+    def wait(self) -> bool:
+        """Until the next round is asked for; False when there is none."""
+        asked = bool(sys.stdin.readline().strip())
+        self.start, self.cpu = time.perf_counter(), time.process_time()
+        return asked
+
+    def told(self, tokens: int, phases: dict[str, float]) -> None:
+        """A round has ended."""
+        wall, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
+        memory = {"peak_mb": resident("VmHWM"), "work_mb": resident("VmHWM") - self.before}
+        self._say({"tokens": tokens, "seconds": wall, "cpu": cpu, "phases": phases, **memory})
+
+    def _say(self, content: dict[str, Any]) -> None:
+        print(json.dumps(content), file=self.output, flush=True)
+
+
+def resident(kind: str) -> float:
+    """Memory in MB, now (VmRSS) or at most (VmHWM); nan where there is no /proc.
+
+    `resource.getrusage` would count what the process that started this one held.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(kind)), float("nan"))
+
+
+def main() -> None:
+    """Be the variant that the command line names."""
+    name, work, threads = sys.argv[1], Work(**json.loads(sys.argv[2])), int(sys.argv[3])
+    torch.set_num_threads(threads)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if name.startswith("trl"):
+        from experiments.bench.peers import PEERS
+
+        turn = Turn()
+        PEERS[name](work, turn)
+    else:
+        from experiments.bench.variants import VARIANTS
+
+        turn = Turn()
+        serve(turn, VARIANTS[name](work))
+
+
+if __name__ == "__main__":
+    main()

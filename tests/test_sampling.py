@@ -1,0 +1,151 @@
+"""Whatever generates, the same test: the distribution, and the log-probabilities that it hands back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import NewGELUActivation
+
+from agents import PPO, TransformerPolicy, collect
+from agents.generate import generate
+from agents.policy import MANY_WORDS, choose
+from agents.sampling import WORTH_LEAVING, Sampler, new_generator, write
+from tests.tasks import make, random_reference, words
+from tests.test_gradients import random_policy
+from textenv import WordTokenizer, exact
+from textenv.causal_lm import FusedGELU
+from textenv.kv_reader import KVReader
+
+SAMPLERS = pytest.mark.parametrize("sampler", [write, generate])
+CLOSE = 1e-5
+
+
+def task(kind: str) -> tuple[Any, TransformerPolicy]:
+    """A toy and a policy that has moved away from its reference."""
+    sparse = random_reference(4, 3, sparse=kind == "masked")
+    env = make(words(4, prompts=["a b", "b", "c a b"], reference=sparse, max_new_tokens=4))
+    return env, random_policy(env, scale=0.3, temperature=1.5)
+
+
+def language_model(vocabulary: int = 300, ends: int = 30, max_new_tokens: int = 12) -> tuple[Any, TransformerPolicy]:
+    """A random GPT-2 in single precision; any of the first `ends` tokens ends a text. Prompts differ in length."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=20, pad_token_id=None)
+    model = GPT2LMHeadModel(config).eval()
+    names = [f"w{i}" for i in range(1, vocabulary)]
+    env = gym.make(
+        "textenv/Text-v0",
+        tokenizer=WordTokenizer(names),
+        prompts=["w31 w32 w33", "w40", "w50 w51"],
+        reference=model,
+        reward=lambda prompts, completions, **_: [float(len(text)) for text in completions],
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(range(ends)),
+    )
+    policy = TransformerPolicy.for_env(env, temperature=0.7)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return env, policy
+
+
+@SAMPLERS
+@pytest.mark.parametrize("kind", ["open", "masked"])
+def test_texts_come_as_often_as_they_should(sampler: Sampler, kind: str) -> None:
+    """A chi-square test against the probability of every text of a toy, by enumeration."""
+    env, policy = task(kind)
+    known = exact.evaluate(env, policy)
+    state, action = known.tree.texts()
+    number = {(int(s), int(a)): i for i, (s, a) in enumerate(zip(state, action, strict=True))}
+    first = known.tree.levels[0]
+    expected = np.exp(known.tree.text_log_probs(known.log_probs)) / (first.stop - first.start)
+    seen, draws = np.zeros(len(expected)), 6000
+    rollout = collect(env, policy, draws, generator=new_generator("cpu", 1), sampler=sampler, values=False)
+    prompts = env.unwrapped.prompts
+    for row in range(draws):
+        *begun, last = rollout.tokens[row][rollout.mask[row]].tolist()
+        seen[number[known.tree.state(prompts[int(rollout.prompt[row])], begun), last]] += 1
+    often = draws * expected >= 5
+    counts, wanted = (np.append(x[often], x[~often].sum()) for x in (seen, draws * expected))
+    kept = wanted > 0
+    statistic = ((counts - wanted)[kept] ** 2 / wanted[kept]).sum()
+    assert counts[~kept].sum() == 0
+    assert chi2.sf(statistic, kept.sum() - 1) > 1e-3
+
+
+@SAMPLERS
+@pytest.mark.parametrize("kind", ["open", "masked", "language model"])
+def test_log_probs_are_those_of_a_teacher_forced_pass(sampler: Sampler, kind: str) -> None:
+    """log pi of each token, as it was sampled, equals one parallel pass; prompts and answers differ in length."""
+    env, policy = language_model() if kind == "language model" else task(kind)
+    rollout = collect(env, policy, 48, generator=new_generator("cpu", 0), sampler=sampler)
+    assert len(set(rollout.mask.sum(dim=1).tolist())) > 1
+    with torch.no_grad():
+        forced = policy.evaluate_actions(
+            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
+        )
+    assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
+    assert float(rollout.log_probs[~rollout.mask].abs().sum()) == 0
+    assert (rollout.action_mask is not None) == (kind == "masked")
+
+
+@SAMPLERS
+def test_an_agent_learns_from_any_sampler(sampler: Sampler) -> None:
+    """Put in its place, and the first minibatch's ratio is 1."""
+    env, policy = language_model()
+    agent = PPO(policy, env, n_episodes=16, n_epochs=1, seed=0)
+    agent.sampler = sampler
+    seen: list[dict[str, float]] = []
+    agent.learn(100, callback=lambda agent, rollout, metrics: seen.append(metrics))
+    assert all(metrics["val/ratio_error_max"] < CLOSE for metrics in seen)
+
+
+def test_many_words_are_drawn_as_often_as_they_should() -> None:
+    """From so many words on another method draws; a word of probability 0 never comes, not even at the ends."""
+    generator = new_generator("cpu", 0)
+    probs = torch.rand(MANY_WORDS, generator=generator) ** 4
+    probs[[0, 7, 8, MANY_WORDS - 1]] = 0.0
+    probs /= probs.sum()
+    drawn = choose(probs.expand(60_000, -1), generator)
+    counts = torch.bincount(drawn, minlength=MANY_WORDS)
+    assert counts[probs == 0].sum() == 0
+    often = 60_000 * probs >= 5
+    statistic = float((((counts - 60_000 * probs) ** 2) / (60_000 * probs))[often].sum())
+    assert chi2.sf(statistic, int(often.sum()) - 1) > 1e-3
+
+
+def test_texts_that_have_ended_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model reads fewer and fewer rows, and those that go on are not disturbed: the log-probs are still right."""
+    env, policy = language_model(max_new_tokens=16)
+    rows: list[int] = []
+    append = KVReader.append
+
+    def count(self: KVReader, tokens: Any, reads: Any = None) -> Any:
+        rows.append(len(tokens))
+        return append(self, tokens, reads)
+
+    monkeypatch.setattr(KVReader, "append", count)
+    rollout = collect(env, policy, 8 * WORTH_LEAVING, generator=new_generator("cpu", 0))
+    assert rows == sorted(rows, reverse=True) and rows[-1] < rows[0] / 2
+    with torch.no_grad():
+        forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+    assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
+
+
+def test_the_fused_activation_is_the_same_function() -> None:
+    """In single precision to rounding, with its gradient; in double to the last bit."""
+    x = torch.linspace(-6, 6, 1001)
+    for dtype, close in ((torch.float32, 1e-6), (torch.float64, 0.0)):
+        values, slopes = [], []
+        for activation in (NewGELUActivation(), FusedGELU()):
+            point = x.to(dtype).requires_grad_()
+            values.append(activation(point))
+            slopes.append(torch.autograd.grad(values[-1].sum(), point)[0])
+        assert float((values[0] - values[1]).abs().max()) <= close
+        assert float((slopes[0] - slopes[1]).abs().max()) <= 10 * close
