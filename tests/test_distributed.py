@@ -6,6 +6,7 @@ compared here with one process, and with what two would find that know nothing o
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import socket
@@ -111,6 +112,7 @@ def on_a_rank(r: int, port: int, folder: Path) -> None:
     where = {"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in where.items()})
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(120, exit=True)  # ranks that wait for each other say where
     wrap, _ = join("cpu")
     rollout, found = all_answers(), {}
     for name in CASES:
