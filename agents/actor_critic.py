@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.agent import Info, Metrics
+from agents.agent import Info
 from agents.critic import CriticAgent
 from agents.distributed import sum_over_ranks
 from agents.losses import policy_gradient_loss, value_loss
+from agents.metrics import Metrics
 from agents.returns import explained_variance, masked_mean
 from agents.rollout import Rollout
 

@@ -19,13 +19,13 @@ from agents import distributed
 from agents.episodes import check_spaces, collect_episodes, is_foreign
 from agents.kl import ESTIMATORS, adaptive_kl_coef
 from agents.masters import Masters
+from agents.metrics import Metrics, over_ranks, rollout_metrics, whole
 from agents.policy import ADAPTER, TransformerPolicy
 from agents.rollout import Rollout, collect
 from agents.sampling import Sampler, new_generator, write
 from textenv.process import TextProcess
 from textenv.unwrap import process_of
 
-Metrics = dict[str, float]
 Info = dict[str, Tensor]  # what is worth watching of a loss
 Loss = Callable[[Tensor], tuple[Tensor, Info]]  # of the answers in some rows (int64)
 
@@ -216,18 +216,19 @@ class Agent(ABC):
         """The gradient of the loss of some answers, `micro_batch_size` of them in memory at a time.
 
         Losses are means per answer, so the parts' gradients, each by its share of the answers, add up to the whole.
-        What is worth watching is averaged over processes too, so that all decide alike.
+        What is worth watching is that of all answers, of all processes, so that all decide alike.
         """
         self.optimizer.zero_grad()
         parts = rows.split(self.micro_batch_size or len(rows))  # type: ignore[no-untyped-call]
-        shares, seen = [len(part) / len(rows) for part in parts], []
-        for part, share in zip(parts, shares, strict=True):
+        seen = []
+        for part in parts:
             value, info = loss(part)
-            (share * value).backward()  # type: ignore[no-untyped-call]
+            (len(part) / len(rows) * value).backward()  # type: ignore[no-untyped-call]
             self.masters.take_gradients()
             numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
-            seen.append(dict(zip(info, numbers, strict=True)))
-        return over_ranks(average(seen, shares))
+            seen.append(dict(zip(info, numbers, strict=True)) | {"num_answers": float(len(part))})
+        metrics = whole(distributed.of_all_ranks(whole(seen)))
+        return {name: value for name, value in metrics.items() if not name.startswith("num_")}
 
     def step(self) -> float:
         """One step of Adam down the gradient; returns its norm before it was scaled down."""
@@ -345,46 +346,7 @@ class Agent(ABC):
         return agent
 
 
-def average(seen: list[Metrics], weights: list[float]) -> Metrics:
-    """What several batches say, in one row: weighted means; of names that end in _max the largest, of ess the least."""
-    columns = {name: [info[name] for info in seen] for name in (seen[0] if seen else ())}
-    row = {name: float(np.average(values, weights=weights)) for name, values in columns.items()}
-    row |= {name: max(values) for name, values in columns.items() if name.endswith("_max")}
-    return row | {name: min(values) for name, values in columns.items() if name.endswith("/ess")}
-
-
-def over_ranks(metrics: Metrics) -> Metrics:
-    """What all processes say, in one row; each has equally many answers."""
-    everyones = distributed.of_all_ranks(metrics)
-    return average(everyones, [1.0] * len(everyones))
-
-
 def check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
     """A setting must be None or in [low, high]; else a ValueError that names it."""
     if value is not None and not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}.")
-
-
-def rollout_metrics(rollout: Rollout, kl_estimator: str = "k1") -> Metrics:
-    """What a batch of answers says, under TRL's names (the README has the glossary)."""
-    returns = rollout.rewards.sum(dim=1)
-    if rollout.ref_log_probs.isnan().any():  # another library's environment: no reference, no KL
-        return {
-            "objective/scores": float(rollout.scores.mean()),
-            "objective/entropy": float(-rollout.log_probs.sum(dim=1).mean()),
-            "completions/mean_length": float(rollout.mask.sum(dim=1).float().mean()),
-            "completions/clipped_ratio": float((~rollout.stopped).float().mean()),
-        }
-    kl = ESTIMATORS[kl_estimator](rollout.log_probs - rollout.ref_log_probs).sum(dim=1)  # padding: log-ratio 0, k = 0
-    values = {
-        "objective/scores": rollout.scores.mean(),
-        "objective/kl": kl.mean(),
-        "objective/entropy": -rollout.log_probs.sum(dim=1).mean(),
-        "objective/non_score_reward": (returns - rollout.scores).mean(),
-        "objective/rlhf_reward": returns.mean(),
-        "completions/mean_length": rollout.mask.sum(dim=1).float().mean(),
-        "completions/clipped_ratio": (~rollout.stopped).float().mean(),
-    }
-    if rollout.gold_scores is not None:
-        values["objective/gold_scores"] = rollout.gold_scores.mean()
-    return {name: float(value) for name, value in values.items()}

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import Loss, Metrics, average
+from agents.agent import Loss
 from agents.distributed import share
+from agents.metrics import Metrics, average
 
 
 def several_epochs(agent: Any, count: int, loss: Loss) -> Metrics:
@@ -30,7 +31,7 @@ def several_epochs(agent: Any, count: int, loss: Loss) -> Metrics:
         if agent.target_kl is not None and info["policy/approxkl_avg"] > 1.5 * agent.target_kl:
             break
         seen.append(info | {"grad_norm": agent.step()})
-    return average(seen, [1.0] * len(seen)) | {"num_minibatches": float(len(seen))}
+    return average(seen) | {"num_minibatches": float(len(seen))}
 
 
 def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:

@@ -57,7 +57,7 @@ def clipped_surrogate_loss(
         distance from 1; `val/ess`, (sum rho)^2 / (n sum rho^2), the effective share of the sample (Kong 1992);
         `policy/approxkl_avg`, KL(pi_old || pi) by k3; `policy/clipfrac_avg`, where the clip binds; the same among the
         tokens with A > 0 (rho > 1 + eps_high), `policy/clipfrac_high_avg`, and among those with A < 0 (rho < 1 - eps),
-        `policy/clipfrac_low_avg`.
+        `policy/clipfrac_low_avg`; and how many tokens these are means of.
     """
     advantages = advantages.detach()
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
@@ -80,6 +80,9 @@ def clipped_surrogate_loss(
             "policy/clipfrac_avg": (binds & mask).sum() / tokens,
             "policy/clipfrac_high_avg": (binds & high).sum() / high.sum().clamp(min=1),
             "policy/clipfrac_low_avg": (binds & low).sum() / low.sum().clamp(min=1),
+            "num_tokens": mask.sum(),
+            "num_high": high.sum(),
+            "num_low": low.sum(),
         }
     return -per_answer(surrogate, mask), info
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.agent import Info, Metrics, check_range
+from agents.agent import Info, check_range
 from agents.critic import CriticAgent
 from agents.distributed import sum_over_ranks
 from agents.epochs import several_epochs
 from agents.losses import clipped_surrogate_loss, value_loss
+from agents.metrics import Metrics
 from agents.returns import explained_variance
 from agents.rollout import Rollout
 

@@ -20,10 +20,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Info, Metrics, check_range
+from agents.agent import Agent, Info, check_range
 from agents.distributed import sum_over_ranks
 from agents.episodes import is_foreign
 from agents.losses import policy_gradient_loss
+from agents.metrics import Metrics
 from agents.returns import batch_mean, leave_one_out, reward_to_go
 from agents.rollout import Rollout, collect, states_after
 from textenv.unwrap import process_of

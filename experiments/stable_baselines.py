@@ -23,7 +23,8 @@ from stable_baselines3.common.logger import Logger
 from tqdm.auto import tqdm
 
 from agents import TransformerPolicy
-from agents.agent import Metrics, check_range
+from agents.agent import check_range
+from agents.metrics import Metrics
 from agents.sb3 import (
     CausalLMPolicy,
     KLDictRolloutBuffer,

@@ -112,7 +112,7 @@ def on_a_rank(r: int, port: int, folder: Path) -> None:
     where = {"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in where.items()})
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(120, exit=True)  # ranks that wait for each other say where
+    faulthandler.dump_traceback_later(300, exit=True)  # ranks that wait for each other say where
     wrap, _ = join("cpu")
     rollout, found = all_answers(), {}
     for name in CASES:
@@ -202,9 +202,11 @@ def test_metrics_beta_and_timesteps_are_those_of_all_answers(ranks: list[dict[st
     for found in (ranks[0]["learnt"], ranks[1]["learnt"]):
         assert found["num_timesteps"] == whole["num_timesteps"] == int(rollout.mask.sum())
         assert found["kl_coef"] == pytest.approx(whole["kl_coef"], rel=1e-6)
-        for name in [name for name in whole["metrics"] if name.startswith(("objective", "completions", "loss"))]:
+        for name in [
+            name for name in whole["metrics"] if name.startswith(("objective", "completions", "loss", "policy"))
+        ]:
             assert found["metrics"][name] == pytest.approx(whole["metrics"][name], rel=1e-5), name
-        for name in ("val/explained_variance", "val/ratio_error_max", "grad_norm"):
+        for name in ("val/explained_variance", "val/ratio_error_max", "val/ess", "val/ratio", "grad_norm"):
             assert found["metrics"][name] == pytest.approx(whole["metrics"][name], rel=1e-5), name
     assert abs(alone["kl_coef"] / whole["kl_coef"] - 1) > BROKEN
     assert abs(alone["metrics"]["val/explained_variance"] - whole["metrics"]["val/explained_variance"]) > BROKEN
@@ -267,7 +269,7 @@ def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         [sys.executable, *launcher, "-m", "experiments", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment,
     )
 
@@ -308,7 +310,7 @@ def test_a_rank_that_fails_ends_the_run_with_its_error(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "no reward today" in done.stderr
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200  # no hang: a rank that waits for another does so for half an hour
 
 
 @pytest.mark.slow
