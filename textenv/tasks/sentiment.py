@@ -36,6 +36,12 @@ Arguments
 
 Version history
     v0: first version.
+
+>>> from textenv.rewards import vader
+>>> OPENINGS[0]
+'The film begins slowly, and then'
+>>> vader(OPENINGS[:1], [" everything turns out beautifully"], [[]])[0] > 0.3
+True
 """
 
 from __future__ import annotations
