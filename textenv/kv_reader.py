@@ -23,6 +23,9 @@ def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
+ROOM = 32  # columns at a time: the cache is copied once in so many tokens, and no larger than it must be by more
+
+
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, [B, heads, room, d], in the first `filled` columns: a token is written in place.
 
@@ -40,7 +43,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         start, stop = self.filled, self.filled + key_states.shape[2]
         if stop > self.keys.shape[2]:
-            self.keys, self.values = (self._with_room(x, 2 * stop + 64) for x in (self.keys, self.values))
+            self.keys, self.values = (self._with_room(x, stop + ROOM) for x in (self.keys, self.values))
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = key_states, value_states
         self.filled = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
