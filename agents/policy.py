@@ -42,8 +42,8 @@ class ActionEvaluation(NamedTuple):
 class TransformerPolicy(nn.Module):
     """pi(a|s) = softmax(logits / temperature), over the first `vocab_size` tokens that the mask allows.
 
-    The same `log_softmax` serves sampling, the KL and the update. The policy is always in eval mode: with dropout in
-    the update, the ratio to the policy that sampled would not be 1 where nothing has changed.
+    The same scaled and masked logits serve sampling, the KL and the update. The policy is always in eval mode: with
+    dropout in the update, the ratio to the policy that sampled would not be 1 where nothing has changed.
 
     Args:
         model: a causal LM.
