@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
@@ -42,37 +43,35 @@ class Sampler(Protocol):
 def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator) -> Written:
     """Sample until every text has ended: one token of each row a step, each read once into the KV cache."""
     device, width, horizon = policy.device, process.prompt_width, process.max_new_tokens
-    ids = torch.as_tensor(texts.input_ids, device=device).clone()
-    attention = torch.as_tensor(texts.attention_mask, device=device).clone()
-    time = torch.as_tensor(texts.time, device=device).clone()
+    # one column more than there are tokens, where texts that have ended go on writing
+    ids = F.pad(torch.as_tensor(texts.input_ids, device=device), (0, 1))
+    attention = F.pad(torch.as_tensor(texts.attention_mask, device=device), (0, 1))
+    log_probs = torch.zeros(len(ids), horizon + 1, device=device)
     is_eos = torch.as_tensor(process.is_eos, device=device)
-    rows, live = torch.arange(len(ids), device=device), torch.ones(len(ids), dtype=torch.bool, device=device)
-    log_probs = torch.zeros(len(ids), horizon, device=device)
     stepwise = not (process.full_support and hasattr(process.reference, "token_log_probs"))
     ref_log_probs = torch.zeros_like(log_probs)
     action_mask = None
     if not process.full_support:
-        action_mask = torch.ones(len(ids), horizon, process.vocab_size, dtype=torch.bool, device=device)
+        action_mask = torch.ones(len(ids), horizon + 1, process.vocab_size, dtype=torch.bool, device=device)
 
+    # `rows` are the texts that the reader holds, `time` says where each of them is: the horizon when it has ended
+    rows, time = torch.arange(len(ids), device=device), torch.as_tensor(texts.time, device=device)
     reader = KVReader(policy.model)
     logits = reader.read(ids, attention).logits[:, -1]
-    while True:  # `rows` are the texts that the reader holds, `live` those of them that go on, `time` is theirs
-        here, now = rows[live], time[live]
+    while True:
         allowed = None
         if stepwise:
-            known = torch.as_tensor(process.reference.log_probs(ids.cpu().numpy(), attention.cpu().numpy()))
-            known = known.to(device)
+            asked = process.reference.log_probs(*(x[:, :-1].cpu().numpy() for x in (ids, attention)))
+            known = torch.as_tensor(asked, device=device)[rows]
             if action_mask is not None:
-                allowed = (known[rows] > -torch.inf) | ~live[:, None]
-                action_mask[here, now] = allowed[live]
+                allowed = (known > -torch.inf) | (time == horizon)[:, None]
+                action_mask[rows, time] = allowed
         token, log_prob = policy.draw(logits, allowed, generator)
-        ids[here, width + now] = token[live]
-        attention[here, width + now] = 1
-        log_probs[here, now] = log_prob[live]
+        ids[rows, width + time], attention[rows, width + time], log_probs[rows, time] = token, 1, log_prob
         if stepwise:
-            ref_log_probs[here, now] = known[here, token[live]].float()
-        time = time + live
-        live = live & ~is_eos[token] & (time < horizon)
+            ref_log_probs[rows, time] = known.gather(1, token[:, None]).squeeze(1).float()
+        time = (time + 1).clamp(max=horizon).masked_fill(is_eos[token], horizon)
+        live = time < horizon
         going = int(live.sum())
         if going == 0:
             break
@@ -80,6 +79,8 @@ def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generat
             reader.keep(live)
             rows, time, token, live = rows[live], time[live], token[live], live[live]
         logits = reader.append(token, live).logits[:, -1]
+    ids, attention, log_probs, ref_log_probs = (x[:, :-1] for x in (ids, attention, log_probs, ref_log_probs))
+    action_mask = None if action_mask is None else action_mask[:, :-1]
     return Written(ids, attention, log_probs, ref_log_probs if stepwise else None, action_mask)
 
 

@@ -63,6 +63,7 @@ class KVReader:
 
     The cache's columns are in order of arrival, not of the text: a model with positions in its keys (rotary) or its
     inputs (learned) attends by position ids and mask alone. So one row can begin anew in the middle of the others.
+    Nothing is learned through what it says: its tensors are inference tensors, which autograd refuses.
     """
 
     def __init__(self, model: Any) -> None:
@@ -74,6 +75,7 @@ class KVReader:
         self.mask = torch.zeros((0, 0), dtype=torch.long)
         self.length = torch.zeros(0, dtype=torch.long)
 
+    @torch.inference_mode()
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Read texts [B, L] from their start; the model's output, with logits [B, 1, V] of the next token."""
         ids, mask = pack_left(input_ids, attention_mask)
@@ -81,6 +83,7 @@ class KVReader:
         self.mask, self.length = mask.long(), mask.long().sum(dim=1)
         return self._forward(ids, position_ids(mask))
 
+    @torch.inference_mode()
     def append(self, tokens: Tensor, reads: Tensor | None = None) -> Any:
         """Read one more token of each text, [B]; the model's output, with logits [B, 1, V].
 
@@ -91,12 +94,14 @@ class KVReader:
         self.length = self.length + reads
         return self._forward(tokens[:, None], self.length[:, None] - 1)
 
+    @torch.inference_mode()
     def keep(self, rows: Tensor) -> None:
         """Go on with the texts `rows` [K] alone, which cost nothing for the others from here on."""
         self.mask, self.length = self.mask[rows], self.length[rows]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
+    @torch.inference_mode()
     def replace(self, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Rows `rows` [K] become other texts, read from their start; the model's output for those rows."""
         other = KVReader(self.model)
