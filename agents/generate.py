@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from agents.policy import TransformerPolicy
-from agents.sampling import Written
+from agents.sampling import Written, asked_on_the_way
 from textenv.kv_reader import pack_left
 from textenv.process import TextProcess, Texts
 
@@ -28,7 +28,7 @@ def generate(policy: TransformerPolicy, process: TextProcess, texts: Texts, gene
     time = torch.as_tensor(texts.time, device=device)
     is_eos = torch.as_tensor(process.is_eos, device=device)
     packed, packed_attention = pack_left(ids, attention)
-    stepwise = not (process.full_support and hasattr(process.reference, "token_log_probs"))
+    stepwise = asked_on_the_way(process)
     known: list[Tensor] = []  # log pi_ref [B, V], a step each, where `collect` cannot ask for it afterwards
 
     def scores(seen: Tensor, logits: Tensor) -> Tensor:

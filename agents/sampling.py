@@ -48,7 +48,7 @@ def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generat
     attention = F.pad(torch.as_tensor(texts.attention_mask, device=device), (0, 1))
     log_probs = torch.zeros(len(ids), horizon + 1, device=device)
     is_eos = torch.as_tensor(process.is_eos, device=device)
-    stepwise = not (process.full_support and hasattr(process.reference, "token_log_probs"))
+    stepwise = asked_on_the_way(process)
     ref_log_probs = torch.zeros_like(log_probs)
     action_mask = None
     if not process.full_support:
@@ -82,6 +82,11 @@ def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generat
     ids, attention, log_probs, ref_log_probs = (x[:, :-1] for x in (ids, attention, log_probs, ref_log_probs))
     action_mask = None if action_mask is None else action_mask[:, :-1]
     return Written(ids, attention, log_probs, ref_log_probs if stepwise else None, action_mask)
+
+
+def asked_on_the_way(process: TextProcess) -> bool:
+    """Whether the reference is asked before each token: it masks some, or cannot read whole answers at once."""
+    return not (process.full_support and hasattr(process.reference, "token_log_probs"))
 
 
 def new_generator(device: torch.device | str, seed: int | None = None) -> torch.Generator:

@@ -15,6 +15,7 @@ from transformers.activations import NewGELUActivation
 from agents import PPO, TransformerPolicy, collect
 from agents.generate import generate
 from agents.policy import MANY_WORDS, choose
+from agents.recorded import RecordedSampler
 from agents.sampling import WORTH_LEAVING, Sampler, new_generator, write
 from tests.tasks import make, random_reference, words
 from tests.test_gradients import random_policy
@@ -22,7 +23,9 @@ from textenv import WordTokenizer, exact
 from textenv.causal_lm import FusedGELU
 from textenv.kv_reader import KVReader
 
-SAMPLERS = pytest.mark.parametrize("sampler", [write, generate])
+SAMPLERS = pytest.mark.parametrize(
+    "sampler", [write, generate, RecordedSampler()], ids=["write", "generate", "recorded"]
+)
 CLOSE = 1e-5
 
 

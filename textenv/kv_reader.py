@@ -23,6 +23,12 @@ def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
+def cache_argument(model: Any) -> str:
+    """What the model calls its KV cache: `cache` since transformers 5.24."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # within an adapter
+    return "cache" if "cache" in inspect.signature(bare.forward).parameters else "past_key_values"
+
+
 ROOM = 32  # columns at a time: the cache is copied once in so many tokens, and no larger than it must be by more
 
 
@@ -68,9 +74,7 @@ class KVReader:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # within an adapter
-        renamed = "cache" in inspect.signature(bare.forward).parameters  # since transformers 5.24
-        self._cache_argument = "cache" if renamed else "past_key_values"
+        self._cache_argument = cache_argument(model)
         self.cache: Any = None
         self.mask = torch.zeros((0, 0), dtype=torch.long)
         self.length = torch.zeros(0, dtype=torch.long)

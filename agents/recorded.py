@@ -1,0 +1,161 @@
+"""The third sampler, for GPUs: a step is recorded once, as a CUDA graph, and played back for each token.
+
+A small model's step is hundreds of kernels, each of which a GPU runs in less time than Python needs to ask for it. A
+graph asks for all of them at once. For that every tensor keeps its place and its shape: the KV cache is as wide as the
+texts may become, and texts that have ended go on beside the others. On a CPU the same step is simply called, which is
+slower than `agents.sampling.write`: nothing is left out there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import StaticCache
+
+from agents.policy import TransformerPolicy
+from agents.sampling import Written, asked_on_the_way, new_generator, write
+from textenv.kv_reader import cache_argument, pack_left, position_ids
+from textenv.process import TextProcess, Texts
+
+LOOK_UP = 16  # steps between two looks at whether any text goes on: a look waits for the device
+
+
+class RecordedSampler:
+    """Samples like `write`, from the same distribution: `agent.sampler = RecordedSampler()`.
+
+    The recording is kept while policy and shapes are the same; weights that are trained in place are read as they are.
+    Where the reference must be asked on the host before each token, there is nothing to record, and `write` it is.
+    """
+
+    def __init__(self) -> None:
+        self.tape: Tape | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self, policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator
+    ) -> Written:
+        if asked_on_the_way(process):
+            return write(policy, process, texts, generator)
+        steps = process.max_new_tokens - int(texts.time.min())
+        begun = int(texts.attention_mask.sum(axis=1).max())
+        length = max(process.prompt_width + process.max_new_tokens, begun + steps)
+        if self.tape is None or not self.tape.fits(policy, process, texts, length, generator):
+            self.tape = Tape(policy, process, texts, length, generator)
+        return self.tape.play(texts, steps)
+
+
+class Tape:
+    """The tensors that a step reads and writes, each in its place, and the step.
+
+    Args:
+        policy: writes.
+        process: what is written.
+        texts: [B] beginnings, of which only the number counts.
+        length: columns of the KV cache.
+        generator: draws the tokens.
+    """
+
+    def __init__(
+        self, policy: TransformerPolicy, process: TextProcess, texts: Texts, length: int, generator: torch.Generator
+    ) -> None:
+        self.policy, self.process, self.generator = policy, process, generator
+        self.rows, self.length = len(texts), length
+        device, width, horizon = policy.device, process.prompt_width, process.max_new_tokens
+        self.cache: Any = StaticCache(config=policy.model.config, max_cache_len=length)
+        # as in `write`, texts that have ended go on writing in one column more than there are tokens
+        self.ids = torch.zeros(self.rows, width + horizon + 1, dtype=torch.long, device=device)
+        self.attention = torch.zeros(self.rows, width + horizon + 1, dtype=torch.int8, device=device)
+        self.log_probs = torch.zeros(self.rows, horizon + 1, device=device)
+        self.is_eos = torch.as_tensor(process.is_eos, device=device)
+        self.time, self.token, self.position = torch.zeros(3, self.rows, dtype=torch.long, device=device)
+        self.seen = torch.zeros(self.rows, length, dtype=torch.long, device=device)  # which columns of the cache
+        self.column = torch.zeros(1, dtype=torch.long, device=device)  # the next of them
+        self.step: Callable[[], Any] = self._step
+        if device.type == "cuda":
+            self.step = self._recorded(texts)
+
+    def fits(
+        self, policy: TransformerPolicy, process: TextProcess, texts: Texts, length: int, generator: torch.Generator
+    ) -> bool:
+        """Whether it can be played for these."""
+        same = self.policy is policy and self.process is process and self.generator is generator
+        return same and (self.rows, self.length) == (len(texts), length)
+
+    def play(self, texts: Texts, steps: int) -> Written:
+        """Write until every text has ended, or `steps` tokens."""
+        self._begin(texts)
+        for step in range(1, steps):
+            if step % LOOK_UP == 0 and not bool((self.time < self.process.max_new_tokens).any()):
+                break
+            self.step()
+        return Written(self.ids[:, :-1].clone(), self.attention[:, :-1].clone(), self.log_probs[:, :-1].clone())
+
+    def _begin(self, texts: Texts) -> None:
+        """Read the beginnings, and write the first token of each."""
+        device = self.ids.device
+        self.ids.copy_(F.pad(torch.as_tensor(texts.input_ids, device=device), (0, 1)))
+        self.attention.copy_(F.pad(torch.as_tensor(texts.attention_mask, device=device), (0, 1)))
+        self.log_probs.zero_()
+        self.time.copy_(torch.as_tensor(texts.time, device=device))
+        packed, mask = pack_left(self.ids, self.attention)
+        self.seen.zero_()
+        self.seen[:, : mask.shape[1]] = mask
+        self.column.fill_(mask.shape[1])
+        self.position.copy_(mask.sum(dim=1))
+        self.cache.reset()
+        self._write(self._read(packed, position_ids(mask)))
+
+    def _step(self) -> None:
+        """Read the last token of each text, and write the next one."""
+        live = self.time < self.process.max_new_tokens
+        self.seen.index_copy_(1, self.column, live[:, None].long())
+        logits = self._read(self.token[:, None], self.position[:, None])
+        self.column += 1
+        self.position += live
+        self._write(logits)
+
+    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Logits of the next token, [B, V], after reading `ids` [B, n] into the cache."""
+        arguments: dict[str, Any] = {cache_argument(self.policy.model): self.cache}
+        output = self.policy.model(
+            input_ids=ids,
+            attention_mask=self.seen,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+            **arguments,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def _write(self, logits: Tensor) -> None:
+        token, log_prob = self.policy.draw(logits, None, self.generator)
+        column = (self.process.prompt_width + self.time)[:, None]
+        self.ids.scatter_(1, column, token[:, None])
+        self.attention.scatter_(1, column, 1)
+        self.log_probs.scatter_(1, self.time[:, None], log_prob[:, None])
+        horizon = self.process.max_new_tokens
+        self.time.copy_((self.time + 1).clamp(max=horizon).masked_fill(self.is_eos[token], horizon))
+        self.token.copy_(token)
+
+    def _recorded(self, texts: Texts) -> Callable[[], Any]:
+        """The step as a CUDA graph; what it was tried on is forgotten by the next `_begin`."""
+        real, self.generator = self.generator, new_generator(self.ids.device, 0)  # so that trying draws nothing
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # libraries set themselves up in the first steps, which must not be recorded
+                self._begin(texts)
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.generator = real
+        self._begin(texts)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(real)
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph.replay

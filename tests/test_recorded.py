@@ -1,0 +1,117 @@
+"""The sampler whose step is recorded: what `write` writes, from tensors that keep their places."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.utils import import_utils
+
+from agents import PPO, collect
+from agents.recorded import RecordedSampler
+from agents.rollout import draw_prompts
+from agents.sampling import WORTH_LEAVING, new_generator, write
+from tests.test_sampling import CLOSE, language_model
+from textenv.unwrap import process_of
+
+ROWS = WORTH_LEAVING - 1  # so few that `write` leaves none out, and both draw the same random numbers
+WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default"}  # for the device
+COPIES = {"aten.lift_fresh.default", "aten.lift_fresh_copy.default"}  # of a number from the host
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is asked of the device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """One operation."""
+        self.seen[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_it_writes_what_the_plain_loop_writes() -> None:
+    """With the same random numbers the same texts and log-probabilities, prompts and answers of any length."""
+    env, policy = language_model()
+    both = [
+        collect(env, policy, ROWS, generator=new_generator("cpu", 3), sampler=s) for s in (write, RecordedSampler())
+    ]
+    assert both[0].input_ids.equal(both[1].input_ids) and both[0].mask.equal(both[1].mask)
+    assert len(set(both[0].mask.sum(dim=1).tolist())) > 2
+    assert torch.allclose(both[0].log_probs, both[1].log_probs, atol=CLOSE)
+    other = collect(env, policy, ROWS, generator=new_generator("cpu", 4), sampler=write)
+    assert not torch.equal(both[0].prompt, other.prompt) or not both[0].input_ids.equal(other.input_ids)  # control
+
+
+def test_it_goes_on_from_any_state() -> None:
+    """Texts that have a part of their answers already, some more of it than others."""
+    env, policy = language_model()
+    process = process_of(env)
+    texts = draw_prompts(process, ROWS, 1, new_generator("cpu", 0))
+    for row, length in ((0, 3), (1, 1), (4, 11)):
+        columns = slice(process.prompt_width, process.prompt_width + length)
+        texts.input_ids[row, columns], texts.attention_mask[row, columns], texts.time[row] = 77, 1, length
+    both = [
+        collect(env, policy, ROWS, generator=new_generator("cpu", 3), start=texts, sampler=s)
+        for s in (write, RecordedSampler())
+    ]
+    assert both[0].input_ids.equal(both[1].input_ids) and both[0].mask.equal(both[1].mask)
+    assert torch.allclose(both[0].log_probs, both[1].log_probs, atol=CLOSE)
+    assert not both[0].mask[4, :11].any() and both[0].mask[4, 11]
+
+
+def check_recording_is_kept(device: str) -> None:
+    """One tape for all updates; after each the weights are read as they have become."""
+    env, policy = language_model()
+    sampler = RecordedSampler()
+    agent = PPO(policy.to(device), env, n_episodes=ROWS, n_epochs=1, learning_rate=0.01, seed=0)
+    agent.sampler = sampler
+    tapes, seen = [], []
+
+    def watch(agent: Any, rollout: Any, metrics: Any) -> None:
+        tapes.append(sampler.tape)
+        seen.append(metrics)
+
+    first = agent.collect()
+    agent.learn(600, callback=watch)
+    assert len(tapes) > 3 and all(tape is tapes[0] for tape in tapes)
+    assert all(metrics["val/ratio_error_max"] < 10 * CLOSE for metrics in seen)
+    with torch.no_grad():  # control: the weights have moved
+        now = policy.evaluate_actions(first.input_ids, first.attention_mask, first.num_tokens).log_probs
+    assert float((now - first.log_probs)[first.mask].abs().max()) > 0.1
+
+
+def test_the_recording_is_kept_and_the_weights_are_not() -> None:
+    """On this machine, where a step is called and not played back."""
+    check_recording_is_kept("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_writes_what_the_policy_says() -> None:
+    """The same, played back."""
+    check_recording_is_kept("cuda")
+
+
+def test_a_step_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operation of a step waits for the device, or brings a number to it; those of the plain loop do (control)."""
+    env, policy = language_model()
+    sampler, generator = RecordedSampler(), new_generator("cpu", 0)
+    collect(env, policy, ROWS, generator=generator, sampler=sampler)
+    assert sampler.tape is not None
+    # transformers leaves its own looks at the mask out while a graph is captured
+    monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
+    with torch.no_grad():
+        sampler.tape._begin(draw_prompts(process_of(env), ROWS, 1, generator))
+        with Operations() as recorded:
+            sampler.tape.step()
+        with Operations() as plain:
+            collect(env, policy, ROWS, generator=generator)
+    assert recorded.seen["aten.addmm.default"] > 4
+    assert not (WAITS | COPIES) & set(recorded.seen)
+    assert WAITS & set(plain.seen)
