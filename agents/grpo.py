@@ -60,7 +60,8 @@ class GRPO(Agent):
         """`n_epochs` passes over the answers, in minibatches."""
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = group_relative(returns, self.num_generations, self.scale_rewards)[:, None].expand_as(rollout.mask)
-        return several_epochs(self, len(rollout), lambda rows: self.loss(rollout[rows], advantages[rows]))
+        answers = rollout.without_texts()
+        return several_epochs(self, len(rollout), lambda rows: self.loss(answers[rows], advantages[rows]))
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with advantages [B, T], and what is worth watching."""

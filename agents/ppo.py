@@ -53,8 +53,9 @@ class PPO(CriticAgent):
         """`n_epochs` passes over the answers, in minibatches."""
         assert rollout.values is not None
         advantages, returns = self.advantages(rollout)
+        answers = rollout.without_texts()
         metrics = several_epochs(
-            self, len(rollout), lambda rows: self.loss(rollout[rows], advantages[rows], returns[rows])
+            self, len(rollout), lambda rows: self.loss(answers[rows], advantages[rows], returns[rows])
         )
         explained = explained_variance(rollout.values, returns, rollout.mask, sum_over_ranks)
         metrics["val/explained_variance"] = float(explained)

@@ -55,7 +55,8 @@ class RLOO(Agent):
         """`n_epochs` passes over the answers, in minibatches."""
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = returns - leave_one_out(returns, self.num_generations)
-        return several_epochs(self, len(rollout), lambda rows: self.loss(rollout[rows], advantages[rows]))
+        answers = rollout.without_texts()
+        return several_epochs(self, len(rollout), lambda rows: self.loss(answers[rows], advantages[rows]))
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with advantages [B], and what is worth watching, an answer."""

@@ -6,7 +6,7 @@ log-probabilities.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Rollout:
         stopped: bool [B], the answer ended itself (an end token), rather than being cut.
         values: V(s_t), or None if not asked for.
         action_mask: bool [B, T, V], what was allowed, or None where nothing is masked.
-        prompts, completions: the texts, object arrays [B].
+        prompts, completions: the texts, object arrays [B]; None in a rollout `without_texts`.
         gold_scores: what was really wanted, [B], or None where the task does not say.
     """
 
@@ -75,13 +75,19 @@ class Rollout:
 
     def __getitem__(self, rows: Any) -> Rollout:
         """Some of the answers: `rows` is a slice or an int64 tensor."""
-        texts = rows if isinstance(rows, slice) else rows.cpu().numpy()
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        chosen: dict[str, Any] = {
-            name: value if value is None else value[rows] if isinstance(value, Tensor) else value[texts]
-            for name, value in values.items()
-        }
-        return Rollout(**chosen)
+
+        def chosen(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[rows]
+            if value is None:
+                return None
+            return value[rows if isinstance(rows, slice) else rows.cpu().numpy()]  # texts, which are on the host
+
+        return Rollout(**{f.name: chosen(getattr(self, f.name)) for f in fields(self)})
+
+    def without_texts(self) -> Rollout:
+        """What a loss reads: to take rows of this is nothing that the host must wait for."""
+        return replace(self, prompts=None, completions=None)
 
 
 @torch.no_grad()

@@ -461,6 +461,9 @@ def test_rows_can_be_taken() -> None:
     assert collect(env, policy, 2, values=False)[:1].values is None
     shuffled = rollout[torch.tensor([5, 0])]
     assert shuffled.completions.tolist() == [rollout.completions[5], rollout.completions[0]]
+    bare = rollout.without_texts()
+    assert bare[1:4].completions is None and bare[torch.tensor([5, 0])].rewards.equal(shuffled.rewards)
+    assert rollout.completions is not None
 
 
 def test_something_else_than_a_text_environment_is_refused() -> None:
