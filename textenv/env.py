@@ -83,6 +83,10 @@ class TextEnv(gym.Env[Observation, np.int64]):
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if np.ndim(action) != 0:
             raise InvalidAction(f"An action is one token id, got {action!r}.")
+        if not self.slots.live[0]:
+            raise gym.error.ResetNeeded(
+                "No text is in progress (none begun, or it has ended): call reset() before step()."
+            )
         step = self.slots.write(np.asarray(action)[None])
         self.slots.refresh()
         reward = float(step.rewards[0])
