@@ -122,13 +122,13 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
                 "reset(options={'reset_mask': terminated}) before the next step."
             )
         step = slots.write(actions)
-        info: Info = {}
+        final: Info = {}
         if mode == AutoresetMode.SAME_STEP and step.ended is not None:
-            info |= self._final(step)
+            final = self._final(step)
             slots.start(step.ended.rows)
         slots.refresh()
 
-        info |= _pack({"action_mask": self._action_mask()}, everyone(self.num_envs))
+        info = final | {"action_mask": self._action_mask(), "_action_mask": everyone(self.num_envs)}
         if mode == AutoresetMode.SAME_STEP:
             step = step.within(step.written & ~step.terminated)
         if step.written.any():
@@ -165,21 +165,23 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         """What is known of the texts that ended."""
         if (ended := step.ended) is None:
             return {}
-        known: dict[str, Array] = {
-            "prompt": ended.prompt,
-            "response": ended.response,
-            "score": ended.score,
-            "finish_reason": ended.finish_reason,
+        info: Info = {
+            "prompt": self.slots.texts.prompt_text.copy(),
+            "response": self._column(ended.response, ended.rows),
+            "score": step.terms["score"].copy(),
+            "finish_reason": self._column(ended.finish_reason, ended.rows),
         }
         if ended.gold_score is not None:
-            known["gold_score"] = ended.gold_score
+            info["gold_score"] = self._column(ended.gold_score, ended.rows)
         if ended.kl is not None:
-            known["kl"] = ended.kl
-        info: Info = {}
-        for name, values in known.items():  # 0 or None in the other rows
-            info[name] = (np.empty if values.dtype == object else np.zeros)(self.num_envs, dtype=values.dtype)
-            info[name][ended.rows] = values
+            info["kl"] = self._column(ended.kl, ended.rows)
         return _pack(info, step.terminated.copy())
+
+    def _column(self, values: Array, rows: Array) -> Array:
+        """[B] out of what is known of some rows; 0 or None in the others."""
+        column = (np.empty if values.dtype == object else np.zeros)(self.num_envs, dtype=values.dtype)
+        column[rows] = values
+        return column
 
     def _final(self, step: Step) -> Info:
         """`final_obs` and `final_info` of the rows that ended, as Gymnasium's SAME_STEP has them."""
@@ -193,12 +195,9 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         return _pack({"final_obs": observations, "final_info": info}, terminated)
 
 
-def _pack(info: dict[str, Any], rows: NDArray[np.bool_]) -> Info:
+def _pack(info: Info, rows: NDArray[np.bool_]) -> Info:
     """Gymnasium's vector info: beside each key the mask `_key` of the rows that have it."""
-    packed: Info = {}
-    for name, values in info.items():
-        packed[name], packed["_" + name] = values, rows
-    return packed
+    return info | {f"_{name}": rows for name in info}
 
 
 @cache
