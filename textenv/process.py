@@ -169,8 +169,8 @@ class TextProcess:
             time=np.zeros(batch, dtype=np.int64),
         )
 
-    def start(self, texts: Texts, rows: Array, prompt: Array) -> None:
-        """Put rows at s_0 = x of the prompts with these indices, in place."""
+    def start(self, texts: Texts, rows: Any, prompt: Any) -> None:
+        """Put rows (indices, or one) at s_0 = x of the prompts with these indices, in place."""
         texts.prompt[rows] = prompt
         texts.prompt_text[rows] = self.prompt_texts.take(prompt)
         texts.input_ids[rows] = self.first_ids.take(prompt, axis=0)
@@ -323,13 +323,16 @@ class TextProcess:
 
     def terms(
         self,
-        score: Array,
-        ref_log_probs: Array,
-        shaped: dict[str, Array],
-        log_probs: Array | None = None,
+        score: Any,
+        ref_log_probs: Any,
+        shaped: dict[str, Any],
+        log_probs: Any = None,
         kl_coef: float | None = None,
-    ) -> dict[str, Array]:
-        """r_t term by term, of any shape, from parts that are zero where nothing is paid. This is the reward."""
+    ) -> dict[str, Any]:
+        """r_t term by term, of arrays or numbers that are zero where nothing is paid. This is the reward, in one place.
+
+        Args: as of `reward_terms`, and `shaped`, what each shaping term pays.
+        """
         beta = self.kl_coef if kl_coef is None else kl_coef
         terms = {"score": score, "kl_reference": beta * ref_log_probs, **shaped}
         if log_probs is not None:

@@ -27,7 +27,6 @@ class Ended:
     """What is known of the texts that ended in a step, [K] each; `rows` says which slots they are in."""
 
     rows: Array
-    prompt: Array
     response: Array
     score: Array
     gold_score: Array | None
@@ -96,8 +95,9 @@ class Slots:
         """Give each slot its own stream of prompts; slot i of many equals a single slot with the same seed."""
         self.streams.seed(rows, seeds)
 
-    def start(self, rows: Array, options: dict[str, Any] | None = None) -> None:
-        """Begin a new text in these rows: a prompt from each slot's stream, or the state that `options` names."""
+    def start(self, rows: Any, options: dict[str, Any] | None = None) -> None:
+        """Begin a new text in these rows (indices, or one): a prompt from each slot's stream, or the state that
+        `options` names."""
         drawn = self.streams.draw(rows)
         if not options:
             self.process.start(self.texts, rows, drawn)
@@ -106,7 +106,7 @@ class Slots:
             if unknown := set(options) - {"prompt", "response"}:
                 raise ValueError(f"reset's options are 'prompt' and 'response', got {sorted(map(str, unknown))}.")
             prompt = options.get("prompt")
-            state = self.process.state(int(drawn[0]) if prompt is None else prompt, options.get("response", ()))
+            state = self.process.state(int(drawn.flat[0]) if prompt is None else prompt, options.get("response", ()))
             self.texts.put(rows, state)
             self.reading.begin(rows, None)
         self.live[rows] = True
@@ -165,14 +165,14 @@ class Slots:
 
     def _end(self, rows: Array, tokens: Array, stop: Array, kl: Array) -> Ended:
         """Score the texts that end with these tokens: their answers are put together here and nowhere else."""
-        process, texts = self.process, self.texts
-        time, prompt_text = texts.time.take(rows), texts.prompt_text.take(rows)
-        answers = texts.input_ids.take(rows, axis=0)[:, process.prompt_width :][:, : time.max() + 1]
+        process, texts, width = self.process, self.texts, self.process.prompt_width
+        time = texts.time.take(rows)
+        length = time + 1
+        answers = texts.input_ids.take(rows, axis=0)[:, width : width + int(length.max())]
         answers[np.arange(len(rows)), time] = tokens.take(rows)
-        finished = Finished(process, texts.prompt.take(rows), prompt_text, answers, time + 1)
+        finished = Finished(process, texts.prompt.take(rows), texts.prompt_text.take(rows), answers, length)
         return Ended(
             rows=rows,
-            prompt=prompt_text,
             response=np.array(finished.completions, dtype=object),
             score=process.score(finished),
             gold_score=process.gold_score(finished),

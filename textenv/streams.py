@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,8 +38,8 @@ class Streams:
         self.keys[rows], self.drawn[rows] = _mix(seeds), 0
         self._look_ahead()
 
-    def draw(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The next prompt of each of these slots."""
+    def draw(self, rows: Any) -> Any:
+        """The next prompt of each of these slots (indices, or one)."""
         if self.enough_for == 0:
             used = self.next - self.first
             self.enough_for = AHEAD - int(used.max())
