@@ -81,7 +81,7 @@ class Slot(Slots):
         process, texts, width = self.process, self.texts, self.process.prompt_width
         answer = texts.input_ids[:, width : width + time + 1].copy()
         answer[0, time] = token
-        finished = Finished(process, texts.prompt, texts.prompt_text, answer, np.array([time + 1]))
+        finished = Finished(process, texts.prompt.copy(), texts.prompt_text, answer, np.array([time + 1]))
         ended = {
             "prompt": texts.prompt_text[0],
             "response": finished.completions[0],

@@ -1,4 +1,4 @@
-"""Slots: texts in progress. The one transition core under `TextEnv` (one slot) and `TextVectorEnv` (many)."""
+"""Slots: texts in progress. The transition core under `TextVectorEnv` and, as the `Slot` of one text, `TextEnv`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-AHEAD = 16  # texts a slot: a hash of many numbers takes hardly longer than one of a few
+AHEAD = 1024  # hashes at a time, about: as arrays they take hardly longer than a few
 
 
 class Streams:
@@ -24,13 +24,14 @@ class Streams:
         self.num_prompts = num_prompts
         self.keys = np.zeros(num, dtype=np.uint64)  # the seeds, mixed
         self.drawn = np.zeros(num, dtype=np.uint64)  # n of the first column of `ahead`
-        self.first = np.arange(num) * AHEAD
+        self.columns = np.arange(max(16, AHEAD // num), dtype=np.uint64)
+        self.first = np.arange(num) * len(self.columns)
         self._look_ahead()
 
     def _look_ahead(self) -> None:
-        self.ahead = hashed(self.keys[:, None], self.drawn[:, None] + _COLUMNS, self.num_prompts)
+        self.ahead = hashed(self.keys[:, None], self.drawn[:, None] + self.columns, self.num_prompts)
         self.next = self.first.copy()  # where in `ahead`, seen as one line, the next prompt of each slot is
-        self.enough_for = AHEAD  # as many calls of `draw` will find a prompt in every slot
+        self.enough_for = len(self.columns)  # as many calls of `draw` will find a prompt in every slot
 
     def seed(self, rows: NDArray[np.int64], seeds: NDArray[np.uint64]) -> None:
         """Let these slots begin the streams that belong to these seeds."""
@@ -42,7 +43,7 @@ class Streams:
         """The next prompt of each of these slots (indices, or one)."""
         if self.enough_for == 0:
             used = self.next - self.first
-            self.enough_for = AHEAD - int(used.max())
+            self.enough_for = len(self.columns) - int(used.max())
             if self.enough_for == 0:
                 self.drawn += used.astype(np.uint64)
                 self._look_ahead()
@@ -61,7 +62,6 @@ def hashed(keys: NDArray[np.uint64], n: NDArray[np.uint64], num_prompts: int) ->
 
 
 # SplitMix64's numbers; made once, as making them takes as long as using them
-_COLUMNS = np.arange(AHEAD, dtype=np.uint64)
 STEP, FIRST, SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 

@@ -50,6 +50,7 @@ def environments(seconds: float = 20.0) -> dict[str, Any]:
     for checker in (True, False):
         env = gym.make("textenv/Toy-v0", disable_env_checker=not checker, **TOY)
         cases["gym.make" if checker else "gym.make, disable_env_checker=True", 1] = single_case(env)
+    cases["TextEnv, without Gymnasium's wrappers", 1] = single_case(gym.make("textenv/Toy-v0", **TOY).unwrapped)
     rates = medians(cases, 0.85 * seconds)
     told: dict[str, dict[int, float]] = {}
     for (name, slots), rate in rates.items():
