@@ -126,6 +126,10 @@ class Slots:
             raise gym.error.ResetNeeded("No text is in progress: call reset() before step().")
         process, texts, live = self.process, self.texts, self.live
         idle = (~live).nonzero()[0]
+        if len(idle) == len(live):
+            self.start(idle)
+            nothing = np.zeros(len(live))
+            return Step(nothing, nothing != 0, nothing != 0, nothing, {}, None)
         tokens = process.check_actions(actions, idle, len(live))
         chosen, after = self.reading.look(tokens)
         chosen[idle] = 0.0
