@@ -70,15 +70,14 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        slot = self.slots
         if options:
-            with slot.unchanged_if_refused():
+            with self.slots.unchanged_if_refused():
                 self._seed(seed)
-                slot.start(np.array([0]), options)
-        else:
+                self.slots.start(np.array([0]), options)
+        else:  # nothing can be refused
             self._seed(seed)
-            slot.start(0)
-        slot.refresh()
+            self.slots.start(0)
+        self.slots.refresh()
         self._paid = []
         if self.render_mode == "human":
             print(self._text(), flush=True)

@@ -56,6 +56,7 @@ class Slot(Slots):
         return float(step.rewards[0]), bool(step.terminated[0]), float(step.ref_log_prob[0]), terms, ended
 
     def _write_number(self, reading: Carried, token: int) -> Move:
+        """`write` of one number, where a table, its end and the length of the text are all that matters."""
         process, texts = self.process, self.texts
         if not 0 <= token < process.vocab_size:
             raise InvalidAction(f"A token id must be in 0 .. {process.vocab_size - 1}, got {token}.")
@@ -78,6 +79,7 @@ class Slot(Slots):
         return sum(terms.values()), terminated, ref_log_prob, terms, ended
 
     def _end_one(self, token: int, time: int, stop: bool) -> dict[str, Any]:
+        """Score the text that ends with this token."""
         process, texts, width = self.process, self.texts, self.process.prompt_width
         answer = texts.input_ids[:, width : width + time + 1].copy()
         answer[0, time] = token

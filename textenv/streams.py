@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-AHEAD = 1024  # hashes at a time, about: as arrays they take hardly longer than a few
+AHEAD = 256  # hashes at a time, at least: as arrays they take hardly longer than a few
 
 
 class Streams:

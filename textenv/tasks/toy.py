@@ -99,8 +99,8 @@ class HiddenWeights:
     def __init__(self, prompts: list[str], weights: Any) -> None:
         self.index = {prompt: i for i, prompt in enumerate(prompts)}
         self.weights = weights
-        self._short: dict[int, Any] = {}  # the scores of all texts with answers of T tokens, where they are few
         self.weights[:, 1:, 0, 0] = 0.0  # after the end token, where arrays are filled up with it
+        self._short: dict[int, Any] = {}  # the scores of all texts with answers of T tokens, where they are few
         num_prompts, steps, self.vocab_size, _ = weights.shape
         # where the weights of each time and prompt begin, [T, P], in the weights seen as one line
         self.begins = (np.arange(num_prompts * steps).reshape(num_prompts, steps) * self.vocab_size**2).T.copy()
@@ -116,16 +116,14 @@ class HiddenWeights:
 
     def of_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
         """The same, from arrays; where there are few texts of that length their scores are looked up."""
-        length = tokens.shape[1]
-        count = self.vocab_size**length
-        if count * len(self.index) > FEW:
+        columns, prompts = tokens.shape[1], len(self.index)
+        answers = self.vocab_size**columns
+        if prompts * answers > FEW:
             return self._sum(prompt, tokens)
-        if length not in self._short:
-            prompts = np.arange(len(self.index)).repeat(count)
-            self._short[length] = self._sum(
-                prompts, np.tile(every_answer(self.vocab_size, length), (len(self.index), 1))
-            )
-        return self._short[length].take(prompt * count + numbers(tokens, self.vocab_size))
+        if columns not in self._short:
+            every = np.tile(every_answer(self.vocab_size, columns), (prompts, 1))
+            self._short[columns] = self._sum(np.arange(prompts).repeat(answers), every)
+        return self._short[columns].take(prompt * answers + numbers(tokens, self.vocab_size))
 
     def _sum(self, prompt: Any, tokens: Any) -> Any:
         words = tokens.T
