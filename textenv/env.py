@@ -10,8 +10,8 @@ from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from textenv.bound_policy import PolicyFunction
-from textenv.process import Array, InvalidAction, TextProcess
-from textenv.slots import Slots, Step
+from textenv.process import Array, TextProcess
+from textenv.slot import Slot
 from textenv.spaces import action_space, observation_space
 
 Observation = dict[str, Array]
@@ -50,7 +50,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self.render_mode = render_mode
         self.observation_space: Any = observation_space(process)  # Any: Gymnasium's Space is invariant
         self.action_space: Any = action_space(process)
-        self.slots = Slots(process, 1, policy)
+        self.slots = Slot(process, policy)
         self._paid: list[float] = []
 
     @property
@@ -70,26 +70,36 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        with self.slots.unchanged_if_refused():
-            if seed is not None or not self.slots.begun:
-                self.slots.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
-            self.slots.start(np.array([0]), options)
+        if options:
+            with self.slots.unchanged_if_refused():
+                self._seed(seed)
+                self.slots.start(np.array([0]), options)
+        else:  # nothing can be refused
+            self._seed(seed)
+            self.slots.start(0)
         self.slots.refresh()
         self._paid = []
         if self.render_mode == "human":
             print(self._text(), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
 
+    def _seed(self, seed: int | None) -> None:
+        if seed is not None or not self.slots.begun:
+            self.slots.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
+
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        if np.ndim(action) != 0:
-            raise InvalidAction(f"An action is one token id, got {action!r}.")
-        step = self.slots.write(np.asarray(action)[None])
-        self.slots.refresh()
-        reward = float(step.rewards[0])
+        reward, terminated, ref_log_prob, terms, ended = self.slots.write_one(action)
         self._paid.append(reward)
         if self.render_mode == "human":
             print(self._text(), flush=True)
-        return self._observe(), reward, bool(step.terminated[0]), False, self._info(step)
+        observation = self._observe()
+        info = {
+            "action_mask": self.action_space.mask.copy(),
+            "ref_log_prob": ref_log_prob,
+            "reward_terms": terms,
+            **ended,
+        }
+        return observation, reward, terminated, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [V], which tokens are allowed now: sb3-contrib's convention."""
@@ -112,27 +122,10 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return "\n".join(lines)
 
     def _observe(self) -> Observation:
-        self.action_space.mask = self.slots.action_mask()[0]
-        return {name: values[0] for name, values in self.slots.observation().items()}
-
-    def _info(self, step: Step) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "action_mask": self.action_space.mask.copy(),
-            "ref_log_prob": float(step.ref_log_prob[0]),
-            "reward_terms": {name: float(values[0]) for name, values in step.terms.items()},
-        }
-        if (ended := step.ended) is not None:
-            info |= {
-                "prompt": ended.prompt[0],
-                "response": ended.response[0],
-                "score": float(ended.score[0]),
-                "finish_reason": ended.finish_reason[0],
-            }
-            if ended.gold_score is not None:
-                info["gold_score"] = float(ended.gold_score[0])
-            if ended.kl is not None:
-                info["kl"] = float(ended.kl[0])
-        return info
+        if not self.process.full_support:  # else it is all 1 for ever
+            self.action_space.mask = self.slots.action_mask()[0]
+        texts = self.slots.texts
+        return {"input_ids": texts.input_ids[0].copy(), "attention_mask": texts.attention_mask[0].copy()}
 
 
 def make(task: str, policy: PolicyFunction | None = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:

@@ -169,8 +169,8 @@ class TextProcess:
             time=np.zeros(batch, dtype=np.int64),
         )
 
-    def start(self, texts: Texts, rows: Array, prompt: Array) -> None:
-        """Put rows at s_0 = x of the prompts with these indices, in place."""
+    def start(self, texts: Texts, rows: Any, prompt: Any) -> None:
+        """Put rows (indices, or one) at s_0 = x of the prompts with these indices, in place."""
         texts.prompt[rows] = prompt
         texts.prompt_text[rows] = self.prompt_texts.take(prompt)
         texts.input_ids[rows] = self.first_ids.take(prompt, axis=0)
@@ -265,17 +265,15 @@ class TextProcess:
         """log pi_ref(. | s_t), [B, V]."""
         return self.reference.log_probs(texts.input_ids, texts.attention_mask)
 
-    def check_actions(self, actions: Any, live: Array) -> Array:
-        """`actions` as int64 [B], 0 in rows that are not `live`; an `InvalidAction` says what is wrong with them."""
-        tokens = np.asarray(actions)
-        if tokens.shape != live.shape or tokens.dtype.kind not in "iu":
-            raise InvalidAction(
-                f"Expected {len(live)} integer token ids, got {actions!r} ({tokens.dtype}{tokens.shape})."
-            )
-        given = tokens * live
-        tokens = given.astype(np.int64, copy=False)
+    def check_actions(self, actions: Any, idle: Array, num: int) -> Array:
+        """`actions` as int64 [num], 0 in the rows `idle`; an `InvalidAction` says what is wrong with the others."""
+        given = np.asarray(actions)
+        if given.shape != (num,) or given.dtype.kind not in "iu":
+            raise InvalidAction(f"Expected {num} integer token ids, got {actions!r} ({given.dtype}{given.shape}).")
+        tokens = given.astype(np.int64)
+        tokens[idle] = 0
         if tokens.view(np.uint64).max() >= self.vocab_size:  # so seen, a negative id is a large one
-            bad = given[(given < 0) | (given >= self.vocab_size)][0]
+            bad = given[np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))[0]]
             raise InvalidAction(f"A token id must be in 0 .. {self.vocab_size - 1}, got {bad}.")
         return tokens
 
@@ -307,7 +305,7 @@ class TextProcess:
         log_probs: Array | None = None,
         kl_coef: float | None = None,
     ) -> dict[str, Array]:
-        """The terms of r_t, each [B, T], zero where the mask is False. This is the reward, in one place.
+        """The terms of r_t, each [B, T], zero where the mask is False.
 
         Args:
             transitions: what was written.
@@ -317,21 +315,41 @@ class TextProcess:
                 `kl_policy`.
             kl_coef: beta, by default the task's.
         """
-        mask, beta = transitions.mask, self.kl_coef if kl_coef is None else kl_coef
-        terms = {
-            "score": np.where(transitions.terminated, scores[:, None], 0.0),
-            "kl_reference": np.where(mask, beta * ref_log_probs, 0.0),
-        }
+        score = np.where(transitions.terminated, scores[:, None], 0.0)
+        ref_log_probs = np.where(transitions.mask, ref_log_probs, 0.0)
+        if log_probs is not None:
+            log_probs = np.where(transitions.mask, log_probs, 0.0)
+        return self.terms(score, ref_log_probs, self.shaped(transitions), log_probs, kl_coef)
+
+    def terms(
+        self,
+        score: Any,
+        ref_log_probs: Any,
+        shaped: dict[str, Any],
+        log_probs: Any = None,
+        kl_coef: float | None = None,
+    ) -> dict[str, Any]:
+        """r_t term by term, of arrays or numbers that are zero where nothing is paid. This is the reward, in one place.
+
+        Args: as of `reward_terms`, and `shaped`, what each shaping term pays.
+        """
+        beta = self.kl_coef if kl_coef is None else kl_coef
+        terms = {"score": score, "kl_reference": beta * ref_log_probs, **shaped}
+        if log_probs is not None:
+            terms["kl_policy"] = 0.0 - beta * log_probs  # not -0.0 where nothing is paid
+        return terms
+
+    def shaped(self, transitions: Transitions) -> dict[str, Array]:
+        """What each shaping term pays, [B, T], zero where the mask is False."""
+        mask, shaped = transitions.mask, {}
         for term in self.shaping:
             name, paid = shaping_name(term), term(transitions)
             if np.shape(paid) != mask.shape or not np.isfinite(paid[mask]).all():
                 raise ValueError(
                     f"The shaping term {name!r} must return finite numbers, [B, T] = {mask.shape}, got {paid!r}."
                 )
-            terms[name] = np.where(mask, paid, 0.0)
-        if log_probs is not None:
-            terms["kl_policy"] = np.where(mask, -beta * log_probs, 0.0)
-        return terms
+            shaped[name] = np.where(mask, paid, 0.0)
+        return shaped
 
     def score(self, finished: Finished) -> NDArray[np.float64]:
         """score(x, y) of finished texts, [K]."""

@@ -30,7 +30,7 @@ class Asked:
     def advance(self, after: Any) -> None:
         """The tokens that were looked at have been written."""
 
-    def begin(self, rows: Array, prompt: Array | None) -> None:
+    def begin(self, rows: Any, prompt: Any) -> None:
         """These rows hold other texts now: the prompts with these indices, or (None) any texts."""
 
     def refresh(self, live: Array) -> None:
@@ -60,13 +60,13 @@ class Carried:
     def look(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
         """log pi_ref of a token a text, [B]; and the states after these tokens."""
         edge = self.state * self.vocab_size + tokens  # in the tables seen as one line
-        return self.table.table.reshape(-1).take(edge), self.table.next_state.reshape(-1).take(edge)
+        return self.table.table.take(edge), self.table.next_state.take(edge)
 
     def advance(self, after: Any) -> None:
         """The tokens that were looked at have been written."""
         self.state = after
 
-    def begin(self, rows: Array, prompt: Array | None) -> None:
+    def begin(self, rows: Any, prompt: Any) -> None:
         """These rows hold other texts now: the prompts with these indices, or (None) any texts."""
         if prompt is None:
             self.state[rows] = self.table.read(self.texts.input_ids[rows], self.texts.attention_mask[rows])

@@ -11,9 +11,9 @@ instead where all prompts are in the list, and no list or string is made for it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,12 +83,12 @@ class Scorer:
             ValueError: a function returns the wrong number of scores, a NaN or an infinity, or all of them return
                 None for one text.
         """
-        total, abstained = np.zeros(len(texts)), []
+        total, silent = np.zeros(len(texts)), None
         for weight, function in zip(self.weights, self.functions, strict=True):
             scores, none = _ask(function, texts)
             total += weight * scores
-            abstained.append(none)
-        if silent := set.intersection(*abstained):
+            silent = none if silent is None else silent & none
+        if silent:
             bad = min(silent)
             raise ValueError(
                 f"Every reward function returned None for {texts.completions[bad]!r} after {texts.prompts[bad]!r}; "
@@ -99,9 +99,9 @@ class Scorer:
 
 def _ask(function: RewardFunction, texts: Finished | Lists) -> tuple[NDArray[np.float64], set[int]]:
     """What a function says of each text, 0 where it says None; and the texts of which it says None."""
-    name = getattr(function, "__name__", type(function).__name__)
-    if isinstance(texts, Finished) and hasattr(function, "of_tokens") and texts.prompt.min() >= 0:
-        answer = function.of_tokens(texts.prompt, texts.tokens, texts.length)
+    of_tokens = getattr(function, "of_tokens", None)
+    if of_tokens is not None and isinstance(texts, Finished) and texts.prompt.min() >= 0:
+        answer = of_tokens(texts.prompt, texts.tokens, texts.length)
     else:
         answer = function(
             prompts=texts.prompts,
@@ -109,10 +109,11 @@ def _ask(function: RewardFunction, texts: Finished | Lists) -> tuple[NDArray[np.
             completion_ids=texts.completion_ids,
             **texts.columns,
         )
+    name = getattr(function, "__name__", type(function).__name__)
     if answer is None:
         raise ValueError(f"The reward function {name!r} must return one score a text, got None: no return?")
     if isinstance(answer, np.ndarray) and answer.ndim == 1 and answer.dtype.kind == "f":
-        scores, none = answer.astype(np.float64), set()
+        scores, none = answer.astype(np.float64, copy=False), set()
     else:
         try:
             answer = answer.tolist() if hasattr(answer, "tolist") else list(answer)
@@ -146,7 +147,7 @@ def vader(
     return [analyzer.polarity_scores(text)["compound"] for text in completions]
 
 
-@functools.cache  # the lexicon is read once
+@cache  # the lexicon is read once
 def _vader_analyzer() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer

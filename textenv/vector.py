@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -60,8 +61,6 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.single_action_space = action_space(process)
         self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.first, num_envs)
         self.slots = Slots(process, num_envs, policy)
-        self._ended = np.zeros(num_envs, dtype=np.bool_)
-        self._everyone = np.ones(num_envs, dtype=np.bool_)
 
     @property
     def prompts(self) -> list[str]:
@@ -81,13 +80,12 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         """
         options = dict(options or {})
         rows = self._rows_to_reset(options.pop("reset_mask", None))
-        if not (rows | self.slots.live | self._ended).all():
+        if not (self.slots.begun or rows.all()):
             raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
         with self.slots.unchanged_if_refused():
             self._seed(seed, np.flatnonzero(rows), first=not self.slots.begun)
             self.slots.start(np.flatnonzero(rows), options)
         self.slots.refresh()
-        self._ended[rows] = False
         mask = self._action_mask()
         return self.slots.observation(), _pack({"action_mask": mask}, rows)
 
@@ -117,35 +115,27 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             self.slots.seed(given, np.array([each[row] for row in given], dtype=np.uint64))
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
-        begin = self._ended
-        if self.autoreset_mode == AutoresetMode.DISABLED and begin.any():
+        mode, slots = self.autoreset_mode, self.slots
+        if mode == AutoresetMode.DISABLED and slots.begun and not slots.live.all():
             raise gym.error.ResetNeeded(
-                f"The texts in rows {np.flatnonzero(begin).tolist()} have ended; with autoreset DISABLED call "
+                f"The texts in rows {np.flatnonzero(~slots.live).tolist()} have ended; with autoreset DISABLED call "
                 "reset(options={'reset_mask': terminated}) before the next step."
             )
-        mode, slots = self.autoreset_mode, self.slots
-        written = slots.live
-        step = slots.write(actions) if np.count_nonzero(begin) < self.num_envs else None  # where all have ended: None
-        terminated = np.zeros(self.num_envs, dtype=np.bool_) if step is None else step.terminated
-        info: Info = {}
-        if mode == AutoresetMode.SAME_STEP and step is not None and step.ended is not None:
-            info |= self._final(step, terminated)
+        step = slots.write(actions)
+        final: Info = {}
+        if mode == AutoresetMode.SAME_STEP and step.ended is not None:
+            final = self._final(step)
             slots.start(step.ended.rows)
-        elif mode == AutoresetMode.NEXT_STEP:
-            slots.start(begin.nonzero()[0])
         slots.refresh()
 
-        info |= _pack({"action_mask": self._action_mask()}, self._everyone)
-        if step is None:
-            self._ended, rewards = terminated.copy(), np.zeros(self.num_envs)
-        elif mode == AutoresetMode.SAME_STEP:
-            self._ended, rewards, paid = np.zeros_like(terminated), step.rewards, written & ~terminated
-            if paid.any():
-                info |= self._paid(step.within(paid), paid)
-        else:
-            self._ended, rewards = terminated.copy(), step.rewards
-            info |= self._paid(step, written) | self._end(step, terminated)
-        return slots.observation(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), info
+        info = final | {"action_mask": self._action_mask(), "_action_mask": everyone(self.num_envs)}
+        if mode == AutoresetMode.SAME_STEP:
+            step = step.within(step.written & ~step.terminated)
+        if step.written.any():
+            info |= self._paid(step)
+        if mode != AutoresetMode.SAME_STEP:
+            info |= self._end(step)
+        return slots.observation(), step.rewards, step.terminated, np.zeros(self.num_envs, dtype=np.bool_), info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [B, V], which tokens are allowed now: sb3-contrib's convention."""
@@ -166,46 +156,56 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.action_space.mask = mask
         return mask.copy() if mask.flags.writeable else mask
 
-    def _paid(self, step: Step, rows: NDArray[np.bool_]) -> Info:
+    def _paid(self, step: Step) -> Info:
+        """What each row that was written to was paid."""
+        rows = step.written
         return _pack({"ref_log_prob": step.ref_log_prob, "reward_terms": _pack(step.terms, rows)}, rows)
 
-    def _end(self, step: Step, terminated: NDArray[np.bool_]) -> Info:
+    def _end(self, step: Step) -> Info:
+        """What is known of the texts that ended."""
         if (ended := step.ended) is None:
             return {}
-        known: dict[str, Array] = {
-            "prompt": ended.prompt,
-            "response": ended.response,
-            "score": ended.score,
-            "finish_reason": ended.finish_reason,
+        info: Info = {
+            "prompt": self.slots.texts.prompt_text.copy(),
+            "response": self._column(ended.response, ended.rows),
+            "score": step.terms["score"].copy(),
+            "finish_reason": self._column(ended.finish_reason, ended.rows),
         }
         if ended.gold_score is not None:
-            known["gold_score"] = ended.gold_score
+            info["gold_score"] = self._column(ended.gold_score, ended.rows)
         if ended.kl is not None:
-            known["kl"] = ended.kl
-        info: Info = {}
-        for name, values in known.items():  # 0 or None in the other rows
-            info[name] = (np.empty if values.dtype == object else np.zeros)(self.num_envs, dtype=values.dtype)
-            info[name][ended.rows] = values
-        return _pack(info, terminated)
+            info["kl"] = self._column(ended.kl, ended.rows)
+        return _pack(info, step.terminated.copy())
 
-    def _final(self, step: Step, terminated: NDArray[np.bool_]) -> Info:
+    def _column(self, values: Array, rows: Array) -> Array:
+        """[B] out of what is known of some rows; 0 or None in the others."""
+        column = (np.empty if values.dtype == object else np.zeros)(self.num_envs, dtype=values.dtype)
+        column[rows] = values
+        return column
+
+    def _final(self, step: Step) -> Info:
         """`final_obs` and `final_info` of the rows that ended, as Gymnasium's SAME_STEP has them."""
-        texts, rows = self.slots.texts, terminated.nonzero()[0]
+        texts, terminated, rows = self.slots.texts, step.terminated.copy(), step.terminated.nonzero()[0]
         ended = zip(texts.input_ids.take(rows, axis=0), texts.attention_mask.take(rows, axis=0), strict=True)
         observations = np.empty(self.num_envs, dtype=object)  # Gymnasium's form: one dict a text that ended
         observations[rows] = [{"input_ids": ids, "attention_mask": mask} for ids, mask in ended]
         masks = terminated.astype(np.int8)[:, None]  # after an end no action counts, and none is masked
         info = _pack({"action_mask": np.broadcast_to(masks, (self.num_envs, self.process.vocab_size))}, terminated)
-        info |= self._paid(step.within(terminated), terminated) | self._end(step, terminated)
+        info |= self._paid(step.within(terminated)) | self._end(step)
         return _pack({"final_obs": observations, "final_info": info}, terminated)
 
 
-def _pack(info: dict[str, Any], rows: NDArray[np.bool_]) -> Info:
+def _pack(info: Info, rows: NDArray[np.bool_]) -> Info:
     """Gymnasium's vector info: beside each key the mask `_key` of the rows that have it."""
-    packed: Info = {}
-    for name, values in info.items():
-        packed[name], packed["_" + name] = values, rows.copy()
-    return packed
+    return info | {f"_{name}": rows for name in info}
+
+
+@cache
+def everyone(num: int) -> NDArray[np.bool_]:
+    """The mask `_key` of what every row has, bool [B]; nobody can write to it."""
+    rows = np.ones(num, dtype=np.bool_)
+    rows.flags.writeable = False
+    return rows
 
 
 def make_vec(

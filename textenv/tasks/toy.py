@@ -46,6 +46,7 @@ from textenv.bound_policy import masked_log_softmax
 from textenv.process import TextProcess
 from textenv.reference import TableReference
 from textenv.shaping import ShapingTerm
+from textenv.short import FEW, every_answer, numbers
 from textenv.tokenizer import WordTokenizer
 
 MAX_WEIGHTS = 30_000_000  # about 1.5 GiB while the task is made
@@ -98,6 +99,11 @@ class HiddenWeights:
     def __init__(self, prompts: list[str], weights: Any) -> None:
         self.index = {prompt: i for i, prompt in enumerate(prompts)}
         self.weights = weights
+        self.weights[:, 1:, 0, 0] = 0.0  # after the end token, where arrays are filled up with it
+        self._short: dict[int, Any] = {}  # the scores of all texts with answers of T tokens, where they are few
+        num_prompts, steps, self.vocab_size, _ = weights.shape
+        # where the weights of each time and prompt begin, [T, P], in the weights seen as one line
+        self.begins = (np.arange(num_prompts * steps).reshape(num_prompts, steps) * self.vocab_size**2).T.copy()
 
     def __call__(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
@@ -109,11 +115,24 @@ class HiddenWeights:
         return scores
 
     def of_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
-        """The same, from arrays."""
-        time = np.arange(tokens.shape[1])
-        last = np.zeros(tokens.shape, dtype=np.int64)
-        last[:, 1:] = tokens[:, :-1]
-        return np.where(time < length[:, None], self.weights[prompt[:, None], time, last, tokens], 0.0).sum(axis=1)
+        """The same, from arrays; where there are few texts of that length their scores are looked up."""
+        columns, prompts = tokens.shape[1], len(self.index)
+        answers = self.vocab_size**columns
+        if prompts * answers > FEW:
+            return self._sum(prompt, tokens)
+        if columns not in self._short:
+            every = np.tile(every_answer(self.vocab_size, columns), (prompts, 1))
+            self._short[columns] = self._sum(np.arange(prompts).repeat(answers), every)
+        return self._short[columns].take(prompt * answers + numbers(tokens, self.vocab_size))
+
+    def _sum(self, prompt: Any, tokens: Any) -> Any:
+        words = tokens.T
+        place = self.begins[: len(words)].take(prompt, axis=1)
+        place += words
+        after_first = place[1:]
+        after_first += self.vocab_size * words[:-1]
+        paid = self.weights.take(place)
+        return np.add.accumulate(paid)[-1]  # token by token, so that no sum's last digit depends on the texts beside it
 
 
 def _machine(log_probs: Any, width: int) -> TableReference:

@@ -1,0 +1,113 @@
+"""A text that is stepped in Python's numbers is the same text stepped in arrays; short answers that are looked up are
+what is worked out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tasks import allowed_action, assert_same, golden, tasks, words
+from textenv import TextEnv, TextProcess
+from textenv.short import every_answer, numbers
+from textenv.slot import Slot
+
+
+def in_arrays(env: TextEnv) -> TextEnv:
+    """The environment, with every action handed on as an array of one number: so it is stepped in arrays."""
+    env.slots.write_one = lambda action: Slot.write_one(env.slots, np.array(action))  # type: ignore[method-assign]
+    return env
+
+
+def played(env: TextEnv, seed: int, steps: int = 12) -> list[Any]:
+    """All that an environment says along random legal actions."""
+    rng = np.random.default_rng(seed)
+    observation, info = env.reset(seed=seed)
+    said: list[Any] = [(observation, info)]
+    for _ in range(steps):
+        said.append(env.step(allowed_action(info["action_mask"], rng)))
+        info = said[-1][-1]
+        if said[-1][2]:
+            said.append(env.reset())
+            info = said[-1][-1]
+    return said
+
+
+@settings(max_examples=40, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 2**32), gold=st.booleans())
+def test_numbers_say_what_arrays_say(arguments: dict[str, Any], seed: int, gold: bool) -> None:
+    """Observations, rewards, ends and infos, to the last digit, dense and sparse, with and without a gold reward."""
+    arguments |= {"shaping": (), "gold_reward": golden if gold else None}
+    plain, arrays = (TextEnv(TextProcess(**arguments)) for _ in range(2))
+    assert_same(played(plain, seed), played(in_arrays(arrays), seed))
+
+
+def test_which_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control of the comparison: the one environment writes numbers at every step, the other at none."""
+    count = []
+    write = Slot._write_number
+    monkeypatch.setattr(Slot, "_write_number", lambda *given: (count.append(1), write(*given))[1])
+    played(TextEnv(TextProcess(**words())), 0)
+    assert len(count) == 12
+    played(in_arrays(TextEnv(TextProcess(**words()))), 0)
+    assert len(count) == 12
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.int32, np.uint8, np.array])
+def test_a_token_is_a_token(kind: Any) -> None:
+    """An action may be any kind of whole number; another token is another step."""
+    env, same = (TextEnv(TextProcess(**words())) for _ in range(2))
+    for each in (env, same):
+        each.reset(seed=0)
+    said = env.step(kind(2))
+    assert_same(said, same.step(2))
+    assert type(said[1]) is float and said[2] is False
+    same.reset(seed=0)
+    assert same.step(3)[0]["input_ids"].tolist() != said[0]["input_ids"].tolist()
+
+
+def test_a_policy_may_be_bound_in_the_middle_of_a_text() -> None:
+    """The step in arrays goes on with the text that the step in numbers began, and back."""
+    env, arrays = TextEnv(TextProcess(**words(max_new_tokens=6))), TextEnv(TextProcess(**words(max_new_tokens=6)))
+    said: list[list[Any]] = [[], []]
+    for each, told in zip((env, in_arrays(arrays)), said, strict=True):
+        each.reset(seed=3)
+        told.append(each.step(1))
+        each.bind_policy(lambda ids, mask: np.zeros((len(ids), 4)))
+        told.append(each.step(2))
+        each.bind_policy(None)
+        told += [each.step(3), each.step(0)]
+    assert_same(*said)
+    assert "kl_policy" in said[0][1][-1]["reward_terms"] and "kl_policy" not in said[0][2][-1]["reward_terms"]
+
+
+def test_answers_and_their_numbers() -> None:
+    """Every answer once, each at the place that its number names."""
+    for vocab_size, length in ((3, 0), (3, 1), (2, 5), (6, 4)):
+        every = every_answer(vocab_size, length)
+        assert every.shape == (vocab_size**length, length)
+        assert numbers(every, vocab_size).tolist() == list(range(vocab_size**length))
+        assert len({tuple(answer) for answer in every.tolist()}) == vocab_size**length
+
+
+def test_scores_that_are_looked_up() -> None:
+    """A toy's table of scores holds, for each text, the weights summed one by one; other weights, another table."""
+    found = []
+    for task_seed in (0, 1):
+        env: Any = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3, task_seed=task_seed).unwrapped
+        reward, weights = env.process.scorer.functions[0], env.process.scorer.functions[0].weights
+        answers = [[1, 2, 3], [3, 0], [0], [2, 1, 0], [1, 1]]
+        for prompt in (0, 1):
+            for answer in answers:
+                expected, last = 0.0, 0
+                for t, token in enumerate(answer):
+                    expected, last = expected + weights[prompt, t, last, token], token
+                tokens, length = np.array([answer]), np.array([len(answer)])
+                assert reward.of_tokens(np.array([prompt]), tokens, length)[0] == pytest.approx(expected, abs=1e-12)
+                found.append(expected)
+    half = len(found) // 2
+    assert all(a != b for a, b in zip(found[:half], found[half:], strict=True))  # negative control
