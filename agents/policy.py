@@ -241,7 +241,7 @@ class TransformerPolicy(nn.Module):
         Raises:
             ValueError: the policy is on a CPU, and there is no C++ compiler.
         """
-        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        compiler = cpp_compiler()
         if self.device.type == "cpu" and shutil.which(compiler) is None:
             raise ValueError(
                 f"torch.compile needs a C++ compiler on a CPU, {compiler} is not there: install it, or name another "
@@ -371,6 +371,11 @@ class TransformerPolicy(nn.Module):
     def _value(self, hidden: Tensor, num_tokens: int) -> Tensor:
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value
+
+
+def cpp_compiler() -> str:
+    """The command that torch.compile calls on a CPU."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
 
 def choose(probs: Tensor, generator: torch.Generator) -> Tensor:

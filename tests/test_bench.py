@@ -16,7 +16,7 @@ from agents import PPO, TransformerPolicy
 from agents.rollout import collect, draw_prompts
 from experiments.bench.exactness import EXACT, ExactWork
 from experiments.bench.players import share_of_a_core
-from experiments.bench.run import BenchConfig
+from experiments.bench.run import BenchConfig, bench
 from experiments.bench.tight_loop import Batch, TightPPO, hidden_states, token_log_probs
 from experiments.bench.toys import TOYS, ToyWork, size
 from experiments.bench.variants import VARIANTS, environment, largest_ratio, paid, rounds_of
@@ -206,10 +206,25 @@ def test_a_part_alone_on_a_real_model(tmp_path: Path, assets: Path) -> None:
     assert seen["ppo"]["largest_ratio"] < 1 + 1e-3 < seen["ppo, bfloat16"]["largest_ratio"]
 
 
+def test_what_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TRL without its environment, torch.compile without a C++ compiler; where nothing is left, that is told."""
+    config = BenchConfig(peers=tmp_path)
+    names = ["ppo", "ppo, compiled", "trl ppo"]
+    monkeypatch.setenv("CXX", sys.executable)
+    assert config.here(names) == ["ppo", "ppo, compiled"]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert config.here(names) == ["ppo"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    assert config.here(names) == ["ppo", "trl ppo"]
+    with pytest.raises(FlagError, match="'trl ppo' cannot run without TRL"):
+        BenchConfig(variants=("trl ppo",), peers=tmp_path / "nowhere")
+
+
 def test_bad_flags_are_told_in_a_line() -> None:
     """Names that nobody knows."""
     for flags in (["--sizes", "huge"], ["--variants", "magic"], ["--rounds", "0"]):
         ended = run(*flags)
         assert ended.returncode == 2 and flags[0] in ended.stderr and "Traceback" not in ended.stderr
     with pytest.raises(FlagError, match="--model: 'x' is not the folder of a language model"):
-        BenchConfig(model="x")
+        bench(BenchConfig(model="x"))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.policy import cpp_compiler
 from experiments.bench.environments import environments
 from experiments.bench.exactness import EXACT, ExactWork
 from experiments.bench.players import share_of_a_core, take_turns
@@ -33,7 +35,7 @@ PartName = Literal["updates", "options", "toys", "exact", "environments"]
 class BenchConfig:
     """Measure speed and memory: ours, a tight loop, transformers' generate, Stable-Baselines3, CartPole, TRL, in turn.
 
-    TRL takes part where `make bench` has made an environment for it.
+    TRL takes part where `make bench` has made an environment for it, torch.compile where there is a C++ compiler.
     """
 
     parts: tuple[PartName, ...] = ("updates", "options", "toys", "exact", "environments")
@@ -78,15 +80,16 @@ class BenchConfig:
             raise FlagError(f"--sizes: {sorted(unknown)[0]!r} is none of {', '.join(SIZES)}.")
         if unknown := set(self.variants) - {*UPDATES, *SAMPLING, *TRL}:
             raise FlagError(f"--variants: {sorted(unknown)[0]!r} is none of {', '.join([*UPDATES, *SAMPLING, *TRL])}.")
-        if self.model is not None and not (Path(self.model) / "config.json").is_file():
-            raise FlagError(f"--model: {self.model!r} is not the folder of a language model (no config.json).")
+        if self.variants and not self.here(self.variants):
+            raise FlagError(f"--variants: {self.variants[0]!r} cannot run without TRL, which `make bench` installs.")
         if self.rounds < 1:
             raise FlagError(f"--rounds must be at least 1, got {self.rounds}.")
 
-    def here(self) -> list[str]:
-        """The variants that can run."""
-        wanted = list(self.variants) or [*UPDATES, *SAMPLING, *TRL]
-        return [name for name in wanted if not name.startswith("trl") or (self.peers / "bin" / "python").exists()]
+    def here(self, names: Sequence[str]) -> list[str]:
+        """Those variants that can run."""
+        compiles, peers = shutil.which(cpp_compiler()), (self.peers / "bin" / "python").exists()
+        missing = ("trl",) * (not peers) + ("ppo, compiled",) * (not compiles)
+        return [name for name in names if not name.startswith(missing)]
 
     def work(self, size: str) -> Work:
         """An update of a model."""
@@ -95,13 +98,14 @@ class BenchConfig:
 
 def updates(config: BenchConfig) -> Any:
     """Updates and sampling, ours and the peers'."""
-    return {size: turns(config, config.here(), config.work(size)) for size in config.sizes}
+    names = config.here(config.variants or [*UPDATES, *SAMPLING, *TRL])
+    return {size: turns(config, names, config.work(size)) for size in config.sizes}
 
 
 def options(config: BenchConfig) -> Any:
     """What PPO gains by bfloat16 and by torch.compile, and what they do to the first ratio."""
     models = [*config.sizes, *filter(None, [config.model])]
-    return {model: turns(config, OPTIONS, config.work(model)) for model in models}
+    return {model: turns(config, config.here(OPTIONS), config.work(model)) for model in models}
 
 
 def toys(config: BenchConfig) -> Any:
@@ -124,7 +128,7 @@ def stepping(config: BenchConfig) -> Any:
 
 def scaling(config: BenchConfig) -> Any:
     """Tokens a second of RLOO, by answers an update and by their length, one case after the other."""
-    names = [name for name in config.here() if name in ("rloo", "trl rloo")]
+    names = config.here([name for name in config.variants or ("rloo", "trl rloo") if "rloo" in name])
     found: dict[str, Any] = {"answers": {}, "tokens": {}}
     for axis, values in (("answers", config.scaling_answers), ("tokens", config.scaling_tokens)):
         for value in values:
@@ -150,6 +154,8 @@ PARTS: dict[str, Callable[[BenchConfig], Any]] = {
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Measure, print, and write."""
+    if config.model is not None and not (Path(config.model) / "config.json").is_file():
+        raise FlagError(f"--model: {config.model!r} is not the folder of a language model (no config.json).")
     found: dict[str, Any] = {
         "command": "python -m experiments " + " ".join(sys.argv[1:]),
         "flags": plain(config),
