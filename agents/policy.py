@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -229,6 +232,26 @@ class TransformerPolicy(nn.Module):
             (newer or trunk.gradient_checkpointing_enable)({"use_reentrant": False})
         self.gradient_checkpointing = True
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """From now on let `torch.compile` make the kernels of the update's pass, the same for answers of all lengths.
+
+        The first update takes a minute longer. Sampling, and all that is not asked by calling the policy itself, stays
+        as it is. Arguments are torch.compile's.
+
+        Raises:
+            ValueError: the policy is on a CPU, and there is no C++ compiler.
+        """
+        compiler = cpp_compiler()
+        if self.device.type == "cpu" and shutil.which(compiler) is None:
+            raise ValueError(
+                f"torch.compile needs a C++ compiler on a CPU, {compiler} is not there: install it, or name another "
+                "one in the environment variable CXX."
+            )
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        with torch.no_grad():  # on its first call transformers puts hooks into the model, which cannot be compiled
+            self.evaluate_actions(ids, torch.ones_like(ids), 1)
+        super().compile(*args, **{"dynamic": True, **kwargs})
+
     @contextmanager
     def _checkpointed(self) -> Iterator[None]:
         """transformers checkpoints only layers that are training; what is inside them, dropout too, is not."""
@@ -348,6 +371,11 @@ class TransformerPolicy(nn.Module):
     def _value(self, hidden: Tensor, num_tokens: int) -> Tensor:
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value
+
+
+def cpp_compiler() -> str:
+    """The command that torch.compile calls on a CPU."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
 
 def choose(probs: Tensor, generator: torch.Generator) -> Tensor:

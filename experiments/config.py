@@ -167,6 +167,9 @@ class TrainFlags(EnvFlags):
     """Train an adapter of this rank on all linear layers, on the reference's own weights; 0 trains a copy of them."""
     gradient_checkpointing: bool = False
     """Keep each layer's input alone while learning and compute the rest again: less memory, more time."""
+    compile: bool = False
+    """Compile the update's pass (torch.compile): a minute at first; what it then saves, `bench --parts options` says.
+    On a CPU it needs a C++ compiler."""
     wandb_project: str | None = None
     """Log to this project of Weights & Biases too (pip install textenv[wandb])."""
     out: Path | None = None
@@ -231,7 +234,7 @@ class TrialConfig(AgentFlags):
         super().__post_init__()
         if issubclass(AGENTS[self.agent], StableBaselines):
             # they train a copy of the whole policy, and learn from tokens of texts that go on
-            for name in ("lora_rank", "log_completions"):
+            for name in ("lora_rank", "log_completions", "compile"):
                 if getattr(self, name):
                     raise FlagError(f"--{name.replace('_', '-')} is for our agents, not for {self.agent}.")
             if self.dtype != "float32":

@@ -39,9 +39,16 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
     else:
         by_first_rank(lambda: _write_initial(config, env, folder))
         policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
+    return _as_told(config, policy.cast(getattr(torch, config.dtype)).to(config.device))
+
+
+def _as_told(config: AgentFlags, policy: TransformerPolicy) -> TransformerPolicy:
+    """How it learns, which no checkpoint says."""
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
-    return policy.cast(getattr(torch, config.dtype)).to(config.device)
+    if config.compile:
+        policy.compile()
+    return policy
 
 
 def _write_initial(config: AgentFlags, env: Any, folder: Path) -> None:
@@ -154,8 +161,7 @@ def _agent(config: TrialConfig, env: Any, folder: Path, initial: Path) -> Agent 
     for name in CHECKPOINTS:
         if (folder / name / "training_state.pt").is_file():  # written last: the checkpoint is whole
             agent = AGENTS[config.agent].load(folder / name, env, device=config.device)
-            if config.gradient_checkpointing:
-                agent.policy.gradient_checkpointing_enable()
+            _as_told(config, agent.policy)
             return agent
     return config.make_agent(initial_policy(config, env, initial), env)
 

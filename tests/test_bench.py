@@ -10,12 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from agents import PPO, TransformerPolicy
 from agents.rollout import collect, draw_prompts
+from experiments.bench.exactness import EXACT, ExactWork
+from experiments.bench.players import share_of_a_core
+from experiments.bench.run import BenchConfig, bench
 from experiments.bench.tight_loop import Batch, TightPPO, hidden_states, token_log_probs
-from experiments.bench.variants import VARIANTS, environment, paid
+from experiments.bench.toys import TOYS, ToyWork, size
+from experiments.bench.variants import VARIANTS, environment, largest_ratio, paid, rounds_of
 from experiments.bench.work import Work, distinct
+from experiments.config import FlagError
+from textenv.exact import enumerate_tree
 from textenv.unwrap import process_of
 
 WORK = Work("smoke", answers=8, prompt=5, tokens=6, epochs=2)
@@ -63,12 +70,85 @@ def test_the_tight_loop_pays_what_the_environment_pays() -> None:
     assert torch.allclose(batch.rewards, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(VARIANTS))
+SLOW = {"ppo, compiled"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in sorted(VARIANTS)]
+)
 def test_every_variant_does_the_whole_work(name: str) -> None:
-    """A round writes all the response tokens; phases are times."""
-    tokens, phases = VARIANTS[name](WORK)()
+    """A round writes all the response tokens; phases are times; of ours, the first ratio is 1 but for rounding."""
+    tokens, phases, numbers = VARIANTS[name](WORK)()
     assert tokens == WORK.answers * WORK.tokens
     assert all(seconds >= 0 for seconds in phases.values())
+    if name.startswith(("ppo", "rloo")):
+        assert 1 <= numbers["largest_ratio"] < (1.1 if "bfloat16" in name else 1 + 1e-5)
+
+
+def test_the_largest_ratio_is_of_what_learns_to_what_sampled() -> None:
+    """1 for the policy itself; for another, the largest of max(rho, 1 / rho), found by hand."""
+    env = environment(WORK)
+    policy, other = TransformerPolicy.for_env(env), TransformerPolicy.for_env(env, temperature=0.5)
+    agent = PPO(policy, env, n_episodes=WORK.answers, seed=0)
+    assert largest_ratio(agent) == pytest.approx(1, abs=1e-5)
+    agent.learner = other
+    generator = agent.generator.get_state()
+    found = largest_ratio(agent)
+    agent.generator.set_state(generator)
+    rollout = agent.collect()
+    with torch.no_grad():
+        read = other.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
+    rho = (read - rollout.log_probs).exp()
+    assert found == pytest.approx(float(torch.maximum(rho, 1 / rho).max())) and found > 1.01
+
+
+def test_toys_learn_from_as_many_tokens_in_as_many_steps() -> None:
+    """Theirs write `steps` tokens of each text, ours about as many; all take epochs x minibatches steps of Adam."""
+    work = ToyWork(vocab_size=5, max_new_tokens=4, envs=16, steps=8, epochs=3, minibatches=2, hidden_size=16)
+    steps: list[int] = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    try:
+        for name, make in TOYS.items():
+            play = make(work)
+            steps.clear()
+            tokens, _, numbers = play()
+            assert len(steps) == work.epochs * work.minibatches, name
+            assert abs(tokens / work.tokens - 1) < 0.2 if name == "toy ppo" else tokens == work.tokens
+            wanted = size(work.policy(work.environment()))
+            if name != "toy sb3 ppo, default mlp":
+                assert 0.9 * wanted < numbers["parameters"] <= wanted
+    finally:
+        hook.remove()
+
+
+def test_ours_counts_the_tokens_of_the_toy_that_were_written() -> None:
+    """Those of the answers, end tokens included, and none of the padding behind."""
+    work = ToyWork(vocab_size=5, max_new_tokens=4, envs=4, steps=4, minibatches=2, hidden_size=16)
+    env = work.environment()
+    agent = PPO(work.policy(env), env, n_episodes=8, seed=0)
+    state = agent.generator.get_state()
+    rollout = agent.collect()
+    agent.generator.set_state(state)
+    assert rounds_of(agent, {})().tokens == rollout.mask.sum() < rollout.mask.numel()
+
+
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_the_oracle_reads_each_state_once(name: str) -> None:
+    """However many texts go through it; the gradient once to evaluate and once to learn."""
+    work = ExactWork(vocab_size=3, max_new_tokens=3, num_prompts=2)
+    tree = enumerate_tree(work.environment())
+    play = EXACT[name](work)
+    for _ in range(2):
+        tokens, _, numbers = play()
+        assert tokens == tree.num_texts == 2 * (1 + 2 + 4 * 3)
+        assert numbers["states"] == len(tree.prompt) * (2 if "gradient" in name else 1)
+    assert (tree.paths()[0] >= 0).sum() > len(tree.prompt)  # control: the texts' states, one by one, are more
+
+
+def test_the_share_of_a_core_is_that_of_all_rounds() -> None:
+    """CPU seconds over seconds, however deep they lie."""
+    deep = {"ppo": {"cpu": 1.0, "seconds": 2.0, "phases": {"step": 9.0}}}
+    assert share_of_a_core({"small": deep, "cpu": 1.0, "seconds": 3.0}) == pytest.approx(0.4)
 
 
 def test_prompts_are_drawn_for_samplers() -> None:
@@ -87,17 +167,25 @@ def run(*arguments: str) -> Any:
 
 @pytest.mark.slow
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
-    """Rates, ratios, phases, memory and the load, in a table and as JSON; the figure in a run of its own."""
+    """Every part, with rates, ratios and the load, in a table and as JSON; the figure in a run of its own."""
     tiny = ["--sizes", "smoke", "--rounds", "1", "--answers", "8", "--answer-tokens", "4", "--out", str(tmp_path)]
     names = ["ppo", "tight loop", "sampling", "sampling, transformers"]
-    ended = run(*tiny, "--variants", *names, "--environment-seconds", "0.2", "--peers", str(tmp_path))
+    small = ["--environment-seconds", "0.2", "--exact-tokens", "2", "--peers", str(tmp_path)]
+    ended = run(*tiny, "--variants", *names, *small)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() == (tmp_path / "bench.txt").read_text().strip()
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert list(found["sizes"]["smoke"]) == names
-    assert set(found["sizes"]["smoke"]["ppo"]["phases"]) == set(found["sizes"]["smoke"]["tight loop"]["phases"])
-    assert all(variant["peak_mb"] > variant["work_mb"] > 0 for variant in found["sizes"]["smoke"].values())
-    assert "ppo / tight loop:" in ended.stdout and "CartPoleVectorEnv" in ended.stdout and "load" in ended.stdout
+    assert list(found["updates"]["smoke"]) == names
+    assert set(found["updates"]["smoke"]["ppo"]["phases"]) == set(found["updates"]["smoke"]["tight loop"]["phases"])
+    assert list(found["options"]["smoke"]) == ["ppo", "ppo, bfloat16", "ppo, compiled"]
+    variants = [*found["updates"]["smoke"].values(), *found["options"]["smoke"].values(), *found["exact"].values()]
+    variants += found["toys"]["variants"].values()
+    assert all(variant["peak_mb"] > variant["work_mb"] > 0 for variant in variants)
+    for told in ("ppo / tight loop:", "ppo, compiled / ppo:", "toy ppo / toy sb3 ppo:", "CartPoleVectorEnv"):
+        assert told in ended.stdout
+    assert list(found["machine"]) == ["updates", "options", "toys", "exact", "environments"]
+    assert all(f"== {part}: load" in ended.stdout for part in found["machine"])
+    assert all(0 < told["share_of_a_core"] < 1.2 for told in found["machine"].values())
     assert found["versions"]["torch"] and found["command"].startswith("python -m experiments bench")
     scaled = run(*tiny, "--scaling", "--scaling-answers", "8", "16", "--scaling-tokens", "2", "--peers", str(tmp_path))
     assert scaled.returncode == 0, scaled.stderr
@@ -105,8 +193,38 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     assert list(json.loads((tmp_path / "scaling.json").read_text())["scaling"]["answers"]) == ["8", "16"]
 
 
+@pytest.mark.slow
+def test_a_part_alone_on_a_real_model(tmp_path: Path, assets: Path) -> None:
+    """The options of the model in a folder, and nothing else."""
+    model = str(assets / "stories260k")
+    small = ["--rounds", "1", "--answers", "8", "--answer-tokens", "4", "--sizes", "smoke"]
+    ended = run("--parts", "options", "--model", model, *small, "--out", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert list(found["options"]) == ["smoke", model] and list(found["machine"]) == ["options"]
+    seen = found["options"][model]
+    assert seen["ppo"]["largest_ratio"] < 1 + 1e-3 < seen["ppo, bfloat16"]["largest_ratio"]
+
+
+def test_what_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TRL without its environment, torch.compile without a C++ compiler; where nothing is left, that is told."""
+    config = BenchConfig(peers=tmp_path)
+    names = ["ppo", "ppo, compiled", "trl ppo"]
+    monkeypatch.setenv("CXX", sys.executable)
+    assert config.here(names) == ["ppo", "ppo, compiled"]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert config.here(names) == ["ppo"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    assert config.here(names) == ["ppo", "trl ppo"]
+    with pytest.raises(FlagError, match="'trl ppo' cannot run without TRL"):
+        BenchConfig(variants=("trl ppo",), peers=tmp_path / "nowhere")
+
+
 def test_bad_flags_are_told_in_a_line() -> None:
     """Names that nobody knows."""
     for flags in (["--sizes", "huge"], ["--variants", "magic"], ["--rounds", "0"]):
         ended = run(*flags)
         assert ended.returncode == 2 and flags[0] in ended.stderr and "Traceback" not in ended.stderr
+    with pytest.raises(FlagError, match="--model: 'x' is not the folder of a language model"):
+        bench(BenchConfig(model="x"))

@@ -30,7 +30,7 @@ class Rounds(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """A step of the optimizer; `steps` of them are a round."""
         if state.global_step % self.steps == 0:
-            self.turn.told(self.tokens, {}) if self.warm else self.turn.ready()
+            self.turn.told(self.tokens, {}, {}) if self.warm else self.turn.ready()
             self.warm, self.tokens = True, 0
             control.should_training_stop = not self.turn.wait()
             if control.should_training_stop:

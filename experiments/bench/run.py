@@ -5,43 +5,51 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
+import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from tqdm import tqdm
-
+from agents.policy import cpp_compiler
 from experiments.bench.environments import environments
+from experiments.bench.exactness import EXACT, ExactWork
+from experiments.bench.players import share_of_a_core, take_turns
 from experiments.bench.tables import scaling_figure, table
+from experiments.bench.toys import TOYS, ToyWork
 from experiments.bench.work import SIZES, Work
 from experiments.config import FlagError, plain
 
 PEERS = Path(".venv-bench")  # as `make bench` makes it
 UPDATES = ["ppo", "ppo, separate critic", "rloo", "tight loop", "tight loop, separate critic"]
+OPTIONS = ["ppo", "ppo, bfloat16", "ppo, compiled"]
 SAMPLING = ["sampling", "sampling, our generate", "sampling, tight loop", "sampling, transformers"]
 TRL = ["trl ppo", "trl rloo", "trl grpo"]
+PartName = Literal["updates", "options", "toys", "exact", "environments"]
 
 
 @dataclass
 class BenchConfig:
-    """Measure speed and memory: ours, a tight loop, transformers' generate, Gymnasium's CartPole, and TRL in turn.
+    """Measure speed and memory: ours, a tight loop, transformers' generate, Stable-Baselines3, CartPole, TRL, in turn.
 
-    TRL takes part where `make bench` has made an environment for it.
+    TRL takes part where `make bench` has made an environment for it, torch.compile where there is a C++ compiler.
     """
 
+    parts: tuple[PartName, ...] = ("updates", "options", "toys", "exact", "environments")
+    """What to measure: updates and sampling of all variants; PPO in bfloat16 and compiled, and what that does to its
+    first ratio; learning a toy, beside Stable-Baselines3; the oracle on a million texts; steps of environments."""
     sizes: tuple[str, ...] = ("tiny", "small")
     """Models: tiny (GPT-2 2x128, vocabulary 512), small (4x256, 5000), smoke."""
     variants: tuple[str, ...] = ()
-    """What takes part, e.g. "ppo" "tight loop" "trl rloo"; by default all that is there."""
+    """What takes part in the updates, e.g. "ppo" "tight loop" "trl rloo"; by default all that is there."""
+    model: str | None = None
+    """The folder of a causal language model, in whose updates the options are measured too: random ones are almost
+    uniform, and rounding moves their log-probabilities less."""
     rounds: int = 7
-    """Rounds, in which the variants take turns."""
+    """Rounds, in which the variants take turns; of the oracle three at most."""
     answers: int = 64
     """Answers an update."""
     prompt_tokens: int = 16
@@ -53,7 +61,9 @@ class BenchConfig:
     threads: int = 1
     """Threads of each process."""
     environment_seconds: float = 20.0
-    """How long to step environments; 0 does not."""
+    """How long to step environments."""
+    exact_tokens: int = 6
+    """The longest texts that the oracle enumerates; of 6 there are 1.2 million."""
     scaling: bool = False
     """Instead: RLOO, ours and TRL's, against answers an update and against their length, in a figure."""
     scaling_answers: tuple[int, ...] = (8, 32, 128, 512)
@@ -70,108 +80,96 @@ class BenchConfig:
             raise FlagError(f"--sizes: {sorted(unknown)[0]!r} is none of {', '.join(SIZES)}.")
         if unknown := set(self.variants) - {*UPDATES, *SAMPLING, *TRL}:
             raise FlagError(f"--variants: {sorted(unknown)[0]!r} is none of {', '.join([*UPDATES, *SAMPLING, *TRL])}.")
+        if self.variants and not self.here(self.variants):
+            raise FlagError(f"--variants: {self.variants[0]!r} cannot run without TRL, which `make bench` installs.")
         if self.rounds < 1:
             raise FlagError(f"--rounds must be at least 1, got {self.rounds}.")
 
-    def here(self) -> list[str]:
-        """The variants that can run."""
-        wanted = list(self.variants) or [*UPDATES, *SAMPLING, *TRL]
-        return [name for name in wanted if not name.startswith("trl") or (self.peers / "bin" / "python").exists()]
+    def here(self, names: Sequence[str]) -> list[str]:
+        """Those variants that can run."""
+        compiles, peers = shutil.which(cpp_compiler()), (self.peers / "bin" / "python").exists()
+        missing = ("trl",) * (not peers) + ("ppo, compiled",) * (not compiles)
+        return [name for name in names if not name.startswith(missing)]
+
+    def work(self, size: str) -> Work:
+        """An update of a model."""
+        return Work(size, self.answers, self.prompt_tokens, self.answer_tokens, self.epochs)
 
 
-class Player:
-    """A variant in a process of its own, which plays a round when it is asked to."""
-
-    def __init__(self, config: BenchConfig, name: str, work: Work) -> None:
-        python, paths = sys.executable, [str(Path(__file__).parents[2])]
-        if name.startswith("trl"):
-            python = str(config.peers / "bin" / "python")
-        if name == "trl ppo":
-            paths.insert(0, str(config.peers / "trl-1.12"))
-        if not name.startswith("trl") and "PYTHONPATH" in os.environ:
-            paths.append(os.environ["PYTHONPATH"])
-        threads = str(config.threads)
-        environment = os.environ | {"PYTHONPATH": ":".join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
-        self.name, self.rounds = name, list[dict[str, Any]]()
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would fill up)
-        self.process = subprocess.Popen(
-            [python, "-m", "experiments.bench.worker", name, json.dumps(dataclasses.asdict(work)), threads],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.said,
-            text=True,
-            env=environment,
-        )
-        self._answer()
-
-    def play(self) -> None:
-        """One round."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        self.rounds.append(self._answer())
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.said.seek(0)
-            lines = self.said.read().splitlines()
-            raise FlagError(f"{self.name} failed: {lines[-1] if lines else 'without a word'}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def stop(self) -> None:
-        """No more rounds."""
-        self.process.kill()
-        self.process.communicate()
-        self.said.close()
+def updates(config: BenchConfig) -> Any:
+    """Updates and sampling, ours and the peers'."""
+    names = config.here(config.variants or [*UPDATES, *SAMPLING, *TRL])
+    return {size: turns(config, names, config.work(size)) for size in config.sizes}
 
 
-def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The medians of a variant's rounds."""
-    phases = {name: float(np.median([r["phases"][name] for r in rounds])) for name in rounds[0]["phases"]}
-    told = {name: float(np.median([r[name] for r in rounds])) for name in ("tokens", "seconds", "cpu")}
-    memory = {name: max(r[name] for r in rounds) for name in ("peak_mb", "work_mb")}
-    rates = {
-        "tokens_per_second": float(np.median([r["tokens"] / r["seconds"] for r in rounds])),
-        "tokens_per_cpu_second": float(np.median([r["tokens"] / r["cpu"] for r in rounds])),
-    }
-    return told | rates | memory | {"phases": phases}
+def options(config: BenchConfig) -> Any:
+    """What PPO gains by bfloat16 and by torch.compile, and what they do to the first ratio."""
+    models = [*config.sizes, *filter(None, [config.model])]
+    return {model: turns(config, config.here(OPTIONS), config.work(model)) for model in models}
 
 
-def take_turns(config: BenchConfig, names: Sequence[str], work: Work, rounds: int) -> dict[str, Any]:
-    """Every variant plays a round, then every variant the next one. One process computes at a time."""
-    with ExitStack() as stack:
-        players = []
-        for name in tqdm(names, desc=f"{work.size}: starting", leave=False):
-            players.append(Player(config, name, work))
-            stack.callback(players[-1].stop)
-        for _ in tqdm(range(rounds), desc=f"{work.size}: rounds", leave=False):
-            for player in players:
-                player.play()
-        return {player.name: medians(player.rounds) for player in players}
+def toys(config: BenchConfig) -> Any:
+    """Learning a toy, ours and Stable-Baselines3's PPO."""
+    work = ToyWork()
+    return {"work": dataclasses.asdict(work), "variants": turns(config, list(TOYS), work)}
+
+
+def exact(config: BenchConfig) -> Any:
+    """The oracle."""
+    return turns(config, list(EXACT), ExactWork(max_new_tokens=config.exact_tokens), min(3, config.rounds))
+
+
+def stepping(config: BenchConfig) -> Any:
+    """Environments, in this process."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = environments(config.environment_seconds)
+    return found | {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def scaling(config: BenchConfig) -> Any:
+    """Tokens a second of RLOO, by answers an update and by their length, one case after the other."""
+    names = config.here([name for name in config.variants or ("rloo", "trl rloo") if "rloo" in name])
+    found: dict[str, Any] = {"answers": {}, "tokens": {}}
+    for axis, values in (("answers", config.scaling_answers), ("tokens", config.scaling_tokens)):
+        for value in values:
+            changed: dict[str, Any] = {axis: value}
+            found[axis][value] = turns(config, names, dataclasses.replace(config.work(config.sizes[0]), **changed))
+    return found
+
+
+def turns(config: BenchConfig, names: list[str], work: Any, rounds: int | None = None) -> dict[str, Any]:
+    """`take_turns`, as the flags say."""
+    return take_turns(names, work, rounds or config.rounds, config.peers, config.threads)
+
+
+PARTS: dict[str, Callable[[BenchConfig], Any]] = {
+    "updates": updates,
+    "options": options,
+    "toys": toys,
+    "exact": exact,
+    "environments": stepping,
+    "scaling": scaling,
+}
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Measure, print, and write."""
+    if config.model is not None and not (Path(config.model) / "config.json").is_file():
+        raise FlagError(f"--model: {config.model!r} is not the folder of a language model (no config.json).")
     found: dict[str, Any] = {
         "command": "python -m experiments " + " ".join(sys.argv[1:]),
         "flags": plain(config),
-        "versions": {name: version(name) for name in ("torch", "transformers", "gymnasium", "numpy")},
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "stable-baselines3", "gymnasium", "numpy")
+        },
         "cores": os.cpu_count(),
-        "load_before": os.getloadavg(),
+        "machine": {},
     }
-    if config.scaling:
-        found["scaling"] = scaling(config)
-    else:
-        found["sizes"] = {}
-        for size in config.sizes:
-            work = Work(size, config.answers, config.prompt_tokens, config.answer_tokens, config.epochs)
-            found["sizes"][size] = take_turns(config, config.here(), work, config.rounds)
-        if config.environment_seconds:
-            found["environments"] = environments(config.environment_seconds)
-    found["load_after"] = os.getloadavg()
+    for part in ["scaling"] if config.scaling else config.parts:
+        before = os.getloadavg()[0]
+        found[part] = PARTS[part](config)
+        told = {"load_before": before, "load_after": os.getloadavg()[0]}
+        found["machine"][part] = told | {"share_of_a_core": share_of_a_core(found[part])}
     text = table(found)
     print(text)
     if config.out is not None:
@@ -181,17 +179,4 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         (config.out / f"{name}.txt").write_text(text + "\n")
         if config.scaling:
             scaling_figure(found["scaling"], config.out / "scaling.png")
-    return found
-
-
-def scaling(config: BenchConfig) -> dict[str, Any]:
-    """Tokens a second of RLOO, by answers an update and by their length, one case after the other."""
-    names = [name for name in config.here() if name in ("rloo", "trl rloo")]
-    found: dict[str, Any] = {"answers": {}, "tokens": {}}
-    for axis, values in (("answers", config.scaling_answers), ("tokens", config.scaling_tokens)):
-        for value in values:
-            base = Work(config.sizes[0], config.answers, config.prompt_tokens, config.answer_tokens, config.epochs)
-            changed: dict[str, Any] = {axis: value}
-            work = dataclasses.replace(base, **changed)
-            found[axis][value] = take_turns(config, names, work, config.rounds)
     return found

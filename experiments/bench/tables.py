@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +15,126 @@ RATIOS = [  # what is divided by what, of tokens a second
     ("rloo", "trl grpo"),
     ("sampling", "sampling, transformers"),
     ("sampling", "sampling, tight loop"),
+    ("ppo, bfloat16", "ppo"),
+    ("ppo, compiled", "ppo"),
+    ("toy ppo", "toy sb3 ppo"),
+    ("toy ppo", "toy sb3 ppo, mlp"),
+    ("toy ppo", "toy sb3 ppo, default mlp"),
 ]
 PHASES = ("generate", "score", "forward", "backward", "step", "other")
 BUSY = 0.9  # a process that had less than this share of a core was kept waiting by others
 
 
 def table(found: dict[str, Any]) -> str:
-    """Everything, in words and numbers."""
-    lines = [f"$ {found['command']}", _load(found)]
-    for size, variants in found.get("sizes", {}).items():
-        lines += ["", *_variants(size, variants), "", *_ratios(variants)]
-    for axis, cases in found.get("scaling", {}).items():
+    """Everything, in words and numbers; each part says first whether the machine was ours."""
+    lines = [f"$ {found['command']}", f"{found['cores']} cores, threads of a process: {found['flags']['threads']}"]
+    sections = {
+        "updates": updates,
+        "options": options,
+        "toys": toys,
+        "exact": exact,
+        "environments": environments,
+        "scaling": scaling,
+    }
+    for part, section in sections.items():
+        if part in found:
+            lines += ["", f"== {part}: {_machine(found, part)}", *section(found[part])]
+    return "\n".join(lines)
+
+
+def updates(found: dict[str, Any]) -> list[str]:
+    """A row a variant, then what is divided by what."""
+    lines = []
+    for size, variants in found.items():
+        lines += ["", *_variants(size, variants, _phases), "", *_ratios(variants)]
+    return lines
+
+
+def options(found: dict[str, Any]) -> list[str]:
+    """As the updates; and how far pi, as the update reads it, is from pi as it sampled, before anything is learned."""
+    told = "max(rho, 1/rho) - 1 in the first minibatch; seconds to start, kernels and all"
+    lines = []
+    for model, variants in found.items():
+        lines += ["", f"{'':67s}{told}", *_variants(Path(model).name, variants, _first_ratio), "", *_ratios(variants)]
+    return lines
+
+
+def toys(found: dict[str, Any]) -> list[str]:
+    """The same for a toy, with the tokens of an update and the size of the network."""
+    work, variants = found["work"], found["variants"]
+    told = (
+        f"Toy-v0 with {work['vocab_size']} tokens, texts of {work['max_new_tokens']} at most; an update is of about "
+        f"{work['envs'] * work['steps']} tokens (theirs: {work['steps']} of each of {work['envs']} texts; ours: whole "
+        f"answers), {work['epochs']} epochs of {work['minibatches']} minibatches; tokens are written and trained"
+    )
+    return ["", told, "", *_variants("", variants, _network), "", *_ratios(variants)]
+
+
+def exact(found: dict[str, Any]) -> list[str]:
+    """Seconds and memory of each function."""
+    lines = [
+        "",
+        f"{'':30s}{'seconds':>10s}{'CPU s':>11s}{'MB':>7s}{'of work':>9s}   {'texts':>12s}{'states read':>14s}",
+    ]
+    for name, seen in found.items():
+        line = f"{name:30s}{seen['seconds']:10.1f}{seen['cpu']:11.1f}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}"
+        lines.append(f"{line}   {seen['tokens']:12,.0f}{seen['states']:14,.0f}")
+    return lines
+
+
+def environments(found: dict[str, Any]) -> list[str]:
+    """Rates by slots."""
+    lines = ["", "steps a second by slots"]
+    for name, rates in found["steps_per_second"].items():
+        lines.append(f"  {name:36s}" + "".join(f"  {slots}: {rate:,.0f}" for slots, rate in rates.items()))
+    return lines
+
+
+def scaling(found: dict[str, Any]) -> list[str]:
+    """RLOO's rates against the batch and against the length."""
+    lines = []
+    for axis, cases in found.items():
         lines += ["", f"tokens per CPU second by {axis}"]
         for value, variants in cases.items():
             told = ", ".join(f"{name} {seen['tokens_per_cpu_second']:,.0f}" for name, seen in variants.items())
             lines.append(f"  {value:>4}: {told}")
-    if "environments" in found:
-        lines += ["", "steps a second by slots"]
-        for name, rates in found["environments"]["steps_per_second"].items():
-            lines.append(f"  {name:36s}" + "".join(f"  {slots}: {rate:,.0f}" for slots, rate in rates.items()))
-    return "\n".join(lines)
+    return lines
 
 
-def _load(found: dict[str, Any]) -> str:
+def _machine(found: dict[str, Any], part: str) -> str:
     """Whether the machine was ours."""
-    seen = [variant for variants in found.get("sizes", {}).values() for variant in variants.values()]
-    groups = [cases for axis in found.get("scaling", {}).values() for cases in axis.values()]
-    seen += [variant for cases in groups for variant in cases.values()]
-    share = sum(v["cpu"] for v in seen) / max(1e-9, sum(v["seconds"] for v in seen)) if seen else 1.0
-    before, after = found["load_before"][0], found["load_after"][0]
-    threads = found["flags"]["threads"]
-    told = (
-        f"{found['cores']} cores, load {before:.1f} before and {after:.1f} after; a process had {share:.0%} of a core"
-    )
-    if share / threads < BUSY or max(before, after) > found["cores"]:
-        told += ": TOO BUSY to trust seconds; CPU seconds, on which ratios are taken, are what is left"
-    return told + "."
+    told = found["machine"][part]
+    before, after, share = told["load_before"], told["load_after"], told["share_of_a_core"]
+    line = f"load {before:.1f} before and {after:.1f} after; a process had {share:.0%} of a core"
+    if share / found["flags"]["threads"] < BUSY or max(before, after) > found["cores"]:
+        line += ": TOO BUSY to trust seconds; CPU seconds, on which ratios are taken, are better"
+    return line + "."
 
 
-def _variants(size: str, variants: dict[str, Any]) -> list[str]:
-    head = f"{size:30s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'of work':>9s}   "
-    lines = [head + "".join(f"{name:>9s}" for name in PHASES) + "   (share of a round)"]
+def _variants(size: str, variants: dict[str, Any], more: Callable[[dict[str, Any]], str]) -> list[str]:
+    lines = [f"{size:30s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'of work':>9s}   {more({})}"]
     for name, seen in variants.items():
         line = f"{name:30s}{seen['tokens_per_second']:10,.0f}{seen['tokens_per_cpu_second']:11,.0f}"
-        line += f"{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}   "
-        whole = sum(seen["phases"].values())
-        lines.append(line + "".join(f"{seen['phases'].get(p, 0.0) / whole:9.0%}" for p in PHASES if whole))
+        lines.append(f"{line}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}   {more(seen)}".rstrip())
     return lines
+
+
+# What stands behind those columns: of a variant, or the names of the columns if there is none.
+
+
+def _phases(seen: dict[str, Any]) -> str:
+    if not seen:
+        return "".join(f"{name:>9s}" for name in PHASES) + "   (share of a round)"
+    whole = sum(seen["phases"].values())
+    return "".join(f"{seen['phases'].get(name, 0.0) / whole:9.0%}" for name in PHASES if whole)
+
+
+def _first_ratio(seen: dict[str, Any]) -> str:
+    return f"{seen['largest_ratio'] - 1:9.1e}{seen['start_seconds']:9.0f}" if seen else f"{'ratio':>9s}{'start':>9s}"
+
+
+def _network(seen: dict[str, Any]) -> str:
+    return f"{seen['tokens']:9,.0f}{seen['parameters']:13,.0f}" if seen else f"{'tokens':>9s}{'parameters':>13s}"
 
 
 def _ratios(variants: dict[str, Any]) -> list[str]:

@@ -17,9 +17,8 @@ from agents.rollout import draw_prompts
 from agents.sampling import write
 from experiments.bench.tight_loop import TightPPO, sample
 from experiments.bench.work import Work, distinct
+from experiments.bench.worker import Played, Round
 from textenv.unwrap import process_of
-
-Round = Callable[[], tuple[int, dict[str, float]]]  # plays one; response tokens, and seconds by phase
 
 
 def environment(work: Work) -> Any:
@@ -36,18 +35,45 @@ def environment(work: Work) -> Any:
     )
 
 
-def ours(work: Work, agent_class: Any, separate_critic: bool = False, **settings: Any) -> Round:
-    """An update of one of our agents."""
+def ours(
+    work: Work,
+    agent_class: Any,
+    separate_critic: bool = False,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+    **settings: Any,
+) -> Round:
+    """An update of one of our agents, in whose first minibatch the ratio is measured too, before the rounds."""
     env = environment(work)
-    policy = TransformerPolicy.for_env(env, separate_critic=separate_critic)
+    process_of(env).reference.model.to(dtype)  # type: ignore[attr-defined]
+    policy = TransformerPolicy.for_env(env, separate_critic=separate_critic).cast(dtype)
+    if compiled:
+        policy.compile()
     agent = agent_class(policy, env, n_episodes=work.answers, n_epochs=work.epochs, seed=0, **settings)
+    return rounds_of(agent, {"largest_ratio": largest_ratio(agent)})
+
+
+def largest_ratio(agent: Any) -> float:
+    """The largest of max(rho, 1 / rho) over an update's tokens, of which nothing was learned yet: 1, but for rounding.
+
+    rho_t = pi(a_t|s_t) as the update reads it, over that which the token was sampled with.
+    """
+    rollout = agent.collect()
+    rollout = rollout[torch.arange(len(rollout))]  # as a minibatch: what is compiled for one is used again
+    read = agent.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
+    log_ratio = (read.log_probs.detach() - rollout.log_probs)[rollout.mask]
+    return float(log_ratio.abs().max().exp())
+
+
+def rounds_of(agent: Any, numbers: dict[str, float]) -> Round:
+    """An update a round, by phases."""
     spent = {name: watch(agent, name) for name in ("sampler", "collect", "loss", "backward", "step")}
 
-    def play() -> tuple[int, dict[str, float]]:
+    def play() -> Played:
         for seconds in spent.values():
             seconds.clear()
         start = time.perf_counter()
-        agent.learn(work.answers * work.tokens)
+        agent.learn(1)  # which is an update
         whole = time.perf_counter() - start
         took = {name: sum(seconds) for name, seconds in spent.items()}
         phases = {
@@ -58,7 +84,7 @@ def ours(work: Work, agent_class: Any, separate_critic: bool = False, **settings
             "step": took["step"],
             "other": whole - took["collect"] - took["backward"] - took["step"],
         }
-        return agent.num_timesteps, phases
+        return Played(agent.num_timesteps, phases, numbers)
 
     return play
 
@@ -82,10 +108,10 @@ def tight(work: Work, separate_critic: bool) -> Round:
     loop = TightPPO(work.model(), separate_critic, reward=paid, kl_coef=0.05)
     prompts = torch.as_tensor(process_of(environment(work)).prompts.input_ids)
 
-    def play() -> tuple[int, dict[str, float]]:
+    def play() -> Played:
         loop.seconds = {}
         loop.train(loop.collect(prompts, work.tokens), work.epochs)
-        return work.answers * work.tokens, loop.seconds
+        return Played(work.answers * work.tokens, loop.seconds)
 
     return play
 
@@ -102,9 +128,9 @@ def sampling(work: Work, sampler: Any) -> Round:
     generator = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
-    def play() -> tuple[int, dict[str, float]]:
+    def play() -> Played:
         sampler(policy, process, draw_prompts(process, work.answers, 1, generator), generator)
-        return work.answers * work.tokens, {}
+        return Played(work.answers * work.tokens, {})
 
     return play
 
@@ -114,9 +140,9 @@ def tight_sampling(work: Work) -> Round:
     trunk, generator = work.model().transformer, torch.Generator().manual_seed(0)
     prompts = torch.as_tensor(process_of(environment(work)).prompts.input_ids)
 
-    def play() -> tuple[int, dict[str, float]]:
+    def play() -> Played:
         sample(trunk, prompts, work.tokens, generator)
-        return work.answers * work.tokens, {}
+        return Played(work.answers * work.tokens, {})
 
     return play
 
@@ -127,12 +153,12 @@ def plain_generate(work: Work) -> Round:
     process = process_of(environment(work))
 
     @torch.no_grad()
-    def play() -> tuple[int, dict[str, float]]:
+    def play() -> Played:
         texts = draw_prompts(process, work.answers, 1, generator)
         ids = torch.as_tensor(texts.input_ids[:, : work.prompt])
         mask = torch.ones_like(ids)
         model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=work.tokens, pad_token_id=0)
-        return work.answers * work.tokens, {}
+        return Played(work.answers * work.tokens, {})
 
     return play
 
@@ -140,6 +166,8 @@ def plain_generate(work: Work) -> Round:
 VARIANTS: dict[str, Callable[[Work], Round]] = {
     "ppo": lambda work: ours(work, PPO),
     "ppo, separate critic": lambda work: ours(work, PPO, separate_critic=True),
+    "ppo, bfloat16": lambda work: ours(work, PPO, dtype=torch.bfloat16),
+    "ppo, compiled": lambda work: ours(work, PPO, compiled=True),
     "rloo": lambda work: ours(work, RLOO, num_generations=work.generations),
     "tight loop": lambda work: tight(work, separate_critic=False),
     "tight loop, separate critic": lambda work: tight(work, separate_critic=True),

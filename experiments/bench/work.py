@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+
+from textenv.causal_lm import load_causal_lm
 
 
 class Size(NamedTuple):
@@ -15,7 +17,7 @@ class Size(NamedTuple):
     layers: int
     width: int
     heads: int
-    vocabulary: int
+    vocab_size: int
 
 
 SIZES = {"smoke": Size(1, 16, 2, 32), "tiny": Size(2, 128, 4, 512), "small": Size(4, 256, 8, 5000)}
@@ -23,7 +25,10 @@ SIZES = {"smoke": Size(1, 16, 2, 32), "tiny": Size(2, 128, 4, 512), "small": Siz
 
 @dataclass(frozen=True)
 class Work:
-    """One update: `answers` answers of `tokens` tokens, learned from `epochs` times, all in one minibatch."""
+    """One update: `answers` answers of `tokens` tokens, learned from `epochs` times, all in one minibatch.
+
+    `size` is one of `SIZES`, or the folder of a causal language model.
+    """
 
     size: str = "tiny"
     answers: int = 64
@@ -38,6 +43,8 @@ class Work:
 
     def model(self, kind: Any = GPT2LMHeadModel, **arguments: Any) -> Any:
         """The same random weights for everyone; no token ends a text unless `eos_token_id` says so."""
+        if self.size not in SIZES:
+            return load_causal_lm(self.size).eval()
         layers, width, heads, vocabulary = SIZES[self.size]
         torch.manual_seed(0)
         config = GPT2Config(
@@ -53,7 +60,8 @@ class Work:
     @property
     def words(self) -> list[str]:
         """The vocabulary, but for its first token, which ends a text where something must."""
-        return [f"w{i}" for i in range(1, SIZES[self.size].vocabulary)]
+        known = SIZES.get(self.size) or AutoConfig.from_pretrained(self.size)
+        return [f"w{i}" for i in range(1, known.vocab_size)]
 
     def prompts(self) -> list[str]:
         """A prompt an answer, all of one length."""

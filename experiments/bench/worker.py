@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 from transformers.utils import logging
@@ -18,7 +19,18 @@ from transformers.utils import logging
 from experiments.bench.work import Work
 
 
-def serve(turn: Turn, play: Any) -> None:
+class Played(NamedTuple):
+    """A round: response tokens, seconds by phase, and other numbers worth telling."""
+
+    tokens: int
+    phases: dict[str, float]
+    numbers: dict[str, float] = {}  # noqa: RUF012 (a default that nobody writes to)
+
+
+Round = Callable[[], Played]  # plays one
+
+
+def serve(turn: Turn, play: Round) -> None:
     """Play a round for each line, after one that is not counted."""
     play()
     turn.ready()
@@ -48,11 +60,11 @@ class Turn:
         self.start, self.cpu = time.perf_counter(), time.process_time()
         return asked
 
-    def told(self, tokens: int, phases: dict[str, float]) -> None:
+    def told(self, tokens: int, phases: dict[str, float], numbers: dict[str, float]) -> None:
         """A round has ended."""
         wall, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
         memory = {"peak_mb": resident("VmHWM"), "work_mb": resident("VmHWM") - self.before}
-        self._say({"tokens": tokens, "seconds": wall, "cpu": cpu, "phases": phases, **memory})
+        self._say({"tokens": tokens, "seconds": wall, "cpu": cpu, "phases": phases, "numbers": numbers, **memory})
 
     def _say(self, content: dict[str, Any]) -> None:
         print(json.dumps(content), file=self.output, flush=True)
@@ -70,19 +82,33 @@ def resident(kind: str) -> float:
 
 def main() -> None:
     """Be the variant that the command line names."""
-    name, work, threads = sys.argv[1], Work(**json.loads(sys.argv[2])), int(sys.argv[3])
+    name, settings, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if name.startswith("trl"):
         from experiments.bench.peers import PEERS
 
         turn = Turn()
-        PEERS[name](work, turn)
-    else:
-        from experiments.bench.variants import VARIANTS
+        PEERS[name](Work(**settings), turn)
+        return
+    variants, work = ours(name)
+    turn = Turn()
+    serve(turn, variants[name](work(**settings)))
 
-        turn = Turn()
-        serve(turn, VARIANTS[name](work))
+
+def ours(name: str) -> tuple[dict[str, Callable[[Any], Round]], type[Any]]:
+    """The variants of a name's part, and the class of what they work on; peers' processes need not have them."""
+    if name.startswith("toy"):
+        from experiments.bench.toys import TOYS, ToyWork
+
+        return TOYS, ToyWork
+    if name.startswith("exact"):
+        from experiments.bench.exactness import EXACT, ExactWork
+
+        return EXACT, ExactWork
+    from experiments.bench.variants import VARIANTS
+
+    return VARIANTS, Work
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""Learning a toy: our PPO beside Stable-Baselines3's, on as many tokens an update, epochs and minibatches.
+
+    toy ppo                    ours; it reads whole answers, each token once a pass
+    toy sb3 ppo                theirs with the same transformer (`agents.sb3`), which reads every state anew: a token
+                               costs its whole prefix
+    toy sb3 ppo, mlp           theirs with its own MLP, of as many parameters, on the observation as one flat row
+    toy sb3 ppo, default mlp   the same with two layers of 64, as it is by default
+
+An MLP has a row of fixed length to read and no tokens: it is no language model, but what users know the speed of. The
+transformer is a random one: what is learned is not looked at here, `experiments compare` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import PPO as StableBaselinesPPO
+from stable_baselines3.common.logger import Logger
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from agents import PPO, TransformerPolicy, collect
+from agents.sampling import new_generator
+from agents.sb3 import KLDictRolloutBuffer, TextVecEnv
+from experiments.bench.variants import rounds_of
+from experiments.bench.worker import Played, Round
+from experiments.stable_baselines import SB3PPO
+from textenv.unwrap import process_of
+from textenv.vector import TextVectorEnv
+
+
+@dataclass(frozen=True)
+class ToyWork:
+    """An update: `steps` tokens of each of `envs` texts; ours writes answers to their ends, as many as make that."""
+
+    vocab_size: int = 50
+    max_new_tokens: int = 16
+    envs: int = 64
+    steps: int = 32
+    epochs: int = 4
+    minibatches: int = 4
+    hidden_size: int = 64
+
+    @property
+    def tokens(self) -> int:
+        """An update's."""
+        return self.envs * self.steps
+
+    def environment(self) -> Any:
+        """Toy-v0."""
+        return gym.make("textenv/Toy-v0", vocab_size=self.vocab_size, max_new_tokens=self.max_new_tokens)
+
+    def policy(self, env: Any) -> TransformerPolicy:
+        """The transformer that `TransformerPolicy.for_env` makes for a toy, before it imitates the reference."""
+        process = process_of(env)
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=self.vocab_size,
+            n_embd=self.hidden_size,
+            n_inner=2 * self.hidden_size,
+            n_layer=2,
+            n_head=4,
+            n_positions=process.prompt_width + process.max_new_tokens,
+            activation_function="relu",
+            bos_token_id=None,
+            eos_token_id=process.eos_token_ids,
+        )
+        return TransformerPolicy(GPT2LMHeadModel(config))
+
+
+def ours(work: ToyWork) -> Round:
+    """As many answers as are about `work.tokens` long together, in equal minibatches; tokens are counted."""
+    env = work.environment()
+    policy = work.policy(env)
+    drawn = collect(env, policy, 1024, generator=new_generator("cpu", 0), values=False)
+    minibatch = max(1, round(work.tokens / drawn.mask.sum(dim=1).float().mean().item() / work.minibatches))
+    agent = PPO(
+        policy, env, n_episodes=minibatch * work.minibatches, batch_size=minibatch, n_epochs=work.epochs, seed=0
+    )
+    return rounds_of(agent, {"parameters": size(policy)})
+
+
+def same_transformer(work: ToyWork) -> Round:
+    """Stable-Baselines3's PPO on our transformer."""
+    env = work.environment()
+    policy = work.policy(env)
+    settings: dict[str, Any] = {"n_steps": work.steps, "n_epochs": work.epochs, "seed": 0}
+    agent = SB3PPO(policy, env, n_episodes=work.envs, batch_size=work.tokens // work.minibatches, **settings)
+    return theirs(agent.algorithm, size(policy))
+
+
+def mlp(work: ToyWork, layers: Sequence[int] | None = None) -> Round:
+    """Stable-Baselines3's PPO as it comes; by default with layers so wide that it has our transformer's parameters."""
+    env = work.environment()
+    if layers is None:
+        wanted, width = size(work.policy(env)), 1
+        while size(_mlp(work, env, [width + 1, width + 1]).policy) <= wanted:
+            width += 1
+        layers = [width, width]
+    algorithm = _mlp(work, env, layers)
+    return theirs(algorithm, size(algorithm.policy))
+
+
+def _mlp(work: ToyWork, env: Any, layers: Sequence[int]) -> Any:
+    envs = TextVecEnv(TextVectorEnv(process_of(env), work.envs, autoreset_mode="SameStep"))
+    algorithm = StableBaselinesPPO(
+        "MultiInputPolicy",  # flattens the parts of the observation, behind it is MlpPolicy's network
+        envs,
+        n_steps=work.steps,
+        n_epochs=work.epochs,
+        batch_size=work.tokens // work.minibatches,
+        gamma=1.0,
+        rollout_buffer_class=KLDictRolloutBuffer,
+        policy_kwargs={"net_arch": list(layers)},
+        seed=0,
+        device="cpu",
+    )
+    algorithm.set_logger(Logger(None, output_formats=[]))  # else it leaves folders behind
+    return algorithm
+
+
+def theirs(algorithm: Any, parameters: float) -> Round:
+    """An update a round; every step of every row writes a token."""
+
+    def play() -> Played:
+        before = algorithm.num_timesteps
+        algorithm.learn(1, log_interval=None, reset_num_timesteps=False)
+        return Played(algorithm.num_timesteps - before, {}, {"parameters": parameters})
+
+    return play
+
+
+def size(module: Any) -> float:
+    """The number of trained parameters."""
+    return float(sum(parameter.numel() for parameter in module.parameters()))
+
+
+TOYS: dict[str, Callable[[ToyWork], Round]] = {
+    "toy ppo": ours,
+    "toy sb3 ppo": same_transformer,
+    "toy sb3 ppo, mlp": mlp,
+    "toy sb3 ppo, default mlp": lambda work: mlp(work, [64, 64]),
+}
