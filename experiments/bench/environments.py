@@ -1,7 +1,7 @@
 """Steps a second of the environments: ours, Gymnasium's CartPoleVectorEnv, and a bare loop over numpy arrays.
 
-A step of B slots counts as B. Actions are prepared beforehand; rounds of all cases take turns, and the rate is told
-which one round in ten surpasses: what the machine does when it is left alone. Set OMP_NUM_THREADS=1.
+A step of B slots counts as B. Actions are prepared beforehand; rounds of all cases take turns, and the medians are
+told. Set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def environments(seconds: float = 20.0) -> dict[str, Any]:
     """All that is measured here, in about so many seconds.
 
     Returns:
-        `steps_per_second`: case -> slots -> rate; `mask`: what a step costs where nothing of 50,000 tokens is masked,
+        `steps_per_second`: case -> slots -> median; `mask`: what a step costs where nothing of 50,000 tokens is masked,
         and whether its mask is one array; `prefix`: microseconds a token after short and after long prefixes.
     """
     cases: dict[tuple[str, int], Case] = {}
@@ -51,23 +51,23 @@ def environments(seconds: float = 20.0) -> dict[str, Any]:
         env = gym.make("textenv/Toy-v0", disable_env_checker=not checker, **TOY)
         cases["gym.make" if checker else "gym.make, disable_env_checker=True", 1] = single_case(env)
     cases["TextEnv, without Gymnasium's wrappers", 1] = single_case(gym.make("textenv/Toy-v0", **TOY).unwrapped)
-    rates = measured(cases, 0.85 * seconds)
+    rates = medians(cases, 0.85 * seconds)
     told: dict[str, dict[int, float]] = {}
     for (name, slots), rate in rates.items():
         told.setdefault(name, {})[slots] = rate * slots
     return {"steps_per_second": told, "mask": wide_mask(), "prefix": prefix(0.1 * seconds)}
 
 
-def measured(cases: dict[Any, Case], seconds: float, round_seconds: float = 0.003) -> dict[Any, float]:
-    """Calls a second of each case, the 0.9 quantile over rounds in which they take turns; on a busy machine short ones
-    are less often interrupted, but half of them may be."""
+def medians(cases: dict[Any, Case], seconds: float, round_seconds: float = 0.003) -> dict[Any, float]:
+    """The median of calls a second of each case, over rounds in which they take turns; on a busy machine short ones are
+    less often interrupted."""
     steps = {name: max(8, int(round_seconds / (case(64) / 64))) for name, case in cases.items()}
     rates: dict[Any, list[float]] = {name: [] for name in cases}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not all(rates.values()):
         for name, case in cases.items():
             rates[name].append(steps[name] / case(steps[name]))
-    return {name: float(np.quantile(found, 0.9)) for name, found in rates.items()}
+    return {name: float(np.median(found)) for name, found in rates.items()}
 
 
 class BareTokens:
@@ -143,7 +143,7 @@ def nothing(prompts: list[str], **columns: Any) -> list[float]:
 
 def wide_mask(slots: int = 64) -> dict[str, Any]:
     """Where nothing of 50,000 tokens is masked: a step's cost beside that of 50, and whether the mask is one array."""
-    found = measured({size: vector_case(unmasked(size, slots, 8), slots, 50) for size in (50, WIDE)}, 0.2)
+    found = medians({size: vector_case(unmasked(size, slots, 8), slots, 50) for size in (50, WIDE)}, 0.2)
     envs = unmasked(WIDE, slots, 8)
     masks = [envs.reset(seed=0)[1]["action_mask"]]
     masks += [envs.step(np.ones(slots, dtype=np.int64))[-1]["action_mask"] for _ in range(12)]
