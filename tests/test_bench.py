@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from agents import PPO, TransformerPolicy
 from agents.rollout import collect, draw_prompts
+from experiments.bench import tables
 from experiments.bench.exactness import EXACT, ExactWork
-from experiments.bench.players import share_of_a_core
-from experiments.bench.run import BenchConfig, bench
+from experiments.bench.players import share_of_a_core, take_turns
+from experiments.bench.run import GPU, BenchConfig, bench
 from experiments.bench.tight_loop import Batch, TightPPO, hidden_states, token_log_probs
 from experiments.bench.toys import TOYS, ToyWork, size
 from experiments.bench.variants import VARIANTS, environment, largest_ratio, paid, rounds_of
@@ -83,6 +85,31 @@ def test_every_variant_does_the_whole_work(name: str) -> None:
     assert all(seconds >= 0 for seconds in phases.values())
     if name.startswith(("ppo", "rloo")):
         assert 1 <= numbers["largest_ratio"] < (1.1 if "bfloat16" in name else 1 + 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", [name for name in GPU if not name.startswith("trl")])
+def test_every_variant_does_the_whole_work_on_a_gpu(name: str) -> None:
+    """As above, in bfloat16, a part of the answers at a time."""
+    work = replace(WORK, device="cuda", dtype="bfloat16", micro_batch=4)
+    tokens, _, numbers = VARIANTS[name](work)()
+    assert tokens == WORK.answers * WORK.tokens
+    assert 1 <= numbers.get("largest_ratio", 1) < 1.1
+
+
+@pytest.mark.slow
+def test_what_a_gpu_did_is_told_by_seconds_beside_what_it_could(tmp_path: Path) -> None:
+    """The variants of the part, played here; and the bounds of cost.py."""
+    work = replace(WORK, micro_batch=4, dtype="bfloat16")
+    names = [name for name in GPU if not name.startswith("trl")]
+    variants = take_turns(names, work, 1, tmp_path, 1)
+    told = "\n".join(
+        tables.gpu({"device": "a card", "variants": variants, "bounds": {"writing": 0.25, "sending": 0.0}})
+    )
+    for line in ("a card", "sampling, recorded / sampling, transformers:", "grpo, recorded / grpo:", "writing 0.25 s"):
+        assert line in told
+    assert "tokens per second" in told and "sending" not in told
 
 
 def test_the_largest_ratio_is_of_what_learns_to_what_sampled() -> None:
@@ -224,7 +251,8 @@ def test_what_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_bad_flags_are_told_in_a_line() -> None:
     """Names that nobody knows."""
-    for flags in (["--sizes", "huge"], ["--variants", "magic"], ["--rounds", "0"]):
+    without = [] if torch.cuda.is_available() else [["--parts", "gpu"]]
+    for flags in (*without, ["--sizes", "huge"], ["--variants", "magic"], ["--rounds", "0"]):
         ended = run(*flags)
         assert ended.returncode == 2 and flags[0] in ended.stderr and "Traceback" not in ended.stderr
     with pytest.raises(FlagError, match="--model: 'x' is not the folder of a language model"):

@@ -18,7 +18,18 @@ from experiments.bench.work import Work, distinct
 ROUNDS = 10_000  # more than anyone asks for
 END = "<end>"  # token 0: pads, and ends an answer; it is drawn as seldom as any other token
 SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-SETTINGS |= {"logging_strategy": "no", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "seed": 0}
+SETTINGS |= {"logging_strategy": "no", "gradient_checkpointing": False, "seed": 0}
+
+
+def settings_of(work: Work) -> dict[str, Any]:
+    """What all trainers are told. bfloat16 is torch's autocast, as TRL does it; answers beyond `micro_batch` wait."""
+    rows = work.micro_batch or work.answers
+    return SETTINGS | {
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": work.answers // rows,
+        "use_cpu": work.device == "cpu",
+        "bf16": work.dtype == "bfloat16",
+    }
 
 
 class Rounds(TrainerCallback):
@@ -61,13 +72,12 @@ def grouped(work: Work, turn: Any, name: str) -> None:
         work.model(eos_token_id=0, pad_token_id=0).save_pretrained(folder)  # loaded twice: the reference is one more
         settings = getattr(trl, f"{name}Config")(
             output_dir=folder,
-            per_device_train_batch_size=work.answers,
             num_generations=work.generations,
             num_iterations=work.epochs,
             max_completion_length=work.tokens,
             beta=0.05,
             max_steps=ROUNDS,
-            **SETTINGS,
+            **settings_of(work),
         )
         trainer = getattr(trl, f"{name}Trainer")(
             model=folder,
@@ -109,7 +119,6 @@ def ppo(work: Work, turn: Any) -> None:
         trainer = PPOTrainer(
             args=PPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=work.answers,
                 num_ppo_epochs=work.epochs,
                 num_mini_batches=1,
                 local_rollout_forward_batch_size=work.answers,
@@ -117,7 +126,7 @@ def ppo(work: Work, turn: Any) -> None:
                 num_sample_generations=0,
                 total_episodes=ROUNDS * work.answers,
                 temperature=1.0,
-                **SETTINGS,
+                **settings_of(work),
             ),
             processing_class=words,
             model=work.model(eos_token_id=0, pad_token_id=0),

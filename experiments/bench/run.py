@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from agents.policy import cpp_compiler
 from experiments.bench.environments import environments
 from experiments.bench.exactness import EXACT, ExactWork
@@ -22,13 +24,23 @@ from experiments.bench.tables import scaling_figure, table
 from experiments.bench.toys import TOYS, ToyWork
 from experiments.bench.work import SIZES, Work
 from experiments.config import FlagError, plain
+from experiments.cost import SHAPES, Device, Job, seconds
 
 PEERS = Path(".venv-bench")  # as `make bench` makes it
 UPDATES = ["ppo", "ppo, separate critic", "rloo", "tight loop", "tight loop, separate critic"]
 OPTIONS = ["ppo", "ppo, bfloat16", "ppo, compiled"]
 SAMPLING = ["sampling", "sampling, our generate", "sampling, tight loop", "sampling, transformers"]
 TRL = ["trl ppo", "trl rloo", "trl grpo"]
-PartName = Literal["updates", "options", "toys", "exact", "environments"]
+GPU = [
+    "ppo, recorded",
+    "grpo",
+    "grpo, recorded",
+    "sampling",
+    "sampling, recorded",
+    "sampling, transformers",
+    "trl grpo",
+]
+PartName = Literal["updates", "options", "toys", "exact", "environments", "gpu"]
 
 
 @dataclass
@@ -40,7 +52,8 @@ class BenchConfig:
 
     parts: tuple[PartName, ...] = ("updates", "options", "toys", "exact", "environments")
     """What to measure: updates and sampling of all variants; PPO in bfloat16 and compiled, and what that does to its
-    first ratio; learning a toy, beside Stable-Baselines3; the oracle on a million texts; steps of environments."""
+    first ratio; learning a toy, beside Stable-Baselines3; the oracle on a million texts; steps of environments. Not by
+    default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 answers of 64 tokens after prompts of 64."""
     sizes: tuple[str, ...] = ("tiny", "small")
     """Models: tiny (GPT-2 2x128, vocabulary 512), small (4x256, 5000), smoke."""
     variants: tuple[str, ...] = ()
@@ -82,6 +95,8 @@ class BenchConfig:
             raise FlagError(f"--variants: {sorted(unknown)[0]!r} is none of {', '.join([*UPDATES, *SAMPLING, *TRL])}.")
         if self.variants and not self.here(self.variants):
             raise FlagError(f"--variants: {self.variants[0]!r} cannot run without TRL, which `make bench` installs.")
+        if "gpu" in self.parts and not torch.cuda.is_available():
+            raise FlagError("--parts gpu: there is no CUDA device.")
         if self.rounds < 1:
             raise FlagError(f"--rounds must be at least 1, got {self.rounds}.")
 
@@ -119,6 +134,17 @@ def exact(config: BenchConfig) -> Any:
     return turns(config, list(EXACT), ExactWork(max_new_tokens=config.exact_tokens), min(3, config.rounds))
 
 
+def gpu(config: BenchConfig) -> Any:
+    """GPT-2 on a GPU: what is measured, and beside it what `experiments/cost.py` says of an H100."""
+    work = Work("gpt2", 512, 64, 64, epochs=1, micro_batch=64, device="cuda", dtype="bfloat16")
+    job = Job(work.answers, work.prompt, work.tokens, work.micro_batch or work.answers, work.epochs)
+    return {
+        "device": torch.cuda.get_device_name(),
+        "variants": turns(config, config.here(GPU), work, min(3, config.rounds)),
+        "bounds": seconds(SHAPES["124M"], job, Device()),
+    }
+
+
 def stepping(config: BenchConfig) -> Any:
     """Environments, in this process."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -148,6 +174,7 @@ PARTS: dict[str, Callable[[BenchConfig], Any]] = {
     "toys": toys,
     "exact": exact,
     "environments": stepping,
+    "gpu": gpu,
     "scaling": scaling,
 }
 

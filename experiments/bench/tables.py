@@ -17,6 +17,10 @@ RATIOS = [  # what is divided by what, of tokens a second
     ("sampling", "sampling, tight loop"),
     ("ppo, bfloat16", "ppo"),
     ("ppo, compiled", "ppo"),
+    ("sampling, recorded", "sampling, transformers"),
+    ("grpo, recorded", "grpo"),
+    ("grpo", "trl grpo"),
+    ("grpo, recorded", "trl grpo"),
     ("toy ppo", "toy sb3 ppo"),
     ("toy ppo", "toy sb3 ppo, mlp"),
     ("toy ppo", "toy sb3 ppo, default mlp"),
@@ -34,6 +38,7 @@ def table(found: dict[str, Any]) -> str:
         "toys": toys,
         "exact": exact,
         "environments": environments,
+        "gpu": gpu,
         "scaling": scaling,
     }
     for part, section in sections.items():
@@ -90,6 +95,20 @@ def environments(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def gpu(found: dict[str, Any]) -> list[str]:
+    """As the updates, by seconds; and what they would be if memory and arithmetic were all that takes time."""
+    variants, bounds = found["variants"], found["bounds"]
+    told = ", ".join(f"{name} {value:.2f} s" for name, value in bounds.items() if value)
+    return [
+        "",
+        *_variants(found["device"], variants, _phases),
+        "",
+        *_ratios(variants, "second"),
+        f"on paper, with one H100: {told}; a round of the fastest update took "
+        f"{min(seen['seconds'] for name, seen in variants.items() if 'sampling' not in name):.2f} s",
+    ]
+
+
 def scaling(found: dict[str, Any]) -> list[str]:
     """RLOO's rates against the batch and against the length."""
     lines = []
@@ -137,14 +156,14 @@ def _network(seen: dict[str, Any]) -> str:
     return f"{seen['tokens']:9,.0f}{seen['parameters']:13,.0f}" if seen else f"{'tokens':>9s}{'parameters':>13s}"
 
 
-def _ratios(variants: dict[str, Any]) -> list[str]:
+def _ratios(variants: dict[str, Any], by: str = "cpu_second") -> list[str]:
     lines = []
     for ours, theirs in RATIOS:
         if ours in variants and theirs in variants:
-            rate = variants[ours]["tokens_per_cpu_second"] / variants[theirs]["tokens_per_cpu_second"]
+            rate = variants[ours][f"tokens_per_{by}"] / variants[theirs][f"tokens_per_{by}"]
             memory = [variants[name][kind] for kind in ("peak_mb", "work_mb") for name in (ours, theirs)]
             told = f"memory {memory[0] / memory[1]:.2f}, of work alone {memory[2] / max(memory[3], 1e-9):.2f}"
-            lines.append(f"{ours} / {theirs}: {rate:.2f} times the tokens per CPU second; {told}")
+            lines.append(f"{ours} / {theirs}: {rate:.2f} times the tokens per {by.replace('cpu_', 'CPU ')}; {told}")
     return lines
 
 

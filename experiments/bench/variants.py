@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -11,19 +12,20 @@ import torch
 from torch import Tensor
 
 import textenv
-from agents import PPO, RLOO, TransformerPolicy
+from agents import GRPO, PPO, RLOO, TransformerPolicy
 from agents.generate import generate
+from agents.recorded import RecordedSampler
 from agents.rollout import draw_prompts
-from agents.sampling import write
+from agents.sampling import new_generator, write
 from experiments.bench.tight_loop import TightPPO, sample
 from experiments.bench.work import Work, distinct
-from experiments.bench.worker import Played, Round
+from experiments.bench.worker import Played, Round, finish
 from textenv.unwrap import process_of
 
 
 def environment(work: Work) -> Any:
     """The work as an environment, whose texts no token ends."""
-    return gym.make(
+    env = gym.make(
         "textenv/Text-v0",
         tokenizer=textenv.WordTokenizer(work.words),
         prompts=work.prompts(),
@@ -33,41 +35,46 @@ def environment(work: Work) -> Any:
         kl_coef=0.05,
         eos_token_id=[],
     )
+    reference: Any = process_of(env).reference
+    reference.model.to(work.device, getattr(torch, work.dtype))
+    return env
 
 
 def ours(
     work: Work,
     agent_class: Any,
     separate_critic: bool = False,
-    dtype: torch.dtype = torch.float32,
     compiled: bool = False,
+    recorded: bool = False,
     **settings: Any,
 ) -> Round:
     """An update of one of our agents, in whose first minibatch the ratio is measured too, before the rounds."""
     env = environment(work)
-    process_of(env).reference.model.to(dtype)  # type: ignore[attr-defined]
-    policy = TransformerPolicy.for_env(env, separate_critic=separate_critic).cast(dtype)
+    policy = TransformerPolicy.for_env(env, separate_critic=separate_critic).to(work.device)
     if compiled:
         policy.compile()
-    agent = agent_class(policy, env, n_episodes=work.answers, n_epochs=work.epochs, seed=0, **settings)
-    return rounds_of(agent, {"largest_ratio": largest_ratio(agent)})
+    settings |= {"n_episodes": work.answers, "n_epochs": work.epochs, "micro_batch_size": work.micro_batch}
+    agent = agent_class(policy, env, seed=0, **settings)
+    if recorded:
+        agent.sampler = RecordedSampler()
+    return rounds_of(agent, {"largest_ratio": largest_ratio(agent, work.micro_batch)}, work.device)
 
 
-def largest_ratio(agent: Any) -> float:
-    """The largest of max(rho, 1 / rho) over an update's tokens, of which nothing was learned yet: 1, but for rounding.
+def largest_ratio(agent: Any, count: int | None = None) -> float:
+    """The largest of max(rho, 1 / rho) over tokens of which nothing was learned yet: 1, but for rounding.
 
-    rho_t = pi(a_t|s_t) as the update reads it, over that which the token was sampled with.
+    rho_t = pi(a_t|s_t) as the update reads it, over that which the token was sampled with; of `count` answers, or all.
     """
     rollout = agent.collect()
-    rollout = rollout[torch.arange(len(rollout))]  # as a minibatch: what is compiled for one is used again
+    rollout = rollout[torch.arange(count or len(rollout))]  # as a minibatch: what is compiled for one is used again
     read = agent.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
     log_ratio = (read.log_probs.detach() - rollout.log_probs)[rollout.mask]
     return float(log_ratio.abs().max().exp())
 
 
-def rounds_of(agent: Any, numbers: dict[str, float]) -> Round:
+def rounds_of(agent: Any, numbers: dict[str, float], device: str = "cpu") -> Round:
     """An update a round, by phases."""
-    spent = {name: watch(agent, name) for name in ("sampler", "collect", "loss", "backward", "step")}
+    spent = {name: watch(agent, name, device) for name in ("sampler", "collect", "loss", "backward", "step")}
 
     def play() -> Played:
         for seconds in spent.values():
@@ -89,13 +96,15 @@ def rounds_of(agent: Any, numbers: dict[str, float]) -> Round:
     return play
 
 
-def watch(owner: Any, name: str) -> list[float]:
+def watch(owner: Any, name: str, device: str = "cpu") -> list[float]:
     """From now on the seconds of each call of `owner.name` are appended to the list that is returned."""
     call, seconds = getattr(owner, name), []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
+        finish(device)
         start = time.perf_counter()
         answer = call(*args, **kwargs)
+        finish(device)
         seconds.append(time.perf_counter() - start)
         return answer
 
@@ -124,8 +133,8 @@ def paid(answers: Tensor) -> Tensor:
 def sampling(work: Work, sampler: Any) -> Round:
     """Answers alone, by a sampler of `agents.sampling`."""
     env = environment(work)
-    policy, process = TransformerPolicy.for_env(env), process_of(env)
-    generator = torch.Generator().manual_seed(0)
+    policy, process = TransformerPolicy.for_env(env).to(work.device), process_of(env)
+    generator = new_generator(work.device, 0)
 
     @torch.no_grad()
     def play() -> Played:
@@ -149,13 +158,13 @@ def tight_sampling(work: Work) -> Round:
 
 def plain_generate(work: Work) -> Round:
     """transformers' `generate` as its documentation has it: nothing of ours around it, and no log-probabilities."""
-    model, generator = work.model(), torch.Generator().manual_seed(0)
+    model, generator = work.model().to(work.device, getattr(torch, work.dtype)), new_generator(work.device, 0)
     process = process_of(environment(work))
 
     @torch.no_grad()
     def play() -> Played:
         texts = draw_prompts(process, work.answers, 1, generator)
-        ids = torch.as_tensor(texts.input_ids[:, : work.prompt])
+        ids = torch.as_tensor(texts.input_ids[:, : work.prompt], device=work.device)
         mask = torch.ones_like(ids)
         model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=work.tokens, pad_token_id=0)
         return Played(work.answers * work.tokens, {})
@@ -166,12 +175,16 @@ def plain_generate(work: Work) -> Round:
 VARIANTS: dict[str, Callable[[Work], Round]] = {
     "ppo": lambda work: ours(work, PPO),
     "ppo, separate critic": lambda work: ours(work, PPO, separate_critic=True),
-    "ppo, bfloat16": lambda work: ours(work, PPO, dtype=torch.bfloat16),
+    "ppo, bfloat16": lambda work: ours(replace(work, dtype="bfloat16"), PPO),
     "ppo, compiled": lambda work: ours(work, PPO, compiled=True),
     "rloo": lambda work: ours(work, RLOO, num_generations=work.generations),
+    "ppo, recorded": lambda work: ours(work, PPO, recorded=True),
+    "grpo": lambda work: ours(work, GRPO, num_generations=work.generations),
+    "grpo, recorded": lambda work: ours(work, GRPO, recorded=True, num_generations=work.generations),
     "tight loop": lambda work: tight(work, separate_critic=False),
     "tight loop, separate critic": lambda work: tight(work, separate_critic=True),
     "sampling": lambda work: sampling(work, write),
+    "sampling, recorded": lambda work: sampling(work, RecordedSampler()),
     "sampling, our generate": lambda work: sampling(work, generate),
     "sampling, tight loop": tight_sampling,
     "sampling, transformers": plain_generate,

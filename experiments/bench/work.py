@@ -20,14 +20,20 @@ class Size(NamedTuple):
     vocab_size: int
 
 
-SIZES = {"smoke": Size(1, 16, 2, 32), "tiny": Size(2, 128, 4, 512), "small": Size(4, 256, 8, 5000)}
+SIZES = {
+    "smoke": Size(1, 16, 2, 32),
+    "tiny": Size(2, 128, 4, 512),
+    "small": Size(4, 256, 8, 5000),
+    "gpt2": Size(12, 768, 12, 50257),
+}
 
 
 @dataclass(frozen=True)
 class Work:
     """One update: `answers` answers of `tokens` tokens, learned from `epochs` times, all in one minibatch.
 
-    `size` is one of `SIZES`, or the folder of a causal language model.
+    `size` is one of `SIZES`, or the folder of a causal language model. `micro_batch` answers are in memory at once
+    while learning; None is all.
     """
 
     size: str = "tiny"
@@ -35,6 +41,9 @@ class Work:
     prompt: int = 16
     tokens: int = 32
     epochs: int = 4
+    micro_batch: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def generations(self) -> int:

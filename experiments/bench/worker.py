@@ -41,10 +41,12 @@ def serve(turn: Turn, play: Round) -> None:
 class Turn:
     """The conversation with whoever asked for the rounds. What libraries print goes to stderr.
 
-    Made when all is imported and nothing is built: `work_mb` is what came on top at most.
+    Made when all is imported and nothing is built: `work_mb` is what came on top at most. On a GPU memory is what torch
+    holds there, and a round has ended when the GPU has done what it was asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.output: TextIO = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self.start = self.cpu = 0.0
@@ -62,12 +64,21 @@ class Turn:
 
     def told(self, tokens: int, phases: dict[str, float], numbers: dict[str, float]) -> None:
         """A round has ended."""
+        finish(self.device)
         wall, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
         memory = {"peak_mb": resident("VmHWM"), "work_mb": resident("VmHWM") - self.before}
+        if self.device == "cuda":
+            memory = dict.fromkeys(memory, torch.cuda.max_memory_allocated() / 2**20)
         self._say({"tokens": tokens, "seconds": wall, "cpu": cpu, "phases": phases, "numbers": numbers, **memory})
 
     def _say(self, content: dict[str, Any]) -> None:
         print(json.dumps(content), file=self.output, flush=True)
+
+
+def finish(device: str) -> None:
+    """Wait until a GPU has done what it was asked."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def resident(kind: str) -> float:
@@ -88,11 +99,10 @@ def main() -> None:
     if name.startswith("trl"):
         from experiments.bench.peers import PEERS
 
-        turn = Turn()
-        PEERS[name](Work(**settings), turn)
+        PEERS[name](Work(**settings), Turn(settings["device"]))
         return
     variants, work = ours(name)
-    turn = Turn()
+    turn = Turn(settings.get("device", "cpu"))
     serve(turn, variants[name](work(**settings)))
 
 
