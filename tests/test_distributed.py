@@ -38,6 +38,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "REINFORCE, mean": (REINFORCE, {"baseline": "mean"}),
     "REINFORCE, leave one out": (REINFORCE, {"baseline": "leave_one_out"}),
     "REINFORCE, sequence, mean": (REINFORCE, {"baseline": "mean", "credit": "sequence", "micro_batch_size": 3}),
+    # so cold that all continuations of a text are the same, whoever writes them
+    "REINFORCE, q, mean": (REINFORCE, {"baseline": "mean", "credit": "q", "temperature": 1e-6}),
     "ActorCritic": (ActorCritic, {"num_generations": 1}),
     "ActorCritic, whitened": (ActorCritic, {"normalize_advantage": True}),
     "PPO": (PPO, {"n_epochs": 2}),
@@ -61,7 +63,7 @@ def agent_of(name: str, **more: Any) -> Any:
     """An agent whose steps change nothing, so that its gradient stays to be seen."""
     kind, settings = CASES[name]
     env = task()
-    own = {key: settings[key] for key in ("separate_critic",) if key in settings}
+    own = {key: settings[key] for key in ("separate_critic", "temperature") if key in settings}
     policy = random_policy(env, **own)
     still = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_episodes": COUNT, "num_generations": 4, "seed": 0}
     return kind(policy, env, **(still | {key: value for key, value in settings.items() if key not in own} | more))
@@ -122,6 +124,9 @@ def on_a_rank(r: int, port: int, folder: Path) -> None:
     agent = agent_of("PPO", **STEERED)
     agent.distribute(wrap)
     found["learnt"] = learnt(agent, half(rollout, r))
+    agent = agent_of("REINFORCE, q, mean")
+    agent.distribute(wrap)
+    found["continued"] = learnt(agent, half(rollout, r))["num_timesteps"]
     agent = agent_of("PPO", target_kl=0.1)
     agent.distribute(wrap)
     found["minibatches"] = agent.train(half(far_in_one_half(rollout), r))["num_minibatches"]
@@ -210,6 +215,15 @@ def test_metrics_beta_and_timesteps_are_those_of_all_answers(ranks: list[dict[st
             assert found["metrics"][name] == pytest.approx(whole["metrics"][name], rel=1e-5), name
     assert abs(alone["kl_coef"] / whole["kl_coef"] - 1) > BROKEN
     assert abs(alone["metrics"]["val/explained_variance"] - whole["metrics"]["val/explained_variance"]) > BROKEN
+
+
+@pytest.mark.slow
+def test_tokens_of_continuations_are_counted_once_by_all(ranks: list[dict[str, Any]]) -> None:
+    """With credit="q": those that either rank wrote, more than the answers' own."""
+    rollout = all_answers()
+    whole = learnt(agent_of("REINFORCE, q, mean"), rollout)["num_timesteps"]
+    assert [found["continued"] for found in ranks] == [whole, whole]
+    assert whole > int(rollout.mask.sum())
 
 
 @pytest.mark.slow
