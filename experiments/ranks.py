@@ -39,4 +39,5 @@ def join(device: str) -> tuple[Callable[[Any], Any], str]:
         mixed_precision="no",  # the distribution that samples is the one that learns: --dtype is for both
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not all agents use the head
     )
-    return accelerator.prepare_model, str(accelerator.device)
+    own = accelerator.device  # "cpu:0" is a device where no file can be read to
+    return accelerator.prepare_model, own.type if own.type == "cpu" else str(own)

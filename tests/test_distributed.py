@@ -22,7 +22,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, collect
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, TransformerPolicy, collect
 from agents.distributed import by_first_rank, num_ranks, of_all_ranks, rank, seed_of_rank, sum_over_ranks
 from agents.epochs import minibatches
 from agents.sampling import new_generator
@@ -276,16 +276,31 @@ def test_shares_of_shuffles_are_shuffles_of_the_whole() -> None:
 TINY = "--env textenv/Toy-v0 --env-args vocab_size 3 max_new_tokens 2 num_prompts 1 --n-episodes 16 --num-evals 3"
 
 
-def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch -m experiments ...` on two processes."""
-    launcher = f"-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port {free_port()}".split()
+DDP = ["--multi_gpu"]
+
+
+def launch(
+    *arguments: str, how: list[str] = DDP, module: str = "experiments", folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch -m experiments ...` on two processes; modules are looked for in `folder` too."""
+    launcher = ["-m", "accelerate.commands.launch", *how, "--num_processes", "2", "--main_process_port", "0"]
+    path = ":".join(str(place) for place in (Path(__file__).parents[1], folder) if place is not None)
     return subprocess.run(
-        [sys.executable, *launcher, "-m", "experiments", *arguments],
+        [sys.executable, *launcher, "-m", module, *arguments],
         capture_output=True,
         text=True,
         timeout=400,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
+
+
+def on_a_model(folder: Path, reward: str) -> list[str]:
+    """The flags of a task whose reference, a model of a hundred numbers, is made in `folder`."""
+    if not (folder / "model").is_dir():
+        _write_model(folder / "model")
+        (folder / "prompts.txt").write_text("a b\n")
+    flags = f"--env textenv/Text-v0 --reward {reward} --max-new-tokens 2 --n-episodes 16 --eval-episodes 4"
+    return [*flags.split(), "--model", str(folder / "model"), "--prompts", str(folder / "prompts.txt")]
 
 
 @pytest.mark.slow
@@ -304,26 +319,55 @@ def test_the_command_line_trains_on_two_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_ends_the_run_with_its_error(tmp_path: Path) -> None:
-    """Not with a hang: the other one waits for it in vain, and is ended within seconds."""
+def test_an_interrupted_run_of_two_ranks_resumes_where_it_stopped(tmp_path: Path) -> None:
+    """In bfloat16, ended after a checkpoint and some lost updates: `--resume` writes what a whole run would have."""
+    (tmp_path / "counted.py").write_text(
+        "def words(prompts, completions, completion_ids, **columns):\n"
+        "    return [float(text.count('a')) for text in completions]\n"
+    )
+    (tmp_path / "stopping.py").write_text(
+        "from experiments.__main__ import main\nfrom experiments.trial import TrialLog\n\nwrite = TrialLog.write\n\n"
+        "def stop(self, row):\n    write(self, row)\n"
+        "    if row['num_updates'] == 3:\n        self.checkpoint()\n"
+        "    if row['num_updates'] == 5:\n        raise RuntimeError('stopped')\n\n"
+        "TrialLog.write = stop\nmain()\n"
+    )
+    flags = ["train", *on_a_model(tmp_path, "counted:words"), "--agent", "ppo", "--total-timesteps", "250"]
+    flags += ["--dtype", "bfloat16", "--num-evals", "3"]
+    whole, stopped = ["--out", str(tmp_path / "whole")], ["--out", str(tmp_path / "stopped")]
+    assert launch(*flags, *whole, folder=tmp_path).returncode == 0
+    ended = launch(*flags, *stopped, module="stopping", folder=tmp_path)
+    assert ended.returncode != 0 and "RuntimeError: stopped" in ended.stderr
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    assert [row["num_updates"] for row in read_metrics(tmp_path / "stopped")] == list(range(6))
+    done = launch(*flags, *stopped, "--resume", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = (read_metrics(tmp_path / name) for name in ("whole", "stopped"))
+    assert len(before) > 6
+    for row in (*before, *after):
+        del row["seconds"]
+    assert before == after
+    saved = TransformerPolicy.from_pretrained(tmp_path / "stopped" / "checkpoint")
+    assert saved.model.dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [("raise RuntimeError('no reward today')", "no reward today"), ("os.kill(os.getpid(), 9)", "SIGKILL")],
+)
+def test_a_rank_that_fails_ends_the_run_with_its_error(end: str, told: str, tmp_path: Path) -> None:
+    """Raised or killed; not with a hang: the other one waits for it in vain, and is ended within seconds."""
     (tmp_path / "broken_reward.py").write_text(
         "import os\n\ndef fails(prompts, completions, completion_ids, **columns):\n"
-        "    if os.environ['RANK'] == '1' and len(prompts) == 8:\n        raise RuntimeError('no reward today')\n"
+        f"    if os.environ['RANK'] == '1' and len(prompts) == 8:\n        {end}\n"
         "    return [0.0] * len(prompts)\n"
     )
-    (tmp_path / "prompts.txt").write_text("a b\n")
-    model = tmp_path / "model"
-    _write_model(model)
-    flags = "--env textenv/Text-v0 --reward broken_reward:fails --max-new-tokens 2 --n-episodes 16 --eval-episodes 4"
-    root = str(Path(__file__).parents[1])
+    flags = ["--agent", "ppo", "--out", str(tmp_path / "run")]
     began = time.monotonic()
-    done = launch(
-        *["train", *flags.split(), "--model", str(model), "--prompts", str(tmp_path / "prompts.txt")],
-        *["--agent", "ppo", "--out", str(tmp_path / "run")],
-        PYTHONPATH=f"{root}:{tmp_path}",
-    )
+    done = launch("train", *on_a_model(tmp_path, "broken_reward:fails"), *flags, folder=tmp_path)
     assert done.returncode != 0
-    assert "no reward today" in done.stderr
+    assert told in done.stderr
     assert time.monotonic() - began < 200  # no hang: a rank that waits for another does so for half an hour
 
 
@@ -334,8 +378,6 @@ def test_commands_that_run_alone_refuse_a_launcher(tmp_path: Path) -> None:
     assert done.returncode != 0 and "is for `train`" in done.stderr
     done = launch("train", *TINY.split(), "--agent", "sb3-ppo", "--out", str(tmp_path / "run"))
     assert done.returncode != 0 and "trains in one process" in done.stderr
-    done = launch("train", *TINY.split(), "--out", str(tmp_path / "run"), ACCELERATE_USE_FSDP="true")
-    assert done.returncode != 0 and "keeps whole weights" in done.stderr
 
 
 def _write_model(folder: Path) -> None:
