@@ -173,7 +173,8 @@ class TrialLog:
     ) -> None:
         self.config, self.folder, self.yardstick, self.agent, self.progress = config, folder, yardstick, agent, progress
         self.grid = np.linspace(0, config.total_timesteps, config.num_evals + 1)
-        self.rows = [row for row in read_metrics(folder) if row["num_updates"] <= agent.num_updates]
+        rows = by_first_rank(lambda: read_metrics(folder))  # which begins the file anew below
+        self.rows = [row for row in rows if row["num_updates"] <= agent.num_updates]
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
         self.reported = agent.num_timesteps
         self.last_time = self.last_checkpoint = time.monotonic()
