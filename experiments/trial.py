@@ -121,9 +121,7 @@ def run_trial(
     env = config.make_env()
     yardstick = Yardstick.of(env, config.eval_episodes)
     baselines = measured_baselines(yardstick, initial)
-    agent = _agent(config, env, folder, initial)
-    if wrap is not None and isinstance(agent, Agent):
-        agent.distribute(wrap)
+    agent = _agent(config, env, folder, initial, wrap)
     progress(agent.num_timesteps)
 
     with TrialLog(config, folder, yardstick, agent, progress) as log:
@@ -149,15 +147,28 @@ def run_trial(
     return summary
 
 
-def _agent(config: TrialConfig, env: Any, folder: Path, initial: Path) -> Agent | StableBaselines:
+def _agent(
+    config: TrialConfig, env: Any, folder: Path, initial: Path, wrap: Callable[[Any], Any] | None = None
+) -> Agent | StableBaselines:
     """A new agent, or the one of the last checkpoint."""
+    kind = AGENTS[config.agent]
+
+    def as_before(policy: TransformerPolicy) -> Any:  # what a checkpoint does not say
+        if config.gradient_checkpointing:
+            policy.gradient_checkpointing_enable()
+        return policy if wrap is None else wrap(policy)
+
     for name in CHECKPOINTS:
         if (folder / name / "training_state.pt").is_file():  # written last: the checkpoint is whole
-            agent = AGENTS[config.agent].load(folder / name, env, device=config.device)
-            if config.gradient_checkpointing:
-                agent.policy.gradient_checkpointing_enable()
-            return agent
-    return config.make_agent(initial_policy(config, env, initial), env)
+            if issubclass(kind, Agent):
+                return kind.load(folder / name, env, device=config.device, wrap=as_before)
+            theirs = kind.load(folder / name, env, device=config.device)
+            as_before(theirs.policy)
+            return theirs
+    agent = config.make_agent(initial_policy(config, env, initial), env)
+    if wrap is not None and isinstance(agent, Agent):
+        agent.distribute(wrap)
+    return agent
 
 
 class TrialLog:
