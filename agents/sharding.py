@@ -3,8 +3,8 @@
 Ranks that write answers of different lengths read their weights differently often, so weights that are gathered layer
 by layer would leave one rank waiting for another. Here a sharded copy of the policy learns, in step on all ranks, and
 the policy itself stays whole on each, to write and to be measured: what the copy has learned is gathered into it after
-each step (`agents.masters`). Of a trained number in bfloat16 R ranks then keep 2 + 16 / R bytes each, in float32
-4 + 16 / R, where DistributedDataParallel keeps 16.
+each step (`agents.masters`). Of a trained number in bfloat16 R ranks then keep 2 + 18 / R bytes each, in float32
+4 + 16 / R, where with whole weights each keeps 18 and 16.
 
 Where nothing is sharded every function here but `shard` changes nothing.
 """
