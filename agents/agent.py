@@ -196,11 +196,12 @@ class Agent(ABC):
         Raises:
             ValueError: the policy itself was sharded, or a copy would begin without what Adam has learned.
         """
-        self.learner = wrap(self.policy)
+        learner = wrap(self.policy)
         if not same(trained_of(self.policy), self.trained):
             raise ValueError("The policy must stay whole, to write; `agents.sharding.shard` shards a copy of it.")
-        if "masters" in vars(self) and not same(trained_of(self.learner), self.trained):
+        if "masters" in vars(self) and not same(trained_of(learner), self.trained):
             raise ValueError("What learns in a copy must be told before learning; of a saved agent, load(..., wrap=).")
+        self.learner = learner
 
     def collect(self) -> Rollout:
         """`n_episodes` answers of the policy as it is now; of several processes each collects its share."""

@@ -7,6 +7,7 @@ compared here with one process, and with what two would find that know nothing o
 from __future__ import annotations
 
 import faulthandler
+import importlib.util
 import itertools
 import json
 import os
@@ -58,6 +59,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 GLOBAL = [name for name in CASES if "mean" in name or "whitened" in name or "apart" in name]
 GROUPED = ["REINFORCE, leave one out", "RLOO", "GRPO"]
 SHARDED = ["PPO", "PPO, V apart", "RLOO"]
+HAS_PEFT = importlib.util.find_spec("peft") is not None
 STEERED = {"kl_target": 0.16, "kl_horizon": COUNT}
 
 
@@ -189,6 +191,16 @@ def learned(agent: Any, rollout: Rollout, updates: int = 3) -> Tensor:
     return torch.cat([p.detach().flatten() for p in agent.trained])
 
 
+def adapter_learner() -> tuple[Any, Rollout]:
+    """An adapter on the reference's weights, and answers to learn from."""
+    from tests import test_lora
+
+    env = test_lora.task("gpt2")
+    agent = RLOO(test_lora.adapted(env, 0.1), env, n_episodes=COUNT, learning_rate=1e-2, seed=0)
+    generator = new_generator("cpu", 5)
+    return agent, collect(env, agent.policy, COUNT, num_generations=4, generator=generator, values=False)
+
+
 def found_sharded(r: int, folder: Path) -> dict[str, Any]:
     """What rank r has to say with a part of the weights."""
     found: dict[str, Any] = {}
@@ -207,6 +219,10 @@ def found_sharded(r: int, folder: Path) -> dict[str, Any]:
         found[f"going on, {name}"] = [learned(agent, mine), learned(loaded, mine)]
         agent = CASES[name][0].load(folder / f"{name}, one process", env=task(), wrap=shard)
         found[f"from one process, {name}"] = learned(agent, mine)
+    if HAS_PEFT:
+        agent, rollout = adapter_learner()
+        agent.distribute(shard)
+        found["learned, adapter"] = learned(agent, half(rollout, r))
     agent = learner("PPO")
     agent.train(mine)
     for wrap in (shard, fully_shard):
@@ -272,6 +288,18 @@ def test_sharded_ranks_learn_what_one_process_learns(name: str, ranks: list[dict
     assert (learned(learner(name), half(all_answers(), 0)) - whole).abs().max() > BROKEN
     kept = [found[f"kept, {name}"] for found in ranks]
     assert sum(kept) == len(whole) and max(kept) < 0.51 * len(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_PEFT, reason="needs peft")
+def test_a_sharded_adapter_learns_what_a_whole_one_learns(ranks: list[dict[str, Any]]) -> None:
+    """The copy that learns has the reference's weights too, spread; those that the reference reads stay whole."""
+    agent, rollout = adapter_learner()
+    whole = learned(agent, rollout)
+    other, _ = adapter_learner()
+    for found in ranks:
+        assert (found["learned, adapter"] - whole).abs().max() < EXACT
+    assert (learned(other, half(rollout, 0)) - whole).abs().max() > BROKEN
 
 
 @pytest.mark.slow
