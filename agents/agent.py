@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -23,6 +24,7 @@ from agents.metrics import Metrics, over_ranks, rollout_metrics, whole
 from agents.policy import ADAPTER, TransformerPolicy
 from agents.rollout import Rollout, collect
 from agents.sampling import Sampler, new_generator, write
+from agents.sharding import gather_moments, gathered, shard_moments
 from textenv.process import TextProcess
 from textenv.unwrap import process_of
 
@@ -106,14 +108,21 @@ class Agent(ABC):
                 if process.kl_coef == 0:
                     raise ValueError("kl_target needs an environment with kl_coef > 0 to start from, got 0.")
                 self.kl_coef = process.kl_coef
-        # eps as in Huang et al. 2024 (arXiv:2403.17031)
-        self.trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self.masters = Masters(self.trained)
-        self.optimizer = torch.optim.Adam(self.masters.groups(self.parameter_groups()), eps=1e-5)
+        self.trained = trained_of(self.policy)
         self.generator = new_generator(self.policy.device, distributed.seed_of_rank(self.seed))
         self.learner: Any = self.policy
         self.num_timesteps = 0
         self.num_updates = 0
+
+    @cached_property
+    def masters(self) -> Masters:
+        """What Adam steps; made when first asked for, so that no device need hold the whole of what will be sharded."""
+        return Masters(self.trained, trained_of(self.learner))
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, with eps as in Huang et al. 2024 (arXiv:2403.17031)."""
+        return torch.optim.Adam(self.masters.groups(self.parameter_groups()), eps=1e-5)
 
     @property
     def process(self) -> TextProcess | None:
@@ -179,11 +188,20 @@ class Agent(ABC):
         return self
 
     def distribute(self, wrap: Callable[[Any], Any]) -> None:
-        """From now on compute losses by what `wrap` makes of the policy, e.g. `accelerate.Accelerator().prepare`.
+        """From now on compute losses by what `wrap` makes of the policy, e.g. `accelerate.Accelerator().prepare_model`.
 
-        The wrapper averages the gradients over the processes. Everything else goes by the policy itself.
+        The wrapper averages the gradients over the processes. Everything else goes by the policy itself; where the
+        wrapper learns in a copy (`agents.sharding.shard`), each step brings the policy what it has learned.
+
+        Raises:
+            ValueError: the policy itself was sharded, or a copy would begin without what Adam has learned.
         """
-        self.learner = wrap(self.policy)
+        learner = wrap(self.policy)
+        if not same(trained_of(self.policy), self.trained):
+            raise ValueError("The policy must stay whole, to write; `agents.sharding.shard` shards a copy of it.")
+        if "masters" in vars(self) and not same(trained_of(learner), self.trained):
+            raise ValueError("What learns in a copy must be told before learning; of a saved agent, load(..., wrap=).")
+        self.learner = learner
 
     def collect(self) -> Rollout:
         """`n_episodes` answers of the policy as it is now; of several processes each collects its share."""
@@ -235,7 +253,7 @@ class Agent(ABC):
         norm = torch.nn.utils.clip_grad_norm_(self.masters.of(self.trained), self.max_grad_norm)
         self.optimizer.step()
         self.masters.give_weights()
-        return norm.item()
+        return gathered(norm).item()
 
     @torch.no_grad()
     def predict(
@@ -284,7 +302,12 @@ class Agent(ABC):
 
         Of several processes every one calls this, and the first writes.
         """
-        generators = distributed.of_all_ranks(self.generator.get_state())
+        learned = {
+            "optimizer": gather_moments(self.optimizer.state_dict()),
+            "masters": self.masters.state(),
+            "generators": distributed.of_all_ranks(self.generator.get_state()),
+            "generator_device": self.generator.device.type,
+        }
         if distributed.rank() > 0:
             return
         path = Path(folder)
@@ -296,24 +319,24 @@ class Agent(ABC):
         counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "kl_coef": self.kl_coef}
         content = {"agent": type(self).__name__, "settings": settings, **counts}
         (path / "agent.json").write_text(json.dumps(content, indent=2) + "\n")
-        torch.save(
-            {
-                "optimizer": self.optimizer.state_dict(),
-                "masters": self.masters.state(),
-                "generators": generators,
-                "generator_device": self.generator.device.type,
-            },
-            path / "training_state.pt",
-        )
+        torch.save(learned, path / "training_state.pt")
 
     @classmethod
-    def load(cls, folder: str | PathLike[str], env: Any = None, device: str = "cpu", **settings: Any) -> Self:
+    def load(
+        cls,
+        folder: str | PathLike[str],
+        env: Any = None,
+        device: str = "cpu",
+        wrap: Callable[[Any], Any] | None = None,
+        **settings: Any,
+    ) -> Self:
         """An agent as it was saved; learning goes on where it stopped (`reset_num_timesteps=False`).
 
         Args:
             folder: of `save`.
             env: a text environment; None for an agent that only predicts.
             device: where to put it.
+            wrap: see `distribute`; the number of processes need not be that of before.
             **settings: override what was saved, e.g. `learning_rate`.
 
         Raises:
@@ -328,22 +351,34 @@ class Agent(ABC):
         reference = None if env is None or is_foreign(env) else process_of(env).reference
         policy = TransformerPolicy.from_pretrained(path, reference=reference).to(device)
         agent = cls(policy, env, **(saved["settings"] | settings))
-        state = torch.load(path / "training_state.pt", map_location=device, weights_only=True)
+        if wrap is not None:
+            agent.distribute(wrap)
+        state = torch.load(path / "training_state.pt", map_location="cpu", weights_only=True)
         if policy.has_adapter == (path / ADAPTER).is_dir():  # merged, to predict only: nothing to go on with
-            agent.optimizer.load_state_dict(state["optimizer"])
+            agent.optimizer.load_state_dict(shard_moments(state["optimizer"], agent.optimizer))
             agent.masters.load_state(state["masters"])
         for group, own in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
             group["lr"] = own["lr"]
         same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged
         if same_device and "seed" not in settings:
             if len(state["generators"]) == distributed.num_ranks():
-                agent.generator.set_state(state["generators"][distributed.rank()].cpu())
+                agent.generator.set_state(state["generators"][distributed.rank()])
             else:  # another number of processes than before: each goes on with numbers of its own
                 agent.generator.manual_seed(agent.generator.initial_seed() + saved["num_updates"])
         agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
         if agent.kl_target is not None and saved.get("kl_coef") is not None:
             agent.kl_coef = saved["kl_coef"]
         return agent
+
+
+def trained_of(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that learn."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def same(left: list[torch.nn.Parameter], right: list[torch.nn.Parameter]) -> bool:
+    """Whether they are one another, rather than equal."""
+    return [id(parameter) for parameter in left] == [id(parameter) for parameter in right]
 
 
 def check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:

@@ -7,25 +7,48 @@ bfloat16 has 8 bits of precision: a step smaller than 1/256 of a weight would be
 
 In memory a trained number takes 2 + 4 + 8 bytes beside its gradient, where float32 takes 4 + 8; what is gained is in
 the reference, the KV cache, the activations, and the arithmetic.
+
+Where a sharded copy learns in the policy's place (`agents.sharding`), the masters are the copy's, and the policy's
+weights are gathered from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from agents.sharding import gathered, gathered_by_first_rank, shard_like
+
+
+class Trained(NamedTuple):
+    """A parameter, the one that has its gradient, and the one that Adam steps; often one and the same."""
+
+    parameter: Tensor
+    learner: Tensor
+    master: Tensor
+
 
 class Masters:
-    """The float32 copies of those of some parameters that have fewer bits; the others are their own masters."""
+    """What an optimizer steps in the place of each of some parameters.
 
-    def __init__(self, trained: Iterable[Tensor]) -> None:
-        self.pairs = [
-            (parameter, torch.nn.Parameter(parameter.detach().float())) for parameter in trained if few_bits(parameter)
+    The parameter itself; where it has few bits, its float32 copy.
+
+    Args:
+        trained: the parameters.
+        learners: those of a sharded copy, in the same order; by default the parameters themselves.
+    """
+
+    def __init__(self, trained: Iterable[Tensor], learners: Iterable[Tensor] | None = None) -> None:
+        trained = list(trained)
+        self.all = [
+            Trained(parameter, learner, torch.nn.Parameter(learner.detach().float()) if few_bits(learner) else learner)
+            for parameter, learner in zip(trained, trained if learners is None else learners, strict=True)
         ]
-        self._of = {id(parameter): master for parameter, master in self.pairs}
+        self.copies = [one for one in self.all if one.master is not one.learner]
+        self._of = {id(one.parameter): one.master for one in self.all}
 
     def of(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """The masters of some parameters."""
@@ -38,27 +61,30 @@ class Masters:
     @torch.no_grad()
     def take_gradients(self) -> None:
         """Add the parameters' gradients to the masters', and free them."""
-        for parameter, master in self.pairs:
-            if parameter.grad is not None:
-                gradient = parameter.grad.float()
+        for _, learner, master in self.copies:
+            if learner.grad is not None:
+                gradient = learner.grad.float()
                 master.grad = gradient if master.grad is None else master.grad + gradient
-                parameter.grad = None
+                learner.grad = None
 
     @torch.no_grad()
     def give_weights(self) -> None:
         """Round the masters to the parameters."""
-        for parameter, master in self.pairs:
-            parameter.copy_(master)
+        for parameter, learner, master in self.all:
+            if learner is not master:
+                learner.copy_(master)
+            if parameter is not learner:
+                parameter.copy_(gathered(learner))
 
-    def state(self) -> list[Tensor]:
-        """The masters, to be saved."""
-        return [master.detach() for _, master in self.pairs]
+    def state(self) -> list[Tensor | None]:
+        """The masters, to be saved: every rank calls, the first gets them."""
+        return [gathered_by_first_rank(one.master.detach()) for one in self.copies]
 
     @torch.no_grad()
     def load_state(self, state: list[Tensor]) -> None:
         """The masters as they were saved."""
-        for (_, master), saved in zip(self.pairs, state, strict=True):
-            master.copy_(saved)
+        for one, saved in zip(self.copies, state, strict=True):
+            one.master.copy_(shard_like(saved, one.master))
 
 
 def few_bits(parameter: Tensor) -> bool:

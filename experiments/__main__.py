@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,7 @@ from experiments.config import AGENTS, FlagError, TrialConfig, read_config
 from experiments.cost_table import CostConfig, cost
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.lecture.run import LectureConfig, lecture
-from experiments.ranks import is_launched, join
+from experiments.ranks import is_launched, joined
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.stable_baselines import StableBaselines
 from experiments.trial import INITIAL, prepare, run_trial
@@ -73,12 +74,15 @@ class SampleConfig(Run):
 
 def train(config: TrialConfig) -> Path:
     """Train one agent with one seed, on several devices if it was launched so (`accelerate launch -m experiments`)."""
-    wrap = None
-    if is_launched():
-        if issubclass(AGENTS[config.agent], StableBaselines):
-            raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
-        wrap, device = join(config.device)
-        config = dataclasses.replace(config, device=device)
+    if not is_launched():
+        return _train(config)
+    if issubclass(AGENTS[config.agent], StableBaselines):
+        raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
+    with joined(config.device) as (wrap, device):
+        return _train(dataclasses.replace(config, device=device), wrap)
+
+
+def _train(config: TrialConfig, wrap: Callable[[Any], Any] | None = None) -> Path:
     name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
     folder = prepare(config, name, [config])[1]  # its policy is not kept: the trial makes its own
     with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0, disable=rank() > 0) as bar:

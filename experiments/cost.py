@@ -20,12 +20,14 @@ epochs, w bytes a number (float32 4, bfloat16 2), R devices with B / R answers e
                                                            gradients, before they are added to the old ones
     total       = held + max(writing, scoring, learning)
 
-With `sharded` (FSDP) weights, gradients and optimizer are divided by R; while writing the weights are whole again.
+With `sharded` (FSDP) gradients and optimizer are divided by R, and so is a copy of the weights, which learns; w N that
+write stay whole. (A layer that is gathered to learn is not counted.)
 
     writing     = T max((w N + KV cache / 2) / bandwidth, 2 N B/R / arithmetic)       each step reads all weights
     scoring     = 2 (2 N S B/R) / arithmetic                                          reference and values
     update      = E (6 N S B/R) / arithmetic (8 with checkpointing)                   forward 2, backward 4
     sending     = E 2 w N_t (R - 1) / R / link                                        gradients, a ring
+                  E (3 w N + w N_t) (R - 1) / R / link     sharded: weights twice, gradients, what was learned, to write
 
 and to each pass the time to start its operations, OPERATIONS n latency, which is all that a tiny model costs.
 `python -m experiments cost --check PATH` measures how far off this is (`experiments/cost_check.py`).
@@ -148,20 +150,18 @@ def memory(shape: Shape, job: Job) -> dict[str, float]:
     layer_pass = job.tokens * (3 * d + 3 * shape.mlp) * w * each
     whole = w * shape.parameters
     held = {
-        "weights": whole / parts,
+        "weights": whole + (whole / parts if job.sharded else 0.0),
         "gradients": 4 * trained / parts * (2 if job.devices > 1 and not job.sharded else 1),
         "optimizer": (8 if w == 4 else 12) * trained / parts,
         "reference": 0.0 if job.lora_rank else whole,
     }
-    gathered = whole - held["weights"]
     phases = {
-        "collect": gathered
-        + max(
+        "collect": max(
             cache + 12 * shape.vocab * each,
             layer_pass,
             8 * min(job.new * each * shape.vocab, MAX_LOGITS),
         ),
-        "learn": gathered + activations + 16 * shape.vocab * job.new * rows + 8 * shape.vocab * d,
+        "learn": activations + 16 * shape.vocab * job.new * rows + 8 * shape.vocab * d,
     }
     states = sum(held.values())
     return (
@@ -182,13 +182,14 @@ def seconds(shape: Shape, job: Job, device: Device) -> dict[str, float]:
     start = OPERATIONS * shape.layers * device.latency  # one forward pass
     passes = -(-each // min(job.micro_batch, each))
     trained = shape.adapter(job.lora_rank) if job.lora_rank else n
+    sent = 3 * n + trained if job.sharded else 2 * trained
     read, compute = (w * n + cache / 2) / device.bandwidth, 2 * n * each / device.arithmetic
     return {
         "writing": job.new * (max(read, compute) + start),
         "scoring": 2 * (2 * n * job.tokens * each / device.arithmetic + start),
         "update": job.epochs
         * ((8 if job.checkpointing else 6) * n * job.tokens * each / device.arithmetic + 3 * start * passes),
-        "sending": job.epochs * 2 * w * trained * (job.devices - 1) / job.devices / device.link,
+        "sending": job.epochs * w * sent * (job.devices - 1) / job.devices / device.link,
     }
 
 

@@ -44,7 +44,7 @@ class CostConfig:
     gradient_checkpointing: bool = False
     """Keep each layer's input alone while learning."""
     sharded: bool = False
-    """Divide weights, gradients and optimizer among the devices, as FSDP would; train keeps them whole."""
+    """Divide what learns among the devices: accelerate launch --use_fsdp."""
     memory_gb: float = 80.0
     """Of one device."""
     check: list[str] = field(default_factory=list)

@@ -1,17 +1,25 @@
 """One training run on several devices: `accelerate launch -m experiments train ...`.
 
-accelerate starts the processes and makes of the policy a module that averages gradients over them (DDP); how many there
-are and where is its own configuration's (`accelerate config`, or flags of `accelerate launch`).
+accelerate starts the processes; how many there are and where is its own configuration's (`accelerate config`, or flags
+of `accelerate launch`), and so is whether each holds whole weights (DDP) or a part of them (FSDP2).
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
+
+from agents.sharding import shard
 from experiments.config import FlagError
+
+TOLD = ("VERSION", "OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING", "RESHARD_AFTER_FORWARD")
 
 
 def is_launched() -> bool:
@@ -19,11 +27,12 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def join(device: str) -> tuple[Callable[[Any], Any], str]:
-    """Meet the other processes; what to wrap a policy in (see `Agent.distribute`), and this process's device.
+@contextmanager
+def joined(device: str) -> Iterator[tuple[Callable[[Any], Any], str]]:
+    """Meet the other processes, and part at the end; what to wrap a policy in (see `Agent.distribute`), and a device.
 
     Raises:
-        FlagError: accelerate is not installed, or was told to shard.
+        FlagError: accelerate is not installed, or was told what cannot be.
     """
     try:
         from accelerate import Accelerator
@@ -32,11 +41,34 @@ def join(device: str) -> tuple[Callable[[Any], Any], str]:
         raise FlagError("several processes need accelerate: pip install textenv[accelerate].") from error
     # When a rank fails, the launcher ends the others; one that waits for it in a collective runs no handler of Python's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # gradients would be right, checkpoints would not
-        raise FlagError("train keeps whole weights on each device: launch it with --multi_gpu, not with --use_fsdp.")
+    sharding = as_told() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="no",  # the distribution that samples is the one that learns: --dtype is for both
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not all agents use the head
     )
-    return accelerator.prepare_model, str(accelerator.device)
+    own = accelerator.device  # "cpu:0" is a device where no file can be read to
+    yield sharding or accelerator.prepare_model, own.type if own.type == "cpu" else str(own)
+    # No wrapper may outlive the group: it would then end gloo's threads with Python's lock in hand, which one of them
+    # may be waiting for, to free a tensor
+    accelerator.free_memory()
+    torch.distributed.destroy_process_group()
+
+
+def as_told() -> Callable[[Any], Any]:
+    """What shards a policy, as accelerate's configuration has it.
+
+    Raises:
+        FlagError: it wants what `agents.sharding.shard` does not do; says which flag of `accelerate launch` to change.
+    """
+    told = {name: os.environ.get(f"FSDP_{name}", "").lower() for name in TOLD}
+    if told["VERSION"] != "2":
+        raise FlagError("train shards by FSDP2: add --fsdp_version 2 to --use_fsdp.")
+    if told["OFFLOAD_PARAMS"] == "true":
+        raise FlagError("train keeps weights on the devices: set --fsdp_offload_params false.")
+    if told["ACTIVATION_CHECKPOINTING"] == "true":
+        raise FlagError("activation checkpointing is a flag of train's: --gradient-checkpointing.")
+    # else transformers reads weights on the first rank alone, and those of the others, the reference's too, are noise
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody here writes to
+    return partial(shard, reshard_after_forward=told["RESHARD_AFTER_FORWARD"] != "false")

@@ -128,9 +128,7 @@ def run_trial(
     env = config.make_env()
     yardstick = Yardstick.of(env, config.eval_episodes)
     baselines = measured_baselines(yardstick, initial)
-    agent = _agent(config, env, folder, initial)
-    if wrap is not None and isinstance(agent, Agent):
-        agent.distribute(wrap)
+    agent = _agent(config, env, folder, initial, wrap)
     progress(agent.num_timesteps)
 
     with TrialLog(config, folder, yardstick, agent, progress) as log:
@@ -156,14 +154,27 @@ def run_trial(
     return summary
 
 
-def _agent(config: TrialConfig, env: Any, folder: Path, initial: Path) -> Agent | StableBaselines:
+def _agent(
+    config: TrialConfig, env: Any, folder: Path, initial: Path, wrap: Callable[[Any], Any] | None = None
+) -> Agent | StableBaselines:
     """A new agent, or the one of the last checkpoint."""
+    kind = AGENTS[config.agent]
+
+    def as_before(policy: TransformerPolicy) -> Any:  # what a checkpoint does not say
+        policy = _as_told(config, policy)
+        return policy if wrap is None else wrap(policy)
+
     for name in CHECKPOINTS:
         if (folder / name / "training_state.pt").is_file():  # written last: the checkpoint is whole
-            agent = AGENTS[config.agent].load(folder / name, env, device=config.device)
-            _as_told(config, agent.policy)
-            return agent
-    return config.make_agent(initial_policy(config, env, initial), env)
+            if issubclass(kind, Agent):
+                return kind.load(folder / name, env, device=config.device, wrap=as_before)
+            theirs = kind.load(folder / name, env, device=config.device)
+            as_before(theirs.policy)
+            return theirs
+    agent = config.make_agent(initial_policy(config, env, initial), env)
+    if wrap is not None and isinstance(agent, Agent):
+        agent.distribute(wrap)
+    return agent
 
 
 class TrialLog:
@@ -179,7 +190,8 @@ class TrialLog:
     ) -> None:
         self.config, self.folder, self.yardstick, self.agent, self.progress = config, folder, yardstick, agent, progress
         self.grid = np.linspace(0, config.total_timesteps, config.num_evals + 1)
-        self.rows = [row for row in read_metrics(folder) if row["num_updates"] <= agent.num_updates]
+        rows = by_first_rank(lambda: read_metrics(folder))  # which begins the file anew below
+        self.rows = [row for row in rows if row["num_updates"] <= agent.num_updates]
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
         self.reported = agent.num_timesteps
         self.last_time = self.last_checkpoint = time.monotonic()

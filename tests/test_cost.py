@@ -72,10 +72,13 @@ def test_what_devices_and_settings_change() -> None:
     assert memory(shape, eight)["KV cache"] == memory(shape, one)["KV cache"] / 8
     assert memory(shape, eight)["optimizer"] == memory(shape, one)["optimizer"]
     assert memory(shape, replace(eight, sharded=True))["optimizer"] == memory(shape, one)["optimizer"] / 8
+    whole, sharded = (memory(shape, job)["weights"] for job in (eight, replace(eight, sharded=True)))
+    assert sharded == whole * (1 + 1 / 8)  # a copy learns
     assert memory(shape, replace(one, lora_rank=8))["reference"] == 0
     small = memory(shape, replace(one, checkpointing=True))["activations"]
     assert small < memory(shape, one)["activations"] / 5
     times, more = (seconds(shape, job, Device()) for job in (one, eight))
+    assert 2 * more["sending"] == seconds(shape, replace(eight, sharded=True), Device())["sending"]
     assert times["sending"] == 0 < more["sending"] and more["update"] < times["update"]
 
 

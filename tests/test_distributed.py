@@ -7,9 +7,10 @@ compared here with one process, and with what two would find that know nothing o
 from __future__ import annotations
 
 import faulthandler
+import importlib.util
 import itertools
+import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,27 +18,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 import torch.multiprocessing
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, collect
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, TransformerPolicy, collect
 from agents.distributed import by_first_rank, num_ranks, of_all_ranks, rank, seed_of_rank, sum_over_ranks
 from agents.epochs import minibatches
 from agents.sampling import new_generator
-from experiments.ranks import join
+from agents.sharding import gathered, shard
+from experiments.config import FlagError
+from experiments.ranks import as_told, joined
 from experiments.trial import read_metrics
 from tests.tasks import make, words
 from tests.test_gradients import random_policy
+from textenv import exact
 
 COUNT = 16  # answers, in groups of 4
 EXACT, BROKEN = 1e-5, 1e-2
+ROUNDED = 1e-4  # of weights in float32 after some steps of Adam, which makes of any gradient a step of about 1e-2
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "REINFORCE, no baseline": (REINFORCE, {"baseline": None}),
     "REINFORCE, mean": (REINFORCE, {"baseline": "mean"}),
     "REINFORCE, leave one out": (REINFORCE, {"baseline": "leave_one_out"}),
     "REINFORCE, sequence, mean": (REINFORCE, {"baseline": "mean", "credit": "sequence", "micro_batch_size": 3}),
+    # so cold that all continuations of a text are the same, whoever writes them
+    "REINFORCE, q, mean": (REINFORCE, {"baseline": "mean", "credit": "q", "temperature": 1e-6}),
     "ActorCritic": (ActorCritic, {"num_generations": 1}),
     "ActorCritic, whitened": (ActorCritic, {"normalize_advantage": True}),
     "PPO": (PPO, {"n_epochs": 2}),
@@ -49,6 +58,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 # whose advantages need answers beyond the group
 GLOBAL = [name for name in CASES if "mean" in name or "whitened" in name or "apart" in name]
 GROUPED = ["REINFORCE, leave one out", "RLOO", "GRPO"]
+SHARDED = ["PPO", "PPO, V apart", "RLOO"]
+HAS_PEFT = importlib.util.find_spec("peft") is not None
 STEERED = {"kl_target": 0.16, "kl_horizon": COUNT}
 
 
@@ -61,7 +72,7 @@ def agent_of(name: str, **more: Any) -> Any:
     """An agent whose steps change nothing, so that its gradient stays to be seen."""
     kind, settings = CASES[name]
     env = task()
-    own = {key: settings[key] for key in ("separate_critic",) if key in settings}
+    own = {key: settings[key] for key in ("separate_critic", "temperature") if key in settings}
     policy = random_policy(env, **own)
     still = {"learning_rate": 0.0, "max_grad_norm": 1e9, "n_episodes": COUNT, "num_generations": 4, "seed": 0}
     return kind(policy, env, **(still | {key: value for key, value in settings.items() if key not in own} | more))
@@ -86,7 +97,15 @@ def half(rollout: Rollout, r: int) -> Rollout:
 def gradient(agent: Any, rollout: Rollout) -> Tensor:
     """What `train` leaves behind."""
     agent.train(rollout)
-    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in agent.trained])
+    masters = agent.masters.of(agent.trained)
+    return torch.cat([gathered(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in masters])
+
+
+def half_precision() -> Any:
+    """An agent whose trunk is in bfloat16, and V in float32."""
+    agent = agent_of("PPO")
+    agent.policy.cast(torch.bfloat16).value_head.float()
+    return agent
 
 
 def learnt(agent: Any, rollout: Rollout) -> dict[str, Any]:
@@ -107,21 +126,36 @@ def far_in_one_half(rollout: Rollout) -> Rollout:
     return replace(rollout, log_probs=torch.where(rollout.mask, near.log_probs.detach() + away, 0.0))
 
 
-def on_a_rank(r: int, port: int, folder: Path) -> None:
+def on_a_rank(r: int, folder: Path) -> None:
     """All that this file asks of two ranks, written to `folder`."""
-    where = {"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    where = {"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
     os.environ.update({key: str(value) for key, value in where.items()})
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(300, exit=True)  # ranks that wait for each other say where
-    wrap, _ = join("cpu")
+    # they meet in a file, where a port might meanwhile be another's
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=r, world_size=2)
+    with joined("cpu") as (wrap, _):
+        found = found_by(r, folder, wrap) | found_sharded(r, folder)
+    torch.save(found, folder / f"{r}.pt")
+
+
+def found_by(r: int, folder: Path, wrap: Any) -> dict[str, Any]:
+    """What rank r has to say, each with whole weights."""
     rollout, found = all_answers(), {}
-    for name in CASES:
+    for name, (how, wrapper) in itertools.product(CASES, {"whole": wrap, "sharded": shard}.items()):
         agent = agent_of(name)
-        agent.distribute(wrap)
-        found[name] = gradient(agent, half(rollout, r))
+        agent.distribute(wrapper)
+        found[f"{name}, {how}"] = gradient(agent, half(rollout, r))
+    for how, wrapper in {"whole": wrap, "sharded": shard}.items():
+        agent = half_precision()
+        agent.distribute(wrapper)
+        found[f"bfloat16, {how}"] = gradient(agent, half(rollout, r))
     agent = agent_of("PPO", **STEERED)
     agent.distribute(wrap)
     found["learnt"] = learnt(agent, half(rollout, r))
+    agent = agent_of("REINFORCE, q, mean")
+    agent.distribute(wrap)
+    found["continued"] = learnt(agent, half(rollout, r))["num_timesteps"]
     agent = agent_of("PPO", target_kl=0.1)
     agent.distribute(wrap)
     found["minibatches"] = agent.train(half(far_in_one_half(rollout), r))["num_minibatches"]
@@ -140,22 +174,79 @@ def on_a_rank(r: int, port: int, folder: Path) -> None:
         agent_of("GRPO", n_episodes=12)
     except ValueError as error:
         found["refused"] = str(error)
-    torch.save(found, folder / f"{r}.pt")
-    torch.distributed.destroy_process_group()
+    return found
 
 
-def free_port() -> int:
-    """One that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def learner(name: str, dtype: torch.dtype = torch.float64) -> Any:
+    """An agent that does learn."""
+    agent = agent_of(name, learning_rate=1e-2, max_grad_norm=1.0)
+    agent.policy.to(dtype)
+    return agent
+
+
+def learned(agent: Any, rollout: Rollout, updates: int = 3) -> Tensor:
+    """The weights of the policy, which writes, after some updates from the same answers."""
+    for _ in range(updates):
+        agent.train(rollout)
+    return torch.cat([p.detach().flatten() for p in agent.trained])
+
+
+def adapter_learner() -> tuple[Any, Rollout]:
+    """An adapter on the reference's weights, and answers to learn from."""
+    from tests import test_lora
+
+    env = test_lora.task("gpt2")
+    agent = RLOO(test_lora.adapted(env, 0.1), env, n_episodes=COUNT, learning_rate=1e-2, seed=0)
+    generator = new_generator("cpu", 5)
+    return agent, collect(env, agent.policy, COUNT, num_generations=4, generator=generator, values=False)
+
+
+def found_sharded(r: int, folder: Path) -> dict[str, Any]:
+    """What rank r has to say with a part of the weights."""
+    found: dict[str, Any] = {}
+    mine = half(all_answers(), r)
+    for name in SHARDED:
+        agent = learner(name)
+        agent.distribute(shard)
+        found[f"learned, {name}"] = learned(agent, mine)
+        found[f"kept, {name}"] = sum(master.to_local().numel() for master in agent.masters.of(agent.trained))
+        agent = learner(name, torch.float32)  # as checkpoints are
+        agent.distribute(shard)
+        learned(agent, mine)
+        agent.save(folder / name)
+        of_all_ranks(None)  # wait until it is written
+        loaded = CASES[name][0].load(folder / name, env=task(), wrap=shard)
+        found[f"going on, {name}"] = [learned(agent, mine), learned(loaded, mine)]
+        agent = CASES[name][0].load(folder / f"{name}, one process", env=task(), wrap=shard)
+        found[f"from one process, {name}"] = learned(agent, mine)
+    if HAS_PEFT:
+        agent, rollout = adapter_learner()
+        agent.distribute(shard)
+        found["learned, adapter"] = learned(agent, half(rollout, r))
+    agent = learner("PPO")
+    agent.train(mine)
+    for wrap in (shard, fully_shard):
+        try:
+            agent.distribute(wrap)
+        except ValueError as error:
+            found[f"refused {wrap.__name__}"] = str(error)
+    return found
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where agents are saved."""
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
     """What each of two ranks found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_a_rank, (free_port(), folder), nprocs=2)
+    for name in SHARDED:
+        agent = learner(name, torch.float32)
+        learned(agent, all_answers())
+        agent.save(folder / f"{name}, one process")
+    torch.multiprocessing.spawn(on_a_rank, (folder,), nprocs=2)
     return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(2)]
 
 
@@ -165,13 +256,76 @@ def distance(found: Tensor, wanted: Tensor) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["whole", "sharded"])
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_have_the_gradient_of_one(name: str, ranks: list[dict[str, Any]]) -> None:
+def test_two_ranks_have_the_gradient_of_one(name: str, how: str, ranks: list[dict[str, Any]]) -> None:
     """The same on both, within 1e-5 of one process with all answers; either half alone has another."""
     whole = gradient(agent_of(name), all_answers())
-    assert torch.equal(ranks[0][name], ranks[1][name])
-    assert distance(ranks[0][name], whole) < EXACT
+    found = [each[f"{name}, {how}"] for each in ranks]
+    assert torch.equal(*found)
+    assert distance(found[0], whole) < EXACT
     assert distance(gradient(agent_of(name), half(all_answers(), 0)), whole) > BROKEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["whole", "sharded"])
+def test_two_ranks_in_bfloat16_have_the_gradient_of_one(how: str, ranks: list[dict[str, Any]]) -> None:
+    """But for rounding, of which 8 bits leave 1/256 a number; the masters have it, the same on both ranks."""
+    whole = gradient(half_precision(), all_answers())
+    found = [each[f"bfloat16, {how}"] for each in ranks]
+    assert torch.equal(*found)
+    assert distance(found[0], whole) < 0.02
+    assert distance(gradient(half_precision(), half(all_answers(), 0)), whole) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_ranks_learn_what_one_process_learns(name: str, ranks: list[dict[str, Any]]) -> None:
+    """The policy's weights after some updates, of which each rank kept half; half of the answers teach others."""
+    whole = learned(learner(name), all_answers())
+    assert torch.equal(ranks[0][f"learned, {name}"], ranks[1][f"learned, {name}"])
+    assert (ranks[0][f"learned, {name}"] - whole).abs().max() < EXACT
+    assert (learned(learner(name), half(all_answers(), 0)) - whole).abs().max() > BROKEN
+    kept = [found[f"kept, {name}"] for found in ranks]
+    assert sum(kept) == len(whole) and max(kept) < 0.51 * len(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_PEFT, reason="needs peft")
+def test_a_sharded_adapter_learns_what_a_whole_one_learns(ranks: list[dict[str, Any]]) -> None:
+    """The copy that learns has the reference's weights too, spread; those that the reference reads stay whole."""
+    agent, rollout = adapter_learner()
+    whole = learned(agent, rollout)
+    other, _ = adapter_learner()
+    for found in ranks:
+        assert (found["learned, adapter"] - whole).abs().max() < EXACT
+    assert (learned(other, half(rollout, 0)) - whole).abs().max() > BROKEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_checkpoints_are_whole(name: str, ranks: list[dict[str, Any]], folder: Path) -> None:
+    """Saved by two ranks, loaded by two or by one, and the other way: weights and moments go on as they would have."""
+    agent = learner(name, torch.float32)
+    learned(agent, all_answers())
+    whole = learned(agent, all_answers())
+    for found in ranks:
+        assert torch.equal(*found[f"going on, {name}"])
+        for way in (found[f"going on, {name}"][0], found[f"from one process, {name}"]):
+            assert (way - whole).abs().max() < ROUNDED
+    loaded = CASES[name][0].load(folder / name, env=task())
+    assert (learned(loaded, all_answers()) - whole).abs().max() < ROUNDED
+    forgetful = CASES[name][0].load(folder / name, env=task())
+    forgetful.optimizer.state.clear()
+    assert (learned(forgetful, all_answers()) - whole).abs().max() > BROKEN
+
+
+@pytest.mark.slow
+def test_what_cannot_be_sharded_is_refused(ranks: list[dict[str, Any]]) -> None:
+    """The policy itself, and what has begun to learn."""
+    for found in ranks:
+        assert "told before learning" in found["refused shard"]
+        assert "must stay whole" in found["refused fully_shard"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -210,6 +364,15 @@ def test_metrics_beta_and_timesteps_are_those_of_all_answers(ranks: list[dict[st
             assert found["metrics"][name] == pytest.approx(whole["metrics"][name], rel=1e-5), name
     assert abs(alone["kl_coef"] / whole["kl_coef"] - 1) > BROKEN
     assert abs(alone["metrics"]["val/explained_variance"] - whole["metrics"]["val/explained_variance"]) > BROKEN
+
+
+@pytest.mark.slow
+def test_tokens_of_continuations_are_counted_once_by_all(ranks: list[dict[str, Any]]) -> None:
+    """With credit="q": those that either rank wrote, more than the answers' own."""
+    rollout = all_answers()
+    whole = learnt(agent_of("REINFORCE, q, mean"), rollout)["num_timesteps"]
+    assert [found["continued"] for found in ranks] == [whole, whole]
+    assert whole > int(rollout.mask.sum())
 
 
 @pytest.mark.slow
@@ -262,23 +425,39 @@ def test_shares_of_shuffles_are_shuffles_of_the_whole() -> None:
 TINY = "--env textenv/Toy-v0 --env-args vocab_size 3 max_new_tokens 2 num_prompts 1 --n-episodes 16 --num-evals 3"
 
 
-def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch -m experiments ...` on two processes."""
-    launcher = f"-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port {free_port()}".split()
+DDP, FSDP = ["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]
+
+
+def launch(
+    *arguments: str, how: list[str] = DDP, module: str = "experiments", folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch -m experiments ...` on two processes; modules are looked for in `folder` too."""
+    launcher = ["-m", "accelerate.commands.launch", *how, "--num_processes", "2", "--main_process_port", "0"]
+    path = ":".join(str(place) for place in (Path(__file__).parents[1], folder) if place is not None)
     return subprocess.run(
-        [sys.executable, *launcher, "-m", "experiments", *arguments],
+        [sys.executable, *launcher, "-m", module, *arguments],
         capture_output=True,
         text=True,
         timeout=400,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
 
 
+def on_a_model(folder: Path, reward: str) -> list[str]:
+    """The flags of a task whose reference, a model of a hundred numbers, is made in `folder`."""
+    if not (folder / "model").is_dir():
+        _write_model(folder / "model")
+        (folder / "prompts.txt").write_text("a b\n")
+    flags = f"--env textenv/Text-v0 --reward {reward} --max-new-tokens 2 --n-episodes 16 --eval-episodes 4"
+    return [*flags.split(), "--model", str(folder / "model"), "--prompts", str(folder / "prompts.txt")]
+
+
 @pytest.mark.slow
-def test_the_command_line_trains_on_two_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [DDP, FSDP], ids=["whole", "sharded"])
+def test_the_command_line_trains_on_two_ranks(how: list[str], tmp_path: Path) -> None:
     """One folder, written by one of them; tokens are counted once; a finished run is resumed without doing it again."""
     flags = ["train", *TINY.split(), "--total-timesteps", "400", "--agent", "grpo", "--out", str(tmp_path / "run")]
-    done = launch(*flags)
+    done = launch(*flags, how=how)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1 and done.stdout.count('"objective"') == 1
     rows = read_metrics(tmp_path / "run")
@@ -286,30 +465,66 @@ def test_the_command_line_trains_on_two_ranks(tmp_path: Path) -> None:
     counts = [row["num_updates"] for row in rows]
     assert counts == sorted(set(counts)) and 400 <= rows[-1]["num_timesteps"] < 432
     assert all(16 <= b["num_timesteps"] - a["num_timesteps"] <= 32 for a, b in itertools.pairwise(rows))
-    assert launch(*flags, "--resume").returncode == 0 and read_metrics(tmp_path / "run") == rows
+    assert launch(*flags, "--resume", how=how).returncode == 0 and read_metrics(tmp_path / "run") == rows
+    saved = TransformerPolicy.from_pretrained(tmp_path / "run" / "checkpoint")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    tiny = {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1}
+    assert exact.evaluate(gym.make("textenv/Toy-v0", **tiny), saved).objective == pytest.approx(
+        summary["objective"], abs=1e-6
+    )
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_ends_the_run_with_its_error(tmp_path: Path) -> None:
-    """Not with a hang: the other one waits for it in vain, and is ended within seconds."""
+@pytest.mark.parametrize("how", [DDP, FSDP], ids=["whole", "sharded"])
+def test_an_interrupted_run_of_two_ranks_resumes_where_it_stopped(how: list[str], tmp_path: Path) -> None:
+    """In bfloat16, ended after a checkpoint and some lost updates: `--resume` writes what a whole run would have."""
+    (tmp_path / "counted.py").write_text(
+        "def words(prompts, completions, completion_ids, **columns):\n"
+        "    return [float(text.count('a')) for text in completions]\n"
+    )
+    (tmp_path / "stopping.py").write_text(
+        "from experiments.__main__ import main\nfrom experiments.trial import TrialLog\n\nwrite = TrialLog.write\n\n"
+        "def stop(self, row):\n    write(self, row)\n"
+        "    if row['num_updates'] == 3:\n        self.checkpoint()\n"
+        "    if row['num_updates'] == 5:\n        raise RuntimeError('stopped')\n\n"
+        "TrialLog.write = stop\nmain()\n"
+    )
+    flags = ["train", *on_a_model(tmp_path, "counted:words"), "--agent", "ppo", "--total-timesteps", "250"]
+    flags += ["--dtype", "bfloat16", "--num-evals", "3", "--gradient-checkpointing"]
+    whole, stopped = ["--out", str(tmp_path / "whole")], ["--out", str(tmp_path / "stopped")]
+    assert launch(*flags, *whole, how=how, folder=tmp_path).returncode == 0
+    ended = launch(*flags, *stopped, how=how, module="stopping", folder=tmp_path)
+    assert ended.returncode != 0 and "RuntimeError: stopped" in ended.stderr
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    assert [row["num_updates"] for row in read_metrics(tmp_path / "stopped")] == list(range(6))
+    done = launch(*flags, *stopped, "--resume", how=how, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = (read_metrics(tmp_path / name) for name in ("whole", "stopped"))
+    assert len(before) > 6
+    for row in (*before, *after):
+        del row["seconds"]
+    assert before == after
+    saved = TransformerPolicy.from_pretrained(tmp_path / "stopped" / "checkpoint")
+    assert saved.model.dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [("raise RuntimeError('no reward today')", "no reward today"), ("os.kill(os.getpid(), 9)", "SIGKILL")],
+)
+def test_a_rank_that_fails_ends_the_run_with_its_error(end: str, told: str, tmp_path: Path) -> None:
+    """Raised or killed; not with a hang: the other one waits for it in vain, and is ended within seconds."""
     (tmp_path / "broken_reward.py").write_text(
         "import os\n\ndef fails(prompts, completions, completion_ids, **columns):\n"
-        "    if os.environ['RANK'] == '1' and len(prompts) == 8:\n        raise RuntimeError('no reward today')\n"
+        f"    if os.environ['RANK'] == '1' and len(prompts) == 8:\n        {end}\n"
         "    return [0.0] * len(prompts)\n"
     )
-    (tmp_path / "prompts.txt").write_text("a b\n")
-    model = tmp_path / "model"
-    _write_model(model)
-    flags = "--env textenv/Text-v0 --reward broken_reward:fails --max-new-tokens 2 --n-episodes 16 --eval-episodes 4"
-    root = str(Path(__file__).parents[1])
+    flags = ["--agent", "ppo", "--out", str(tmp_path / "run")]
     began = time.monotonic()
-    done = launch(
-        *["train", *flags.split(), "--model", str(model), "--prompts", str(tmp_path / "prompts.txt")],
-        *["--agent", "ppo", "--out", str(tmp_path / "run")],
-        PYTHONPATH=f"{root}:{tmp_path}",
-    )
+    done = launch("train", *on_a_model(tmp_path, "broken_reward:fails"), *flags, folder=tmp_path)
     assert done.returncode != 0
-    assert "no reward today" in done.stderr
+    assert told in done.stderr
     assert time.monotonic() - began < 200  # no hang: a rank that waits for another does so for half an hour
 
 
@@ -320,8 +535,38 @@ def test_commands_that_run_alone_refuse_a_launcher(tmp_path: Path) -> None:
     assert done.returncode != 0 and "is for `train`" in done.stderr
     done = launch("train", *TINY.split(), "--agent", "sb3-ppo", "--out", str(tmp_path / "run"))
     assert done.returncode != 0 and "trains in one process" in done.stderr
-    done = launch("train", *TINY.split(), "--out", str(tmp_path / "run"), ACCELERATE_USE_FSDP="true")
-    assert done.returncode != 0 and "keeps whole weights" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, "add --fsdp_version 2"),
+        ({"FSDP_VERSION": "1"}, "add --fsdp_version 2"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params false"),
+        ({"FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--gradient-checkpointing"),
+    ],
+)
+def test_sharding_that_is_not_ours_is_refused(
+    told: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accelerate can be told and `shard` does not do: said in a line, with the flag to change."""
+    for name in [name for name in os.environ if name.startswith("FSDP_")]:
+        monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FlagError, match=message):
+        as_told()
+
+
+def test_what_accelerate_was_told_of_sharding_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether layers are gathered again; and never that other ranks begin with weights of noise."""
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    for told in ("true", "false"):
+        monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", told)
+        monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+        wrap: Any = as_told()
+        assert wrap.func is shard and wrap.keywords == {"reshard_after_forward": told == "true"}
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
 def _write_model(folder: Path) -> None:
