@@ -6,9 +6,13 @@ place: `agent.sampler = generate`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from agents.policy import TransformerPolicy
 from agents.sampling import Written, asked_on_the_way
@@ -19,8 +23,8 @@ from textenv.process import TextProcess, Texts
 def generate(policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator) -> Written:
     """Sample until every text has ended, by `policy.model.generate`.
 
-    pi is what `policy.log_softmax` says, whoever samples: temperature and masks go in as a logits processor, and log pi
-    is read off the scores that were sampled from.
+    pi is what `policy.log_softmax` says, whoever samples: temperature and masks go in as a logits processor, log pi is
+    read off the scores that were sampled from, and the model's own `generation_config` is left out.
     """
     device, width, horizon = policy.device, process.prompt_width, process.max_new_tokens
     ids = torch.as_tensor(texts.input_ids, device=device).clone()
@@ -41,17 +45,14 @@ def generate(policy: TransformerPolicy, process: TextProcess, texts: Texts, gene
         return policy.log_softmax(logits, allowed | ~allowed.any(dim=1, keepdim=True))  # an ended text: any token
 
     # generate draws from the global generator, which stays as it was
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), no_generation_config(policy.model):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         said = policy.model.generate(
             input_ids=packed,
             attention_mask=packed_attention.long(),
             logits_processor=LogitsProcessorList([scores]),
             do_sample=True,
-            temperature=1.0,
             top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
             max_new_tokens=horizon - int(time.min()),
             eos_token_id=process.eos_token_ids or None,
             pad_token_id=0,
@@ -77,3 +78,17 @@ def generate(policy: TransformerPolicy, process: TextProcess, texts: Texts, gene
         ref_log_probs if stepwise else None,
         None if process.full_support else action_mask,
     )
+
+
+@contextmanager
+def no_generation_config(model: Any) -> Iterator[None]:
+    """Without what a checkpoint says of how to generate: an adapter's, and that of the model within."""
+    models = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    saved = [each.generation_config for each in models]
+    for each in models:
+        each.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for each, config in zip(models, saved, strict=True):
+            each.generation_config = config

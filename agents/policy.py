@@ -382,9 +382,10 @@ def choose(probs: Tensor, generator: torch.Generator) -> Tensor:
     """A token of each row of probabilities [B, V].
 
     torch.multinomial draws a random number for each word, which is a third of the time of sampling where words are many
-    (5000). There one number a row is drawn: the token is the first whose cumulated probability exceeds it.
+    (5000). There one number a row is drawn: the token is the first whose cumulated probability exceeds it. So on a GPU,
+    which multinomial makes the host wait for in some versions of torch.
     """
-    if probs.shape[1] < MANY_WORDS:
+    if probs.shape[1] < MANY_WORDS and not probs.is_cuda:
         return torch.multinomial(probs, 1, generator=generator).squeeze(1)
     heights = probs.cumsum(dim=1, dtype=torch.float64)
     uniform = torch.rand(len(probs), 1, generator=generator, device=probs.device, dtype=torch.float64)

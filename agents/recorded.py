@@ -28,7 +28,8 @@ class RecordedSampler:
     """Samples like `write`, from the same distribution: `agent.sampler = RecordedSampler()`.
 
     The recording is kept while policy and shapes are the same; weights that are trained in place are read as they are.
-    Where the reference must be asked on the host before each token, there is nothing to record, and `write` it is.
+    Where the reference must be asked on the host before each token, or the model attends to a window that slides within
+    the texts, there is nothing to record, and `write` it is.
     """
 
     def __init__(self) -> None:
@@ -38,12 +39,14 @@ class RecordedSampler:
     def __call__(
         self, policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator
     ) -> Written:
-        if asked_on_the_way(process):
-            return write(policy, process, texts, generator)
         steps = process.max_new_tokens - int(texts.time.min())
         begun = int(texts.attention_mask.sum(axis=1).max())
         length = max(process.prompt_width + process.max_new_tokens, begun + steps)
+        window = getattr(policy.model.config.get_text_config(), "sliding_window", None) or length
+        if asked_on_the_way(process) or window < length:
+            return write(policy, process, texts, generator)
         if self.tape is None or not self.tape.fits(policy, process, texts, length, generator):
+            self.tape = None  # two caches at once might not fit
             self.tape = Tape(policy, process, texts, length, generator)
         return self.tape.play(texts, steps)
 
@@ -63,7 +66,7 @@ class Tape:
         self, policy: TransformerPolicy, process: TextProcess, texts: Texts, length: int, generator: torch.Generator
     ) -> None:
         self.policy, self.process, self.generator = policy, process, generator
-        self.rows, self.length = len(texts), length
+        self.rows, self.length, self.recorded = len(texts), length, what_is_recorded(policy)
         device, width, horizon = policy.device, process.prompt_width, process.max_new_tokens
         self.cache: Any = StaticCache(config=policy.model.config, max_cache_len=length)
         # as in `write`, texts that have ended go on writing in one column more than there are tokens
@@ -83,7 +86,7 @@ class Tape:
     ) -> bool:
         """Whether it can be played for these."""
         same = self.policy is policy and self.process is process and self.generator is generator
-        return same and (self.rows, self.length) == (len(texts), length)
+        return same and (self.rows, self.length, self.recorded) == (len(texts), length, what_is_recorded(policy))
 
     def play(self, texts: Texts, steps: int) -> Written:
         """Write until every text has ended, or `steps` tokens."""
@@ -145,17 +148,23 @@ class Tape:
     def _recorded(self, texts: Texts) -> Callable[[], Any]:
         """The step as a CUDA graph; what it was tried on is forgotten by the next `_begin`."""
         real, self.generator = self.generator, new_generator(self.ids.device, 0)  # so that trying draws nothing
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # libraries set themselves up in the first steps, which must not be recorded
-                self._begin(texts)
+        with torch.cuda.device(self.ids.device):
+            stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # libraries set themselves up in the first steps, which must not be recorded
+                    self._begin(texts)
+                    self._step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._begin(texts)
+            self.generator = real
+            graph = torch.cuda.CUDAGraph()
+            graph.register_generator_state(real)
+            with torch.cuda.graph(graph):
                 self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.generator = real
-        self._begin(texts)
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(real)
-        with torch.cuda.graph(graph):
-            self._step()
         return graph.replay
+
+
+def what_is_recorded(policy: TransformerPolicy) -> tuple[Any, ...]:
+    """Where the weights lie, and the one number that a step takes from Python: with others it must be recorded anew."""
+    return (policy.temperature, *(parameter.data_ptr() for parameter in policy.model.parameters()))

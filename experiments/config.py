@@ -170,6 +170,8 @@ class TrainFlags(EnvFlags):
     compile: bool = False
     """Compile the update's pass (torch.compile): a minute at first; what it then saves, `bench --parts options` says.
     On a CPU it needs a C++ compiler."""
+    sampler: Literal["write", "generate", "recorded"] = "write"
+    """What generates: our loop, transformers' generate, or a step recorded as a CUDA graph (agents/recorded.py)."""
     wandb_project: str | None = None
     """Log to this project of Weights & Biases too (pip install textenv[wandb])."""
     out: Path | None = None
@@ -237,8 +239,9 @@ class TrialConfig(AgentFlags):
             for name in ("lora_rank", "log_completions", "compile"):
                 if getattr(self, name):
                     raise FlagError(f"--{name.replace('_', '-')} is for our agents, not for {self.agent}.")
-            if self.dtype != "float32":
-                raise FlagError(f"--dtype {self.dtype} is for our agents, not for {self.agent}.")
+            for name, usual in (("dtype", "float32"), ("sampler", "write")):
+                if (told := getattr(self, name)) != usual:
+                    raise FlagError(f"--{name} {told} is for our agents, not for {self.agent}.")
 
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """The agent that the flags name."""

@@ -17,6 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 from agents import Rollout, TransformerPolicy
 from agents.agent import Agent
 from agents.distributed import by_first_rank, rank
+from agents.generate import generate
+from agents.recorded import RecordedSampler
+from agents.sampling import Sampler, write
 from experiments.config import AGENTS, AgentFlags, FlagError, TrialConfig, open_folder, plain, write_config
 from experiments.console import completions_table, plain_console
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum, tokens_to_share
@@ -129,6 +132,9 @@ def run_trial(
     yardstick = Yardstick.of(env, config.eval_episodes)
     baselines = measured_baselines(yardstick, initial)
     agent = _agent(config, env, folder, initial, wrap)
+    if isinstance(agent, Agent):
+        samplers: dict[str, Sampler] = {"write": write, "generate": generate, "recorded": RecordedSampler()}
+        agent.sampler = samplers[config.sampler]
     progress(agent.num_timesteps)
 
     with TrialLog(config, folder, yardstick, agent, progress) as log:

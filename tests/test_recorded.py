@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 
 from agents import PPO, collect
-from agents.recorded import RecordedSampler
+from agents.recorded import LOOK_UP, RecordedSampler, Tape
 from agents.rollout import draw_prompts
 from agents.sampling import WORTH_LEAVING, new_generator, write
+from experiments import trial
+from experiments.config import FlagError, TrialConfig
 from tests.test_sampling import CLOSE, language_model
 from textenv.unwrap import process_of
 
@@ -65,6 +68,46 @@ def test_it_goes_on_from_any_state() -> None:
     assert not both[0].mask[4, :11].any() and both[0].mask[4, 11]
 
 
+def test_it_stops_soon_after_the_last_text_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long before the longest text that there may be."""
+    env, policy = language_model(ends=150, max_new_tokens=200, positions=210)
+    sampler, steps = RecordedSampler(), []
+    step = Tape._step
+    monkeypatch.setattr(Tape, "_step", lambda self: (steps.append(1), step(self))[1])
+    rollout = collect(env, policy, ROWS, generator=new_generator("cpu", 0), sampler=sampler)
+    assert rollout.num_tokens <= len(steps) + 1 < rollout.num_tokens + LOOK_UP < 100
+
+
+def test_what_has_changed_place_is_recorded_anew() -> None:
+    """Weights of another dtype, another temperature, more texts; weights that only learn are not."""
+    env, policy = language_model()
+    process, generator, sampler = process_of(env), new_generator("cpu", 0), RecordedSampler()
+
+    def tape(count: int = 4) -> Any:
+        sampler(policy, process, draw_prompts(process, count, 1, generator), generator)
+        return sampler.tape
+
+    first = tape()
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(1.5)
+    assert tape() is first
+    policy.temperature = 0.9
+    second = tape()
+    policy.cast(torch.float64)
+    third = tape()
+    assert len({id(made) for made in (first, second, third, tape(5))}) == 4
+
+
+def test_a_window_that_slides_is_left_to_the_plain_loop() -> None:
+    """What is in such a cache depends on numbers of Python's, which a recording would keep."""
+    env, policy = language_model()
+    sampler = RecordedSampler()
+    for window, recorded in ((4, False), (200, True)):
+        policy.model.config.sliding_window = window
+        collect(env, policy, 4, generator=new_generator("cpu", 0), sampler=sampler, values=False)
+        assert (sampler.tape is not None) == recorded
+
+
 def check_recording_is_kept(device: str) -> None:
     """One tape for all updates; after each the weights are read as they have become."""
     env, policy = language_model()
@@ -94,8 +137,22 @@ def test_the_recording_is_kept_and_the_weights_are_not() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_graph_writes_what_the_policy_says() -> None:
-    """The same, played back."""
+    """The same, played back; and each step draws numbers of its own, as often as they should come."""
     check_recording_is_kept("cuda")
+    env, policy = language_model()
+    policy.to("cuda")
+    for sampler in (write, RecordedSampler()):
+        rollout = collect(env, policy, 4096, generator=new_generator("cuda", 0), sampler=sampler)
+        repeats = (rollout.tokens[:, 1:] == rollout.tokens[:, :-1])[rollout.mask[:, 1:]].float().mean()
+        with torch.no_grad():
+            forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
+        surprise = -rollout.log_probs.sum() / rollout.mask.sum()
+        assert float((forced - rollout.log_probs)[rollout.mask].abs().max()) < 10 * CLOSE
+        if sampler is write:
+            expected = repeats, surprise, rollout.mask.sum(dim=1).float().mean()
+    assert float(repeats) == pytest.approx(float(expected[0]), abs=0.01)
+    assert float(surprise) == pytest.approx(float(expected[1]), abs=0.05)
+    assert float(rollout.mask.sum(dim=1).float().mean()) == pytest.approx(float(expected[2]), abs=0.3)
 
 
 def test_a_step_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +172,30 @@ def test_a_step_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recorded.seen["aten.addmm.default"] > 4
     assert not (WAITS | COPIES) & set(recorded.seen)
     assert WAITS & set(plain.seen)
+
+
+def test_a_flag_says_what_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sampler has its name; agents of other libraries have their own, and refuse it."""
+    flags: dict[str, Any] = {
+        "env": "textenv/Toy-v0",
+        "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},
+        "total_timesteps": 20,
+        "n_episodes": 8,
+        "num_evals": 1,
+    }
+    used: list[str] = []
+    for name in ("write", "generate"):
+        call = getattr(trial, name)
+        monkeypatch.setattr(trial, name, lambda *args, call=call, name=name: (used.append(name), call(*args))[1])
+    call = RecordedSampler.__call__
+    monkeypatch.setattr(
+        RecordedSampler, "__call__", lambda self, *args: (used.append("recorded"), call(self, *args))[1]
+    )
+    for name in ("write", "generate", "recorded"):
+        config = TrialConfig(**flags, sampler=name, out=tmp_path / name)  # type: ignore[arg-type]
+        _, folder, _ = trial.prepare(config, name, [config])
+        used.clear()
+        trial.run_trial(config, folder, folder / trial.INITIAL)
+        assert set(used) == {name}
+    with pytest.raises(FlagError, match="--sampler generate is for our agents, not for sb3-a2c"):
+        TrialConfig(**flags, sampler="generate", agent="sb3-a2c")

@@ -22,6 +22,7 @@ from tests.test_gradients import random_policy
 from textenv import WordTokenizer, exact
 from textenv.causal_lm import FusedGELU
 from textenv.kv_reader import KVReader
+from textenv.unwrap import process_of
 
 SAMPLERS = pytest.mark.parametrize(
     "sampler", [write, generate, RecordedSampler()], ids=["write", "generate", "recorded"]
@@ -30,16 +31,21 @@ CLOSE = 1e-5
 
 
 def task(kind: str) -> tuple[Any, TransformerPolicy]:
-    """A toy and a policy that has moved away from its reference."""
-    sparse = random_reference(4, 3, sparse=kind == "masked")
-    env = make(words(4, prompts=["a b", "b", "c a b"], reference=sparse, max_new_tokens=4))
+    """A toy whose reference is a table, sparse or not, or a language model, and a policy far away from it."""
+    reference: Any = random_reference(4, 3, sparse=kind == "masked")
+    if kind == "model":
+        config = GPT2Config(vocab_size=4, n_embd=16, n_layer=1, n_head=2, n_positions=7, bos_token_id=0, eos_token_id=0)
+        reference = GPT2LMHeadModel(config).eval()
+    env = make(words(4, prompts=["a b", "b", "c a b"], reference=reference, max_new_tokens=4))
     return env, random_policy(env, scale=0.3, temperature=1.5)
 
 
-def language_model(vocabulary: int = 300, ends: int = 30, max_new_tokens: int = 12) -> tuple[Any, TransformerPolicy]:
+def language_model(
+    vocabulary: int = 300, ends: int = 30, max_new_tokens: int = 12, positions: int = 20
+) -> tuple[Any, TransformerPolicy]:
     """A random GPT-2 in single precision; any of the first `ends` tokens ends a text. Prompts differ in length."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=20, pad_token_id=None)
+    config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=positions, pad_token_id=None)
     model = GPT2LMHeadModel(config).eval()
     names = [f"w{i}" for i in range(1, vocabulary)]
     env = gym.make(
@@ -59,7 +65,7 @@ def language_model(vocabulary: int = 300, ends: int = 30, max_new_tokens: int = 
 
 
 @SAMPLERS
-@pytest.mark.parametrize("kind", ["open", "masked"])
+@pytest.mark.parametrize("kind", ["open", "masked", "model"])
 def test_texts_come_as_often_as_they_should(sampler: Sampler, kind: str) -> None:
     """A chi-square test against the probability of every text of a toy, by enumeration."""
     env, policy = task(kind)
@@ -75,6 +81,8 @@ def test_texts_come_as_often_as_they_should(sampler: Sampler, kind: str) -> None
         *begun, last = rollout.tokens[row][rollout.mask[row]].tolist()
         seen[number[known.tree.state(prompts[int(rollout.prompt[row])], begun), last]] += 1
     often = draws * expected >= 5
+    if isinstance(sampler, RecordedSampler):
+        assert (sampler.tape is not None and sampler.tape.process is process_of(env)) == (kind == "model")
     counts, wanted = (np.append(x[often], x[~often].sum()) for x in (seen, draws * expected))
     kept = wanted > 0
     statistic = ((counts - wanted)[kept] ** 2 / wanted[kept]).sum()
@@ -83,7 +91,7 @@ def test_texts_come_as_often_as_they_should(sampler: Sampler, kind: str) -> None
 
 
 @SAMPLERS
-@pytest.mark.parametrize("kind", ["open", "masked", "language model"])
+@pytest.mark.parametrize("kind", ["open", "masked", "model", "language model"])
 def test_log_probs_are_those_of_a_teacher_forced_pass(sampler: Sampler, kind: str) -> None:
     """log pi of each token, as it was sampled, equals one parallel pass; prompts and answers differ in length."""
     env, policy = language_model() if kind == "language model" else task(kind)
@@ -96,6 +104,18 @@ def test_log_probs_are_those_of_a_teacher_forced_pass(sampler: Sampler, kind: st
     assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
     assert float(rollout.log_probs[~rollout.mask].abs().sum()) == 0
     assert (rollout.action_mask is not None) == (kind == "masked")
+
+
+def test_generate_leaves_the_checkpoints_own_settings_out() -> None:
+    """What would change the distribution is not pi's; it is back in its place afterwards."""
+    env, policy = language_model()
+    config = policy.model.generation_config
+    config.no_repeat_ngram_size, config.min_new_tokens, config.suppress_tokens = 1, 5, [40, 41]
+    rollout = collect(env, policy, 48, generator=new_generator("cpu", 0), sampler=generate)
+    with torch.no_grad():
+        forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+    assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
+    assert policy.model.generation_config is config and int(rollout.mask.sum(dim=1).min()) < 5
 
 
 @SAMPLERS
