@@ -184,13 +184,13 @@ def test_a_flag_says_what_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "num_evals": 1,
     }
     used: list[str] = []
+
+    def watched(name: str, call: Any) -> Any:
+        return lambda *args: (used.append(name), call(*args))[1]
+
     for name in ("write", "generate"):
-        call = getattr(trial, name)
-        monkeypatch.setattr(trial, name, lambda *args, call=call, name=name: (used.append(name), call(*args))[1])
-    call = RecordedSampler.__call__
-    monkeypatch.setattr(
-        RecordedSampler, "__call__", lambda self, *args: (used.append("recorded"), call(self, *args))[1]
-    )
+        monkeypatch.setattr(trial, name, watched(name, getattr(trial, name)))
+    monkeypatch.setattr(RecordedSampler, "__call__", watched("recorded", RecordedSampler.__call__))
     for name in ("write", "generate", "recorded"):
         config = TrialConfig(**flags, sampler=name, out=tmp_path / name)  # type: ignore[arg-type]
         _, folder, _ = trial.prepare(config, name, [config])
