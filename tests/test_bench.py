@@ -15,13 +15,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from agents import PPO, TransformerPolicy
 from agents.rollout import collect, draw_prompts
+from agents.sampling import Written, write
 from experiments.bench import tables
 from experiments.bench.exactness import EXACT, ExactWork
 from experiments.bench.players import share_of_a_core, take_turns
 from experiments.bench.run import GPU, BenchConfig, bench
 from experiments.bench.tight_loop import Batch, TightPPO, hidden_states, token_log_probs
 from experiments.bench.toys import TOYS, ToyWork, size
-from experiments.bench.variants import VARIANTS, environment, largest_ratio, paid, rounds_of
+from experiments.bench.variants import VARIANTS, environment, largest_ratio, paid, rounds_of, sampling
 from experiments.bench.work import Work, distinct
 from experiments.config import FlagError
 from textenv.exact import enumerate_tree
@@ -79,12 +80,26 @@ SLOW = {"ppo, compiled"}
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in sorted(VARIANTS)]
 )
 def test_every_variant_does_the_whole_work(name: str) -> None:
-    """A round writes all the response tokens; phases are times; of ours, the first ratio is 1 but for rounding."""
+    """A round writes all the response tokens; phases are times; of ours, the first ratio is 1 but for rounding.
+
+    No model has dropout, which would take time in TRL alone.
+    """
+    assert all(module.p == 0 for module in WORK.model().modules() if isinstance(module, torch.nn.Dropout))
     tokens, phases, numbers = VARIANTS[name](WORK)()
     assert tokens == WORK.answers * WORK.tokens
     assert all(seconds >= 0 for seconds in phases.values())
     if name.startswith(("ppo", "rloo")):
         assert 1 <= numbers["largest_ratio"] < (1.1 if "bfloat16" in name else 1 + 1e-5)
+
+
+def test_tokens_are_counted() -> None:
+    """A sampler that writes nothing, or less, is not paid for what was asked of it (control of the above)."""
+
+    def lazy(policy: Any, process: Any, texts: Any, generator: Any) -> Written:
+        written = write(policy, process, texts, generator)
+        return written._replace(attention_mask=written.attention_mask[:, :-2])
+
+    assert sampling(WORK, lazy)().tokens == WORK.answers * (WORK.tokens - 2)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import copy
 import pickle
 import sys
 import tracemalloc
+from functools import wraps
 from typing import Any
 
 import gymnasium as gym
@@ -319,3 +320,50 @@ def test_the_benchmark_tells_what_it_says() -> None:
     assert set(rates["TextVectorEnv"]) == {1, 64, 1024}
     assert told["mask"]["one_read_only_array"] and told["mask"]["bytes"] == 50_000
     assert told["prefix"].keys() == {"first", "last"}
+
+
+def test_a_wrapped_reward_is_not_passed_by() -> None:
+    """functools.wraps copies `of_tokens`, whose scores are not the wrapper's."""
+
+    def base(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        return [1.0] * len(prompts)
+
+    base.of_tokens = lambda prompt, tokens, length: np.ones(len(prompt))  # type: ignore[attr-defined]
+
+    @wraps(base)
+    def doubled(*args: Any, **texts: Any) -> list[float]:
+        return [2 * score for score in base(*args, **texts)]
+
+    for reward, expected in ((base, 1.0), (doubled, 2.0)):
+        env = make(words(3, prompts=["a"], reward=reward, kl_coef=0.0))
+        env.reset()
+        assert env.step(0)[1] == expected
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
+    """Not the rows of the class that it comes from."""
+
+    class Glued(WordTokenizer):
+        def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
+            return super().decode(token_ids, skip_special_tokens=skip_special_tokens).replace(" ", "")
+
+    ids = np.array([[1, 2], [2, 0]])
+    assert Glued("a b").decode_rows(ids) == ["ab", "b"] and WordTokenizer("a b").decode_rows(ids) == ["a b", "b"]
+
+
+def test_a_reward_may_do_what_it_likes_with_its_lists() -> None:
+    """The next one gets them as they were."""
+    seen: list[Any] = []
+
+    def rude(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        seen.append((list(prompts), list(completions), [list(ids) for ids in completion_ids], list(columns["label"])))
+        scores = [0.0] * len(prompts)
+        for told in (prompts, completions, *completion_ids, *columns.values()):
+            told.clear()
+        return scores
+
+    env = make(words(3, prompts=[{"prompt": "a", "label": 1}], reward=[rude, rude]))
+    env.reset()
+    env.step(1)
+    env.step(0)
+    assert len(seen) == 2 and seen[0] == seen[1] == (["a"], ["a"], [[1, 0]], [1])

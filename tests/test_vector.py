@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -248,3 +249,30 @@ def test_what_was_returned_is_not_changed_later() -> None:
                 actions = info["action_mask"].argmax(axis=1)
                 observation, _, _, _, info = envs.step(actions)
             assert_same(kept, before)
+
+
+def test_a_response_alone_goes_behind_each_rows_own_prompt() -> None:
+    """As a single environment with the same seed does; one that is refused changes nothing."""
+    arguments: dict[str, Any] = {"vocab_size": 4, "max_new_tokens": 3, "num_prompts": 5}
+    envs = gym.make_vec("textenv/Toy-v0", num_envs=6, **arguments)
+    for seed in range(3):
+        observations, _ = envs.reset(seed=seed, options={"response": "a"})
+        for row in range(6):
+            alone = gym.make("textenv/Toy-v0", **arguments).reset(seed=seed + row, options={"response": "a"})[0]
+            assert np.array_equal(observations["input_ids"][row], alone["input_ids"])
+        assert len(set(observations["input_ids"][:, 0].tolist())) > 1  # control: prompts differ
+    before = envs.unwrapped.slots.observation()["input_ids"]
+    with pytest.raises(ValueError, match="leave something to write"):
+        envs.reset(seed=0, options={"response": "a a a"})
+    assert np.array_equal(envs.unwrapped.slots.observation()["input_ids"], before)
+
+
+def test_seeds_of_any_size_and_masks_of_ones_own() -> None:
+    """Seeds beyond 64 bits wrap around as in the single environment; a mask that is used again rewrites no info."""
+    envs = gym.make_vec("textenv/Toy-v0", num_envs=2)
+    large, small = (envs.reset(seed=[first, 3])[0]["input_ids"] for first in (2**64 + 1, 1))
+    assert np.array_equal(large, small)
+    mask = np.array([True, False])
+    info = envs.reset(options={"reset_mask": mask})[1]
+    mask[:] = True
+    assert info["_action_mask"].tolist() == [True, False]

@@ -99,15 +99,16 @@ class Scorer:
 
 def _ask(function: RewardFunction, texts: Finished | Lists) -> tuple[NDArray[np.float64], set[int]]:
     """What a function says of each text, 0 where it says None; and the texts of which it says None."""
-    of_tokens = getattr(function, "of_tokens", None)
+    # functools.wraps copies it to a function that may well score otherwise
+    of_tokens = None if hasattr(function, "__wrapped__") else getattr(function, "of_tokens", None)
     if of_tokens is not None and isinstance(texts, Finished) and texts.prompt.min() >= 0:
         answer = of_tokens(texts.prompt, texts.tokens, texts.length)
     else:
         answer = function(
-            prompts=texts.prompts,
-            completions=texts.completions,
-            completion_ids=texts.completion_ids,
-            **texts.columns,
+            prompts=list(texts.prompts),  # copies: what a function does with them is nothing that the next one sees
+            completions=list(texts.completions),
+            completion_ids=[list(ids) for ids in texts.completion_ids],
+            **{name: list(values) for name, values in texts.columns.items()},
         )
     name = getattr(function, "__name__", type(function).__name__)
     if answer is None:

@@ -102,12 +102,14 @@ class Slots:
         if not options:
             self.process.start(self.texts, rows, drawn)
             self.reading.begin(rows, drawn)
-        else:  # the state is whole before anything is changed: a reset that is refused leaves the texts as they were
+        else:  # states are whole before anything is changed: a reset that is refused leaves the texts as they were
             if unknown := set(options) - {"prompt", "response"}:
                 raise ValueError(f"reset's options are 'prompt' and 'response', got {sorted(map(str, unknown))}.")
-            prompt = options.get("prompt")
-            state = self.process.state(int(drawn.flat[0]) if prompt is None else prompt, options.get("response", ()))
-            self.texts.put(rows, state)
+            prompt, rows, drawn = options.get("prompt"), np.atleast_1d(rows), np.atleast_1d(drawn)
+            begun = [(prompt, rows)] if prompt is not None else [(i, rows[drawn == i]) for i in np.unique(drawn)]
+            states = [self.process.state(first, options.get("response", ())) for first, _ in begun]
+            for (_, some), state in zip(begun, states, strict=True):
+                self.texts.put(some, state)
             self.reading.begin(rows, None)
         self.live[rows] = True
         self.kl[rows] = 0.0

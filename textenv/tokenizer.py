@@ -85,8 +85,10 @@ class WordTokenizer:
     def decode_rows(self, token_ids: NDArray[Any]) -> list[str]:
         """`decode` of each row of `token_ids` [K, T], without end tokens.
 
-        Where there are few answers of that length they are looked up.
+        Where there are few answers of that length they are looked up. A subclass whose `decode` is its own is asked.
         """
+        if type(self).decode is not WordTokenizer.decode:
+            return [self.decode(row, skip_special_tokens=True) for row in token_ids.tolist()]
         length = token_ids.shape[1]
         if len(self) ** length <= FEW:
             if length not in self._short:

@@ -87,7 +87,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             self.slots.start(np.flatnonzero(rows), options)
         self.slots.refresh()
         mask = self._action_mask()
-        return self.slots.observation(), _pack({"action_mask": mask}, rows)
+        return self.slots.observation(), _pack({"action_mask": mask}, rows.copy())
 
     def _rows_to_reset(self, mask: Any) -> NDArray[np.bool_]:
         if mask is None:
@@ -112,7 +112,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
                 self.slots.seed(rows, start + rows.astype(np.uint64))
         if each is not None:
             given = np.array([row for row in rows if each[row] is not None], dtype=np.int64)
-            self.slots.seed(given, np.array([each[row] for row in given], dtype=np.uint64))
+            self.slots.seed(given, np.array([each[row] % 2**64 for row in given], dtype=np.uint64))
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         mode, slots = self.autoreset_mode, self.slots

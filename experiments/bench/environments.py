@@ -32,8 +32,9 @@ def environments(seconds: float = 20.0) -> dict[str, Any]:
     """All that is measured here, in about so many seconds.
 
     Returns:
-        `steps_per_second`: case -> slots -> median; `mask`: what a step costs where nothing of 50,000 tokens is masked,
-        and whether its mask is one array; `prefix`: microseconds a token after short and after long prefixes.
+        `steps_per_second`: case -> slots -> median; `live`: the share of steps that are no resets; `mask`: what a step
+        costs where nothing of 50,000 tokens is masked, and whether its mask is one array; `prefix`: microseconds a
+        token after short and after long prefixes.
     """
     cases: dict[tuple[str, int], Case] = {}
     for slots in SLOTS:
@@ -47,6 +48,7 @@ def environments(seconds: float = 20.0) -> dict[str, Any]:
         for name, arguments in ours.items():
             envs = gym.make_vec("textenv/Toy-v0", num_envs=slots, **arguments)
             cases[name, slots] = vector_case(envs, slots, arguments["vocab_size"])
+        cases["TextVectorEnv, a reward of lists", slots] = vector_case(toy_of_lists(slots), slots, TOY["vocab_size"])
     for checker in (True, False):
         env = gym.make("textenv/Toy-v0", disable_env_checker=not checker, **TOY)
         cases["gym.make" if checker else "gym.make, disable_env_checker=True", 1] = single_case(env)
@@ -55,7 +57,11 @@ def environments(seconds: float = 20.0) -> dict[str, Any]:
     told: dict[str, dict[int, float]] = {}
     for (name, slots), rate in rates.items():
         told.setdefault(name, {})[slots] = rate * slots
-    return {"steps_per_second": told, "mask": wide_mask(), "prefix": prefix(0.1 * seconds)}
+    live = {
+        "TextVectorEnv": live_share(gym.make_vec("textenv/Toy-v0", num_envs=64, **TOY), TOY["vocab_size"]),
+        "CartPoleVectorEnv": live_share(CartPoleVectorEnv(num_envs=64), 2),
+    }
+    return {"steps_per_second": told, "live": live, "mask": wide_mask(), "prefix": prefix(0.1 * seconds)}
 
 
 def medians(cases: dict[Any, Case], seconds: float, round_seconds: float = 0.003) -> dict[Any, float]:
@@ -105,6 +111,25 @@ def vector_case(envs: Any, slots: int, actions: int) -> Case:
         return time.perf_counter() - start
 
     return play
+
+
+def toy_of_lists(slots: int) -> Any:
+    """The toy with its reward in TRL's signature alone, as most rewards are: texts and ids are made for it."""
+    envs: Any = gym.make_vec("textenv/Toy-v0", num_envs=slots, **TOY)
+    scorer = envs.process.scorer
+    (reward,) = scorer.functions
+    scorer.functions = [lambda **texts: reward(**texts)]
+    return envs
+
+
+def live_share(envs: Any, actions: int, steps: int = 512) -> float:
+    """Of the steps that NEXT_STEP counts, the share in which something is done: not the one after each end."""
+    envs.reset(seed=0)
+    rng, ends = np.random.default_rng(0), 0
+    for _ in range(steps):
+        _, _, terminated, truncated, _ = envs.step(rng.integers(actions, size=envs.num_envs))
+        ends += int((terminated | truncated).sum())
+    return 1 - ends / (steps * int(envs.num_envs))
 
 
 def single_case(env: Any) -> Case:

@@ -22,7 +22,7 @@ SETTINGS |= {"logging_strategy": "no", "gradient_checkpointing": False, "seed": 
 
 
 def settings_of(work: Work) -> dict[str, Any]:
-    """What all trainers are told. bfloat16 is torch's autocast, as TRL does it; answers beyond `micro_batch` wait."""
+    """What all trainers are told; answers beyond `micro_batch` wait."""
     rows = work.micro_batch or work.answers
     return SETTINGS | {
         "per_device_train_batch_size": rows,
@@ -76,6 +76,7 @@ def grouped(work: Work, turn: Any, name: str) -> None:
             num_iterations=work.epochs,
             max_completion_length=work.tokens,
             beta=0.05,
+            model_init_kwargs={"dtype": work.dtype},  # else weights are cast again for each token
             max_steps=ROUNDS,
             **settings_of(work),
         )

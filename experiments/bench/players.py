@@ -50,7 +50,7 @@ class Player:
             text=True,
             env=os.environ | environment,
         )
-        self._answer()
+        self.versions = self._answer()["versions"]
         self.start_seconds = time.perf_counter() - began
 
     def play(self) -> None:
@@ -81,8 +81,8 @@ def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, thread
     """Every variant plays a round, then every variant the next one; one process computes at a time.
 
     Returns:
-        By variant the medians of its rounds, and `start_seconds`, from its process's start to the end of the round
-        that warms it up.
+        By variant the medians of its rounds, the `rounds` themselves, its `versions`, and `start_seconds`, from its
+        process's start to the end of the round that warms it up.
     """
     with ExitStack() as stack:
         players = []
@@ -92,7 +92,15 @@ def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, thread
         for _ in tqdm(range(rounds), desc="rounds", leave=False):
             for player in players:
                 player.play()
-        return {player.name: medians(player.rounds) | {"start_seconds": player.start_seconds} for player in players}
+        return {
+            player.name: medians(player.rounds)
+            | {
+                "start_seconds": player.start_seconds,
+                "versions": player.versions,
+                "rounds": [{name: r[name] for name in ("tokens", "seconds", "cpu")} for r in player.rounds],
+            }
+            for player in players
+        }
 
 
 def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -118,5 +126,6 @@ def _timed(found: Any) -> Iterator[dict[str, float]]:
     if isinstance(found, dict):
         if "cpu" in found:
             yield found
-        for value in found.values():
-            yield from _timed(value)
+        for name, value in found.items():
+            if name != "rounds":  # of which that was made
+                yield from _timed(value)

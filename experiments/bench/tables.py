@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 RATIOS = [  # what is divided by what, of tokens a second
     ("ppo", "tight loop"),
     ("ppo, separate critic", "tight loop, separate critic"),
@@ -92,19 +94,28 @@ def environments(found: dict[str, Any]) -> list[str]:
     lines = ["", "steps a second by slots"]
     for name, rates in found["steps_per_second"].items():
         lines.append(f"  {name:36s}" + "".join(f"  {slots}: {rate:,.0f}" for slots, rate in rates.items()))
-    return lines
+    share = ", ".join(f"{name} {value:.0%}" for name, value in found["live"].items())
+    steps = ", ".join(f"{size} tokens {us:.0f}" for size, us in found["mask"]["microseconds_a_step"].items())
+    first, last = found["prefix"]["first"], found["prefix"]["last"]
+    return [
+        *lines,
+        f"steps that are no resets, of all that are counted: {share}",
+        f"microseconds a step of 64 slots by vocabulary, nothing masked: {steps}; one read-only mask: "
+        f"{found['mask']['one_read_only_array']}",
+        f"microseconds a step of 64 slots, first and last 64 of 512 tokens: {first:.0f}, {last:.0f}",
+    ]
 
 
 def gpu(found: dict[str, Any]) -> list[str]:
-    """As the updates, by seconds; and what they would be if memory and arithmetic were all that takes time."""
+    """As the updates, by seconds; and what they would be if one H100's peak rates were all that takes time."""
     variants, bounds = found["variants"], found["bounds"]
-    told = ", ".join(f"{name} {value:.2f} s" for name, value in bounds.items() if value)
+    told = ", ".join(f"{name} {value:.3f} s" for name, value in bounds.items() if value)
     return [
         "",
         *_variants(found["device"], variants, _phases),
         "",
-        *_ratios(variants, "second"),
-        f"on paper, with one H100: {told}; a round of the fastest update took "
+        *_ratios(variants, "seconds"),
+        f"an H100 at its peak rates: {told}; a round of the fastest update took "
         f"{min(seen['seconds'] for name, seen in variants.items() if 'sampling' not in name):.2f} s",
     ]
 
@@ -125,7 +136,8 @@ def _machine(found: dict[str, Any], part: str) -> str:
     told = found["machine"][part]
     before, after, share = told["load_before"], told["load_after"], told["share_of_a_core"]
     line = f"load {before:.1f} before and {after:.1f} after; a process had {share:.0%} of a core"
-    if share / found["flags"]["threads"] < BUSY or max(before, after) > found["cores"]:
+    alone = found["flags"]["threads"] > 1 or share > BUSY  # several threads wait for each other too
+    if not alone or max(before, after) > found["cores"]:
         line += ": TOO BUSY to trust seconds; CPU seconds, on which ratios are taken, are better"
     return line + "."
 
@@ -156,14 +168,20 @@ def _network(seen: dict[str, Any]) -> str:
     return f"{seen['tokens']:9,.0f}{seen['parameters']:13,.0f}" if seen else f"{'tokens':>9s}{'parameters':>13s}"
 
 
-def _ratios(variants: dict[str, Any], by: str = "cpu_second") -> list[str]:
+def _ratios(variants: dict[str, Any], by: str = "cpu") -> list[str]:
+    """The median, and the middle half, of the ratios of rounds that were played one after the other."""
     lines = []
     for ours, theirs in RATIOS:
         if ours in variants and theirs in variants:
-            rate = variants[ours][f"tokens_per_{by}"] / variants[theirs][f"tokens_per_{by}"]
+            pairs = zip(variants[ours]["rounds"], variants[theirs]["rounds"], strict=True)
+            rates = [(a["tokens"] / a[by]) / (b["tokens"] / b[by]) for a, b in pairs]
+            low, middle, high = np.quantile(rates, [0.25, 0.5, 0.75])
             memory = [variants[name][kind] for kind in ("peak_mb", "work_mb") for name in (ours, theirs)]
             told = f"memory {memory[0] / memory[1]:.2f}, of work alone {memory[2] / max(memory[3], 1e-9):.2f}"
-            lines.append(f"{ours} / {theirs}: {rate:.2f} times the tokens per {by.replace('cpu_', 'CPU ')}; {told}")
+            unit = "CPU second" if by == "cpu" else "second"
+            lines.append(
+                f"{ours} / {theirs}: {middle:.2f} ({low:.2f} .. {high:.2f}) times the tokens per {unit}; {told}"
+            )
     return lines
 
 

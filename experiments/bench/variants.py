@@ -119,8 +119,9 @@ def tight(work: Work, separate_critic: bool) -> Round:
 
     def play() -> Played:
         loop.seconds = {}
-        loop.train(loop.collect(prompts, work.tokens), work.epochs)
-        return Played(work.answers * work.tokens, loop.seconds)
+        batch = loop.collect(prompts, work.tokens)
+        loop.train(batch, work.epochs)
+        return Played(batch.rewards.numel(), loop.seconds)
 
     return play
 
@@ -138,8 +139,8 @@ def sampling(work: Work, sampler: Any) -> Round:
 
     @torch.no_grad()
     def play() -> Played:
-        sampler(policy, process, draw_prompts(process, work.answers, 1, generator), generator)
-        return Played(work.answers * work.tokens, {})
+        written = sampler(policy, process, draw_prompts(process, work.answers, 1, generator), generator)
+        return Played(int(written.attention_mask[:, process.prompt_width :].sum()), {})
 
     return play
 
@@ -150,8 +151,7 @@ def tight_sampling(work: Work) -> Round:
     prompts = torch.as_tensor(process_of(environment(work)).prompts.input_ids)
 
     def play() -> Played:
-        sample(trunk, prompts, work.tokens, generator)
-        return Played(work.answers * work.tokens, {})
+        return Played(sample(trunk, prompts, work.tokens, generator)[1].numel(), {})
 
     return play
 
@@ -166,8 +166,9 @@ def plain_generate(work: Work) -> Round:
         texts = draw_prompts(process, work.answers, 1, generator)
         ids = torch.as_tensor(texts.input_ids[:, : work.prompt], device=work.device)
         mask = torch.ones_like(ids)
-        model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=work.tokens, pad_token_id=0)
-        return Played(work.answers * work.tokens, {})
+        settings: dict[str, Any] = {"do_sample": True, "top_k": 0, "max_new_tokens": work.tokens, "pad_token_id": 0}
+        texts_written = model.generate(ids, attention_mask=mask, **settings)
+        return Played(texts_written[:, work.prompt :].numel(), {})
 
     return play
 

@@ -62,6 +62,9 @@ class Work:
             n_layer=layers,
             n_head=heads,
             n_positions=self.prompt + self.tokens,
+            resid_pdrop=0.0,  # TRL trains with dropout where a model has it, which takes time that the others do not
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
             **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **arguments},
         )
         return kind(config).eval()

@@ -53,8 +53,9 @@ class Turn:
         self.before = resident("VmRSS")
 
     def ready(self) -> None:
-        """Built and warm."""
-        self._say({"ready": True})
+        """Built and warm; tells with which versions."""
+        imported = [name for name in ("torch", "transformers", "trl", "stable_baselines3") if name in sys.modules]
+        self._say({"versions": {name: sys.modules[name].__version__ for name in imported}})
 
     def wait(self) -> bool:
         """Until the next round is asked for; False when there is none."""
