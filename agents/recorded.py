@@ -27,7 +27,8 @@ LOOK_UP = 16  # steps between two looks at whether any text goes on: a look wait
 class RecordedSampler:
     """Samples like `write`, from the same distribution: `agent.sampler = RecordedSampler()`.
 
-    The recording is kept while policy and shapes are the same; weights that are trained in place are read as they are.
+    The recording is kept while policy, generator and shapes are the same; weights that are trained in place are read as
+    they are.
     Where the reference must be asked on the host before each token, or the model attends to a window that slides within
     the texts, there is nothing to record, and `write` it is.
     """
