@@ -242,6 +242,13 @@ def found_sharded(r: int, folder: Path) -> dict[str, Any]:
         found[f"going on, {name}"] = [learned(agent, mine), learned(loaded, mine)]
         agent = CASES[name][0].load(folder / f"{name}, one process", env=task(), wrap=shard)
         found[f"from one process, {name}"] = learned(agent, mine)
+    agent = half_precision("RLOO", learning_rate=1e-2)
+    agent.distribute(shard)
+    learned(agent, mine)
+    agent.save(folder / "bfloat16")
+    of_all_ranks(None)  # wait until it is written
+    loaded = RLOO.load(folder / "bfloat16", env=task(), wrap=shard)
+    found["masters"] = [one.masters.state() for one in (agent, loaded)]
     if HAS_PEFT:
         agent, rollout = adapter_learner()
         agent.distribute(shard)
@@ -369,6 +376,17 @@ def test_sharded_checkpoints_are_whole(name: str, ranks: list[dict[str, Any]], f
     forgetful = CASES[name][0].load(folder / name, env=task())
     forgetful.optimizer.state.clear()
     assert (learned(forgetful, all_answers()) - whole).abs().max() > BROKEN
+
+
+@pytest.mark.slow
+def test_what_rounding_took_is_saved_by_ranks_that_share_it(ranks: list[dict[str, Any]], folder: Path) -> None:
+    """In bfloat16: two ranks and one process go on from the same masters, which the weights alone do not say."""
+    agent = RLOO.load(folder / "bfloat16", env=task())
+    before, again = ranks[0]["masters"]
+    assert len(before) == len(agent.masters.copies) > 0
+    for saved, *found in zip(before, again, agent.masters.state(), strict=True):
+        assert saved.dtype == torch.float32 and all(saved.equal(each) for each in found)
+    assert not all(saved.equal(saved.bfloat16().float()) for saved in before)
 
 
 @pytest.mark.slow
