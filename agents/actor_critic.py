@@ -33,8 +33,9 @@ class ActorCritic(CriticAgent):
         """One step up the gradient, and one down the value error."""
         assert rollout.values is not None
         advantages, returns = self.advantages(rollout)
+        answers = rollout.without_texts()
         rows = torch.arange(len(rollout), device=returns.device)
-        metrics = self.backward(rows, lambda rows: self.loss(rollout[rows], advantages[rows], returns[rows]))
+        metrics = self.backward(rows, lambda rows: self.loss(answers[rows], advantages[rows], returns[rows]))
         explained = explained_variance(rollout.values, returns, rollout.mask, sum_over_ranks)
         metrics["val/explained_variance"] = float(explained)
         metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask, sum_over_ranks))

@@ -37,7 +37,8 @@ class Agent(ABC):
     """Collect answers with the policy as it is, learn from them, forget them; again.
 
     A timestep is a token. `learn` collects `n_episodes` answers at a time, to their ends; what an agent does with them
-    is its `train`.
+    is its `train`. Where a launcher started several processes (`agents.distributed`), each makes the agent: all begin
+    with the policy of the first, and learn one.
     """
 
     policy: TransformerPolicy
@@ -108,6 +109,8 @@ class Agent(ABC):
                 if process.kl_coef == 0:
                     raise ValueError("kl_target needs an environment with kl_coef > 0 to start from, got 0.")
                 self.kl_coef = process.kl_coef
+        if self.env is not None:
+            distributed.begin_alike(self.policy.parameters())
         self.trained = trained_of(self.policy)
         self.generator = new_generator(self.policy.device, distributed.seed_of_rank(self.seed))
         self.learner: Any = self.policy
@@ -157,8 +160,9 @@ class Agent(ABC):
 
         Args:
             total_timesteps: tokens to write in this call.
-            callback: called after each update with the agent, the answers and the metrics; False stops learning.
-            progress_bar: show one.
+            callback: called after each update with the agent, the answers and the metrics; False stops learning, of all
+                processes, whichever says so.
+            progress_bar: show one (the first process does).
             reset_num_timesteps: count from zero, rather than on from where the last call stopped.
         """
         if total_timesteps < 0:
@@ -166,8 +170,8 @@ class Agent(ABC):
         if reset_num_timesteps:
             self.num_timesteps = self.num_updates = 0
         total_timesteps += self.num_timesteps
-        bar = tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=not progress_bar)
-        with bar:
+        hidden = not progress_bar or distributed.rank() > 0
+        with tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=hidden) as bar:
             while self.num_timesteps < total_timesteps:
                 before = self.num_timesteps
                 rollout = self.collect()
@@ -183,15 +187,17 @@ class Agent(ABC):
                 bar.update(self.num_timesteps - bar.n)
                 shown = [name for name in ("scores", "kl") if f"objective/{name}" in metrics]
                 bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in shown})
-                if callback is not None and callback(self, rollout, metrics) is False:
-                    break
+                if callback is not None:
+                    stop = callback(self, rollout, metrics) is False
+                    if any(distributed.of_all_ranks(stop)):
+                        break
         return self
 
     def distribute(self, wrap: Callable[[Any], Any]) -> None:
-        """From now on compute losses by what `wrap` makes of the policy, e.g. `accelerate.Accelerator().prepare_model`.
+        """From now on compute losses by what `wrap` makes of the policy: `agents.sharding.shard`, a copy in parts.
 
-        The wrapper averages the gradients over the processes. Everything else goes by the policy itself; where the
-        wrapper learns in a copy (`agents.sharding.shard`), each step brings the policy what it has learned.
+        Each step brings the policy, which writes and is measured, what the copy has learned. Processes with whole
+        weights need no wrapper (DistributedDataParallel): `backward` averages their gradients.
 
         Raises:
             ValueError: the policy itself was sharded, or a copy would begin without what Adam has learned.
@@ -234,7 +240,8 @@ class Agent(ABC):
         """The gradient of the loss of some answers, `micro_batch_size` of them in memory at a time.
 
         Losses are means per answer, so the parts' gradients, each by its share of the answers, add up to the whole.
-        What is worth watching is that of all answers, of all processes, so that all decide alike.
+        Then they are averaged over the processes, once. What is worth watching is that of all answers, of all
+        processes, so that all decide alike.
         """
         self.optimizer.zero_grad()
         parts = rows.split(self.micro_batch_size or len(rows))  # type: ignore[no-untyped-call]
@@ -245,6 +252,7 @@ class Agent(ABC):
             self.masters.take_gradients()
             numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
             seen.append(dict(zip(info, numbers, strict=True)) | {"num_answers": float(len(part))})
+        distributed.average_gradients(self.masters.of(self.trained))
         metrics = whole(distributed.of_all_ranks(whole(seen)))
         return {name: value for name, value in metrics.items() if not name.startswith("num_")}
 
@@ -331,6 +339,8 @@ class Agent(ABC):
         **settings: Any,
     ) -> Self:
         """An agent as it was saved; learning goes on where it stopped (`reset_num_timesteps=False`).
+
+        What generates is not saved: put another `sampler` there again.
 
         Args:
             folder: of `save`.

@@ -1,10 +1,13 @@
 """Several processes train one policy: what each must know of the others.
 
 A launcher (`accelerate launch`, `torchrun`) starts R processes, the ranks. Each collects its share of the n_episodes
-answers, its whole groups of num_generations; DistributedDataParallel averages the gradients. A mean per answer over
-the whole batch is the mean over ranks, since all have equally many answers:
+answers, its whole groups of num_generations. A mean per answer over the whole batch is the mean over ranks, since all
+have equally many answers:
 
     grad L = 1/B sum_i grad L_i = 1/R sum_r (R/B sum_{i of r} grad L_i)
+
+So gradients are averaged, once a step and as Adam reads them: `average_gradients`. DistributedDataParallel would do it
+once a micro-batch, and in the weights' own dtype, where gradients are added up in float32 (`agents.masters`).
 
 That holds only where L_i is the same as in one process, and what whitens it, or is subtracted from it, is a statistic
 of all answers. Sums are what ranks can add up, so such statistics are written as sums: `sum_over_ranks`.
@@ -14,12 +17,13 @@ In one process every function here changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -46,6 +50,27 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Put the mean of every rank's gradients in their place; all ranks have gradients of the same parameters.
+
+    Those of a sharded copy (`agents.sharding`) are left as they are: FSDP averages them in the backward pass.
+    """
+    if not is_distributed():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    sent = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+    for gradient, work in zip(gradients, sent, strict=True):
+        work.wait()
+        gradient /= num_ranks()
+
+
+def begin_alike(parameters: Iterable[Tensor]) -> None:
+    """Give every rank the first one's weights."""
+    if is_distributed():
+        for parameter in parameters:
+            dist.broadcast(parameter.detach(), src=0)
 
 
 def of_all_ranks(mine: T) -> list[T]:

@@ -8,8 +8,8 @@ bfloat16 has 8 bits of precision: a step smaller than 1/256 of a weight would be
 In memory a trained number takes 2 + 4 + 8 bytes beside its gradient, where float32 takes 4 + 8; what is gained is in
 the reference, the KV cache, the activations, and the arithmetic.
 
-Where a sharded copy learns in the policy's place (`agents.sharding`), the masters are the copy's, and the policy's
-weights are gathered from it.
+Where a sharded copy learns in the policy's place (`agents.sharding`), it is held in float32 itself: its parameters are
+the masters, and the policy's weights are gathered from it, rounded.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Masters:
             for parameter, learner in zip(trained, trained if learners is None else learners, strict=True)
         ]
         self.copies = [one for one in self.all if one.master is not one.learner]
+        self.rounded = [one for one in self.all if few_bits(one.parameter)]
         self._of = {id(one.parameter): one.master for one in self.all}
 
     def of(self, parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -63,8 +64,10 @@ class Masters:
         """Add the parameters' gradients to the masters', and free them."""
         for _, learner, master in self.copies:
             if learner.grad is not None:
-                gradient = learner.grad.float()
-                master.grad = gradient if master.grad is None else master.grad + gradient
+                if master.grad is None:
+                    master.grad = learner.grad.float()
+                else:
+                    master.grad += learner.grad
                 learner.grad = None
 
     @torch.no_grad()
@@ -74,16 +77,16 @@ class Masters:
             if learner is not master:
                 learner.copy_(master)
             if parameter is not learner:
-                parameter.copy_(gathered(learner))
+                parameter.copy_(gathered(learner.to(parameter.dtype)))
 
     def state(self) -> list[Tensor | None]:
-        """The masters, to be saved: every rank calls, the first gets them."""
-        return [gathered_by_first_rank(one.master.detach()) for one in self.copies]
+        """What rounding took from the parameters, to be saved: every rank calls, the first gets them."""
+        return [gathered_by_first_rank(one.master.detach()) for one in self.rounded]
 
     @torch.no_grad()
     def load_state(self, state: list[Tensor]) -> None:
         """The masters as they were saved."""
-        for one, saved in zip(self.copies, state, strict=True):
+        for one, saved in zip(self.rounded, state, strict=True):
             one.master.copy_(shard_like(saved, one.master))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from agents import distributed
 from agents.kl import ESTIMATORS
@@ -16,27 +17,24 @@ COUNTED = {"policy/clipfrac_high_avg": "num_high", "policy/clipfrac_low_avg": "n
 
 def rollout_metrics(rollout: Rollout, kl_estimator: str = "k1") -> Metrics:
     """What a batch of answers says, under TRL's names (the README has the glossary)."""
-    returns = rollout.rewards.sum(dim=1)
-    if rollout.ref_log_probs.isnan().any():  # another library's environment: no reference, no KL
-        return {
-            "objective/scores": float(rollout.scores.mean()),
-            "objective/entropy": float(-rollout.log_probs.sum(dim=1).mean()),
-            "completions/mean_length": float(rollout.mask.sum(dim=1).float().mean()),
-            "completions/clipped_ratio": float((~rollout.stopped).float().mean()),
-        }
-    kl = ESTIMATORS[kl_estimator](rollout.log_probs - rollout.ref_log_probs).sum(dim=1)  # padding: log-ratio 0, k = 0
-    values = {
-        "objective/scores": rollout.scores.mean(),
-        "objective/kl": kl.mean(),
-        "objective/entropy": -rollout.log_probs.sum(dim=1).mean(),
-        "objective/non_score_reward": (returns - rollout.scores).mean(),
-        "objective/rlhf_reward": returns.mean(),
-        "completions/mean_length": rollout.mask.sum(dim=1).float().mean(),
-        "completions/clipped_ratio": (~rollout.stopped).float().mean(),
+    each = {
+        "objective/scores": rollout.scores,
+        "objective/entropy": -rollout.log_probs.sum(dim=1),
+        "completions/mean_length": rollout.mask.sum(dim=1),
+        "completions/clipped_ratio": ~rollout.stopped,
     }
+    if not rollout.ref_log_probs.isnan().any():  # as in another library's environment: no reference, no KL
+        kl = ESTIMATORS[kl_estimator](rollout.log_probs - rollout.ref_log_probs)  # padding: log-ratio 0, k = 0
+        returns = rollout.rewards.sum(dim=1)
+        each |= {
+            "objective/kl": kl.sum(dim=1),
+            "objective/non_score_reward": returns - rollout.scores,
+            "objective/rlhf_reward": returns,
+        }
     if rollout.gold_scores is not None:
-        values["objective/gold_scores"] = rollout.gold_scores.mean()
-    return {name: float(value) for name, value in values.items()}
+        each["objective/gold_scores"] = rollout.gold_scores
+    means = torch.stack([values.double().mean() for values in each.values()]).tolist()  # one wait for the device
+    return dict(zip(each, means, strict=True))
 
 
 def average(seen: list[Metrics]) -> Metrics:

@@ -357,7 +357,7 @@ class TransformerPolicy(nn.Module):
         return ActionEvaluation(log_probs, self.values(input_ids, attention_mask, num_tokens))
 
     def forward(self, *args: Any, **kwargs: Any) -> ActionEvaluation:
-        """`evaluate_actions`, under the name that wrappers of a module call it by (DistributedDataParallel)."""
+        """`evaluate_actions`, under the name that is called where a module is wrapped or compiled."""
         return self.evaluate_actions(*args, **kwargs)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:

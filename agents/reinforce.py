@@ -62,8 +62,9 @@ class REINFORCE(Agent):
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient."""
         weights = self.weights(rollout)
+        answers = rollout.without_texts()
         rows = torch.arange(len(rollout), device=weights.device)
-        metrics = self.backward(rows, lambda rows: self.loss(rollout[rows], weights[rows]))
+        metrics = self.backward(rows, lambda rows: self.loss(answers[rows], weights[rows]))
         return metrics | {"grad_norm": self.step()}
 
     def loss(self, rollout: Rollout, weights: Tensor) -> tuple[Tensor, Info]:
@@ -99,7 +100,13 @@ class REINFORCE(Agent):
         for rows, times in zip(row.split(CHUNK), time.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
             starts = states_after(process_of(self.env), rollout, rows, times, self.num_continuations)
             onward = collect(
-                self.env, self.policy, generator=self.generator, values=False, start=starts, kl_coef=self.kl_coef
+                self.env,
+                self.policy,
+                generator=self.generator,
+                values=False,
+                start=starts,
+                kl_coef=self.kl_coef,
+                sampler=self.sampler,
             )
             self.num_timesteps += int(onward.mask.sum())  # tokens too
             returns = reward_to_go(onward.rewards, onward.mask, self.gamma)

@@ -3,8 +3,11 @@
 Ranks that write answers of different lengths read their weights differently often, so weights that are gathered layer
 by layer would leave one rank waiting for another. Here a sharded copy of the policy learns, in step on all ranks, and
 the policy itself stays whole on each, to write and to be measured: what the copy has learned is gathered into it after
-each step (`agents.masters`). Of a trained number in bfloat16 R ranks then keep 2 + 18 / R bytes each, in float32
-4 + 16 / R, where with whole weights each keeps 18 and 16.
+each step (`agents.masters`).
+
+The copy is held in float32 and computes in the policy's dtype; its gradients are averaged in float32, a micro-batch at
+a time, since no rank has room for whole ones. Of a trained number in bfloat16 R ranks then keep 2 + 16 / R bytes each,
+in float32 4 + 16 / R, where with whole weights each keeps 18 and 16.
 
 Where nothing is sharded every function here but `shard` changes nothing.
 """
@@ -17,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -31,15 +34,31 @@ def shard(policy: TransformerPolicy, reshard_after_forward: bool = True) -> Tran
     Args:
         policy: stays as it is.
         reshard_after_forward: gather each layer again for the backward pass, rather than keep it in between.
+
+    Raises:
+        ValueError: the policy was compiled; what gathers a layer would cut its graph into pieces.
     """
+    if policy._compiled_call_impl is not None:
+        raise ValueError("A compiled policy cannot be sharded: do not call its compile().")
     mesh = init_device_mesh(policy.device.type, (num_ranks(),))
     sharded = copy.deepcopy(policy)
     for module in sharded.modules():
         if isinstance(module, GradientCheckpointingLayer):  # what transformers' layers are
-            fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
+            fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=in_float32(module))
     fully_shard(sharded.value_head, mesh=mesh)  # in float32 beside any trunk: what is gathered at once has one dtype
-    fully_shard(sharded, mesh=mesh)
+    fully_shard(sharded, mesh=mesh, mp_policy=in_float32(sharded))
     return sharded
+
+
+def in_float32(module: torch.nn.Module) -> MixedPrecisionPolicy:
+    """Hold what a module trains in few bits in float32 from now on; how it is to compute as it did."""
+    trained = [p for p in module.parameters() if p.requires_grad and torch.finfo(p.dtype).bits < 32]
+    if not trained:
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+    dtype = trained[0].dtype
+    for parameter in trained:
+        parameter.data = parameter.float()
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def gathered(x: Tensor) -> Tensor:

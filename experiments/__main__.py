@@ -79,6 +79,8 @@ def train(config: TrialConfig) -> Path:
     if issubclass(AGENTS[config.agent], StableBaselines):
         raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
     with joined(config.device) as (wrap, device):
+        if wrap is not None and config.compile:
+            raise FlagError("what is sharded cannot be compiled: leave out --compile, or --use_fsdp of the launcher.")
         return _train(dataclasses.replace(config, device=device), wrap)
 
 

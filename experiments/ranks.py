@@ -1,7 +1,8 @@
 """One training run on several devices: `accelerate launch -m experiments train ...`.
 
 accelerate starts the processes; how many there are and where is its own configuration's (`accelerate config`, or flags
-of `accelerate launch`), and so is whether each holds whole weights (DDP) or a part of them (FSDP2).
+of `accelerate launch`), and so is whether each holds whole weights or a part of them (FSDP2). All must see the run's
+folder: each reads the policy to start from, and checkpoints, which the first has written.
 """
 
 from __future__ import annotations
@@ -28,30 +29,22 @@ def is_launched() -> bool:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Callable[[Any], Any], str]]:
-    """Meet the other processes, and part at the end; what to wrap a policy in (see `Agent.distribute`), and a device.
+def joined(device: str) -> Iterator[tuple[Callable[[Any], Any] | None, str]]:
+    """Meet the other processes, and part at the end; what shards a policy, if anything (`Agent.distribute`), a device.
 
     Raises:
         FlagError: accelerate is not installed, or was told what cannot be.
     """
     try:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as error:
         raise FlagError("several processes need accelerate: pip install textenv[accelerate].") from error
     # When a rank fails, the launcher ends the others; one that waits for it in a collective runs no handler of Python's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sharding = as_told() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no",  # the distribution that samples is the one that learns: --dtype is for both
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not all agents use the head
-    )
-    own = accelerator.device  # "cpu:0" is a device where no file can be read to
-    yield sharding or accelerator.prepare_model, own.type if own.type == "cpu" else str(own)
-    # No wrapper may outlive the group: it would then end gloo's threads with Python's lock in hand, which one of them
-    # may be waiting for, to free a tensor
-    accelerator.free_memory()
+    # the distribution that samples is the one that learns: --dtype is for both
+    own = Accelerator(cpu=device == "cpu", mixed_precision="no").device
+    yield sharding, own.type if own.type == "cpu" else str(own)  # "cpu:0" is a device where no file can be read to
     torch.distributed.destroy_process_group()
 
 

@@ -20,7 +20,7 @@ from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, Transformer
 from agents.agent import Agent
 from agents.epochs import minibatches
 from agents.metrics import rollout_metrics
-from agents.sampling import new_generator
+from agents.sampling import new_generator, write
 from tests.tasks import golden, make, random_reference, stories, words
 from tests.test_gradients import random_policy
 from textenv import exact
@@ -799,6 +799,22 @@ def test_the_continuations_of_q_are_counted() -> None:
     for agent in (plain, q):
         agent.learn(1)
     assert q.num_timesteps > plain.num_timesteps > 0
+
+
+def test_what_an_agent_generates_by_writes_its_continuations_too() -> None:
+    """With credit="q": every token that is counted was written by `agent.sampler`, answers' and continuations'."""
+    agent = agent_of(REINFORCE, credit="q", num_continuations=2)
+    rows: list[int] = []
+
+    def counted(policy: Any, process: Any, texts: Any, generator: torch.Generator) -> Any:
+        rows.append(len(texts.prompt))
+        return write(policy, process, texts, generator)
+
+    agent.sampler = counted
+    rollout = agent.collect()
+    assert rows == [len(rollout)]
+    agent.train(rollout)
+    assert sum(rows) == len(rollout) + 2 * int((rollout.mask.sum(dim=1) - 1).sum())
 
 
 def test_a_loaded_agent_can_be_given_another_seed(tmp_path: Path) -> None:
