@@ -93,12 +93,16 @@ def forward_answers(model: Any, input_ids: Tensor, attention_mask: Tensor, num_t
 
     logits[:, t] is what the model says *before* it reads column L - T + t, so the last column is not read at all.
     """
+    columns: Any = num_tokens
+    if not torch.is_grad_enabled():  # a slice: without a gradient PyTorch multiplies it answer by answer, on a CPU in
+        # bfloat16 with a copy of the output layer for each; columns that are picked lie side by side
+        columns = torch.arange(-num_tokens, 0, device=input_ids.device)
     return model(
         input_ids=input_ids[:, :-1],
         attention_mask=attention_mask[:, :-1],
         position_ids=position_ids(attention_mask[:, :-1]),
         use_cache=False,
-        logits_to_keep=num_tokens,
+        logits_to_keep=columns,
         **kwargs,
     )
 
@@ -200,6 +204,7 @@ class CausalLMReference:
                 logits = forward_answers(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
+            del logits  # or it would be there beside the next
         return torch.cat(chunks).to(home)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:

@@ -49,7 +49,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         start, stop = self.filled, self.filled + key_states.shape[2]
         if stop > self.keys.shape[2]:
-            self.keys, self.values = (self._with_room(x, stop + ROOM) for x in (self.keys, self.values))
+            self.keys = self._with_room(self.keys, stop + ROOM)  # one at a time, so that one alone is there twice
+            self.values = self._with_room(self.values, stop + ROOM)
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = key_states, value_states
         self.filled = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
