@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.activations import NewGELUActivation
 
 from textenv.follower import Follower
-from textenv.kv_reader import KVReader, position_ids
+from textenv.kv_reader import KVReader, last_columns, position_ids
 
 # Logits held at once when only a token's log-probability is wanted: 2^26 float32 are 256 MiB.
 MAX_LOGITS = 2**26
@@ -93,16 +93,12 @@ def forward_answers(model: Any, input_ids: Tensor, attention_mask: Tensor, num_t
 
     logits[:, t] is what the model says *before* it reads column L - T + t, so the last column is not read at all.
     """
-    columns: Any = num_tokens
-    if not torch.is_grad_enabled():  # a slice: without a gradient PyTorch multiplies it answer by answer, on a CPU in
-        # bfloat16 with a copy of the output layer for each; columns that are picked lie side by side
-        columns = torch.arange(-num_tokens, 0, device=input_ids.device)
     return model(
         input_ids=input_ids[:, :-1],
         attention_mask=attention_mask[:, :-1],
         position_ids=position_ids(attention_mask[:, :-1]),
         use_cache=False,
-        logits_to_keep=columns,
+        logits_to_keep=num_tokens if torch.is_grad_enabled() else last_columns(num_tokens, input_ids),
         **kwargs,
     )
 
