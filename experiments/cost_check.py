@@ -54,9 +54,10 @@ def timed(call: Callable[[], Any], times: int = 3) -> float:
     return min(found)
 
 
-def this_machine(shape: Shape, rows: int) -> Device:
+def this_machine(shape: Shape, rows: int, dtype: torch.dtype) -> Device:
     """Bandwidth, arithmetic in products of the model's own sizes, and the time to start an operation, on one thread."""
-    long, left, right = torch.zeros(2**24), torch.randn(rows, shape.width), torch.randn(shape.width, shape.mlp)
+    left, right = torch.randn(rows, shape.width, dtype=dtype), torch.randn(shape.width, shape.mlp, dtype=dtype)
+    long = torch.zeros(2**24)
     small, layer = torch.zeros(1, 8), torch.nn.Linear(8, 8)
     bandwidth = 2 * long.nbytes / timed(long.clone)
     arithmetic = 2 * left.numel() * shape.mlp / timed(lambda: left @ right, times=100)
@@ -94,7 +95,7 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
     peaks["peak bytes to learn"] = most_bytes(lambda: agent.train(rollout), held_bytes(agent, reference.model))
     width = rollout.input_ids.shape[1] - rollout.num_tokens
     shape, on_paper = Shape.of(reference.config), replace(job, prompt=width, new=rollout.num_tokens)
-    times = seconds(shape, on_paper, this_machine(shape, on_paper.micro_batch * on_paper.tokens))
+    times = seconds(shape, on_paper, this_machine(shape, on_paper.micro_batch * on_paper.tokens, dtype))
     found = memory(shape, on_paper)
     return {
         "parameters": (shape.parameters, sum(p.numel() for p in reference.copy_of_model().parameters())),
