@@ -7,21 +7,29 @@ epochs, w bytes a number (float32 4, bfloat16 2), R devices with B / R answers e
     N           = V d (2 if untied) + positions d + n (2 d a + 2 d k + g d f)
     N_t         = N, or with an adapter of rank r: n r (2 (d + a) + 2 (d + k) + g (d + f))
 
-    weights     = w N                  reference = w N, or 0 with an adapter, which sits on it
+    weights     = w N, and 4 N_t of an adapter        reference = w N, or 0 with an adapter, which sits on it
     gradients   = 4 N_t                and 4 N_t more with several devices, which send them in buckets
-    optimizer   = 8 N_t                Adam's two moments; in bfloat16 4 N_t more, float32 copies of the weights
-    KV cache    = 2 n k S w B/R        while writing, and one layer's keys or values twice while they grow
-    activations = S b n (c_d d + c_f f) w      what the backward pass reads again
-                  S b (n d + c_d d + c_f f) w  with checkpointing
+    optimizer   = 8 N_t                Adam's two moments; in bfloat16 4 N_t more, the masters
     held        = weights + reference + gradients + optimizer
-    writing     = KV cache + 12 V B/R                          float32 logits of one token of all answers
-    scoring     = max(S (3 d + 3 f) w B/R, 8 V min(T B/R, 2^26 / V))       one layer of all, or logits of a part
-    learning    = activations + 16 V T b + 8 V d               logits of all tokens of some answers; the embedding's new
-                                                           gradients, before they are added to the old ones
+
+    KV cache    = 2 n k C w B/R        of C columns: P + T, and up to 32 of room; and one layer's keys twice as it grows
+    layer       = (5 d + g f) w        a token, of one layer, while nothing is learned; 5 f w more with an adapter in
+                                       bfloat16, whose outputs are float32 before they are added
+    writing     = KV cache + max(P layer, (w + 12) V) B/R      reading the prompts; logits as they are, probabilities in
+                                                               float32 and summed up in float64
+    scoring     = max(S layer B/R, 8 V min(T B/R, 2^26))       values of all; float32 logits of a part, and their exp
+    activations = S b n (c_d d + c_f f) w      what the backward pass reads again, c_d and c_f as `saved` says
+                  S b (n d + c_d d + c_f f) w  with checkpointing
+    logits      = 12 V T b             in float32: log pi(.|s) and, going back, two gradients of it
+    learning    = max(activations + max(logits, 4 V T b + w V d),    the latter with the output layer's gradient
+                      12 V d           the embedding's gradients, before they are added to the old ones
+                      2 N_t + 8 V d    in bfloat16 instead: all gradients, before they are added in float32
+                      4 N_t)           a step of Adam for all weights at once, as on a GPU
     total       = held + max(writing, scoring, learning)
 
-With `sharded` (FSDP) gradients and optimizer are divided by R, and so is a copy of the weights, which learns; w N that
-write stay whole. (A layer that is gathered to learn is not counted.)
+With a separate critic all but the KV cache and the logits is there twice (without an untied output layer). With
+`sharded` (FSDP) gradients and optimizer are divided by R, and so is a copy of the weights, which learns; w N that write
+stay whole. (A layer that is gathered to learn is not counted.)
 
     writing     = T max((w N + KV cache / 2) / bandwidth, 2 N B/R / arithmetic)       each step reads all weights
     scoring     = 2 (2 N S B/R) / arithmetic                                          reference and values
@@ -29,7 +37,8 @@ write stay whole. (A layer that is gathered to learn is not counted.)
     sending     = E 2 w N_t (R - 1) / R / link                                        gradients, a ring
                   E (3 w N + w N_t) (R - 1) / R / link     sharded: weights twice, gradients, what was learned, to write
 
-and to each pass the time to start its operations, OPERATIONS n latency, which is all that a tiny model costs.
+and to each pass the time to start its operations, OPERATIONS n latency, which is all that a tiny model costs. Few
+answers at once are written as fast as weights are read, many as fast as is computed: `step_seconds` tells them apart.
 `python -m experiments cost --check PATH` measures how far off this is (`experiments/cost_check.py`).
 """
 
@@ -38,11 +47,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from textenv.causal_lm import MAX_LOGITS
+from textenv.kv_reader import ROOM
 
 GB = 1e9
 OPERATIONS = 45  # that one layer's forward pass starts, one by one
-SAVED = {True: (11, 4), False: (9, 9)}  # c_d, c_f of a gated MLP (Llama), and of GPT-2's, whose gelu is many operations
 
 
 @dataclass(frozen=True)
@@ -61,23 +73,31 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> Shape:
-        """Of a Hugging Face config."""
+        """Of a Hugging Face config: MLP gated or not, positions learned or not, as its model's N says, made on paper.
+
+        Raises:
+            ValueError: none of these has that many parameters within 2%: its layers are others (experts, say).
+        """
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        number = sum(p.numel() for p in model.parameters())
         heads = config.num_attention_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
-        key_value = head * (getattr(config, "num_key_value_heads", None) or heads)
-        learned = config.model_type in ("gpt2", "opt")
+        groups = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None) or heads
         mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-        return cls(
-            config.num_hidden_layers,
-            config.hidden_size,
-            head * heads,
-            key_value,
-            mlp,
-            config.vocab_size,
-            gated=not learned,
-            tied=bool(config.tie_word_embeddings),
-            positions=config.max_position_embeddings if learned else 0,
-        )
+        sizes = (config.num_hidden_layers, config.hidden_size, head * heads, head * groups, mlp, config.vocab_size)
+        shapes = [
+            cls(*sizes, gated=gated, tied=bool(config.tie_word_embeddings), positions=positions)
+            for gated in (True, False)
+            for positions in (0, config.max_position_embeddings)
+        ]
+        shape = min(shapes, key=lambda shape: abs(shape.parameters - number))
+        if abs(shape.parameters - number) > 0.02 * number:
+            raise ValueError(
+                f"a {config.model_type} of {number:,} parameters, where layers like GPT-2's or Llama's would have "
+                f"{shape.parameters:,}: the equations do not hold for it."
+            )
+        return shape
 
     @property
     def parameters(self) -> int:
@@ -117,6 +137,7 @@ class Job:
     bytes: int = 2
     checkpointing: bool = False
     lora_rank: int = 0
+    separate_critic: bool = False
     sharded: bool = False
     devices: int = 1
 
@@ -137,58 +158,91 @@ class Device:
     link: float = 50e9
 
 
+def saved(shape: Shape, job: Job) -> float:
+    """c_d d + c_f f, the numbers that a layer keeps of a token for the backward pass.
+
+    GPT-2: queries, keys and values 3, attention 1, layer norms 2 and what they read 2; the MLP before and after gelu.
+    Llama: queries, keys and values 3, attention 1, norms 4 and what they read 2, in float32 always; gate, its
+    activation, the other branch, the product. An adapter on weights in bfloat16 keeps float32 copies of what each
+    linear layer reads, in the place of most of these.
+    """
+    d, f = shape.width, shape.mlp
+    copies = computes_wide(job) * ((10 if shape.gated else 4) * d + f)
+    return ((8 + 2 * 4 / job.bytes) * d + 4 * f if shape.gated else 8 * d + 2 * f) + copies
+
+
+def computes_wide(job: Job) -> bool:
+    """Whether there is an adapter on weights in bfloat16, which peft computes in float32."""
+    return job.lora_rank > 0 and job.bytes < 4
+
+
 def memory(shape: Shape, job: Job) -> dict[str, float]:
     """Bytes on one device, by what they are for, and their `total`."""
-    n, d, w, each = shape.layers, shape.width, job.bytes, job.episodes / job.devices
-    trained = shape.adapter(job.lora_rank) if job.lora_rank else shape.parameters
-    parts = job.devices if job.sharded else 1
-    c_d, c_f = SAVED[shape.gated]
-    layer = c_d * d + c_f * shape.mlp
+    n, d, vocab, w = shape.layers, shape.width, shape.vocab, job.bytes
+    each = job.episodes / job.devices
     rows = min(job.micro_batch, each)
-    cache = 2 * n * shape.key_value * job.tokens * w * each * (1 + 1 / (2 * n))
-    activations = job.tokens * rows * (n * d + layer if job.checkpointing else n * layer) * w
-    layer_pass = job.tokens * (3 * d + 3 * shape.mlp) * w * each
-    whole = w * shape.parameters
-    held = {
-        "weights": whole + (whole / parts if job.sharded else 0.0),
+    parts = job.devices if job.sharded else 1
+    whole, trained = shape.parameters, shape.adapter(job.lora_rank) if job.lora_rank else shape.parameters
+    policy = {
+        "weights": w * whole * (1 + 1 / parts if job.sharded else 1) + (4 * trained if job.lora_rank else 0),
         "gradients": 4 * trained / parts * (2 if job.devices > 1 and not job.sharded else 1),
-        "optimizer": (8 if w == 4 else 12) * trained / parts,
-        "reference": 0.0 if job.lora_rank else whole,
+        "optimizer": (8 if w == 4 or job.lora_rank else 12) * trained / parts,
     }
-    phases = {
-        "collect": max(
-            cache + 12 * shape.vocab * each,
-            layer_pass,
-            8 * min(job.new * each * shape.vocab, MAX_LOGITS),
-        ),
-        "learn": activations + 16 * shape.vocab * job.new * rows + 8 * shape.vocab * d,
-    }
+    critics = critics_of(shape, job)
+    held = {what: size * (1 + critics) for what, size in policy.items()}
+    held["reference"] = 0.0 if job.lora_rank else w * whole
+
+    columns = job.prompt + ROOM + (job.new - 1) // (ROOM + 1) * (ROOM + 1)
+    cache = 2 * n * shape.key_value * columns * w * each * (1 + 1 / (2 * n))
+    layer = (5 * d + (2 + shape.gated + 5 * computes_wide(job)) * shape.mlp) * w
+    writing = cache + max(job.prompt * layer, (w + 12) * vocab) * each
+    scoring = max(job.tokens * layer * each, 8 * min(job.new * each * vocab, MAX_LOGITS))
+
+    kept = saved(shape, job)
+    activations = job.tokens * rows * w * (n * d + kept if job.checkpointing else n * kept)
+    activations *= 2 if job.separate_critic else 1
+    logits = job.new * rows * vocab
+    learning = [activations + 12 * logits]
+    if not job.lora_rank:
+        learning += [activations + 4 * logits + w * vocab * d, 12 * vocab * d]
+        learning += [2 * (1 + critics) * trained / parts + 8 * vocab * d] if w == 2 else []
+    learning += [4 * (1 + critics) * trained / parts]
+
     states = sum(held.values())
-    return (
-        held
-        | {"KV cache": cache, "activations": activations}
-        | {
-            "collect": states + phases["collect"],
-            "learn": states + phases["learn"],
-            "total": states + max(phases.values()),
-        }
-    )
+    phases = {"collect": states + max(writing, scoring), "learn": states + max(learning)}
+    return held | {"KV cache": cache, "activations": activations} | phases | {"total": max(phases.values())}
+
+
+def critics_of(shape: Shape, job: Job) -> float:
+    """The parameters of a separate critic's trunk, as a share of N; 0 without one."""
+    output = 0 if shape.tied else shape.vocab * shape.width
+    return 1 - output / shape.parameters if job.separate_critic else 0.0
+
+
+def step_seconds(shape: Shape, job: Job, device: Device) -> dict[str, float]:
+    """Seconds of one token of all answers, by what they would be bound by: memory, arithmetic, starting operations."""
+    each = job.episodes / job.devices
+    cache = 2 * shape.layers * shape.key_value * job.tokens * job.bytes * each
+    return {
+        "memory": (job.bytes * shape.parameters + cache / 2) / device.bandwidth,
+        "arithmetic": 2 * shape.parameters * each / device.arithmetic,
+        "starting": OPERATIONS * shape.layers * device.latency,
+    }
 
 
 def seconds(shape: Shape, job: Job, device: Device) -> dict[str, float]:
     """Seconds of one update, by phase."""
     n, w, each = shape.parameters, job.bytes, job.episodes / job.devices
-    cache = 2 * shape.layers * shape.key_value * job.tokens * w * each
-    start = OPERATIONS * shape.layers * device.latency  # one forward pass
+    step = step_seconds(shape, job, device)
     passes = -(-each // min(job.micro_batch, each))
     trained = shape.adapter(job.lora_rank) if job.lora_rank else n
-    sent = 3 * n + trained if job.sharded else 2 * trained
-    read, compute = (w * n + cache / 2) / device.bandwidth, 2 * n * each / device.arithmetic
+    sent = (3 * n + trained if job.sharded else 2 * trained) * (1 + critics_of(shape, job))
+    trunks = 2 if job.separate_critic else 1
+    update = (8 if job.checkpointing else 6) * n * job.tokens * each / device.arithmetic + 3 * step["starting"] * passes
     return {
-        "writing": job.new * (max(read, compute) + start),
-        "scoring": 2 * (2 * n * job.tokens * each / device.arithmetic + start),
-        "update": job.epochs
-        * ((8 if job.checkpointing else 6) * n * job.tokens * each / device.arithmetic + 3 * start * passes),
+        "writing": job.new * (max(step["memory"], step["arithmetic"]) + step["starting"]),
+        "scoring": 2 * (2 * n * job.tokens * each / device.arithmetic + step["starting"]),
+        "update": job.epochs * trunks * update,
         "sending": job.epochs * w * sent * (job.devices - 1) / job.devices / device.link,
     }
 

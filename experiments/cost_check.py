@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -19,7 +20,10 @@ from textenv.unwrap import process_of
 
 
 def most_bytes(call: Callable[[], Any], before: int) -> int:
-    """The most that lives at once during a call: what did before, and all that the allocator gives and takes back."""
+    """The most that lives at once during a call: what did before, and all that the allocator gives and takes back.
+
+    Nothing that was there before may be freed in the call: the profiler does not see it go.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     events: Any = profiler.profiler.kineto_results.events()
@@ -29,11 +33,15 @@ def most_bytes(call: Callable[[], Any], before: int) -> int:
 
 
 def held_bytes(agent: Any, reference: Any) -> int:
-    """Weights, gradients, Adam's moments, reference; no reference to a gradient is kept, so that it can be freed."""
+    """Weights, masters, gradients, Adam's moments, reference; what is there twice by name counts once.
+
+    No reference to a gradient is kept, so that it can be freed.
+    """
+    masters = agent.masters.of(agent.trained)
     states = [x for state in agent.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
-    gradients = [p.grad for p in agent.trained if p.grad is not None]
-    weights = [*agent.policy.parameters(), *reference.parameters()]
-    return sum({x.data_ptr(): x.nbytes for x in (*weights, *gradients, *states)}.values())  # tied weights count once
+    gradients = [p.grad for p in masters if p.grad is not None]
+    weights = [*agent.policy.parameters(), *reference.parameters(), *masters]
+    return sum({x.data_ptr(): x.nbytes for x in (*weights, *gradients, *states)}.values())
 
 
 def timed(call: Callable[[], Any], times: int = 3) -> float:
@@ -46,9 +54,10 @@ def timed(call: Callable[[], Any], times: int = 3) -> float:
     return min(found)
 
 
-def this_machine(shape: Shape, rows: int) -> Device:
+def this_machine(shape: Shape, rows: int, dtype: torch.dtype) -> Device:
     """Bandwidth, arithmetic in products of the model's own sizes, and the time to start an operation, on one thread."""
-    long, left, right = torch.zeros(2**24), torch.randn(rows, shape.width), torch.randn(shape.width, shape.mlp)
+    left, right = torch.randn(rows, shape.width, dtype=dtype), torch.randn(shape.width, shape.mlp, dtype=dtype)
+    long = torch.zeros(2**24)
     small, layer = torch.zeros(1, 8), torch.nn.Linear(8, 8)
     bandwidth = 2 * long.nbytes / timed(long.clone)
     arithmetic = 2 * left.numel() * shape.mlp / timed(lambda: left @ right, times=100)
@@ -57,7 +66,10 @@ def this_machine(shape: Shape, rows: int) -> Device:
 
 
 def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
-    """Of one PPO update with a model in a folder, `(on paper, measured)` by what: parameters, bytes, seconds."""
+    """Of one PPO update with a model in a folder, `(on paper, measured)` by what: parameters, bytes, seconds.
+
+    Of a `job`, the episodes, tokens, epochs, micro-batch, dtype, adapter and critic count; one device, no checkpoints.
+    """
     tokenizer = AutoTokenizer.from_pretrained(path)
     prompt = tokenizer.decode([tokenizer.encode("and", add_special_tokens=False)[-1]] * (job.prompt - 2))
     env = gym.make(
@@ -68,25 +80,35 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
         reference=path,
         max_new_tokens=job.new,
     )
-    policy = TransformerPolicy.for_env(env)
+    reference: Any = process_of(env).reference
+    dtype = torch.float32 if job.bytes == 4 else torch.bfloat16
+    reference.model.to(dtype)
+    policy = TransformerPolicy.for_env(env, separate_critic=job.separate_critic, lora=adapter(job.lora_rank)).cast(
+        dtype
+    )
     rows: dict[str, Any] = {"n_episodes": job.episodes, "micro_batch_size": job.micro_batch, "n_epochs": job.epochs}
     agent = PPO(policy, env, seed=0, **rows)
     agent.train(agent.collect())  # Adam's moments and the gradients are there from now on
-    reference: Any = process_of(env).reference
-    held = held_bytes(agent, reference.model)
-    peaks = {"peak bytes to collect": most_bytes(agent.collect, held)}
+    peaks = {"peak bytes to collect": most_bytes(agent.collect, held_bytes(agent, reference.model))}
     rollout = agent.collect()
-    peaks["peak bytes to learn"] = most_bytes(lambda: agent.train(rollout), held)
+    agent.optimizer.zero_grad()  # as `train` begins by
+    peaks["peak bytes to learn"] = most_bytes(lambda: agent.train(rollout), held_bytes(agent, reference.model))
     width = rollout.input_ids.shape[1] - rollout.num_tokens
-    shape = Shape.of(policy.model.config)
-    on_paper = Job(
-        job.episodes, width, rollout.num_tokens, job.micro_batch, job.epochs, bytes=policy.value_head.weight.itemsize
-    )
-    times = seconds(shape, on_paper, this_machine(shape, on_paper.micro_batch * on_paper.tokens))
+    shape, on_paper = Shape.of(reference.config), replace(job, prompt=width, new=rollout.num_tokens)
+    times = seconds(shape, on_paper, this_machine(shape, on_paper.micro_batch * on_paper.tokens, dtype))
     found = memory(shape, on_paper)
     return {
-        "parameters": (shape.parameters, sum(p.numel() for p in policy.model.parameters())),
+        "parameters": (shape.parameters, sum(p.numel() for p in reference.copy_of_model().parameters())),
         **{name: (found[name.split()[-1]], peak) for name, peak in peaks.items()},
         "seconds to collect": (times["writing"] + times["scoring"], timed(agent.collect)),
         "seconds to learn": (times["update"], timed(lambda: agent.train(rollout))),
     }
+
+
+def adapter(rank: int) -> Any:
+    """A `peft.LoraConfig` on all linear layers, as `--lora-rank` makes; None for rank 0."""
+    if rank == 0:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, target_modules="all-linear")

@@ -13,10 +13,10 @@ from transformers import AutoConfig
 
 from experiments.config import FlagError
 from experiments.console import plain_console
-from experiments.cost import GB, SHAPES, Device, Job, Shape, memory, roomiest, seconds
+from experiments.cost import GB, SHAPES, Device, Job, Shape, memory, roomiest, seconds, step_seconds
 from experiments.cost_check import check
 
-CHECKED = (Job(16, 16, 32, 4, 1, 4), Job(32, 16, 32, 16, 1, 4), Job(64, 16, 48, 2, 1, 4))
+CHECKED = (Job(16, 16, 32, 4, 1), Job(32, 16, 32, 16, 1), Job(64, 16, 48, 2, 1))  # in the --dtype
 
 
 @dataclass
@@ -43,12 +43,14 @@ class CostConfig:
     """Train an adapter of this rank on the reference's own weights."""
     gradient_checkpointing: bool = False
     """Keep each layer's input alone while learning."""
+    separate_critic: bool = False
+    """A critic with a trunk of its own."""
     sharded: bool = False
     """Divide what learns among the devices: accelerate launch --use_fsdp."""
     memory_gb: float = 80.0
     """Of one device."""
     check: list[str] = field(default_factory=list)
-    """Folders of small models: measure an update of each here, beside what paper says, and print the error."""
+    """Folders of small models: measure updates of each here in --dtype, beside what paper says, and print the error."""
 
     def __post_init__(self) -> None:
         for name in ("n_episodes", "prompt_tokens", "max_new_tokens", "n_epochs", "memory_gb"):
@@ -69,6 +71,7 @@ class CostConfig:
             bytes=4 if self.dtype == "float32" else 2,
             checkpointing=self.gradient_checkpointing,
             lora_rank=self.lora_rank,
+            separate_critic=self.separate_critic,
             sharded=self.sharded,
             devices=devices,
         )
@@ -78,7 +81,7 @@ def cost(config: CostConfig) -> None:
     """Print the table, and whether each run fits; with --check the error of the formulas here."""
     console = plain_console(width=None if sys.stdout.isatty() else 180)
     if config.check:
-        console.print(check_table(config.check))
+        console.print(check_table(config.check, config.dtype))
         return
     try:
         shapes = SHAPES if config.model is None else {config.model: Shape.of(AutoConfig.from_pretrained(config.model))}
@@ -88,37 +91,41 @@ def cost(config: CostConfig) -> None:
 
 
 def cost_table(config: CostConfig, shapes: dict[str, Shape]) -> Table:
-    """A row a model and number of devices: gigabytes on one device, seconds an update."""
+    """A row a model and number of devices: gigabytes on one device, seconds an update, and what writing is bound by."""
     device = dataclasses.replace(Device(), memory=config.memory_gb * GB)
     title = f"{config.n_episodes} x ({config.prompt_tokens} + {config.max_new_tokens}) tokens, {config.n_epochs} epochs"
     table = Table(title=f"{title}, {config.dtype}: GB on one device, seconds an update (an H100's numbers)")
     held = ["weights", "gradients", "optimizer", "reference", "KV cache", "activations"]
-    for column in ("model", "devices", "at once", *held, "total", "fits", "writing", "scoring", "update", "sending"):
-        table.add_column(column, justify="left" if column in ("model", "fits") else "right")
+    phases = ["writing", "scoring", "update", "sending"]
+    for column in ("model", "devices", "at once", *held, "total", "fits", *phases, "writing is bound by"):
+        table.add_column(column, justify="left" if column in ("model", "fits", "writing is bound by") else "right")
     for name, shape in shapes.items():
         for devices in config.devices:
             job = config.job(devices)
             if config.micro_batch_size is None:
                 job = roomiest(shape, job, device)
             parts, times = memory(shape, job), seconds(shape, job, device)
+            steps = step_seconds(shape, job, device)
             fits = "yes" if parts["total"] <= device.memory else "no"
             table.add_row(
                 *(name, str(devices), str(job.micro_batch)),
                 *(f"{parts[part] / GB:.3g}" for part in (*held, "total")),
                 fits,
-                *(f"{value:.2g}" for value in times.values()),
+                *(f"{times[phase]:.2g}" for phase in phases),
+                max(steps, key=lambda what: steps[what]),
             )
     return table
 
 
-def check_table(paths: list[str]) -> Table:
+def check_table(paths: list[str], dtype: str) -> Table:
     """What paper says and what was measured here, for a few updates of each model, on one thread."""
     torch.set_num_threads(1)
-    table = Table(title="one update of PPO: on paper, and measured here")
+    table = Table(title=f"one update of PPO in {dtype}: on paper, and measured here")
     for column in ("model", "answers", "at once", "what", "on paper", "measured", "error"):
         table.add_column(column, justify="left" if column in ("model", "what") else "right")
     for path in paths:
         for job in CHECKED:
+            job = dataclasses.replace(job, bytes=4 if dtype == "float32" else 2)
             for what, (paper, measured) in check(path, job).items():
                 row = (path.rstrip("/").split("/")[-1], str(job.episodes), str(job.micro_batch), what)
                 table.add_row(*row, f"{paper:.3g}", f"{measured:.3g}", f"{paper / measured - 1:+.1%}")

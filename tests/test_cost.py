@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTBigCodeConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+)
 
 from experiments.config import FlagError
-from experiments.cost import GB, SHAPES, Device, Job, Shape, memory, roomiest, seconds
+from experiments.cost import GB, SHAPES, Device, Job, Shape, memory, roomiest, seconds, step_seconds
 from experiments.cost_check import check
 from experiments.cost_table import CHECKED, CostConfig, cost
 
@@ -52,17 +63,84 @@ def test_an_adapter_is_counted(assets: Path) -> None:
     assert shape.adapter(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize(
+    ("config", "fits"),
+    [
+        (GPTNeoXConfig(num_hidden_layers=2), True),
+        (GPTBigCodeConfig(), True),
+        (Qwen2Config(num_hidden_layers=2), True),
+        (MixtralConfig(num_hidden_layers=2), False),
+    ],
+    ids=lambda value: getattr(value, "model_type", str(value)),
+)
+def test_other_families_are_counted_or_refused(config: Any, fits: bool) -> None:
+    """By the parameters of the model, not by its name; a mixture of experts has other equations."""
+    if not fits:
+        with pytest.raises(ValueError, match="mixtral of .* parameters"):
+            Shape.of(config)
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert Shape.of(config).parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
+
+
+def random_gpt2(folder: Path, assets: Path, **sizes: Any) -> str:
+    """A GPT-2 of random weights with the tokenizer of stories3m, in a folder."""
+    torch.manual_seed(0)
+    settings = {"n_layer": 3, "n_embd": 96, "n_head": 4, "n_positions": 64, "vocab_size": 4096} | sizes
+    GPT2LMHeadModel(GPT2Config(**settings, bos_token_id=None, eos_token_id=2)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(assets / "stories3m").save_pretrained(folder)
+    return str(folder)
+
+
+def peaks(path: str, job: Job) -> dict[str, tuple[float, float]]:
+    """Of `check`, the bytes: on paper, and measured."""
+    return {what: pair for what, pair in check(path, job).items() if what.startswith("peak")}
+
+
+@pytest.mark.parametrize("number", [4, 2], ids=["float32", "bfloat16"])
+def test_peak_memory_of_gpt2_is_what_paper_says(number: int, assets: Path, tmp_path: Path) -> None:
+    """Within 3%, writing and learning alike; paper for half or twice the answers at once is not."""
+    path, job = random_gpt2(tmp_path, assets), Job(16, 16, 32, 8, 1, number)
+    found = peaks(path, job)
+    for paper, measured in found.values():
+        assert paper == pytest.approx(measured, rel=0.03)
+    shape = Shape.of(GPT2Config.from_pretrained(path))
+    for rows in (4, 16):
+        other = memory(shape, replace(job, micro_batch=rows))["learn"]
+        assert other != pytest.approx(found["peak bytes to learn"][1], rel=0.1)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [4, 2], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["stories260k", "stories3m"])
-def test_peak_memory_is_what_paper_says(name: str, assets: Path) -> None:
-    """Within 10%, writing and learning alike, for small and large parts; times are not faster than paper allows."""
+def test_an_update_is_what_paper_says(name: str, number: int, assets: Path) -> None:
+    """Bytes within 6%, for small and large parts; no faster than paper allows in float32, and not slower by orders."""
+
+    def plausible(paper: float, measured: float) -> bool:
+        return 0 < paper < 1.2 * measured < 30 * paper
+
     for job in CHECKED:
-        found = check(str(assets / name), job)
-        for what, (paper, measured) in found.items():
+        for what, (paper, measured) in check(str(assets / name), replace(job, bytes=number)).items():
             if what.startswith("peak"):
-                assert paper == pytest.approx(measured, rel=0.1), (what, job)
-            elif what.startswith("seconds"):
-                assert measured > 0.5 * paper, (what, job)
+                assert paper == pytest.approx(measured, rel=0.06), (what, job)
+            elif what.startswith("seconds") and number == 4:  # a CPU is slow in bfloat16 in ways of its own
+                assert plausible(paper, measured), (what, job)
+                assert not plausible(0.0, measured) and not plausible(1000 * paper, measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [4, 2], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("extra", [{"separate_critic": True}, {"lora_rank": 4}], ids=["critic", "adapter"])
+def test_a_critic_and_an_adapter_are_what_paper_says(extra: dict[str, Any], number: int, assets: Path) -> None:
+    """Within 10%; without the critic, or with another optimizer than the adapter's, paper is further off."""
+    job = Job(16, 16, 32, 4, 1, number, **extra)
+    found = peaks(str(assets / "stories3m"), job)
+    for paper, measured in found.values():
+        assert paper == pytest.approx(measured, rel=0.1)
+    plain = memory(SHAPES["3M"], replace(job, separate_critic=False, lora_rank=0))
+    for what, (_, measured) in found.items():
+        assert plain[what.split()[-1]] != pytest.approx(measured, rel=0.1)
 
 
 def test_what_devices_and_settings_change() -> None:
@@ -79,7 +157,21 @@ def test_what_devices_and_settings_change() -> None:
     assert small < memory(shape, one)["activations"] / 5
     times, more = (seconds(shape, job, Device()) for job in (one, eight))
     assert 2 * more["sending"] == seconds(shape, replace(eight, sharded=True), Device())["sending"]
+    critic = replace(one, separate_critic=True)
+    assert memory(shape, critic)["optimizer"] == 2 * memory(shape, one)["optimizer"]
+    assert memory(shape, critic)["reference"] == memory(shape, one)["reference"]
+    assert seconds(shape, critic, Device())["update"] == 2 * times["update"]
     assert times["sending"] == 0 < more["sending"] and more["update"] < times["update"]
+
+
+def test_what_writing_is_bound_by() -> None:
+    """Few answers of a large model by reading its weights, many by arithmetic; a tiny one by starting operations."""
+
+    def bound(name: str, episodes: int) -> str:
+        steps = step_seconds(SHAPES[name], Job(episodes, micro_batch=1), replace(Device(), latency=1e-6))
+        return max(steps, key=lambda what: steps[what])
+
+    assert (bound("7B", 1), bound("7B", 2048), bound("0.26M", 1)) == ("memory", "arithmetic", "starting")
 
 
 def test_what_fits_on_one_card() -> None:
@@ -87,9 +179,9 @@ def test_what_fits_on_one_card() -> None:
     assert memory(SHAPES["124M"], Job(micro_batch=8))["total"] < 80 * GB
     assert memory(SHAPES["7B"], Job(micro_batch=1))["total"] > 80 * GB
     assert memory(SHAPES["7B"], Job(micro_batch=1, devices=8, sharded=True))["total"] < 80 * GB
-    room = roomiest(SHAPES["124M"], Job(), Device())
-    assert memory(SHAPES["124M"], room)["total"] < 80 * GB
-    assert memory(SHAPES["124M"], replace(room, micro_batch=2 * room.micro_batch))["total"] > 80 * GB
+    room = roomiest(SHAPES["1B"], Job(), Device())
+    assert memory(SHAPES["1B"], room)["total"] < 80 * GB
+    assert memory(SHAPES["1B"], replace(room, micro_batch=2 * room.micro_batch))["total"] > 80 * GB
 
 
 def test_the_table_is_printed(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,11 +193,14 @@ def test_the_table_is_printed(assets: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.count("yes") == 1
 
 
-def test_flags_that_do_not_fit_are_named() -> None:
-    """Shares must be whole, sizes positive, models there."""
+def test_flags_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    """Shares must be whole, sizes positive, models there and of a kind that is known."""
     with pytest.raises(FlagError, match="--devices must divide"):
         CostConfig(n_episodes=4, devices=[3])
     with pytest.raises(FlagError, match="--n-epochs must be positive"):
         CostConfig(n_epochs=0)
+    MixtralConfig(num_hidden_layers=2).save_pretrained(tmp_path)
+    with pytest.raises(FlagError, match="--model .* a mixtral of"):
+        cost(CostConfig(model=str(tmp_path)))
     with pytest.raises(FlagError, match="--model nowhere"):
         cost(CostConfig(model="nowhere"))

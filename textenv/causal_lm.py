@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.activations import NewGELUActivation
 
 from textenv.follower import Follower
-from textenv.kv_reader import KVReader, position_ids
+from textenv.kv_reader import KVReader, last_columns, position_ids
 
 # Logits held at once when only a token's log-probability is wanted: 2^26 float32 are 256 MiB.
 MAX_LOGITS = 2**26
@@ -98,7 +98,7 @@ def forward_answers(model: Any, input_ids: Tensor, attention_mask: Tensor, num_t
         attention_mask=attention_mask[:, :-1],
         position_ids=position_ids(attention_mask[:, :-1]),
         use_cache=False,
-        logits_to_keep=num_tokens,
+        logits_to_keep=num_tokens if torch.is_grad_enabled() else last_columns(num_tokens, input_ids),
         **kwargs,
     )
 
@@ -200,6 +200,7 @@ class CausalLMReference:
                 logits = forward_answers(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
+            del logits  # or it would be there beside the next
         return torch.cat(chunks).to(home)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:

@@ -23,6 +23,15 @@ def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
+def last_columns(number: int, like: Tensor) -> Tensor:
+    """`logits_to_keep` of the last `number` columns, on the device of `like`, where no gradient is wanted.
+
+    As a number it would be a slice, which PyTorch multiplies by a frozen output layer text by text, on a CPU in
+    bfloat16 with a copy of that layer for each; columns that are picked lie side by side.
+    """
+    return torch.arange(-number, 0, device=like.device)
+
+
 def cache_argument(model: Any) -> str:
     """What the model calls its KV cache: `cache` since transformers 5.24."""
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # within an adapter
@@ -49,7 +58,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         start, stop = self.filled, self.filled + key_states.shape[2]
         if stop > self.keys.shape[2]:
-            self.keys, self.values = (self._with_room(x, stop + ROOM) for x in (self.keys, self.values))
+            self.keys = self._with_room(self.keys, stop + ROOM)  # one at a time, so that one alone is there twice
+            self.values = self._with_room(self.values, stop + ROOM)
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = key_states, value_states
         self.filled = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
@@ -136,6 +146,6 @@ class KVReader:
             attention_mask=self.mask,
             position_ids=positions,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=1 if input_ids.shape[1] == 1 else last_columns(1, input_ids),
             **{self._cache_argument: self.cache},
         )
