@@ -8,7 +8,7 @@ epochs, w bytes a number (float32 4, bfloat16 2), R devices with B / R answers e
     N_t         = N, or with an adapter of rank r: n r (2 (d + a) + 2 (d + k) + g (d + f))
 
     weights     = w N, and 4 N_t of an adapter        reference = w N, or 0 with an adapter, which sits on it
-    gradients   = 4 N_t                and 4 N_t more with several devices, which send them in buckets
+    gradients   = 4 N_t
     optimizer   = 8 N_t                Adam's two moments; in bfloat16 4 N_t more, the masters
     held        = weights + reference + gradients + optimizer
 
@@ -28,14 +28,15 @@ epochs, w bytes a number (float32 4, bfloat16 2), R devices with B / R answers e
     total       = held + max(writing, scoring, learning)
 
 With a separate critic all but the KV cache and the logits is there twice (without an untied output layer). With
-`sharded` (FSDP) gradients and optimizer are divided by R, and so is a copy of the weights, which learns; w N that write
-stay whole. (A layer that is gathered to learn is not counted.)
+`sharded` (FSDP) a copy of the weights in float32 learns, w N that write stay whole: w N + (4 N + 4 N_t + 8 N_t) / R. (A
+layer that is gathered to learn is not counted.)
 
     writing     = T max((w N + KV cache / 2) / bandwidth, 2 N B/R / arithmetic)       each step reads all weights
     scoring     = 2 (2 N S B/R) / arithmetic                                          reference and values
     update      = E (6 N S B/R) / arithmetic (8 with checkpointing)                   forward 2, backward 4
-    sending     = E 2 w N_t (R - 1) / R / link                                        gradients, a ring
-                  E (3 w N + w N_t) (R - 1) / R / link     sharded: weights twice, gradients, what was learned, to write
+    sending     = E 8 N_t (R - 1) / R / link                   gradients in float32, a ring
+                  E (M (2 w N + 4 N_t) + w N_t) (R - 1) / R / link      sharded: of each of M = B / R / b parts weights
+                                                               twice and gradients; and what was learned, to write
 
 and to each pass the time to start its operations, OPERATIONS n latency, which is all that a tiny model costs. Few
 answers at once are written as fast as weights are read, many as fast as is computed: `step_seconds` tells them apart.
@@ -184,9 +185,9 @@ def memory(shape: Shape, job: Job) -> dict[str, float]:
     parts = job.devices if job.sharded else 1
     whole, trained = shape.parameters, shape.adapter(job.lora_rank) if job.lora_rank else shape.parameters
     policy = {
-        "weights": w * whole * (1 + 1 / parts if job.sharded else 1) + (4 * trained if job.lora_rank else 0),
-        "gradients": 4 * trained / parts * (2 if job.devices > 1 and not job.sharded else 1),
-        "optimizer": (8 if w == 4 or job.lora_rank else 12) * trained / parts,
+        "weights": w * whole + (4 * whole / parts if job.sharded else 0) + (4 * trained if job.lora_rank else 0),
+        "gradients": 4 * trained / parts,
+        "optimizer": (8 if w == 4 or job.lora_rank or job.sharded else 12) * trained / parts,
     }
     critics = critics_of(shape, job)
     held = {what: size * (1 + critics) for what, size in policy.items()}
@@ -236,14 +237,15 @@ def seconds(shape: Shape, job: Job, device: Device) -> dict[str, float]:
     step = step_seconds(shape, job, device)
     passes = -(-each // min(job.micro_batch, each))
     trained = shape.adapter(job.lora_rank) if job.lora_rank else n
-    sent = (3 * n + trained if job.sharded else 2 * trained) * (1 + critics_of(shape, job))
+    sent = passes * (2 * w * n + 4 * trained) + w * trained if job.sharded else 8.0 * trained
+    sent *= 1 + critics_of(shape, job)
     trunks = 2 if job.separate_critic else 1
     update = (8 if job.checkpointing else 6) * n * job.tokens * each / device.arithmetic + 3 * step["starting"] * passes
     return {
         "writing": job.new * (max(step["memory"], step["arithmetic"]) + step["starting"]),
         "scoring": 2 * (2 * n * job.tokens * each / device.arithmetic + step["starting"]),
         "update": job.epochs * trunks * update,
-        "sending": job.epochs * w * sent * (job.devices - 1) / job.devices / device.link,
+        "sending": job.epochs * sent * (job.devices - 1) / job.devices / device.link,
     }
 
 
