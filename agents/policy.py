@@ -389,7 +389,8 @@ def choose(probs: Tensor, generator: torch.Generator) -> Tensor:
         return torch.multinomial(probs, 1, generator=generator).squeeze(1)
     heights = probs.double().cumsum_(dim=1)  # in place: with many words this is the most that sampling holds
     uniform = torch.rand(len(probs), 1, generator=generator, device=probs.device, dtype=torch.float64)
-    return torch.searchsorted(heights, uniform * heights[:, -1:], right=True).squeeze(1)
+    chosen = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).squeeze(1)
+    return chosen.clamp_(max=probs.shape[1] - 1)  # beyond it where probabilities are nan, which `collect` tells of
 
 
 def _adapted(reference: Any, adapter: Any) -> Any:

@@ -117,7 +117,7 @@ def collect(
         sampler: what generates, by default our own loop (`agents.sampling`).
 
     Raises:
-        ValueError: n is not a multiple of num_generations.
+        ValueError: n is not a multiple of num_generations; the policy says nan.
     """
     process = process_of(env)
     generator = generator or new_generator(policy.device)
@@ -144,6 +144,8 @@ def collect(
     finished = Finished(process, texts.prompt, texts.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
     scores, gold_scores = process.score(finished), process.gold_score(finished)
     both = (ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
+    if not np.isfinite(both[-1]).all():
+        raise ValueError("The policy's probabilities are nan: it has diverged. Lower learning_rate or max_grad_norm.")
     terms = process.reward_terms(transitions, *both, kl_coef)
     rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
     rollout = Rollout(

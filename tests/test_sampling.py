@@ -118,6 +118,17 @@ def test_generate_leaves_the_checkpoints_own_settings_out() -> None:
     assert policy.model.generation_config is config and int(rollout.mask.sum(dim=1).min()) < 5
 
 
+def test_a_policy_that_says_nan_is_told_of() -> None:
+    """In a sentence, also where many words are drawn from; one that says numbers is not."""
+    env, policy = language_model()
+    collect(env, policy, 4)
+    with torch.no_grad():
+        policy.model.lm_head.weight[5] = torch.nan
+    for sampler in (write, RecordedSampler()):
+        with pytest.raises(ValueError, match=r"probabilities are nan: it has diverged. Lower learning_rate"):
+            collect(env, policy, 4, sampler=sampler)
+
+
 @SAMPLERS
 def test_an_agent_learns_from_any_sampler(sampler: Sampler) -> None:
     """Put in its place, and the first minibatch's ratio is 1."""
