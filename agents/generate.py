@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from agents.policy import TransformerPolicy
-from agents.sampling import Written, asked_on_the_way
+from agents.sampling import Written
 from textenv.kv_reader import pack_left
 from textenv.process import TextProcess, Texts
 
@@ -32,11 +32,10 @@ def generate(policy: TransformerPolicy, process: TextProcess, texts: Texts, gene
     time = torch.as_tensor(texts.time, device=device)
     is_eos = torch.as_tensor(process.is_eos, device=device)
     packed, packed_attention = pack_left(ids, attention)
-    stepwise = asked_on_the_way(process)
-    known: list[Tensor] = []  # log pi_ref [B, V], a step each, where `collect` cannot ask for it afterwards
+    known: list[Tensor] = []  # log pi_ref [B, V], a step each, where it forbids something
 
     def scores(seen: Tensor, logits: Tensor) -> Tensor:
-        if not stepwise:
+        if process.full_support:
             return policy.log_softmax(logits)
         mask = torch.ones_like(seen)
         mask[:, : packed.shape[1]] = packed_attention
@@ -67,17 +66,11 @@ def generate(policy: TransformerPolicy, process: TextProcess, texts: Texts, gene
         here, now, chosen = live.nonzero().squeeze(1), (time + step)[live], token[live]
         ids[here, width + now], attention[here, width + now] = chosen, 1
         log_probs[here, now] = score[here, chosen].float()
-        if stepwise:
+        if known:
             ref_log_probs[here, now] = known[step][here, chosen].float()
             action_mask[here, now] = known[step][here] > -torch.inf
         live = live & ~is_eos[token] & (time + step + 1 < horizon)
-    return Written(
-        ids,
-        attention,
-        log_probs,
-        ref_log_probs if stepwise else None,
-        None if process.full_support else action_mask,
-    )
+    return Written(ids, attention, log_probs, *((ref_log_probs, action_mask) if known else ()))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import StaticCache
 
 from agents.policy import TransformerPolicy
-from agents.sampling import Written, asked_on_the_way, new_generator, write
+from agents.sampling import Written, new_generator, write
 from textenv.kv_reader import cache_argument, pack_left, position_ids
 from textenv.process import TextProcess, Texts
 
@@ -29,8 +29,8 @@ class RecordedSampler:
 
     The recording is kept while policy, generator and shapes are the same; weights that are trained in place are read as
     they are.
-    Where the reference must be asked on the host before each token, or the model attends to a window that slides within
-    the texts, there is nothing to record, and `write` it is.
+    Where the reference forbids tokens, and is asked for them on the host, or the model attends to a window that slides
+    within the texts, there is nothing to record, and `write` it is.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class RecordedSampler:
         begun = int(texts.attention_mask.sum(axis=1).max())
         length = max(process.prompt_width + process.max_new_tokens, begun + steps)
         window = getattr(policy.model.config.get_text_config(), "sliding_window", None) or length
-        if asked_on_the_way(process) or window < length:
+        if not process.full_support or window < length:
             return write(policy, process, texts, generator)
         if self.tape is None or not self.tape.fits(policy, process, texts, length, generator):
             self.tape = None  # two caches at once might not fit

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
-from agents.sampling import Sampler, new_generator, write
+from agents.sampling import Sampler, Written, new_generator, write
 from textenv.finished import Finished
 from textenv.process import TextProcess, Texts
 from textenv.unwrap import process_of
@@ -122,7 +122,9 @@ def collect(
     process = process_of(env)
     generator = generator or new_generator(policy.device)
     texts = draw_prompts(process, n, num_generations, generator) if start is None else start
-    ids, attention, log_probs, ref_log_probs, action_mask = sampler(policy, process, texts, generator)
+    ids, attention, log_probs, ref_log_probs, action_mask = taken(
+        sampler(policy, process, texts, generator), process, len(texts), policy.device
+    )
     width = process.prompt_width
     answer = attention[:, width:] == 1  # with `start`, the given prefix too
     written = answer & ~torch.as_tensor(texts.attention_mask[:, width:] == 1, device=policy.device)
@@ -135,7 +137,7 @@ def collect(
     log_probs = log_probs[:, :longest]
     action_mask = None if action_mask is None else action_mask[:, :longest]
     if ref_log_probs is None:
-        ref_log_probs = process.reference.token_log_probs(ids, attention, longest)  # type: ignore[attr-defined]
+        ref_log_probs, action_mask = ask_reference(process, ids, attention, longest)
     ref_log_probs = torch.where(written, ref_log_probs[:, :longest], 0.0)
 
     tokens = ids[:, -longest:].cpu().numpy()
@@ -146,6 +148,8 @@ def collect(
     both = (ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
     if not np.isfinite(both[-1]).all():
         raise ValueError("The policy's probabilities are nan: it has diverged. Lower learning_rate or max_grad_norm.")
+    if not np.isfinite(both[0]).all():
+        raise ValueError("The sampler wrote tokens that the reference gives probability 0: it must obey the mask.")
     terms = process.reward_terms(transitions, *both, kl_coef)
     rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
     rollout = Rollout(
@@ -169,6 +173,49 @@ def collect(
     if values:
         rollout.values = torch.where(written, policy.values(ids, attention, longest), 0.0)
     return rollout
+
+
+def taken(written: Written, process: TextProcess, count: int, device: torch.device) -> Written:
+    """What a sampler handed back, in the types and on the device that it has here.
+
+    Raises:
+        ValueError: something has another shape than `Written` says.
+    """
+    width, horizon = process.prompt_width, process.max_new_tokens
+    shapes = {"input_ids": width + horizon, "attention_mask": width + horizon, "log_probs": horizon}
+    for name, columns in shapes.items():
+        if (shape := tuple(getattr(written, name).shape)) != (count, columns):
+            raise ValueError(f"A sampler must hand back {name} of shape {(count, columns)}, got {shape}.")
+    types = {"input_ids": torch.int64, "log_probs": torch.float32}
+    return written._replace(
+        **{
+            name: torch.as_tensor(value, dtype=types.get(name), device=device)
+            for name, value in written._asdict().items()
+            if value is not None
+        }
+    )
+
+
+def ask_reference(
+    process: TextProcess, ids: Tensor, attention: Tensor, num_tokens: int
+) -> tuple[Tensor, Tensor | None]:
+    """log pi_ref of the last T columns of texts [B, L], [B, T]; and what it allows there, [B, T, V], if not all.
+
+    One parallel pass, of a language model; of a table a question a column.
+    """
+    reference: Any = process.reference
+    if process.full_support and hasattr(reference, "token_log_probs"):
+        return reference.token_log_probs(ids, attention, num_tokens), None
+    tokens, mask = ids.cpu().numpy(), attention.cpu().numpy()
+    log_probs, allowed = [], []
+    for column in range(tokens.shape[1] - num_tokens, tokens.shape[1]):
+        before = np.where(np.arange(tokens.shape[1]) < column, mask, 0)
+        known = reference.log_probs(np.where(before == 1, tokens, 0), before)
+        log_probs.append(np.take_along_axis(known, tokens[:, [column]], axis=1)[:, 0])
+        if not process.full_support:
+            allowed.append((known > -np.inf) | (mask[:, [column]] == 0))
+    found = torch.as_tensor(np.stack(log_probs, axis=1), dtype=torch.float32, device=ids.device)
+    return found, torch.as_tensor(np.stack(allowed, axis=1), device=ids.device) if allowed else None
 
 
 def states_after(process: TextProcess, rollout: Rollout, row: Tensor, time: Tensor, copies: int) -> Texts:

@@ -27,13 +27,17 @@ class Written(NamedTuple):
     log_probs: Tensor
     """log pi of each token that was written, as it was sampled, [B, T]; 0 elsewhere."""
     ref_log_probs: Tensor | None = None
-    """log pi_ref of them, [B, T], if it was asked on the way."""
+    """log pi_ref of them, [B, T], if it was asked on the way; else it is asked afterwards."""
     action_mask: Tensor | None = None
-    """What was allowed, bool [B, T, V]; None where nothing is masked."""
+    """What was allowed, bool [B, T, V], if that was asked on the way."""
 
 
 class Sampler(Protocol):
-    """Beginnings of texts in, ids and log-probabilities out: the one thing that an agent asks of what generates."""
+    """Beginnings of texts in, ids and log-probabilities out: the one thing that an agent asks of what generates.
+
+    It samples from `policy.log_softmax(logits, mask)`, where the mask forbids what the reference gives probability 0
+    (nothing, if `process.full_support`), and ends a text at `process.is_eos` or after `max_new_tokens`.
+    """
 
     def __call__(
         self, policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator
@@ -48,10 +52,9 @@ def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generat
     attention = F.pad(torch.as_tensor(texts.attention_mask, device=device), (0, 1))
     log_probs = torch.zeros(len(ids), horizon + 1, device=device)
     is_eos = torch.as_tensor(process.is_eos, device=device)
-    stepwise = asked_on_the_way(process)
-    ref_log_probs = torch.zeros_like(log_probs)
-    action_mask = None
-    if not process.full_support:
+    ref_log_probs = action_mask = None
+    if not process.full_support:  # what is forbidden is known once the reference is asked, and then so is the rest
+        ref_log_probs = torch.zeros_like(log_probs)
         action_mask = torch.ones(len(ids), horizon + 1, process.vocab_size, dtype=torch.bool, device=device)
 
     # `rows` are the texts that the reader holds, `time` says where each of them is: the horizon when it has ended
@@ -60,15 +63,14 @@ def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generat
     logits = reader.read(ids, attention).logits[:, -1]
     while True:
         allowed = None
-        if stepwise:
+        if action_mask is not None:
             asked = process.reference.log_probs(*(x[:, :-1].cpu().numpy() for x in (ids, attention)))
             known = torch.as_tensor(asked, device=device)[rows]
-            if action_mask is not None:
-                allowed = (known > -torch.inf) | (time == horizon)[:, None]
-                action_mask[rows, time] = allowed
+            allowed = (known > -torch.inf) | (time == horizon)[:, None]
+            action_mask[rows, time] = allowed
         token, log_prob = policy.draw(logits, allowed, generator)
         ids[rows, width + time], attention[rows, width + time], log_probs[rows, time] = token, 1, log_prob
-        if stepwise:
+        if ref_log_probs is not None:
             ref_log_probs[rows, time] = known.gather(1, token[:, None]).squeeze(1).float()
         time = (time + 1).clamp(max=horizon).masked_fill(is_eos[token], horizon)
         live = time < horizon
@@ -79,14 +81,8 @@ def write(policy: TransformerPolicy, process: TextProcess, texts: Texts, generat
             reader.keep(live)
             rows, time, token, live = rows[live], time[live], token[live], live[live]
         logits = reader.append(token, live).logits[:, -1]
-    ids, attention, log_probs, ref_log_probs = (x[:, :-1] for x in (ids, attention, log_probs, ref_log_probs))
-    action_mask = None if action_mask is None else action_mask[:, :-1]
-    return Written(ids, attention, log_probs, ref_log_probs if stepwise else None, action_mask)
-
-
-def asked_on_the_way(process: TextProcess) -> bool:
-    """Whether the reference is asked before each token: it masks some, or cannot read whole answers at once."""
-    return not (process.full_support and hasattr(process.reference, "token_log_probs"))
+    found = (ids, attention, log_probs, ref_log_probs, action_mask)
+    return Written(*(x if x is None else x[:, :-1] for x in found))  # type: ignore[arg-type]
 
 
 def new_generator(device: torch.device | str, seed: int | None = None) -> torch.Generator:

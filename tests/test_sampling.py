@@ -16,7 +16,7 @@ from agents import PPO, TransformerPolicy, collect
 from agents.generate import generate
 from agents.policy import MANY_WORDS, choose
 from agents.recorded import RecordedSampler
-from agents.sampling import WORTH_LEAVING, Sampler, new_generator, write
+from agents.sampling import WORTH_LEAVING, Sampler, Written, new_generator, write
 from tests.tasks import make, random_reference, words
 from tests.test_gradients import random_policy
 from textenv import WordTokenizer, exact
@@ -82,7 +82,7 @@ def test_texts_come_as_often_as_they_should(sampler: Sampler, kind: str) -> None
         seen[number[known.tree.state(prompts[int(rollout.prompt[row])], begun), last]] += 1
     often = draws * expected >= 5
     if isinstance(sampler, RecordedSampler):
-        assert (sampler.tape is not None and sampler.tape.process is process_of(env)) == (kind == "model")
+        assert (sampler.tape is not None and sampler.tape.process is process_of(env)) == (kind != "masked")
     counts, wanted = (np.append(x[often], x[~often].sum()) for x in (seen, draws * expected))
     kept = wanted > 0
     statistic = ((counts - wanted)[kept] ** 2 / wanted[kept]).sum()
@@ -116,6 +116,42 @@ def test_generate_leaves_the_checkpoints_own_settings_out() -> None:
         forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
     assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
     assert policy.model.generation_config is config and int(rollout.mask.sum(dim=1).min()) < 5
+
+
+@pytest.mark.parametrize("kind", ["open", "masked", "model"])
+def test_ids_and_log_probs_are_all_that_a_server_must_say(kind: str) -> None:
+    """As arrays of any integers and floats; the reference, and what it forbids, is asked afterwards."""
+    env, policy = task(kind)
+
+    def server(policy: Any, process: Any, texts: Any, generator: Any) -> Written:
+        said = write(policy, process, texts, generator)
+        return Written(said.input_ids.int().numpy(), said.attention_mask.numpy(), said.log_probs.double().numpy())  # type: ignore[arg-type]
+
+    known, asked = (collect(env, policy, 24, generator=new_generator("cpu", 0), sampler=s) for s in (write, server))
+    for name in ("input_ids", "mask", "log_probs", "ref_log_probs", "rewards", "scores", "values"):
+        assert torch.allclose(getattr(known, name), getattr(asked, name), rtol=0, atol=1e-6), name
+    if kind == "masked":
+        assert known.action_mask is not None and asked.action_mask is not None
+        assert known.action_mask.equal(asked.action_mask) and not known.action_mask.all()
+    assert asked.input_ids.dtype == torch.int64 and asked.log_probs.dtype == torch.float32
+
+
+def test_what_a_sampler_gets_wrong_is_told() -> None:
+    """A shape, or a token that is forbidden, in a sentence."""
+    env, policy = task("masked")
+
+    def short(*arguments: Any) -> Written:
+        said = write(*arguments)
+        return said._replace(log_probs=said.log_probs[:, 1:])
+
+    def wild(*arguments: Any) -> Written:
+        said = write(*arguments)
+        return Written(said.input_ids.clamp(min=1), said.attention_mask, said.log_probs)
+
+    with pytest.raises(ValueError, match=r"hand back log_probs of shape \(24, 4\), got \(24, 3\)"):
+        collect(env, policy, 24, sampler=short)
+    with pytest.raises(ValueError, match="the reference gives probability 0: it must obey the mask"):
+        collect(env, policy, 24, sampler=wild)
 
 
 def test_a_policy_that_says_nan_is_told_of() -> None:
