@@ -22,7 +22,7 @@ from agents import TransformerPolicy
 from agents.distributed import rank
 from experiments.bench.run import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
-from experiments.config import AGENTS, FlagError, TrialConfig, read_config
+from experiments.config import AGENTS, FlagError, TrialConfig, check_device, read_config
 from experiments.cost_table import CostConfig, cost
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.lecture.run import LectureConfig, lecture
@@ -78,6 +78,7 @@ def train(config: TrialConfig) -> Path:
         return _train(config)
     if issubclass(AGENTS[config.agent], StableBaselines):
         raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
+    check_device(config.device)  # accelerate would take a CPU where there is no GPU
     with joined(config.device) as (wrap, device):
         if wrap is not None and config.compile:
             raise FlagError("what is sharded cannot be compiled: leave out --compile, or --use_fsdp of the launcher.")

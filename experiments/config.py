@@ -256,7 +256,7 @@ class TrialConfig(AgentFlags):
 def check_device(device: str) -> None:
     """A device must be there; else a FlagError."""
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which those without memory, "meta", cannot say
     except (RuntimeError, AssertionError) as error:
         raise FlagError(f"--device {device}: {str(error).splitlines()[0]}") from error
 

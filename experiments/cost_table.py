@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from rich.table import Table
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from experiments.config import FlagError
 from experiments.console import plain_console
@@ -56,6 +56,11 @@ class CostConfig:
         for name in ("n_episodes", "prompt_tokens", "max_new_tokens", "n_epochs", "memory_gb"):
             if getattr(self, name) <= 0:
                 raise FlagError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
+        for name, least in (("lora_rank", 0), ("micro_batch_size", 1)):
+            if (told := getattr(self, name)) is not None and told < least:
+                raise FlagError(f"--{name.replace('_', '-')} must be at least {least}, got {told}.")
+        if not self.devices:
+            raise FlagError("--devices: name one number at least.")
         for devices in self.devices:
             if devices < 1 or self.n_episodes % devices:
                 raise FlagError(f"--devices must divide --n-episodes ({self.n_episodes}), got {devices}.")
@@ -66,7 +71,7 @@ class CostConfig:
             episodes=self.n_episodes,
             prompt=self.prompt_tokens,
             new=self.max_new_tokens,
-            micro_batch=self.micro_batch_size or 1,
+            micro_batch=min(self.micro_batch_size or 1, self.n_episodes // devices),
             epochs=self.n_epochs,
             bytes=4 if self.dtype == "float32" else 2,
             checkpointing=self.gradient_checkpointing,
@@ -81,6 +86,11 @@ def cost(config: CostConfig) -> None:
     """Print the table, and whether each run fits; with --check the error of the formulas here."""
     console = plain_console(width=None if sys.stdout.isatty() else 180)
     if config.check:
+        for path in config.check:
+            try:
+                AutoTokenizer.from_pretrained(path)
+            except (OSError, ValueError) as error:
+                raise FlagError(f"--check {path}: {str(error).splitlines()[0]}") from error
         console.print(check_table(config.check, config.dtype))
         return
     try:
@@ -88,6 +98,7 @@ def cost(config: CostConfig) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise FlagError(f"--model {config.model}: {str(error).splitlines()[0]}") from error
     console.print(cost_table(config, shapes))
+    console.print("total: the most at once, beside the columns also logits and their gradients (experiments/cost.py).")
 
 
 def cost_table(config: CostConfig, shapes: dict[str, Shape]) -> Table:

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents import Rollout, TransformerPolicy
 from agents.agent import Agent
-from agents.distributed import by_first_rank, rank
+from agents.distributed import by_first_rank, num_ranks, rank
 from agents.generate import generate
 from agents.recorded import RecordedSampler
 from agents.sampling import Sampler, write
@@ -81,7 +81,8 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Y
     """What a run is measured against (its environment among it), its folder and the policy that its trials start from.
 
     Raises:
-        FlagError: flags or settings that do not fit; a new folder is then removed again.
+        FlagError: flags or settings that do not fit; a new folder is then removed again (of several processes another
+            may be about to read it, and to find the same error).
     """
     env = config.make_env()
     folder = by_first_rank(lambda: open_folder(config, name, time.strftime("%Y%m%d-%H%M%S")))
@@ -92,7 +93,7 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Y
         for trial in trials:
             trial.make_agent(policy, env)
     except (ValueError, TypeError) as error:
-        if not config.resume and rank() == 0:
+        if not config.resume and num_ranks() == 1:
             shutil.rmtree(folder)
         raise FlagError(str(error)) from error
     return yardstick, folder, policy

@@ -55,7 +55,7 @@ class BenchConfig:
     first ratio; learning a toy, beside Stable-Baselines3; the oracle on a million texts; steps of environments. Not by
     default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 answers of 64 tokens after prompts of 64."""
     sizes: tuple[str, ...] = ("tiny", "small")
-    """Models: tiny (GPT-2 2x128, vocabulary 512), small (4x256, 5000), smoke."""
+    """Models: tiny (GPT-2 2x128, vocabulary 512), small (4x256, 5000), smoke, gpt2 (12x768, 50257)."""
     variants: tuple[str, ...] = ()
     """What takes part in the updates, e.g. "ppo" "tight loop" "trl rloo"; by default all that is there."""
     model: str | None = None
@@ -97,8 +97,13 @@ class BenchConfig:
             raise FlagError(f"--variants: {min(missing)!r} cannot run without TRL, which `make bench` installs.")
         if "gpu" in self.parts and not torch.cuda.is_available():
             raise FlagError("--parts gpu: there is no CUDA device.")
-        if self.rounds < 1:
-            raise FlagError(f"--rounds must be at least 1, got {self.rounds}.")
+        if self.scaling and not any("rloo" in name for name in self.variants or TRL):
+            raise FlagError("--scaling measures RLOO: among --variants must be rloo or trl rloo.")
+        for name in ("rounds", "answers", "prompt_tokens", "answer_tokens", "epochs", "threads", "exact_tokens"):
+            if getattr(self, name) < 1:
+                raise FlagError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
+        if not self.parts:
+            raise FlagError("--parts: name one at least.")
 
     def here(self, names: Sequence[str]) -> list[str]:
         """Those variants that can run."""
@@ -190,20 +195,24 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             name: version(name) for name in ("torch", "transformers", "stable-baselines3", "gymnasium", "numpy")
         },
         "cores": os.cpu_count(),
+        "left_out": sorted({*UPDATES, *OPTIONS, *TRL} - set(config.here([*UPDATES, *OPTIONS, *TRL]))),
         "machine": {},
     }
+    name = "scaling" if config.scaling else "bench"
+    if config.out is not None:
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FlagError(f"--out {str(config.out)!r} cannot be made: {error}") from error
     for part in ["scaling"] if config.scaling else config.parts:
         before = os.getloadavg()[0]
         found[part] = PARTS[part](config)
         told = {"load_before": before, "load_after": os.getloadavg()[0]}
         found["machine"][part] = told | {"share_of_a_core": share_of_a_core(found[part])}
-    text = table(found)
-    print(text)
-    if config.out is not None:
-        name = "scaling" if config.scaling else "bench"
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
-        (config.out / f"{name}.txt").write_text(text + "\n")
-        if config.scaling:
-            scaling_figure(found["scaling"], config.out / "scaling.png")
+        if config.out is not None:  # after each part: what was measured is not lost if the next is interrupted
+            (config.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+            (config.out / f"{name}.txt").write_text(table(found) + "\n")
+    print(table(found))
+    if config.scaling and config.out is not None:
+        scaling_figure(found["scaling"], config.out / "scaling.png")
     return found

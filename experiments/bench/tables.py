@@ -34,6 +34,8 @@ BUSY = 0.9  # a process that had less than this share of a core was kept waiting
 def table(found: dict[str, Any]) -> str:
     """Everything, in words and numbers; each part says first whether the machine was ours."""
     lines = [f"$ {found['command']}", f"{found['cores']} cores, threads of a process: {found['flags']['threads']}"]
+    if found["left_out"]:
+        lines.append(f"not here, and so not measured: {', '.join(found['left_out'])}")
     sections = {
         "updates": updates,
         "options": options,
