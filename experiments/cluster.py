@@ -2,7 +2,8 @@
 
 The cluster is the one of RAY_ADDRESS, or one that runs here, or a new one on this machine's processors. Each node has
 this package installed and sees the run's folder. A call whose worker was killed is run again, and a trial then goes on
-from its last checkpoint.
+from its last checkpoint, if there is one yet. With `--device cuda` each trial has a GPU of its own, and so must the
+process that starts them: it makes the policy that all begin from and measures the baselines.
 """
 
 from __future__ import annotations

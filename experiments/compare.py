@@ -45,7 +45,8 @@ class CompareConfig(AgentFlags):
     num_workers: int = 0
     """Trials at once, each on one thread; 0 is one a processor."""
     launcher: Literal["local", "ray"] = "local"
-    """Where the trials run: in processes here, or on a Ray cluster (pip install textenv[ray])."""
+    """Where the trials run: in processes here, or on a Ray cluster (pip install textenv[ray]), where with --device cuda
+    each has a GPU of its own, and this process needs one too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,15 +15,20 @@ from transformers import AutoTokenizer
 
 import textenv  # noqa: F401
 from agents import PPO, TransformerPolicy
+from agents.rollout import Rollout
 from experiments.cost import Device, Job, Shape, memory, seconds
 from textenv.unwrap import process_of
 
 
-def most_bytes(call: Callable[[], Any], before: int) -> int:
+def most_bytes(call: Callable[[], Any], before: int, device: str = "cpu") -> int:
     """The most that lives at once during a call: what did before, and all that the allocator gives and takes back.
 
-    Nothing that was there before may be freed in the call: the profiler does not see it go.
+    Nothing that was there before may be freed in the call: the profiler does not see it go. A GPU counts by itself.
     """
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     events: Any = profiler.profiler.kineto_results.events()
@@ -70,6 +75,24 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
 
     Of a `job`, the episodes, tokens, epochs, micro-batch, dtype, adapter and critic count; one device, no checkpoints.
     """
+    agent = agent_of(path, job)
+    reference: Any = process_of(agent.env).reference
+    shape = Shape.of(reference.config)
+    peaks = peak_bytes(agent, job)
+    rollout = agent.collect()
+    written = as_written(job, rollout)
+    machine = this_machine(shape, written.micro_batch * written.tokens, agent.policy.model.dtype)
+    times = seconds(shape, written, machine)
+    return {
+        "parameters": (shape.parameters, sum(p.numel() for p in reference.copy_of_model().parameters())),
+        **{f"peak bytes to {phase}": pair for phase, pair in peaks.items()},
+        "seconds to collect": (times["writing"] + times["scoring"], timed(agent.collect)),
+        "seconds to learn": (times["update"], timed(lambda: agent.train(rollout))),
+    }
+
+
+def agent_of(path: str, job: Job, device: str = "cpu") -> PPO:
+    """PPO on the model in a folder, with as many answers and tokens as the job has."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     prompt = tokenizer.decode([tokenizer.encode("and", add_special_tokens=False)[-1]] * (job.prompt - 2))
     env = gym.make(
@@ -80,29 +103,31 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
         reference=path,
         max_new_tokens=job.new,
     )
-    reference: Any = process_of(env).reference
     dtype = torch.float32 if job.bytes == 4 else torch.bfloat16
-    reference.model.to(dtype)
-    policy = TransformerPolicy.for_env(env, separate_critic=job.separate_critic, lora=adapter(job.lora_rank)).cast(
-        dtype
-    )
+    reference: Any = process_of(env).reference
+    reference.model.to(device, dtype)
+    lora = adapter(job.lora_rank)
+    policy = TransformerPolicy.for_env(env, separate_critic=job.separate_critic, lora=lora).cast(dtype).to(device)
     rows: dict[str, Any] = {"n_episodes": job.episodes, "micro_batch_size": job.micro_batch, "n_epochs": job.epochs}
-    agent = PPO(policy, env, seed=0, **rows)
-    agent.train(agent.collect())  # Adam's moments and the gradients are there from now on
-    peaks = {"peak bytes to collect": most_bytes(agent.collect, held_bytes(agent, reference.model))}
+    return PPO(policy, env, seed=0, **rows)
+
+
+def as_written(job: Job, rollout: Rollout) -> Job:
+    """The job with the tokens that its answers really have."""
+    return replace(job, prompt=rollout.input_ids.shape[1] - rollout.num_tokens, new=rollout.num_tokens)
+
+
+def peak_bytes(agent: PPO, job: Job) -> dict[str, tuple[float, float]]:
+    """`(on paper, measured)` of the two phases of an update, once there are Adam's moments and gradients."""
+    process: Any = process_of(agent.env)
+    reference, device = process.reference, str(agent.policy.device)
+    agent.train(agent.collect())
+    measured = {"collect": most_bytes(agent.collect, held_bytes(agent, reference.model), device)}
     rollout = agent.collect()
     agent.optimizer.zero_grad()  # as `train` begins by
-    peaks["peak bytes to learn"] = most_bytes(lambda: agent.train(rollout), held_bytes(agent, reference.model))
-    width = rollout.input_ids.shape[1] - rollout.num_tokens
-    shape, on_paper = Shape.of(reference.config), replace(job, prompt=width, new=rollout.num_tokens)
-    times = seconds(shape, on_paper, this_machine(shape, on_paper.micro_batch * on_paper.tokens, dtype))
-    found = memory(shape, on_paper)
-    return {
-        "parameters": (shape.parameters, sum(p.numel() for p in reference.copy_of_model().parameters())),
-        **{name: (found[name.split()[-1]], peak) for name, peak in peaks.items()},
-        "seconds to collect": (times["writing"] + times["scoring"], timed(agent.collect)),
-        "seconds to learn": (times["update"], timed(lambda: agent.train(rollout))),
-    }
+    measured["learn"] = most_bytes(lambda: agent.train(rollout), held_bytes(agent, reference.model), device)
+    on_paper = memory(Shape.of(reference.config), as_written(job, rollout))
+    return {phase: (on_paper[phase], most) for phase, most in measured.items()}
 
 
 def adapter(rank: int) -> Any:

@@ -12,9 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from experiments import trial
 from experiments.cluster import in_ray, ray_queue, ray_workers
 from experiments.compare import CompareConfig, compare, run_told
 from experiments.config import TrialConfig
@@ -75,14 +77,22 @@ class KilledOnce:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_trial_whose_worker_is_killed_is_run_again(tmp_path: Path) -> None:
-    """Its summary is what it would have been; the queue has counted from the start again."""
+def run_saving(often: bool, *arguments: Any) -> dict[str, Any]:
+    """`run_told`, with a checkpoint after each update, or none before the end."""
+    with mock.patch.object(trial.TrialLog, "_is_due", lambda log: often):
+        return run_told(*arguments)
+
+
+@pytest.mark.parametrize("often", [True, False])
+def test_a_trial_whose_worker_is_killed_goes_on(often: bool, tmp_path: Path) -> None:
+    """From its last checkpoint, or where there is none from its start; its summary is what it would have been."""
     config = TrialConfig(**TINY, agent="ppo", out=tmp_path / "serial")  # type: ignore[arg-type]
     _, serial, _ = prepare(config, "serial", [config])
     wanted = run_trial(config, serial, serial / INITIAL)
     with ray_queue() as written:
         own = tmp_path / "on-ray"
-        call = partial(run_told, 0, config, own, serial / INITIAL, KilledOnce(written, tmp_path / "killed"))
+        killer = KilledOnce(written, tmp_path / "killed")
+        call = partial(run_saving, often, 0, config, own, serial / INITIAL, killer)
         (found,) = [ended for ended in in_ray([call], workers=1, poll=0.1) if ended is not None]
         told = [written.get_nowait() for _ in range(written.qsize())]
     assert (tmp_path / "killed").exists()
@@ -90,7 +100,18 @@ def test_a_trial_whose_worker_is_killed_is_run_again(tmp_path: Path) -> None:
         k: v for k, v in wanted.items() if "second" not in k
     }
     counts = [tokens for _, tokens in told]
-    assert counts != sorted(counts) and counts[-1] == wanted["num_timesteps"]
+    (again,) = [i for i in range(1, len(counts)) if counts[i] < counts[i - 1]]  # where the second worker began
+    assert counts[again] == (counts[again - 2] if often else 0)  # the count before that of the kill was saved
+    assert counts[-1] == wanted["num_timesteps"]
+
+
+def free_processors(wanted: float) -> float:
+    """Those that no call has, once they are as many as wanted; or after a minute, if they never are."""
+    for _ in range(600):
+        if (free := ray.available_resources().get("CPU", 0.0)) == wanted:
+            break
+        time.sleep(0.1)
+    return float(free)
 
 
 def test_results_errors_and_stops() -> None:
@@ -99,7 +120,12 @@ def test_results_errors_and_stops() -> None:
     found = list(in_ray(calls, workers=2, poll=0.01))
     assert sorted(ended for ended in found if ended is not None) == [(i, i + 10) for i in range(4)]
     with pytest.raises(ZeroDivisionError):
-        list(in_ray([partial(time.sleep, 600), partial(operator.truediv, 1, 0)], workers=2, poll=0.1))
+        list(in_ray([partial(time.sleep, 20), partial(operator.truediv, 1, 0)], workers=2, poll=0.1))
+    assert free_processors(2) == 2  # at the latest when it has slept: a call that has not begun may be cancelled late
+    ended_early = in_ray([partial(time.sleep, 600)] * 2, workers=2, poll=0.1)
+    assert next(ended_early) is None and free_processors(0) == 0
+    ended_early.close()
+    assert free_processors(2) == 2
     with pytest.raises(BrokenProcessPool, match="killed 4 times"):
         list(in_ray([partial(os._exit, 9)], workers=1, poll=0.1))
     assert ray_workers() == 2
