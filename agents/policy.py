@@ -386,7 +386,7 @@ def choose(probs: Tensor, generator: torch.Generator) -> Tensor:
     """
     if probs.shape[1] < MANY_WORDS:
         return torch.multinomial(probs, 1, generator=generator).squeeze(1)
-    # in place, of a copy (float64 has none of its own): with many words this is the most that sampling holds
+    # in place, for this is the most that sampling holds; on a copy also where probabilities are float64 themselves
     heights = probs.to(torch.float64, copy=True).cumsum_(dim=1)
     uniform = torch.rand(len(probs), 1, generator=generator, device=probs.device, dtype=torch.float64)
     return torch.searchsorted(heights, uniform * heights[:, -1:], right=True).squeeze(1)
