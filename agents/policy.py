@@ -387,7 +387,8 @@ def choose(probs: Tensor, generator: torch.Generator) -> Tensor:
     """
     if probs.shape[1] < MANY_WORDS and not probs.is_cuda:
         return torch.multinomial(probs, 1, generator=generator).squeeze(1)
-    heights = probs.to(torch.float64, copy=True).cumsum_(dim=1)  # with many words it is the most that sampling holds
+    # in place, for this is the most that sampling holds; on a copy also where probabilities are float64 themselves
+    heights = probs.to(torch.float64, copy=True).cumsum_(dim=1)
     uniform = torch.rand(len(probs), 1, generator=generator, device=probs.device, dtype=torch.float64)
     chosen = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).squeeze(1)
     return chosen.clamp_(max=probs.shape[1] - 1)  # beyond it where probabilities are nan, which `collect` tells of
