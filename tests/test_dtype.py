@@ -63,11 +63,40 @@ def test_log_probs_are_those_of_float32_but_for_rounding(device: str, assets: Pa
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rewards_are_exact(device: str, assets: Path) -> None:
-    """The score of a text is a number of its text; without a KL the reward is it, whatever the models are held in."""
-    env, policy = half_stories(assets, device, kl_coef=0.0)
+    """Of the same ids and log-probabilities r_t is what the CPU makes of them, to the last digit of float32.
+
+    The score is that of the environment, stepped here with those ids: whatever the models are held in.
+    """
+    env, policy = half_stories(assets, device)
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.mul_(1.2)  # away from the reference
     rollout = collect(env, policy, 16, generator=new_generator(device, 0))
-    assert rollout.rewards.sum(dim=1).tolist() == [float(len(text.split())) for text in rollout.completions]
+    alone = make(stories(assets, max_new_tokens=16, reference=None))
+    log_ratio = (rollout.log_probs.cpu() - rollout.ref_log_probs.cpu()).double()
+    expected = -process_of(env).kl_coef * log_ratio
+    for row, mask in enumerate(rollout.mask.cpu()):
+        ids = rollout.tokens[row].cpu()[mask].tolist()
+        alone.reset(options={"prompt": int(rollout.prompt[row])})
+        expected[row, len(ids) - 1] += [alone.step(token)[-1] for token in ids][-1]["score"]
+    assert torch.allclose(rollout.rewards.cpu(), expected.float(), rtol=1e-6, atol=1e-6)
+    assert log_ratio.abs().max() > 0.05 and rollout.scores.unique().numel() > 1  # control: there is something to pay
     assert rollout.scores.dtype == rollout.rewards.dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_language_model_in_float32_says_the_same_on_a_gpu(assets: Path) -> None:
+    """Log-probabilities as sampled, of the policy and of the reference, beside the CPU's for the same ids."""
+    env = make(stories(assets, max_new_tokens=16))
+    reference: Any = process_of(env).reference
+    here, there = TransformerPolicy.for_env(env), TransformerPolicy.for_env(env).to("cuda")
+    reference.model.to("cuda")
+    rollout = collect(env, there, 32, generator=new_generator("cuda", 0))
+    with torch.no_grad():
+        read = here.evaluate_actions(rollout.input_ids.cpu(), rollout.attention_mask.cpu(), rollout.num_tokens)
+    mask = rollout.mask.cpu()
+    for said in (rollout.log_probs, rollout.ref_log_probs):
+        assert torch.allclose(said.cpu()[mask], read.log_probs[mask], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
