@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,10 @@ def assets() -> Path:
     if not ASSETS.is_dir():
         pytest.skip("the real models and data are not on this machine")
     return ASSETS
+
+
+@pytest.fixture(autouse=True)
+def distributions_check() -> Iterator[None]:
+    """torch.compile switches the checks of torch.distributions off for the whole process: not for the next test."""
+    yield
+    torch.distributions.Distribution.set_default_validate_args(True)
