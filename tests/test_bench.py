@@ -122,7 +122,7 @@ def test_what_a_gpu_did_is_told_by_seconds_beside_what_it_could(tmp_path: Path) 
     told = "\n".join(
         tables.gpu({"device": "a card", "variants": variants, "bounds": {"writing": 0.25, "sending": 0.0}})
     )
-    for line in ("a card", "sampling, recorded / sampling, transformers:", "grpo, recorded / grpo:", "writing 0.25 s"):
+    for line in ("a card", "sampling, recorded / sampling, transformers:", "grpo, recorded / grpo:", "writing 0.250 s"):
         assert line in told
     assert "tokens per second" in told and "sending" not in told
 
