@@ -183,3 +183,13 @@ def assert_same(left: Any, right: Any, atol: float = 0.0, where: str = "") -> No
         a, b = np.asarray(left), np.asarray(right)
         assert a.shape == b.shape and a.dtype == b.dtype, f"{where}: {a.dtype}{a.shape} and {b.dtype}{b.shape}"
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=where)
+
+
+# Flags of `train` for a trial of two updates or so, on the smallest toy.
+TRIAL: dict[str, Any] = {
+    "env": "textenv/Toy-v0",
+    "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},
+    "total_timesteps": 100,
+    "n_episodes": 16,
+    "num_evals": 1,
+}

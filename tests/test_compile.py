@@ -15,6 +15,7 @@ from agents import PPO, TransformerPolicy
 from agents.rollout import Rollout
 from experiments.config import FlagError, TrialConfig
 from experiments.trial import INITIAL, _agent, prepare, run_trial
+from tests.tasks import TRIAL
 
 TAJ = "textenv/TajMahal-v0"  # most words are masked
 TOLERANCE = 1e-5  # of the largest number in a gradient
@@ -79,16 +80,9 @@ def is_compiled(policy: Any) -> bool:
 @pytest.mark.slow
 def test_a_trial_compiles(tmp_path: Path) -> None:
     """It learns the same; a loaded checkpoint is compiled too; agents of other libraries refuse."""
-    flags: dict[str, Any] = {
-        "env": "textenv/Toy-v0",
-        "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},
-        "total_timesteps": 200,
-        "n_episodes": 16,
-        "num_evals": 1,
-    }
     reached = {}
     for compiled in (False, True):
-        config = TrialConfig(**flags, agent="grpo", compile=compiled, out=tmp_path / str(compiled))
+        config = TrialConfig(**TRIAL, agent="grpo", compile=compiled, out=tmp_path / str(compiled))
         env = config.make_env()
         _, folder, policy = prepare(config, "run", [config])
         assert is_compiled(policy) == compiled
@@ -96,4 +90,4 @@ def test_a_trial_compiles(tmp_path: Path) -> None:
         assert is_compiled(_agent(config, env, folder, folder / INITIAL).policy) == compiled
     assert reached[True] == pytest.approx(reached[False], abs=1e-4)
     with pytest.raises(FlagError, match="--compile is for our agents, not for sb3-ppo"):
-        TrialConfig(**flags, agent="sb3-ppo", compile=True)
+        TrialConfig(**TRIAL, agent="sb3-ppo", compile=True)

@@ -16,7 +16,7 @@ from agents.rollout import Rollout
 from agents.sampling import new_generator
 from experiments.config import FlagError, TrialConfig
 from experiments.trial import INITIAL, prepare, run_trial
-from tests.tasks import make, stories
+from tests.tasks import TRIAL, make, stories
 from textenv import exact
 from textenv.unwrap import process_of
 
@@ -184,14 +184,7 @@ def test_warming_up_leaves_the_model_alone() -> None:
 
 def test_a_trial_in_bfloat16(tmp_path: Path) -> None:
     """--dtype reaches policy and checkpoint; agents of other libraries refuse it."""
-    flags: dict[str, Any] = {
-        "env": "textenv/Toy-v0",
-        "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},
-        "total_timesteps": 200,
-        "n_episodes": 16,
-        "num_evals": 1,
-        "dtype": "bfloat16",
-    }
+    flags = TRIAL | {"dtype": "bfloat16"}
     config = TrialConfig(**flags, agent="grpo", out=tmp_path / "run")
     _, folder, policy = prepare(config, "run", [config])
     assert policy.model.dtype == HALF

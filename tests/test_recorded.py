@@ -17,6 +17,7 @@ from agents.rollout import draw_prompts
 from agents.sampling import WORTH_LEAVING, new_generator, write
 from experiments import trial
 from experiments.config import FlagError, TrialConfig
+from tests.tasks import TRIAL
 from tests.test_sampling import CLOSE, language_model
 from textenv.unwrap import process_of
 
@@ -176,13 +177,6 @@ def test_a_step_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_flag_says_what_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sampler has its name; agents of other libraries have their own, and refuse it."""
-    flags: dict[str, Any] = {
-        "env": "textenv/Toy-v0",
-        "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},
-        "total_timesteps": 20,
-        "n_episodes": 8,
-        "num_evals": 1,
-    }
     used: list[str] = []
 
     def watched(name: str, call: Any) -> Any:
@@ -192,10 +186,10 @@ def test_a_flag_says_what_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(trial, name, watched(name, getattr(trial, name)))
     monkeypatch.setattr(RecordedSampler, "__call__", watched("recorded", RecordedSampler.__call__))
     for name in ("write", "generate", "recorded"):
-        config = TrialConfig(**flags, sampler=name, out=tmp_path / name)  # type: ignore[arg-type]
+        config = TrialConfig(**TRIAL, sampler=name, out=tmp_path / name)  # type: ignore[arg-type]
         _, folder, _ = trial.prepare(config, name, [config])
         used.clear()
         trial.run_trial(config, folder, folder / trial.INITIAL)
         assert set(used) == {name}
     with pytest.raises(FlagError, match="--sampler generate is for our agents, not for sb3-a2c"):
-        TrialConfig(**flags, sampler="generate", agent="sb3-a2c")
+        TrialConfig(**TRIAL, sampler="generate", agent="sb3-a2c")
