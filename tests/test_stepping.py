@@ -151,7 +151,7 @@ def test_a_kind_of_table_is_asked() -> None:
 
 def test_only_texts_that_ended_are_decoded_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each text once, all that end in a step together; the toy's reward is asked for no list and no string."""
-    envs: Any = gym.make_vec("textenv/Toy-v0", num_envs=16)
+    envs: Any = gym.make_vec("textenv/Toy-v0", num_envs=16, max_new_tokens=8)  # too many texts to be walked
     task = envs.process.scorer.functions[0]
     decoded = Calls(monkeypatch, WordTokenizer, "decode_rows")
     scored, listed = Calls(monkeypatch, type(task), "of_tokens"), Calls(monkeypatch, type(task), "__call__")

@@ -71,7 +71,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         if options:
-            with self.slots.unchanged_if_refused():
+            with self.slots.streams.unchanged_if_refused():
                 self._seed(seed)
                 self.slots.start(np.array([0]), options)
         else:  # nothing can be refused
@@ -85,7 +85,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
     def _seed(self, seed: int | None) -> None:
         if seed is not None or not self.slots.begun:
-            self.slots.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
+            self.slots.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         reward, terminated, ref_log_prob, terms, ended = self.slots.write_one(action)

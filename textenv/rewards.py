@@ -6,7 +6,8 @@ one call for a whole batch; `None` means "does not apply to this text". `columns
 
 A function that only counts tokens may also have `of_tokens(prompt, tokens, length)`, the same scores from arrays:
 `prompt` [K] the index of each prompt, `tokens` [K, T] the answers, 0 beyond their ends, `length` [K]. It is asked
-instead where all prompts are in the list, and no list or string is made for it.
+instead where all prompts are in the list, and no list or string is made for it. It must always say the same of the
+same text: a `TextVectorEnv` of few texts asks for all of them once, when it is made (`textenv.walk`).
 """
 
 from __future__ import annotations
@@ -76,6 +77,11 @@ class Scorer:
         """`score` of texts that are given as lists."""
         return self.score(Lists(prompts, completions, completion_ids, columns))
 
+    @property
+    def only_counts_tokens(self) -> bool:
+        """Whether each function has `of_tokens`: the same text always scores the same."""
+        return all(_of_tokens(function) is not None for function in self.functions)
+
     def score(self, texts: Finished | Lists) -> NDArray[np.float64]:
         """Scores [B] of B finished texts.
 
@@ -97,10 +103,14 @@ class Scorer:
         return total
 
 
+def _of_tokens(function: RewardFunction) -> Any:
+    """`of_tokens` where the function has one; functools.wraps copies it to functions that may well score otherwise."""
+    return None if hasattr(function, "__wrapped__") else getattr(function, "of_tokens", None)
+
+
 def _ask(function: RewardFunction, texts: Finished | Lists) -> tuple[NDArray[np.float64], set[int]]:
     """What a function says of each text, 0 where it says None; and the texts of which it says None."""
-    # functools.wraps copies it to a function that may well score otherwise
-    of_tokens = None if hasattr(function, "__wrapped__") else getattr(function, "of_tokens", None)
+    of_tokens = _of_tokens(function)
     if of_tokens is not None and isinstance(texts, Finished) and texts.prompt.min() >= 0:
         answer = of_tokens(texts.prompt, texts.tokens, texts.length)
     else:

@@ -46,8 +46,8 @@ class Slot(Slots):
         self.refresh()
         ended: dict[str, Any] = {}
         if step.ended is not None:
-            ended = {"prompt": self.texts.prompt_text[0], "response": step.ended.response[0]}
-            ended |= {"score": float(step.ended.score[0]), "finish_reason": step.ended.finish_reason[0]}
+            ended = {"prompt": step.ended.prompt[0], "response": step.ended.response[0]}
+            ended |= {"score": float(step.terms["score"][0]), "finish_reason": step.ended.finish_reason[0]}
             if step.ended.gold_score is not None:
                 ended["gold_score"] = float(step.ended.gold_score[0])
             if step.ended.kl is not None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, reduce
 from typing import Any
@@ -24,11 +21,10 @@ FINISH_REASONS = np.array(["length", "stop"], dtype=object)  # by whether the la
 
 @dataclass
 class Ended:
-    """What is known of the texts that ended in a step, [K] each; `rows` says which slots they are in."""
+    """What is known of the texts that ended in a step, [B] each; nothing of that is meant for the other rows."""
 
-    rows: Array
+    prompt: Array
     response: Array
-    score: Array
     gold_score: Array | None
     kl: Array | None
     finish_reason: Array
@@ -75,25 +71,11 @@ class Slots:
         """log pi_ref(. | s_t), [B, V]."""
         return self.reading.log_probs
 
-    @contextmanager
-    def unchanged_if_refused(self) -> Iterator[None]:
-        """A reset that is refused leaves the streams of prompts as they were."""
-        streams = copy.deepcopy(self.streams)
-        try:
-            yield
-        except Exception:
-            self.streams = streams
-            raise
-
     def bind(self, policy: PolicyFunction | None) -> None:
         """Let this policy's log-probabilities be paid; None: nobody's."""
         if policy is not None and not callable(getattr(policy, "next_token_logits", policy)):
             raise TypeError(f"A policy is called with (input_ids, attention_mask) and answers logits, got {policy!r}.")
         self.policy = policy
-
-    def seed(self, rows: Array, seeds: NDArray[np.uint64]) -> None:
-        """Give each slot its own stream of prompts; slot i of many equals a single slot with the same seed."""
-        self.streams.seed(rows, seeds)
 
     def start(self, rows: Any, options: dict[str, Any] | None = None) -> None:
         """Begin a new text in these rows (indices, or one): a prompt from each slot's stream, or the state that
@@ -150,8 +132,7 @@ class Slots:
         terminated[idle] = False
         scores, ending, ended = np.zeros(len(live)), terminated.nonzero()[0], None
         if len(ending):
-            ended = self._end(ending, tokens, stop, kl)
-            scores[ending] = ended.score
+            scores[ending], ended = self._end(ending, tokens, stop, kl)
         shaped: dict[str, Array] = {}
         if process.shaping:
             shaped = process.shaped(process.transitions(texts, tokens[:, None], live[:, None]))
@@ -169,21 +150,27 @@ class Slots:
         texts.time += live
         return Step(reduce(np.add, terms.values()), terminated, live, chosen, terms, ended)
 
-    def _end(self, rows: Array, tokens: Array, stop: Array, kl: Array) -> Ended:
+    def _end(self, rows: Array, tokens: Array, stop: Array, kl: Array) -> tuple[Array, Ended]:
         """Score the texts that end with these tokens: their answers are put together here and nowhere else."""
+
+        def column(values: Any) -> Array:
+            everybody = (np.empty if values.dtype == object else np.zeros)(len(self.live), dtype=values.dtype)
+            everybody[rows] = values
+            return everybody
+
         process, texts, width = self.process, self.texts, self.process.prompt_width
         time = texts.time.take(rows)
         length = time + 1
         answers = texts.input_ids.take(rows, axis=0)[:, width : width + int(length.max())]
         answers[np.arange(len(rows)), time] = tokens.take(rows)
         finished = Finished(process, texts.prompt.take(rows), texts.prompt_text.take(rows), answers, length)
-        return Ended(
-            rows=rows,
-            response=np.array(finished.completions, dtype=object),
-            score=process.score(finished),
-            gold_score=process.gold_score(finished),
-            kl=kl.take(rows) if self.policy is not None else None,
-            finish_reason=FINISH_REASONS.take(stop.take(rows)),
+        gold_score = process.gold_score(finished)
+        return process.score(finished), Ended(
+            prompt=texts.prompt_text.copy(),
+            response=column(np.array(finished.completions, dtype=object)),
+            gold_score=None if gold_score is None else column(gold_score),
+            kl=column(kl.take(rows)) if self.policy is not None else None,
+            finish_reason=column(FINISH_REASONS.take(stop.take(rows))),
         )
 
     def observation(self) -> dict[str, Array]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,16 @@ class Streams:
         self.drawn += (self.next - self.first).astype(np.uint64)
         self.keys[rows], self.drawn[rows] = _mix(seeds), 0
         self._look_ahead()
+
+    @contextmanager
+    def unchanged_if_refused(self) -> Iterator[None]:
+        """What raises inside leaves the streams as they were."""
+        before = copy.deepcopy(vars(self))
+        try:
+            yield
+        except Exception:
+            vars(self).update(before)
+            raise
 
     def draw(self, rows: Any) -> Any:
         """The next prompt of each of these slots (indices, or one)."""

@@ -59,7 +59,7 @@ class Tree:
 
     def observations(self, rows: Any) -> tuple[Array, Array]:
         """`input_ids`, `attention_mask` [K, L] of the states `rows`, as the environment shows them."""
-        return _observations(self.process, self.prompt[rows], self.tokens[rows])
+        return observations(self.process, self.prompt[rows], self.tokens[rows])
 
     def state(self, prompt: str, answer: Any = ()) -> int:
         """The index of the state after `answer` (text or ids, possibly empty)."""
@@ -181,7 +181,8 @@ def _check_size(process: TextProcess, max_texts: int) -> None:
         )
 
 
-def _observations(process: TextProcess, prompt: Array, tokens: Array) -> tuple[Array, Array]:
+def observations(process: TextProcess, prompt: Array, tokens: Array) -> tuple[Array, Array]:
+    """`input_ids`, `attention_mask` [K, L] of prompts by their index [K] and answers [K, T_max], -1 where blank."""
     written = tokens >= 0
     input_ids = np.concatenate([process.prompts.input_ids[prompt], np.where(written, tokens, 0)], axis=1)
     attention_mask = np.concatenate([process.prompts.attention_mask[prompt], written.astype(np.int8)], axis=1)
@@ -189,7 +190,7 @@ def _observations(process: TextProcess, prompt: Array, tokens: Array) -> tuple[A
 
 
 def _reference(process: TextProcess, prompt: Array, tokens: Array) -> NDArray[np.float64]:
-    return process.reference.log_probs(*_observations(process, prompt, tokens)).astype(np.float64)
+    return process.reference.log_probs(*observations(process, prompt, tokens)).astype(np.float64)
 
 
 def _rewards(

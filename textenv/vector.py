@@ -17,6 +17,7 @@ from textenv.bound_policy import PolicyFunction
 from textenv.process import Array, TextProcess
 from textenv.slots import Slots, Step
 from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
+from textenv.walk import Walk, slots_of
 
 Observation = dict[str, Array]
 Info = dict[str, Any]
@@ -60,7 +61,9 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = action_space(process)
         self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.first, num_envs)
-        self.slots = Slots(process, num_envs, policy)
+        self.slots = slots_of(process, num_envs)
+        if policy is not None:
+            self.bind_policy(policy)
 
     @property
     def prompts(self) -> list[str]:
@@ -69,7 +72,15 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
         """Let the environment pay the whole r_t, as `TextEnv.bind_policy`."""
-        self.slots.bind(policy)
+        if policy is not None:
+            self._leave_the_walk()
+        if isinstance(self.slots, Slots):
+            self.slots.bind(policy)
+
+    def _leave_the_walk(self) -> None:
+        """What only `Slots` can do is asked for."""
+        if isinstance(self.slots, Walk):
+            self.slots = self.slots.slots()
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -82,9 +93,14 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         rows = self._rows_to_reset(options.pop("reset_mask", None))
         if not (self.slots.begun or rows.all()):
             raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
-        with self.slots.unchanged_if_refused():
+        if options:
+            self._leave_the_walk()
+        with self.slots.streams.unchanged_if_refused():
             self._seed(seed, np.flatnonzero(rows), first=not self.slots.begun)
-            self.slots.start(np.flatnonzero(rows), options)
+            if isinstance(self.slots, Slots):
+                self.slots.start(np.flatnonzero(rows), options)
+            else:
+                self.slots.start(np.flatnonzero(rows))
         self.slots.refresh()
         mask = self._action_mask()
         return self.slots.observation(), _pack({"action_mask": mask}, rows.copy())
@@ -109,10 +125,10 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             super().reset(seed=None if each is not None else seed)  # type: ignore[arg-type]
             start = np.uint64((self.np_random_seed or 0) % 2**64)
             with np.errstate(over="ignore"):
-                self.slots.seed(rows, start + rows.astype(np.uint64))
+                self.slots.streams.seed(rows, start + rows.astype(np.uint64))
         if each is not None:
             given = np.array([row for row in rows if each[row] is not None], dtype=np.int64)
-            self.slots.seed(given, np.array([each[row] % 2**64 for row in given], dtype=np.uint64))
+            self.slots.streams.seed(given, np.array([each[row] % 2**64 for row in given], dtype=np.uint64))
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         mode, slots = self.autoreset_mode, self.slots
@@ -125,7 +141,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         final: Info = {}
         if mode == AutoresetMode.SAME_STEP and step.ended is not None:
             final = self._final(step)
-            slots.start(step.ended.rows)
+            slots.start(step.terminated.nonzero()[0])
         slots.refresh()
 
         info = final | {"action_mask": self._action_mask(), "_action_mask": everyone(self.num_envs)}
@@ -165,28 +181,13 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         """What is known of the texts that ended."""
         if (ended := step.ended) is None:
             return {}
-        info: Info = {
-            "prompt": self.slots.texts.prompt_text.copy(),
-            "response": self._column(ended.response, ended.rows),
-            "score": step.terms["score"].copy(),
-            "finish_reason": self._column(ended.finish_reason, ended.rows),
-        }
-        if ended.gold_score is not None:
-            info["gold_score"] = self._column(ended.gold_score, ended.rows)
-        if ended.kl is not None:
-            info["kl"] = self._column(ended.kl, ended.rows)
-        return _pack(info, step.terminated.copy())
-
-    def _column(self, values: Array, rows: Array) -> Array:
-        """[B] out of what is known of some rows; 0 or None in the others."""
-        column = (np.empty if values.dtype == object else np.zeros)(self.num_envs, dtype=values.dtype)
-        column[rows] = values
-        return column
+        info = {name: values for name, values in vars(ended).items() if values is not None}
+        return _pack(info | {"score": step.terms["score"].copy()}, step.terminated.copy())
 
     def _final(self, step: Step) -> Info:
         """`final_obs` and `final_info` of the rows that ended, as Gymnasium's SAME_STEP has them."""
-        texts, terminated, rows = self.slots.texts, step.terminated.copy(), step.terminated.nonzero()[0]
-        ended = zip(texts.input_ids.take(rows, axis=0), texts.attention_mask.take(rows, axis=0), strict=True)
+        texts, terminated, rows = self.slots.observation(), step.terminated.copy(), step.terminated.nonzero()[0]
+        ended = zip(texts["input_ids"].take(rows, axis=0), texts["attention_mask"].take(rows, axis=0), strict=True)
         observations = np.empty(self.num_envs, dtype=object)  # Gymnasium's form: one dict a text that ended
         observations[rows] = [{"input_ids": ids, "attention_mask": mask} for ids, mask in ended]
         masks = terminated.astype(np.int8)[:, None]  # after an end no action counts, and none is masked

@@ -17,6 +17,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from numpy.typing import NDArray
 
 import textenv
+from textenv.tasks.toy import toy
 
 Case = Callable[[int], float]  # plays so many steps, returns the seconds that they took
 SLOTS = (1, 64, 1024)
@@ -115,11 +116,10 @@ def vector_case(envs: Any, slots: int, actions: int) -> Case:
 
 def toy_of_lists(slots: int) -> Any:
     """The toy with its reward in TRL's signature alone, as most rewards are: texts and ids are made for it."""
-    envs: Any = gym.make_vec("textenv/Toy-v0", num_envs=slots, **TOY)
-    scorer = envs.process.scorer
-    (reward,) = scorer.functions
-    scorer.functions = [lambda **texts: reward(**texts)]
-    return envs
+    process = toy(**TOY)
+    (reward,) = process.scorer.functions
+    process.scorer.functions = [lambda **texts: reward(**texts)]
+    return textenv.TextVectorEnv(process, slots)
 
 
 def live_share(envs: Any, actions: int, steps: int = 512) -> float:
