@@ -1,5 +1,4 @@
-"""A text that is stepped in Python's numbers is the same text stepped in arrays; short answers that are looked up are
-what is worked out."""
+"""A text that is stepped in Python's numbers is the same text stepped in arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from tests.tasks import allowed_action, assert_same, golden, tasks, words
 from textenv import TextEnv, TextProcess
-from textenv.short import every_answer, numbers
 from textenv.slot import Slot
 
 
@@ -85,17 +83,8 @@ def test_a_policy_may_be_bound_in_the_middle_of_a_text() -> None:
     assert "kl_policy" in said[0][1][-1]["reward_terms"] and "kl_policy" not in said[0][2][-1]["reward_terms"]
 
 
-def test_answers_and_their_numbers() -> None:
-    """Every answer once, each at the place that its number names."""
-    for vocab_size, length in ((3, 0), (3, 1), (2, 5), (6, 4)):
-        every = every_answer(vocab_size, length)
-        assert every.shape == (vocab_size**length, length)
-        assert numbers(every, vocab_size).tolist() == list(range(vocab_size**length))
-        assert len({tuple(answer) for answer in every.tolist()}) == vocab_size**length
-
-
-def test_scores_that_are_looked_up() -> None:
-    """A toy's table of scores holds, for each text, the weights summed one by one; other weights, another table."""
+def test_what_a_toy_scores() -> None:
+    """The weights along each text, summed one by one; other weights, other scores."""
     found = []
     for task_seed in (0, 1):
         env: Any = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3, task_seed=task_seed).unwrapped

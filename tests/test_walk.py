@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tasks import RandomPolicy, assert_same, golden, letter_values, random_reference, tasks, words
+from tests.test_slot import played
 from tests.test_vector import MODES, both, compare, told
-from textenv import TextProcess, TextVectorEnv
+from textenv import TextEnv, TextProcess, TextVectorEnv
 from textenv.process import InvalidAction
 from textenv.shaping import length_penalty
 from textenv.slots import Slots
@@ -146,3 +147,29 @@ def test_adaptive_beta_is_paid_at_once() -> None:
     envs.process.kl_coef = 2.0
     info = envs.step(np.array([1, 2]))[-1]
     assert info["reward_terms"]["kl_reference"].tolist() == (2.0 * info["ref_log_prob"]).tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(arguments=tasks(), seed=st.integers(0, 2**32), gold=st.booleans())
+def test_a_single_text_is_told_again_what_it_was_told(arguments: dict[str, Any], seed: int, gold: bool) -> None:
+    """What is remembered of texts that were written before is what a reward of lists says of each anew."""
+    remembers = TextEnv(TextProcess(**small(gold, **arguments)))
+    anew = TextEnv(TextProcess(**arguments | {"shaping": (), "gold_reward": golden if gold else None}))
+    assert_same(played(remembers, seed, steps=40), played(anew, seed, steps=40))
+    assert remembers.slots.known and not anew.slots.known
+
+
+def test_a_text_that_is_known_is_not_scored_again() -> None:
+    """Each of the few texts once, however often it is written; a prompt that is not in the list every time."""
+    env, asked = TextEnv(TextProcess(**small(max_new_tokens=1))), []
+    score = env.process.score
+    env.process.score = lambda finished: (asked.append(len(finished)), score(finished))[1]  # type: ignore[method-assign]
+    for options in ({"prompt": 0}, {"prompt": 0}, {"prompt": 1}, {"prompt": "a a"}, {"prompt": "a a"}):
+        env.reset(options=options)
+        env.step(1)
+    assert len(asked) == 4
+    env.reset(options={"prompt": 0})
+    info = env.step(1)[-1]
+    info["score"] = 100.0  # what is handed out is the caller's
+    env.reset(options={"prompt": 0})
+    assert env.step(1)[-1]["score"] != 100.0 and len(asked) == 4

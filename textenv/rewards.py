@@ -7,7 +7,8 @@ one call for a whole batch; `None` means "does not apply to this text". `columns
 A function that only counts tokens may also have `of_tokens(prompt, tokens, length)`, the same scores from arrays:
 `prompt` [K] the index of each prompt, `tokens` [K, T] the answers, 0 beyond their ends, `length` [K]. It is asked
 instead where all prompts are in the list, and no list or string is made for it. It must always say the same of the
-same text: a `TextVectorEnv` of few texts asks for all of them once, when it is made (`textenv.walk`).
+same text: a `TextVectorEnv` of few texts asks for all of them when it is made (`textenv.walk`), a `TextEnv` for each
+when it is first written.
 """
 
 from __future__ import annotations

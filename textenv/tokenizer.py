@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.short import FEW, every_answer, numbers
-
 
 class Tokenizer(Protocol):
     """The part of Hugging Face's tokenizer interface that the environment uses.
@@ -63,7 +61,6 @@ class WordTokenizer:
         cells = [b"", *((" " + word).encode(errors="surrogatepass") for word in distinct), b"\n"]
         widest = max(map(len, cells))
         self._cells = np.array([cell.ljust(widest, b"\t") for cell in cells])
-        self._short: dict[int, NDArray[Any]] = {}  # all answers of T tokens, where they are few
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -85,20 +82,11 @@ class WordTokenizer:
     def decode_rows(self, token_ids: NDArray[Any]) -> list[str]:
         """`decode` of each row of `token_ids` [K, T], without end tokens.
 
-        Where there are few answers of that length they are looked up. A subclass whose `decode` is its own is asked.
+        A subclass whose `decode` is its own is asked. Otherwise all are written as one long text, which is cut at its ends of line: words
+        contain no white space.
         """
         if type(self).decode is not WordTokenizer.decode:
             return [self.decode(row, skip_special_tokens=True) for row in token_ids.tolist()]
-        length = token_ids.shape[1]
-        if len(self) ** length <= FEW:
-            if length not in self._short:
-                self._short[length] = np.array(self._cut(every_answer(len(self), length)), dtype=object)
-            texts: list[str] = self._short[length].take(numbers(token_ids, len(self))).tolist()
-            return texts
-        return self._cut(token_ids)
-
-    def _cut(self, token_ids: NDArray[Any]) -> list[str]:
-        """One long text that is cut at its ends of line: words contain no white space."""
         rows = np.empty((len(token_ids), token_ids.shape[1] + 1), dtype=np.int64)
         rows[:, 0], rows[:, 1:] = len(self), token_ids
         text = self._cells.take(rows).tobytes().translate(None, b"\t").replace(b"\n ", b"\n")

@@ -163,9 +163,7 @@ class Walk:
 
 def slots_of(process: TextProcess, num: int) -> Slots | Walk:
     """A `Walk` where the task allows one: few texts, a table as the reference, rewards that only count tokens."""
-    scorers = [scorer for scorer in (process.scorer, process.gold_scorer) if scorer is not None]
-    known = type(process.reference) is TableReference and all(scorer.only_counts_tokens for scorer in scorers)
-    if not known or process.shaping:
+    if type(process.reference) is not TableReference or process.shaping or not process.only_counts_tokens:
         return Slots(process, num)
     try:
         return Walk(process, num, enumerate_tree(process, max_texts=FEW))

@@ -46,7 +46,6 @@ from textenv.bound_policy import masked_log_softmax
 from textenv.process import TextProcess
 from textenv.reference import TableReference
 from textenv.shaping import ShapingTerm
-from textenv.short import FEW, every_answer, numbers
 from textenv.tokenizer import WordTokenizer
 
 MAX_WEIGHTS = 30_000_000  # about 1.5 GiB while the task is made
@@ -100,7 +99,6 @@ class HiddenWeights:
         self.index = {prompt: i for i, prompt in enumerate(prompts)}
         self.weights = weights
         self.weights[:, 1:, 0, 0] = 0.0  # after the end token, where arrays are filled up with it
-        self._short: dict[int, Any] = {}  # the scores of all texts with answers of T tokens, where they are few
         num_prompts, steps, self.vocab_size, _ = weights.shape
         # where the weights of each time and prompt begin, [T, P], in the weights seen as one line
         self.begins = (np.arange(num_prompts * steps).reshape(num_prompts, steps) * self.vocab_size**2).T.copy()
@@ -115,17 +113,7 @@ class HiddenWeights:
         return scores
 
     def of_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
-        """The same, from arrays; where there are few texts of that length their scores are looked up."""
-        columns, prompts = tokens.shape[1], len(self.index)
-        answers = self.vocab_size**columns
-        if prompts * answers > FEW:
-            return self._sum(prompt, tokens)
-        if columns not in self._short:
-            every = np.tile(every_answer(self.vocab_size, columns), (prompts, 1))
-            self._short[columns] = self._sum(np.arange(prompts).repeat(answers), every)
-        return self._short[columns].take(prompt * answers + numbers(tokens, self.vocab_size))
-
-    def _sum(self, prompt: Any, tokens: Any) -> Any:
+        """The same, from arrays."""
         words = tokens.T
         place = self.begins[: len(words)].take(prompt, axis=1)
         place += words
