@@ -82,8 +82,8 @@ class WordTokenizer:
     def decode_rows(self, token_ids: NDArray[Any]) -> list[str]:
         """`decode` of each row of `token_ids` [K, T], without end tokens.
 
-        A subclass whose `decode` is its own is asked. Otherwise all are written as one long text, which is cut at its ends of line: words
-        contain no white space.
+        A subclass whose `decode` is its own is asked. Otherwise all are written as one long text, which is cut at its
+        ends of line: words contain no white space.
         """
         if type(self).decode is not WordTokenizer.decode:
             return [self.decode(row, skip_special_tokens=True) for row in token_ids.tolist()]
