@@ -58,6 +58,8 @@ class Walk:
         length = (answers >= 0).sum(axis=1) + 1
         answers[np.arange(len(answers)), length - 1] = token
         self.prompt = np.concatenate([tree.prompt, prompt])
+        self.finished = np.arange(len(self.prompt)) >= self.num_states
+        self.first_edge = np.minimum(np.arange(len(self.prompt)), self.num_states) * process.vocab_size
         self.prompt_text = process.prompt_texts.take(self.prompt)
         tokens = np.concatenate([tree.tokens, answers])
         self.time = (tokens >= 0).sum(axis=1)
@@ -71,12 +73,6 @@ class Walk:
             self.gold_score = np.concatenate([np.zeros(self.num_states), tree.gold_scores[state, token]])
 
     @property
-    def state(self) -> NDArray[np.int64]:
-        """The state of each text, [B]; S where it has ended."""
-        state: NDArray[np.int64] = np.minimum(self.node, self.num_states)
-        return state
-
-    @property
     def texts(self) -> Texts:
         """The texts in full, copies."""
         names = ("prompt", "prompt_text", "input_ids", "attention_mask", "time")
@@ -85,7 +81,9 @@ class Walk:
     @property
     def ref_log_probs(self) -> Array:
         """log pi_ref(. | s_t), [B, V]."""
-        return self.ref_log_prob.reshape(-1, self.process.vocab_size).take(self.state, axis=0)
+        rows = self.ref_log_prob.reshape(-1, self.process.vocab_size)
+        log_probs: Array = rows.take(np.minimum(self.node, self.num_states), axis=0)
+        return log_probs
 
     def slots(self) -> Slots:
         """The same texts, to be stepped without the tree: from any state, and with a bound policy."""
@@ -119,8 +117,7 @@ class Walk:
             nothing = np.zeros(len(live))
             return Step(nothing, nothing != 0, nothing != 0, nothing, {}, None)
         tokens = process.check_actions(actions, idle, len(live))
-        edge = self.state
-        edge *= process.vocab_size
+        edge = self.first_edge.take(self.node)
         edge += tokens
         chosen = self.ref_log_prob.take(edge)
         if not process.full_support and chosen.min() == -np.inf:
@@ -130,7 +127,7 @@ class Walk:
 
         # Nothing is changed before this line.
         self.node = node = self.child.take(edge)
-        terminated = node >= self.num_states
+        terminated = self.finished.take(node)
         self.live = ~terminated
         ended = self._ended(node) if terminated.any() else None
         if len(idle):
