@@ -62,8 +62,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.single_action_space = action_space(process)
         self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.first, num_envs)
         self.slots = slots_of(process, num_envs)
-        if policy is not None:
-            self.bind_policy(policy)
+        self.bind_policy(policy)
 
     @property
     def prompts(self) -> list[str]:
@@ -72,15 +71,14 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
         """Let the environment pay the whole r_t, as `TextEnv.bind_policy`."""
-        if policy is not None:
-            self._leave_the_walk()
-        if isinstance(self.slots, Slots):
-            self.slots.bind(policy)
+        if policy is not None or isinstance(self.slots, Slots):
+            self._not_walking().bind(policy)
 
-    def _leave_the_walk(self) -> None:
-        """What only `Slots` can do is asked for."""
+    def _not_walking(self) -> Slots:
+        """The slots, from now on those that take a policy, and texts that are not in the tree."""
         if isinstance(self.slots, Walk):
             self.slots = self.slots.slots()
+        return self.slots
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -93,12 +91,10 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         rows = self._rows_to_reset(options.pop("reset_mask", None))
         if not (self.slots.begun or rows.all()):
             raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
-        if options:
-            self._leave_the_walk()
         with self.slots.streams.unchanged_if_refused():
             self._seed(seed, np.flatnonzero(rows), first=not self.slots.begun)
-            if isinstance(self.slots, Slots):
-                self.slots.start(np.flatnonzero(rows), options)
+            if options:
+                self._not_walking().start(np.flatnonzero(rows), options)
             else:
                 self.slots.start(np.flatnonzero(rows))
         self.slots.refresh()
