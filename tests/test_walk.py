@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.tasks import RandomPolicy, assert_same, golden, letter_values, random_reference, tasks, words
 from tests.test_slot import played
 from tests.test_vector import MODES, both, compare, told
-from textenv import TextEnv, TextProcess, TextVectorEnv
+from textenv import TableReference, TextEnv, TextProcess, TextVectorEnv, WordTokenizer
 from textenv.process import InvalidAction
 from textenv.shaping import length_penalty
 from textenv.slots import Slots
@@ -80,9 +80,7 @@ def test_a_walk_may_be_left_in_the_middle(leave: str, sparse: bool) -> None:
     arguments = small(max_new_tokens=4, reference=random_reference(4, 1, sparse))
     walked, stepped = (TextVectorEnv(TextProcess(**arguments), 5) for _ in range(2))
     assert isinstance(walked.slots, Walk)
-    stepped.slots = walked.slots.slots()
-    assert type(stepped.slots) is Slots
-    stepped.slots.streams = type(walked.slots.streams)(5, len(walked.prompts))
+    stepped.slots = stepped._first_slots = Slots(stepped.process, 5)
     said: list[list[Any]] = [[], []]
     for envs, heard in zip((walked, stepped), said, strict=True):
         rng = np.random.default_rng(0)
@@ -173,3 +171,37 @@ def test_a_text_that_is_known_is_not_scored_again() -> None:
     info["score"] = 100.0  # what is handed out is the caller's
     env.reset(options={"prompt": 0})
     assert env.step(1)[-1]["score"] != 100.0 and len(asked) == 4
+
+
+def test_a_walk_goes_on_after_a_whole_reset() -> None:
+    """A refused reset changes nothing; a named state and a bound policy are left with the next whole reset."""
+    envs, plain = (TextVectorEnv(TextProcess(**small() | more), 3) for more in ({}, {"reward": letter_values}))
+    with pytest.raises(ValueError, match="options are"):
+        envs.reset(options={"promt": 0})
+    assert type(envs.slots) is Walk
+    said: list[list[Any]] = [[], []]
+    for each, heard in zip((envs, plain), said, strict=True):
+        heard.append(each.reset(seed=1, options={"prompt": 1})[0])  # the streams of prompts go on from here
+        heard += [each.reset()[0], each.reset()[0]]
+        each.step(np.array([1, 2, 3]))
+        heard.append(each.reset(options={"prompt": 1, "response": "a"})[0])
+        heard.append(each.step(np.array([1, 2, 3]))[:-1])
+        heard.append(each.reset()[0])
+        each.bind_policy(RandomPolicy(4))
+        heard.append(each.step(np.array([1, 2, 3]))[:-1])
+        each.bind_policy(None)
+        heard += [each.reset()[0], each.step(np.array([1, 2, 3]))[:-1]]
+    assert type(envs.slots) is Walk
+    assert_same(*said)
+
+
+def test_wide_tables_are_not_written_down() -> None:
+    """Few texts over many words: what counts is the tables' size."""
+    vocab_size = 2000
+    log_probs = np.full((1, vocab_size), -np.inf)
+    log_probs[0, 1:3] = np.log(0.5)
+    tokenizer = WordTokenizer([f"w{i}" for i in range(vocab_size - 1)])
+    task = small() | {"tokenizer": tokenizer, "prompts": ["w0"], "reference": TableReference(log_probs)}
+    task["reward"] = OfTokens(letter_values, ["w0"])
+    for length, kind in ((4, Walk), (13, Slots)):
+        assert type(TextVectorEnv(TextProcess(**task | {"max_new_tokens": length}), 2).slots) is kind

@@ -289,10 +289,10 @@ class TextProcess:
     # -- rewards -----------------------------------------------------------------------------------------------------
 
     @property
-    def only_counts_tokens(self) -> bool:
+    def is_pure(self) -> bool:
         """Whether each reward has `of_tokens`, and so always says the same of the same text."""
         scorers = [self.scorer] if self.gold_scorer is None else [self.scorer, self.gold_scorer]
-        return all(scorer.only_counts_tokens for scorer in scorers)
+        return all(scorer.is_pure for scorer in scorers)
 
     def transitions(self, texts: Texts, tokens: Array, mask: Array) -> Transitions:
         """The transitions of writing `tokens` [B, T] after `texts`, where `mask` [B, T] is True."""

@@ -60,16 +60,17 @@ class Scorer:
         weights: Sequence[float] | None = None,
         name: str = "reward",
     ) -> None:
-        self.functions = [functions] if callable(functions) else list(functions)
+        self.functions = (functions,) if callable(functions) else tuple(functions)
         if not self.functions or not all(map(callable, self.functions)):
             raise TypeError(
                 f"{name} must be a function (prompts, completions, completion_ids, **columns) -> list[float | None], "
                 f"or a list of them, got {functions!r}."
             )
-        self.weights = [1.0] * len(self.functions) if weights is None else [float(weight) for weight in weights]
+        self.weights = tuple([1.0] * len(self.functions) if weights is None else map(float, weights))
         if len(self.weights) != len(self.functions) or not np.isfinite(self.weights).all():
             raise ValueError(
-                f"reward_weights must be one finite number a function ({len(self.functions)}), got {self.weights}."
+                f"reward_weights must be one finite number a function ({len(self.functions)}), "
+                f"got {list(self.weights)}."
             )
 
     def __call__(
@@ -79,7 +80,7 @@ class Scorer:
         return self.score(Lists(prompts, completions, completion_ids, columns))
 
     @property
-    def only_counts_tokens(self) -> bool:
+    def is_pure(self) -> bool:
         """Whether each function has `of_tokens`: the same text always scores the same."""
         return all(_of_tokens(function) is not None for function in self.functions)
 

@@ -98,6 +98,6 @@ class Slot(Slots):
         gold_score = process.gold_score(finished)
         if gold_score is not None:
             ended["gold_score"] = gold_score.item(0)
-        if process.only_counts_tokens and len(self.known) < FEW and text[0] >= 0:
+        if process.is_pure and len(self.known) < FEW and text[0] >= 0:
             self.known[text] = ended
         return ended

@@ -1,4 +1,7 @@
-"""Slots: texts in progress. The transition core under `TextVectorEnv` and, as the `Slot` of one text, `TextEnv`."""
+"""Slots: texts in progress. The transition core under `TextVectorEnv` and, as the `Slot` of one text, `TextEnv`.
+
+Small toys are walked instead (`textenv.walk`).
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -24,7 +25,7 @@ Info = dict[str, Any]
 
 
 class TextVectorEnv(VectorEnv[Observation, Array, Array]):
-    """B texts in lockstep: one batched call of the reference and one of the reward a step.
+    """B texts in lockstep: one batched call of the reference and one of the reward a step, or none (`textenv.walk`).
 
     Row i equals a `TextEnv` with the same seed and actions; `reset(seed=s)` seeds row i with s + i. Infos have
     Gymnasium's vector form: each key an array of B values, with `_key` saying which rows have it.
@@ -61,7 +62,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = action_space(process)
         self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.first, num_envs)
-        self.slots = slots_of(process, num_envs)
+        self.slots = self._first_slots = slots_of(process, num_envs)
         self.bind_policy(policy)
 
     @property
@@ -72,13 +73,12 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
     def bind_policy(self, policy: PolicyFunction | None) -> None:
         """Let the environment pay the whole r_t, as `TextEnv.bind_policy`."""
         if policy is not None or isinstance(self.slots, Slots):
-            self._not_walking().bind(policy)
+            self.slots = self._not_walking()
+            self.slots.bind(policy)
 
     def _not_walking(self) -> Slots:
-        """The slots, from now on those that take a policy, and texts that are not in the tree."""
-        if isinstance(self.slots, Walk):
-            self.slots = self.slots.slots()
-        return self.slots
+        """The slots as those that take a policy, and texts that are not in the tree; until the next whole reset."""
+        return self.slots.slots() if isinstance(self.slots, Walk) else self.slots
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -91,12 +91,20 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         rows = self._rows_to_reset(options.pop("reset_mask", None))
         if not (self.slots.begun or rows.all()):
             raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
-        with self.slots.streams.unchanged_if_refused():
-            self._seed(seed, np.flatnonzero(rows), first=not self.slots.begun)
-            if options:
-                self._not_walking().start(np.flatnonzero(rows), options)
+        slots: Slots | Walk = self.slots
+        if options:
+            slots = self._not_walking()
+        elif rows.all() and slots.policy is None:  # a walk that was left goes on
+            slots = self._first_slots
+            slots.begun = self.slots.begun
+        refusable = bool(options) or seed is not None
+        with slots.streams.unchanged_if_refused() if refusable else nullcontext():
+            self._seed(seed, np.flatnonzero(rows), first=not slots.begun)
+            if isinstance(slots, Slots):
+                slots.start(np.flatnonzero(rows), options)
             else:
-                self.slots.start(np.flatnonzero(rows))
+                slots.start(np.flatnonzero(rows))
+        self.slots = slots
         self.slots.refresh()
         mask = self._action_mask()
         return self.slots.observation(), _pack({"action_mask": mask}, rows.copy())

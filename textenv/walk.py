@@ -16,7 +16,8 @@ from textenv.slots import FINISH_REASONS, Ended, Slots, Step, everything
 from textenv.streams import Streams
 from textenv.tree import Tree, enumerate_tree, observations
 
-FEW = 2**14  # texts that are worth writing down: some milliseconds, some megabytes
+FEW = 2**14  # texts that are worth writing down: some milliseconds
+CELLS = 2**20  # numbers a table, states times V, at most: 8 megabytes
 
 
 class Walk:
@@ -160,9 +161,10 @@ class Walk:
 
 def slots_of(process: TextProcess, num: int) -> Slots | Walk:
     """A `Walk` where the task allows one: few texts, a table as the reference, rewards that only count tokens."""
-    if type(process.reference) is not TableReference or process.shaping or not process.only_counts_tokens:
+    if type(process.reference) is not TableReference or process.shaping or not process.is_pure:
         return Slots(process, num)
+    few = min(FEW, CELLS // (process.vocab_size * process.max_new_tokens))
     try:
-        return Walk(process, num, enumerate_tree(process, max_texts=FEW))
+        return Walk(process, num, enumerate_tree(process, max_texts=few))
     except ValueError:  # too large; or some text is refused, which is to be told when somebody writes it
         return Slots(process, num)

@@ -118,7 +118,7 @@ def toy_of_lists(slots: int) -> Any:
     """The toy with its reward in TRL's signature alone, as most rewards are: texts and ids are made for it."""
     process = toy(**TOY)
     (reward,) = process.scorer.functions
-    process.scorer.functions = [lambda **texts: reward(**texts)]
+    process.scorer.functions = (lambda **texts: reward(**texts),)
     return textenv.TextVectorEnv(process, slots)
 
 
