@@ -113,10 +113,6 @@ class Walk:
             raise gym.error.ResetNeeded("No text is in progress: call reset() before step().")
         process, live = self.process, self.live
         idle = (~live).nonzero()[0]
-        if len(idle) == len(live):
-            self.start(idle)
-            nothing = np.zeros(len(live))
-            return Step(nothing, nothing != 0, nothing != 0, nothing, {}, None)
         tokens = process.check_actions(actions, idle, len(live))
         edge = self.first_edge.take(self.node)
         edge += tokens
