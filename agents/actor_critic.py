@@ -19,7 +19,7 @@ from torch import Tensor
 from agents.agent import Info
 from agents.critic import CriticAgent
 from agents.distributed import sum_over_ranks
-from agents.losses import policy_gradient_loss, value_loss
+from agents.losses import policy_gradient_loss
 from agents.metrics import Metrics
 from agents.returns import explained_variance, masked_mean
 from agents.rollout import Rollout
@@ -35,17 +35,12 @@ class ActorCritic(CriticAgent):
         advantages, returns = self.advantages(rollout)
         answers = rollout.without_texts()
         rows = torch.arange(len(rollout), device=returns.device)
-        metrics = self.backward(rows, lambda rows: self.loss(answers[rows], advantages[rows], returns[rows]))
+        metrics = self.backward(rows, lambda rows: self.losses(answers[rows], advantages[rows], returns[rows]))
         explained = explained_variance(rollout.values, returns, rollout.mask, sum_over_ranks)
         metrics["val/explained_variance"] = float(explained)
         metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask, sum_over_ranks))
         return metrics | {"grad_norm": self.step()}
 
-    def loss(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> tuple[Tensor, Info]:
-        """The loss of some answers: the policy's and the value head's."""
-        evaluation = self.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
-        assert evaluation.values is not None
-        policy_loss = policy_gradient_loss(evaluation.log_probs, advantages, rollout.mask)
-        critic_loss = value_loss(evaluation.values, returns, rollout.mask)
-        info = {"loss/policy_avg": policy_loss.detach(), "loss/value_avg": critic_loss.detach()}
-        return policy_loss + self.vf_coef * critic_loss, info
+    def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
+        """- sum_t log pi(a_t|s_t) A_t."""
+        return policy_gradient_loss(log_probs, advantages, rollout.mask), {}

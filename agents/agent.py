@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from os import PathLike
@@ -29,7 +29,7 @@ from textenv.process import TextProcess
 from textenv.unwrap import process_of
 
 Info = dict[str, Tensor]  # what is worth watching of a loss
-Loss = Callable[[Tensor], tuple[Tensor, Info]]  # of the answers in some rows (int64)
+Losses = Callable[[Tensor], Iterable[tuple[Tensor, Info]]]  # of the answers in some rows (int64), to be added up
 
 
 @dataclass(eq=False)
@@ -236,10 +236,11 @@ class Agent(ABC):
         """What Adam trains, and with which step sizes."""
         return [{"params": self.trained, "lr": self.learning_rate}]
 
-    def backward(self, rows: Tensor, loss: Loss) -> Metrics:
-        """The gradient of the loss of some answers, `micro_batch_size` of them in memory at a time.
+    def backward(self, rows: Tensor, losses: Losses) -> Metrics:
+        """The gradient of the losses of some answers, `micro_batch_size` of them in memory at a time.
 
-        Losses are means per answer, so the parts' gradients, each by its share of the answers, add up to the whole.
+        Losses are means per answer, so the parts' gradients, each by its share of the answers, add up to the whole. Of
+        several losses one is done with before the next is made: what it keeps in memory is gone by then.
         Then they are averaged over the processes, once. What is worth watching is that of all answers, of all
         processes, so that all decide alike.
         """
@@ -247,8 +248,10 @@ class Agent(ABC):
         parts = rows.split(self.micro_batch_size or len(rows))  # type: ignore[no-untyped-call]
         seen = []
         for part in parts:
-            value, info = loss(part)
-            (len(part) / len(rows) * value).backward()  # type: ignore[no-untyped-call]
+            info: Info = {}
+            for loss, said in losses(part):
+                (len(part) / len(rows) * loss).backward()  # type: ignore[no-untyped-call]
+                info |= said
             self.masters.take_gradients()
             numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
             seen.append(dict(zip(info, numbers, strict=True)) | {"num_answers": float(len(part))})

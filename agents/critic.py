@@ -1,19 +1,23 @@
 """What agents with a critic share: how V is trained, and what it makes of the rewards.
 
+
 V(s) = E[G_t | s_t = s]                                                      learned, by MSE on the reward to go
 A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE (Schulman et al. 2016)
+L    = policy loss + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]                 what an update goes down
 """
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from agents.agent import Agent, check_range
+from agents.agent import Agent, Info, check_range
 from agents.distributed import sum_over_ranks
+from agents.losses import value_loss
 from agents.returns import gae, masked_whiten, reward_to_go
 from agents.rollout import Rollout
 
@@ -66,3 +70,30 @@ class CriticAgent(Agent, ABC):
         if self.normalize_advantage:
             advantages = masked_whiten(advantages, rollout.mask, total=sum_over_ranks)
         return advantages, returns
+
+    @abstractmethod
+    def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
+        """What the agent makes of log pi(a_t|s_t) and A_t, [B, T] each; and what is worth watching."""
+
+    def value_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
+        """The error of V(s_t), against G_t, [B, T] each."""
+        return value_loss(values, returns, rollout.mask)
+
+    def losses(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> Iterator[tuple[Tensor, Info]]:
+        """The loss of some answers and what is worth watching: one pass says both where policy and V share a trunk.
+
+        A separate critic has a loss of its own, whose pass begins when the policy's loss is done with: of two networks
+        one at a time is in memory, and in a CPU's caches.
+        """
+        texts = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+        apart = self.policy.critic is not None
+        read = self.learner(*texts, rollout.action_mask, values=not apart)
+        loss, info = self.policy_loss(read.log_probs, rollout, advantages)
+        info["loss/policy_avg"] = loss.detach()
+        if apart:
+            yield loss, info
+            critic_loss = self.value_loss(self.learner(*texts, method="values"), rollout, returns)
+            yield self.vf_coef * critic_loss, {"loss/value_avg": critic_loss.detach()}
+        else:
+            critic_loss = self.value_loss(read.values, rollout, returns)
+            yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}

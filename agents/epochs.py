@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import Loss
+from agents.agent import Losses
 from agents.distributed import share
 from agents.metrics import Metrics, average
 
 
-def several_epochs(agent: Any, count: int, loss: Loss) -> Metrics:
+def several_epochs(agent: Any, count: int, losses: Losses) -> Metrics:
     """`agent.n_epochs` passes over `count` answers, a step of Adam each minibatch; what the minibatches said.
 
     Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3. Of several
@@ -22,12 +22,12 @@ def several_epochs(agent: Any, count: int, loss: Loss) -> Metrics:
     Args:
         agent: has `n_epochs`, `batch_size`, `target_kl` and `generator`, and what every `Agent` has.
         count: B.
-        loss: of the answers in some rows, and what is worth watching, `policy/approxkl_avg` among it.
+        losses: of the answers in some rows, and what is worth watching, `policy/approxkl_avg` among it.
     """
     seen: list[Metrics] = []
     size = agent.batch_size and share(agent.batch_size)
     for rows in minibatches(count, agent.n_epochs, size, agent.generator):
-        info = agent.backward(rows, loss)
+        info = agent.backward(rows, losses)
         if agent.target_kl is not None and info["policy/approxkl_avg"] > 1.5 * agent.target_kl:
             break
         seen.append(info | {"grad_norm": agent.step()})

@@ -61,7 +61,7 @@ class GRPO(Agent):
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = group_relative(returns, self.num_generations, self.scale_rewards)[:, None].expand_as(rollout.mask)
         answers = rollout.without_texts()
-        return several_epochs(self, len(rollout), lambda rows: self.loss(answers[rows], advantages[rows]))
+        return several_epochs(self, len(rollout), lambda rows: [self.loss(answers[rows], advantages[rows])])
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with advantages [B, T], and what is worth watching."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -356,12 +356,16 @@ class TransformerPolicy(nn.Module):
             return ActionEvaluation(log_probs, self._value(output.hidden_states[-1], num_tokens))
         return ActionEvaluation(log_probs, self.values(input_ids, attention_mask, num_tokens))
 
-    def forward(self, *args: Any, **kwargs: Any) -> ActionEvaluation:
-        """`evaluate_actions`, under the name that is called where a module is wrapped or compiled."""
-        return self.evaluate_actions(*args, **kwargs)
+    def forward(
+        self, *args: Any, method: Literal["evaluate_actions", "values"] = "evaluate_actions", **kwargs: Any
+    ) -> Any:
+        """`evaluate_actions` or `values`, under the name that is called where a module is wrapped or compiled."""
+        return getattr(self, method)(*args, **kwargs)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
-        """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits."""
+        """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits. Texts as in `evaluate_actions`."""
+        if input_ids.ndim == 3:
+            return self.values(input_ids.flatten(0, 1), attention_mask.flatten(0, 1), 1).view(-1, num_tokens)
         ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
         trunk = self._trunk if self.critic is None else self.critic
         with self._checkpointed():

@@ -55,19 +55,16 @@ class PPO(CriticAgent):
         advantages, returns = self.advantages(rollout)
         answers = rollout.without_texts()
         metrics = several_epochs(
-            self, len(rollout), lambda rows: self.loss(answers[rows], advantages[rows], returns[rows])
+            self, len(rollout), lambda rows: self.losses(answers[rows], advantages[rows], returns[rows])
         )
         explained = explained_variance(rollout.values, returns, rollout.mask, sum_over_ranks)
         metrics["val/explained_variance"] = float(explained)
         return metrics
 
-    def loss(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> tuple[Tensor, Info]:
-        """The loss of some answers, and what is worth watching."""
-        evaluation = self.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
-        assert evaluation.values is not None
-        policy_loss, info = clipped_surrogate_loss(
-            evaluation.log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range
-        )
-        critic_loss = value_loss(evaluation.values, returns, rollout.mask, rollout.values, self.clip_range_vf)
-        info |= {"loss/policy_avg": policy_loss.detach(), "loss/value_avg": critic_loss.detach()}
-        return policy_loss + self.vf_coef * critic_loss, info
+    def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
+        """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
+        return clipped_surrogate_loss(log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range)
+
+    def value_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
+        """As any critic's, V clipped around what it was by `clip_range_vf`."""
+        return value_loss(values, returns, rollout.mask, rollout.values, self.clip_range_vf)

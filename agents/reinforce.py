@@ -64,7 +64,7 @@ class REINFORCE(Agent):
         weights = self.weights(rollout)
         answers = rollout.without_texts()
         rows = torch.arange(len(rollout), device=weights.device)
-        metrics = self.backward(rows, lambda rows: self.loss(answers[rows], weights[rows]))
+        metrics = self.backward(rows, lambda rows: [self.loss(answers[rows], weights[rows])])
         return metrics | {"grad_norm": self.step()}
 
     def loss(self, rollout: Rollout, weights: Tensor) -> tuple[Tensor, Info]:

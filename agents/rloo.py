@@ -56,7 +56,7 @@ class RLOO(Agent):
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = returns - leave_one_out(returns, self.num_generations)
         answers = rollout.without_texts()
-        return several_epochs(self, len(rollout), lambda rows: self.loss(answers[rows], advantages[rows]))
+        return several_epochs(self, len(rollout), lambda rows: [self.loss(answers[rows], advantages[rows])])
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with advantages [B], and what is worth watching, an answer."""

@@ -27,9 +27,9 @@ epochs, w bytes a number (float32 4, bfloat16 2), R devices with B / R answers e
                       4 N_t)           a step of Adam for all weights at once, as on a GPU
     total       = held + max(writing, scoring, learning)
 
-With a separate critic all but the KV cache and the logits is there twice (without an untied output layer). With
-`sharded` (FSDP) a copy of the weights in float32 learns, w N that write stay whole: w N + (4 N + 4 N_t + 8 N_t) / R. (A
-layer that is gathered to learn is not counted.)
+With a separate critic all that is held is there twice (without an untied output layer); it learns after the policy,
+whose activations are gone by then. With `sharded` (FSDP) a copy of the weights in float32 learns, w N that write stay
+whole: w N + (4 N + 4 N_t + 8 N_t) / R. (A layer that is gathered to learn is not counted.)
 
     writing     = T max((w N + KV cache / 2) / bandwidth, 2 N B/R / arithmetic)       each step reads all weights
     scoring     = 2 (2 N S B/R) / arithmetic                                          reference and values
@@ -201,7 +201,6 @@ def memory(shape: Shape, job: Job) -> dict[str, float]:
 
     kept = saved(shape, job)
     activations = job.tokens * rows * w * (n * d + kept if job.checkpointing else n * kept)
-    activations *= 2 if job.separate_critic else 1
     logits = job.new * rows * vocab
     learning = [activations + 12 * logits]
     if not job.lora_rank:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -264,6 +265,42 @@ def test_micro_batches_read_no_more_at_once() -> None:
     assert sizes == [3, 3, 2] * 4
 
 
+class Kept:
+    """A tensor that is kept for a backward pass."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("kind", [ActorCritic, PPO])
+def test_of_policy_and_separate_critic_one_is_in_memory(kind: Any) -> None:
+    """What the policy keeps for its backward pass is gone when the critic reads; the gradient is that of the sum."""
+    env = task()
+    policy = random_policy(env, scale=0.1, separate_critic=True)
+    agent = kind(policy, env, n_episodes=16, seed=0)
+    rollout, values, alive = agent.collect(), policy.values, weakref.WeakSet[Kept]()
+    advantages, returns = agent.advantages(rollout)
+    at_the_critic: list[int] = []
+
+    def watched(*texts: Any) -> torch.Tensor:
+        at_the_critic.append(len(alive))
+        return values(*texts)
+
+    def keep(tensor: torch.Tensor) -> Kept:
+        alive.add(kept := Kept(tensor))
+        return kept
+
+    policy.values = watched
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        agent.backward(torch.arange(16), lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
+        found = [parameter.grad.clone() for parameter in agent.trained]
+        both = list(agent.losses(rollout, advantages, returns))  # control: made together
+        expected = torch.autograd.grad(sum(loss for loss, _ in both), agent.trained)
+    assert at_the_critic[0] == 0 < at_the_critic[1]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 def test_target_kl_stops_the_epochs() -> None:
     """A tiny target ends the batch after its first step (rho = 1 there), a huge one never."""
     stopped, said = updates_of(n_epochs=5, learning_rate=0.05, target_kl=1e-6)
@@ -284,14 +321,14 @@ def test_the_clip_holds_ppo_back() -> None:
 def test_ppo_says_how_much_of_its_sample_counts_and_which_side_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """val/ess is 1 in the first minibatch and the smallest of them is told; clipfrac is high plus low."""
     shares: list[float] = []
-    loss = PPO.loss
+    policy_loss = PPO.policy_loss
 
     def watched(*arguments: Any) -> Any:
-        found = loss(*arguments)
+        found = policy_loss(*arguments)
         shares.append(float(found[1]["val/ess"]))
         return found
 
-    monkeypatch.setattr(PPO, "loss", watched)
+    monkeypatch.setattr(PPO, "policy_loss", watched)
     assert updates_of(n_epochs=1)[1][0]["val/ess"] == pytest.approx(1.0, abs=1e-5)
     shares.clear()
     said = updates_of(n_epochs=20, learning_rate=0.02, clip_range=0.1)[1][0]

@@ -26,7 +26,7 @@ def gradients(agent: PPO, rollout: Rollout, size: int) -> list[dict[str, torch.T
     advantages, returns = agent.advantages(rollout)
     found = []
     for rows in torch.arange(len(rollout)).split(size):
-        agent.backward(rows, lambda rows: agent.loss(rollout[rows], advantages[rows], returns[rows]))
+        agent.backward(rows, lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
         found.append({name: p.grad.clone() for name, p in agent.policy.named_parameters() if p.grad is not None})
     return found
 
@@ -56,7 +56,8 @@ def test_the_gradient_is_the_plain_one(separate_critic: bool) -> None:
     for rollout, expected in zip(rollouts, plain, strict=True):
         assert furthest(gradients(agent, rollout, 8), expected) < TOLERANCE
     assert len({rollout.input_ids.shape for rollout in rollouts}) > 1
-    assert 1 <= counters["stats"]["unique_graphs"] <= 2  # torch looks again where two sizes happened to be equal
+    networks = 1 + separate_critic  # of each torch looks again where two sizes happened to be equal
+    assert networks <= counters["stats"]["unique_graphs"] <= 2 * networks
     assert not counters["graph_break"]
     assert furthest(gradients(agent, rollouts[0], 8), plain[1]) > 1e-2  # control: of other answers
 

@@ -118,7 +118,7 @@ def test_the_gradient_is_that_of_float32_but_for_rounding(device: str, assets: P
     def gradient(policy: TransformerPolicy, rollout: Rollout) -> torch.Tensor:
         agent = PPO(policy, env, n_episodes=32, seed=0)
         advantages, returns = agent.advantages(rollout)
-        agent.backward(torch.arange(32), lambda rows: agent.loss(rollout[rows], advantages[rows], returns[rows]))
+        agent.backward(torch.arange(32), lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
         return torch.cat([p.grad.flatten() for p in agent.masters.of(agent.trained) if p.grad is not None])
 
     exactly, found, other = gradient(whole, rollouts[0]), gradient(policy, rollouts[0]), gradient(policy, rollouts[1])

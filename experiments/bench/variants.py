@@ -67,14 +67,16 @@ def largest_ratio(agent: Any, count: int | None = None) -> float:
     """
     rollout = agent.collect()
     rollout = rollout[torch.arange(count or len(rollout))]  # as a minibatch: what is compiled for one is used again
-    read = agent.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
+    texts = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
+    read = agent.learner(*texts, values=agent.needs_values and agent.policy.critic is None)
     log_ratio = (read.log_probs.detach() - rollout.log_probs)[rollout.mask]
     return float(log_ratio.abs().max().exp())
 
 
 def rounds_of(agent: Any, numbers: dict[str, float], device: str = "cpu") -> Round:
     """An update a round, by phases."""
-    spent = {name: watch(agent, name, device) for name in ("sampler", "collect", "loss", "backward", "step")}
+    spent = {name: watch(agent, name, device) for name in ("sampler", "collect", "backward", "step")}
+    spent["autograd"] = watch(torch.autograd, "backward", device)
 
     def play() -> Played:
         for seconds in spent.values():
@@ -86,8 +88,8 @@ def rounds_of(agent: Any, numbers: dict[str, float], device: str = "cpu") -> Rou
         phases = {
             "generate": took["sampler"],
             "score": took["collect"] - took["sampler"],
-            "forward": took["loss"],
-            "backward": took["backward"] - took["loss"],
+            "forward": took["backward"] - took["autograd"],
+            "backward": took["autograd"],
             "step": took["step"],
             "other": whole - took["collect"] - took["backward"] - took["step"],
         }
