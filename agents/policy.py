@@ -241,12 +241,8 @@ class TransformerPolicy(nn.Module):
         Raises:
             ValueError: the policy is on a CPU, and there is no C++ compiler.
         """
-        compiler = cpp_compiler()
-        if self.device.type == "cpu" and shutil.which(compiler) is None:
-            raise ValueError(
-                f"torch.compile needs a C++ compiler on a CPU, {compiler} is not there: install it, or name another "
-                "one in the environment variable CXX."
-            )
+        if self.device.type == "cpu":
+            check_compiler()
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         with torch.no_grad():  # on its first call transformers puts hooks into the model, which cannot be compiled
             self.evaluate_actions(ids, torch.ones_like(ids), 1)
@@ -380,6 +376,15 @@ class TransformerPolicy(nn.Module):
 def cpp_compiler() -> str:
     """The command that torch.compile calls on a CPU."""
     return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def check_compiler() -> None:
+    """Raise a ValueError if torch.compile lacks what it needs on a CPU."""
+    if shutil.which(compiler := cpp_compiler()) is None:
+        raise ValueError(
+            f"torch.compile needs a C++ compiler on a CPU, {compiler} is not there: install it, or name another one in "
+            "the environment variable CXX."
+        )
 
 
 def choose(probs: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,9 +1,9 @@
-"""The third sampler, for GPUs: a step is recorded once, as a CUDA graph, and played back for each token.
+"""The third sampler: a step is recorded once, and played back for each token.
 
-A small model's step is hundreds of kernels, each of which a GPU runs in less time than Python needs to ask for it. A
-graph asks for all of them at once. For that every tensor keeps its place and its shape: the KV cache is as wide as the
-texts may become, and texts that have ended go on beside the others. On a CPU the same step is simply called, which is
-slower than `agents.sampling.write`: nothing is left out there.
+A small model's step is hundreds of operations, each of which is done before Python has asked for the next. A recording
+asks for all of them at once: a CUDA graph on a GPU; on a CPU kernels that torch.compile makes of what was recorded (a
+C++ compiler, 5 to 15 seconds). For that every tensor keeps its place and its shape: the KV cache is as wide as the
+texts may become, and texts that have ended go on beside the others, which `agents.sampling.write` leaves out.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import StaticCache
 
-from agents.policy import TransformerPolicy
+from agents.policy import TransformerPolicy, check_compiler
 from agents.sampling import Written, new_generator, write
 from textenv.kv_reader import cache_argument, pack_left, position_ids
 from textenv.process import TextProcess, Texts
@@ -27,8 +28,7 @@ LOOK_UP = 16  # steps between two looks at whether any text goes on: a look wait
 class RecordedSampler:
     """Samples like `write`, from the same distribution: `agent.sampler = RecordedSampler()`.
 
-    The recording is kept while policy, generator and shapes are the same; weights that are trained in place are read as
-    they are.
+    The recording is kept while policy and shapes are the same; weights that are trained in place are read as they are.
     Where the reference forbids tokens, and is asked for them on the host, or the model attends to a window that slides
     within the texts, there is nothing to record, and `write` it is.
     """
@@ -46,10 +46,10 @@ class RecordedSampler:
         window = getattr(policy.model.config.get_text_config(), "sliding_window", None) or length
         if not process.full_support or window < length:
             return write(policy, process, texts, generator)
-        if self.tape is None or not self.tape.fits(policy, process, texts, length, generator):
+        if self.tape is None or not self.tape.fits(policy, process, texts, length):
             self.tape = None  # two caches at once might not fit
-            self.tape = Tape(policy, process, texts, length, generator)
-        return self.tape.play(texts, steps)
+            self.tape = Tape(policy, process, texts, length)
+        return self.tape.play(texts, steps, generator)
 
 
 class Tape:
@@ -60,13 +60,13 @@ class Tape:
         process: what is written.
         texts: [B] beginnings, of which only the number counts.
         length: columns of the KV cache.
-        generator: draws the tokens.
+
+    Raises:
+        ValueError: the policy is on a CPU, and there is no C++ compiler.
     """
 
-    def __init__(
-        self, policy: TransformerPolicy, process: TextProcess, texts: Texts, length: int, generator: torch.Generator
-    ) -> None:
-        self.policy, self.process, self.generator = policy, process, generator
+    def __init__(self, policy: TransformerPolicy, process: TextProcess, texts: Texts, length: int) -> None:
+        self.policy, self.process = policy, process
         self.rows, self.length, self.recorded = len(texts), length, what_is_recorded(policy)
         device, width, horizon = policy.device, process.prompt_width, process.max_new_tokens
         self.cache: Any = StaticCache(config=policy.model.config, max_cache_len=length)
@@ -78,24 +78,23 @@ class Tape:
         self.time, self.token, self.position = torch.zeros(3, self.rows, dtype=torch.long, device=device)
         self.seen = torch.zeros(self.rows, length, dtype=torch.long, device=device)  # which columns of the cache
         self.column = torch.zeros(1, dtype=torch.long, device=device)  # the next of them
-        self.step: Callable[[], Any] = self._step
-        if device.type == "cuda":
-            self.step = self._recorded(texts)
+        self.generator = new_generator(device, 0)  # a recording keeps the one that it was made with
+        self.step: Callable[[], Any] = self._cuda_graph(texts) if device.type == "cuda" else self._compiled(texts)
 
-    def fits(
-        self, policy: TransformerPolicy, process: TextProcess, texts: Texts, length: int, generator: torch.Generator
-    ) -> bool:
+    def fits(self, policy: TransformerPolicy, process: TextProcess, texts: Texts, length: int) -> bool:
         """Whether it can be played for these."""
-        same = self.policy is policy and self.process is process and self.generator is generator
+        same = self.policy is policy and self.process is process
         return same and (self.rows, self.length, self.recorded) == (len(texts), length, what_is_recorded(policy))
 
-    def play(self, texts: Texts, steps: int) -> Written:
-        """Write until every text has ended, or `steps` tokens."""
+    def play(self, texts: Texts, steps: int, generator: torch.Generator) -> Written:
+        """Write until every text has ended, or `steps` tokens, with numbers of `generator`."""
+        self.generator.set_state(generator.get_state())
         self._begin(texts)
         for step in range(1, steps):
             if step % LOOK_UP == 0 and not bool((self.time < self.process.max_new_tokens).any()):
                 break
             self.step()
+        generator.set_state(self.generator.get_state())
         return Written(self.ids[:, :-1].clone(), self.attention[:, :-1].clone(), self.log_probs[:, :-1].clone())
 
     def _begin(self, texts: Texts) -> None:
@@ -146,9 +145,15 @@ class Tape:
         self.time.copy_((self.time + 1).clamp(max=horizon).masked_fill(self.is_eos[token], horizon))
         self.token.copy_(token)
 
-    def _recorded(self, texts: Texts) -> Callable[[], Any]:
+    def _compiled(self, texts: Texts) -> Callable[[], Any]:
+        """The operations of a step, without the Python that asks for them, by kernels of torch.compile."""
+        check_compiler()
+        self._begin(texts)
+        asked: Callable[[], Any] = torch.compile(make_fx(lambda: self._step())())  # of a method it would want `self`
+        return asked
+
+    def _cuda_graph(self, texts: Texts) -> Callable[[], Any]:
         """The step as a CUDA graph; what it was tried on is forgotten by the next `_begin`."""
-        real, self.generator = self.generator, new_generator(self.ids.device, 0)  # so that trying draws nothing
         with torch.cuda.device(self.ids.device):
             stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
@@ -158,9 +163,8 @@ class Tape:
                     self._step()
             torch.cuda.current_stream().wait_stream(stream)
             self._begin(texts)
-            self.generator = real
             graph = torch.cuda.CUDAGraph()
-            graph.register_generator_state(real)
+            graph.register_generator_state(self.generator)
             with torch.cuda.graph(graph):
                 self._step()
         return graph.replay

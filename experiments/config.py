@@ -171,7 +171,8 @@ class TrainFlags(EnvFlags):
     """Compile the update's pass (torch.compile): a minute at first; what it then saves, `bench --parts options` says.
     On a CPU it needs a C++ compiler."""
     sampler: Literal["write", "generate", "recorded"] = "write"
-    """What generates: our loop, transformers' generate, or a step recorded as a CUDA graph (agents/recorded.py)."""
+    """What generates: our loop, transformers' generate, or a step that is recorded once and played back
+    (agents/recorded.py): as a CUDA graph; on a CPU compiled, which needs a C++ compiler and some seconds at first."""
     wandb_project: str | None = None
     """Log to this project of Weights & Biases too (pip install textenv[wandb])."""
     out: Path | None = None

@@ -18,6 +18,7 @@ from agents import Rollout, TransformerPolicy
 from agents.agent import Agent
 from agents.distributed import by_first_rank, num_ranks, rank
 from agents.generate import generate
+from agents.policy import check_compiler
 from agents.recorded import RecordedSampler
 from agents.sampling import Sampler, write
 from experiments.config import AGENTS, AgentFlags, FlagError, TrialConfig, open_folder, plain, write_config
@@ -92,6 +93,8 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Y
         policy = initial_policy(config, env, folder / INITIAL)
         for trial in trials:
             trial.make_agent(policy, env)
+            if trial.sampler == "recorded" and policy.device.type == "cpu":
+                check_compiler()
     except (ValueError, TypeError) as error:
         if not config.resume and num_ranks() == 1:
             shutil.rmtree(folder)

@@ -32,3 +32,11 @@ def distributions_check() -> Iterator[None]:
     """torch.compile switches the checks of torch.distributions off for the whole process: not for the next test."""
     yield
     torch.distributions.Distribution.set_default_validate_args(True)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`RecordedSampler` calls its step as it is, which needs no seconds and no compiler; see tests/test_compile.py."""
+    from agents.recorded import Tape
+
+    monkeypatch.setattr(Tape, "_compiled", lambda tape, texts: tape._step)

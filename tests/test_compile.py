@@ -1,4 +1,4 @@
-"""The update's pass by kernels of torch.compile: the same numbers, and kernels that are made once."""
+"""The update's pass, and a step of sampling, by kernels of torch.compile: the same numbers, kernels made once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+from peft import LoraConfig
 from torch._dynamo.utils import counters
 
 from agents import PPO, TransformerPolicy
-from agents.rollout import Rollout
+from agents.recorded import RecordedSampler
+from agents.rollout import Rollout, draw_prompts
+from agents.sampling import Written, new_generator, write
 from experiments.config import FlagError, TrialConfig
 from experiments.trial import INITIAL, _agent, prepare, run_trial
-from tests.tasks import TRIAL
+from tests.tasks import TRIAL, make, stories
+from tests.test_dtype import WORST, half_stories
+from tests.test_recorded import ROWS
+from tests.test_sampling import CLOSE, check_frequencies, language_model, task
+from textenv.unwrap import process_of
 
 TAJ = "textenv/TajMahal-v0"  # most words are masked
 TOLERANCE = 1e-5  # of the largest number in a gradient
@@ -68,9 +75,11 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     policy = TransformerPolicy.for_env(gym.make(TAJ))
     with pytest.raises(ValueError, match="needs a C.. compiler on a CPU, no-such-compiler is not there"):
         policy.compile()
-    with pytest.raises(FlagError, match="no-such-compiler is not there"):
-        config = TrialConfig(agent="ppo", compile=True, out=tmp_path / "run")
-        prepare(config, "run", [config])
+    for flags in ({"compile": True}, {"sampler": "recorded"}):
+        config = TrialConfig(agent="ppo", out=tmp_path / "run", **flags)  # type: ignore[arg-type]
+        with pytest.raises(FlagError, match="no-such-compiler is not there"):
+            prepare(config, "run", [config])
+        assert not (tmp_path / "run").exists()
 
 
 def is_compiled(policy: Any) -> bool:
@@ -92,3 +101,58 @@ def test_a_trial_compiles(tmp_path: Path) -> None:
     assert reached[True] == pytest.approx(reached[False], abs=1e-4)
     with pytest.raises(FlagError, match="--compile is for our agents, not for sb3-ppo"):
         TrialConfig(**TRIAL, agent="sb3-ppo", compile=True)
+
+
+# -- a step of sampling ------------------------------------------------------------------------------------------------
+
+
+def written(env: Any, policy: TransformerPolicy, sampler: Any, seed: int) -> Written:
+    """So few texts that the plain loop leaves none out, and draws as many random numbers."""
+    texts = draw_prompts(process_of(env), ROWS, 1, new_generator("cpu", seed))
+    found: Written = sampler(policy, process_of(env), texts, new_generator("cpu", seed))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["few words", "many words", "llama", "adapter"])
+def test_a_compiled_step_writes_what_the_plain_loop_writes(kind: str, assets: Path) -> None:
+    """With the same random numbers the same texts, prompts and answers of any length, while the weights learn."""
+    torch.manual_seed(0)
+    if kind in ("few words", "many words"):
+        env, policy = task("model") if kind == "few words" else language_model()
+    else:
+        env = make(stories(assets, max_new_tokens=16))
+        lora = LoraConfig(r=4, target_modules="all-linear") if kind == "adapter" else None
+        policy = TransformerPolicy.for_env(env, lora=lora)
+    sampler, tapes, texts = RecordedSampler(), [], []
+    for seed in range(3):
+        expected, found = (written(env, policy, each, seed) for each in (write, sampler))
+        assert found.input_ids.equal(expected.input_ids) and found.attention_mask.equal(expected.attention_mask)
+        torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=0, atol=10 * CLOSE)
+        tapes.append(sampler.tape)
+        texts.append(found.input_ids)
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn(parameter.shape))
+    assert all(tape is tapes[0] for tape in tapes)
+    assert not texts[0].equal(texts[1])  # control
+    assert float((written(env, policy, write, 2).log_probs - found.log_probs).abs().max()) > 1e-2  # it has learned
+
+
+@pytest.mark.slow
+def test_a_compiled_step_in_bfloat16(assets: Path) -> None:
+    """Its log-probabilities are those of the update's pass, but for rounding, over several updates."""
+    env, policy = half_stories(assets, "cpu")
+    agent = PPO(policy, env, n_epochs=1, n_episodes=32, seed=0)
+    agent.sampler = RecordedSampler()
+    seen: list[float] = []
+    agent.learn(2000, callback=lambda agent, rollout, metrics: seen.append(metrics["val/ratio_error_max"]))
+    assert len(seen) > 2 and max(seen) < WORST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["open", "model"])
+def test_a_compiled_steps_texts_come_as_often_as_they_should(kind: str) -> None:
+    """The chi-square test of every sampler, over thousands of texts at once."""
+    check_frequencies(RecordedSampler(), kind)

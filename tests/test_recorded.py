@@ -24,6 +24,7 @@ from textenv.unwrap import process_of
 ROWS = WORTH_LEAVING - 1  # so few that `write` leaves none out, and both draw the same random numbers
 WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default"}  # for the device
 COPIES = {"aten.lift_fresh.default", "aten.lift_fresh_copy.default"}  # of a number from the host
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 class Operations(TorchDispatchMode):
@@ -97,6 +98,22 @@ def test_what_has_changed_place_is_recorded_anew() -> None:
     policy.cast(torch.float64)
     third = tape()
     assert len({id(made) for made in (first, second, third, tape(5))}) == 4
+
+
+def test_a_tape_draws_from_any_generator() -> None:
+    """The recording has its own; what it draws, and where it leaves the generator, is as in the plain loop."""
+    env, policy = language_model()
+    process, sampler = process_of(env), RecordedSampler()
+    tapes, left = [], []
+    for seed in (3, 4):
+        texts = draw_prompts(process, ROWS, 1, new_generator("cpu", 0))
+        plain, played = new_generator("cpu", seed), new_generator("cpu", seed)
+        expected, found = write(policy, process, texts, plain), sampler(policy, process, texts, played)
+        assert found.input_ids.equal(expected.input_ids)
+        tapes.append(sampler.tape)
+        left.append((plain.get_state(), played.get_state(), found.input_ids))
+    assert tapes[0] is tapes[1] and not left[0][2].equal(left[1][2])
+    assert all(one.equal(other) for one, other, _ in left) and not left[0][0].equal(left[1][0])
 
 
 def test_a_window_that_slides_is_left_to_the_plain_loop() -> None:

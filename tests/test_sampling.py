@@ -28,6 +28,7 @@ SAMPLERS = pytest.mark.parametrize(
     "sampler", [write, generate, RecordedSampler()], ids=["write", "generate", "recorded"]
 )
 CLOSE = 1e-5
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def task(kind: str) -> tuple[Any, TransformerPolicy]:
@@ -67,6 +68,11 @@ def language_model(
 @SAMPLERS
 @pytest.mark.parametrize("kind", ["open", "masked", "model"])
 def test_texts_come_as_often_as_they_should(sampler: Sampler, kind: str) -> None:
+    """Toys of every kind, and every sampler; a recorded step as it is called, see test_compile.py for it compiled."""
+    check_frequencies(sampler, kind)
+
+
+def check_frequencies(sampler: Sampler, kind: str) -> None:
     """A chi-square test against the probability of every text of a toy, by enumeration."""
     env, policy = task(kind)
     known = exact.evaluate(env, policy)
