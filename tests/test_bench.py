@@ -219,7 +219,7 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "bench.json").read_text())
     assert list(found["updates"]["smoke"]) == names
     assert set(found["updates"]["smoke"]["ppo"]["phases"]) == set(found["updates"]["smoke"]["tight loop"]["phases"])
-    assert list(found["options"]["smoke"]) == ["ppo", "ppo, bfloat16", "ppo, compiled"]
+    assert list(found["options"]["smoke"]) == ["ppo", "ppo, bfloat16", "ppo, compiled", "ppo, recorded"]
     variants = [*found["updates"]["smoke"].values(), *found["options"]["smoke"].values(), *found["exact"].values()]
     variants += found["toys"]["variants"].values()
     assert all(variant["peak_mb"] > variant["work_mb"] > 0 for variant in variants)
@@ -252,14 +252,16 @@ def test_a_part_alone_on_a_real_model(tmp_path: Path, assets: Path, monkeypatch:
 def test_what_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """TRL without its environment, torch.compile without a C++ compiler; where nothing is left, that is told."""
     config = BenchConfig(peers=tmp_path)
-    names = ["ppo", "ppo, compiled", "trl ppo"]
+    names = ["ppo", "ppo, compiled", "sampling, recorded", "trl ppo"]
     monkeypatch.setenv("CXX", sys.executable)
-    assert config.here(names) == ["ppo", "ppo, compiled"]
+    assert config.here(names) == names[:3]
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert config.here(names) == ["ppo"]
+    assert config.here(names) == ["ppo"] and config.here(names, "cuda") == names[:3]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()
     assert config.here(names) == ["ppo", "trl ppo"]
+    with pytest.raises(FlagError, match="'sampling, recorded' cannot run without a C.. compiler"):
+        BenchConfig(variants=("sampling, recorded",))
     with pytest.raises(FlagError, match="'trl ppo' cannot run without TRL"):
         BenchConfig(variants=("trl ppo",), peers=tmp_path / "nowhere")
 

@@ -27,10 +27,25 @@ from experiments.config import FlagError, plain
 from experiments.cost import SHAPES, Device, Job, seconds
 
 PEERS = Path(".venv-bench")  # as `make bench` makes it
-UPDATES = ["ppo", "ppo, separate critic", "rloo", "tight loop", "tight loop, separate critic"]
-OPTIONS = ["ppo", "ppo, bfloat16", "ppo, compiled"]
-SAMPLING = ["sampling", "sampling, our generate", "sampling, tight loop", "sampling, transformers"]
+UPDATES = [
+    "ppo",
+    "ppo, recorded",
+    "ppo, separate critic",
+    "ppo, separate critic, in parts",
+    "rloo",
+    "tight loop",
+    "tight loop, separate critic",
+]
+OPTIONS = ["ppo", "ppo, bfloat16", "ppo, compiled", "ppo, recorded"]
+SAMPLING = [
+    "sampling",
+    "sampling, recorded",
+    "sampling, our generate",
+    "sampling, tight loop",
+    "sampling, transformers",
+]
 TRL = ["trl ppo", "trl rloo", "trl grpo"]
+ALL = [*UPDATES, *OPTIONS, *SAMPLING, *TRL]
 GPU = [
     "ppo, recorded",
     "grpo",
@@ -51,9 +66,10 @@ class BenchConfig:
     """
 
     parts: tuple[PartName, ...] = ("updates", "options", "toys", "exact", "environments")
-    """What to measure: updates and sampling of all variants; PPO in bfloat16 and compiled, and what that does to its
-    first ratio; learning a toy, beside Stable-Baselines3; the oracle on a million texts; steps of environments. Not by
-    default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 answers of 64 tokens after prompts of 64."""
+    """What to measure: updates and sampling of all variants; PPO in bfloat16, with its update or its sampling
+    compiled, and what that does to its first ratio; learning a toy, beside Stable-Baselines3; the oracle on a million
+    texts; steps of environments. Not by default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 answers of 64
+    tokens after prompts of 64."""
     sizes: tuple[str, ...] = ("tiny", "small")
     """Models: tiny (GPT-2 2x128, vocabulary 512), small (4x256, 5000), smoke, gpt2 (12x768, 50257)."""
     variants: tuple[str, ...] = ()
@@ -94,7 +110,8 @@ class BenchConfig:
         if unknown := set(self.variants) - {*UPDATES, *SAMPLING, *TRL}:
             raise FlagError(f"--variants: {sorted(unknown)[0]!r} is none of {', '.join([*UPDATES, *SAMPLING, *TRL])}.")
         if missing := set(self.variants) - set(self.here(self.variants)):
-            raise FlagError(f"--variants: {min(missing)!r} cannot run without TRL, which `make bench` installs.")
+            lacks = "TRL, which `make bench` installs" if min(missing).startswith("trl") else "a C++ compiler"
+            raise FlagError(f"--variants: {min(missing)!r} cannot run without {lacks}.")
         if "gpu" in self.parts and not torch.cuda.is_available():
             raise FlagError("--parts gpu: there is no CUDA device.")
         if self.scaling and not any("rloo" in name for name in self.variants or TRL):
@@ -105,11 +122,14 @@ class BenchConfig:
         if not self.parts:
             raise FlagError("--parts: name one at least.")
 
-    def here(self, names: Sequence[str]) -> list[str]:
+    def here(self, names: Sequence[str], device: str = "cpu") -> list[str]:
         """Those variants that can run."""
-        compiles, peers = shutil.which(cpp_compiler()), (self.peers / "bin" / "python").exists()
-        missing = ("trl",) * (not peers) + ("ppo, compiled",) * (not compiles)
-        return [name for name in names if not name.startswith(missing)]
+        compiles, peers = shutil.which(cpp_compiler()) or device == "cuda", (self.peers / "bin" / "python").exists()
+        return [
+            name
+            for name in names
+            if (peers or not name.startswith("trl")) and (compiles or not name.endswith(("compiled", "recorded")))
+        ]
 
     def work(self, size: str) -> Work:
         """An update of a model."""
@@ -123,7 +143,7 @@ def updates(config: BenchConfig) -> Any:
 
 
 def options(config: BenchConfig) -> Any:
-    """What PPO gains by bfloat16 and by torch.compile, and what they do to the first ratio."""
+    """What PPO gains by bfloat16, a compiled update, a compiled step, and what they do to the first ratio."""
     models = [*config.sizes, *filter(None, [config.model])]
     return {model: turns(config, config.here(OPTIONS), config.work(model)) for model in models}
 
@@ -145,7 +165,7 @@ def gpu(config: BenchConfig) -> Any:
     job = Job(work.answers, work.prompt, work.tokens, work.micro_batch or work.answers, work.epochs)
     return {
         "device": torch.cuda.get_device_name(),
-        "variants": turns(config, config.here(GPU), work, min(3, config.rounds)),
+        "variants": turns(config, config.here(GPU, "cuda"), work, min(3, config.rounds)),
         "bounds": seconds(SHAPES["124M"], job, Device(bandwidth=3.35e12, arithmetic=990e12, latency=0.0)),
     }
 
@@ -195,7 +215,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             name: version(name) for name in ("torch", "transformers", "stable-baselines3", "gymnasium", "numpy")
         },
         "cores": os.cpu_count(),
-        "left_out": sorted({*UPDATES, *OPTIONS, *TRL} - set(config.here([*UPDATES, *OPTIONS, *TRL]))),
+        "left_out": sorted(set(ALL) - set(config.here(ALL))),
         "machine": {},
     }
     name = "scaling" if config.scaling else "bench"

@@ -10,16 +10,21 @@ import numpy as np
 
 RATIOS = [  # what is divided by what, of tokens a second
     ("ppo", "tight loop"),
+    ("ppo, recorded", "tight loop"),
     ("ppo, separate critic", "tight loop, separate critic"),
     ("ppo", "trl ppo"),
+    ("ppo, recorded", "trl ppo"),
     ("ppo, separate critic", "trl ppo"),
+    ("ppo, separate critic, in parts", "trl ppo"),
     ("rloo", "trl rloo"),
     ("rloo", "trl grpo"),
     ("sampling", "sampling, transformers"),
+    ("sampling, recorded", "sampling, transformers"),
     ("sampling", "sampling, tight loop"),
+    ("sampling, recorded", "sampling, tight loop"),
     ("ppo, bfloat16", "ppo"),
     ("ppo, compiled", "ppo"),
-    ("sampling, recorded", "sampling, transformers"),
+    ("ppo, recorded", "ppo"),
     ("grpo, recorded", "grpo"),
     ("grpo", "trl grpo"),
     ("grpo, recorded", "trl grpo"),
@@ -64,7 +69,7 @@ def options(found: dict[str, Any]) -> list[str]:
     told = "max(rho, 1/rho) - 1 in the first minibatch; seconds to start, kernels and all"
     lines = []
     for model, variants in found.items():
-        lines += ["", f"{'':67s}{told}", *_variants(Path(model).name, variants, _first_ratio), "", *_ratios(variants)]
+        lines += ["", f"{'':69s}{told}", *_variants(Path(model).name, variants, _first_ratio), "", *_ratios(variants)]
     return lines
 
 
@@ -83,10 +88,10 @@ def exact(found: dict[str, Any]) -> list[str]:
     """Seconds and memory of each function."""
     lines = [
         "",
-        f"{'':30s}{'seconds':>10s}{'CPU s':>11s}{'MB':>7s}{'of work':>9s}   {'texts':>12s}{'states read':>14s}",
+        f"{'':32s}{'seconds':>10s}{'CPU s':>11s}{'MB':>7s}{'of work':>9s}   {'texts':>12s}{'states read':>14s}",
     ]
     for name, seen in found.items():
-        line = f"{name:30s}{seen['seconds']:10.1f}{seen['cpu']:11.1f}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}"
+        line = f"{name:32s}{seen['seconds']:10.1f}{seen['cpu']:11.1f}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}"
         lines.append(f"{line}   {seen['tokens']:12,.0f}{seen['states']:14,.0f}")
     return lines
 
@@ -145,9 +150,9 @@ def _machine(found: dict[str, Any], part: str) -> str:
 
 
 def _variants(size: str, variants: dict[str, Any], more: Callable[[dict[str, Any]], str]) -> list[str]:
-    lines = [f"{size:30s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'of work':>9s}   {more({})}"]
+    lines = [f"{size:32s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'of work':>9s}   {more({})}"]
     for name, seen in variants.items():
-        line = f"{name:30s}{seen['tokens_per_second']:10,.0f}{seen['tokens_per_cpu_second']:11,.0f}"
+        line = f"{name:32s}{seen['tokens_per_second']:10,.0f}{seen['tokens_per_cpu_second']:11,.0f}"
         lines.append(f"{line}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}   {more(seen)}".rstrip())
     return lines
 

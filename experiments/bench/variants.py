@@ -66,7 +66,7 @@ def largest_ratio(agent: Any, count: int | None = None) -> float:
     rho_t = pi(a_t|s_t) as the update reads it, over that which the token was sampled with; of `count` answers, or all.
     """
     rollout = agent.collect()
-    rollout = rollout[torch.arange(count or len(rollout))]  # as a minibatch: what is compiled for one is used again
+    rollout = rollout[: count or len(rollout)]  # as a minibatch: what is compiled for one is used again
     texts = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
     read = agent.learner(*texts, values=agent.needs_values and agent.policy.critic is None)
     log_ratio = (read.log_probs.detach() - rollout.log_probs)[rollout.mask]
@@ -178,6 +178,7 @@ def plain_generate(work: Work) -> Round:
 VARIANTS: dict[str, Callable[[Work], Round]] = {
     "ppo": lambda work: ours(work, PPO),
     "ppo, separate critic": lambda work: ours(work, PPO, separate_critic=True),
+    "ppo, separate critic, in parts": lambda work: ours(replace(work, micro_batch=16), PPO, separate_critic=True),
     "ppo, bfloat16": lambda work: ours(replace(work, dtype="bfloat16"), PPO),
     "ppo, compiled": lambda work: ours(work, PPO, compiled=True),
     "rloo": lambda work: ours(work, RLOO, num_generations=work.generations),
