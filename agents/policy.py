@@ -307,7 +307,7 @@ class TransformerPolicy(nn.Module):
         with self._checkpointed():
             output = self.model(**texts, logits_to_keep=1, output_hidden_states=self.critic is None)
             hidden = output.hidden_states[-1] if self.critic is None else self.critic(**texts).last_hidden_state
-        return self._scaled(output.logits[:, -1], action_mask), self._value(hidden, 1).squeeze(1)
+        return self._scaled(output.logits[:, -1], action_mask), self.values_of(hidden, 1).squeeze(1)
 
     def _packed(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
         """What a model is called with to read whole texts: blanks on the left, so that the last column is a token."""
@@ -349,7 +349,7 @@ class TransformerPolicy(nn.Module):
         if not values:
             return ActionEvaluation(log_probs, None)
         if shared:
-            return ActionEvaluation(log_probs, self._value(output.hidden_states[-1], num_tokens))
+            return ActionEvaluation(log_probs, self.values_of(output.hidden_states[-1], num_tokens))
         return ActionEvaluation(log_probs, self.values(input_ids, attention_mask, num_tokens))
 
     def forward(
@@ -366,9 +366,10 @@ class TransformerPolicy(nn.Module):
         trunk = self._trunk if self.critic is None else self.critic
         with self._checkpointed():
             output = trunk(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
-        return self._value(output.last_hidden_state, num_tokens)
+        return self.values_of(output.last_hidden_state, num_tokens)
 
-    def _value(self, hidden: Tensor, num_tokens: int) -> Tensor:
+    def values_of(self, hidden: Tensor, num_tokens: int) -> Tensor:
+        """V in the last T columns of hidden states [B, L, H], [B, T]."""
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value
 

@@ -29,6 +29,7 @@ class RecordedSampler:
     """Samples like `write`, from the same distribution: `agent.sampler = RecordedSampler()`.
 
     The recording is kept while policy and shapes are the same; weights that are trained in place are read as they are.
+    V, where it is a head on the policy's trunk, is read on the way, so the parallel pass for it is not needed.
     Where the reference forbids tokens, and is asked for them on the host, or the model attends to a window that slides
     within the texts, there is nothing to record, and `write` it is.
     """
@@ -73,7 +74,7 @@ class Tape:
         # as in `write`, texts that have ended go on writing in one column more than there are tokens
         self.ids = torch.zeros(self.rows, width + horizon + 1, dtype=torch.long, device=device)
         self.attention = torch.zeros(self.rows, width + horizon + 1, dtype=torch.int8, device=device)
-        self.log_probs = torch.zeros(self.rows, horizon + 1, device=device)
+        self.log_probs, self.values = torch.zeros(2, self.rows, horizon + 1, device=device)
         self.is_eos = torch.as_tensor(process.is_eos, device=device)
         self.time, self.token, self.position = torch.zeros(3, self.rows, dtype=torch.long, device=device)
         self.seen = torch.zeros(self.rows, length, dtype=torch.long, device=device)  # which columns of the cache
@@ -95,7 +96,10 @@ class Tape:
                 break
             self.step()
         generator.set_state(self.generator.get_state())
-        return Written(self.ids[:, :-1].clone(), self.attention[:, :-1].clone(), self.log_probs[:, :-1].clone())
+        ids, attention, log_probs, values = (
+            tensor[:, :-1].clone() for tensor in (self.ids, self.attention, self.log_probs, self.values)
+        )
+        return Written(ids, attention, log_probs, values=values if self.policy.critic is None else None)
 
     def _begin(self, texts: Texts) -> None:
         """Read the beginnings, and write the first token of each."""
@@ -103,6 +107,7 @@ class Tape:
         self.ids.copy_(F.pad(torch.as_tensor(texts.input_ids, device=device), (0, 1)))
         self.attention.copy_(F.pad(torch.as_tensor(texts.attention_mask, device=device), (0, 1)))
         self.log_probs.zero_()
+        self.values.zero_()
         self.time.copy_(torch.as_tensor(texts.time, device=device))
         packed, mask = pack_left(self.ids, self.attention)
         self.seen.zero_()
@@ -110,19 +115,19 @@ class Tape:
         self.column.fill_(mask.shape[1])
         self.position.copy_(mask.sum(dim=1))
         self.cache.reset()
-        self._write(self._read(packed, position_ids(mask)))
+        self._write(*self._read(packed, position_ids(mask)))
 
     def _step(self) -> None:
         """Read the last token of each text, and write the next one."""
         live = self.time < self.process.max_new_tokens
         self.seen.index_copy_(1, self.column, live[:, None].long())
-        logits = self._read(self.token[:, None], self.position[:, None])
+        logits, value = self._read(self.token[:, None], self.position[:, None])
         self.column += 1
         self.position += live
-        self._write(logits)
+        self._write(logits, value)
 
-    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Logits of the next token, [B, V], after reading `ids` [B, n] into the cache."""
+    def _read(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """After reading `ids` [B, n] into the cache: logits of the next token, [B, V], and V(s), [B], if at hand."""
         arguments: dict[str, Any] = {cache_argument(self.policy.model): self.cache}
         output = self.policy.model(
             input_ids=ids,
@@ -130,17 +135,20 @@ class Tape:
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
+            output_hidden_states=self.policy.critic is None,
             **arguments,
         )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        value = None if self.policy.critic is not None else self.policy.values_of(output.hidden_states[-1], 1)[:, 0]
+        return output.logits[:, -1], value
 
-    def _write(self, logits: Tensor) -> None:
+    def _write(self, logits: Tensor, value: Tensor | None) -> None:
         token, log_prob = self.policy.draw(logits, None, self.generator)
         column = (self.process.prompt_width + self.time)[:, None]
         self.ids.scatter_(1, column, token[:, None])
         self.attention.scatter_(1, column, 1)
         self.log_probs.scatter_(1, self.time[:, None], log_prob[:, None])
+        if value is not None:
+            self.values.scatter_(1, self.time[:, None], value[:, None])
         horizon = self.process.max_new_tokens
         self.time.copy_((self.time + 1).clamp(max=horizon).masked_fill(self.is_eos[token], horizon))
         self.token.copy_(token)
@@ -172,4 +180,4 @@ class Tape:
 
 def what_is_recorded(policy: TransformerPolicy) -> tuple[Any, ...]:
     """Where the weights lie, and the one number that a step takes from Python: with others it must be recorded anew."""
-    return (policy.temperature, *(parameter.data_ptr() for parameter in policy.model.parameters()))
+    return (policy.temperature, *(parameter.data_ptr() for parameter in policy.parameters()))

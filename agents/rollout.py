@@ -122,7 +122,7 @@ def collect(
     process = process_of(env)
     generator = generator or new_generator(policy.device)
     texts = draw_prompts(process, n, num_generations, generator) if start is None else start
-    ids, attention, log_probs, ref_log_probs, action_mask = taken(
+    ids, attention, log_probs, ref_log_probs, action_mask, known_values = taken(
         sampler(policy, process, texts, generator), process, len(texts), policy.device
     )
     width = process.prompt_width
@@ -171,7 +171,8 @@ def collect(
         else torch.as_tensor(gold_scores, dtype=torch.float32, device=policy.device),
     )
     if values:
-        rollout.values = torch.where(written, policy.values(ids, attention, longest), 0.0)
+        read = policy.values(ids, attention, longest) if known_values is None else known_values[:, :longest]
+        rollout.values = torch.where(written, read, 0.0)
     return rollout
 
 
@@ -182,11 +183,11 @@ def taken(written: Written, process: TextProcess, count: int, device: torch.devi
         ValueError: something has another shape than `Written` says.
     """
     width, horizon = process.prompt_width, process.max_new_tokens
-    shapes = {"input_ids": width + horizon, "attention_mask": width + horizon, "log_probs": horizon}
-    for name, columns in shapes.items():
-        if (shape := tuple(getattr(written, name).shape)) != (count, columns):
-            raise ValueError(f"A sampler must hand back {name} of shape {(count, columns)}, got {shape}.")
-    types = {"input_ids": torch.int64, "log_probs": torch.float32}
+    columns = {"input_ids": width + horizon, "attention_mask": width + horizon, "log_probs": horizon, "values": horizon}
+    for name, number in columns.items():
+        if (value := getattr(written, name)) is not None and (shape := tuple(value.shape)) != (count, number):
+            raise ValueError(f"A sampler must hand back {name} of shape {(count, number)}, got {shape}.")
+    types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32}
     return written._replace(
         **{
             name: torch.as_tensor(value, dtype=types.get(name), device=device)

@@ -30,6 +30,8 @@ class Written(NamedTuple):
     """log pi_ref of them, [B, T], if it was asked on the way; else it is asked afterwards."""
     action_mask: Tensor | None = None
     """What was allowed, bool [B, T, V], if that was asked on the way."""
+    values: Tensor | None = None
+    """V(s_t) where a token was written, [B, T], if it was read on the way; else in one parallel pass afterwards."""
 
 
 class Sampler(Protocol):

@@ -124,17 +124,23 @@ def test_a_compiled_step_writes_what_the_plain_loop_writes(kind: str, assets: Pa
         env = make(stories(assets, max_new_tokens=16))
         lora = LoraConfig(r=4, target_modules="all-linear") if kind == "adapter" else None
         policy = TransformerPolicy.for_env(env, lora=lora)
+    torch.nn.init.normal_(policy.value_head.weight)
     sampler, tapes, texts = RecordedSampler(), [], []
     for seed in range(3):
         expected, found = (written(env, policy, each, seed) for each in (write, sampler))
         assert found.input_ids.equal(expected.input_ids) and found.attention_mask.equal(expected.attention_mask)
         torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=0, atol=10 * CLOSE)
+        with torch.no_grad():
+            values = policy.values(found.input_ids, found.attention_mask, process_of(env).max_new_tokens)
+        real = found.log_probs != 0
+        assert found.values is not None and (values - found.values)[real].abs().max() < 1e-3 * values.std()
         tapes.append(sampler.tape)
         texts.append(found.input_ids)
         with torch.no_grad():
             for parameter in policy.model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.05 * torch.randn(parameter.shape))
+            policy.value_head.weight.normal_()
     assert all(tape is tapes[0] for tape in tapes)
     assert not texts[0].equal(texts[1])  # control
     assert float((written(env, policy, write, 2).log_probs - found.log_probs).abs().max()) > 1e-2  # it has learned

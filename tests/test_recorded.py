@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import import_utils
 
-from agents import PPO, collect
+from agents import PPO, TransformerPolicy, collect
 from agents.recorded import LOOK_UP, RecordedSampler, Tape
 from agents.rollout import draw_prompts
 from agents.sampling import WORTH_LEAVING, new_generator, write
@@ -68,6 +68,23 @@ def test_it_goes_on_from_any_state() -> None:
     assert both[0].input_ids.equal(both[1].input_ids) and both[0].mask.equal(both[1].mask)
     assert torch.allclose(both[0].log_probs, both[1].log_probs, atol=CLOSE)
     assert not both[0].mask[4, :11].any() and both[0].mask[4, 11]
+
+
+@pytest.mark.parametrize("separate_critic", [False, True])
+def test_v_is_read_on_the_way(separate_critic: bool) -> None:
+    """As the parallel pass reads it, without one; a separate critic is asked afterwards."""
+    env, policy = language_model()
+    if separate_critic:
+        policy = TransformerPolicy(policy.model, separate_critic=True)
+    torch.nn.init.normal_(policy.value_head.weight)
+    asked, values = [], policy.values
+    policy.values = lambda *texts: (asked.append(1), values(*texts))[1]  # type: ignore[method-assign]
+    rollout = collect(env, policy, ROWS, generator=new_generator("cpu", 3), sampler=RecordedSampler())
+    assert len(asked) == separate_critic and rollout.values is not None
+    with torch.no_grad():
+        read = values(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+    assert float((read - rollout.values)[rollout.mask].abs().max()) < 10 * CLOSE < rollout.values.std()
+    assert not rollout.values[~rollout.mask].any()
 
 
 def test_it_stops_soon_after_the_last_text_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
