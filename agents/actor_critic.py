@@ -4,6 +4,7 @@
     A_t  = r_t + gamma V(s_{t+1}) - V(s_t)                           lambda = 0
     A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE(lambda)
     grad J = E[ sum_t grad log pi(a_t|s_t) A_t ]
+    loss = -E[ sum_t log pi(a_t|s_t) A_t ] + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]    `losses`, in agents/critic.py
 
 What it adds to REINFORCE: the value head, which makes of the reward to go an advantage, token by token. (Sutton et al.
 2000; Mnih et al. 2016, arXiv:1602.01783; Schulman et al. 2016, arXiv:1506.02438.)

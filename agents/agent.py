@@ -251,8 +251,8 @@ class Agent(ABC):
             info: Info = {}
             for loss, said in losses(part):
                 (len(part) / len(rows) * loss).backward()  # type: ignore[no-untyped-call]
+                self.masters.take_gradients()
                 info |= said
-            self.masters.take_gradients()
             numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
             seen.append(dict(zip(info, numbers, strict=True)) | {"num_answers": float(len(part))})
         distributed.average_gradients(self.masters.of(self.trained))

@@ -1,9 +1,8 @@
 """What agents with a critic share: how V is trained, and what it makes of the rewards.
 
-
 V(s) = E[G_t | s_t = s]                                                      learned, by MSE on the reward to go
 A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE (Schulman et al. 2016)
-L    = policy loss + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]                 what an update goes down
+loss = policy loss + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]                 what an update goes down
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from agents.agent import Agent, Info, check_range
@@ -75,25 +75,23 @@ class CriticAgent(Agent, ABC):
     def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """What the agent makes of log pi(a_t|s_t) and A_t, [B, T] each; and what is worth watching."""
 
-    def value_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
-        """The error of V(s_t), against G_t, [B, T] each."""
+    def critic_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
+        """What it makes of V(s_t) and G_t, [B, T] each: half the squared error."""
         return value_loss(values, returns, rollout.mask)
 
     def losses(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> Iterator[tuple[Tensor, Info]]:
-        """The loss of some answers and what is worth watching: one pass says both where policy and V share a trunk.
+        """The loss of some answers, and what is worth watching.
 
-        A separate critic has a loss of its own, whose pass begins when the policy's loss is done with: of two networks
-        one at a time is in memory, and in a CPU's caches.
+        One pass says pi and V where they share a trunk. A separate critic reads when the policy's part is done
+        with: of two networks one at a time is in memory, and in a CPU's caches.
         """
         texts = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
-        apart = self.policy.critic is not None
-        read = self.learner(*texts, rollout.action_mask, values=not apart)
-        loss, info = self.policy_loss(read.log_probs, rollout, advantages)
+        shared = self.policy.critic is None
+        log_probs, values = self.learner(*texts, rollout.action_mask, values=shared)
+        loss, info = self.policy_loss(log_probs, rollout, advantages)
         info["loss/policy_avg"] = loss.detach()
-        if apart:
+        if not shared:
             yield loss, info
-            critic_loss = self.value_loss(self.learner(*texts, method="values"), rollout, returns)
-            yield self.vf_coef * critic_loss, {"loss/value_avg": critic_loss.detach()}
-        else:
-            critic_loss = self.value_loss(read.values, rollout, returns)
-            yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}
+            loss, info, values = torch.zeros_like(loss), {}, self.learner(*texts, method="values")
+        critic_loss = self.critic_loss(values, rollout, returns)
+        yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}

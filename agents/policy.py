@@ -71,7 +71,7 @@ class TransformerPolicy(nn.Module):
         self.vocab_size = int(vocab_size or config.vocab_size)
         if self.vocab_size > config.vocab_size:
             raise ValueError(f"The model writes {config.vocab_size} tokens, fewer than vocab_size = {self.vocab_size}.")
-        self.critic = copy.deepcopy(self._trunk) if separate_critic else None
+        self.critic = copy.deepcopy(self.trunk) if separate_critic else None
         # without drawing from the global generator the weights that are 0 at once
         self.value_head: nn.Linear = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
@@ -211,7 +211,7 @@ class TransformerPolicy(nn.Module):
         return hasattr(self.model, "get_base_model")
 
     @property
-    def _trunk(self) -> Any:
+    def trunk(self) -> Any:
         """The model without its output layer."""
         return (self.model.get_base_model() if self.has_adapter else self.model).base_model
 
@@ -282,10 +282,15 @@ class TransformerPolicy(nn.Module):
             scaled = scaled / self.temperature
         return scaled if action_mask is None else scaled.masked_fill(~action_mask, -torch.inf)
 
-    def draw(self, logits: Tensor, action_mask: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A token of each row of the model's logits [B, V], sampled from pi, and log pi of it, [B] each."""
+    def draw(
+        self, logits: Tensor, action_mask: Tensor | None, source: torch.Generator | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A token of each row of the model's logits [B, V], sampled from pi, and log pi of it, [B] each.
+
+        `source` is a generator, or what it has drawn: numbers in [0, 1), float64 [B, 1].
+        """
         probs = self._scaled(logits, action_mask).softmax(dim=-1)
-        token = choose(probs, generator)
+        token = choose(probs, source)
         return token, probs.gather(1, token[:, None]).squeeze(1).log().float()
 
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
@@ -363,7 +368,7 @@ class TransformerPolicy(nn.Module):
         if input_ids.ndim == 3:
             return self.values(input_ids.flatten(0, 1), attention_mask.flatten(0, 1), 1).view(-1, num_tokens)
         ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
-        trunk = self._trunk if self.critic is None else self.critic
+        trunk = self.trunk if self.critic is None else self.critic
         with self._checkpointed():
             output = trunk(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
         return self.values_of(output.last_hidden_state, num_tokens)
@@ -388,19 +393,20 @@ def check_compiler() -> None:
         )
 
 
-def choose(probs: Tensor, generator: torch.Generator) -> Tensor:
-    """A token of each row of probabilities [B, V].
+def choose(probs: Tensor, source: torch.Generator | Tensor) -> Tensor:
+    """A token of each row of probabilities [B, V], by a generator or by numbers in [0, 1), float64 [B, 1].
 
     torch.multinomial draws a random number for each word, which is a third of the time of sampling where words are many
     (5000). There one number a row is drawn: the token is the first whose cumulated probability exceeds it. So on a GPU,
     which multinomial makes the host wait for in some versions of torch.
     """
-    if probs.shape[1] < MANY_WORDS and not probs.is_cuda:
-        return torch.multinomial(probs, 1, generator=generator).squeeze(1)
+    if isinstance(source, torch.Generator):
+        if probs.shape[1] < MANY_WORDS and not probs.is_cuda:
+            return torch.multinomial(probs, 1, generator=source).squeeze(1)
+        source = torch.rand(len(probs), 1, generator=source, device=probs.device, dtype=torch.float64)
     # in place, for this is the most that sampling holds; on a copy also where probabilities are float64 themselves
     heights = probs.to(torch.float64, copy=True).cumsum_(dim=1)
-    uniform = torch.rand(len(probs), 1, generator=generator, device=probs.device, dtype=torch.float64)
-    chosen = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).squeeze(1)
+    chosen = torch.searchsorted(heights, source * heights[:, -1:], right=True).squeeze(1)
     return chosen.clamp_(max=probs.shape[1] - 1)  # beyond it where probabilities are nan, which `collect` tells of
 
 

@@ -2,6 +2,7 @@
 
     rho_t = pi(a_t|s_t) / pi_old(a_t|s_t)                            importance weight of an older policy's sample
     L     = E[ sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t) ]
+    loss  = -L + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]             `losses`, in agents/critic.py
 
 What it adds to ActorCritic: the answers come from a fixed older policy, each is used `n_epochs` times in minibatches,
 weighted by rho_t, and the clip takes away the reason to move rho_t far from 1. In the first minibatch rho = 1, and the
@@ -65,6 +66,6 @@ class PPO(CriticAgent):
         """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
         return clipped_surrogate_loss(log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range)
 
-    def value_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
+    def critic_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
         """As any critic's, V clipped around what it was by `clip_range_vf`."""
         return value_loss(values, returns, rollout.mask, rollout.values, self.clip_range_vf)

@@ -185,7 +185,9 @@ def taken(written: Written, process: TextProcess, count: int, device: torch.devi
     width, horizon = process.prompt_width, process.max_new_tokens
     columns = {"input_ids": width + horizon, "attention_mask": width + horizon, "log_probs": horizon, "values": horizon}
     for name, number in columns.items():
-        if (value := getattr(written, name)) is not None and (shape := tuple(value.shape)) != (count, number):
+        if name == "values" and written.values is None:
+            continue
+        if (shape := tuple(getattr(written, name).shape)) != (count, number):
             raise ValueError(f"A sampler must hand back {name} of shape {(count, number)}, got {shape}.")
     types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32}
     return written._replace(

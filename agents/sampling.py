@@ -31,7 +31,8 @@ class Written(NamedTuple):
     action_mask: Tensor | None = None
     """What was allowed, bool [B, T, V], if that was asked on the way."""
     values: Tensor | None = None
-    """V(s_t) where a token was written, [B, T], if it was read on the way; else in one parallel pass afterwards."""
+    """V(s_t) of the policy as it is, [B, T], if it was read on the way; else a parallel pass reads it afterwards, where
+    it is wanted. What stands where nothing was written is not used."""
 
 
 class Sampler(Protocol):

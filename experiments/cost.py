@@ -28,8 +28,9 @@ epochs, w bytes a number (float32 4, bfloat16 2), R devices with B / R answers e
     total       = held + max(writing, scoring, learning)
 
 With a separate critic all that is held is there twice (without an untied output layer); it learns after the policy,
-whose activations are gone by then. With `sharded` (FSDP) a copy of the weights in float32 learns, w N that write stay
-whole: w N + (4 N + 4 N_t + 8 N_t) / R. (A layer that is gathered to learn is not counted.)
+whose activations and gradients in bfloat16 are gone by then, and has no logits. With `sharded` (FSDP) a copy of the
+weights in float32 learns, w N that write stay whole: w N + (4 N + 4 N_t + 8 N_t) / R. (A layer that is gathered to
+learn is not counted.)
 
     writing     = T max((w N + KV cache / 2) / bandwidth, 2 N B/R / arithmetic)       each step reads all weights
     scoring     = 2 (2 N S B/R) / arithmetic                                          reference and values
@@ -205,7 +206,7 @@ def memory(shape: Shape, job: Job) -> dict[str, float]:
     learning = [activations + 12 * logits]
     if not job.lora_rank:
         learning += [activations + 4 * logits + w * vocab * d, 12 * vocab * d]
-        learning += [2 * (1 + critics) * trained / parts + 8 * vocab * d] if w == 2 else []
+        learning += [2 * trained / parts + 8 * vocab * d] if w == 2 else []
     learning += [4 * (1 + critics) * trained / parts]
 
     states = sum(held.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch._dynamo.utils import counters
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from agents import PPO, TransformerPolicy
 from agents.recorded import RecordedSampler
@@ -21,7 +23,7 @@ from experiments.trial import INITIAL, _agent, prepare, run_trial
 from tests.tasks import TRIAL, make, stories
 from tests.test_dtype import WORST, half_stories
 from tests.test_recorded import ROWS
-from tests.test_sampling import CLOSE, check_frequencies, language_model, task
+from tests.test_sampling import CLOSE, check_frequencies, language_model
 from textenv.unwrap import process_of
 
 TAJ = "textenv/TajMahal-v0"  # most words are masked
@@ -103,6 +105,8 @@ def test_a_trial_compiles(tmp_path: Path) -> None:
         TrialConfig(**TRIAL, agent="sb3-ppo", compile=True)
 
 
+SLOW = ["llama", "adapter"]
+
 # -- a step of sampling ------------------------------------------------------------------------------------------------
 
 
@@ -113,13 +117,12 @@ def written(env: Any, policy: TransformerPolicy, sampler: Any, seed: int) -> Wri
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["few words", "many words", "llama", "adapter"])
+@pytest.mark.parametrize("kind", ["many words", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
 def test_a_compiled_step_writes_what_the_plain_loop_writes(kind: str, assets: Path) -> None:
     """With the same random numbers the same texts, prompts and answers of any length, while the weights learn."""
     torch.manual_seed(0)
-    if kind in ("few words", "many words"):
-        env, policy = task("model") if kind == "few words" else language_model()
+    if kind == "many words":
+        env, policy = language_model()
     else:
         env = make(stories(assets, max_new_tokens=16))
         lora = LoraConfig(r=4, target_modules="all-linear") if kind == "adapter" else None
@@ -144,6 +147,36 @@ def test_a_compiled_step_writes_what_the_plain_loop_writes(kind: str, assets: Pa
     assert all(tape is tapes[0] for tape in tapes)
     assert not texts[0].equal(texts[1])  # control
     assert float((written(env, policy, write, 2).log_probs - found.log_probs).abs().max()) > 1e-2  # it has learned
+
+
+def test_what_torch_cannot_compile_is_told() -> None:
+    """A model that reads a number back; with its name, and what to do."""
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+    )
+    env, policy = language_model(reference=LlamaForCausalLM(config).eval())
+    with pytest.raises(ValueError, match="torch cannot record LlamaForCausalLM; let agents.sampling.write write: "):
+        written(env, policy, RecordedSampler(), 0)
+    written(env, policy, write, 0)
+
+
+@pytest.mark.slow
+def test_it_is_compiled_as_often_as_it_must() -> None:
+    """More often than torch compiles one function; of each the cache is gone when the next is made."""
+    env, policy = language_model()
+    sampler = RecordedSampler()
+    caches: list[weakref.ref[torch.Tensor]] = []
+    for temperature in torch.linspace(0.5, 1.5, 10).tolist():
+        policy.temperature = temperature
+        assert written(env, policy, sampler, 0).input_ids.equal(written(env, policy, write, 0).input_ids)
+        assert sampler.tape is not None
+        caches.append(weakref.ref(sampler.tape.cache.layers[0].keys))
+    assert [cache() is not None for cache in caches] == [False] * 9 + [True]
 
 
 @pytest.mark.slow

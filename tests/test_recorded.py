@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, GPTNeoConfig, MistralConfig, Qwen2Config
 from transformers.utils import import_utils
 
-from agents import PPO, TransformerPolicy, collect
+from agents import PPO, REINFORCE, TransformerPolicy, collect
 from agents.recorded import LOOK_UP, RecordedSampler, Tape
 from agents.rollout import draw_prompts
 from agents.sampling import WORTH_LEAVING, new_generator, write
 from experiments import trial
 from experiments.config import FlagError, TrialConfig
 from tests.tasks import TRIAL
+from tests.test_dtype import DEVICES
 from tests.test_sampling import CLOSE, language_model
 from textenv.unwrap import process_of
 
@@ -70,16 +73,17 @@ def test_it_goes_on_from_any_state() -> None:
     assert not both[0].mask[4, :11].any() and both[0].mask[4, 11]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("separate_critic", [False, True])
-def test_v_is_read_on_the_way(separate_critic: bool) -> None:
+def test_v_is_read_on_the_way(separate_critic: bool, device: str) -> None:
     """As the parallel pass reads it, without one; a separate critic is asked afterwards."""
     env, policy = language_model()
     if separate_critic:
         policy = TransformerPolicy(policy.model, separate_critic=True)
-    torch.nn.init.normal_(policy.value_head.weight)
+    torch.nn.init.normal_(policy.to(device).value_head.weight)
     asked, values = [], policy.values
     policy.values = lambda *texts: (asked.append(1), values(*texts))[1]  # type: ignore[method-assign]
-    rollout = collect(env, policy, ROWS, generator=new_generator("cpu", 3), sampler=RecordedSampler())
+    rollout = collect(env, policy, ROWS, generator=new_generator(device, 3), sampler=RecordedSampler())
     assert len(asked) == separate_critic and rollout.values is not None
     with torch.no_grad():
         read = values(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
@@ -98,7 +102,7 @@ def test_it_stops_soon_after_the_last_text_has_ended(monkeypatch: pytest.MonkeyP
 
 
 def test_what_has_changed_place_is_recorded_anew() -> None:
-    """Weights of another dtype, another temperature, more texts; weights that only learn are not."""
+    """Weights of another dtype, another temperature; weights that only learn are not."""
     env, policy = language_model()
     process, generator, sampler = process_of(env), new_generator("cpu", 0), RecordedSampler()
 
@@ -114,33 +118,95 @@ def test_what_has_changed_place_is_recorded_anew() -> None:
     second = tape()
     policy.cast(torch.float64)
     third = tape()
-    assert len({id(made) for made in (first, second, third, tape(5))}) == 4
+    policy.double()
+    assert len({id(made) for made in (first, second, third, tape())}) == 4
 
 
-def test_a_tape_draws_from_any_generator() -> None:
-    """The recording has its own; what it draws, and where it leaves the generator, is as in the plain loop."""
+def test_one_cache_is_there_at_a_time() -> None:
+    """The one before is gone when another is made, which might not fit beside it."""
     env, policy = language_model()
+    sampler = RecordedSampler()
+    caches: list[weakref.ref[torch.Tensor]] = []
+    for temperature in (1.0, 0.9, 0.8):
+        policy.temperature = temperature
+        collect(env, policy, 4, generator=new_generator("cpu", 0), sampler=sampler)
+        assert sampler.tape is not None
+        caches.append(weakref.ref(sampler.tape.cache.layers[0].keys))
+    assert [cache() is not None for cache in caches] == [False, False, True]
+
+
+def test_another_number_of_texts_is_left_to_the_plain_loop() -> None:
+    """One tape, whatever REINFORCE's continuations ask for in between: the next batch of answers goes on with it."""
+    env, policy = language_model()
+    agent = REINFORCE(policy, env, n_episodes=4, num_generations=2, credit="q", num_continuations=2, seed=0)
+    recorded, asked, tapes = RecordedSampler(), [], []
+
+    def sampler(policy: Any, process: Any, texts: Any, generator: Any) -> Any:
+        written = recorded(policy, process, texts, generator)
+        asked.append(len(texts))
+        tapes.append(recorded.tape)
+        return written
+
+    agent.sampler = sampler
+    agent.learn(800)
+    assert len(set(asked)) > 2 and asked.count(4) > 2
+    assert tapes[0] is not None and all(tape is tapes[0] for tape in tapes)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_tape_draws_from_any_generator(device: str) -> None:
+    """What it draws, and on a CPU where it leaves the generator, is as in the plain loop; played twice it goes on."""
+    env, policy = language_model()
+    policy.to(device)
     process, sampler = process_of(env), RecordedSampler()
     tapes, left = [], []
     for seed in (3, 4):
         texts = draw_prompts(process, ROWS, 1, new_generator("cpu", 0))
-        plain, played = new_generator("cpu", seed), new_generator("cpu", seed)
+        plain, played = new_generator(device, seed), new_generator(device, seed)
         expected, found = write(policy, process, texts, plain), sampler(policy, process, texts, played)
         assert found.input_ids.equal(expected.input_ids)
         tapes.append(sampler.tape)
         left.append((plain.get_state(), played.get_state(), found.input_ids))
+        assert not sampler(policy, process, texts, played).input_ids.equal(found.input_ids)
     assert tapes[0] is tapes[1] and not left[0][2].equal(left[1][2])
-    assert all(one.equal(other) for one, other, _ in left) and not left[0][0].equal(left[1][0])
+    assert not left[0][0].equal(left[1][0])
+    assert device == "cuda" or all(one.equal(other) for one, other, _ in left)  # a GPU is looked at now and then
 
 
-def test_a_window_that_slides_is_left_to_the_plain_loop() -> None:
-    """What is in such a cache depends on numbers of Python's, which a recording would keep."""
-    env, policy = language_model()
+SMALL: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "recorded"),
+    [
+        (MistralConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, sliding_window=4096), False),
+        (MistralConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, sliding_window=None), True),
+        (GPTNeoConfig(**SMALL, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]), False),
+        (Qwen2Config(**SMALL, intermediate_size=48, num_key_value_heads=2), True),
+    ],
+    ids=["mistral", "mistral without a window", "gpt-neo", "qwen2"],
+)
+def test_what_cannot_be_recorded_is_left_to_the_plain_loop(config: Any, recorded: bool) -> None:
+    """Caches that depend on numbers of Python's, which a recording would keep; either way it is pi that is sampled."""
+    torch.manual_seed(0)
+    env, _ = language_model(reference=AutoModelForCausalLM.from_config(config).eval())
+    policy = TransformerPolicy.for_env(env)
     sampler = RecordedSampler()
-    for window, recorded in ((4, False), (200, True)):
-        policy.model.config.sliding_window = window
-        collect(env, policy, 4, generator=new_generator("cpu", 0), sampler=sampler, values=False)
-        assert (sampler.tape is not None) == recorded
+    rollout = collect(env, policy, 8, generator=new_generator("cpu", 0), sampler=sampler)
+    assert (sampler.tape is not None) == recorded
+    with torch.no_grad():
+        forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+    assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
+
+
+def test_inference_mode_outside_changes_nothing() -> None:
+    """What a tape keeps is written to again outside of it."""
+    env, policy = language_model()
+    sampler, found = RecordedSampler(), []
+    for context in (torch.inference_mode(), torch.no_grad()):
+        with context:
+            found.append(collect(env, policy, 4, generator=new_generator("cpu", 0), sampler=sampler, values=False))
+    assert found[0].input_ids.equal(found[1].input_ids)
 
 
 def check_recording_is_kept(device: str) -> None:
@@ -165,7 +231,7 @@ def check_recording_is_kept(device: str) -> None:
 
 
 def test_the_recording_is_kept_and_the_weights_are_not() -> None:
-    """On this machine, where a step is called and not played back."""
+    """A step that is called; compiled it is in test_compile.py."""
     check_recording_is_kept("cpu")
 
 

@@ -42,9 +42,12 @@ def task(kind: str) -> tuple[Any, TransformerPolicy]:
 
 
 def language_model(
-    vocabulary: int = 300, ends: int = 30, max_new_tokens: int = 12, positions: int = 20
+    vocabulary: int = 300, ends: int = 30, max_new_tokens: int = 12, positions: int = 20, reference: Any = None
 ) -> tuple[Any, TransformerPolicy]:
-    """A random GPT-2 in single precision; any of the first `ends` tokens ends a text. Prompts differ in length."""
+    """A random GPT-2 in single precision, or another; any of the first `ends` tokens ends a text.
+
+    Prompts differ in length.
+    """
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=positions, pad_token_id=None)
     model = GPT2LMHeadModel(config).eval()
@@ -53,7 +56,7 @@ def language_model(
         "textenv/Text-v0",
         tokenizer=WordTokenizer(names),
         prompts=["w31 w32 w33", "w40", "w50 w51"],
-        reference=model,
+        reference=reference or model,
         reward=lambda prompts, completions, **_: [float(len(text)) for text in completions],
         max_new_tokens=max_new_tokens,
         eos_token_id=list(range(ends)),
@@ -150,12 +153,18 @@ def test_what_a_sampler_gets_wrong_is_told() -> None:
         said = write(*arguments)
         return said._replace(log_probs=said.log_probs[:, 1:])
 
+    def narrow(*arguments: Any) -> Written:
+        said = write(*arguments)
+        return said._replace(values=said.log_probs[:, :2])
+
     def wild(*arguments: Any) -> Written:
         said = write(*arguments)
         return Written(said.input_ids.clamp(min=1), said.attention_mask, said.log_probs)
 
     with pytest.raises(ValueError, match=r"hand back log_probs of shape \(24, 4\), got \(24, 3\)"):
         collect(env, policy, 24, sampler=short)
+    with pytest.raises(ValueError, match=r"hand back values of shape \(24, 4\), got \(24, 2\)"):
+        collect(env, policy, 24, sampler=narrow)
     with pytest.raises(ValueError, match="the reference gives probability 0: it must obey the mask"):
         collect(env, policy, 24, sampler=wild)
 

@@ -124,12 +124,9 @@ class BenchConfig:
 
     def here(self, names: Sequence[str], device: str = "cpu") -> list[str]:
         """Those variants that can run."""
-        compiles, peers = shutil.which(cpp_compiler()) or device == "cuda", (self.peers / "bin" / "python").exists()
-        return [
-            name
-            for name in names
-            if (peers or not name.startswith("trl")) and (compiles or not name.endswith(("compiled", "recorded")))
-        ]
+        compiles, peers = shutil.which(cpp_compiler()), (self.peers / "bin" / "python").exists()
+        missing = () if compiles else ("compiled",) if device == "cuda" else ("compiled", "recorded")
+        return [name for name in names if (peers or not name.startswith("trl")) and not name.endswith(missing)]
 
     def work(self, size: str) -> Work:
         """An update of a model."""

@@ -164,7 +164,8 @@ class TightPPO:
                 advantages[:, t] = following = deltas[:, t] + gae_lambda * following
             returns = batch.rewards.flip(1).cumsum(dim=1).flip(1)
         for _ in range(n_epochs):
-            self.optimizer.zero_grad()
+            with self.phase("forward"):  # as it is counted of the agents
+                self.optimizer.zero_grad()
             for loss in self.losses(batch, advantages, returns):
                 with self.phase("backward"):
                     loss.backward()  # type: ignore[no-untyped-call]

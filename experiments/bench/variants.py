@@ -66,7 +66,8 @@ def largest_ratio(agent: Any, count: int | None = None) -> float:
     rho_t = pi(a_t|s_t) as the update reads it, over that which the token was sampled with; of `count` answers, or all.
     """
     rollout = agent.collect()
-    rollout = rollout[: count or len(rollout)]  # as a minibatch: what is compiled for one is used again
+    # laid out as a minibatch: what is compiled for one is used again
+    rollout = rollout[torch.arange(min(count or len(rollout), len(rollout)))]
     texts = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
     read = agent.learner(*texts, values=agent.needs_values and agent.policy.critic is None)
     log_ratio = (read.log_probs.detach() - rollout.log_probs)[rollout.mask]
@@ -76,7 +77,7 @@ def largest_ratio(agent: Any, count: int | None = None) -> float:
 def rounds_of(agent: Any, numbers: dict[str, float], device: str = "cpu") -> Round:
     """An update a round, by phases."""
     spent = {name: watch(agent, name, device) for name in ("sampler", "collect", "backward", "step")}
-    spent["autograd"] = watch(torch.autograd, "backward", device)
+    spent["autograd"] = watch(torch.autograd, "backward", device)  # for good: a worker is one variant
 
     def play() -> Played:
         for seconds in spent.values():
