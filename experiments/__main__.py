@@ -45,7 +45,8 @@ class Run:
 
     def load(self) -> tuple[TrialConfig, TransformerPolicy]:
         """Its flags and its policy."""
-        config = dataclasses.replace(read_config(self.run, TrialConfig), device=self.device, dtype=self.dtype)
+        here: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "attn_implementation": None}
+        config = dataclasses.replace(read_config(self.run, TrialConfig), **here)
         if not (self.run / "checkpoint").is_dir():
             raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")
         policy = TransformerPolicy.from_pretrained(self.run / "checkpoint", dtype=getattr(torch, self.dtype))

@@ -93,6 +93,13 @@ class EnvFlags:
     """Where the models are: cpu, cuda, ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights of policy, reference and classifiers; log-probabilities, V and Adam's copies are in float32."""
+    float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """torch's, of the whole process: in what float32 matrices may be multiplied. high: TF32, on a GPU that has it.
+    medium: bfloat16, on a CPU that has AMX; without, but with AVX-512, in float32 still and by oneDNN instead of MKL,
+    which on AMD's is more than twice as fast (take eager attention then: the other kind becomes slower)."""
+    attn_implementation: str | None = None
+    """How policy and reference attend, in transformers' words: sdpa, eager, flash_attention_2, ...; by default its
+    own choice."""
 
     def make_env(self) -> Any:
         """The batched environment that the flags name, its reference on `device`.
@@ -101,6 +108,7 @@ class EnvFlags:
             FlagError: flags that do not fit.
         """
         check_device(self.device)
+        torch.set_float32_matmul_precision(self.float32_matmul_precision)
         arguments: dict[str, Any] = dict(self.env_args)
         if self.max_new_tokens is not None:
             arguments["max_new_tokens"] = self.max_new_tokens
@@ -121,6 +129,8 @@ class EnvFlags:
             reference = process_of(envs).reference
             if isinstance(reference, CausalLMReference):
                 reference.model.to(self.device, getattr(torch, self.dtype))
+                if self.attn_implementation is not None:
+                    reference.model.set_attn_implementation(self.attn_implementation)
         except FlagError:
             raise
         except (ValueError, TypeError, OSError, ImportError, gym.error.Error) as error:

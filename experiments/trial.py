@@ -47,7 +47,10 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
 
 
 def _as_told(config: AgentFlags, policy: TransformerPolicy) -> TransformerPolicy:
-    """How it learns, which no checkpoint says."""
+    """How it reads and learns, which no checkpoint says."""
+    if config.attn_implementation is not None:
+        for network in filter(None, (policy.model, policy.critic)):
+            network.set_attn_implementation(config.attn_implementation)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
     if config.compile:
@@ -95,7 +98,7 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Y
             trial.make_agent(policy, env)
             if trial.sampler == "recorded" and policy.device.type == "cpu":
                 check_compiler()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         if not config.resume and num_ranks() == 1:
             shutil.rmtree(folder)
         raise FlagError(str(error)) from error

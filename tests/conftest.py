@@ -28,10 +28,11 @@ def assets() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def distributions_check() -> Iterator[None]:
-    """torch.compile switches the checks of torch.distributions off for the whole process: not for the next test."""
+def switches_of_the_process() -> Iterator[None]:
+    """What a test has torch do is not for the next one; torch.compile switches torch.distributions' checks off."""
     yield
     torch.distributions.Distribution.set_default_validate_args(True)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def test_the_tight_loop_pays_what_the_environment_pays() -> None:
 
 
 SLOW = {"ppo, compiled"}
+LESS_EXACT = {"ppo, bfloat16", "ppo, medium"}  # the latter where a CPU has AMX
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_every_variant_does_the_whole_work(name: str) -> None:
     assert tokens == WORK.answers * WORK.tokens
     assert all(seconds >= 0 for seconds in phases.values())
     if name.startswith(("ppo", "rloo")):
-        assert 1 <= numbers["largest_ratio"] < (1.1 if "bfloat16" in name else 1 + 1e-5)
+        assert 1 <= numbers["largest_ratio"] < (1.1 if name in LESS_EXACT else 1 + 1e-5)
 
 
 def test_tokens_are_counted() -> None:
@@ -219,7 +220,7 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "bench.json").read_text())
     assert list(found["updates"]["smoke"]) == names
     assert set(found["updates"]["smoke"]["ppo"]["phases"]) == set(found["updates"]["smoke"]["tight loop"]["phases"])
-    assert list(found["options"]["smoke"]) == ["ppo", "ppo, bfloat16", "ppo, compiled", "ppo, recorded"]
+    assert list(found["options"]["smoke"]) == ["ppo", "ppo, bfloat16", "ppo, medium", "ppo, compiled", "ppo, recorded"]
     variants = [*found["updates"]["smoke"].values(), *found["options"]["smoke"].values(), *found["exact"].values()]
     variants += found["toys"]["variants"].values()
     assert all(variant["peak_mb"] > variant["work_mb"] > 0 for variant in variants)
@@ -245,7 +246,7 @@ def test_a_part_alone_on_a_real_model(tmp_path: Path, assets: Path, monkeypatch:
     found = json.loads((tmp_path / "bench.json").read_text())
     assert list(found["options"]) == ["smoke", model] and list(found["machine"]) == ["options"]
     seen = found["options"][model]
-    assert list(seen) == ["ppo", "ppo, bfloat16"]
+    assert list(seen) == ["ppo", "ppo, bfloat16", "ppo, medium"]
     assert seen["ppo"]["largest_ratio"] < 1 + 1e-3 < seen["ppo, bfloat16"]["largest_ratio"]
 
 

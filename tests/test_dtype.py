@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from agents.masters import Masters
 from agents.rollout import Rollout
 from agents.sampling import new_generator
 from experiments.config import FlagError, TrialConfig
-from experiments.trial import INITIAL, prepare, run_trial
+from experiments.trial import INITIAL, _agent, prepare, run_trial
 from tests.tasks import TRIAL, make, stories
 from textenv import exact
 from textenv.unwrap import process_of
@@ -114,15 +115,35 @@ def test_the_gradient_is_that_of_float32_but_for_rounding(device: str, assets: P
     env, policy = half_stories(assets, device)
     rollouts = [collect(env, policy, 32, generator=new_generator(device, seed)) for seed in (0, 1)]
     whole = copy.deepcopy(policy).cast(torch.float32)
-
-    def gradient(policy: TransformerPolicy, rollout: Rollout) -> torch.Tensor:
-        agent = PPO(policy, env, n_episodes=32, seed=0)
-        advantages, returns = agent.advantages(rollout)
-        agent.backward(torch.arange(32), lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
-        return torch.cat([p.grad.flatten() for p in agent.masters.of(agent.trained) if p.grad is not None])
-
-    exactly, found, other = gradient(whole, rollouts[0]), gradient(policy, rollouts[0]), gradient(policy, rollouts[1])
+    exactly, found = gradient(whole, env, rollouts[0]), gradient(policy, env, rollouts[0])
+    other = gradient(policy, env, rollouts[1])
     assert (found - exactly).norm() < GRADIENT * exactly.norm() < (other - exactly).norm()
+
+
+def gradient(policy: TransformerPolicy, env: Any, rollout: Rollout) -> torch.Tensor:
+    """Of PPO's loss on some answers, in one vector."""
+    agent = PPO(policy, env, n_episodes=len(rollout), seed=0)
+    advantages, returns = agent.advantages(rollout)
+    rows = torch.arange(len(rollout))
+    agent.backward(rows, lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
+    return torch.cat([p.grad.flatten() for p in agent.masters.of(agent.trained) if p.grad is not None])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_gradient_with_other_kernels(device: str, assets: Path) -> None:
+    """In float32: eager attention says the same, matrices that may be multiplied in bfloat16 nearly so."""
+    env = make(stories(assets, max_new_tokens=16))
+    reference: Any = process_of(env).reference
+    reference.model.to(device)
+    policy = TransformerPolicy.for_env(env).to(device)
+    rollouts = [collect(env, policy, 32, generator=new_generator(device, seed)) for seed in (0, 1)]
+    exactly, other = (gradient(policy, env, rollout) for rollout in rollouts)
+    policy.model.set_attn_implementation("eager")
+    eager = gradient(policy, env, rollouts[0])
+    torch.set_float32_matmul_precision("medium")
+    medium = gradient(policy, env, rollouts[0])
+    assert (eager - exactly).norm() < 1e-4 * exactly.norm()
+    assert (medium - exactly).norm() < GRADIENT * exactly.norm() < (other - exactly).norm()
 
 
 @pytest.mark.slow
@@ -193,6 +214,36 @@ def test_a_trial_in_bfloat16(tmp_path: Path) -> None:
     assert TransformerPolicy.from_pretrained(folder / "checkpoint", dtype=torch.float32).model.dtype == torch.float32
     with pytest.raises(FlagError, match="--dtype bfloat16 is for our agents, not for sb3-ppo"):
         TrialConfig(**flags, agent="sb3-ppo")
+
+
+def test_a_trial_with_other_kernels(assets: Path, tmp_path: Path) -> None:
+    """Flags reach the process, the reference, the policy and its critic, and a run that goes on; the run learns."""
+    task = {"env": "textenv/Text-v0", "model": str(assets / "stories260k"), "reward": ["tests.tasks:count_words"]}
+    (tmp_path / "prompts.txt").write_text("Once\n")
+    flags: dict[str, Any] = {"total_timesteps": 8, "n_episodes": 4, "max_new_tokens": 2, "num_evals": 1}
+    flags |= task | {"eval_episodes": 2, "prompts": str(tmp_path / "prompts.txt"), "separate_critic": True}
+    kernels: dict[str, Any] = {"float32_matmul_precision": "medium", "attn_implementation": "eager"}
+    plain = TrialConfig(**flags, out=tmp_path / "plain")
+    _, _, policy = prepare(plain, "run", [plain])
+    assert torch.get_float32_matmul_precision() == "highest" and attention(policy.model) == "sdpa"
+    config = TrialConfig(**flags, **kernels, out=tmp_path / "run")
+    yardstick, folder, policy = prepare(config, "run", [config])
+    assert torch.get_float32_matmul_precision() == "medium"
+    reference: Any = process_of(yardstick.env).reference
+    assert attention(policy.model) == attention(policy.critic) == attention(reference.model) == "eager"
+    assert run_trial(config, folder, folder / INITIAL)["num_updates"] >= 1
+    assert attention(_agent(config, config.make_env(), folder, folder / INITIAL).policy.model) == "eager"
+    wrong = TrialConfig(**flags | {"env": "textenv/Toy-v0"} | dict.fromkeys(["model", "prompts", "reward"]))
+    for unknown in (replace(config, attn_implementation="none"), replace(wrong, attn_implementation="none")):
+        with pytest.raises(FlagError, match='attn_implementation="none"'):
+            prepare(replace(unknown, out=tmp_path / "other"), "run", [])
+        assert not (tmp_path / "other").exists()
+
+
+def attention(model: Any) -> str:
+    """The name of what it attends with."""
+    name: str = model.config._attn_implementation
+    return name
 
 
 def test_an_adapter_on_a_bfloat16_reference(assets: Path) -> None:

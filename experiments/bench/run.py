@@ -36,7 +36,7 @@ UPDATES = [
     "tight loop",
     "tight loop, separate critic",
 ]
-OPTIONS = ["ppo", "ppo, bfloat16", "ppo, compiled", "ppo, recorded"]
+OPTIONS = ["ppo", "ppo, bfloat16", "ppo, medium", "ppo, compiled", "ppo, recorded"]
 SAMPLING = [
     "sampling",
     "sampling, recorded",
@@ -66,10 +66,10 @@ class BenchConfig:
     """
 
     parts: tuple[PartName, ...] = ("updates", "options", "toys", "exact", "environments")
-    """What to measure: updates and sampling of all variants; PPO in bfloat16, with its update or its sampling
-    compiled, and what that does to its first ratio; learning a toy, beside Stable-Baselines3; the oracle on a million
-    texts; steps of environments. Not by default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 answers of 64
-    tokens after prompts of 64."""
+    """What to measure: updates and sampling of all variants; PPO's options (bfloat16, float32 matrices in medium
+    precision, update or sampling compiled) and what they do to its first ratio; learning a toy, beside
+    Stable-Baselines3; the oracle on a million texts; steps of environments. Not by default: gpu, a GPT-2 of 124M in
+    bfloat16 on a CUDA device, 512 answers of 64 tokens after prompts of 64."""
     sizes: tuple[str, ...] = ("tiny", "small")
     """Models: tiny (GPT-2 2x128, vocabulary 512), small (4x256, 5000), smoke, gpt2 (12x768, 50257)."""
     variants: tuple[str, ...] = ()
@@ -140,7 +140,7 @@ def updates(config: BenchConfig) -> Any:
 
 
 def options(config: BenchConfig) -> Any:
-    """What PPO gains by bfloat16, a compiled update, a compiled step, and what they do to the first ratio."""
+    """What PPO gains by each option, and what that does to the first ratio."""
     models = [*config.sizes, *filter(None, [config.model])]
     return {model: turns(config, config.here(OPTIONS), config.work(model)) for model in models}
 

@@ -23,6 +23,7 @@ RATIOS = [  # what is divided by what, of tokens a second
     ("sampling", "sampling, tight loop"),
     ("sampling, recorded", "sampling, tight loop"),
     ("ppo, bfloat16", "ppo"),
+    ("ppo, medium", "ppo"),
     ("ppo, compiled", "ppo"),
     ("ppo, recorded", "ppo"),
     ("grpo, recorded", "grpo"),

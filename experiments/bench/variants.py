@@ -46,10 +46,18 @@ def ours(
     separate_critic: bool = False,
     compiled: bool = False,
     recorded: bool = False,
+    medium: bool = False,
     **settings: Any,
 ) -> Round:
-    """An update of one of our agents, in whose first minibatch the ratio is measured too, before the rounds."""
+    """An update of one of our agents, in whose first minibatch the ratio is measured too, before the rounds.
+
+    `medium` is `--float32-matmul-precision medium --attn-implementation eager`, of the whole process.
+    """
     env = environment(work)
+    if medium:
+        torch.set_float32_matmul_precision("medium")
+        reference: Any = process_of(env).reference
+        reference.model.set_attn_implementation("eager")
     policy = TransformerPolicy.for_env(env, separate_critic=separate_critic).to(work.device)
     if compiled:
         policy.compile()
@@ -181,6 +189,7 @@ VARIANTS: dict[str, Callable[[Work], Round]] = {
     "ppo, separate critic": lambda work: ours(work, PPO, separate_critic=True),
     "ppo, separate critic, in parts": lambda work: ours(replace(work, micro_batch=16), PPO, separate_critic=True),
     "ppo, bfloat16": lambda work: ours(replace(work, dtype="bfloat16"), PPO),
+    "ppo, medium": lambda work: ours(work, PPO, medium=True),
     "ppo, compiled": lambda work: ours(work, PPO, compiled=True),
     "rloo": lambda work: ours(work, RLOO, num_generations=work.generations),
     "ppo, recorded": lambda work: ours(work, PPO, recorded=True),
