@@ -30,6 +30,7 @@ PEERS = Path(".venv-bench")  # as `make bench` makes it
 UPDATES = [
     "ppo",
     "ppo, recorded",
+    "ppo, in parts",
     "ppo, separate critic",
     "ppo, separate critic, in parts",
     "rloo",

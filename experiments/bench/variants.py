@@ -186,6 +186,7 @@ def plain_generate(work: Work) -> Round:
 
 VARIANTS: dict[str, Callable[[Work], Round]] = {
     "ppo": lambda work: ours(work, PPO),
+    "ppo, in parts": lambda work: ours(replace(work, micro_batch=16), PPO),
     "ppo, separate critic": lambda work: ours(work, PPO, separate_critic=True),
     "ppo, separate critic, in parts": lambda work: ours(replace(work, micro_batch=16), PPO, separate_critic=True),
     "ppo, bfloat16": lambda work: ours(replace(work, dtype="bfloat16"), PPO),
