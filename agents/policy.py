@@ -29,6 +29,7 @@ from textenv.causal_lm import (
     load_causal_lm,
 )
 from textenv.kv_reader import pack_left, position_ids
+from textenv.prefix import reading, trunk_of
 from textenv.unwrap import process_of
 
 MANY_WORDS = 256  # from here on `choose` does not draw a random number a word
@@ -213,7 +214,7 @@ class TransformerPolicy(nn.Module):
     @property
     def trunk(self) -> Any:
         """The model without its output layer."""
-        return (self.model.get_base_model() if self.has_adapter else self.model).base_model
+        return trunk_of(self.model)
 
     def train(self, mode: bool = True) -> TransformerPolicy:
         """Stays in eval mode, whatever is asked for: see the class's docstring."""
@@ -345,7 +346,14 @@ class TransformerPolicy(nn.Module):
             return ActionEvaluation(log_probs, None if each.values is None else each.values.view(-1, num_tokens))
         shared = values and self.critic is None
         with self._checkpointed():
-            output = forward_answers(self.model, input_ids, attention_mask, num_tokens, output_hidden_states=shared)
+            output = forward_answers(
+                self.model,
+                input_ids,
+                attention_mask,
+                num_tokens,
+                share=not self.gradient_checkpointing,
+                output_hidden_states=shared,
+            )
         logits = self._scaled(output.logits, action_mask)
         tokens = input_ids[:, -num_tokens:]
         # one kernel for log-softmax and choice, forward and back
@@ -367,10 +375,10 @@ class TransformerPolicy(nn.Module):
         """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits. Texts as in `evaluate_actions`."""
         if input_ids.ndim == 3:
             return self.values(input_ids.flatten(0, 1), attention_mask.flatten(0, 1), 1).view(-1, num_tokens)
-        ids, mask = input_ids[:, :-1], attention_mask[:, :-1]
         trunk = self.trunk if self.critic is None else self.critic
+        texts = (input_ids[:, :-1], attention_mask[:, :-1], num_tokens)
         with self._checkpointed():
-            output = trunk(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+            output = trunk(**reading(trunk, *texts, share=not self.gradient_checkpointing))
         return self.values_of(output.last_hidden_state, num_tokens)
 
     def values_of(self, hidden: Tensor, num_tokens: int) -> Tensor:

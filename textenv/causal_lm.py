@@ -16,7 +16,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.activations import NewGELUActivation
 
 from textenv.follower import Follower
-from textenv.kv_reader import KVReader, last_columns, position_ids
+from textenv.kv_reader import KVReader, last_columns
+from textenv.prefix import reading
 
 # Logits held at once when only a token's log-probability is wanted: 2^26 float32 are 256 MiB.
 MAX_LOGITS = 2**26
@@ -88,16 +89,16 @@ def fuse_activations(model: Any) -> Any:
     return model
 
 
-def forward_answers(model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, **kwargs: Any) -> Any:
+def forward_answers(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share: bool = True, **kwargs: Any
+) -> Any:
     """One parallel pass over texts [B, L]: the model's output, with logits [B, T, V] for the last T columns.
 
     logits[:, t] is what the model says *before* it reads column L - T + t, so the last column is not read at all.
+    Prompts that several texts have in common are read once (`textenv.prefix`), unless `share` is False.
     """
     return model(
-        input_ids=input_ids[:, :-1],
-        attention_mask=attention_mask[:, :-1],
-        position_ids=position_ids(attention_mask[:, :-1]),
-        use_cache=False,
+        **reading(model, input_ids[:, :-1], attention_mask[:, :-1], num_tokens, share),
         logits_to_keep=num_tokens if torch.is_grad_enabled() else last_columns(num_tokens, input_ids),
         **kwargs,
     )

@@ -23,6 +23,25 @@ def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
+# What one more pass is worth: so many tokens that need not be read, and such a share of all.
+WORTH_SHARING, WORTHY_SHARE = 512, 1 / 8
+
+
+def distinct(input_ids: Tensor, attention_mask: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The different ones among texts [B, W]: ids and mask [P, W], and which of them each text is, [B].
+
+    None where to read those alone would not spare enough of `total` tokens, or torch.compile is looking, for which
+    nothing may depend on what is found.
+    """
+    enough = max(WORTH_SHARING, WORTHY_SHARE * total)
+    if torch.compiler.is_compiling() or input_ids.numel() < enough:
+        return None
+    texts, row = torch.unique(torch.where(attention_mask == 1, input_ids, -1), dim=0, return_inverse=True)
+    if input_ids.numel() - texts.numel() < enough:
+        return None
+    return texts.clamp(min=0), (texts >= 0).to(attention_mask.dtype), row
+
+
 def last_columns(number: int, like: Tensor) -> Tensor:
     """`logits_to_keep` of the last `number` columns, on the device of `like`, where no gradient is wanted.
 
@@ -91,11 +110,21 @@ class KVReader:
 
     @torch.inference_mode()
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """Read texts [B, L] from their start; the model's output, with logits [B, 1, V] of the next token."""
+        """Read texts [B, L] from their start; the model's output, with logits [B, 1, V] of the next token.
+
+        Those that are equal are read once, where that spares enough.
+        """
         ids, mask = pack_left(input_ids, attention_mask)
+        row = None
+        if found := distinct(ids, mask, ids.numel()):
+            ids, mask, row = found
         self.cache = Cache(layer_class_to_replicate=RoomyLayer)
         self.mask, self.length = mask.long(), mask.long().sum(dim=1)
-        return self._forward(ids, position_ids(mask))
+        output = self._forward(ids, position_ids(mask))
+        if row is not None:
+            self.keep(row)
+            output.logits = output.logits[row]
+        return output
 
     @torch.inference_mode()
     def append(self, tokens: Tensor, reads: Tensor | None = None) -> Any:
@@ -110,7 +139,7 @@ class KVReader:
 
     @torch.inference_mode()
     def keep(self, rows: Tensor) -> None:
-        """Go on with the texts `rows` [K] alone, which cost nothing for the others from here on."""
+        """Go on with the texts `rows` [K], the others cost nothing from here on; one may be there several times."""
         self.mask, self.length = self.mask[rows], self.length[rows]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]

@@ -1,0 +1,240 @@
+"""Prompts in common are read once: the same log-probabilities, values and gradients, from fewer tokens."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPTNeoConfig, MistralConfig, OPTConfig
+
+import textenv.kv_reader
+from agents import RLOO, TransformerPolicy, collect
+from agents.rollout import draw_prompts
+from agents.sampling import new_generator, write
+from tests.test_causal_lms import CONFIGS, PADDED, SMALL, drifted, model, task
+from textenv.causal_lm import CausalLMReference, forward_answers
+from textenv.kv_reader import KVReader, distinct, position_ids
+from textenv.prefix import trunk_of
+from textenv.unwrap import process_of
+
+EXACT = 1e-5  # of the largest number: norms and rotary positions are in float32, whatever the weights are
+PLAIN = 10**9  # tokens to spare at least: nothing is shared
+OTHERS: dict[str, Any] = {
+    "opt": OPTConfig(
+        vocab_size=PADDED, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=32, word_embed_proj_dim=16, bos_token_id=None, eos_token_id=0, pad_token_id=None,
+    ),
+    "gpt-neo": GPTNeoConfig(
+        vocab_size=PADDED, hidden_size=16, num_layers=2, num_heads=4, max_position_embeddings=32, window_size=4,
+        attention_types=[[["global", "local"], 1]], bos_token_id=None, eos_token_id=0, pad_token_id=None,
+    ),
+    "mistral": MistralConfig(**SMALL, vocab_size=PADDED, eos_token_id=0, pad_token_id=None, sliding_window=4),
+}  # fmt: skip
+SHARES = [*sorted(CONFIGS), "opt", "gpt-neo"]  # mistral's window slides
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share whatever is there to share."""
+    share(monkeypatch, 1)
+
+
+def share(monkeypatch: pytest.MonkeyPatch, least: float) -> None:
+    """Where so many tokens need not be read."""
+    monkeypatch.setattr(textenv.kv_reader, "WORTH_SHARING", least)
+    monkeypatch.setattr(textenv.kv_reader, "WORTHY_SHARE", 0)
+
+
+def causal_lm(kind: str) -> Any:
+    """A random one in float64."""
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(OTHERS[kind]).double() if kind in OTHERS else model(kind)
+    return made.eval()
+
+
+def grouped(kind: str, **kwargs: Any) -> tuple[Any, TransformerPolicy]:
+    """A task with prompts of three lengths, and a policy with a value head that says something."""
+    env = task(kind if kind in CONFIGS else "gpt2", reference=causal_lm(kind))
+    return env, drifted(env, **kwargs)
+
+
+def tokens_read(network: Any, call: Any) -> int:
+    """The tokens, blanks among them, that pass through the embedding while `call` is made."""
+    seen: list[int] = []
+    hook = network.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    call()
+    hook.remove()
+    return sum(seen)
+
+
+def read(policy: TransformerPolicy, rollout: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """log pi, V and the gradient of a sum in which each of them has a weight of its own."""
+    policy.zero_grad()
+    found = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+    assert found.values is not None
+    weights = torch.rand(2, *rollout.mask.shape, dtype=torch.float64, generator=new_generator("cpu", 3)) * rollout.mask
+    (weights[0] * found.log_probs + weights[1] * found.values).sum().backward()  # type: ignore[no-untyped-call]
+    gradient = [torch.zeros(1) if p.grad is None else p.grad.clone() for p in policy.parameters()]
+    return found.log_probs.detach()[rollout.mask], found.values.detach()[rollout.mask], gradient
+
+
+def furthest(ours: Any, theirs: Any) -> float:
+    """Over log-probabilities, values and gradient, each in shares of its largest number."""
+    flat = [(one, torch.cat([g.flatten() for g in gradient])) for *one, gradient in (ours, theirs)]
+    pairs = zip(*([*one, gradient] for one, gradient in flat), strict=True)
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
+
+
+@pytest.mark.parametrize("kind", [*SHARES, "mistral"])
+@pytest.mark.parametrize("separate_critic", [False, True])
+def test_it_says_and_learns_the_same(kind: str, separate_critic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in one pass, from fewer tokens; windows that slide are left to that. Control: rows with others' prompts."""
+    env, policy = grouped(kind, separate_critic=separate_critic)
+    rollout = collect(env, policy, 24, generator=new_generator("cpu", 0))
+    assert len(rollout.prompt.unique()) == 3
+    networks = [policy.model, policy.critic] if separate_critic else [policy.model]
+    found, counts = read(policy, rollout), [tokens_read(net, lambda: read(policy, rollout)) for net in networks]
+    share(monkeypatch, PLAIN)
+    plain = read(policy, rollout)
+    assert furthest(found, plain) < EXACT
+    width, horizon = rollout.input_ids.shape[1] - rollout.num_tokens, rollout.num_tokens
+    fewer = 3 * (width - 1) + 24 * horizon
+    assert counts == [fewer if kind in SHARES else 24 * (width + horizon - 1)] * len(networks)
+    if kind in SHARES:
+        share(monkeypatch, 1)
+        whole = textenv.kv_reader.distinct
+        monkeypatch.setattr("textenv.prefix.distinct", lambda *args: (*whole(*args)[:2], whole(*args)[2].flip(0)))
+        assert furthest(read(policy, rollout), plain) > 1e-3
+
+
+@pytest.mark.parametrize("kind", [*SHARES, "mistral"])
+def test_reading_into_a_cache_says_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is appended to texts that were read once, for several rows, is read after each row's own beginning."""
+    network = causal_lm(kind)
+    ids = torch.tensor([[3, 4, 5], [0, 4, 5], [3, 4, 5], [3, 4, 5], [0, 4, 5]])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 1], [1, 1, 1], [0, 1, 1]])
+    tokens = torch.tensor([1, 2, 3, 4, 5])
+    said = {}
+    for least in (1, PLAIN):
+        share(monkeypatch, least)
+        reader = KVReader(network)
+        first = reader.read(ids, mask).logits
+        said[least] = torch.cat([first, reader.append(tokens).logits], dim=1)
+        assert reader.mask.shape == (5, 4) and reader.length.tolist() == [4, 3, 4, 4, 3]
+    assert torch.allclose(said[1], said[PLAIN], rtol=0, atol=EXACT)
+    assert not torch.allclose(said[1][0, 1], said[1][2, 1], atol=1e-3)  # control: other tokens after one beginning
+
+
+def test_the_same_texts_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token by token, from prompts that were read once each: log-probabilities of the reference too."""
+    env, policy = grouped("llama")
+    rollouts = []
+    for least in (1, PLAIN):
+        share(monkeypatch, least)
+        rollouts.append(collect(env, policy, 32, num_generations=8, generator=new_generator("cpu", 1)))
+    ours, theirs = rollouts
+    assert torch.equal(ours.input_ids, theirs.input_ids)
+    for name in ("log_probs", "ref_log_probs", "values", "rewards"):
+        assert torch.allclose(getattr(ours, name), getattr(theirs, name), atol=1e-6)
+
+
+def test_a_group_of_answers_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling, scoring and each epoch of RLOO; the minibatches of an epoch do so too, each for itself."""
+    env, policy = grouped("gpt2")
+    agent = RLOO(policy, env, n_episodes=32, num_generations=16, n_epochs=2, batch_size=16, seed=0)
+    texts = draw_prompts(process_of(env), 32, 16, new_generator("cpu", 0))
+    prompts, width = len(set(texts.prompt.tolist())), int(texts.attention_mask.sum(axis=1).max())
+    assert prompts < 3
+    written = {}
+    for least in (PLAIN, 1):
+        share(monkeypatch, least)
+        generator = new_generator("cpu", 0)
+        written[least] = tokens_read(policy.model, lambda g=generator: write(policy, process_of(env), texts, g))
+    assert written[PLAIN] - written[1] == (32 - prompts) * width
+    rollout = agent.collect()
+    horizon = rollout.num_tokens
+    width, prompts = rollout.input_ids.shape[1] - horizon, len(rollout.prompt.unique())
+    reference: Any = process_of(env).reference
+    texts = (rollout.input_ids, rollout.attention_mask, horizon)
+    assert tokens_read(reference.model, lambda: reference.token_log_probs(*texts)) == (
+        prompts * (width - 1) + 32 * horizon
+    )
+    trained = tokens_read(policy.model, lambda: agent.train(rollout))
+    assert 2 * 32 * horizon <= trained <= 2 * 32 * horizon + 4 * prompts * (width - 1)
+
+
+def test_checkpointing_keeps_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So there all is read in one pass, and the gradient is the same."""
+    env, policy = grouped("llama")
+    rollout = collect(env, policy, 24, generator=new_generator("cpu", 0))
+    found = read(policy, rollout)
+    policy.gradient_checkpointing_enable()
+    whole = rollout.input_ids[:, :-1].numel()
+    assert tokens_read(policy.model, lambda: furthest(read(policy, rollout), found) < EXACT) >= whole
+    assert furthest(read(policy, rollout), found) < EXACT
+
+
+def test_adapters_on_and_off() -> None:
+    """Within an adapter too, and of the reference whose weights it shares, while it is off."""
+    peft = pytest.importorskip("peft")
+    env = task("llama", reference=causal_lm("llama"))
+    policy = TransformerPolicy.for_env(env, lora=peft.LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.3)
+    reference = process_of(env).reference
+    assert isinstance(reference, CausalLMReference)
+    alone = CausalLMReference(causal_lm("llama"), vocab_size=reference.vocab_size)
+    rollout = collect(env, policy, 24, generator=new_generator("cpu", 0))
+    texts = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+    count = tokens_read(policy.model, lambda: policy.evaluate_actions(*texts))
+    assert count < rollout.input_ids[:, :-1].numel()
+    merged = copy.deepcopy(policy.model).merge_and_unload()
+    assert not torch.allclose(reference.token_log_probs(*texts), rollout.log_probs, atol=0.1)  # control: it moved
+    assert torch.allclose(reference.token_log_probs(*texts), alone.token_log_probs(*texts), atol=1e-5)
+    one, other = (forward_answers(network, *texts).logits for network in (policy.model, merged))
+    assert torch.allclose(one, other, atol=EXACT)
+
+
+@given(data=st.data(), rows=st.integers(1, 8), width=st.integers(0, 4))
+@settings(max_examples=50, deadline=None)
+def test_the_different_ones_are_found(data: Any, rows: int, width: int) -> None:
+    """Ids and mask of each row are those of one of them; of those no two are equal; blanks may hold any id."""
+    numbers = st.lists(st.lists(st.integers(0, 2), min_size=width, max_size=width), min_size=rows, max_size=rows)
+    ids = torch.tensor(data.draw(numbers), dtype=torch.long).view(rows, width)
+    mask = torch.tensor(data.draw(numbers), dtype=torch.long).view(rows, width).clamp(max=1)
+    texts = {tuple(row) for row in torch.where(mask == 1, ids, -1).tolist()}
+    found = distinct(ids, mask, 0)
+    if len(texts) * width == rows * width:  # nothing to spare
+        assert found is None
+        return
+    assert found is not None
+    once, its_mask, row = found
+    assert torch.equal(its_mask[row], mask) and torch.equal(once[row] * mask, ids * mask)
+    assert len(once) == len(texts)
+
+
+def test_little_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second pass must spare 512 tokens, and an eighth of all; so toys are read in one pass."""
+    monkeypatch.undo()
+    ids = torch.zeros(64, 9, dtype=torch.long)
+    assert distinct(ids, torch.ones_like(ids), 64 * 70) is not None  # spares 63 x 9 = 567
+    assert distinct(ids, torch.ones_like(ids), 64 * 72) is None
+    assert distinct(ids[:, :8], torch.ones_like(ids[:, :8]), 64 * 8) is None
+
+
+def test_trunks() -> None:
+    """Of a model, of a trunk, of what an adapter is around: none has an output layer."""
+    peft = pytest.importorskip("peft")
+    network = causal_lm("llama")
+    trunk = trunk_of(network)
+    assert trunk_of(trunk) is trunk
+    assert trunk_of(peft.get_peft_model(network, peft.LoraConfig(r=1, target_modules="all-linear"))) is trunk
+    ids = torch.tensor([[3, 4]])
+    assert "logits" not in trunk(input_ids=ids, position_ids=position_ids(torch.ones_like(ids)))
