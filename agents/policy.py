@@ -78,6 +78,7 @@ class TransformerPolicy(nn.Module):
         nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
         nn.init.zeros_(self.value_head.bias)
         self.gradient_checkpointing = False
+        self.share_prompts = True  # read those that answers have in common once (`textenv.prefix`)
         self.train(False)
 
     # -- making, loading, saving -------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ class TransformerPolicy(nn.Module):
         for trunk in filter(None, (self.model, self.critic)):
             newer = getattr(trunk, "activation_checkpointing_enable", None)  # its name since transformers 5.20
             (newer or trunk.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.gradient_checkpointing = True
+        self.gradient_checkpointing, self.share_prompts = True, False  # layers of which nothing is kept, nor a cache
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """From now on let `torch.compile` make the kernels of the update's pass, the same for answers of all lengths.
@@ -351,7 +352,7 @@ class TransformerPolicy(nn.Module):
                 input_ids,
                 attention_mask,
                 num_tokens,
-                share=not self.gradient_checkpointing,
+                share=self.share_prompts,
                 output_hidden_states=shared,
             )
         logits = self._scaled(output.logits, action_mask)
@@ -378,7 +379,7 @@ class TransformerPolicy(nn.Module):
         trunk = self.trunk if self.critic is None else self.critic
         texts = (input_ids[:, :-1], attention_mask[:, :-1], num_tokens)
         with self._checkpointed():
-            output = trunk(**reading(trunk, *texts, share=not self.gradient_checkpointing))
+            output = trunk(**reading(trunk, *texts, share=self.share_prompts))
         return self.values_of(output.last_hidden_state, num_tokens)
 
     def values_of(self, hidden: Tensor, num_tokens: int) -> Tensor:

@@ -51,8 +51,12 @@ def furthest(ours: list[dict[str, torch.Tensor]], theirs: list[dict[str, torch.T
 
 @pytest.mark.slow
 @pytest.mark.parametrize("separate_critic", [False, True])
-def test_the_gradient_is_the_plain_one(separate_critic: bool) -> None:
-    """On answers of several lengths, masked, in minibatches of two sizes; no kernel is made for the later ones."""
+def test_the_gradient_is_the_plain_one(separate_critic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On answers of several lengths, masked, in minibatches of two sizes; no kernel is made for the later ones.
+
+    The plain one reads what prompts have in common once.
+    """
+    monkeypatch.setattr("textenv.kv_reader.WORTH_SHARING", 1)
     env = gym.make(TAJ)
     policy = TransformerPolicy.for_env(env, separate_critic=separate_critic)
     agent = PPO(policy, env, n_episodes=20, batch_size=8, learning_rate=0.02, seed=0)

@@ -168,14 +168,14 @@ def test_a_group_of_answers_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatc
     assert 2 * 32 * horizon <= trained <= 2 * 32 * horizon + 4 * prompts * (width - 1)
 
 
-def test_checkpointing_keeps_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointing_keeps_no_cache() -> None:
     """So there all is read in one pass, and the gradient is the same."""
     env, policy = grouped("llama")
     rollout = collect(env, policy, 24, generator=new_generator("cpu", 0))
     found = read(policy, rollout)
     policy.gradient_checkpointing_enable()
     whole = rollout.input_ids[:, :-1].numel()
-    assert tokens_read(policy.model, lambda: furthest(read(policy, rollout), found) < EXACT) >= whole
+    assert tokens_read(policy.model, lambda: read(policy, rollout)) >= whole
     assert furthest(read(policy, rollout), found) < EXACT
 
 

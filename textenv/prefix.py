@@ -28,7 +28,7 @@ def reading(
         model: a causal LM, or its trunk.
         input_ids, attention_mask: the texts.
         num_tokens: T, the columns after the prompts.
-        share: False where there can be no KV cache: gradient checkpointing.
+        share: False where there can be no KV cache (gradient checkpointing), or no two passes (sharded weights).
     """
     positions, start = position_ids(attention_mask), input_ids.shape[1] - num_tokens
     cache: Any = None
