@@ -1,5 +1,7 @@
 """What a run costs: memory and time of an update, on paper.
 
+All prompts differ; those that answers have in common are read once, and cost less (`textenv/prefix.py`).
+
 Shape: n layers, width d, attention width a = heads * head_dim, key-value width k, MLP width f (g matrices: 3 gated,
 2 not), vocabulary V. Run: B answers an update, P + T tokens each (S in all), b of them in memory while learning, E
 epochs, w bytes a number (float32 4, bfloat16 2), R devices with B / R answers each. Of N parameters N_t are trained.

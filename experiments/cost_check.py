@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -94,11 +95,13 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
 def agent_of(path: str, job: Job, device: str = "cpu") -> PPO:
     """PPO on the model in a folder, with as many answers and tokens as the job has."""
     tokenizer = AutoTokenizer.from_pretrained(path)
-    prompt = tokenizer.decode([tokenizer.encode("and", add_special_tokens=False)[-1]] * (job.prompt - 2))
+    words = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in ("and", "the")]
+    drawn = random.Random(0)  # of so many that hardly any is there twice, which would be read once
+    prompts = [tokenizer.decode(drawn.choices(words, k=job.prompt - 2)) for _ in range(32 * job.episodes)]
     env = gym.make(
         "textenv/Text-v0",
         tokenizer=tokenizer,
-        prompts=[prompt],
+        prompts=prompts,
         reward=lambda prompts, completions, completion_ids, **columns: [0.0] * len(prompts),
         reference=path,
         max_new_tokens=job.new,
