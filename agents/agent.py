@@ -245,6 +245,8 @@ class Agent(ABC):
         processes, so that all decide alike.
         """
         self.optimizer.zero_grad()
+        if self.micro_batch_size is not None:  # answers to one prompt stand side by side: that it be read once
+            rows = rows.sort().values
         parts = rows.split(self.micro_batch_size or len(rows))  # type: ignore[no-untyped-call]
         seen = []
         for part in parts:

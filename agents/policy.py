@@ -28,8 +28,8 @@ from textenv.causal_lm import (
     fuse_activations,
     load_causal_lm,
 )
-from textenv.kv_reader import pack_left, position_ids
-from textenv.prefix import reading, trunk_of
+from textenv.kv_reader import bare, pack_left, position_ids
+from textenv.prefix import read_texts
 from textenv.unwrap import process_of
 
 MANY_WORDS = 256  # from here on `choose` does not draw a random number a word
@@ -215,7 +215,7 @@ class TransformerPolicy(nn.Module):
     @property
     def trunk(self) -> Any:
         """The model without its output layer."""
-        return trunk_of(self.model)
+        return bare(self.model).base_model
 
     def train(self, mode: bool = True) -> TransformerPolicy:
         """Stays in eval mode, whatever is asked for: see the class's docstring."""
@@ -232,7 +232,8 @@ class TransformerPolicy(nn.Module):
         for trunk in filter(None, (self.model, self.critic)):
             newer = getattr(trunk, "activation_checkpointing_enable", None)  # its name since transformers 5.20
             (newer or trunk.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.gradient_checkpointing, self.share_prompts = True, False  # layers of which nothing is kept, nor a cache
+        self.gradient_checkpointing = True
+        self.share_prompts = False  # transformers drops the cache of a layer that is checkpointed
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """From now on let `torch.compile` make the kernels of the update's pass, the same for answers of all lengths.
@@ -330,7 +331,7 @@ class TransformerPolicy(nn.Module):
         action_mask: Tensor | None = None,
         values: bool = True,
     ) -> ActionEvaluation:
-        """log pi and V of the last `num_tokens` columns of texts [B, L], in one parallel pass.
+        """log pi and V of the last `num_tokens` columns of texts [B, L], in parallel, prompts in common once.
 
         Where each token has a text of its own, [B, T, L], it stands in the last column of it (`agents.episodes`).
 
@@ -373,13 +374,13 @@ class TransformerPolicy(nn.Module):
         return getattr(self, method)(*args, **kwargs)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
-        """V(s_t) alone, [B, T]: one pass through the critic's trunk, no logits. Texts as in `evaluate_actions`."""
+        """V(s_t) alone, [B, T]: in parallel through the critic's trunk, no logits. Texts as in `evaluate_actions`."""
         if input_ids.ndim == 3:
             return self.values(input_ids.flatten(0, 1), attention_mask.flatten(0, 1), 1).view(-1, num_tokens)
         trunk = self.trunk if self.critic is None else self.critic
         texts = (input_ids[:, :-1], attention_mask[:, :-1], num_tokens)
         with self._checkpointed():
-            output = trunk(**reading(trunk, *texts, share=self.share_prompts))
+            output = read_texts(trunk, *texts, self.share_prompts)
         return self.values_of(output.last_hidden_state, num_tokens)
 
     def values_of(self, hidden: Tensor, num_tokens: int) -> Tensor:
@@ -428,6 +429,8 @@ def _adapted(reference: Any, adapter: Any) -> Any:
     if not isinstance(reference, CausalLMReference):
         raise ValueError(f"An adapter needs a causal language model as reference, got {type(reference).__name__}.")
     reference.check_free()
+    if getattr(adapter, "is_prompt_learning", False):
+        raise ValueError(f"An adapter must not add tokens of its own, as {type(adapter).__name__} does; LoRA does not.")
     if isinstance(adapter, Path):
         model = peft.PeftModel.from_pretrained(reference.model, adapter, is_trainable=True)
     else:

@@ -42,7 +42,7 @@ def shard(policy: TransformerPolicy, reshard_after_forward: bool = True) -> Tran
         raise ValueError("A compiled policy cannot be sharded: do not call its compile().")
     mesh = init_device_mesh(policy.device.type, (num_ranks(),))
     sharded = copy.deepcopy(policy)
-    sharded.share_prompts = False  # after one of two passes' way back a layer's weights are gone
+    sharded.share_prompts = False  # ranks with other prompts would gather a layer another number of times, and wait
     for module in sharded.modules():
         if isinstance(module, GradientCheckpointingLayer):  # what transformers' layers are
             fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=in_float32(module))

@@ -45,7 +45,8 @@ class Run:
 
     def load(self) -> tuple[TrialConfig, TransformerPolicy]:
         """Its flags and its policy."""
-        here: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "attn_implementation": None}
+        here: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        here |= dict.fromkeys(["attn_implementation", "float32_matmul_precision"])  # which were another machine's
         config = dataclasses.replace(read_config(self.run, TrialConfig), **here)
         if not (self.run / "checkpoint").is_dir():
             raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")

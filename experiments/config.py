@@ -21,7 +21,7 @@ import textenv.rewards
 from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
 from agents.agent import Agent
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO, StableBaselines
-from textenv.causal_lm import CausalLMReference
+from textenv.causal_lm import CausalLMReference, check_causal
 from textenv.shaping import missing_eos_penalty
 from textenv.unwrap import process_of
 
@@ -93,13 +93,13 @@ class EnvFlags:
     """Where the models are: cpu, cuda, ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights of policy, reference and classifiers; log-probabilities, V and Adam's copies are in float32."""
-    float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    float32_matmul_precision: Literal["highest", "high", "medium"] | None = None
     """torch's, of the whole process: in what float32 matrices may be multiplied. high: TF32, on a GPU that has it.
     medium: bfloat16, on a CPU that has AMX; without, but with AVX-512, in float32 still and by oneDNN instead of MKL,
-    which on AMD's is more than twice as fast (take eager attention then: the other kind becomes slower)."""
+    which on AMD's is about twice as fast (take eager attention then: the other kind becomes slower)."""
     attn_implementation: str | None = None
-    """How policy and reference attend, in transformers' words: sdpa, eager, flash_attention_2, ...; by default its
-    own choice."""
+    """How the policy, and a language model as reference, attend, in transformers' words: sdpa, eager,
+    flash_attention_2, ...; by default its own choice."""
 
     def make_env(self) -> Any:
         """The batched environment that the flags name, its reference on `device`.
@@ -108,7 +108,6 @@ class EnvFlags:
             FlagError: flags that do not fit.
         """
         check_device(self.device)
-        torch.set_float32_matmul_precision(self.float32_matmul_precision)
         arguments: dict[str, Any] = dict(self.env_args)
         if self.max_new_tokens is not None:
             arguments["max_new_tokens"] = self.max_new_tokens
@@ -130,7 +129,7 @@ class EnvFlags:
             if isinstance(reference, CausalLMReference):
                 reference.model.to(self.device, getattr(torch, self.dtype))
                 if self.attn_implementation is not None:
-                    reference.model.set_attn_implementation(self.attn_implementation)
+                    set_attention(reference.model, self.attn_implementation)
         except FlagError:
             raise
         except (ValueError, TypeError, OSError, ImportError, gym.error.Error) as error:
@@ -262,6 +261,16 @@ class TrialConfig(AgentFlags):
         """The agent's settings, without policy and env."""
         shared = {"learning_rate": self.learning_rate, "n_episodes": self.n_episodes, "seed": self.seed}
         return dataclasses.asdict(getattr(self, self.agent.replace("-", "_"))) | shared
+
+
+def set_attention(model: Any, name: str) -> None:
+    """Let a causal language model attend in another way.
+
+    Raises:
+        ValueError, ImportError: transformers has none of that name, or it looks ahead ("paged|eager" does).
+    """
+    model.set_attn_implementation(name)
+    check_causal(model)
 
 
 def check_device(device: str) -> None:

@@ -95,7 +95,8 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
 def agent_of(path: str, job: Job, device: str = "cpu") -> PPO:
     """PPO on the model in a folder, with as many answers and tokens as the job has."""
     tokenizer = AutoTokenizer.from_pretrained(path)
-    words = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in ("and", "the")]
+    known = ("and", "the", "was", "her", "she", "his", "they", "little")
+    words = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in known]
     drawn = random.Random(0)  # of so many that hardly any is there twice, which would be read once
     prompts = [tokenizer.decode(drawn.choices(words, k=job.prompt - 2)) for _ in range(32 * job.episodes)]
     env = gym.make(

@@ -21,7 +21,16 @@ from agents.generate import generate
 from agents.policy import check_compiler
 from agents.recorded import RecordedSampler
 from agents.sampling import Sampler, write
-from experiments.config import AGENTS, AgentFlags, FlagError, TrialConfig, open_folder, plain, write_config
+from experiments.config import (
+    AGENTS,
+    AgentFlags,
+    FlagError,
+    TrialConfig,
+    open_folder,
+    plain,
+    set_attention,
+    write_config,
+)
 from experiments.console import completions_table, plain_console
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum, tokens_to_share
 from experiments.stable_baselines import StableBaselines
@@ -30,6 +39,13 @@ CHECKPOINT_SECONDS = 10.0  # between two checkpoints, or longer, so that they ta
 INITIAL = "initial"
 CHECKPOINTS = ("checkpoint", "checkpoint.new", "checkpoint.old")  # in case a run was killed while it renamed them
 SHOWN_PROMPTS = 6
+
+
+def environment(config: AgentFlags) -> Any:
+    """What the flags name, in a process that multiplies as they say."""
+    if config.float32_matmul_precision is not None:
+        torch.set_float32_matmul_precision(config.float32_matmul_precision)
+    return config.make_env()
 
 
 def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPolicy:
@@ -49,8 +65,9 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
 def _as_told(config: AgentFlags, policy: TransformerPolicy) -> TransformerPolicy:
     """How it reads and learns, which no checkpoint says."""
     if config.attn_implementation is not None:
-        for network in filter(None, (policy.model, policy.critic)):
-            network.set_attn_implementation(config.attn_implementation)
+        set_attention(policy.model, config.attn_implementation)
+        if policy.critic is not None:
+            policy.critic.set_attn_implementation(config.attn_implementation)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
     if config.compile:
@@ -88,7 +105,7 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Y
         FlagError: flags or settings that do not fit; a new folder is then removed again (of several processes another
             may be about to read it, and to find the same error).
     """
-    env = config.make_env()
+    env = environment(config)
     folder = by_first_rank(lambda: open_folder(config, name, time.strftime("%Y%m%d-%H%M%S")))
     try:
         yardstick = Yardstick.of(env, config.eval_episodes)
@@ -135,7 +152,7 @@ def run_trial(
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
-    env = config.make_env()
+    env = environment(config)
     yardstick = Yardstick.of(env, config.eval_episodes)
     baselines = measured_baselines(yardstick, initial)
     agent = _agent(config, env, folder, initial, wrap)

@@ -56,7 +56,8 @@ def test_the_gradient_is_the_plain_one(separate_critic: bool, monkeypatch: pytes
 
     The plain one reads what prompts have in common once.
     """
-    monkeypatch.setattr("textenv.kv_reader.WORTH_SHARING", 1)
+    monkeypatch.setattr("textenv.distinct.MIN_SPARED", 1)
+    monkeypatch.setattr("textenv.distinct.MIN_SPARED_PART", 0)
     env = gym.make(TAJ)
     policy = TransformerPolicy.for_env(env, separate_critic=separate_critic)
     agent = PPO(policy, env, n_episodes=20, batch_size=8, learning_rate=0.02, seed=0)

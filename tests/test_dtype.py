@@ -15,6 +15,7 @@ from agents import PPO, REINFORCE, TransformerPolicy, collect
 from agents.masters import Masters
 from agents.rollout import Rollout
 from agents.sampling import new_generator
+from experiments.__main__ import Run
 from experiments.config import FlagError, TrialConfig
 from experiments.trial import INITIAL, _agent, prepare, run_trial
 from tests.tasks import TRIAL, make, stories
@@ -226,6 +227,9 @@ def test_a_trial_with_other_kernels(assets: Path, tmp_path: Path) -> None:
     plain = TrialConfig(**flags, out=tmp_path / "plain")
     _, _, policy = prepare(plain, "run", [plain])
     assert torch.get_float32_matmul_precision() == "highest" and attention(policy.model) == "sdpa"
+    torch.set_float32_matmul_precision("high")
+    prepare(replace(plain, out=tmp_path / "again"), "run", [plain])
+    assert torch.get_float32_matmul_precision() == "high"  # what is not told stays as it is
     config = TrialConfig(**flags, **kernels, out=tmp_path / "run")
     yardstick, folder, policy = prepare(config, "run", [config])
     assert torch.get_float32_matmul_precision() == "medium"
@@ -233,11 +237,15 @@ def test_a_trial_with_other_kernels(assets: Path, tmp_path: Path) -> None:
     assert attention(policy.model) == attention(policy.critic) == attention(reference.model) == "eager"
     assert run_trial(config, folder, folder / INITIAL)["num_updates"] >= 1
     assert attention(_agent(config, config.make_env(), folder, folder / INITIAL).policy.model) == "eager"
+    here, _ = Run(folder).load()
+    assert here.attn_implementation is here.float32_matmul_precision is None  # where it is measured is told anew
     wrong = TrialConfig(**flags | {"env": "textenv/Toy-v0"} | dict.fromkeys(["model", "prompts", "reward"]))
     for unknown in (replace(config, attn_implementation="none"), replace(wrong, attn_implementation="none")):
         with pytest.raises(FlagError, match='attn_implementation="none"'):
             prepare(replace(unknown, out=tmp_path / "other"), "run", [])
         assert not (tmp_path / "other").exists()
+    with pytest.raises(FlagError, match="sees what comes after"):  # what transformers names beside the others
+        replace(config, attn_implementation="paged|eager").make_env()
 
 
 def attention(model: Any) -> str:

@@ -220,3 +220,11 @@ def _initial(folder: Path, text: dict[str, Any]) -> Path:
     whole = tiny(**(text | {"lora_rank": 0}))
     initial_policy(whole, whole.make_env(), folder / "whole")
     return folder / "whole"
+
+
+def test_an_adapter_that_adds_tokens_is_refused() -> None:
+    """Its texts are longer than those that are scored; the reference is left without an adapter."""
+    env = task("llama")
+    with pytest.raises(ValueError, match="must not add tokens of its own, as PromptTuningConfig does"):
+        TransformerPolicy.for_env(env, lora=peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert TransformerPolicy.for_env(env, lora=config()).has_adapter

@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPTNeoConfig, MistralConfig, OPTConfig
+from transformers import AutoModelForCausalLM, GPTNeoConfig, LlamaConfig, MistralConfig, OpenAIGPTConfig, OPTConfig
 
-import textenv.kv_reader
 from agents import RLOO, TransformerPolicy, collect
 from agents.rollout import draw_prompts
 from agents.sampling import new_generator, write
 from tests.test_causal_lms import CONFIGS, PADDED, SMALL, drifted, model, task
 from textenv.causal_lm import CausalLMReference, forward_answers
-from textenv.kv_reader import KVReader, distinct, position_ids
-from textenv.prefix import trunk_of
+from textenv.distinct import distinct
+from textenv.kv_reader import KVReader
+from textenv.prefix import SharedLayer
 from textenv.unwrap import process_of
 
 EXACT = 1e-5  # of the largest number: norms and rotary positions are in float32, whatever the weights are
@@ -33,9 +33,19 @@ OTHERS: dict[str, Any] = {
         vocab_size=PADDED, hidden_size=16, num_layers=2, num_heads=4, max_position_embeddings=32, window_size=4,
         attention_types=[[["global", "local"], 1]], bos_token_id=None, eos_token_id=0, pad_token_id=None,
     ),
+    "dynamic rope": LlamaConfig(
+        **SMALL | {"max_position_embeddings": 6}, vocab_size=PADDED, eos_token_id=0, pad_token_id=None,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    ),
+    "long rope": LlamaConfig(
+        **SMALL, vocab_size=PADDED, eos_token_id=0, pad_token_id=None,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0, 1.0],
+                         "long_factor": [2.0, 4.0], "original_max_position_embeddings": 5},
+    ),
+    "no cache": OpenAIGPTConfig(vocab_size=PADDED, n_positions=32, n_embd=16, n_layer=2, n_head=4),
     "mistral": MistralConfig(**SMALL, vocab_size=PADDED, eos_token_id=0, pad_token_id=None, sliding_window=4),
 }  # fmt: skip
-SHARES = [*sorted(CONFIGS), "opt", "gpt-neo"]  # mistral's window slides
+SHARES = [*sorted(CONFIGS), "opt", "gpt-neo"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +56,20 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def share(monkeypatch: pytest.MonkeyPatch, least: float) -> None:
     """Where so many tokens need not be read."""
-    monkeypatch.setattr(textenv.kv_reader, "WORTH_SHARING", least)
-    monkeypatch.setattr(textenv.kv_reader, "WORTHY_SHARE", 0)
+    monkeypatch.setattr("textenv.distinct.MIN_SPARED", least)
+    monkeypatch.setattr("textenv.distinct.MIN_SPARED_PART", 0)
 
 
 def causal_lm(kind: str) -> Any:
-    """A random one in float64."""
-    torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(OTHERS[kind]).double() if kind in OTHERS else model(kind)
-    return made.eval()
+    """A random one in float64, far from uniform."""
+    if kind in CONFIGS:
+        return model(kind).eval()
+    made = AutoModelForCausalLM.from_config(OTHERS[kind]).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return made
 
 
 def grouped(kind: str, **kwargs: Any) -> tuple[Any, TransformerPolicy]:
@@ -90,10 +105,10 @@ def furthest(ours: Any, theirs: Any) -> float:
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
 
 
-@pytest.mark.parametrize("kind", [*SHARES, "mistral"])
+@pytest.mark.parametrize("kind", SHARES)
 @pytest.mark.parametrize("separate_critic", [False, True])
 def test_it_says_and_learns_the_same(kind: str, separate_critic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in one pass, from fewer tokens; windows that slide are left to that. Control: rows with others' prompts."""
+    """As in one pass, from fewer tokens. Control: rows with others' prompts."""
     env, policy = grouped(kind, separate_critic=separate_critic)
     rollout = collect(env, policy, 24, generator=new_generator("cpu", 0))
     assert len(rollout.prompt.unique()) == 3
@@ -103,13 +118,33 @@ def test_it_says_and_learns_the_same(kind: str, separate_critic: bool, monkeypat
     plain = read(policy, rollout)
     assert furthest(found, plain) < EXACT
     width, horizon = rollout.input_ids.shape[1] - rollout.num_tokens, rollout.num_tokens
-    fewer = 3 * (width - 1) + 24 * horizon
-    assert counts == [fewer if kind in SHARES else 24 * (width + horizon - 1)] * len(networks)
-    if kind in SHARES:
+    assert counts == [3 * (width - 1) + 24 * horizon] * len(networks)
+    if True:
         share(monkeypatch, 1)
-        whole = textenv.kv_reader.distinct
-        monkeypatch.setattr("textenv.prefix.distinct", lambda *args: (*whole(*args)[:2], whole(*args)[2].flip(0)))
+        monkeypatch.setattr(
+            "textenv.prefix.distinct", lambda *args: (*(found := distinct(*args))[:2], found[2].flip(0))
+        )
         assert furthest(read(policy, rollout), plain) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["mistral", "dynamic rope", "long rope", "no cache", "llama"])
+def test_what_keys_and_values_do_not_say_is_read_in_one_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that slide, positions turned by a text's length, no cache at all. Control: a model that shares."""
+    policy = TransformerPolicy(causal_lm(kind), separate_critic=True)
+    ids = torch.randint(1, 6, (6, 9), generator=new_generator("cpu", 0))
+    ids[:, :4] = ids[0, :4]
+    said, counts = {}, {}
+    for least in (1, PLAIN):
+        share(monkeypatch, least)
+        texts = (ids, torch.ones_like(ids), 5)
+        counts[least] = tokens_read(policy.critic, lambda texts=texts: policy.values(*texts))
+        said[least] = policy.evaluate_actions(*texts)
+    assert torch.allclose(said[1].log_probs, said[PLAIN].log_probs, atol=EXACT)
+    assert counts[PLAIN] == 6 * 8 and counts[1] == {"llama": 3 + 6 * 5, "no cache": 3 + 6 * 8}.get(kind, 6 * 8)
+    if kind in ("dynamic rope", "long rope"):  # control: it would have said something else
+        share(monkeypatch, 1)
+        monkeypatch.setattr("textenv.prefix.attends_to_all", lambda config: True)
+        assert not torch.allclose(policy.evaluate_actions(*texts).log_probs, said[PLAIN].log_probs, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [*SHARES, "mistral"])
@@ -175,7 +210,7 @@ def test_checkpointing_keeps_no_cache() -> None:
     found = read(policy, rollout)
     policy.gradient_checkpointing_enable()
     whole = rollout.input_ids[:, :-1].numel()
-    assert tokens_read(policy.model, lambda: read(policy, rollout)) >= whole
+    assert tokens_read(policy.model, lambda: read(policy, rollout)) == whole
     assert furthest(read(policy, rollout), found) < EXACT
 
 
@@ -221,7 +256,7 @@ def test_the_different_ones_are_found(data: Any, rows: int, width: int) -> None:
 
 
 def test_little_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second pass must spare 512 tokens, and an eighth of all; so toys are read in one pass."""
+    """Bookkeeping must spare 512 tokens, and an eighth of all; so toys are read in one pass."""
     monkeypatch.undo()
     ids = torch.zeros(64, 9, dtype=torch.long)
     assert distinct(ids, torch.ones_like(ids), 64 * 70) is not None  # spares 63 x 9 = 567
@@ -229,12 +264,55 @@ def test_little_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distinct(ids[:, :8], torch.ones_like(ids[:, :8]), 64 * 8) is None
 
 
-def test_trunks() -> None:
-    """Of a model, of a trunk, of what an adapter is around: none has an output layer."""
-    peft = pytest.importorskip("peft")
-    network = causal_lm("llama")
-    trunk = trunk_of(network)
-    assert trunk_of(trunk) is trunk
-    assert trunk_of(peft.get_peft_model(network, peft.LoraConfig(r=1, target_modules="all-linear"))) is trunk
-    ids = torch.tensor([[3, 4]])
-    assert "logits" not in trunk(input_ids=ids, position_ids=position_ids(torch.ones_like(ids)))
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_prompts_of_any_length(width: int, horizon: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one token, alone or beside longer ones; answers of one token; no blanks, blanks on either side."""
+    network, generator = causal_lm("llama"), new_generator("cpu", 0)
+    prompts = torch.randint(1, 6, (2, width), generator=generator)[torch.tensor([0, 1, 1, 0, 1, 1])]
+    ids = torch.cat([prompts, torch.randint(1, 6, (6, horizon), generator=generator)], dim=1)
+    for blanks in (False, True):
+        mask = torch.ones_like(ids)
+        if blanks:
+            mask[prompts[:, :1].eq(prompts[0, :1]).all(dim=1), : width - 1] = 0
+            mask[:3, width + 1 :] = 0
+        said = {}
+        for least in (1, PLAIN):
+            share(monkeypatch, least)
+            logits = forward_answers(network, ids, mask, horizon).logits
+            said[least] = logits[:, : 1 if blanks else None]  # what follows a blank on the right means nothing
+        assert said[1].shape == said[PLAIN].shape
+        assert torch.allclose(said[1], said[PLAIN], atol=EXACT)
+
+
+def test_without_a_gradient_one_layers_keys_are_there_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache keeps the prompts', however many rows attend to them."""
+    network, kept = causal_lm("llama"), []
+    plain = SharedLayer.update
+
+    def watched(layer: SharedLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        found = plain(layer, *args, **kwargs)
+        kept.append((layer.keys.shape[0], layer.keys.shape[2], found[0].shape[0], found[0].shape[2]))
+        return found
+
+    monkeypatch.setattr(SharedLayer, "update", watched)
+    with torch.no_grad():
+        forward_answers(network, torch.tensor([[1, 2, 3, 4]] * 8), torch.ones(8, 4).long(), 1)
+    assert kept == [(1, 2, 1, 2)] * 2 + [(1, 2, 8, 3)] * 2
+
+
+def test_parts_of_a_minibatch_have_prompts_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that were shuffled are sorted before they are split; the gradient is that of any split."""
+    env, policy = grouped("gpt2")
+    agent = RLOO(policy, env, n_episodes=32, num_generations=8, n_epochs=1, micro_batch_size=8, seed=0)
+    rollout = agent.collect()
+    parts: list[Tensor] = []
+    whole = agent.losses if hasattr(agent, "losses") else agent.loss
+
+    def watched(answers: Any, *args: Any) -> Any:
+        parts.append(answers.prompt)
+        return whole(answers, *args)
+
+    monkeypatch.setattr(agent, "loss", watched)
+    agent.train(rollout)
+    assert [len(part.unique()) for part in parts] == [1, 1, 1, 1]

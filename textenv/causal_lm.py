@@ -17,7 +17,7 @@ from transformers.activations import NewGELUActivation
 
 from textenv.follower import Follower
 from textenv.kv_reader import KVReader, last_columns
-from textenv.prefix import reading
+from textenv.prefix import read_texts
 
 # Logits held at once when only a token's log-probability is wanted: 2^26 float32 are 256 MiB.
 MAX_LOGITS = 2**26
@@ -92,13 +92,17 @@ def fuse_activations(model: Any) -> Any:
 def forward_answers(
     model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share: bool = True, **kwargs: Any
 ) -> Any:
-    """One parallel pass over texts [B, L]: the model's output, with logits [B, T, V] for the last T columns.
+    """Read texts [B, L] in parallel: the model's output, with logits [B, T, V] for the last T columns.
 
     logits[:, t] is what the model says *before* it reads column L - T + t, so the last column is not read at all.
-    Prompts that several texts have in common are read once (`textenv.prefix`), unless `share` is False.
+    Prompts that several texts have in common are read once, before them (`textenv.prefix`), unless `share` is False.
     """
-    return model(
-        **reading(model, input_ids[:, :-1], attention_mask[:, :-1], num_tokens, share),
+    return read_texts(
+        model,
+        input_ids[:, :-1],
+        attention_mask[:, :-1],
+        num_tokens,
+        share,
         logits_to_keep=num_tokens if torch.is_grad_enabled() else last_columns(num_tokens, input_ids),
         **kwargs,
     )

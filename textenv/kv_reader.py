@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from textenv.distinct import distinct
+
 
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that count real tokens only, so that padding on the left shifts nothing. [B, L]."""
@@ -23,25 +25,6 @@ def pack_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
-# What one more pass is worth: so many tokens that need not be read, and such a share of all.
-WORTH_SHARING, WORTHY_SHARE = 512, 1 / 8
-
-
-def distinct(input_ids: Tensor, attention_mask: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The different ones among texts [B, W]: ids and mask [P, W], and which of them each text is, [B].
-
-    None where to read those alone would not spare enough of `total` tokens, or torch.compile is looking, for which
-    nothing may depend on what is found.
-    """
-    enough = max(WORTH_SHARING, WORTHY_SHARE * total)
-    if torch.compiler.is_compiling() or input_ids.numel() < enough:
-        return None
-    texts, row = torch.unique(torch.where(attention_mask == 1, input_ids, -1), dim=0, return_inverse=True)
-    if input_ids.numel() - texts.numel() < enough:
-        return None
-    return texts.clamp(min=0), (texts >= 0).to(attention_mask.dtype), row
-
-
 def last_columns(number: int, like: Tensor) -> Tensor:
     """`logits_to_keep` of the last `number` columns, on the device of `like`, where no gradient is wanted.
 
@@ -51,10 +34,14 @@ def last_columns(number: int, like: Tensor) -> Tensor:
     return torch.arange(-number, 0, device=like.device)
 
 
+def bare(model: Any) -> Any:
+    """The model within an adapter; another itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def cache_argument(model: Any) -> str:
     """What the model calls its KV cache: `cache` since transformers 5.24."""
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # within an adapter
-    return "cache" if "cache" in inspect.signature(bare.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(bare(model).forward).parameters else "past_key_values"
 
 
 ROOM = 32  # columns at a time: the cache is copied once in so many tokens, and no larger than it must be by more
@@ -139,7 +126,7 @@ class KVReader:
 
     @torch.inference_mode()
     def keep(self, rows: Tensor) -> None:
-        """Go on with the texts `rows` [K], the others cost nothing from here on; one may be there several times."""
+        """Go on with the texts `rows` [K]: the others cost nothing from here on; one may be there several times."""
         self.mask, self.length = self.mask[rows], self.length[rows]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
