@@ -138,10 +138,19 @@ class Agent(ABC):
                 f"The policy writes {self.policy.vocab_size} tokens, the environment knows {process.vocab_size}; "
                 "use TransformerPolicy.for_env(env), or pass vocab_size= to from_pretrained."
             )
-        context = getattr(self.policy.model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and context < process.prompt_width + process.max_new_tokens:
+        config, longest = self.policy.model.config.get_text_config(), process.prompt_width + process.max_new_tokens
+        context = getattr(config, "max_position_embeddings", None)
+        if context is not None and context < longest:
             raise ValueError(
                 f"The policy's context is {context} tokens, the environment's texts take up to "
+                f"{process.prompt_width} + {process.max_new_tokens}; shorten the prompts or lower max_new_tokens."
+            )
+        rope = getattr(config, "rope_parameters", None) or {}
+        turns = rope.get("original_max_position_embeddings", longest)
+        if rope.get("rope_type") == "longrope" and turns < longest:
+            raise ValueError(
+                f"The policy turns positions otherwise in texts of more than {turns} tokens (longrope): what it "
+                "sampled is not what an update would read. The environment's texts take up to "
                 f"{process.prompt_width} + {process.max_new_tokens}; shorten the prompts or lower max_new_tokens."
             )
 

@@ -147,6 +147,23 @@ def test_what_keys_and_values_do_not_say_is_read_in_one_pass(kind: str, monkeypa
         assert not torch.allclose(policy.evaluate_actions(*texts).log_probs, said[PLAIN].log_probs, atol=1e-3)
 
 
+@pytest.mark.parametrize("max_new_tokens", [2, 5])
+def test_positions_that_turn_with_the_length_are_refused(max_new_tokens: int) -> None:
+    """Agents refuse texts that grow beyond what is turned one way: what was sampled is not what is read afterwards."""
+    env = task("llama", reference=causal_lm("long rope"), max_new_tokens=max_new_tokens)
+    policy = TransformerPolicy.for_env(env)
+    rollout = collect(env, policy, 64, generator=new_generator("cpu", 0))
+    again = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
+    error = float((again.detach() - rollout.log_probs)[rollout.mask].abs().max())
+    if max_new_tokens == 2:  # after prompts of three tokens at most
+        assert error < EXACT
+        RLOO(policy, env)
+    else:
+        assert error > 0.01
+        with pytest.raises(ValueError, match="otherwise in texts of more than 5 tokens"):
+            RLOO(policy, env)
+
+
 @pytest.mark.parametrize("kind", [*SHARES, "mistral"])
 def test_reading_into_a_cache_says_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is appended to texts that were read once, for several rows, is read after each row's own beginning."""
