@@ -27,6 +27,7 @@ import torch.multiprocessing
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
+import textenv.distinct
 from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, TransformerPolicy, collect
 from agents.distributed import by_first_rank, num_ranks, of_all_ranks, rank, seed_of_rank, sum_over_ranks
 from agents.epochs import minibatches
@@ -225,7 +226,8 @@ def adapter_learner() -> tuple[Any, Rollout]:
 
 
 def found_sharded(r: int, folder: Path) -> dict[str, Any]:
-    """What rank r has to say with a part of the weights."""
+    """What rank r has to say with a part of the weights, which never reads a prompt by itself, worth it or not."""
+    textenv.distinct.MIN_SPARED, textenv.distinct.MIN_SPARED_PART = 1, 0
     found: dict[str, Any] = {}
     mine = half(all_answers(), r)
     for name in SHARDED:
