@@ -73,8 +73,8 @@ def prompt_cache(model: Any, input_ids: Tensor, attention_mask: Tensor, total: i
 
     None where that spares too little of `total` tokens, or the keys and values are not all that must be known of them.
     """
-    found = distinct(input_ids, attention_mask, total) if attends_to_all(model.config) else None
-    if found is None:
+    found = distinct(input_ids, attention_mask, total)
+    if found is None or not attends_to_all(model.config):
         return None
     ids, mask, row = found
     trunk = bare(model).base_model
