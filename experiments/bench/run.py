@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -207,7 +208,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     if config.model is not None and not (Path(config.model) / "config.json").is_file():
         raise FlagError(f"--model: {config.model!r} is not the folder of a language model (no config.json).")
     found: dict[str, Any] = {
-        "command": "python -m experiments " + " ".join(sys.argv[1:]),
+        "command": "python -m experiments " + shlex.join(sys.argv[1:]),
         "flags": plain(config),
         "versions": {
             name: version(name) for name in ("torch", "transformers", "stable-baselines3", "gymnasium", "numpy")
