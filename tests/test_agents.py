@@ -287,7 +287,7 @@ def test_of_policy_and_separate_critic_one_is_in_memory(kind: Any) -> None:
         return values(*texts)
 
     def keep(tensor: torch.Tensor) -> Kept:
-        alive.add(kept := Kept(tensor))
+        alive.add(kept := Kept(tensor.detach()))
         return kept
 
     policy.values = watched
