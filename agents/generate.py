@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from agents.policy import TransformerPolicy
 from agents.sampling import Written
-from textenv.kv_reader import pack_left
+from textenv.kv_reader import bare, pack_left
 from textenv.process import TextProcess, Texts
 
 
@@ -76,7 +76,7 @@ def generate(policy: TransformerPolicy, process: TextProcess, texts: Texts, gene
 @contextmanager
 def no_generation_config(model: Any) -> Iterator[None]:
     """Without what a checkpoint says of how to generate: an adapter's, and that of the model within."""
-    models = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    models = {model, bare(model)}
     saved = [each.generation_config for each in models]
     for each in models:
         each.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]

@@ -45,9 +45,13 @@ class Run:
 
     def load(self) -> tuple[TrialConfig, TransformerPolicy]:
         """Its flags and its policy."""
-        here: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        here |= dict.fromkeys(["attn_implementation", "float32_matmul_precision"])  # which were another machine's
-        config = dataclasses.replace(read_config(self.run, TrialConfig), **here)
+        config = dataclasses.replace(
+            read_config(self.run, TrialConfig),
+            device=self.device,
+            dtype=self.dtype,
+            float32_matmul_precision=None,  # kernels were for the machine that it learned on
+            attn_implementation=None,
+        )
         if not (self.run / "checkpoint").is_dir():
             raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")
         policy = TransformerPolicy.from_pretrained(self.run / "checkpoint", dtype=getattr(torch, self.dtype))

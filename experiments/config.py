@@ -95,8 +95,8 @@ class EnvFlags:
     """Of the weights of policy, reference and classifiers; log-probabilities, V and Adam's copies are in float32."""
     float32_matmul_precision: Literal["highest", "high", "medium"] | None = None
     """torch's, of the whole process: in what float32 matrices may be multiplied. high: TF32, on a GPU that has it.
-    medium: bfloat16, on a CPU that has AMX; without, but with AVX-512, in float32 still and by oneDNN instead of MKL,
-    which on AMD's is about twice as fast (take eager attention then: the other kind becomes slower)."""
+    medium: bfloat16, on a CPU that has AMX; without, but with AVX-512, in float32 still and by oneDNN instead of MKL:
+    faster on AMD's, `bench --parts options` says by how much (with eager attention; the other kind becomes slower)."""
     attn_implementation: str | None = None
     """How the policy, and a language model as reference, attend, in transformers' words: sdpa, eager,
     flash_attention_2, ...; by default its own choice."""

@@ -102,13 +102,13 @@ class KVReader:
         Those that are equal are read once, where that spares enough.
         """
         ids, mask = pack_left(input_ids, attention_mask)
-        row = None
-        if found := distinct(ids, mask, ids.numel()):
-            ids, mask, row = found
+        once = distinct(ids, mask, ids.numel())
+        if once is not None:
+            ids, mask, row = once
         self.cache = Cache(layer_class_to_replicate=RoomyLayer)
         self.mask, self.length = mask.long(), mask.long().sum(dim=1)
         output = self._forward(ids, position_ids(mask))
-        if row is not None:
+        if once is not None:
             self.keep(row)
             output.logits = output.logits[row]
         return output
