@@ -17,13 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.agent import Info
-from agents.critic import CriticAgent
-from agents.distributed import sum_over_ranks
-from agents.losses import policy_gradient_loss
-from agents.metrics import Metrics
-from agents.returns import explained_variance, masked_mean
-from agents.rollout import Rollout
+from agents.actor_critic_base import CriticAgent
+from agents.functional import explained_variance, masked_mean, policy_gradient_loss
+from agents.sampling import Rollout
+from agents.training import Info, Metrics, sum_over_ranks
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from os import PathLike
@@ -16,20 +16,23 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from agents import distributed
-from agents.episodes import check_spaces, collect_episodes, is_foreign
-from agents.kl import ESTIMATORS, adaptive_kl_coef
-from agents.masters import Masters
-from agents.metrics import Metrics, over_ranks, rollout_metrics, whole
+from agents.functional import ESTIMATORS, adaptive_kl_coef
 from agents.policy import ADAPTER, TransformerPolicy
-from agents.rollout import Rollout, collect
-from agents.sampling import Sampler, new_generator, write
-from agents.sharding import gather_moments, gathered, shard_moments
-from textenv.process import TextProcess
-from textenv.unwrap import process_of
-
-Info = dict[str, Tensor]  # what is worth watching of a loss
-Losses = Callable[[Tensor], Iterable[tuple[Tensor, Info]]]  # of the answers in some rows (int64), to be added up
+from agents.sampling import Rollout, Sampler, check_spaces, collect, collect_episodes, is_foreign, new_generator, write
+from agents.training import (
+    Info,
+    Losses,
+    Masters,
+    Metrics,
+    gather_moments,
+    gathered,
+    over_ranks,
+    ranks,
+    rollout_metrics,
+    shard_moments,
+    whole,
+)
+from textenv import TextProcess, process_of
 
 
 @dataclass(eq=False)
@@ -37,8 +40,8 @@ class Agent(ABC):
     """Collect answers with the policy as it is, learn from them, forget them; again.
 
     A timestep is a token. `learn` collects `n_episodes` answers at a time, to their ends; what an agent does with them
-    is its `train`. Where a launcher started several processes (`agents.distributed`), each makes the agent: all begin
-    with the policy of the first, and learn one.
+    is its `train`. Where a launcher started several processes (`agents.training.ranks`), each makes the agent: all
+    begin with the policy of the first, and learn one.
     """
 
     policy: TransformerPolicy
@@ -78,9 +81,9 @@ class Agent(ABC):
                 f"{self.num_generations}."
             )
         for name, unit in (("n_episodes", self.num_generations), ("batch_size", 1)):
-            if (number := getattr(self, name, None)) and number % (unit * distributed.num_ranks()):
+            if (number := getattr(self, name, None)) and number % (unit * ranks.num_ranks()):
                 raise ValueError(
-                    f"{name} must be a multiple of {unit * distributed.num_ranks()}, so that {distributed.num_ranks()} "
+                    f"{name} must be a multiple of {unit * ranks.num_ranks()}, so that {ranks.num_ranks()} "
                     f"processes have equal shares of whole groups, got {number}."
                 )
         if not isinstance(self.policy, TransformerPolicy):
@@ -110,9 +113,9 @@ class Agent(ABC):
                     raise ValueError("kl_target needs an environment with kl_coef > 0 to start from, got 0.")
                 self.kl_coef = process.kl_coef
         if self.env is not None:
-            distributed.begin_alike(self.policy.parameters())
+            ranks.begin_alike(self.policy.parameters())
         self.trained = trained_of(self.policy)
-        self.generator = new_generator(self.policy.device, distributed.seed_of_rank(self.seed))
+        self.generator = new_generator(self.policy.device, ranks.seed_of_rank(self.seed))
         self.learner: Any = self.policy
         self.num_timesteps = 0
         self.num_updates = 0
@@ -179,7 +182,7 @@ class Agent(ABC):
         if reset_num_timesteps:
             self.num_timesteps = self.num_updates = 0
         total_timesteps += self.num_timesteps
-        hidden = not progress_bar or distributed.rank() > 0
+        hidden = not progress_bar or ranks.rank() > 0
         with tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=hidden) as bar:
             while self.num_timesteps < total_timesteps:
                 before = self.num_timesteps
@@ -191,14 +194,14 @@ class Agent(ABC):
                         self.kl_coef, metrics["objective/kl"], self.kl_target, self.n_episodes, self.kl_horizon
                     )
                 written = rollout.mask.sum() + (self.num_timesteps - before)  # and what `train` had to write besides
-                self.num_timesteps = before + int(distributed.sum_over_ranks(written))
+                self.num_timesteps = before + int(ranks.sum_over_ranks(written))
                 self.num_updates += 1
                 bar.update(self.num_timesteps - bar.n)
                 shown = [name for name in ("scores", "kl") if f"objective/{name}" in metrics]
                 bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in shown})
                 if callback is not None:
                     stop = callback(self, rollout, metrics) is False
-                    if any(distributed.of_all_ranks(stop)):
+                    if any(ranks.of_all_ranks(stop)):
                         break
         return self
 
@@ -220,7 +223,7 @@ class Agent(ABC):
 
     def collect(self) -> Rollout:
         """`n_episodes` answers of the policy as it is now; of several processes each collects its share."""
-        count = distributed.share(self.n_episodes)
+        count = ranks.share(self.n_episodes)
         if is_foreign(self.env):
             return collect_episodes(
                 self.env,
@@ -266,8 +269,8 @@ class Agent(ABC):
                 info |= said
             numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
             seen.append(dict(zip(info, numbers, strict=True)) | {"num_answers": float(len(part))})
-        distributed.average_gradients(self.masters.of(self.trained))
-        metrics = whole(distributed.of_all_ranks(whole(seen)))
+        ranks.average_gradients(self.masters.of(self.trained))
+        metrics = whole(ranks.of_all_ranks(whole(seen)))
         return {name: value for name, value in metrics.items() if not name.startswith("num_")}
 
     def step(self) -> float:
@@ -327,10 +330,10 @@ class Agent(ABC):
         learned = {
             "optimizer": gather_moments(self.optimizer.state_dict()),
             "masters": self.masters.state(),
-            "generators": distributed.of_all_ranks(self.generator.get_state()),
+            "generators": ranks.of_all_ranks(self.generator.get_state()),
             "generator_device": self.generator.device.type,
         }
-        if distributed.rank() > 0:
+        if ranks.rank() > 0:
             return
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -385,8 +388,8 @@ class Agent(ABC):
             group["lr"] = own["lr"]
         same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged
         if same_device and "seed" not in settings:
-            if len(state["generators"]) == distributed.num_ranks():
-                agent.generator.set_state(state["generators"][distributed.rank()])
+            if len(state["generators"]) == ranks.num_ranks():
+                agent.generator.set_state(state["generators"][ranks.rank()])
             else:  # another number of processes than before: each goes on with numbers of its own
                 agent.generator.manual_seed(agent.generator.initial_seed() + saved["num_updates"])
         agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]

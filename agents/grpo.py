@@ -19,12 +19,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from agents.agent import Agent, Info, check_range
-from agents.epochs import several_epochs
-from agents.losses import clipped_surrogate_loss
-from agents.metrics import Metrics
-from agents.returns import group_relative, reward_to_go
-from agents.rollout import Rollout
+from agents.agent import Agent, check_range
+from agents.functional import clipped_surrogate_loss, group_relative, reward_to_go
+from agents.sampling import Rollout
+from agents.training import Info, Metrics, several_epochs
 
 
 @dataclass(eq=False)

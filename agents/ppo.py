@@ -18,14 +18,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.agent import Info, check_range
-from agents.critic import CriticAgent
-from agents.distributed import sum_over_ranks
-from agents.epochs import several_epochs
-from agents.losses import clipped_surrogate_loss, value_loss
-from agents.metrics import Metrics
-from agents.returns import explained_variance
-from agents.rollout import Rollout
+from agents.actor_critic_base import CriticAgent
+from agents.agent import check_range
+from agents.functional import clipped_surrogate_loss, explained_variance, value_loss
+from agents.sampling import Rollout
+from agents.training import Info, Metrics, several_epochs, sum_over_ranks
 
 
 @dataclass(eq=False)

@@ -20,14 +20,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Info, check_range
-from agents.distributed import sum_over_ranks
-from agents.episodes import is_foreign
-from agents.losses import policy_gradient_loss
-from agents.metrics import Metrics
-from agents.returns import batch_mean, leave_one_out, reward_to_go
-from agents.rollout import Rollout, collect, states_after
-from textenv.unwrap import process_of
+from agents.agent import Agent, check_range
+from agents.functional import batch_mean, leave_one_out, policy_gradient_loss, reward_to_go
+from agents.sampling import Rollout, collect, is_foreign, states_after
+from agents.training import Info, Metrics, sum_over_ranks
+from textenv import process_of
 
 CHUNK = 256  # states whose continuations are written at once
 

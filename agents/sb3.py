@@ -29,8 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from agents.policy import TransformerPolicy
-from textenv.process import InvalidAction
-from textenv.vector import TextVectorEnv
+from textenv import InvalidAction, TextVectorEnv
 
 
 class TextSpace(spaces.Dict):

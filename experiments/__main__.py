@@ -18,16 +18,18 @@ from rich.markup import escape
 from tqdm import tqdm
 from transformers.utils import logging
 
-from agents import TransformerPolicy
-from agents.distributed import rank
-from experiments.bench.run import BenchConfig, bench
+from agents.policy import TransformerPolicy
+from agents.training import rank
+from experiments.bench import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
-from experiments.config import AGENTS, FlagError, TrialConfig, check_device, read_config
-from experiments.cost_table import CostConfig, cost
+from experiments.config import AGENTS, TrialConfig, check_device
+from experiments.cost import CostConfig, cost
+from experiments.errors import FlagError
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
-from experiments.lecture.run import LectureConfig, lecture
-from experiments.ranks import is_launched, joined
+from experiments.launch import is_launched, joined
+from experiments.lecture import LectureConfig, lecture
 from experiments.reward_model import RewardModelConfig, reward_model
+from experiments.run_folder import read_config
 from experiments.stable_baselines import StableBaselines
 from experiments.trial import INITIAL, prepare, run_trial
 

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents import TransformerPolicy, collect
-from agents.rollout import draw_prompts
-from agents.sampling import new_generator
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, draw_prompts, new_generator
 from experiments.evaluation import Measured, Yardstick, reference_policy
-from textenv.tree import Tree
-from textenv.unwrap import process_of
+from textenv import process_of
+from textenv.exact import Tree
 
 CHUNK = 1024  # answers that are written at once
 

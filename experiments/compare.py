@@ -20,11 +20,11 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from experiments.baselines import best_of_n, random_policy
-from experiments.cluster import in_ray, ray_queue, ray_workers
-from experiments.config import AGENTS, AgentFlags, AgentName, FlagError, TrialConfig
+from experiments.config import AGENTS, AgentFlags, AgentName, TrialConfig
 from experiments.console import plain_console
+from experiments.errors import FlagError
 from experiments.evaluation import sample_answers
-from experiments.processes import going_on, in_processes, process_queue
+from experiments.launch import going_on, in_processes, in_ray, process_queue, ray_queue, ray_workers
 from experiments.report import Summaries, report
 from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from agents import Rollout
+from agents.sampling import Rollout
 
 SHOWN = 5  # answers of a batch
 

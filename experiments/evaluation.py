@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from agents import Rollout, TransformerPolicy, collect
-from agents.sampling import new_generator
-from textenv import exact
-from textenv.causal_lm import CausalLMReference
-from textenv.tree import Tree
-from textenv.unwrap import process_of
+from agents.policy import TransformerPolicy
+from agents.sampling import Rollout, collect, new_generator
+from textenv import exact, process_of
+from textenv.exact import Tree
+from textenv.references import CausalLMReference
 
 EVAL_SEED = 12_345  # the same prompts and random numbers for every policy that is compared
 EVAL_BATCH = 64

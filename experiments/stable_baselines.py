@@ -22,9 +22,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tqdm.auto import tqdm
 
-from agents import TransformerPolicy
-from agents.agent import check_range
-from agents.metrics import Metrics
+from agents import check_range
+from agents.policy import TransformerPolicy
 from agents.sb3 import (
     CausalLMPolicy,
     KLDictRolloutBuffer,
@@ -32,8 +31,8 @@ from agents.sb3 import (
     MaskableCausalLMPolicy,
     TextVecEnv,
 )
-from textenv.unwrap import process_of
-from textenv.vector import TextVectorEnv
+from agents.training import Metrics
+from textenv import TextVectorEnv, process_of
 
 
 @dataclass(eq=False)

@@ -14,25 +14,15 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from agents import Rollout, TransformerPolicy
-from agents.agent import Agent
-from agents.distributed import by_first_rank, num_ranks, rank
-from agents.generate import generate
-from agents.policy import check_compiler
-from agents.recorded import RecordedSampler
-from agents.sampling import Sampler, write
-from experiments.config import (
-    AGENTS,
-    AgentFlags,
-    FlagError,
-    TrialConfig,
-    open_folder,
-    plain,
-    set_attention,
-    write_config,
-)
+from agents import Agent
+from agents.policy import TransformerPolicy, check_compiler
+from agents.sampling import RecordedSampler, Rollout, Sampler, generate, write
+from agents.training import by_first_rank, num_ranks, rank
+from experiments.config import AGENTS, AgentFlags, TrialConfig, set_attention
 from experiments.console import completions_table, plain_console
+from experiments.errors import FlagError
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum, tokens_to_share
+from experiments.run_folder import open_folder, plain, write_config
 from experiments.stable_baselines import StableBaselines
 
 CHECKPOINT_SECONDS = 10.0  # between two checkpoints, or longer, so that they take less than a twentieth of the time

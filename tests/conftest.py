@@ -38,6 +38,6 @@ def switches_of_the_process() -> Iterator[None]:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """`RecordedSampler` calls its step as it is, which needs no seconds and no compiler; see tests/test_compile.py."""
-    from agents.recorded import Tape
+    from agents.sampling.graph import Tape
 
     monkeypatch.setattr(Tape, "_compiled", lambda tape, texts: tape._step)

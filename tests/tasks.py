@@ -10,7 +10,9 @@ import gymnasium as gym
 import numpy as np
 from hypothesis import strategies as st
 
-from textenv import TableReference, TextProcess, WordTokenizer
+from textenv import TextProcess
+from textenv.data import WordTokenizer
+from textenv.references import TableReference
 from textenv.shaping import length_penalty, missing_eos_penalty, potential_based, repetition_penalty
 
 LETTERS = "abcdefgh"

@@ -17,11 +17,11 @@ import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, TransformerPolicy, collect
-from agents.agent import Agent
-from agents.epochs import minibatches
-from agents.metrics import rollout_metrics
-from agents.sampling import new_generator, write
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Agent
+from agents.policy import TransformerPolicy
+from agents.sampling import Rollout, collect, new_generator, write
+from agents.training import rollout_metrics
+from agents.training.updater import minibatches
 from tests.tasks import golden, make, random_reference, stories, words
 from tests.test_gradients import random_policy
 from textenv import exact

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents import collect
-from agents.losses import value_loss
+from agents.functional import value_loss
+from agents.sampling import collect
 from experiments import baselines
 from experiments.baselines import best_of_n, best_of_n_log_probs, random_policy
 from experiments.compare import CompareConfig
-from experiments.config import FlagError
+from experiments.errors import FlagError
 from experiments.evaluation import Yardstick, tokens_to_share
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO
 from experiments.trial import _agent, read_metrics, run_trial

@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from agents import PPO, TransformerPolicy
-from agents.rollout import collect, draw_prompts
-from agents.sampling import Written, write
-from experiments.bench import tables
+from agents import PPO
+from agents.policy import TransformerPolicy
+from agents.sampling import Written, collect, draw_prompts, write
+from experiments.bench import BenchConfig, bench, tables
 from experiments.bench.exactness import EXACT, ExactWork
-from experiments.bench.players import share_of_a_core, take_turns
-from experiments.bench.run import GPU, BenchConfig, bench
+from experiments.bench.run import GPU
 from experiments.bench.tight_loop import Batch, TightPPO, hidden_states, token_log_probs
 from experiments.bench.toys import TOYS, ToyWork, size
+from experiments.bench.variant_process import share_of_a_core, take_turns
 from experiments.bench.variants import VARIANTS, environment, largest_ratio, paid, rounds_of, sampling
 from experiments.bench.work import Work, distinct
-from experiments.config import FlagError
-from textenv.exact import enumerate_tree
-from textenv.unwrap import process_of
+from experiments.errors import FlagError
+from textenv import process_of
+from textenv.tree import enumerate_tree
 
 WORK = Work("smoke", answers=8, prompt=5, tokens=6, epochs=2)
 

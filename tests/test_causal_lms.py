@@ -26,10 +26,11 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents import PPO, REINFORCE, TransformerPolicy, collect
-from agents.sampling import new_generator
+from agents import PPO, REINFORCE
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
 from tests.tasks import letter_values
-from textenv.causal_lm import check_causal
+from textenv.lm import check_causal
 from textenv.testing import play
 
 SMALL: dict[str, Any] = {

@@ -14,17 +14,17 @@ from peft import LoraConfig
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agents import PPO, TransformerPolicy
-from agents.recorded import RecordedSampler
-from agents.rollout import Rollout, draw_prompts
-from agents.sampling import Written, new_generator, write
-from experiments.config import FlagError, TrialConfig
+from agents import PPO
+from agents.policy import TransformerPolicy
+from agents.sampling import RecordedSampler, Rollout, Written, draw_prompts, new_generator, write
+from experiments.config import TrialConfig
+from experiments.errors import FlagError
 from experiments.trial import INITIAL, _agent, prepare, run_trial
 from tests.tasks import TRIAL, make, stories
 from tests.test_dtype import WORST, half_stories
 from tests.test_recorded import ROWS
 from tests.test_sampling import CLOSE, check_frequencies, language_model
-from textenv.unwrap import process_of
+from textenv import process_of
 
 TAJ = "textenv/TajMahal-v0"  # most words are masked
 TOLERANCE = 1e-5  # of the largest number in a gradient
@@ -56,8 +56,8 @@ def test_the_gradient_is_the_plain_one(separate_critic: bool, monkeypatch: pytes
 
     The plain one reads what prompts have in common once.
     """
-    monkeypatch.setattr("textenv.distinct.MIN_SPARED", 1)
-    monkeypatch.setattr("textenv.distinct.MIN_SPARED_PART", 0)
+    monkeypatch.setattr("textenv.lm.inputs.MIN_SPARED", 1)
+    monkeypatch.setattr("textenv.lm.inputs.MIN_SPARED_PART", 0)
     env = gym.make(TAJ)
     policy = TransformerPolicy.for_env(env, separate_critic=separate_critic)
     agent = PPO(policy, env, n_episodes=20, batch_size=8, learning_rate=0.02, seed=0)

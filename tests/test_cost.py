@@ -21,10 +21,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from experiments.config import FlagError
-from experiments.cost import GB, SHAPES, Device, Job, Shape, memory, roomiest, seconds, step_seconds
-from experiments.cost_check import agent_of, check, peak_bytes
-from experiments.cost_table import CHECKED, CostConfig, cost
+from experiments.cost import SHAPES, CostConfig, Device, Job, cost, seconds
+from experiments.cost.check import agent_of, check, peak_bytes
+from experiments.cost.equations import GB, Shape, memory, roomiest, step_seconds
+from experiments.cost.table import CHECKED
+from experiments.errors import FlagError
 
 
 @pytest.mark.parametrize(

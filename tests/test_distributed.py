@@ -27,13 +27,15 @@ import torch.multiprocessing
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, TransformerPolicy, collect
-from agents.distributed import by_first_rank, num_ranks, of_all_ranks, rank, seed_of_rank, sum_over_ranks
-from agents.epochs import minibatches
-from agents.sampling import new_generator
-from agents.sharding import gathered, shard
-from experiments.config import FlagError
-from experiments.ranks import as_told, joined
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents.policy import TransformerPolicy
+from agents.sampling import Rollout, collect, new_generator
+from agents.training import by_first_rank, gathered, num_ranks, rank, shard, sum_over_ranks
+from agents.training.ranks import of_all_ranks, seed_of_rank
+from agents.training.updater import minibatches
+from experiments.errors import FlagError
+from experiments.launch import joined
+from experiments.launch.ranks import as_told
 from experiments.trial import read_metrics
 from tests.tasks import make, words
 from tests.test_gradients import random_policy
@@ -234,8 +236,8 @@ def found_sharded(r: int, folder: Path) -> dict[str, Any]:
         agent = learner(name)
         agent.distribute(shard)
         with pytest.MonkeyPatch.context() as patch:  # whole weights would read prompts once, however short they are
-            patch.setattr("textenv.distinct.MIN_SPARED", 1)
-            patch.setattr("textenv.distinct.MIN_SPARED_PART", 0)
+            patch.setattr("textenv.lm.inputs.MIN_SPARED", 1)
+            patch.setattr("textenv.lm.inputs.MIN_SPARED_PART", 0)
             found[f"learned, {name}"] = learned(agent, mine)
         found[f"kept, {name}"] = sum(master.to_local().numel() for master in agent.masters.of(agent.trained))
         agent = learner(name, torch.float32)  # as checkpoints are

@@ -11,16 +11,16 @@ import gymnasium as gym
 import pytest
 import torch
 
-from agents import PPO, REINFORCE, TransformerPolicy, collect
-from agents.masters import Masters
-from agents.rollout import Rollout
-from agents.sampling import new_generator
+from agents import PPO, REINFORCE
+from agents.policy import TransformerPolicy
+from agents.sampling import Rollout, collect, new_generator
+from agents.training import Masters
 from experiments.__main__ import Run
-from experiments.config import FlagError, TrialConfig
+from experiments.config import TrialConfig
+from experiments.errors import FlagError
 from experiments.trial import INITIAL, _agent, prepare, run_trial
 from tests.tasks import TRIAL, make, stories
-from textenv import exact
-from textenv.unwrap import process_of
+from textenv import exact, process_of
 
 HALF = torch.bfloat16
 MEAN, WORST = 0.02, 0.3  # nats of a token's log-probability; of three seeds on a CPU 0.015 and 0.21

@@ -12,9 +12,9 @@ import torch
 from gymnasium import spaces
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from agents import PPO, REINFORCE, ActorCritic, TransformerPolicy, collect
-from agents.episodes import collect_episodes
-from agents.sampling import new_generator
+from agents import PPO, REINFORCE, ActorCritic
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, collect_episodes, new_generator
 from experiments.examples import blackjack
 from tests.test_gradients import random_policy
 from textenv import exact

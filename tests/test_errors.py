@@ -10,10 +10,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents import collect
+from agents.sampling import collect
 from tests.tasks import assert_same, count_words, forgetful, make, random_reference, stories, words, zero
 from tests.test_gradients import random_policy
-from textenv import InvalidAction, TableReference, TextEnv, TextProcess, TextVectorEnv, WordTokenizer, exact
+from textenv import InvalidAction, TextEnv, TextProcess, TextVectorEnv, exact
+from textenv.data import WordTokenizer
+from textenv.references import TableReference
 from textenv.shaping import length_penalty
 from textenv.testing import play
 

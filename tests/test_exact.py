@@ -29,7 +29,9 @@ from tests.tasks import (
     zero,
 )
 from tests.test_vector import Counting
-from textenv import TableReference, TextProcess, WordTokenizer, exact
+from textenv import TextProcess, exact
+from textenv.data import WordTokenizer
+from textenv.references import TableReference
 from textenv.shaping import length_penalty, potential_based
 from textenv.tree import BATCH, enumerate_tree
 

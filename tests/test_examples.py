@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments.examples import cleanrl_ppo, preference_pairs, sb3_ppo
-from experiments.reward_model import read_pairs
+from experiments.reward_model.pairs import read_pairs
 
 
 @pytest.mark.slow

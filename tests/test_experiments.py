@@ -17,23 +17,16 @@ from rich.table import Table
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from agents import TransformerPolicy
+from agents.policy import TransformerPolicy
 from experiments.__main__ import EvaluateConfig, evaluate
 from experiments.baselines import best_of_n
 from experiments.compare import CompareConfig
-from experiments.config import (
-    AGENTS,
-    EnvFlags,
-    FlagError,
-    TrialConfig,
-    load_reward,
-    open_folder,
-    read_config,
-    write_config,
-)
+from experiments.config import AGENTS, EnvFlags, TrialConfig, load_reward
 from experiments.console import plain_console
+from experiments.errors import FlagError
 from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
 from experiments.report import report, results_table
+from experiments.run_folder import open_folder, read_config, write_config
 from experiments.statistics import interquartile_mean, paired_difference
 from experiments.trial import TrialLog, _agent, initial_policy, read_metrics, run_trial
 from tests.test_gradients import random_policy

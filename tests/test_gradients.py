@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Rollout, TransformerPolicy, collect
-from agents.losses import clipped_surrogate_loss, value_loss
-from agents.sampling import new_generator
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents.functional import clipped_surrogate_loss, value_loss
+from agents.policy import TransformerPolicy
+from agents.sampling import Rollout, collect, new_generator
 from tests.tasks import hashed_potential, make, random_reference, words
 from textenv import exact
 from textenv.shaping import length_penalty, potential_based

@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agents import PPO
-from agents.kl import k1, k2, k3
-from agents.losses import clipped_surrogate_loss, value_loss
-from agents.returns import gae, leave_one_out, reward_to_go
+from agents.functional import clipped_surrogate_loss, gae, k1, k2, k3, leave_one_out, reward_to_go, value_loss
 from agents.sampling import new_generator
-from experiments.config import FlagError
+from experiments.console import plain_console
+from experiments.errors import FlagError
 from experiments.evaluation import Yardstick
 from experiments.lecture import (
+    LectureConfig,
     clip,
     credit_seen,
     credit_variance,
     gamma_lambda,
+    lecture,
     log_derivative,
     old_samples,
     reward_hacking,
@@ -39,8 +40,7 @@ from experiments.lecture.credit_variance import Rung
 from experiments.lecture.enumeration import Enumeration, random_log_probs
 from experiments.lecture.gram import parameter_gram, tabular_gram
 from experiments.lecture.log_derivative import gradient_std
-from experiments.lecture.run import CLAIMS, LectureConfig, _module, _show, lecture
-from experiments.report import plain_console
+from experiments.lecture.run import CLAIMS, _module, _show
 from tests.test_experiments import command
 from tests.test_gradients import random_policy
 from textenv import exact

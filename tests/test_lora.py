@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents import GRPO, PPO, REINFORCE, TransformerPolicy, collect
-from agents.sampling import new_generator
+from agents import GRPO, PPO, REINFORCE
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
 from experiments.trial import initial_policy, read_metrics, run_trial
 from tests.test_causal_lms import CONFIGS, arguments, task
 from tests.test_experiments import tiny

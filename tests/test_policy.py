@@ -11,12 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from agents import PPO, REINFORCE, ActorCritic, TransformerPolicy, collect
-from agents.losses import value_loss
-from agents.sampling import new_generator
+from agents import PPO, REINFORCE, ActorCritic
+from agents.functional import value_loss
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
 from tests.tasks import make, random_reference, stories, words
 from tests.test_gradients import random_policy
-from textenv import TableReference, exact
+from textenv import exact
+from textenv.references import TableReference
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoConfig, LlamaConfig, MistralConfig, OpenAIGPTConfig, OPTConfig
 
-from agents import RLOO, TransformerPolicy, collect
-from agents.rollout import draw_prompts
-from agents.sampling import new_generator, write
+from agents import RLOO
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, draw_prompts, new_generator, write
 from tests.test_causal_lms import CONFIGS, PADDED, SMALL, drifted, model, task
-from textenv.causal_lm import CausalLMReference, forward_answers
-from textenv.distinct import distinct
-from textenv.kv_reader import KVReader
-from textenv.prefix import SharedLayer
-from textenv.unwrap import process_of
+from textenv import process_of
+from textenv.lm import KVReader, forward_answers
+from textenv.lm.inputs import distinct
+from textenv.lm.prefix_sharing import SharedLayer
+from textenv.references import CausalLMReference
 
 EXACT = 1e-5  # of the largest number: norms and rotary positions are in float32, whatever the weights are
 PLAIN = 10**9  # tokens to spare at least: nothing is shared
@@ -56,8 +56,8 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def share(monkeypatch: pytest.MonkeyPatch, least: float) -> None:
     """Where so many tokens need not be read."""
-    monkeypatch.setattr("textenv.distinct.MIN_SPARED", least)
-    monkeypatch.setattr("textenv.distinct.MIN_SPARED_PART", 0)
+    monkeypatch.setattr("textenv.lm.inputs.MIN_SPARED", least)
+    monkeypatch.setattr("textenv.lm.inputs.MIN_SPARED_PART", 0)
 
 
 def causal_lm(kind: str) -> Any:
@@ -120,7 +120,9 @@ def test_it_says_and_learns_the_same(kind: str, separate_critic: bool, monkeypat
     width, horizon = rollout.input_ids.shape[1] - rollout.num_tokens, rollout.num_tokens
     assert counts == [3 * (width - 1) + 24 * horizon] * len(networks)
     share(monkeypatch, 1)
-    monkeypatch.setattr("textenv.prefix.distinct", lambda *args: (*(found := distinct(*args))[:2], found[2].flip(0)))
+    monkeypatch.setattr(
+        "textenv.lm.prefix_sharing.distinct", lambda *args: (*(found := distinct(*args))[:2], found[2].flip(0))
+    )
     assert furthest(read(policy, rollout), plain) > 1e-3
 
 
@@ -140,7 +142,7 @@ def test_what_keys_and_values_do_not_say_is_read_in_one_pass(kind: str, monkeypa
     assert counts[PLAIN] == 6 * 8 and counts[1] == {"llama": 3 + 6 * 5, "no cache": 3 + 6 * 8}.get(kind, 6 * 8)
     if kind in ("dynamic rope", "long rope"):  # control: it would have said something else
         share(monkeypatch, 1)
-        monkeypatch.setattr("textenv.prefix.attends_to_all", lambda config: True)
+        monkeypatch.setattr("textenv.lm.prefix_sharing.attends_to_all", lambda config: True)
         assert not torch.allclose(policy.evaluate_actions(*texts).log_probs, said[PLAIN].log_probs, atol=1e-3)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from experiments.config import FlagError
-from experiments.processes import going_on, in_processes
+from experiments.errors import FlagError
+from experiments.launch import going_on, in_processes
 
 
 def test_results_come_with_their_index() -> None:

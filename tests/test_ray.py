@@ -17,9 +17,9 @@ from unittest import mock
 import pytest
 
 from experiments import trial
-from experiments.cluster import in_ray, ray_queue, ray_workers
 from experiments.compare import CompareConfig, compare, run_told
 from experiments.config import TrialConfig
+from experiments.launch import in_ray, ray_queue, ray_workers
 from experiments.trial import INITIAL, prepare, run_trial
 
 ray = pytest.importorskip("ray")

@@ -13,16 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPTNeoConfig, MistralConfig, Qwen2Config
 from transformers.utils import import_utils
 
-from agents import PPO, REINFORCE, TransformerPolicy, collect
-from agents.recorded import LOOK_UP, RecordedSampler, Tape
-from agents.rollout import draw_prompts
-from agents.sampling import WORTH_LEAVING, new_generator, write
+from agents import PPO, REINFORCE
+from agents.policy import TransformerPolicy
+from agents.sampling import RecordedSampler, collect, draw_prompts, new_generator, write
+from agents.sampling.graph import LOOK_UP, Tape
+from agents.sampling.loop import WORTH_LEAVING
 from experiments import trial
-from experiments.config import FlagError, TrialConfig
+from experiments.config import TrialConfig
+from experiments.errors import FlagError
 from tests.tasks import TRIAL
 from tests.test_dtype import DEVICES
 from tests.test_sampling import CLOSE, language_model
-from textenv.unwrap import process_of
+from textenv import process_of
 
 ROWS = WORTH_LEAVING - 1  # so few that `write` leaves none out, and both draw the same random numbers
 WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default"}  # for the device

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tasks import LETTERS, PROMPTS, make, random_reference, stories, words, zero
-from textenv import TableReference, TextProcess, TextVectorEnv, WordTokenizer
-from textenv.causal_lm import CausalLMReference
-from textenv.follower import Follower
+from textenv import TextProcess, TextVectorEnv
+from textenv.data import WordTokenizer
+from textenv.references import CausalLMReference, TableReference
+from textenv.references.incremental import Follower
 from textenv.testing import play
 
 ANSWERS = {"a b": {"b": 0.5, "b a": 0.2, "": 0.3}, "a b a": {"": 0.25, "a a a": 0.75}, "b": {"b": 3.0, "b b": 1.0}}
@@ -317,7 +318,7 @@ def test_one_parallel_pass_equals_stepping(model: Any) -> None:
 
 def test_one_parallel_pass_may_be_cut_into_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the logits would take too much memory at once, rows are scored in chunks, with the same result."""
-    from textenv import causal_lm
+    from textenv.references import causal_lm
 
     model = tiny_llama()
     reference, rng = CausalLMReference(model), np.random.default_rng(0)

@@ -13,17 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agents.kl import adaptive_kl_coef, k1, k2, k3
-from agents.losses import clipped_surrogate_loss, per_answer, policy_gradient_loss, value_loss
-from agents.returns import (
+from agents.functional import (
+    adaptive_kl_coef,
     batch_mean,
+    clipped_surrogate_loss,
     explained_variance,
     gae,
     group_relative,
+    k1,
+    k2,
+    k3,
     leave_one_out,
     masked_mean,
     masked_whiten,
+    per_answer,
+    policy_gradient_loss,
     reward_to_go,
+    value_loss,
 )
 
 Batch = dict[str, Any]

@@ -28,9 +28,9 @@ from tests.tasks import (
     words,
     zero,
 )
-from textenv import TableReference, TextProcess, TextVectorEnv
+from textenv import TextProcess, TextVectorEnv
 from textenv.bound_policy import masked_log_softmax
-from textenv.causal_lm import CausalLMReference
+from textenv.references import CausalLMReference, TableReference
 from textenv.rewards import Scorer
 from textenv.shaping import (
     Transitions,

@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents import TransformerPolicy, collect
-from agents.sampling import new_generator
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
 from tests.test_gradients import random_policy
 from textenv import TextProcess, exact
 from textenv.tasks import reward_hacking

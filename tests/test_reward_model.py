@@ -21,17 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from agents import collect
-from agents.sampling import new_generator
-from experiments.config import FlagError
-from experiments.pairs import Pair, read_pairs, split
-from experiments.reward_model import (
-    RewardModelConfig,
-    agreement,
-    margins,
-    preference_loss,
-    reward_model,
-)
+from agents.sampling import collect, new_generator
+from experiments.errors import FlagError
+from experiments.reward_model import RewardModelConfig, reward_model
+from experiments.reward_model.pairs import Pair, read_pairs, split
+from experiments.reward_model.training import agreement, margins, preference_loss
 from tests.tasks import PROMPTS, words
 from tests.test_gradients import random_policy
 from textenv.rewards import RewardModel
@@ -340,7 +334,7 @@ def test_held_out_pairs_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.M
         seen[torch.is_grad_enabled()] += [pair.prompt for pair in pairs]
         return margins(reward, pairs)
 
-    monkeypatch.setattr("experiments.reward_model.margins", spy)
+    monkeypatch.setattr("experiments.reward_model.training.margins", spy)
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b c"} for i in range(50)]
     path.write_text("\n".join(map(json.dumps, rows)))

@@ -13,15 +13,14 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from agents import REINFORCE, Rollout, TransformerPolicy, collect
-from agents.sampling import new_generator
+from agents import REINFORCE
+from agents.policy import TransformerPolicy
+from agents.sampling import Rollout, collect, new_generator
 from tests.tasks import SHAPING, golden, letter_values, make, random_reference, stories, words
 from tests.test_gradients import random_policy
-from textenv import TextProcess, exact
-from textenv.process import Texts
+from textenv import TextProcess, Texts, exact, process_of
 from textenv.rewards import vader
 from textenv.testing import play
-from textenv.unwrap import process_of
 
 CLOSE = 1e-5  # absolute, and relative to log-probabilities of rare words (float32 models)
 Pair = tuple[Any, TransformerPolicy]

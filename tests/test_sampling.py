@@ -12,17 +12,17 @@ from scipy.stats import chi2
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
-from agents import PPO, TransformerPolicy, collect
-from agents.generate import generate
-from agents.policy import MANY_WORDS, choose
-from agents.recorded import RecordedSampler
-from agents.sampling import WORTH_LEAVING, Sampler, Written, new_generator, write
+from agents import PPO
+from agents.policy import TransformerPolicy
+from agents.policy.categorical import MANY_WORDS, choose
+from agents.sampling import RecordedSampler, Sampler, Written, collect, generate, new_generator, write
+from agents.sampling.loop import WORTH_LEAVING
 from tests.tasks import make, random_reference, words
 from tests.test_gradients import random_policy
-from textenv import WordTokenizer, exact
-from textenv.causal_lm import FusedGELU
-from textenv.kv_reader import KVReader
-from textenv.unwrap import process_of
+from textenv import exact, process_of
+from textenv.data import WordTokenizer
+from textenv.lm import KVReader
+from textenv.lm.forward import FusedGELU
 
 SAMPLERS = pytest.mark.parametrize(
     "sampler", [write, generate, RecordedSampler()], ids=["write", "generate", "recorded"]

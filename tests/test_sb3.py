@@ -17,8 +17,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from agents import TransformerPolicy, collect
-from agents.sampling import new_generator
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
 from agents.sb3 import (
     CausalLMPolicy,
     KLDictRolloutBuffer,
@@ -30,9 +30,9 @@ from agents.sb3 import (
 )
 from tests.tasks import words
 from tests.test_gradients import random_policy
-from textenv import InvalidAction, TableReference, TextVectorEnv, exact
+from textenv import InvalidAction, TextVectorEnv, exact, process_of
+from textenv.references import TableReference
 from textenv.testing import play
-from textenv.unwrap import process_of
 from textenv.wrappers import FlatTokens
 
 TOY = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2, "kl_coef": 0.5}
@@ -376,7 +376,8 @@ def test_a_vocabulary_of_fifty_thousand() -> None:
     probs[[0, 7, 49_999]] = 1 / 3
     with np.errstate(divide="ignore"):
         reference = TableReference(np.log(probs))
-    from textenv import TextProcess, WordTokenizer
+    from textenv import TextProcess
+    from textenv.data import WordTokenizer
 
     arguments = words(tokenizer=WordTokenizer([f"w{i}" for i in range(size - 1)]), prompts=["w6"], reference=reference)
     envs = TextVecEnv(TextVectorEnv(TextProcess(**arguments), 4, autoreset_mode="SameStep"))

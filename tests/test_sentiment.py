@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents import REINFORCE, TransformerPolicy, collect
-from agents.sampling import new_generator
-from experiments.config import FlagError
+from agents import REINFORCE
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
+from experiments.errors import FlagError
 from experiments.trial import initial_policy, run_trial
 from tests.test_experiments import tiny
-from textenv import smollm2
+from textenv.lm import smollm2
 from textenv.rewards import vader
 from textenv.tasks.sentiment import OPENINGS
 from textenv.testing import play

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.tasks import allowed_action, assert_same, golden, tasks, words
 from textenv import TextEnv, TextProcess
-from textenv.slot import Slot
+from textenv.stepping import Slot
 
 
 def in_arrays(env: TextEnv) -> TextEnv:

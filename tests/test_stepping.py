@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from experiments.bench.environments import environments
 from tests.tasks import letter_values, make, random_reference, words, zero
-from textenv import TableReference, TextProcess, TextVectorEnv, WordTokenizer
-from textenv.finished import Finished
+from textenv import TextProcess, TextVectorEnv
+from textenv.data import WordTokenizer
+from textenv.references import TableReference
 from textenv.rewards import Scorer
 from textenv.testing import play
 
@@ -291,7 +292,7 @@ def test_what_a_reward_says_of_arrays_is_checked(answer: Any, message: str) -> N
             return answer
 
     process = TextProcess(**words())
-    texts = Finished(process, np.array([0, 1]), process.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
+    texts = process.finished(np.array([0, 1]), process.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
     with pytest.raises(ValueError, match=message):
         Scorer(Broken()).score(texts)
 
@@ -303,7 +304,7 @@ def test_the_toys_reward_is_the_same_from_lists_and_arrays() -> None:
     length = rng.integers(1, 13, size=40)
     length[0] = 12
     prompt, tokens = rng.integers(5, size=40), rng.integers(6, size=(40, 12)) * (np.arange(12) < length[:, None])
-    texts = Finished(process, prompt, process.prompt_texts[prompt], tokens, length)
+    texts = process.finished(prompt, process.prompt_texts[prompt], tokens, length)
     assert process.score(texts).tolist() == reward(texts.prompts, texts.completions, texts.completion_ids)
     assert [len(ids) for ids in texts.completion_ids] == length.tolist()
 

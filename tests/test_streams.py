@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textenv.streams import Streams
+from textenv.stepping.prompt_streams import Streams
 
 WORD = 2**64
 

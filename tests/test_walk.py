@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tests.tasks import RandomPolicy, assert_same, golden, letter_values, random_reference, tasks, words
 from tests.test_slot import played
 from tests.test_vector import MODES, both, compare, told
-from textenv import TableReference, TextEnv, TextProcess, TextVectorEnv, WordTokenizer
-from textenv.process import InvalidAction
+from textenv import InvalidAction, TextEnv, TextProcess, TextVectorEnv
+from textenv.data import WordTokenizer
+from textenv.references import TableReference
 from textenv.shaping import length_penalty
-from textenv.slots import Slots
-from textenv.walk import Walk
+from textenv.stepping import Slots, Walk
 
 
 class OfTokens:

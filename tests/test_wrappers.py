@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tasks import allowed_action, make, stories, tasks, words
-from textenv import InvalidAction, exact
+from textenv import InvalidAction, exact, process_of
 from textenv.testing import play
-from textenv.unwrap import process_of
 from textenv.wrappers import FlatTokens, MaskInObservation, TextAction
 
 

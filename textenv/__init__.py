@@ -9,10 +9,12 @@ Importing this package registers the tasks with Gymnasium and imports no torch:
 
 import gymnasium as gym
 
+from textenv.data import WordTokenizer
 from textenv.env import TextEnv
-from textenv.process import InvalidAction, TextProcess
-from textenv.reference import TableReference
-from textenv.tokenizer import WordTokenizer
+from textenv.mdp import InvalidAction, TextProcess
+from textenv.references import TableReference
+from textenv.state import Texts
+from textenv.unwrap import process_of
 from textenv.vector import TextVectorEnv
 
 __version__ = "0.1.0"
@@ -29,4 +31,13 @@ for _id, _task in {
             _id, entry_point="textenv.env:make", vector_entry_point="textenv.vector:make_vec", kwargs={"task": _task}
         )
 
-__all__ = ["InvalidAction", "TableReference", "TextEnv", "TextProcess", "TextVectorEnv", "WordTokenizer"]
+__all__ = [
+    "InvalidAction",
+    "TableReference",
+    "TextEnv",
+    "TextProcess",
+    "TextVectorEnv",
+    "Texts",
+    "WordTokenizer",
+    "process_of",
+]

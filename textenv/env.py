@@ -10,9 +10,10 @@ from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from textenv.bound_policy import PolicyFunction
-from textenv.process import Array, TextProcess
-from textenv.slot import Slot
+from textenv.mdp import TextProcess
 from textenv.spaces import action_space, observation_space
+from textenv.state import Array
+from textenv.stepping import Slot
 
 Observation = dict[str, Array]
 

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textenv.process import TextProcess
+from textenv.mdp import TextProcess
 
 Mask = NDArray[np.int8]
 

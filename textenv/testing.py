@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from textenv.env import TextEnv
-from textenv.process import Array
+from textenv.state import Array
 from textenv.unwrap import process_of
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.finished import Finished
-from textenv.process import Array, TextProcess
+from textenv.mdp import TextProcess
+from textenv.state import Array
 from textenv.unwrap import process_of
 
 MAX_TEXTS = 2_000_000
@@ -213,7 +213,7 @@ def _rewards(
         if finished.any():
             answers = np.concatenate([tokens[states[finished], :time], actions[finished, None]], axis=1)
             length = np.full(len(answers), time + 1)
-            asked = Finished(process, prompt[states[finished]], texts.prompt_text[finished], answers, length)
+            asked = process.finished(prompt[states[finished]], texts.prompt_text[finished], answers, length)
             scores[finished] = process.score(asked)
             if (gold := process.gold_score(asked)) is not None:
                 all_gold[states[finished], actions[finished]] = gold

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import wrappers
 
-from textenv.process import TextProcess
+from textenv.mdp import TextProcess
 
 # What watches an environment and changes nothing that it says or pays.
 WATCHING_WRAPPERS = (

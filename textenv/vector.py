@@ -15,10 +15,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textenv.bound_policy import PolicyFunction
-from textenv.process import Array, TextProcess
-from textenv.slots import Slots, Step
+from textenv.mdp import TextProcess
 from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
-from textenv.walk import Walk, slots_of
+from textenv.state import Array
+from textenv.stepping import Slots, Step, Walk, slots_of
 
 Observation = dict[str, Array]
 Info = dict[str, Any]

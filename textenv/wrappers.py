@@ -11,7 +11,8 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from textenv.env import Observation, TextEnv
-from textenv.process import Array, InvalidAction, TextProcess, Texts
+from textenv.mdp import InvalidAction, TextProcess
+from textenv.state import Array, Texts
 
 
 class FlatTokens(gym.ObservationWrapper[Array, np.int64, Observation], RecordConstructorArgs):

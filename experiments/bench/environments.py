@@ -17,7 +17,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from numpy.typing import NDArray
 
 import textenv
-from textenv.tasks.toy import toy
+from textenv import process_of
 
 Case = Callable[[int], float]  # plays so many steps, returns the seconds that they took
 SLOTS = (1, 64, 1024)
@@ -116,7 +116,7 @@ def vector_case(envs: Any, slots: int, actions: int) -> Case:
 
 def toy_of_lists(slots: int) -> Any:
     """The toy with its reward in TRL's signature alone, as most rewards are: texts and ids are made for it."""
-    process = toy(**TOY)
+    process = process_of(gym.make("textenv/Toy-v0", **TOY))
     (reward,) = process.scorer.functions
     process.scorer.functions = (lambda **texts: reward(**texts),)
     return textenv.TextVectorEnv(process, slots)

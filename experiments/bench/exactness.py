@@ -11,11 +11,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from agents import TransformerPolicy
-from experiments.bench.worker import Played, Round
-from textenv import exact
-from textenv.tree import Tree
-from textenv.unwrap import process_of
+from agents.policy import TransformerPolicy
+from experiments.bench.protocol import Played, Round
+from textenv import exact, process_of
+from textenv.exact import Tree
 
 
 @dataclass(frozen=True)

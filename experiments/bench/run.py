@@ -20,12 +20,13 @@ import torch
 from agents.policy import cpp_compiler
 from experiments.bench.environments import environments
 from experiments.bench.exactness import EXACT, ExactWork
-from experiments.bench.players import share_of_a_core, take_turns
 from experiments.bench.tables import scaling_figure, table
 from experiments.bench.toys import TOYS, ToyWork
+from experiments.bench.variant_process import share_of_a_core, take_turns
 from experiments.bench.work import SIZES, Work
-from experiments.config import FlagError, plain
 from experiments.cost import SHAPES, Device, Job, seconds
+from experiments.errors import FlagError
+from experiments.run_folder import plain
 
 PEERS = Path(".venv-bench")  # as `make bench` makes it
 UPDATES = [

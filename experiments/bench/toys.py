@@ -22,14 +22,14 @@ from stable_baselines3 import PPO as StableBaselinesPPO
 from stable_baselines3.common.logger import Logger
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from agents import PPO, TransformerPolicy, collect
-from agents.sampling import new_generator
+from agents import PPO
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
 from agents.sb3 import KLDictRolloutBuffer, TextVecEnv
+from experiments.bench.protocol import Played, Round
 from experiments.bench.variants import rounds_of
-from experiments.bench.worker import Played, Round
 from experiments.stable_baselines import SB3PPO
-from textenv.unwrap import process_of
-from textenv.vector import TextVectorEnv
+from textenv import TextVectorEnv, process_of
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 import textenv
-from agents import GRPO, PPO, RLOO, TransformerPolicy
-from agents.generate import generate
-from agents.recorded import RecordedSampler
-from agents.rollout import draw_prompts
-from agents.sampling import new_generator, write
+from agents import GRPO, PPO, RLOO
+from agents.policy import TransformerPolicy
+from agents.sampling import RecordedSampler, draw_prompts, generate, new_generator, write
+from experiments.bench.protocol import Played, Round, finish
 from experiments.bench.tight_loop import TightPPO, sample
 from experiments.bench.work import Work, distinct
-from experiments.bench.worker import Played, Round, finish
-from textenv.unwrap import process_of
+from textenv import process_of
 
 
 def environment(work: Work) -> Any:

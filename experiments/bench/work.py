@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from textenv.causal_lm import load_causal_lm
+from textenv.lm import load_causal_lm
 
 
 class Size(NamedTuple):

@@ -20,7 +20,8 @@ import tyro
 from gymnasium import spaces
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from agents import PPO, TransformerPolicy
+from agents import PPO
+from agents.policy import TransformerPolicy
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from textenv.lines import read_jsonl
+from textenv.data import read_jsonl
 
 
 @dataclass

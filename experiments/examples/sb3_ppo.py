@@ -19,7 +19,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 
 import textenv  # noqa: F401, registers the environments
-from agents import TransformerPolicy
+from agents.policy import TransformerPolicy
 from agents.sb3 import (
     CausalLMPolicy,
     KLDictRolloutBuffer,

@@ -1,1 +1,5 @@
-"""The lecture, measured: each claim an experiment on a toy, beside its exact value. `run.py` has the list."""
+"""The lecture's claims, each measured."""
+
+from experiments.lecture.run import LectureConfig, lecture
+
+__all__ = ["LectureConfig", "lecture"]

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from agents import TransformerPolicy
+from agents.policy import TransformerPolicy
 from experiments.evaluation import Yardstick
 from experiments.lecture.old_samples import over_seeds
 from experiments.statistics import Estimate

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from agents.returns import gae, reward_to_go
+from agents.functional import gae, reward_to_go
 from experiments.lecture.credit_variance import values_from_samples
 from experiments.lecture.enumeration import Enumeration, on_the_way
 

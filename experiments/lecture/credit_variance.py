@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from agents.returns import batch_mean, gae, leave_one_out, reward_to_go
+from agents.functional import batch_mean, gae, leave_one_out, reward_to_go
 from experiments.lecture.enumeration import Enumeration, on_the_way
 from experiments.lecture.gram import tabular_gram
 

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents import ActorCritic, TransformerPolicy
+from agents import ActorCritic
+from agents.policy import TransformerPolicy
 from textenv import exact
-from textenv.bound_policy import masked_log_softmax
-from textenv.tree import Tree
+from textenv.exact import Tree, masked_log_softmax
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from agents.returns import gae
+from agents.functional import gae
 from experiments.lecture.enumeration import Enumeration, started_policy
 from experiments.lecture.value_head import fit_values, with_new_critic
 from textenv import exact

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import TransformerPolicy
+from agents.policy import TransformerPolicy
 from experiments.lecture.enumeration import Enumeration
-from textenv.tree import Tree
+from textenv.exact import Tree
 
 
 def tabular_gram(answers: Enumeration) -> Tensor:

@@ -21,14 +21,13 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from agents import REINFORCE, TransformerPolicy, collect
-from agents.losses import policy_gradient_loss
-from agents.returns import reward_to_go
-from agents.sampling import new_generator
+from agents import REINFORCE
+from agents.functional import policy_gradient_loss, reward_to_go
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
 from experiments.lecture.enumeration import Enumeration, started_policy
 from experiments.lecture.gram import parameter_gram
-from textenv import exact
-from textenv.unwrap import process_of
+from textenv import exact, process_of
 
 SAMPLES = tuple(2**i for i in range(13))  # answers a prompt
 REPEATS = 8  # at least; few answers are noisy, so they are drawn more often

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
-from agents import PPO, TransformerPolicy
+from agents import PPO
+from agents.policy import TransformerPolicy
 from experiments.evaluation import Yardstick, share_of_optimum
 from experiments.statistics import Estimate, interquartile_mean
 

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from agents import PPO, TransformerPolicy
+from agents import PPO
+from agents.policy import TransformerPolicy
 from experiments.evaluation import sample_answers
 from textenv import exact
-from textenv.tree import Tree
+from textenv.exact import Tree
 
 BETAS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 SEEDS = (0, 1, 2)

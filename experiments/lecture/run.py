@@ -18,9 +18,10 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from experiments.config import FlagError, open_folder
 from experiments.console import plain_console
-from experiments.processes import going_on, in_processes
+from experiments.errors import FlagError
+from experiments.launch import going_on, in_processes
+from experiments.run_folder import open_folder
 
 # In the lecture's order. Each is a module of this package with `measure() -> numbers` (what JSON can hold),
 # `table(numbers)` and `figure(numbers)`.

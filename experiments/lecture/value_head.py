@@ -20,13 +20,12 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from agents import TransformerPolicy, collect
-from agents.losses import value_loss
-from agents.returns import explained_variance, reward_to_go
-from agents.sampling import new_generator
+from agents.functional import explained_variance, reward_to_go, value_loss
+from agents.policy import TransformerPolicy
+from agents.sampling import collect, new_generator
 from experiments.lecture.enumeration import Enumeration, started_policy
 from textenv import exact
-from textenv.kv_reader import position_ids
+from textenv.lm import position_ids
 
 STEPS = 400
 EPISODES = 64

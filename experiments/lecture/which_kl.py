@@ -23,9 +23,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from agents.kl import ESTIMATORS
-from agents.losses import policy_gradient_loss
-from agents.returns import reward_to_go
+from agents.functional import ESTIMATORS, policy_gradient_loss, reward_to_go
 from experiments.lecture.enumeration import Enumeration, random_log_probs
 from textenv import exact
 

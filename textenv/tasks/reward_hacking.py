@@ -51,10 +51,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from textenv.process import TextProcess
-from textenv.reference import TableReference
+from textenv.data import WordTokenizer
+from textenv.mdp import TextProcess
+from textenv.references import TableReference
 from textenv.shaping import ShapingTerm
-from textenv.tokenizer import WordTokenizer
 
 FACTS = {
     "when do you open": "at nine",

@@ -49,8 +49,8 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from textenv.process import TextProcess
-from textenv.prompts import PromptSource
+from textenv.data import PromptSource
+from textenv.mdp import TextProcess
 from textenv.rewards import vader
 
 OPENINGS = (
@@ -117,7 +117,7 @@ def sentiment(
     """The task."""
     from transformers import AutoTokenizer  # the registry is read without torch
 
-    from textenv import smollm2
+    from textenv.lm import smollm2
 
     if model is None:
         reference, tokenizer = smollm2.load()

@@ -50,10 +50,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from textenv.process import TextProcess
-from textenv.reference import TableReference
+from textenv.data import WordTokenizer
+from textenv.mdp import TextProcess
+from textenv.references import TableReference
 from textenv.shaping import ShapingTerm
-from textenv.tokenizer import WordTokenizer
 
 
 class Place(NamedTuple):

@@ -41,7 +41,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from textenv.process import TextProcess
+from textenv.mdp import TextProcess
 
 
 def text(**arguments: Any) -> TextProcess:

@@ -43,10 +43,10 @@ from typing import Any
 import numpy as np
 
 from textenv.bound_policy import masked_log_softmax
-from textenv.process import TextProcess
-from textenv.reference import TableReference
+from textenv.data import WordTokenizer
+from textenv.mdp import TextProcess
+from textenv.references import TableReference
 from textenv.shaping import ShapingTerm
-from textenv.tokenizer import WordTokenizer
 
 MAX_WEIGHTS = 30_000_000  # about 1.5 GiB while the task is made
 

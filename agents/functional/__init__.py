@@ -1,0 +1,34 @@
+"""Pure functions of [B, T] tensors and a mask: returns, advantages, losses, KL estimators."""
+
+from agents.functional.kl import ESTIMATORS, adaptive_kl_coef, k1, k2, k3
+from agents.functional.losses import clipped_surrogate_loss, per_answer, policy_gradient_loss, value_loss
+from agents.functional.returns import (
+    batch_mean,
+    explained_variance,
+    gae,
+    group_relative,
+    leave_one_out,
+    masked_mean,
+    masked_whiten,
+    reward_to_go,
+)
+
+__all__ = [
+    "ESTIMATORS",
+    "adaptive_kl_coef",
+    "batch_mean",
+    "clipped_surrogate_loss",
+    "explained_variance",
+    "gae",
+    "group_relative",
+    "k1",
+    "k2",
+    "k3",
+    "leave_one_out",
+    "masked_mean",
+    "masked_whiten",
+    "per_answer",
+    "policy_gradient_loss",
+    "reward_to_go",
+    "value_loss",
+]

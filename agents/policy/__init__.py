@@ -1,0 +1,7 @@
+"""The policy: a causal language model with a value head."""
+
+from agents.policy.adapters import ADAPTER
+from agents.policy.compiler import check_compiler, cpp_compiler
+from agents.policy.transformer import ActionEvaluation, TransformerPolicy
+
+__all__ = ["ADAPTER", "ActionEvaluation", "TransformerPolicy", "check_compiler", "cpp_compiler"]

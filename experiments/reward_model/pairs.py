@@ -1,0 +1,81 @@
+"""Preference pairs: two answers to one prompt, of which people chose one; from a file or a `datasets` folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.errors import FlagError
+from textenv.data import read_jsonl
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a JSONL file, or of a folder that `datasets`' `save_to_disk` wrote (its split "train").
+
+    Raises:
+        FlagError: names the file and the line: no JSON, a missing field, an empty answer, twice the same answer.
+    """
+    try:
+        rows = _saved(path) if path.is_dir() else read_jsonl(path)
+    except ValueError as error:
+        raise FlagError(f"--pairs: {error}") from error
+    pairs = [_pair(where, row) for where, row in rows]
+    if not pairs:
+        raise FlagError(f"{path} holds no pair.")
+    return pairs
+
+
+def _pair(where: str, row: Any) -> Pair:
+    for name in Pair._fields:
+        if not isinstance(row, dict) or not isinstance(row.get(name), str):
+            found = f"{name!r} is {row[name]!r}" if isinstance(row, dict) and name in row else f"no {name!r}"
+            raise FlagError(f'{where}: must be an object with the texts "prompt", "chosen", "rejected"; {found}.')
+        if name != "prompt" and not row[name].strip():
+            raise FlagError(f"{where}: the answer {name!r} is empty.")
+    if row["chosen"].strip() == row["rejected"].strip():
+        raise FlagError(f"{where}: chosen and rejected are the same, {row['chosen']!r}.")
+    return Pair(*(row[name] for name in Pair._fields))
+
+
+def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on, and about a share `held_out` of them that is not trained on.
+
+    All pairs of a prompt are on one side; where there is but one prompt, pairs are drawn one by one.
+    """
+    groups: dict[Any, list[Pair]] = {}
+    one = len({pair.prompt for pair in pairs}) == 1
+    for i, pair in enumerate(pairs):
+        groups.setdefault(i if one else pair.prompt, []).append(pair)
+    train: list[Pair] = []
+    test: list[Pair] = []
+    members = list(groups.values())
+    for i in rng.permutation(len(members)):
+        (test if len(test) < max(1, round(held_out * len(pairs))) else train).extend(members[i])
+    return train, test
+
+
+def _saved(path: Path) -> list[tuple[str, Any]]:
+    if importlib.util.find_spec("datasets") is None:
+        raise FlagError(f"--pairs {str(path)!r} is a folder, which needs datasets: pip install datasets.")
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise FlagError(f"--pairs {str(path)!r} is no folder that datasets' save_to_disk wrote: {error}") from error
+    if isinstance(data, datasets.DatasetDict):
+        if "train" not in data:
+            raise FlagError(f"--pairs {str(path)!r} has no split 'train', only {', '.join(data)}.")
+        data = data["train"]
+    return [(f"{path}, row {number}", row) for number, row in enumerate(data)] if len(data) else []

@@ -1,0 +1,78 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.config import AgentFlags
+from experiments.errors import FlagError
+
+
+def write_config(config: Any, folder: Path) -> None:
+    """Write `config.json`: the flags, and the versions that they were run with."""
+    packages = ("textenv", "gymnasium", "torch", "transformers", "numpy", "scipy", "stable-baselines3", "sb3-contrib")
+    versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
+    content = {"flags": plain(config), "versions": versions, "threads": torch.get_num_threads()}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_config(folder: Path, kind: type[Any]) -> Any:
+    """The flags in a folder's `config.json`, as a dataclass of this kind.
+
+    Raises:
+        FlagError: the folder holds no run.
+    """
+    if not (folder / "config.json").is_file():
+        raise FlagError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
+    flags = json.loads((folder / "config.json").read_text())["flags"]
+    for f in dataclasses.fields(AgentFlags):
+        if dataclasses.is_dataclass(f.default_factory):  # an agent's settings
+            flags[f.name] = f.default_factory(**flags.get(f.name, {}))
+    names = {f.name for f in dataclasses.fields(kind)}
+    flags["out"] = None if flags.get("out") is None else Path(flags["out"])
+    return kind(**{name: value for name, value in flags.items() if name in names})
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as JSON can hold it."""
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return content
+
+
+def open_folder(config: Any, name: str, time: str) -> Path:
+    """The folder of a run: new, or with `resume` the one whose flags are the same.
+
+    Raises:
+        FlagError: the folder is in use, or holds a run with other flags.
+    """
+    folder = Path(config.out) if config.out is not None else Path("runs") / f"{name}-{time}"
+    if not (folder / "config.json").is_file():
+        if config.resume:
+            raise FlagError(f"--resume: {str(folder)!r} holds no run to go on with; pass its folder as --out.")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise FlagError(f"--out {str(folder)!r} is not empty; choose another folder.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FlagError(f"--out {str(folder)!r} cannot be made: {error}") from error
+        write_config(config, folder)
+        return folder
+    if not config.resume:
+        raise FlagError(f"--out {str(folder)!r} holds a run; add --resume to go on with it, or choose another folder.")
+    saved = json.loads((folder / "config.json").read_text())["flags"]
+    given = plain(config)
+    ignored = {"resume", "out", "num_workers", "launcher", "device"}
+    if changed := [key for key in given if key not in ignored and given[key] != saved.get(key, given[key])]:
+        key = changed[0]
+        raise FlagError(
+            f"--resume: the run in {str(folder)!r} has {key} = {saved.get(key)!r}, the flags say {given[key]!r}; "
+            "resume with the same flags."
+        )
+    return folder

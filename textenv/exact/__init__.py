@@ -1,0 +1,21 @@
+"""The exact oracle of a toy: the optimum, and values and gradient of any policy, by enumerating every completion."""
+
+from textenv.bound_policy import masked_log_softmax
+from textenv.exact.evaluation import Evaluation, evaluate, evaluate_log_probs
+from textenv.exact.gradient import policy_gradient
+from textenv.exact.solution import Solution, attribute_gap, solve
+from textenv.tree import Tree, TreeTooLarge, enumerate_tree
+
+__all__ = [
+    "Evaluation",
+    "Solution",
+    "Tree",
+    "TreeTooLarge",
+    "attribute_gap",
+    "enumerate_tree",
+    "evaluate",
+    "evaluate_log_probs",
+    "masked_log_softmax",
+    "policy_gradient",
+    "solve",
+]

@@ -1,0 +1,97 @@
+"""The oracle: enumerate every text of a toy, and know what agents can only estimate.
+
+    J(pi)       = E_x E_{y ~ pi} [ r(x, y) - beta log(pi(y|x) / pi_ref(y|x)) ]
+    pi*(y|x)    = pi_ref(y|x) exp(r(x, y) / beta) / Z(x),      J* = E_x beta log Z(x)
+    J* - J(pi)  = beta E_x KL(pi || pi*)
+    V(s_T)      = 0,   Q(s, a) = r(s, a) + V(s a),   V(s) = sum_a pi(a|s) Q(s, a),   A = Q - V
+
+with r(x, y) the score and the shaping along y, and r(s, a) the whole reward of DESIGN, KL included. The optimum is that
+of KL-regularised control: Todorov 2006; Peters et al. 2010; Rafailov et al. 2023 (arXiv:2305.18290), eq. 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.bound_policy import PolicyFunction, masked_log_softmax, policy_logits
+from textenv.state import Array
+from textenv.tree import MAX_TEXTS, Tree, enumerate_tree, in_batches
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy, by enumeration.
+
+    Attributes:
+        objective: J(pi).
+        score: E[score], without shaping.
+        gold_score: E[gold score], None where the task has none.
+        kl: E_x KL(pi || pi_ref), over whole texts.
+        values, q_values, advantages: V [S], Q and A [S, V]; -inf for masked actions.
+        log_probs: log pi(a|s), [S, V].
+        visits: the probability of coming through each state, prompts drawn uniformly, [S].
+        tree: the enumeration.
+    """
+
+    objective: float
+    score: float
+    gold_score: float | None
+    kl: float
+    values: NDArray[np.float64]
+    q_values: NDArray[np.float64]
+    advantages: NDArray[np.float64]
+    log_probs: NDArray[np.float64]
+    visits: NDArray[np.float64]
+    tree: Tree
+
+
+def evaluate(env: Any, policy: PolicyFunction, max_texts: int = MAX_TEXTS) -> Evaluation:
+    """J, score, KL, V, Q and A of a policy, exactly.
+
+    Args:
+        env: an environment, or the `Tree` of one, which saves enumerating it again.
+        policy: `policy(input_ids, attention_mask) -> logits [B, V]` of the next token, or an object that has
+            `next_token_logits`.
+        max_texts: as in `enumerate_tree`.
+    """
+    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
+    vocab_size = tree.process.vocab_size
+    logits = in_batches(len(tree.prompt), lambda rows: policy_logits(policy, *tree.observations(rows), vocab_size))
+    return evaluate_log_probs(tree, masked_log_softmax(logits, tree.child != -2))
+
+
+def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
+    """As `evaluate`, for a policy given as log pi(a|s) in every state, [S, V]."""
+    allowed = tree.child != -2
+    probs = np.exp(log_probs)
+    log_ratio = np.where(probs > 0, log_probs - np.where(allowed, tree.ref_log_probs, 0.0), 0.0)
+    beta = tree.process.kl_coef
+
+    def expectation(level: slice, q_values: Array) -> Array:
+        value: Array = (probs[level] * (q_values - beta * log_ratio[level])).sum(axis=1)
+        return value
+
+    values, before_kl = tree.backward(expectation)
+    # an allowed action that pi never takes has log pi = -inf: its Q is +inf, unless beta = 0
+    never = allowed & (probs == 0)
+    q_values = np.where(allowed, before_kl - beta * log_ratio, -np.inf)
+    if beta > 0:
+        q_values[never] = np.inf
+    first = tree.levels[0]
+    visits = np.exp(tree.reach(log_probs)) / (first.stop - first.start)
+    return Evaluation(
+        objective=float(values[first].mean()),
+        score=float((visits[:, None] * probs * tree.scores).sum()),
+        gold_score=None if tree.gold_scores is None else float((visits[:, None] * probs * tree.gold_scores).sum()),
+        kl=float((visits[:, None] * probs * log_ratio).sum()),
+        values=values,
+        q_values=q_values,
+        advantages=q_values - values[:, None],
+        log_probs=log_probs,
+        visits=visits,
+        tree=tree,
+    )

@@ -1,0 +1,47 @@
+"""The exact policy gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from textenv.exact.evaluation import evaluate
+from textenv.tree import BATCH, MAX_TEXTS, Tree, enumerate_tree
+
+
+def policy_gradient(env: Any, policy: Any, max_texts: int = MAX_TEXTS) -> dict[str, Any]:
+    """The exact gradient of J, by parameter name.
+
+        grad J = sum_s d(s) sum_a pi(a|s) A(s, a) grad log pi(a|s)        (Sutton et al. 2000; A includes the KL)
+
+    with d(s) the probability of coming through s. That r contains log pi adds nothing: E[grad log pi] = 0.
+
+    Args:
+        env: an environment or the `Tree` of one.
+        policy: a torch module with `next_token_logits(input_ids, attention_mask)` that keeps gradients.
+        max_texts: as in `enumerate_tree`.
+
+    Returns:
+        `{name: gradient}` for the parameters that require one; zeros where J does not depend on it.
+    """
+    import torch
+
+    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
+    known = evaluate(tree, policy)
+    probs = np.exp(known.log_probs)
+    weights = known.visits[:, None] * probs * np.where(probs > 0, known.advantages, 0.0)
+    named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in named.items()}
+    with torch.enable_grad():
+        for start in range(0, len(tree.prompt), BATCH):
+            rows = slice(start, start + BATCH)
+            logits = policy.next_token_logits(*tree.observations(rows))
+            allowed = torch.as_tensor(tree.child[rows] != -2, device=logits.device)
+            log_probs = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=-1).masked_fill(~allowed, 0.0)
+            weight = torch.as_tensor(weights[rows], dtype=log_probs.dtype, device=log_probs.device)
+            gradients = torch.autograd.grad((weight * log_probs).sum(), list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
+    return total

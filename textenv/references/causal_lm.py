@@ -1,0 +1,136 @@
+"""Hugging Face causal language models: loading and checking one, one parallel pass over answers, a reference."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textenv.lm import (
+    MAX_LOGITS,
+    KVReader,
+    check_causal,
+    check_vocabulary,
+    forward_answers,
+    fuse_activations,
+    load_causal_lm,
+)
+from textenv.references.incremental import Follower
+
+
+class CausalLMReference:
+    """A frozen causal language model as reference.
+
+    Stepping an environment reads each token once (a KV cache that follows the rows); `token_log_probs` scores whole
+    answers in one parallel pass.
+
+    Args:
+        model: a Hugging Face causal LM, which is copied so that training the original cannot move the reference, or a
+            path or hub id to load one from.
+        vocab_size: V, if the tokenizer has fewer tokens than the model has logits (padded vocabularies); the logits
+            beyond V are cut off.
+
+    Raises:
+        ValueError: the model has fewer logits than V, or so many more that they cannot be padding.
+        TypeError: not a causal LM.
+    """
+
+    full_support = True
+
+    def __init__(self, model: Any, *, vocab_size: int | None = None) -> None:
+        if isinstance(model, str | PathLike):
+            model = load_causal_lm(model)
+        elif hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
+            model = copy.deepcopy(model)
+        else:
+            raise TypeError(
+                "A reference must be None, have log_probs(input_ids, attention_mask), or be a causal language model "
+                f"or a path to one, got {type(model).__name__}."
+            )
+        self.model = fuse_activations(model).eval().requires_grad_(False)
+        check_causal(self.model)
+        self.adapter: Any = None
+        self.config = model.config.get_text_config()
+        self.vocab_size = int(vocab_size or self.config.vocab_size)
+        check_vocabulary(self.vocab_size, self.config.vocab_size, "reference")
+        generation = getattr(model, "generation_config", None)
+        eos_token_id = getattr(generation, "eos_token_id", None)
+        self.eos_token_id = self.config.eos_token_id if eos_token_id is None else eos_token_id
+        self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
+        self._follower, self._reader, self._logits = Follower(), KVReader(self.model), torch.zeros(0, 0)
+        # A sliding window counts columns of the cache, which are not in text order here: such models are read anew.
+        self._cached = not getattr(self.config, "sliding_window", None)
+
+    def check_free(self) -> None:
+        """Raise a ValueError if a policy's adapter sits on these weights."""
+        if self.adapter is not None:
+            raise ValueError("The reference's weights carry an adapter already: make another environment for another.")
+
+    def attach(self, adapter: Any) -> None:
+        """Share these weights with a policy: `adapter`, a `PeftModel` around `model`, is off whenever this reads."""
+        self.check_free()
+        self.adapter = adapter
+
+    def copy_of_model(self) -> Any:
+        """A causal LM of its own with the reference's weights."""
+        return copy.deepcopy(self.model) if self.adapter is None else copy.deepcopy(self.adapter).unload()
+
+    def _adapter_off(self) -> Any:
+        return contextlib.nullcontext() if self.adapter is None else self.adapter.disable_adapter()
+
+    @torch.no_grad()
+    def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float32]:
+        """Next-token log-probabilities, float32 [B, V], of the texts [B, L]."""
+        device = self.model.device
+        ids, mask = torch.as_tensor(input_ids, device=device), torch.as_tensor(attention_mask, device=device)
+        follows, unchanged, last = self._follower.follow(input_ids, attention_mask)
+        new = ~(follows | unchanged)
+        with self._adapter_off():
+            if new.all() or not self._cached:
+                self._logits = self._reader.read(ids, mask).logits[:, -1]
+            else:
+                if follows.any():
+                    reads = torch.as_tensor(follows, device=device)
+                    logits = self._reader.append(torch.as_tensor(last, device=device), reads).logits[:, -1]
+                    self._logits = torch.where(reads[:, None], logits, self._logits)
+                if new.any():
+                    rows = torch.as_tensor(np.flatnonzero(new), device=device)
+                    self._logits = self._logits.clone()
+                    self._logits[rows] = self._reader.replace(rows, ids[rows], mask[rows]).logits[:, -1]
+        self._follower.remember(input_ids, attention_mask)
+        logits = self._logits
+        log_probs: NDArray[np.float32] = logits[:, : self.vocab_size].float().log_softmax(dim=-1).cpu().numpy()
+        return log_probs
+
+    @torch.no_grad()
+    def token_log_probs(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+        """log pi_ref of the tokens in the last T columns of texts [B, L], in one parallel pass. float32 [B, T]."""
+        home, device = input_ids.device, self.model.device
+        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+        rows = max(1, MAX_LOGITS // (num_tokens * self.config.vocab_size))
+        chunks = []
+        for start in range(0, len(input_ids), rows):
+            ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
+            with self._adapter_off():
+                logits = forward_answers(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
+            tokens = ids[:, -num_tokens:, None]
+            chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
+            del logits  # or it would be there beside the next
+        return torch.cat(chunks).to(home)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:
+        """A copy of the weights; the cache stays behind."""
+        return CausalLMReference(self.copy_of_model(), vocab_size=self.vocab_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_follower": Follower(), "_reader": None, "_logits": torch.zeros(0, 0)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reader = KVReader(self.model)

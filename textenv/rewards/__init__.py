@@ -1,0 +1,21 @@
+"""Rewards: scores of finished completions, with the signature of TRL's reward functions."""
+
+from typing import TYPE_CHECKING, Any
+
+from textenv.rewards.finished import Finished
+from textenv.rewards.lexicon import vader
+from textenv.rewards.weighted import RewardFunction, Scorer
+
+if TYPE_CHECKING:
+    from textenv.rewards.classifier import RewardModel
+
+__all__ = ["Finished", "RewardFunction", "RewardModel", "Scorer", "vader"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `RewardModel` on first use: it needs torch, which the rest of this package does not."""
+    if name == "RewardModel":
+        from textenv.rewards.classifier import RewardModel
+
+        return RewardModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

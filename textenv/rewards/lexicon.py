@@ -1,0 +1,26 @@
+"""Rewards from a sentiment lexicon."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+
+def vader(
+    prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: list[Any]
+) -> list[float]:
+    """Sentiment of each completion in [-1, 1]: VADER's compound score (Hutto and Gilbert 2014), a lexicon with rules.
+
+    Needs the package `vaderSentiment` (`pip install textenv[vader]`).
+    """
+    analyzer = _vader_analyzer()
+    return [analyzer.polarity_scores(text)["compound"] for text in completions]
+
+
+@cache  # the lexicon is read once
+def _vader_analyzer() -> Any:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise ImportError("The reward 'vader' needs vaderSentiment: pip install textenv[vader]") from error
+    return SentimentIntensityAnalyzer()
