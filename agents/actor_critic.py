@@ -17,26 +17,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.actor_critic_base import CriticAgent
+from agents.actor_critic_base import ActorCriticBase
 from agents.functional import explained_variance, masked_mean, policy_gradient_loss
 from agents.sampling import Rollout
-from agents.training import Info, Metrics, sum_over_ranks
+from agents.training import Info, Metrics, all_reduce_sum
 
 
 @dataclass(eq=False)
-class ActorCritic(CriticAgent):
+class ActorCritic(ActorCriticBase):
     """Advantage actor-critic; see this file's docstring."""
 
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient, and one down the value error."""
         assert rollout.values is not None
         advantages, returns = self.advantages(rollout)
-        answers = rollout.without_texts()
+        answers = rollout.without_strings()
         rows = torch.arange(len(rollout), device=returns.device)
         metrics = self.backward(rows, lambda rows: self.losses(answers[rows], advantages[rows], returns[rows]))
-        explained = explained_variance(rollout.values, returns, rollout.mask, sum_over_ranks)
+        explained = explained_variance(rollout.values, returns, rollout.mask, all_reduce_sum)
         metrics["val/explained_variance"] = float(explained)
-        metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask, sum_over_ranks))
+        metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask, all_reduce_sum))
         return metrics | {"grad_norm": self.step()}
 
     def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:

@@ -18,11 +18,11 @@ from torch import Tensor
 from agents.agent import Agent, check_range
 from agents.functional import gae, masked_whiten, reward_to_go, value_loss
 from agents.sampling import Rollout
-from agents.training import Info, sum_over_ranks
+from agents.training import Info, all_reduce_sum
 
 
 @dataclass(eq=False)
-class CriticAgent(Agent, ABC):
+class ActorCriticBase(Agent, ABC):
     """An agent whose advantages come from V; see this file's docstring."""
 
     gae_lambda: float = 0.95
@@ -48,7 +48,7 @@ class CriticAgent(Agent, ABC):
     def step(self) -> float:
         """As any agent's; in the first `value_warmup` updates the policy stays where it is."""
         if self.num_updates < self.value_warmup:
-            for master in self.masters.of(self.policy.model.parameters()):
+            for master in self.master_weights.masters_of(self.policy.model.parameters()):
                 master.grad = None
         return super().step()
 
@@ -67,7 +67,7 @@ class CriticAgent(Agent, ABC):
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
         advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
         if self.normalize_advantage:
-            advantages = masked_whiten(advantages, rollout.mask, total=sum_over_ranks)
+            advantages = masked_whiten(advantages, rollout.mask, total=all_reduce_sum)
         return advantages, returns
 
     @abstractmethod

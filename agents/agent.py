@@ -18,21 +18,30 @@ from tqdm.auto import tqdm
 
 from agents.functional import ESTIMATORS, adaptive_kl_coef
 from agents.policy import ADAPTER, TransformerPolicy
-from agents.sampling import Rollout, Sampler, check_spaces, collect, collect_episodes, is_foreign, new_generator, write
+from agents.sampling import (
+    Rollout,
+    Sampler,
+    check_spaces,
+    collect,
+    collect_external,
+    is_external,
+    new_generator,
+    sample,
+)
 from agents.training import (
     Info,
     Losses,
-    Masters,
+    MasterWeights,
     Metrics,
     gather_moments,
-    gathered,
-    over_ranks,
+    gather_tensor,
+    merge_micro_batches,
     ranks,
+    reduce_ranks,
     rollout_metrics,
     shard_moments,
-    whole,
 )
-from textenv import TextProcess, process_of
+from textenv import TextMDP, get_mdp
 
 
 @dataclass(eq=False)
@@ -81,9 +90,9 @@ class Agent(ABC):
                 f"{self.num_generations}."
             )
         for name, unit in (("n_episodes", self.num_generations), ("batch_size", 1)):
-            if (number := getattr(self, name, None)) and number % (unit * ranks.num_ranks()):
+            if (number := getattr(self, name, None)) and number % (unit * ranks.world_size()):
                 raise ValueError(
-                    f"{name} must be a multiple of {unit * ranks.num_ranks()}, so that {ranks.num_ranks()} "
+                    f"{name} must be a multiple of {unit * ranks.world_size()}, so that {ranks.world_size()} "
                     f"processes have equal shares of whole groups, got {number}."
                 )
         if not isinstance(self.policy, TransformerPolicy):
@@ -98,55 +107,55 @@ class Agent(ABC):
         if self.kl_estimator not in ESTIMATORS:
             raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {self.kl_estimator!r}.")
         self.kl_coef: float | None = None  # the task's
-        self.sampler: Sampler = write  # what generates; another may be put here before learning
-        if is_foreign(self.env):
+        self.sampler: Sampler = sample  # what generates; another may be put here before learning
+        if is_external(self.env):
             check_spaces(self.env, self.policy)
             if self.num_generations > 1 or self.kl_target is not None:
                 raise ValueError(
                     "num_generations > 1 and kl_target need an environment of textenv: one of another library begins "
                     "where it likes and has no reference. (REINFORCE: num_generations=1, baseline='mean'.)"
                 )
-        elif (process := self.process) is not None:
-            self._check_fit(process)
+        elif (mdp := self.mdp) is not None:
+            self._check_fit(mdp)
             if self.kl_target is not None:
-                if process.kl_coef == 0:
+                if mdp.kl_coef == 0:
                     raise ValueError("kl_target needs an environment with kl_coef > 0 to start from, got 0.")
-                self.kl_coef = process.kl_coef
+                self.kl_coef = mdp.kl_coef
         if self.env is not None:
-            ranks.begin_alike(self.policy.parameters())
-        self.trained = trained_of(self.policy)
-        self.generator = new_generator(self.policy.device, ranks.seed_of_rank(self.seed))
+            ranks.broadcast_parameters(self.policy.parameters())
+        self.trained = trainable_parameters(self.policy)
+        self.generator = new_generator(self.policy.device, ranks.rank_seed(self.seed))
         self.learner: Any = self.policy
         self.num_timesteps = 0
         self.num_updates = 0
 
     @cached_property
-    def masters(self) -> Masters:
+    def master_weights(self) -> MasterWeights:
         """What Adam steps; made when first asked for, so that no device need hold the whole of what will be sharded."""
-        return Masters(self.trained, trained_of(self.learner))
+        return MasterWeights(self.trained, trainable_parameters(self.learner))
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam, with eps as in Huang et al. 2024 (arXiv:2403.17031)."""
-        return torch.optim.Adam(self.masters.groups(self.parameter_groups()), eps=1e-5)
+        return torch.optim.Adam(self.master_weights.parameter_groups(self.parameter_groups()), eps=1e-5)
 
     @property
-    def process(self) -> TextProcess | None:
+    def mdp(self) -> TextMDP | None:
         """What the environment steps through; None without one, and for one of another library."""
-        return None if self.env is None or is_foreign(self.env) else process_of(self.env)
+        return None if self.env is None or is_external(self.env) else get_mdp(self.env)
 
-    def _check_fit(self, process: TextProcess) -> None:
-        if self.policy.vocab_size != process.vocab_size:
+    def _check_fit(self, mdp: TextMDP) -> None:
+        if self.policy.vocab_size != mdp.vocab_size:
             raise ValueError(
-                f"The policy writes {self.policy.vocab_size} tokens, the environment knows {process.vocab_size}; "
+                f"The policy writes {self.policy.vocab_size} tokens, the environment knows {mdp.vocab_size}; "
                 "use TransformerPolicy.for_env(env), or pass vocab_size= to from_pretrained."
             )
-        config, longest = self.policy.model.config.get_text_config(), process.prompt_width + process.max_new_tokens
+        config, longest = self.policy.model.config.get_text_config(), mdp.prompt_width + mdp.max_new_tokens
         context = getattr(config, "max_position_embeddings", None)
         if context is not None and context < longest:
             raise ValueError(
                 f"The policy's context is {context} tokens, the environment's texts take up to "
-                f"{process.prompt_width} + {process.max_new_tokens}; shorten the prompts or lower max_new_tokens."
+                f"{mdp.prompt_width} + {mdp.max_new_tokens}; shorten the prompts or lower max_new_tokens."
             )
         rope = getattr(config, "rope_parameters", None) or {}
         turns = rope.get("original_max_position_embeddings", longest)
@@ -154,7 +163,7 @@ class Agent(ABC):
             raise ValueError(
                 f"The policy turns positions otherwise in texts of more than {turns} tokens (longrope): what it "
                 "sampled is not what an update would read. The environment's texts take up to "
-                f"{process.prompt_width} + {process.max_new_tokens}; shorten the prompts or lower max_new_tokens."
+                f"{mdp.prompt_width} + {mdp.max_new_tokens}; shorten the prompts or lower max_new_tokens."
             )
 
     @abstractmethod
@@ -187,21 +196,21 @@ class Agent(ABC):
             while self.num_timesteps < total_timesteps:
                 before = self.num_timesteps
                 rollout = self.collect()
-                metrics = over_ranks(rollout_metrics(rollout, self.kl_estimator)) | self.train(rollout)
+                metrics = reduce_ranks(rollout_metrics(rollout, self.kl_estimator)) | self.train(rollout)
                 if self.kl_target is not None and self.kl_coef is not None:
                     metrics["objective/kl_coef"] = self.kl_coef
                     self.kl_coef = adaptive_kl_coef(
                         self.kl_coef, metrics["objective/kl"], self.kl_target, self.n_episodes, self.kl_horizon
                     )
                 written = rollout.mask.sum() + (self.num_timesteps - before)  # and what `train` had to write besides
-                self.num_timesteps = before + int(ranks.sum_over_ranks(written))
+                self.num_timesteps = before + int(ranks.all_reduce_sum(written))
                 self.num_updates += 1
                 bar.update(self.num_timesteps - bar.n)
                 shown = [name for name in ("scores", "kl") if f"objective/{name}" in metrics]
                 bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in shown})
                 if callback is not None:
                     stop = callback(self, rollout, metrics) is False
-                    if any(ranks.of_all_ranks(stop)):
+                    if any(ranks.gather_objects(stop)):
                         break
         return self
 
@@ -215,17 +224,17 @@ class Agent(ABC):
             ValueError: the policy itself was sharded, or a copy would begin without what Adam has learned.
         """
         learner = wrap(self.policy)
-        if not same(trained_of(self.policy), self.trained):
+        if not same(trainable_parameters(self.policy), self.trained):
             raise ValueError("The policy must stay whole, to write; `agents.sharding.shard` shards a copy of it.")
-        if "masters" in vars(self) and not same(trained_of(learner), self.trained):
+        if "master_weights" in vars(self) and not same(trainable_parameters(learner), self.trained):
             raise ValueError("What learns in a copy must be told before learning; of a saved agent, load(..., wrap=).")
         self.learner = learner
 
     def collect(self) -> Rollout:
         """`n_episodes` answers of the policy as it is now; of several processes each collects its share."""
-        count = ranks.share(self.n_episodes)
-        if is_foreign(self.env):
-            return collect_episodes(
+        count = ranks.per_rank(self.n_episodes)
+        if is_external(self.env):
+            return collect_external(
                 self.env,
                 self.policy,
                 count,
@@ -265,20 +274,20 @@ class Agent(ABC):
             info: Info = {}
             for loss, said in losses(part):
                 (len(part) / len(rows) * loss).backward()  # type: ignore[no-untyped-call]
-                self.masters.take_gradients()
+                self.master_weights.accumulate_gradients()
                 info |= said
             numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
             seen.append(dict(zip(info, numbers, strict=True)) | {"num_answers": float(len(part))})
-        ranks.average_gradients(self.masters.of(self.trained))
-        metrics = whole(ranks.of_all_ranks(whole(seen)))
+        ranks.all_reduce_gradients(self.master_weights.masters_of(self.trained))
+        metrics = merge_micro_batches(ranks.gather_objects(merge_micro_batches(seen)))
         return {name: value for name, value in metrics.items() if not name.startswith("num_")}
 
     def step(self) -> float:
         """One step of Adam down the gradient; returns its norm before it was scaled down."""
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.of(self.trained), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.master_weights.masters_of(self.trained), self.max_grad_norm)
         self.optimizer.step()
-        self.masters.give_weights()
-        return gathered(norm).item()
+        self.master_weights.update_weights()
+        return gather_tensor(norm).item()
 
     @torch.no_grad()
     def predict(
@@ -304,8 +313,8 @@ class Agent(ABC):
         action_masks = observation.get("action_mask") if action_masks is None else action_masks
         if action_masks is not None:
             allowed = torch.as_tensor(np.atleast_2d(action_masks), dtype=torch.bool, device=self.policy.device)
-        elif (process := self.process) is not None and not process.full_support:
-            allowed = torch.as_tensor(process.reference.log_probs(ids, attention) > -np.inf, device=self.policy.device)
+        elif (mdp := self.mdp) is not None and not mdp.full_support:
+            allowed = torch.as_tensor(mdp.reference.log_probs(ids, attention) > -np.inf, device=self.policy.device)
             allowed |= ~allowed.any(dim=1, keepdim=True)  # a text that has ended: any token will do
         logits = self.policy.next_token_logits(ids, attention)
         if allowed is not None:
@@ -329,8 +338,8 @@ class Agent(ABC):
         """
         learned = {
             "optimizer": gather_moments(self.optimizer.state_dict()),
-            "masters": self.masters.state(),
-            "generators": ranks.of_all_ranks(self.generator.get_state()),
+            "masters": self.master_weights.state(),
+            "generators": ranks.gather_objects(self.generator.get_state()),
             "generator_device": self.generator.device.type,
         }
         if ranks.rank() > 0:
@@ -338,7 +347,7 @@ class Agent(ABC):
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(path)
-        if self.process is not None and hasattr(tokenizer := self.process.tokenizer, "save_pretrained"):
+        if self.mdp is not None and hasattr(tokenizer := self.mdp.tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(path)
         settings = {name: getattr(self, name) for name in self.hyperparameters()}
         counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "kl_coef": self.kl_coef}
@@ -375,7 +384,7 @@ class Agent(ABC):
         saved = json.loads((path / "agent.json").read_text())
         if saved["agent"] != cls.__name__:
             raise ValueError(f"{str(path)!r} holds the agent {saved['agent']}, not {cls.__name__}.")
-        reference = None if env is None or is_foreign(env) else process_of(env).reference
+        reference = None if env is None or is_external(env) else get_mdp(env).reference
         policy = TransformerPolicy.from_pretrained(path, reference=reference).to(device)
         agent = cls(policy, env, **(saved["settings"] | settings))
         if wrap is not None:
@@ -383,12 +392,12 @@ class Agent(ABC):
         state = torch.load(path / "training_state.pt", map_location="cpu", weights_only=True)
         if policy.has_adapter == (path / ADAPTER).is_dir():  # merged, to predict only: nothing to go on with
             agent.optimizer.load_state_dict(shard_moments(state["optimizer"], agent.optimizer))
-            agent.masters.load_state(state["masters"])
+            agent.master_weights.load_state(state["masters"])
         for group, own in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
             group["lr"] = own["lr"]
         same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged
         if same_device and "seed" not in settings:
-            if len(state["generators"]) == ranks.num_ranks():
+            if len(state["generators"]) == ranks.world_size():
                 agent.generator.set_state(state["generators"][ranks.rank()])
             else:  # another number of processes than before: each goes on with numbers of its own
                 agent.generator.manual_seed(agent.generator.initial_seed() + saved["num_updates"])
@@ -398,7 +407,7 @@ class Agent(ABC):
         return agent
 
 
-def trained_of(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+def trainable_parameters(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The parameters that learn."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from agents.agent import Agent, check_range
 from agents.functional import clipped_surrogate_loss, group_relative, reward_to_go
 from agents.sampling import Rollout
-from agents.training import Info, Metrics, several_epochs
+from agents.training import Info, Metrics, run_epochs
 
 
 @dataclass(eq=False)
@@ -58,8 +58,8 @@ class GRPO(Agent):
         """`n_epochs` passes over the answers, in minibatches."""
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = group_relative(returns, self.num_generations, self.scale_rewards)[:, None].expand_as(rollout.mask)
-        answers = rollout.without_texts()
-        return several_epochs(self, len(rollout), lambda rows: [self.loss(answers[rows], advantages[rows])])
+        answers = rollout.without_strings()
+        return run_epochs(self, len(rollout), lambda rows: [self.loss(answers[rows], advantages[rows])])
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with advantages [B, T], and what is worth watching."""

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.actor_critic_base import CriticAgent
+from agents.actor_critic_base import ActorCriticBase
 from agents.agent import check_range
 from agents.functional import clipped_surrogate_loss, explained_variance, value_loss
 from agents.sampling import Rollout
-from agents.training import Info, Metrics, several_epochs, sum_over_ranks
+from agents.training import Info, Metrics, all_reduce_sum, run_epochs
 
 
 @dataclass(eq=False)
-class PPO(CriticAgent):
+class PPO(ActorCriticBase):
     """Proximal policy optimisation; see this file's docstring."""
 
     n_epochs: int = 4
@@ -51,11 +51,11 @@ class PPO(CriticAgent):
         """`n_epochs` passes over the answers, in minibatches."""
         assert rollout.values is not None
         advantages, returns = self.advantages(rollout)
-        answers = rollout.without_texts()
-        metrics = several_epochs(
+        answers = rollout.without_strings()
+        metrics = run_epochs(
             self, len(rollout), lambda rows: self.losses(answers[rows], advantages[rows], returns[rows])
         )
-        explained = explained_variance(rollout.values, returns, rollout.mask, sum_over_ranks)
+        explained = explained_variance(rollout.values, returns, rollout.mask, all_reduce_sum)
         metrics["val/explained_variance"] = float(explained)
         return metrics
 

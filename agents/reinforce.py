@@ -22,9 +22,9 @@ from torch import Tensor
 
 from agents.agent import Agent, check_range
 from agents.functional import batch_mean, leave_one_out, policy_gradient_loss, reward_to_go
-from agents.sampling import Rollout, collect, is_foreign, states_after
-from agents.training import Info, Metrics, sum_over_ranks
-from textenv import process_of
+from agents.sampling import Rollout, collect, is_external, states_after
+from agents.training import Info, Metrics, all_reduce_sum
+from textenv import get_mdp
 
 CHUNK = 256  # states whose continuations are written at once
 
@@ -51,7 +51,7 @@ class REINFORCE(Agent):
         if self.baseline not in (None, "mean", "leave_one_out"):
             raise ValueError(f"baseline must be None, 'mean' or 'leave_one_out', got {self.baseline!r}.")
         check_range("num_continuations", self.num_continuations, 1)
-        if self.credit == "q" and is_foreign(self.env):
+        if self.credit == "q" and is_external(self.env):
             raise ValueError("credit='q' needs an environment of textenv, which can begin in any state.")
         if self.baseline == "leave_one_out" and self.num_generations < 2:
             raise ValueError("baseline='leave_one_out' needs num_generations >= 2 answers to each prompt, got 1.")
@@ -59,7 +59,7 @@ class REINFORCE(Agent):
     def train(self, rollout: Rollout) -> Metrics:
         """One step up the gradient."""
         weights = self.weights(rollout)
-        answers = rollout.without_texts()
+        answers = rollout.without_strings()
         rows = torch.arange(len(rollout), device=weights.device)
         metrics = self.backward(rows, lambda rows: [self.loss(answers[rows], weights[rows])])
         return metrics | {"grad_norm": self.step()}
@@ -85,17 +85,17 @@ class REINFORCE(Agent):
         if self.baseline is None:
             return weights
         if self.baseline == "mean":
-            return weights - batch_mean(returns, sum_over_ranks)[:, None]
+            return weights - batch_mean(returns, all_reduce_sum)[:, None]
         return weights - leave_one_out(returns, self.num_generations)[:, None]
 
     def q_values(self, rollout: Rollout) -> Tensor:
         """Q(s_t, a_t) ~ r_t + gamma mean_k G_{t+1}^(k) over continuations from s_{t+1}, [B, T]; r_t at the end."""
-        row, time = torch.nonzero(goes_on(rollout), as_tuple=True)
+        row, time = torch.nonzero(has_next_token(rollout), as_tuple=True)
         q_values = rollout.rewards.clone()
         if len(row) == 0:
             return q_values
         for rows, times in zip(row.split(CHUNK), time.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
-            starts = states_after(process_of(self.env), rollout, rows, times, self.num_continuations)
+            starts = states_after(get_mdp(self.env), rollout, rows, times, self.num_continuations)
             onward = collect(
                 self.env,
                 self.policy,
@@ -113,7 +113,7 @@ class REINFORCE(Agent):
         return q_values
 
 
-def goes_on(rollout: Rollout) -> Tensor:
+def has_next_token(rollout: Rollout) -> Tensor:
     """bool [B, T]: the token was written and is not the answer's last."""
     after = torch.cat([rollout.mask[:, 1:], torch.zeros_like(rollout.mask[:, :1])], dim=1)
     return rollout.mask & after

@@ -21,7 +21,7 @@ from torch import Tensor
 from agents.agent import Agent, check_range
 from agents.functional import clipped_surrogate_loss, leave_one_out, reward_to_go
 from agents.sampling import Rollout
-from agents.training import Info, Metrics, several_epochs
+from agents.training import Info, Metrics, run_epochs
 
 
 @dataclass(eq=False)
@@ -53,8 +53,8 @@ class RLOO(Agent):
         """`n_epochs` passes over the answers, in minibatches."""
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = returns - leave_one_out(returns, self.num_generations)
-        answers = rollout.without_texts()
-        return several_epochs(self, len(rollout), lambda rows: [self.loss(answers[rows], advantages[rows])])
+        answers = rollout.without_strings()
+        return run_epochs(self, len(rollout), lambda rows: [self.loss(answers[rows], advantages[rows])])
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """The loss of some answers with advantages [B], and what is worth watching, an answer."""

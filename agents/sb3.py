@@ -32,7 +32,7 @@ from agents.policy import TransformerPolicy
 from textenv import InvalidAction, TextVectorEnv
 
 
-class TextSpace(spaces.Dict):
+class TextObservationSpace(spaces.Dict):
     """The observations of `TextVecEnv`, and what is owed for them.
 
     Stable-Baselines3 hands one and the same observation space to policy and buffer, and nothing else that both see: so
@@ -56,7 +56,7 @@ class TextVecEnv(VecEnv):
     """A batched text environment as Stable-Baselines3 wants it: `reset` and `step` without Gymnasium's flags.
 
     Texts that end begin anew in the same step, so no transition is dead; what they ended as is in their `infos` row
-    (`terminal_observation`, `prompt`, `response`, `score`, `finish_reason`), beside what each step's says
+    (`terminal_observation`, `prompt`, `completion`, `score`, `finish_reason`), beside what each step's says
     (`action_mask`, `ref_log_prob`, `reward_terms`). `TimeLimit.truncated` is always False: the score was paid, nothing
     is to be bootstrapped.
 
@@ -88,13 +88,13 @@ class TextVecEnv(VecEnv):
                 "shaping=), or around TextVecEnv (VecEnvWrapper)."
             )
         self.envs: TextVectorEnv = inner
-        self.process = inner.process  # where our agents and the oracle look for it
+        self.mdp = inner.mdp  # where our agents and the oracle look for it
         self.prompts = inner.prompts
         self.mask_in_observation = mask_in_observation
         parts = dict(inner.single_observation_space.spaces)
         if mask_in_observation:
-            parts["action_mask"] = spaces.Box(0, 1, (inner.process.vocab_size,), np.int8)
-        super().__init__(inner.num_envs, TextSpace(parts, inner.process.kl_coef), inner.single_action_space)
+            parts["action_mask"] = spaces.Box(0, 1, (inner.mdp.vocab_size,), np.int8)
+        super().__init__(inner.num_envs, TextObservationSpace(parts, inner.mdp.kl_coef), inner.single_action_space)
 
     def reset(self) -> Any:
         if any(self._options):
@@ -104,9 +104,9 @@ class TextVecEnv(VecEnv):
         return self._shown(observations, info)
 
     def step_async(self, actions: Any) -> None:
-        if self.envs.slots.policy is not None:
+        if self.envs.episodes.policy is not None:
             raise ValueError(
-                "With a bound policy the environment pays the KL that PaysKL pays too: bind_policy(None). To evaluate "
+                "With a bound policy the environment pays the KL that KLRewardBuffer pays too: bind_policy(None). To evaluate "
                 "with both halves paid, bind a single environment: gym.make('textenv/...', policy=language_model)."
             )
         self.actions = actions
@@ -121,9 +121,11 @@ class TextVecEnv(VecEnv):
             )
             raise
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
-        _share_out(info, infos)
+        _distribute_info(info, infos)
         if terminated.any():
-            _share_out(info["final_info"], infos)  # of a text that ended its last state, as Stable-Baselines3 has it
+            _distribute_info(
+                info["final_info"], infos
+            )  # of a text that ended its last state, as Stable-Baselines3 has it
         for row in np.flatnonzero(terminated):
             infos[row]["terminal_observation"] = self._shown(info["final_obs"][row], infos[row])
         return self._shown(observations, info), rewards.astype(np.float32), terminated, infos
@@ -156,7 +158,7 @@ class TextVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
 
-def _share_out(info: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _distribute_info(info: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """To each row what Gymnasium's vector info says of it: `info[name][row]`, where `info["_name"][row]` is True."""
     for name, values in info.items():
         if name.startswith("_") or name in ("final_obs", "final_info"):
@@ -164,13 +166,13 @@ def _share_out(info: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         known = np.flatnonzero(info[f"_{name}"])
         if isinstance(values, dict):
             parts: list[dict[str, Any]] = [{} for _ in rows]
-            _share_out(values, parts)
+            _distribute_info(values, parts)
             values = parts
         for row in known:
             rows[row][name] = values[row]
 
 
-class PaysKL:
+class KLRewardBuffer:
     """For a rollout buffer: pay `- beta log pi(a|s)` for each step that is added, as it was sampled.
 
     Args:
@@ -195,23 +197,23 @@ class PaysKL:
         """As the buffer's own, with the reward made whole."""
         own = log_prob.detach().cpu().numpy().reshape(np.shape(reward))
         super().add(obs, action, reward - self.kl_coef * own, episode_start, value, log_prob, **more)
-        if isinstance(self.observation_space, TextSpace):
+        if isinstance(self.observation_space, TextObservationSpace):
             self.observation_space.owed = False
 
 
-class KLRolloutBuffer(PaysKL, RolloutBuffer):
+class KLRolloutBuffer(KLRewardBuffer, RolloutBuffer):
     """For PPO and A2C on flat observations."""
 
 
-class KLDictRolloutBuffer(PaysKL, DictRolloutBuffer):
+class KLDictRolloutBuffer(KLRewardBuffer, DictRolloutBuffer):
     """For PPO and A2C on `Dict` observations."""
 
 
-class KLMaskableRolloutBuffer(PaysKL, MaskableRolloutBuffer):
+class KLMaskableRolloutBuffer(KLRewardBuffer, MaskableRolloutBuffer):
     """For MaskablePPO on flat observations."""
 
 
-class KLMaskableDictRolloutBuffer(PaysKL, MaskableDictRolloutBuffer):
+class KLMaskableDictRolloutBuffer(KLRewardBuffer, MaskableDictRolloutBuffer):
     """For MaskablePPO on `Dict` observations."""
 
 
@@ -242,7 +244,7 @@ class Columns(nn.Module):
         return features[:, self.columns]
 
 
-class KeepsPretrained:
+class PretrainedPolicy:
     """For an actor-critic policy: logits and values are the language model's, weights and all.
 
     The features are [logits, V]; between them and the heads are no layers, and the heads only pick their columns.
@@ -300,7 +302,7 @@ class KeepsPretrained:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Samples, as rollouts do; with the tokens the policy's half of their KL falls due."""
-        if isinstance(self.observation_space, TextSpace):
+        if isinstance(self.observation_space, TextObservationSpace):
             self.observation_space.owed = self.observation_space.kl_coef > 0
         return super().forward(*args, **kwargs)
 
@@ -314,9 +316,9 @@ class KeepsPretrained:
         return super().evaluate_actions(*args, **kwargs)
 
 
-class CausalLMPolicy(KeepsPretrained, MultiInputActorCriticPolicy):
+class CausalLMPolicy(PretrainedPolicy, MultiInputActorCriticPolicy):
     """For PPO and A2C: a language model as the policy, actor and critic."""
 
 
-class MaskableCausalLMPolicy(KeepsPretrained, MaskableMultiInputActorCriticPolicy):
+class MaskableCausalLMPolicy(PretrainedPolicy, MaskableMultiInputActorCriticPolicy):
     """The same for MaskablePPO."""

@@ -25,7 +25,7 @@ from experiments.compare import CompareConfig, compare
 from experiments.config import AGENTS, TrialConfig, check_device
 from experiments.cost import CostConfig, cost
 from experiments.errors import FlagError
-from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
+from experiments.evaluation import Evaluator, normalized_objective, sample_completions
 from experiments.launch import is_launched, joined
 from experiments.lecture import LectureConfig, lecture
 from experiments.reward_model import RewardModelConfig, reward_model
@@ -112,14 +112,14 @@ def evaluate(config: EvaluateConfig) -> None:
     """Print objective, score and KL of a trained policy, beside the reference and the optimum; where J* - J is lost."""
     trial, policy = config.load()
     env = trial.make_env()
-    yardstick = Yardstick.of(env, config.eval_episodes)
-    measured = yardstick.measure(policy)
-    baselines = yardstick.baselines()
-    share = share_of_optimum(measured["objective"], baselines)
-    content: dict[str, Any] = measured | {"share_of_optimum": share, "baselines": baselines}
+    evaluator = Evaluator.for_env(env, config.eval_episodes)
+    measured = evaluator.measure(policy)
+    baselines = evaluator.baselines()
+    share = normalized_objective(measured["objective"], baselines)
+    content: dict[str, Any] = measured | {"normalized_objective": share, "baselines": baselines}
     if baselines["optimum"] is not None:
         content["gap_to_optimum"] = baselines["optimum"] - measured["objective"]
-    if costs := yardstick.costliest_states(policy):
+    if costs := evaluator.costliest_states(policy):
         content["costliest_states"] = costs
     print(json.dumps(content, indent=2))
 
@@ -132,11 +132,13 @@ def sample(config: SampleConfig) -> None:
     env = trial.make_env()
     prompts = config.prompt or env.unwrapped.prompts[:3]
     try:
-        answers = sample_answers(env, policy, [p for p in prompts for _ in range(config.num)], config.seed)
+        answers = sample_completions(env, policy, [p for p in prompts for _ in range(config.num)], config.seed)
     except ValueError as error:
         raise FlagError(f"--prompt: {error}") from error
     for answer in answers:
-        print(f"{answer['prompt']} -> {answer['answer']}   (score {answer['score']:.2f}, log-ratio {answer['kl']:.2f})")
+        print(
+            f"{answer['prompt']} -> {answer['completion']}   (score {answer['score']:.2f}, log-ratio {answer['kl']:.2f})"
+        )
 
 
 Command = (

@@ -17,34 +17,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
-from agents.sampling import collect, draw_prompts, new_generator
-from experiments.evaluation import Measured, Yardstick, reference_policy
-from textenv import process_of
+from agents.sampling import collect, new_generator, sample_prompts
+from experiments.evaluation import Evaluator, Measured, reference_policy
+from textenv import get_mdp
 from textenv.exact import Tree
 
 CHUNK = 1024  # answers that are written at once
 
 
-def best_of_n(yardstick: Yardstick, n: int) -> Measured:
+def best_of_n(evaluator: Evaluator, n: int) -> Measured:
     """`objective`, `score`, `kl` (and `gold_score`) of the reference's best of `n`: exact where the task is enumerated.
 
-    Elsewhere n answers to each of the yardstick's prompts are drawn, and the KL is its upper bound, so that the
+    Elsewhere n answers to each of the evaluator's prompts are drawn, and the KL is its upper bound, so that the
     objective is a lower one.
     """
-    if yardstick.tree is not None:
-        return _exact(yardstick.tree, n)
-    reference = reference_policy(yardstick.env)
+    if evaluator.tree is not None:
+        return _exact(evaluator.tree, n)
+    reference = reference_policy(evaluator.env)
     kept: dict[str, list[float]] = {"objective": [], "score": [], "gold_score": []}
     kl = np.log(n) - (n - 1) / n
-    for size, seed in yardstick.batches():
+    for size, seed in evaluator.batches():
         generator = new_generator(reference.device, seed)
-        starts = draw_prompts(process_of(yardstick.env), size * n, n, generator)
+        starts = sample_prompts(get_mdp(evaluator.env), size * n, n, generator)
         columns: dict[str, list[Tensor]] = {name: [] for name in kept}
         for first in range(0, len(starts), CHUNK):
             start = starts[first : first + CHUNK]
-            answers = collect(yardstick.env, reference, generator=generator, values=False, start=start)
+            answers = collect(evaluator.env, reference, generator=generator, values=False, start=start)
             # a table's copy is not quite the reference: without the KL that it is paid
-            columns["objective"].append(answers.rewards.sum(dim=1) + yardstick.kl_coef * (answers.kl - kl))
+            columns["objective"].append(answers.rewards.sum(dim=1) + evaluator.kl_coef * (answers.kl - kl))
             columns["score"].append(answers.scores)
             if answers.gold_scores is not None:
                 columns["gold_score"].append(answers.gold_scores)
@@ -56,9 +56,9 @@ def best_of_n(yardstick: Yardstick, n: int) -> Measured:
 
 
 def best_of_n_log_probs(tree: Tree, n: int) -> NDArray[np.float64]:
-    """log pi(y|x) of every finished text, [N], in the order of `tree.texts()`; among equals the reference decides."""
-    state, _ = tree.texts()
-    log_ref, paid = tree.text_log_probs(tree.ref_log_probs), _paid(tree)
+    """log pi(y|x) of every finished text, [N], in the order of `tree.leaves()`; among equals the reference decides."""
+    state, _ = tree.leaves()
+    log_ref, paid = tree.completion_log_probs(tree.ref_log_probs), _paid(tree)
     log_probs = np.empty_like(log_ref)
     for prompt in np.unique(tree.prompt[state]):
         rows = np.flatnonzero(tree.prompt[state] == prompt)
@@ -79,11 +79,11 @@ def _paid(tree: Tree) -> NDArray[np.float64]:
 
 def _exact(tree: Tree, n: int) -> Measured:
     log_probs = best_of_n_log_probs(tree, n)
-    probs = np.exp(log_probs) / len(tree.process.prompts.texts)
-    log_ratio = np.where(probs > 0, log_probs - tree.text_log_probs(tree.ref_log_probs), 0.0)
-    ends = tree.texts()
+    probs = np.exp(log_probs) / len(tree.mdp.prompts.texts)
+    log_ratio = np.where(probs > 0, log_probs - tree.completion_log_probs(tree.ref_log_probs), 0.0)
+    ends = tree.leaves()
     measured = {
-        "objective": float((probs * (_paid(tree) - tree.process.kl_coef * log_ratio)).sum()),
+        "objective": float((probs * (_paid(tree) - tree.mdp.kl_coef * log_ratio)).sum()),
         "score": float((probs * tree.scores[ends]).sum()),
         "kl": float((probs * log_ratio).sum()),
     }

@@ -23,10 +23,10 @@ from experiments.baselines import best_of_n, random_policy
 from experiments.config import AGENTS, AgentFlags, AgentName, TrialConfig
 from experiments.console import plain_console
 from experiments.errors import FlagError
-from experiments.evaluation import sample_answers
-from experiments.launch import going_on, in_processes, in_ray, process_queue, ray_queue, ray_workers
+from experiments.evaluation import sample_completions
+from experiments.launch import ray_queue, ray_workers, resume_hint, run_in_workers, run_on_ray, worker_queue
 from experiments.report import Summaries, report
-from experiments.trial import INITIAL, prepare, run_trial, shown_prompts
+from experiments.trial import INITIAL, prepare, run_trial, sample_prompt_indices
 
 BaselineName = Literal["random", "best-of-n"]
 
@@ -82,11 +82,11 @@ def compare(config: CompareConfig) -> Path:
     trials = config.trials()
     console = plain_console(width=None if sys.stdout.isatty() else 120)
     console.print("making the policy that all start from, at the reference ...")
-    yardstick, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
+    evaluator, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
     console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to {folder}")
     started = time.monotonic()
-    if (solution := yardstick.solution) is not None:
-        texts = f"{solution.tree.num_texts:,}"
+    if (solution := evaluator.solution) is not None:
+        texts = f"{solution.tree.num_completions:,}"
         console.print(
             f"{texts} texts enumerated: reference J = {solution.reference_objective:.3f}, "
             f"optimum J* = {solution.objective:.3f}"
@@ -94,10 +94,10 @@ def compare(config: CompareConfig) -> Path:
 
     summaries = _run(config, trials, folder, folder / INITIAL)
     by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.learners}
-    untrained = {f"best of {config.best_of_n}": best_of_n(yardstick, config.best_of_n)}
+    untrained = {f"best of {config.best_of_n}": best_of_n(evaluator, config.best_of_n)}
     if "random" in config.agents:
-        untrained["random"] = yardstick.measure(random_policy(policy))
-    before = sample_answers(yardstick.env, policy, shown_prompts(yardstick.env))
+        untrained["random"] = evaluator.measure(random_policy(policy))
+    before = sample_completions(evaluator.env, policy, sample_prompt_indices(evaluator.env))
     report(folder, by_agent, untrained, before, console)
     console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and every run: {folder}")
     return folder
@@ -108,18 +108,18 @@ def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial
     summaries: dict[int, dict[str, Any]] = {}
     told = dict.fromkeys(range(len(trials)), 0)  # tokens of each trial
     with (
-        ray_queue() if config.launcher == "ray" else process_queue() as written,
+        ray_queue() if config.launcher == "ray" else worker_queue() as written,
         tqdm(
             total=len(trials) * config.total_timesteps, unit="tok", unit_scale=True, smoothing=0.05, mininterval=1.0
         ) as bar,
     ):
         folders = [(folder / trial.agent / f"seed-{trial.seed}").resolve() for trial in trials]
         calls = [
-            partial(run_told, index, trial, own, initial.resolve(), written)
+            partial(run_with_progress, index, trial, own, initial.resolve(), written)
             for index, (trial, own) in enumerate(zip(trials, folders, strict=True))
         ]
         again = f"go on from the last checkpoints with the same flags, --out {folder} --resume"
-        with going_on(bar, again), contextlib.closing(_launched(config, calls)) as results:
+        with resume_hint(bar, again), contextlib.closing(_launched(config, calls)) as results:
             for ended in results:
                 told |= dict(_drained(written))
                 bar.update(min(sum(told.values()), bar.total) - bar.n)
@@ -132,11 +132,11 @@ def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial
 def _launched(config: CompareConfig, calls: list[Any]) -> Generator[tuple[int, Any] | None, None, None]:
     if config.launcher == "ray":
         workers = min(config.num_workers or ray_workers(), len(calls))
-        return in_ray(calls, workers, poll=0.3, num_gpus=int(config.device.startswith("cuda")))
-    return in_processes(calls, min(config.num_workers or os.cpu_count() or 1, len(calls)), poll=0.3)
+        return run_on_ray(calls, workers, poll=0.3, num_gpus=int(config.device.startswith("cuda")))
+    return run_in_workers(calls, min(config.num_workers or os.cpu_count() or 1, len(calls)), poll=0.3)
 
 
-def run_told(index: int, config: TrialConfig, folder: Path, initial: Path, written: Any) -> dict[str, Any]:
+def run_with_progress(index: int, config: TrialConfig, folder: Path, initial: Path, written: Any) -> dict[str, Any]:
     """Run a trial on one thread, and put `(index, tokens so far)` into the queue as it goes on."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -159,7 +159,7 @@ def _drained(written: Any) -> Iterator[tuple[int, int]]:
 
 
 def _line(trial: TrialConfig, summary: dict[str, Any]) -> str:
-    share = summary["share_of_optimum"]
+    share = summary["normalized_objective"]
     way = "" if share is None else f", {share:.1%} of the way to the optimum"
     return (
         f"{trial.agent} seed {trial.seed}: J = {summary['objective']:.3f} (score {summary['score']:.3f}, "

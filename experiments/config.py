@@ -18,7 +18,7 @@ import textenv.rewards
 from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Agent
 from experiments.errors import FlagError
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO, StableBaselines
-from textenv import process_of
+from textenv import get_mdp
 from textenv.lm import check_causal
 from textenv.references import CausalLMReference
 from textenv.shaping import missing_eos_penalty
@@ -121,7 +121,7 @@ class EnvFlags:
         try:
             arguments |= self._text_arguments()
             envs = gym.make_vec(self.env, num_envs=1, **arguments)
-            reference = process_of(envs).reference
+            reference = get_mdp(envs).reference
             if isinstance(reference, CausalLMReference):
                 reference.model.to(self.device, getattr(torch, self.dtype))
                 if self.attn_implementation is not None:
@@ -175,7 +175,7 @@ class TrainFlags(EnvFlags):
     compile: bool = False
     """Compile the update's pass (torch.compile): a minute at first; what it then saves, `bench --parts options` says.
     On a CPU it needs a C++ compiler."""
-    sampler: Literal["write", "generate", "recorded"] = "write"
+    sampler: Literal["loop", "generate", "graph"] = "loop"
     """What generates: our loop, transformers' generate, or a step that is recorded once and played back
     (agents/recorded.py): as a CUDA graph; on a CPU compiled, which needs a C++ compiler and some seconds at first."""
     wandb_project: str | None = None
@@ -259,7 +259,7 @@ class TrialConfig(AgentFlags):
             for name in ("lora_rank", "log_completions", "compile"):
                 if getattr(self, name):
                     raise FlagError(f"--{name.replace('_', '-')} is for our agents, not for {self.agent}.")
-            for name, usual in (("dtype", "float32"), ("sampler", "write")):
+            for name, usual in (("dtype", "float32"), ("sampler", "loop")):
                 if (told := getattr(self, name)) != usual:
                     raise FlagError(f"--{name} {told} is for our agents, not for {self.agent}.")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
-from textenv import exact, process_of
+from textenv import exact, get_mdp
 from textenv.exact import Tree
 from textenv.references import CausalLMReference
 
@@ -18,11 +18,11 @@ EVAL_BATCH = 64
 
 
 Measured = dict[str, float]  # objective, score, kl, gold_score where there is one, and their standard errors
-Answers = list[dict[str, Any]]  # prompt, answer, score, kl, and gold_score where there is one
+Completions = list[dict[str, Any]]  # prompt, answer, score, kl, and gold_score where there is one
 
 
 @dataclass
-class Yardstick:
+class Evaluator:
     """What a policy is measured against.
 
     Attributes:
@@ -36,10 +36,10 @@ class Yardstick:
     solution: exact.Solution | None
 
     @classmethod
-    def of(cls, env: Any, episodes: int, max_texts: int = 100_000) -> Yardstick:
+    def for_env(cls, env: Any, episodes: int, max_completions: int = 100_000) -> Evaluator:
         """Solve the task if that takes seconds; else sample."""
         try:
-            return cls(env, episodes, exact.solve(env, max_texts))
+            return cls(env, episodes, exact.solve(env, max_completions))
         except exact.TreeTooLarge:
             return cls(env, episodes, None)
 
@@ -51,7 +51,7 @@ class Yardstick:
     @property
     def kl_coef(self) -> float:
         """beta."""
-        return float(self.env.unwrapped.process.kl_coef)
+        return float(self.env.unwrapped.mdp.kl_coef)
 
     def measure(self, policy: TransformerPolicy) -> Measured:
         """`objective`, `score`, `kl` (and `gold_score`) of a policy; with standard errors where they are estimates."""
@@ -59,7 +59,7 @@ class Yardstick:
             known = exact.evaluate(self.tree, policy)
             measured = {"objective": known.objective, "score": known.score, "kl": known.kl}
             return measured if known.gold_score is None else measured | {"gold_score": known.gold_score}
-        answers = self.answers(policy)
+        answers = self.rollouts(policy)
         columns = {
             "objective": np.concatenate([a.rewards.sum(dim=1).cpu().numpy() for a in answers]),
             "score": np.concatenate([a.scores.cpu().numpy() for a in answers]),
@@ -78,18 +78,18 @@ class Yardstick:
             return []
         tree = self.solution.tree
         known = exact.evaluate(tree, policy)
-        costs = exact.attribute_gap(self.solution, known)
+        costs = exact.suboptimality_by_state(self.solution, known)
         return [
             {
-                "prompt": tree.process.prompts.texts[tree.prompt[state]],
-                "answer_so_far": tree.process.decode(tree.tokens[state][tree.tokens[state] >= 0]),
-                "probability": float(known.visits[state]),
+                "prompt": tree.mdp.prompts.texts[tree.prompt[state]],
+                "completion_so_far": tree.mdp.decode(tree.tokens[state][tree.tokens[state] >= 0]),
+                "probability": float(known.occupancy[state]),
                 "cost": float(costs[state]),
             }
             for state in np.argsort(-costs)[:count]
         ]
 
-    def answers(self, policy: TransformerPolicy) -> list[Rollout]:
+    def rollouts(self, policy: TransformerPolicy) -> list[Rollout]:
         """At least `episodes` answers, in batches; the same prompts at every call."""
         return [
             collect(self.env, policy, size, generator=new_generator(policy.device, seed), values=False)
@@ -123,13 +123,13 @@ class Yardstick:
 
 def reference_policy(env: Any) -> TransformerPolicy:
     """The reference as a policy, to be read and not trained: on its own weights where it is a language model."""
-    process = process_of(env)
-    if isinstance(process.reference, CausalLMReference) and process.reference.adapter is None:
-        return TransformerPolicy(process.reference.model, vocab_size=process.vocab_size)
+    mdp = get_mdp(env)
+    if isinstance(mdp.reference, CausalLMReference) and mdp.reference.adapter is None:
+        return TransformerPolicy(mdp.reference.model, vocab_size=mdp.vocab_size)
     return TransformerPolicy.for_env(env)
 
 
-def share_of_optimum(objective: float, baselines: dict[str, float | None]) -> float | None:
+def normalized_objective(objective: float, baselines: dict[str, float | None]) -> float | None:
     """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum.
 
     None where the optimum is not known, or is the reference.
@@ -140,30 +140,30 @@ def share_of_optimum(objective: float, baselines: dict[str, float | None]) -> fl
     return (objective - reference) / (optimum - reference)
 
 
-def tokens_to_share(share: float, rows: list[dict[str, float]], baselines: dict[str, float | None]) -> float | None:
+def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: dict[str, float | None]) -> float | None:
     """Tokens after which that share of the way to the optimum was first gone, on straight lines between evaluations.
 
     None where it was never gone, or where the optimum is not known.
     """
     evaluations = [row for row in rows if "eval/objective" in row]
     tokens = [row["num_timesteps"] for row in evaluations]
-    shares = [share_of_optimum(row["eval/objective"], baselines) or 0.0 for row in evaluations]
+    shares = [normalized_objective(row["eval/objective"], baselines) or 0.0 for row in evaluations]
     for i, gone in enumerate(shares):
         if gone >= share:
             return float(np.interp(share, shares[max(0, i - 1) : i + 1], tokens[max(0, i - 1) : i + 1]))
     return None
 
 
-def sample_answers(env: Any, policy: TransformerPolicy, prompts: list[Any], seed: int = EVAL_SEED) -> Answers:
+def sample_completions(env: Any, policy: TransformerPolicy, prompts: list[Any], seed: int = EVAL_SEED) -> Completions:
     """One answer of the policy to each prompt (index or text), with its score and KL."""
-    process = env.unwrapped.process
-    texts = process.blank(len(prompts))
+    mdp = env.unwrapped.mdp
+    texts = mdp.empty_state(len(prompts))
     for row, prompt in enumerate(prompts):
-        texts.put(row, process.state(prompt))
+        texts.put(row, mdp.make_state(prompt))
     rollout = collect(env, policy, generator=new_generator(policy.device, seed), values=False, start=texts)
     columns = {
         "prompt": rollout.prompts,
-        "answer": rollout.completions,
+        "completion": rollout.completions,
         "score": rollout.scores.tolist(),
         "kl": rollout.kl.tolist(),
     }

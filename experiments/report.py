@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import plain_console
-from experiments.evaluation import Measured, share_of_optimum
+from experiments.evaluation import Measured, normalized_objective
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 from experiments.trial import read_metrics
 
@@ -66,7 +66,7 @@ def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: di
     table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
     if seeds < 10:
         table.caption = "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
-    known = share_of_optimum(baselines["reference"], baselines) is not None
+    known = normalized_objective(baselines["reference"], baselines) is not None
     gold = baselines.get("reference_gold_score")
     shown = {"objective": "objective J", "score": "score", "gold_score": "gold score", "kl": "KL to reference"}
     if gold is None:
@@ -77,12 +77,12 @@ def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: di
 
     reference = {"objective": baselines["reference"], "score": baselines["reference_score"], "gold_score": gold}
     for name, measured in ({"reference": reference | {"kl": 0.0}} | untrained).items():
-        share = [f"{share_of_optimum(measured['objective'], baselines):.1%}"] if known else []
+        share = [f"{normalized_objective(measured['objective'], baselines):.1%}"] if known else []
         table.add_row(name, *(f"{measured[key]:.3f}" for key in shown), *share)
     table.add_section()
     for name, trials in summaries.items():
         row = _row(trials)
-        share = [f"{row['share_of_optimum'].value:.1%}", _tokens_to_90(trials)] if known else []
+        share = [f"{row['normalized_objective'].value:.1%}", _tokens_to_90(trials)] if known else []
         table.add_row(name, *(str(row[key]) for key in shown), *share, f"{row['tokens_per_second'].value:.0f}")
     if known:
         table.add_section()
@@ -122,8 +122,8 @@ def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Pa
         lines.append(str(first["prompt"]))
         for who, row in [("before", first), *((name, answers[i]) for name, answers in after.items())]:
             prompt = first["prompt"] if who == "before" else ""
-            table.add_row(prompt, who, row["answer"] or "(nothing)", f"{row['score']:.2f}")
-            lines.append(f"  {who:<14} {row['answer']}   ({row['score']:.2f})")
+            table.add_row(prompt, who, row["completion"] or "(nothing)", f"{row['score']:.2f}")
+            lines.append(f"  {who:<14} {row['completion']}   ({row['score']:.2f})")
         table.add_section()
     (folder / "samples.txt").write_text("\n".join(lines) + "\n")
     return table
@@ -184,8 +184,8 @@ def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
     names: list[str] = [
         name for name in ("objective", "score", "gold_score", "kl", "tokens_per_second") if name in trials[0]
     ]
-    if trials[0]["share_of_optimum"] is not None:
-        names.append("share_of_optimum")
+    if trials[0]["normalized_objective"] is not None:
+        names.append("normalized_objective")
     return {name: interquartile_mean([trial[name] for trial in trials]) for name in names}
 
 

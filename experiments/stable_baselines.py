@@ -32,7 +32,7 @@ from agents.sb3 import (
     TextVecEnv,
 )
 from agents.training import Metrics
-from textenv import TextVectorEnv, process_of
+from textenv import TextVectorEnv, get_mdp
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class StableBaselines(ABC):
         check_range("vf_coef", self.vf_coef, 0)
         check_range("max_grad_norm", self.max_grad_norm, 1e-12)
         self.num_updates = 0
-        self.algorithm = self.make(TextVectorEnv(process_of(self.env), self.n_episodes, autoreset_mode="SameStep"))
+        self.algorithm = self.make(TextVectorEnv(get_mdp(self.env), self.n_episodes, autoreset_mode="SameStep"))
         self.algorithm.set_logger(Logger(None, output_formats=[]))  # else it leaves folders behind
 
     @abstractmethod
@@ -163,7 +163,7 @@ class SB3PPO(StableBaselines):
     def make(self, envs: TextVectorEnv) -> Any:
         """PPO."""
         arguments = self.shared(envs, KLDictRolloutBuffer) | self.epochs()
-        return PPO(CausalLMPolicy, TextVecEnv(envs, mask_in_observation=not envs.process.full_support), **arguments)
+        return PPO(CausalLMPolicy, TextVecEnv(envs, mask_in_observation=not envs.mdp.full_support), **arguments)
 
     def epochs(self) -> dict[str, Any]:
         """What PPO takes and A2C does not."""
@@ -188,7 +188,7 @@ class SB3A2C(StableBaselines):
     def make(self, envs: TextVectorEnv) -> Any:
         """A2C."""
         arguments = self.shared(envs, KLDictRolloutBuffer) | {"use_rms_prop": False}
-        return A2C(CausalLMPolicy, TextVecEnv(envs, mask_in_observation=not envs.process.full_support), **arguments)
+        return A2C(CausalLMPolicy, TextVecEnv(envs, mask_in_observation=not envs.mdp.full_support), **arguments)
 
 
 class Stopped(Exception):

@@ -16,12 +16,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents import Agent
 from agents.policy import TransformerPolicy, check_compiler
-from agents.sampling import RecordedSampler, Rollout, Sampler, generate, write
-from agents.training import by_first_rank, num_ranks, rank
+from agents.sampling import GraphSampler, Rollout, Sampler, generate_sampler, sample
+from agents.training import rank, run_on_rank0, world_size
 from experiments.config import AGENTS, AgentFlags, TrialConfig, set_attention
 from experiments.console import completions_table, plain_console
 from experiments.errors import FlagError
-from experiments.evaluation import Yardstick, sample_answers, share_of_optimum, tokens_to_share
+from experiments.evaluation import Evaluator, normalized_objective, sample_completions, tokens_to_reach
 from experiments.run_folder import open_folder, plain, write_config
 from experiments.stable_baselines import StableBaselines
 
@@ -47,12 +47,12 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
         lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
         policy = TransformerPolicy.for_env(env, lora=lora, **settings)
     else:
-        by_first_rank(lambda: _write_initial(config, env, folder))
+        run_on_rank0(lambda: _write_initial(config, env, folder))
         policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
-    return _as_told(config, policy.cast(getattr(torch, config.dtype)).to(config.device))
+    return _apply_flags(config, policy.cast(getattr(torch, config.dtype)).to(config.device))
 
 
-def _as_told(config: AgentFlags, policy: TransformerPolicy) -> TransformerPolicy:
+def _apply_flags(config: AgentFlags, policy: TransformerPolicy) -> TransformerPolicy:
     """How it reads and learns, which no checkpoint says."""
     if config.attn_implementation is not None:
         set_attention(policy.model, config.attn_implementation)
@@ -70,25 +70,25 @@ def _write_initial(config: AgentFlags, env: Any, folder: Path) -> None:
         TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
 
 
-def measured_baselines(yardstick: Yardstick, folder: Path) -> dict[str, float | None]:
+def measure_baselines(evaluator: Evaluator, folder: Path) -> dict[str, float | None]:
     """Reference and optimum, which all trials of a run share; kept in `folder`, since sampling takes a while."""
     path = folder / "baselines.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         whole = path.with_suffix(f".{os.getpid()}")  # trials may begin at once: each writes the same, then moves it
-        whole.write_text(json.dumps(yardstick.baselines(), indent=2) + "\n")
+        whole.write_text(json.dumps(evaluator.baselines(), indent=2) + "\n")
         os.replace(whole, path)
     known: dict[str, float | None] = json.loads(path.read_text())
     return known
 
 
-def shown_prompts(env: Any) -> list[int]:
+def sample_prompt_indices(env: Any) -> list[int]:
     """The prompts whose answers are shown, spread evenly over the environment's."""
     count = len(env.unwrapped.prompts)
     return [int(i) for i in np.linspace(0, count, min(SHOWN_PROMPTS, count), endpoint=False)]
 
 
-def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Yardstick, Path, TransformerPolicy]:
+def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Evaluator, Path, TransformerPolicy]:
     """What a run is measured against (its environment among it), its folder and the policy that its trials start from.
 
     Raises:
@@ -96,20 +96,20 @@ def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Y
             may be about to read it, and to find the same error).
     """
     env = environment(config)
-    folder = by_first_rank(lambda: open_folder(config, name, time.strftime("%Y%m%d-%H%M%S")))
+    folder = run_on_rank0(lambda: open_folder(config, name, time.strftime("%Y%m%d-%H%M%S")))
     try:
-        yardstick = Yardstick.of(env, config.eval_episodes)
-        measured_baselines(yardstick, folder / INITIAL)  # a reward that fails does so now
+        evaluator = Evaluator.for_env(env, config.eval_episodes)
+        measure_baselines(evaluator, folder / INITIAL)  # a reward that fails does so now
         policy = initial_policy(config, env, folder / INITIAL)
         for trial in trials:
             trial.make_agent(policy, env)
-            if trial.sampler == "recorded" and policy.device.type == "cpu":
+            if trial.sampler == "graph" and policy.device.type == "cpu":
                 check_compiler()
     except (ValueError, TypeError, ImportError) as error:
-        if not config.resume and num_ranks() == 1:
+        if not config.resume and world_size() == 1:
             shutil.rmtree(folder)
         raise FlagError(str(error)) from error
-    return yardstick, folder, policy
+    return evaluator, folder, policy
 
 
 def run_trial(
@@ -143,25 +143,25 @@ def run_trial(
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
     env = environment(config)
-    yardstick = Yardstick.of(env, config.eval_episodes)
-    baselines = measured_baselines(yardstick, initial)
+    evaluator = Evaluator.for_env(env, config.eval_episodes)
+    baselines = measure_baselines(evaluator, initial)
     agent = _agent(config, env, folder, initial, wrap)
     if isinstance(agent, Agent):
-        samplers: dict[str, Sampler] = {"write": write, "generate": generate, "recorded": RecordedSampler()}
+        samplers: dict[str, Sampler] = {"loop": sample, "generate": generate_sampler, "graph": GraphSampler()}
         agent.sampler = samplers[config.sampler]
     progress(agent.num_timesteps)
 
-    with TrialLog(config, folder, yardstick, agent, progress) as log:
+    with TrialLog(config, folder, evaluator, agent, progress) as log:
         agent.learn(max(0, config.total_timesteps - agent.num_timesteps), callback=log, reset_num_timesteps=False)
         log.checkpoint()
-        measured = yardstick.measure(agent.policy)
-        answers = sample_answers(env, agent.policy, shown_prompts(env))
+        measured = evaluator.measure(agent.policy)
+        answers = sample_completions(env, agent.policy, sample_prompt_indices(env))
         summary = {
             "agent": config.agent,
             "seed": config.seed,
             **measured,
-            "share_of_optimum": share_of_optimum(measured["objective"], baselines),
-            "tokens_to_90": tokens_to_share(0.9, log.rows, baselines),
+            "normalized_objective": normalized_objective(measured["objective"], baselines),
+            "tokens_to_90": tokens_to_reach(0.9, log.rows, baselines),
             "baselines": baselines,
             "num_timesteps": agent.num_timesteps,
             "num_updates": agent.num_updates,
@@ -181,7 +181,7 @@ def _agent(
     kind = AGENTS[config.agent]
 
     def as_before(policy: TransformerPolicy) -> Any:  # what a checkpoint does not say
-        policy = _as_told(config, policy)
+        policy = _apply_flags(config, policy)
         return policy if wrap is None else wrap(policy)
 
     for name in CHECKPOINTS:
@@ -204,13 +204,13 @@ class TrialLog:
         self,
         config: TrialConfig,
         folder: Path,
-        yardstick: Yardstick,
+        evaluator: Evaluator,
         agent: Agent | StableBaselines,
         progress: Callable[[int], None],
     ) -> None:
-        self.config, self.folder, self.yardstick, self.agent, self.progress = config, folder, yardstick, agent, progress
+        self.config, self.folder, self.evaluator, self.agent, self.progress = config, folder, evaluator, agent, progress
         self.grid = np.linspace(0, config.total_timesteps, config.num_evals + 1)
-        rows = by_first_rank(lambda: read_metrics(folder))  # which begins the file anew below
+        rows = run_on_rank0(lambda: read_metrics(folder))  # which begins the file anew below
         self.rows = [row for row in rows if row["num_updates"] <= agent.num_updates]
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
         self.reported = agent.num_timesteps
@@ -221,7 +221,7 @@ class TrialLog:
         if rank() == 0:
             self._open()
         if not self.rows:
-            first = self.yardstick.measure(self.agent.policy)
+            first = self.evaluator.measure(self.agent.policy)
             self.write({"num_timesteps": 0, "num_updates": 0, "seconds": 0.0} | _prefixed(first))
         self.last_time = time.monotonic()
         return self
@@ -263,14 +263,14 @@ class TrialLog:
         if np.searchsorted(self.grid, self.reported, "right") < np.searchsorted(
             self.grid, agent.num_timesteps, "right"
         ):
-            row |= _prefixed(self.yardstick.measure(agent.policy))
+            row |= _prefixed(self.evaluator.measure(agent.policy))
         self.write(row)
         every = self.config.log_completions
         if rank() == 0 and every and agent.num_updates % every == 0 and isinstance(rollout, Rollout):
             plain_console().print(completions_table(rollout, agent.num_updates))
         self.progress(agent.num_timesteps - self.reported)
         self.reported = agent.num_timesteps
-        if by_first_rank(self._is_due):
+        if run_on_rank0(self._is_due):
             self.checkpoint()
         self.last_time = time.monotonic()
 

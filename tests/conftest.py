@@ -37,7 +37,7 @@ def switches_of_the_process() -> Iterator[None]:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`RecordedSampler` calls its step as it is, which needs no seconds and no compiler; see tests/test_compile.py."""
-    from agents.sampling.graph import Tape
+    """`GraphSampler` calls its step as it is, which needs no seconds and no compiler; see tests/test_compile.py."""
+    from agents.sampling.graph import CapturedStep
 
-    monkeypatch.setattr(Tape, "_compiled", lambda tape, texts: tape._step)
+    monkeypatch.setattr(CapturedStep, "_compiled", lambda tape, texts: tape._step)

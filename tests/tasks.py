@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from hypothesis import strategies as st
 
-from textenv import TextProcess
+from textenv import TextMDP
 from textenv.data import WordTokenizer
 from textenv.references import TableReference
 from textenv.shaping import length_penalty, missing_eos_penalty, potential_based, repetition_penalty
@@ -98,7 +98,7 @@ def random_reference(vocab_size: int, seed: int, sparse: bool) -> TableReference
 
 
 def words(vocab_size: int = 4, **arguments: Any) -> dict[str, Any]:
-    """Arguments of Text-v0 (and of TextProcess) for a small vocabulary of letters."""
+    """Arguments of Text-v0 (and of TextMDP) for a small vocabulary of letters."""
     tokenizer = WordTokenizer(list(LETTERS[: vocab_size - 1]))
     return {
         "tokenizer": tokenizer,
@@ -141,9 +141,9 @@ def tasks(draw: Any, max_vocab: int = 5, max_tokens: int = 4) -> dict[str, Any]:
     )
 
 
-def process(**arguments: Any) -> TextProcess:
+def mdp(**arguments: Any) -> TextMDP:
     """The process of `words(...)`."""
-    return TextProcess(**words(**arguments))
+    return TextMDP(**words(**arguments))
 
 
 def make(arguments: dict[str, Any], **more: Any) -> Any:

@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Agent
 from agents.policy import TransformerPolicy
-from agents.sampling import Rollout, collect, new_generator, write
+from agents.sampling import Rollout, collect, new_generator, sample
 from agents.training import rollout_metrics
 from agents.training.updater import minibatches
 from tests.tasks import golden, make, random_reference, stories, words
@@ -454,7 +454,7 @@ def test_beta_is_steered_and_is_what_is_paid(kind: Any) -> None:
         error = min(max((kl_by_hand(rollout, "k1") - 0.2) / 0.2, -0.2), 0.2)
         beta *= 1 + error * 16 / 80
     assert agent.kl_coef == pytest.approx(beta, rel=1e-6)
-    assert len(set(betas)) == 6 and env.unwrapped.process.kl_coef == 0.5
+    assert len(set(betas)) == 6 and env.unwrapped.mdp.kl_coef == 0.5
     plain = agent_of(kind, env)  # control: without a target the task's beta is paid, and none is told
     assert "objective/kl_coef" not in steered_updates(plain, 2)[-1][1] and plain.kl_coef is None
 
@@ -596,7 +596,7 @@ def test_the_mean_of_evaluate_policy_is_the_expected_reward() -> None:
     known = exact.evaluate(env, agent.policy)
     probs = np.exp(known.log_probs)
     log_pi = np.where(probs > 0, known.log_probs, 0.0)
-    entropy = -float((known.visits[:, None] * probs * log_pi).sum())
+    entropy = -float((known.occupancy[:, None] * probs * log_pi).sum())
     expected = known.objective - 0.5 * entropy  # J pays -beta log pi on top
     returns, _ = evaluate_policy(
         agent, Monitor(env), n_eval_episodes=600, deterministic=False, return_episode_rewards=True
@@ -660,7 +660,7 @@ def test_an_agent_without_an_environment_predicts(tmp_path: Path) -> None:
 def share(env: Any, policy: TransformerPolicy) -> float:
     """How far J has come from the reference (0) to the exact optimum (1)."""
     best = exact.solve(env)
-    return best.share(exact.evaluate(env, policy).objective)
+    return best.normalized_objective(exact.evaluate(env, policy).objective)
 
 
 @pytest.fixture(scope="module")
@@ -710,20 +710,20 @@ def test_without_a_learning_rate_nothing_is_learnt(small_toy: tuple[Any, Transfo
 def test_taj_mahal_is_learnt_and_only_from_its_reward(kind: Any) -> None:
     """40 000 tokens: above 90% of the way to the exact optimum; with the reward's sign flipped, below the reference."""
     env = gym.make("textenv/TajMahal-v0")
-    process = env.unwrapped.process
+    mdp = env.unwrapped.mdp
     rows = [
         {"prompt": text, "landmark": landmark}
-        for text, landmark in zip(process.prompts.texts, process.prompts.columns["landmark"], strict=True)
+        for text, landmark in zip(mdp.prompts.texts, mdp.prompts.columns["landmark"], strict=True)
     ]
     flipped = make(
         {
-            "tokenizer": process.tokenizer,
+            "tokenizer": mdp.tokenizer,
             "prompts": rows,
             "reward": truth,
             "reward_weights": [-1.0],
-            "reference": process.reference,
-            "max_new_tokens": process.max_new_tokens,
-            "kl_coef": process.kl_coef,
+            "reference": mdp.reference,
+            "max_new_tokens": mdp.max_new_tokens,
+            "kl_coef": mdp.kl_coef,
         }
     )
     start = TransformerPolicy.for_env(env)
@@ -843,9 +843,9 @@ def test_what_an_agent_generates_by_writes_its_continuations_too() -> None:
     agent = agent_of(REINFORCE, credit="q", num_continuations=2)
     rows: list[int] = []
 
-    def counted(policy: Any, process: Any, texts: Any, generator: torch.Generator) -> Any:
+    def counted(policy: Any, mdp: Any, texts: Any, generator: torch.Generator) -> Any:
         rows.append(len(texts.prompt))
-        return write(policy, process, texts, generator)
+        return sample(policy, mdp, texts, generator)
 
     agent.sampler = counted
     rollout = agent.collect()

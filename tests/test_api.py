@@ -1,4 +1,4 @@
-"""Gymnasium's contract, as Gymnasium's and Stable-Baselines3's checkers, pickle and a reader of the infos see it."""
+"""Gymnasium's contract, as Gymnasium's and Stable-Baselines3's checkers, pickle and a decoder of the infos see it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 import textenv
 from tests.tasks import RandomPolicy, allowed_action, assert_same, rollout, stories, words
-from textenv import TextEnv, TextProcess, TextVectorEnv
+from textenv import TextEnv, TextMDP, TextVectorEnv
 
 IDS = sorted(name for name in gym.registry if name.startswith("textenv/"))
 CASES = [*(name for name in IDS if name != "textenv/Text-v0"), "words", "stories"]
@@ -95,27 +95,27 @@ class BadObservation(TextEnv):
 def test_checkers_would_complain(check: Any) -> None:
     """Negative control: the checkers refuse an observation of another type."""
     with pytest.raises(Exception, match=r"input_ids|observation"):
-        check(BadObservation(TextProcess(**words())))
+        check(BadObservation(TextMDP(**words())))
 
 
 def test_spaces_are_those_of_the_contract(case: tuple[str, dict[str, Any]]) -> None:
     """Dict(input_ids int64 (L,), attention_mask int8 (L,)) and Discrete(V); prompts padded on the left."""
     name, arguments = case
     env = gym.make(name, **arguments)
-    process = env.unwrapped.process
-    length = process.prompt_width + process.max_new_tokens
+    mdp = env.unwrapped.mdp
+    length = mdp.prompt_width + mdp.max_new_tokens
     space = env.observation_space
     assert set(space.spaces) == {"input_ids", "attention_mask"}
     assert (space["input_ids"].shape, space["input_ids"].dtype) == ((length,), np.int64)
     assert (space["attention_mask"].shape, space["attention_mask"].dtype) == ((length,), np.int8)
-    assert isinstance(env.action_space, gym.spaces.Discrete) and env.action_space.n == len(process.tokenizer)
+    assert isinstance(env.action_space, gym.spaces.Discrete) and env.action_space.n == len(mdp.tokenizer)
     for index, prompt in enumerate(env.unwrapped.prompts):
         observation, _ = env.reset(options={"prompt": index})
-        ids = process.tokenizer.encode(prompt)
-        width = process.prompt_width
+        ids = mdp.tokenizer.encode(prompt)
+        width = mdp.prompt_width
         assert observation["input_ids"][width - len(ids) : width].tolist() == ids
         assert observation["attention_mask"].tolist() == (
-            [0] * (width - len(ids)) + [1] * len(ids) + [0] * process.max_new_tokens
+            [0] * (width - len(ids)) + [1] * len(ids) + [0] * mdp.max_new_tokens
         )
 
 
@@ -141,13 +141,13 @@ def test_info_has_the_keys_of_the_contract(case: tuple[str, dict[str, Any]]) -> 
             assert sum(info["reward_terms"].values()) == pytest.approx(reward, abs=1e-12)
             rewards += reward
             log_probs.append(info["ref_log_prob"])
-            last = {"prompt", "response", "score", "finish_reason"} | ({"kl"} if policy else set())
+            last = {"prompt", "completion", "score", "finish_reason"} | ({"kl"} if policy else set())
             extra = set(info) - {"action_mask", "ref_log_prob", "reward_terms"}
             assert extra >= last if terminated else not extra
-        assert info["prompt"] in env.unwrapped.prompts and isinstance(info["response"], str)
+        assert info["prompt"] in env.unwrapped.prompts and isinstance(info["completion"], str)
         assert info["finish_reason"] in ("stop", "length")
         assert info["reward_terms"]["score"] == info["score"]
-        beta = env.unwrapped.process.kl_coef
+        beta = env.unwrapped.mdp.kl_coef
         whole = info["score"] - beta * info["kl"] if policy else info["score"] + beta * sum(log_probs)
         assert rewards == pytest.approx(whole, abs=1e-5)
         assert not hasattr(env.unwrapped, "compute_reward")
@@ -250,9 +250,9 @@ def test_render_shows_each_token_with_its_reward(capsys: pytest.CaptureFixture[s
     shown, actions = [], None
     for mode in ("ansi", "human"):
         env = gym.make("textenv/Toy-v0", render_mode=mode)
-        env.reset(seed=0, options={"prompt": 1, "response": "a"})
+        env.reset(seed=0, options={"prompt": 1, "completion": "a"})
         rewards = [env.step(action)[1] for action in (2, 0)]
-        actions = env.unwrapped.process.tokenizer.convert_ids_to_tokens([2, 0])
+        actions = env.unwrapped.mdp.tokenizer.convert_ids_to_tokens([2, 0])
         shown.append(env.render() if mode == "ansi" else capsys.readouterr().out)
     text = shown[0]
     assert "prompt: b" in text.splitlines()[0]
@@ -262,7 +262,7 @@ def test_render_shows_each_token_with_its_reward(capsys: pytest.CaptureFixture[s
     assert shown[1].rstrip().endswith(text)
     assert gym.make("textenv/Toy-v0").unwrapped.render() is None
     envs = gym.make_vec("textenv/Toy-v0", num_envs=2, render_mode="ansi")
-    envs.reset(options={"prompt": 1, "response": "a"})
+    envs.reset(options={"prompt": 1, "completion": "a"})
     assert all("b" in row and "a" in row for row in envs.render())
 
 
@@ -276,22 +276,22 @@ def test_reset_rebuilds_any_state(name: str, form: str, response_form: str, requ
     else:
         arguments = {"num_prompts": 7, "vocab_size": 4}
     walked, jumped = gym.make(name, **arguments), gym.make(name, **arguments)
-    tokenizer = walked.unwrapped.process.tokenizer
+    tokenizer = walked.unwrapped.mdp.tokenizer
     answer = tokenizer.encode("big dog" if "stories" in str(arguments.get("reference")) else "b c")
-    answer = [token for token in answer if token not in walked.unwrapped.process.eos_token_ids][:3]
+    answer = [token for token in answer if token not in walked.unwrapped.mdp.eos_token_ids][:3]
     prompt = walked.unwrapped.prompts[1]
     start = {"index": 1, "text": prompt, "ids": tokenizer.encode(prompt)}[form]
-    response: Any = tokenizer.decode(answer) if response_form == "text" else answer
-    if response_form == "text" and tokenizer.encode(response, add_special_tokens=False) != answer:
+    completion: Any = tokenizer.decode(answer) if response_form == "text" else answer
+    if response_form == "text" and tokenizer.encode(completion, add_special_tokens=False) != answer:
         pytest.skip("the tokenizer does not write this answer back as the same tokens")
     walked.reset(options={"prompt": 1})
     for token in answer:
         observation, _, _, _, info = walked.step(token)
-    seen, told = jumped.reset(options={"prompt": start, "response": response})
+    seen, told = jumped.reset(options={"prompt": start, "completion": completion})
     assert_same(observation, seen)
     assert_same(info["action_mask"], told["action_mask"])
     assert_same(walked.step(2), jumped.step(2), atol=1e-5)
-    other, _ = jumped.reset(options={"prompt": 1, "response": answer[:-1]})  # negative control: a shorter answer
+    other, _ = jumped.reset(options={"prompt": 1, "completion": answer[:-1]})  # negative control: a shorter answer
     assert (other["attention_mask"] != observation["attention_mask"]).any()
 
 

@@ -17,7 +17,7 @@ from experiments import baselines
 from experiments.baselines import best_of_n, best_of_n_log_probs, random_policy
 from experiments.compare import CompareConfig
 from experiments.errors import FlagError
-from experiments.evaluation import Yardstick, tokens_to_share
+from experiments.evaluation import Evaluator, tokens_to_reach
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO
 from experiments.trial import _agent, read_metrics, run_trial
 from tests.test_experiments import tiny
@@ -54,8 +54,8 @@ def test_best_of_n_is_what_drawing_n_gives(n: int, task: str) -> None:
         rounding = 1e-12 * np.random.default_rng(0).random(tree.scores.shape)  # equals may differ in their last bits
         tree.scores[:] = np.round(tree.scores) / 10 + rounding
         tree.scores[tree.child != -1] = 0.0
-    log_ref, returns = tree.text_log_probs(tree.ref_log_probs), paid(tree)
-    state, _ = tree.texts()
+    log_ref, returns = tree.completion_log_probs(tree.ref_log_probs), paid(tree)
+    state, _ = tree.leaves()
     expected = np.zeros(len(state))
     for prompt in (0, 1):
         texts = np.flatnonzero(tree.prompt[state] == prompt)
@@ -66,7 +66,7 @@ def test_best_of_n_is_what_drawing_n_gives(n: int, task: str) -> None:
                 expected[y] += chance / len(best)
     found = np.exp(best_of_n_log_probs(tree, n))
     np.testing.assert_allclose(found, expected, atol=1e-12)
-    measured = best_of_n(Yardstick(env, 1, exact.solve(tree)), n)
+    measured = best_of_n(Evaluator(env, 1, exact.solve(tree)), n)
     assert -1e-9 <= measured["kl"] <= np.log(n) - (n - 1) / n + 1e-9
     kl = float((expected / 2 * (np.log(expected) - log_ref)).sum())
     assert measured["kl"] == pytest.approx(kl, abs=1e-9)
@@ -77,10 +77,10 @@ def test_best_of_n_is_what_drawing_n_gives(n: int, task: str) -> None:
 def test_drawn_best_of_n_agrees_with_the_exact_one() -> None:
     """Where the task cannot be enumerated the score is that of the exact one within its error, J is not above it."""
     env = toy(vocab_size=5, max_new_tokens=4)
-    known = best_of_n(Yardstick.of(env, 1), 4)
-    drawn = best_of_n(Yardstick(env, 2048, None), 4)
+    known = best_of_n(Evaluator.for_env(env, 1), 4)
+    drawn = best_of_n(Evaluator(env, 2048, None), 4)
     assert drawn["score"] == pytest.approx(known["score"], abs=0.08)
-    assert abs(best_of_n(Yardstick.of(env, 1), 1)["score"] - known["score"]) > 0.3  # control
+    assert abs(best_of_n(Evaluator.for_env(env, 1), 1)["score"] - known["score"]) > 0.3  # control
     assert known["kl"] <= drawn["kl"] and drawn["objective"] < known["objective"] + 0.08
 
 
@@ -94,11 +94,11 @@ def test_a_large_n_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         return rollout
 
     monkeypatch.setattr(baselines, "collect", counted)
-    whole = best_of_n(Yardstick(env, 64, None), 16)
+    whole = best_of_n(Evaluator(env, 64, None), 16)
     prompts = [prompt for _, drawn in sizes for prompt in drawn]
     sizes.clear()
     monkeypatch.setattr(baselines, "CHUNK", 100)
-    parts = best_of_n(Yardstick(env, 64, None), 16)
+    parts = best_of_n(Evaluator(env, 64, None), 16)
     assert [size for size, _ in sizes] == [100] * 10 + [24]
     assert [prompt for _, drawn in sizes for prompt in drawn] == prompts
     assert parts["score"] == pytest.approx(whole["score"], abs=0.1) and parts["kl"] == whole["kl"]
@@ -128,12 +128,12 @@ def test_tokens_to_a_share_are_read_off_the_curve() -> None:
         {"num_timesteps": 200, "eval/objective": 3.0},
         {"num_timesteps": 300, "eval/objective": 2.0},
     ]
-    assert tokens_to_share(0.8, rows, baselines) == pytest.approx(100)
-    assert tokens_to_share(0.9, rows, baselines) == pytest.approx(150)
-    assert tokens_to_share(0.4, rows, baselines) == pytest.approx(50)
-    assert tokens_to_share(1.1, rows, baselines) is None
-    assert tokens_to_share(0.9, rows, {"reference": 1.0, "optimum": None}) is None
-    assert tokens_to_share(0.0, rows, baselines) == 0.0
+    assert tokens_to_reach(0.8, rows, baselines) == pytest.approx(100)
+    assert tokens_to_reach(0.9, rows, baselines) == pytest.approx(150)
+    assert tokens_to_reach(0.4, rows, baselines) == pytest.approx(50)
+    assert tokens_to_reach(1.1, rows, baselines) is None
+    assert tokens_to_reach(0.9, rows, {"reference": 1.0, "optimum": None}) is None
+    assert tokens_to_reach(0.0, rows, baselines) == 0.0
 
 
 @pytest.mark.parametrize("agent", [SB3PPO, SB3A2C, SB3MaskablePPO])
@@ -233,7 +233,7 @@ def test_checkpointing_by_a_flag_is_kept_when_a_trial_goes_on(tmp_path: Path) ->
 def test_a_large_n_keeps_the_best() -> None:
     """Without a warning where poor answers get probability 0."""
     env = toy(vocab_size=4, max_new_tokens=4)
-    measured = best_of_n(Yardstick.of(env, 1), 100_000)
+    measured = best_of_n(Evaluator.for_env(env, 1), 100_000)
     assert np.isfinite(list(measured.values())).all()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark: the yardstick does the same work as our agents, and the command runs. No test looks at a clock."""
+"""The benchmark: the evaluator does the same work as our agents, and the command runs. No test looks at a clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from agents import PPO
 from agents.policy import TransformerPolicy
-from agents.sampling import Written, collect, draw_prompts, write
+from agents.sampling import Generation, collect, sample, sample_prompts
 from experiments.bench import BenchConfig, bench, tables
 from experiments.bench.exactness import EXACT, ExactWork
 from experiments.bench.run import GPU
@@ -25,7 +25,7 @@ from experiments.bench.variant_process import share_of_a_core, take_turns
 from experiments.bench.variants import VARIANTS, environment, largest_ratio, paid, rounds_of, sampling
 from experiments.bench.work import Work, distinct
 from experiments.errors import FlagError
-from textenv import process_of
+from textenv import get_mdp
 from textenv.tree import enumerate_tree
 
 WORK = Work("smoke", answers=8, prompt=5, tokens=6, epochs=2)
@@ -63,10 +63,10 @@ def test_the_tight_loop_pays_what_the_environment_pays() -> None:
     """Its own answers, scored by `collect`'s parts, have the rewards that it gave itself."""
     env = environment(WORK)
     loop = TightPPO(WORK.model(), separate_critic=False, reward=paid, kl_coef=0.05)
-    prompts = torch.as_tensor(process_of(env).prompts.input_ids)
+    prompts = torch.as_tensor(get_mdp(env).prompts.input_ids)
     batch = loop.collect(prompts, WORK.tokens)
     answers = batch.ids[:, -WORK.tokens :]
-    ref_log_probs = process_of(env).reference.token_log_probs(batch.ids, torch.ones_like(batch.ids), WORK.tokens)
+    ref_log_probs = get_mdp(env).reference.token_log_probs(batch.ids, torch.ones_like(batch.ids), WORK.tokens)
     assert torch.allclose(batch.ref_log_probs, ref_log_probs, atol=1e-5)
     expected = -0.05 * (batch.log_probs - ref_log_probs)
     expected[:, -1] += torch.tensor(distinct(None, None, answers.tolist()))
@@ -96,8 +96,8 @@ def test_every_variant_does_the_whole_work(name: str) -> None:
 def test_tokens_are_counted() -> None:
     """A sampler that writes nothing, or less, is not paid for what was asked of it (control of the above)."""
 
-    def lazy(policy: Any, process: Any, texts: Any, generator: Any) -> Written:
-        written = write(policy, process, texts, generator)
+    def lazy(policy: Any, mdp: Any, texts: Any, generator: Any) -> Generation:
+        written = sample(policy, mdp, texts, generator)
         return written._replace(attention_mask=written.attention_mask[:, :-2])
 
     assert sampling(WORK, lazy)().tokens == WORK.answers * (WORK.tokens - 2)
@@ -183,7 +183,7 @@ def test_the_oracle_reads_each_state_once(name: str) -> None:
     play = EXACT[name](work)
     for _ in range(2):
         tokens, _, numbers = play()
-        assert tokens == tree.num_texts == 2 * (1 + 2 + 4 * 3)
+        assert tokens == tree.num_completions == 2 * (1 + 2 + 4 * 3)
         assert numbers["states"] == len(tree.prompt) * (2 if "gradient" in name else 1)
     assert (tree.paths()[0] >= 0).sum() > len(tree.prompt)  # control: the texts' states, one by one, are more
 
@@ -196,9 +196,9 @@ def test_the_share_of_a_core_is_that_of_all_rounds() -> None:
 
 def test_prompts_are_drawn_for_samplers() -> None:
     """All prompts have the length that the work says."""
-    process = process_of(environment(WORK))
-    texts = draw_prompts(process, WORK.answers, 1, torch.Generator().manual_seed(0))
-    assert process.prompt_width == WORK.prompt and texts.attention_mask[:, : WORK.prompt].all()
+    mdp = get_mdp(environment(WORK))
+    texts = sample_prompts(mdp, WORK.answers, 1, torch.Generator().manual_seed(0))
+    assert mdp.prompt_width == WORK.prompt and texts.attention_mask[:, : WORK.prompt].all()
     assert collect(environment(WORK), TransformerPolicy.for_env(environment(WORK)), 8).mask.all()
 
 
@@ -220,7 +220,7 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "bench.json").read_text())
     assert list(found["updates"]["smoke"]) == names
     assert set(found["updates"]["smoke"]["ppo"]["phases"]) == set(found["updates"]["smoke"]["tight loop"]["phases"])
-    assert list(found["options"]["smoke"]) == ["ppo", "ppo, bfloat16", "ppo, medium", "ppo, compiled", "ppo, recorded"]
+    assert list(found["options"]["smoke"]) == ["ppo", "ppo, bfloat16", "ppo, medium", "ppo, compiled", "ppo, graph"]
     variants = [*found["updates"]["smoke"].values(), *found["options"]["smoke"].values(), *found["exact"].values()]
     variants += found["toys"]["variants"].values()
     assert all(variant["peak_mb"] > variant["work_mb"] > 0 for variant in variants)
@@ -253,16 +253,16 @@ def test_a_part_alone_on_a_real_model(tmp_path: Path, assets: Path, monkeypatch:
 def test_what_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """TRL without its environment, torch.compile without a C++ compiler; where nothing is left, that is told."""
     config = BenchConfig(peers=tmp_path)
-    names = ["ppo", "ppo, compiled", "sampling, recorded", "trl ppo"]
+    names = ["ppo", "ppo, compiled", "sampling, graph", "trl ppo"]
     monkeypatch.setenv("CXX", sys.executable)
     assert config.here(names) == names[:3]
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert config.here(names) == ["ppo"] and config.here(names, "cuda") == ["ppo", "sampling, recorded"]
+    assert config.here(names) == ["ppo"] and config.here(names, "cuda") == ["ppo", "sampling, graph"]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()
     assert config.here(names) == ["ppo", "trl ppo"]
-    with pytest.raises(FlagError, match="'sampling, recorded' cannot run without a C.. compiler"):
-        BenchConfig(variants=("sampling, recorded",))
+    with pytest.raises(FlagError, match="'sampling, graph' cannot run without a C.. compiler"):
+        BenchConfig(variants=("sampling, graph",))
     with pytest.raises(FlagError, match="'trl ppo' cannot run without TRL"):
         BenchConfig(variants=("trl ppo",), peers=tmp_path / "nowhere")
 

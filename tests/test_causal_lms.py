@@ -121,7 +121,7 @@ def test_collect_pays_what_stepping_pays(kind: str, special: str) -> None:
         np.testing.assert_allclose(rollout.rewards[row][written], episode.rewards, atol=1e-5)
         np.testing.assert_allclose(rollout.ref_log_probs[row][written], episode.ref_log_probs, atol=1e-5)
         assert max(tokens) < len(WORDS) and rollout.completions[row] == episode.text
-        prompt = env.unwrapped.process.tokenizer.encode(str(rollout.prompts[row]))
+        prompt = env.unwrapped.mdp.tokenizer.encode(str(rollout.prompts[row]))
         alone = policy.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1, : len(WORDS)]
         expected = alone.log_softmax(dim=-1)[range(len(tokens)), tokens]
         torch.testing.assert_close(rollout.log_probs[row][written].double(), expected, rtol=0, atol=1e-5)
@@ -139,7 +139,7 @@ def test_the_first_ratio_is_one(kind: str) -> None:
 def test_the_reference_stays_and_the_policy_is_saved(kind: str, tmp_path: Path) -> None:
     """Tied weights or not: after learning the reference is what it was, and the checkpoint loads as any other."""
     env = task(kind)
-    reference = env.unwrapped.process.reference.model
+    reference = env.unwrapped.mdp.reference.model
     before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
     policy = TransformerPolicy.for_env(env)
     assert policy.vocab_size == len(WORDS) < PADDED
@@ -193,7 +193,7 @@ def test_a_conversation_is_a_prompt(form: str, tmp_path: Path) -> None:
         rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
     env = chat_task(rows, reward)
     assert env.unwrapped.prompts == ["<p> a a b", "c c <p> b b"]
-    speaks = env.unwrapped.process.tokenizer
+    speaks = env.unwrapped.mdp.tokenizer
     for i, chat in enumerate(CHATS):
         observation, _ = env.reset(options={"prompt": i})
         ids = speaks.apply_chat_template(chat, add_generation_prompt=True, tokenize=True)["input_ids"]
@@ -224,7 +224,7 @@ def test_several_tokens_may_end_a_text() -> None:
     several = model("llama", eos_token_id=[0, 2])
     several.generation_config.eos_token_id = [0, 2]
     env = task("llama", reference=several, max_new_tokens=8)
-    assert env.unwrapped.process.eos_token_ids == [0, 2]
+    assert env.unwrapped.mdp.eos_token_ids == [0, 2]
     rollout = collect(env, drifted(env), 64, generator=new_generator("cpu", 0))
     last = rollout.tokens.gather(1, rollout.mask.sum(dim=1, keepdim=True) - 1).squeeze(1)
     assert set(last[rollout.stopped].tolist()) == {0, 2}

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agents import PPO
 from agents.policy import TransformerPolicy
-from agents.sampling import RecordedSampler, Rollout, Written, draw_prompts, new_generator, write
+from agents.sampling import Generation, GraphSampler, Rollout, new_generator, sample, sample_prompts
 from experiments.config import TrialConfig
 from experiments.errors import FlagError
 from experiments.trial import INITIAL, _agent, prepare, run_trial
@@ -24,7 +24,7 @@ from tests.tasks import TRIAL, make, stories
 from tests.test_dtype import WORST, half_stories
 from tests.test_recorded import ROWS
 from tests.test_sampling import CLOSE, check_frequencies, language_model
-from textenv import process_of
+from textenv import get_mdp
 
 TAJ = "textenv/TajMahal-v0"  # most words are masked
 TOLERANCE = 1e-5  # of the largest number in a gradient
@@ -56,8 +56,8 @@ def test_the_gradient_is_the_plain_one(separate_critic: bool, monkeypatch: pytes
 
     The plain one reads what prompts have in common once.
     """
-    monkeypatch.setattr("textenv.lm.inputs.MIN_SPARED", 1)
-    monkeypatch.setattr("textenv.lm.inputs.MIN_SPARED_PART", 0)
+    monkeypatch.setattr("textenv.lm.inputs.MIN_SAVED_TOKENS", 1)
+    monkeypatch.setattr("textenv.lm.inputs.MIN_SAVED_FRACTION", 0)
     env = gym.make(TAJ)
     policy = TransformerPolicy.for_env(env, separate_critic=separate_critic)
     agent = PPO(policy, env, n_episodes=20, batch_size=8, learning_rate=0.02, seed=0)
@@ -82,7 +82,7 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     policy = TransformerPolicy.for_env(gym.make(TAJ))
     with pytest.raises(ValueError, match="needs a C.. compiler on a CPU, no-such-compiler is not there"):
         policy.compile()
-    for flags in ({"compile": True}, {"sampler": "recorded"}):
+    for flags in ({"compile": True}, {"sampler": "graph"}):
         config = TrialConfig(agent="ppo", out=tmp_path / "run", **flags)  # type: ignore[arg-type]
         with pytest.raises(FlagError, match="no-such-compiler is not there"):
             prepare(config, "run", [config])
@@ -115,10 +115,10 @@ SLOW = ["llama", "adapter"]
 # -- a step of sampling ------------------------------------------------------------------------------------------------
 
 
-def written(env: Any, policy: TransformerPolicy, sampler: Any, seed: int) -> Written:
+def written(env: Any, policy: TransformerPolicy, sampler: Any, seed: int) -> Generation:
     """So few texts that the plain loop leaves none out, and draws as many random numbers."""
-    texts = draw_prompts(process_of(env), ROWS, 1, new_generator("cpu", seed))
-    found: Written = sampler(policy, process_of(env), texts, new_generator("cpu", seed))
+    texts = sample_prompts(get_mdp(env), ROWS, 1, new_generator("cpu", seed))
+    found: Generation = sampler(policy, get_mdp(env), texts, new_generator("cpu", seed))
     return found
 
 
@@ -133,13 +133,13 @@ def test_a_compiled_step_writes_what_the_plain_loop_writes(kind: str, assets: Pa
         lora = LoraConfig(r=4, target_modules="all-linear") if kind == "adapter" else None
         policy = TransformerPolicy.for_env(env, lora=lora)
     torch.nn.init.normal_(policy.value_head.weight)
-    sampler, tapes, texts = RecordedSampler(), [], []
+    sampler, tapes, texts = GraphSampler(), [], []
     for seed in range(3):
-        expected, found = (written(env, policy, each, seed) for each in (write, sampler))
+        expected, found = (written(env, policy, each, seed) for each in (sample, sampler))
         assert found.input_ids.equal(expected.input_ids) and found.attention_mask.equal(expected.attention_mask)
         torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=0, atol=10 * CLOSE)
         with torch.no_grad():
-            values = policy.values(found.input_ids, found.attention_mask, process_of(env).max_new_tokens)
+            values = policy.values(found.input_ids, found.attention_mask, get_mdp(env).max_new_tokens)
         real = found.log_probs != 0
         assert found.values is not None and (values - found.values)[real].abs().max() < 1e-3 * values.std()
         tapes.append(sampler.tape)
@@ -151,7 +151,7 @@ def test_a_compiled_step_writes_what_the_plain_loop_writes(kind: str, assets: Pa
             policy.value_head.weight.normal_()
     assert all(tape is tapes[0] for tape in tapes)
     assert not texts[0].equal(texts[1])  # control
-    assert float((written(env, policy, write, 2).log_probs - found.log_probs).abs().max()) > 1e-2  # it has learned
+    assert float((written(env, policy, sample, 2).log_probs - found.log_probs).abs().max()) > 1e-2  # it has learned
 
 
 def test_what_torch_cannot_compile_is_told() -> None:
@@ -165,20 +165,20 @@ def test_what_torch_cannot_compile_is_told() -> None:
         rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
     )
     env, policy = language_model(reference=LlamaForCausalLM(config).eval())
-    with pytest.raises(ValueError, match="torch cannot record LlamaForCausalLM; let agents.sampling.write write: "):
-        written(env, policy, RecordedSampler(), 0)
-    written(env, policy, write, 0)
+    with pytest.raises(ValueError, match="torch cannot record LlamaForCausalLM; let agents.sampling.write sample: "):
+        written(env, policy, GraphSampler(), 0)
+    written(env, policy, sample, 0)
 
 
 @pytest.mark.slow
 def test_it_is_compiled_as_often_as_it_must() -> None:
     """More often than torch compiles one function; of each the cache is gone when the next is made."""
     env, policy = language_model()
-    sampler = RecordedSampler()
+    sampler = GraphSampler()
     caches: list[weakref.ref[torch.Tensor]] = []
     for temperature in torch.linspace(0.5, 1.5, 10).tolist():
         policy.temperature = temperature
-        assert written(env, policy, sampler, 0).input_ids.equal(written(env, policy, write, 0).input_ids)
+        assert written(env, policy, sampler, 0).input_ids.equal(written(env, policy, sample, 0).input_ids)
         assert sampler.tape is not None
         caches.append(weakref.ref(sampler.tape.cache.layers[0].keys))
     assert [cache() is not None for cache in caches] == [False] * 9 + [True]
@@ -189,7 +189,7 @@ def test_a_compiled_step_in_bfloat16(assets: Path) -> None:
     """Its log-probabilities are those of the update's pass, but for rounding, over several updates."""
     env, policy = half_stories(assets, "cpu")
     agent = PPO(policy, env, n_epochs=1, n_episodes=32, seed=0)
-    agent.sampler = RecordedSampler()
+    agent.sampler = GraphSampler()
     seen: list[float] = []
     agent.learn(2000, callback=lambda agent, rollout, metrics: seen.append(metrics["val/ratio_error_max"]))
     assert len(seen) > 2 and max(seen) < WORST
@@ -199,4 +199,4 @@ def test_a_compiled_step_in_bfloat16(assets: Path) -> None:
 @pytest.mark.parametrize("kind", ["open", "model"])
 def test_a_compiled_steps_texts_come_as_often_as_they_should(kind: str) -> None:
     """The chi-square test of every sampler, over thousands of texts at once."""
-    check_frequencies(RecordedSampler(), kind)
+    check_frequencies(GraphSampler(), kind)

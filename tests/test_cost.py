@@ -89,9 +89,9 @@ def test_other_families_are_counted_or_refused(config: Any, fits: bool) -> None:
 def random_gpt2(folder: Path, words: int, **sizes: Any) -> str:
     """A GPT-2 of random weights with a tokenizer of so many words, in a folder."""
     vocabulary = {word: i for i, word in enumerate(["</s>", "and", *(f"w{i}" for i in range(words - 2))])}
-    bare = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
-    bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="</s>").save_pretrained(folder)
+    base_model = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    base_model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=base_model, eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
     config = GPT2Config(**sizes, vocab_size=words, bos_token_id=None, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(folder)

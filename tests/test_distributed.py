@@ -30,12 +30,12 @@ from torch.distributed.fsdp import fully_shard
 from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
-from agents.training import by_first_rank, gathered, num_ranks, rank, shard, sum_over_ranks
-from agents.training.ranks import of_all_ranks, seed_of_rank
+from agents.training import all_reduce_sum, gather_tensor, rank, run_on_rank0, shard, world_size
+from agents.training.ranks import gather_objects, rank_seed
 from agents.training.updater import minibatches
 from experiments.errors import FlagError
 from experiments.launch import joined
-from experiments.launch.ranks import as_told
+from experiments.launch.ranks import sharding_from_environment
 from experiments.trial import read_metrics
 from tests.tasks import make, words
 from tests.test_gradients import random_policy
@@ -103,8 +103,8 @@ def half(rollout: Rollout, r: int) -> Rollout:
 def gradient(agent: Any, rollout: Rollout) -> Tensor:
     """What `train` leaves behind."""
     agent.train(rollout)
-    masters = agent.masters.of(agent.trained)
-    return torch.cat([gathered(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in masters])
+    masters = agent.master_weights.masters_of(agent.trained)
+    return torch.cat([gather_tensor(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in masters])
 
 
 def half_precision(name: str = "ActorCritic", **settings: Any) -> Any:
@@ -190,13 +190,13 @@ def found_by(r: int, folder: Path) -> dict[str, Any]:
     found["seed"] = agent.generator.initial_seed()
     agent.learn(200)
     agent.save(folder / "saved")
-    of_all_ranks(None)  # wait until it is written
+    gather_objects(None)  # wait until it is written
     found["trained"] = torch.cat([p.detach().flatten() for p in agent.trained])
     found["counted"] = agent.num_timesteps
     loaded = REINFORCE.load(folder / "saved", env=task())
     found["collected"] = [a.collect().input_ids for a in (agent, loaded)]
-    found["told"] = by_first_rank(lambda: f"from {r}")
-    found["ranks"] = (rank(), num_ranks(), sum_over_ranks(torch.tensor(r + 1.0)).item(), of_all_ranks(r))
+    found["told"] = run_on_rank0(lambda: f"from {r}")
+    found["ranks"] = (rank(), world_size(), all_reduce_sum(torch.tensor(r + 1.0)).item(), gather_objects(r))
     try:
         agent_of("GRPO", n_episodes=12)
     except ValueError as error:
@@ -236,15 +236,17 @@ def found_sharded(r: int, folder: Path) -> dict[str, Any]:
         agent = learner(name)
         agent.distribute(shard)
         with pytest.MonkeyPatch.context() as patch:  # whole weights would read prompts once, however short they are
-            patch.setattr("textenv.lm.inputs.MIN_SPARED", 1)
-            patch.setattr("textenv.lm.inputs.MIN_SPARED_PART", 0)
+            patch.setattr("textenv.lm.inputs.MIN_SAVED_TOKENS", 1)
+            patch.setattr("textenv.lm.inputs.MIN_SAVED_FRACTION", 0)
             found[f"learned, {name}"] = learned(agent, mine)
-        found[f"kept, {name}"] = sum(master.to_local().numel() for master in agent.masters.of(agent.trained))
+        found[f"kept, {name}"] = sum(
+            master.to_local().numel() for master in agent.master_weights.masters_of(agent.trained)
+        )
         agent = learner(name, torch.float32)  # as checkpoints are
         agent.distribute(shard)
         learned(agent, mine)
         agent.save(folder / name)
-        of_all_ranks(None)  # wait until it is written
+        gather_objects(None)  # wait until it is written
         loaded = CASES[name][0].load(folder / name, env=task(), wrap=shard)
         found[f"going on, {name}"] = [learned(agent, mine), learned(loaded, mine)]
         agent = CASES[name][0].load(folder / f"{name}, one process", env=task(), wrap=shard)
@@ -253,9 +255,9 @@ def found_sharded(r: int, folder: Path) -> dict[str, Any]:
     agent.distribute(shard)
     learned(agent, mine)
     agent.save(folder / "bfloat16")
-    of_all_ranks(None)  # wait until it is written
+    gather_objects(None)  # wait until it is written
     loaded = RLOO.load(folder / "bfloat16", env=task(), wrap=shard)
-    found["masters"] = [one.masters.state() for one in (agent, loaded)]
+    found["masters"] = [one.master_weights.state() for one in (agent, loaded)]
     if HAS_PEFT:
         agent, rollout = adapter_learner()
         agent.distribute(shard)
@@ -390,8 +392,8 @@ def test_what_rounding_took_is_saved_by_ranks_that_share_it(ranks: list[dict[str
     """In bfloat16: two ranks and one process go on from the same masters, which the weights alone do not say."""
     agent = RLOO.load(folder / "bfloat16", env=task())
     before, again = ranks[0]["masters"]
-    assert len(before) == len(agent.masters.copies) > 0
-    for saved, *found in zip(before, again, agent.masters.state(), strict=True):
+    assert len(before) == len(agent.master_weights.copies) > 0
+    for saved, *found in zip(before, again, agent.master_weights.state(), strict=True):
         assert saved.dtype == torch.float32 and all(saved.equal(each) for each in found)
     assert not all(saved.equal(saved.bfloat16().float()) for saved in before)
 
@@ -474,8 +476,8 @@ def test_ranks_write_answers_of_their_own_and_learn_one_policy(ranks: list[dict[
     assert torch.equal(ranks[0]["trained"], ranks[1]["trained"])
     assert ranks[0]["counted"] == ranks[1]["counted"] >= 200
     drawn = [found["collected"] for found in ranks]
-    for going_on, loaded in drawn:
-        assert len(going_on) == COUNT // 2 and going_on.equal(loaded)
+    for resume_hint, loaded in drawn:
+        assert len(resume_hint) == COUNT // 2 and resume_hint.equal(loaded)
     assert not drawn[0][0].equal(drawn[1][0])
     assert ranks[0]["seed"] == 0 != ranks[1]["seed"]  # the first one's is the seed itself, as in one process
 
@@ -492,8 +494,8 @@ def test_what_ranks_tell_each_other(ranks: list[dict[str, Any]]) -> None:
 def test_one_process_is_all_there_is() -> None:
     """Nothing changes without a launcher."""
     x = torch.tensor([1.0, 2.0])
-    assert sum_over_ranks(x) is x and of_all_ranks(3) == [3] and by_first_rank(lambda: 4) == 4
-    assert (rank(), num_ranks(), seed_of_rank(7), seed_of_rank(None)) == (0, 1, 7, None)
+    assert all_reduce_sum(x) is x and gather_objects(3) == [3] and run_on_rank0(lambda: 4) == 4
+    assert (rank(), world_size(), rank_seed(7), rank_seed(None)) == (0, 1, 7, None)
 
 
 def test_shares_of_shuffles_are_shuffles_of_the_whole() -> None:
@@ -567,8 +569,8 @@ def test_an_interrupted_run_of_two_ranks_resumes_where_it_stopped(how: list[str]
         "    return [float(text.count('a')) for text in completions]\n"
     )
     (tmp_path / "stopping.py").write_text(
-        "from experiments.__main__ import main\nfrom experiments.trial import TrialLog\n\nwrite = TrialLog.write\n\n"
-        "def stop(self, row):\n    write(self, row)\n"
+        "from experiments.__main__ import main\nfrom experiments.trial import TrialLog\n\nwrite = TrialLog.sample\n\n"
+        "def stop(self, row):\n    sample(self, row)\n"
         "    if row['num_updates'] == 3:\n        self.checkpoint()\n"
         "    if row['num_updates'] == 5:\n        raise RuntimeError('stopped')\n\n"
         "TrialLog.write = stop\nmain()\n"
@@ -641,7 +643,7 @@ def test_sharding_that_is_not_ours_is_refused(
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(FlagError, match=message):
-        as_told()
+        sharding_from_environment()
 
 
 def test_what_accelerate_was_told_of_sharding_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,7 +652,7 @@ def test_what_accelerate_was_told_of_sharding_is_obeyed(monkeypatch: pytest.Monk
     for told in ("true", "false"):
         monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", told)
         monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-        wrap: Any = as_told()
+        wrap: Any = sharding_from_environment()
         assert wrap.func is shard and wrap.keywords == {"reshard_after_forward": told == "true"}
         assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 

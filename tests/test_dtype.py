@@ -14,13 +14,13 @@ import torch
 from agents import PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
-from agents.training import Masters
+from agents.training import MasterWeights
 from experiments.__main__ import Run
 from experiments.config import TrialConfig
 from experiments.errors import FlagError
 from experiments.trial import INITIAL, _agent, prepare, run_trial
 from tests.tasks import TRIAL, make, stories
-from textenv import exact, process_of
+from textenv import exact, get_mdp
 
 HALF = torch.bfloat16
 MEAN, WORST = 0.02, 0.3  # nats of a token's log-probability; of three seeds on a CPU 0.015 and 0.21
@@ -37,7 +37,7 @@ DEVICES = [
 def half_stories(assets: Path, device: str, **arguments: Any) -> tuple[Any, TransformerPolicy]:
     """A real language model as reference and policy, both in bfloat16."""
     env = make(stories(assets, max_new_tokens=16) | arguments)
-    reference: Any = process_of(env).reference
+    reference: Any = get_mdp(env).reference
     reference.model.to(device, HALF)
     return env, TransformerPolicy.for_env(env).to(device)
 
@@ -75,7 +75,7 @@ def test_rewards_are_exact(device: str, assets: Path) -> None:
     rollout = collect(env, policy, 16, generator=new_generator(device, 0))
     alone = make(stories(assets, max_new_tokens=16, reference=None))
     log_ratio = (rollout.log_probs.cpu() - rollout.ref_log_probs.cpu()).double()
-    expected = -process_of(env).kl_coef * log_ratio
+    expected = -get_mdp(env).kl_coef * log_ratio
     for row, mask in enumerate(rollout.mask.cpu()):
         ids = rollout.tokens[row].cpu()[mask].tolist()
         alone.reset(options={"prompt": int(rollout.prompt[row])})
@@ -90,7 +90,7 @@ def test_rewards_are_exact(device: str, assets: Path) -> None:
 def test_a_language_model_in_float32_says_the_same_on_a_gpu(assets: Path) -> None:
     """Log-probabilities as sampled, of the policy and of the reference, beside the CPU's for the same ids."""
     env = make(stories(assets, max_new_tokens=16))
-    reference: Any = process_of(env).reference
+    reference: Any = get_mdp(env).reference
     here, there = TransformerPolicy.for_env(env), TransformerPolicy.for_env(env).to("cuda")
     reference.model.to("cuda")
     rollout = collect(env, there, 32, generator=new_generator("cuda", 0))
@@ -127,14 +127,14 @@ def gradient(policy: TransformerPolicy, env: Any, rollout: Rollout) -> torch.Ten
     advantages, returns = agent.advantages(rollout)
     rows = torch.arange(len(rollout))
     agent.backward(rows, lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
-    return torch.cat([p.grad.flatten() for p in agent.masters.of(agent.trained) if p.grad is not None])
+    return torch.cat([p.grad.flatten() for p in agent.master_weights.masters_of(agent.trained) if p.grad is not None])
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_gradient_with_other_kernels(device: str, assets: Path) -> None:
     """In float32: eager attention says the same, matrices that may be multiplied in bfloat16 nearly so."""
     env = make(stories(assets, max_new_tokens=16))
-    reference: Any = process_of(env).reference
+    reference: Any = get_mdp(env).reference
     reference.model.to(device)
     policy = TransformerPolicy.for_env(env).to(device)
     rollouts = [collect(env, policy, 32, generator=new_generator(device, seed)) for seed in (0, 1)]
@@ -160,7 +160,7 @@ def test_the_taj_mahal_is_learnt(device: str) -> None:
 
 
 def test_a_saved_agent_goes_on_as_it_would_have(tmp_path: Path) -> None:
-    """Masters, moments and numbers are kept: the next updates are the same."""
+    """MasterWeights, moments and numbers are kept: the next updates are the same."""
     env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
     policy = TransformerPolicy.for_env(env).cast(HALF)
     agent = PPO(policy, env, learning_rate=1e-3, n_episodes=8, seed=0).learn(100)
@@ -169,29 +169,29 @@ def test_a_saved_agent_goes_on_as_it_would_have(tmp_path: Path) -> None:
     assert loaded.policy.model.dtype == HALF
     for other in (agent, loaded):
         other.learn(100)
-    for ours, theirs in zip(agent.masters.state(), loaded.masters.state(), strict=True):
+    for ours, theirs in zip(agent.master_weights.state(), loaded.master_weights.state(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_small_steps_add_up_in_masters() -> None:
     """A hundred steps of 1e-4 move a weight of 1 by 0.01; in bfloat16 alone it would stay where it is."""
     alone, weight = (torch.nn.Parameter(torch.ones(3, dtype=HALF)) for _ in range(2))
-    masters = Masters([weight])
-    (master,) = masters.of([weight])
+    master_weights = MasterWeights([weight])
+    (master,) = master_weights.masters_of([weight])
     for _ in range(100):
         with torch.no_grad():
             alone -= 1e-4
         weight.grad = torch.full_like(weight, 1e-4)
-        masters.take_gradients()
+        master_weights.accumulate_gradients()
         assert weight.grad is None and master.grad is not None
         with torch.no_grad():
             master -= master.grad
         master.grad = None
-        masters.give_weights()
+        master_weights.update_weights()
     assert alone.tolist() == [1.0] * 3
     assert weight.tolist() == pytest.approx([0.99] * 3, abs=0.004)
     whole = torch.nn.Parameter(torch.ones(3))
-    assert Masters([whole]).of([whole])[0] is whole and Masters([whole]).state() == []
+    assert MasterWeights([whole]).masters_of([whole])[0] is whole and MasterWeights([whole]).state() == []
 
 
 def test_warming_up_leaves_the_model_alone() -> None:
@@ -231,9 +231,9 @@ def test_a_trial_with_other_kernels(assets: Path, tmp_path: Path) -> None:
     prepare(replace(plain, out=tmp_path / "again"), "run", [plain])
     assert torch.get_float32_matmul_precision() == "high"  # what is not told stays as it is
     config = TrialConfig(**flags, **kernels, out=tmp_path / "run")
-    yardstick, folder, policy = prepare(config, "run", [config])
+    evaluator, folder, policy = prepare(config, "run", [config])
     assert torch.get_float32_matmul_precision() == "medium"
-    reference: Any = process_of(yardstick.env).reference
+    reference: Any = get_mdp(evaluator.env).reference
     assert attention(policy.model) == attention(policy.critic) == attention(reference.model) == "eager"
     assert run_trial(config, folder, folder / INITIAL)["num_updates"] >= 1
     assert attention(_agent(config, config.make_env(), folder, folder / INITIAL).policy.model) == "eager"
@@ -259,11 +259,11 @@ def test_an_adapter_on_a_bfloat16_reference(assets: Path) -> None:
     from peft import LoraConfig
 
     env = make(stories(assets))
-    reference: Any = process_of(env).reference
+    reference: Any = get_mdp(env).reference
     reference.model.to(HALF)
     policy = TransformerPolicy.for_env(env, lora=LoraConfig(r=2, target_modules="all-linear")).cast(HALF)
     agent = REINFORCE(policy, env, n_episodes=8, seed=0)
-    assert {p.dtype for p in agent.trained} == {torch.float32} and agent.masters.state() == []
+    assert {p.dtype for p in agent.trained} == {torch.float32} and agent.master_weights.state() == []
     before = [p.detach().clone() for p in agent.trained]
     agent.learn(1)
     assert any(not p.equal(old) for p, old in zip(agent.trained, before, strict=True))

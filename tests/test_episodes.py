@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents import PPO, REINFORCE, ActorCritic
 from agents.policy import TransformerPolicy
-from agents.sampling import collect, collect_episodes, new_generator
+from agents.sampling import collect, collect_external, new_generator
 from experiments.examples import blackjack
 from tests.test_gradients import random_policy
 from textenv import exact
@@ -84,7 +84,7 @@ def test_a_foreign_environment_gives_the_rollouts_of_ours() -> None:
     """Same texts, log-probabilities, values and rewards as `collect`, wherever the blanks stand; no KL."""
     env = Hidden()
     policy = wide_policy(env.ours)
-    found = collect_episodes(env, policy, 200, generator=new_generator("cpu", 0))
+    found = collect_external(env, policy, 200, generator=new_generator("cpu", 0))
     ours = collect(env.ours, policy, 512, generator=new_generator("cpu", 1))
     known = {}
     for row in range(len(ours)):
@@ -135,8 +135,8 @@ def test_a_truncated_episode_is_bootstrapped_and_a_terminated_one_is_not() -> No
     policy = wide_policy(env.ours)
     with torch.no_grad():
         policy.value_head.bias += 10.0
-    whole = collect_episodes(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.5)
-    none = collect_episodes(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.0)
+    whole = collect_external(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.5)
+    none = collect_external(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.0)
     cut = ~whole.stopped
     assert cut.any() and whole.stopped.any()
     assert torch.equal(whole.rewards[whole.stopped], none.rewards[whole.stopped])
@@ -166,7 +166,7 @@ def test_masks_of_the_info_are_obeyed() -> None:
     """Masked actions are never taken, and have probability 0 in the update too."""
     env = Masked()
     policy = wide_policy(env.ours)
-    rollout = collect_episodes(env, policy, 64, generator=new_generator("cpu", 0))
+    rollout = collect_external(env, policy, 64, generator=new_generator("cpu", 0))
     assert rollout.action_mask is not None
     chosen = rollout.action_mask.gather(2, rollout.tokens[..., None]).squeeze(2)
     assert chosen[rollout.mask].all() and not rollout.action_mask[rollout.mask].all()
@@ -177,8 +177,8 @@ def test_masks_of_the_info_are_obeyed() -> None:
     after_one = torch.zeros_like(rollout.mask)
     after_one[:, 1:] = (rollout.tokens[:, :-1] == 1) & rollout.mask[:, 1:]
     assert torch.equal(~rollout.action_mask.all(dim=2) & rollout.mask, after_one)
-    bare = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
-    assert (bare - rollout.log_probs)[after_one].abs().max() > 1e-2  # control
+    base_model = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
+    assert (base_model - rollout.log_probs)[after_one].abs().max() > 1e-2  # control
     agent = PPO(policy, env, n_episodes=16, seed=0).learn(20)
     assert all(parameter.isfinite().all() for parameter in agent.policy.parameters())
 
@@ -187,7 +187,7 @@ def test_masks_of_the_observation_are_obeyed() -> None:
     """While learning and by `predict`, which sees no info: as if they stood in the info."""
     env, shown = Masked(), MaskShown()
     policy = wide_policy(env.ours)
-    rollout, expected = (collect_episodes(e, policy, 32, generator=new_generator("cpu", 0)) for e in (shown, env))
+    rollout, expected = (collect_external(e, policy, 32, generator=new_generator("cpu", 0)) for e in (shown, env))
     assert expected.action_mask is not None and rollout.action_mask is not None
     assert torch.equal(rollout.action_mask, expected.action_mask) and torch.equal(rollout.tokens, expected.tokens)
     agent = PPO(policy, shown, seed=0)
@@ -320,7 +320,7 @@ def test_it_learns_what_is_hidden() -> None:
         agent = PPO(TransformerPolicy(GPT2LMHeadModel(shape)), env, learning_rate=3e-3, seed=0)
         agent.learn(6_000)
         known = exact.evaluate(solution.tree, agent.policy)
-        shares.append(solution.share(known.objective))
+        shares.append(solution.normalized_objective(known.objective))
     assert shares[0] > 0.8 > 0.0 > shares[1]
 
 

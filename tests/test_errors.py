@@ -13,7 +13,7 @@ import pytest
 from agents.sampling import collect
 from tests.tasks import assert_same, count_words, forgetful, make, random_reference, stories, words, zero
 from tests.test_gradients import random_policy
-from textenv import InvalidAction, TextEnv, TextProcess, TextVectorEnv, exact
+from textenv import InvalidAction, TextEnv, TextMDP, TextVectorEnv, exact
 from textenv.data import WordTokenizer
 from textenv.references import TableReference
 from textenv.shaping import length_penalty
@@ -72,7 +72,7 @@ def test_a_task_that_cannot_be_made(arguments: dict[str, Any], message: str) -> 
 def test_an_argument_of_the_wrong_type(arguments: dict[str, Any], message: str) -> None:
     """What is not a reward or not a reference is a TypeError that says what would be one."""
     with pytest.raises(TypeError, match=message):
-        TextProcess(**words(**arguments))
+        TextMDP(**words(**arguments))
 
 
 def test_text_brings_nothing_of_its_own() -> None:
@@ -106,21 +106,21 @@ def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: str, message
     good = '{"prompt": "a"}\n\n{"prompt": "b a"}\n'
     path.write_text(good + line + "\n")
     with pytest.raises(ValueError, match=rf"prompts\.jsonl:4: .*{message}") as error:
-        TextProcess(**words(prompts=path))
+        TextMDP(**words(prompts=path))
     assert repr(line)[1:-1] in str(error.value)
     path.write_text(good)
-    assert TextProcess(**words(prompts=str(path))).prompts.texts == ["a", "b a"]
+    assert TextMDP(**words(prompts=str(path))).prompts.texts == ["a", "b a"]
     (tmp_path / "prompts.txt").write_text("a\n\n  b a \n")
-    assert TextProcess(**words(prompts=tmp_path / "prompts.txt")).prompts.texts == ["a", "b a"]
+    assert TextMDP(**words(prompts=tmp_path / "prompts.txt")).prompts.texts == ["a", "b a"]
 
 
 def test_a_missing_or_empty_prompt_file(tmp_path: Path) -> None:
     """A file that is not there, and one without a prompt, are named."""
     with pytest.raises(ValueError, match=r"The file '.*nowhere\.txt' does not exist"):
-        TextProcess(**words(prompts=str(tmp_path / "nowhere.txt")))
+        TextMDP(**words(prompts=str(tmp_path / "nowhere.txt")))
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(ValueError, match=r"at least one prompt, got none from '.*empty\.txt'"):
-        TextProcess(**words(prompts=tmp_path / "empty.txt"))
+        TextMDP(**words(prompts=tmp_path / "empty.txt"))
 
 
 @pytest.mark.parametrize(
@@ -135,12 +135,12 @@ def test_a_missing_or_empty_prompt_file(tmp_path: Path) -> None:
         (lambda: TableReference(np.log(np.full((3, 2), 0.5))), r"1 row or one row a token, got shape \(3, 2\)"),
         (lambda: TableReference(np.log([[0.5, 0.5]]), [[0, 1]]), r"next_state.*values in 0 \.\. 0, got .* 0 \.\. 1"),
         (
-            lambda: TableReference.from_answers(WordTokenizer("a b"), {"a": {"b": -1.0, "a": 2.0}}),
+            lambda: TableReference.from_completions(WordTokenizer("a b"), {"a": {"b": -1.0, "a": 2.0}}),
             "must not be negative, got -1.0 for 'b'",
         ),
-        (lambda: TextVectorEnv(TextProcess(**words()), 0), "num_envs must be at least 1, got 0"),
+        (lambda: TextVectorEnv(TextMDP(**words()), 0), "num_envs must be at least 1, got 0"),
         (
-            lambda: TextEnv(TextProcess(**words()), render_mode="rgb"),
+            lambda: TextEnv(TextMDP(**words()), render_mode="rgb"),
             "render_mode must be .*'ansi'.* got 'rgb'",
         ),
         (lambda: play(make(words()), 0, "a a a a"), "4 tokens, more than max_new_tokens = 3"),
@@ -159,9 +159,9 @@ def test_a_model_must_have_the_tokenizers_vocabulary(assets: Path) -> None:
     arguments = stories(assets)
     large = WordTokenizer([f"w{i}" for i in range(600)])
     with pytest.raises(ValueError, match=r"vocabulary of 512 tokens, the tokenizer one of 601.*same"):
-        TextProcess(**arguments | {"tokenizer": large, "prompts": ["w1"]})
+        TextMDP(**arguments | {"tokenizer": large, "prompts": ["w1"]})
     with pytest.raises(ValueError, match=r"\d+ \+ 510 tokens, more than the reference's context of 512; shorten"):
-        TextProcess(**arguments | {"max_new_tokens": 510})
+        TextMDP(**arguments | {"max_new_tokens": 510})
 
 
 # -- a step that is refused changes nothing ----------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_a_refused_batch_changes_nothing(actions: Any, message: str, one_has_end
     """One bad action in a batch refuses the batch: no row moves, also where row 0 waits for its next text."""
     reference = TableReference(np.array([np.log(0.2), np.log(0.4), np.log(0.4), -np.inf]))
     arguments = words(prompts=["b a b"], reference=reference, max_new_tokens=4)
-    envs, twin = TextVectorEnv(TextProcess(**arguments), 2), TextVectorEnv(TextProcess(**arguments), 2)
+    envs, twin = TextVectorEnv(TextMDP(**arguments), 2), TextVectorEnv(TextMDP(**arguments), 2)
     for each in (envs, twin):
         each.reset(seed=0)
         each.step(np.array([0 if one_has_ended else 1, 1]))
@@ -244,7 +244,7 @@ def test_a_broken_reward_changes_nothing(score: Any, message: str, role: str) ->
     def judge(prompts: Any, completions: Any, **_: Any) -> Any:
         return score(len(prompts)) if broken else count_words(prompts, completions, None)
 
-    env = TextEnv(TextProcess(**words(kl_coef=0.0) | {"reward": count_words, role: judge}))
+    env = TextEnv(TextMDP(**words(kl_coef=0.0) | {"reward": count_words, role: judge}))
     env.reset(seed=0, options={"prompt": "b a b"})
     env.step(1)
     env.step(2)
@@ -252,7 +252,7 @@ def test_a_broken_reward_changes_nothing(score: Any, message: str, role: str) ->
         env.step(0)
     broken.clear()
     _, reward, terminated, _, info = env.step(0)
-    assert (reward, terminated, info["response"]) == (2.0, True, "a b")
+    assert (reward, terminated, info["completion"]) == (2.0, True, "a b")
     assert info.get("gold_score") == (2.0 if role == "gold_reward" else None)
 
 
@@ -295,9 +295,9 @@ def test_a_broken_policy_changes_nothing(policy: Any, message: str) -> None:
 def test_a_prompt_that_the_reference_cannot_answer() -> None:
     """A prompt after which everything is masked is named, instead of an optimum of nan."""
     tokenizer = WordTokenizer("a b c")
-    reference = TableReference.from_answers(tokenizer, {"a": {"b": 1.0}})
+    reference = TableReference.from_completions(tokenizer, {"a": {"b": 1.0}})
     with pytest.raises(ValueError, match="'c a'"):
-        exact.solve(TextProcess(tokenizer, ["a", "c a"], zero, reference, max_new_tokens=3))
+        exact.solve(TextMDP(tokenizer, ["a", "c a"], zero, reference, max_new_tokens=3))
 
 
 # -- before the start, after the end -----------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_a_prompt_that_the_reference_cannot_answer() -> None:
 
 def test_step_needs_a_text() -> None:
     """Stepping before reset, and after the end, is refused with the cure; reset then works."""
-    for env in (make(words()), TextEnv(TextProcess(**words()))):
+    for env in (make(words()), TextEnv(TextMDP(**words()))):
         with pytest.raises(gym.error.ResetNeeded, match=r"reset"):
             env.step(1)
         env.reset(seed=0)
@@ -319,7 +319,7 @@ def test_step_needs_a_text() -> None:
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 def test_a_batch_needs_texts(mode: str) -> None:
     """A vector environment refuses to step before reset."""
-    envs = TextVectorEnv(TextProcess(**words()), 2, autoreset_mode=mode)
+    envs = TextVectorEnv(TextMDP(**words()), 2, autoreset_mode=mode)
     with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\)"):
         envs.step(np.array([1, 1]))
     envs.reset()
@@ -329,7 +329,7 @@ def test_a_batch_needs_texts(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 def test_a_row_that_never_began_is_noticed(mode: str) -> None:
     """Where the first reset left a row out, stepping is refused instead of paying that row nothing for ever."""
-    envs = TextVectorEnv(TextProcess(**words()), 2, autoreset_mode=mode)
+    envs = TextVectorEnv(TextMDP(**words()), 2, autoreset_mode=mode)
     with pytest.raises((gym.error.ResetNeeded, ValueError), match="reset"):
         envs.reset(seed=0, options={"reset_mask": np.array([True, False])})
         envs.step(np.array([1, 1]))
@@ -338,7 +338,7 @@ def test_a_row_that_never_began_is_noticed(mode: str) -> None:
 def test_disabled_autoreset_is_not_stepped_past_an_end() -> None:
     """With autoreset DISABLED a step past an end names the rows and the cure; after it the other rows are unharmed."""
     arguments = words(max_new_tokens=3)
-    envs, twin = (TextVectorEnv(TextProcess(**arguments), 3, autoreset_mode="Disabled") for _ in range(2))
+    envs, twin = (TextVectorEnv(TextMDP(**arguments), 3, autoreset_mode="Disabled") for _ in range(2))
     for each in (envs, twin):
         each.reset(seed=0)
         each.step(np.array([1, 0, 0]))
@@ -356,7 +356,7 @@ def test_disabled_autoreset_is_not_stepped_past_an_end() -> None:
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"promt": "a"}, r"options are 'prompt' and 'response', got \['promt'\]"),
+    ({"promt": "a"}, r"options are 'prompt' and 'completion', got \['promt'\]"),
     ({"prompt": 4}, r"index must be in 0 \.\. 3, got 4"),
     ({"prompt": -1}, r"index must be in 0 \.\. 3, got -1"),
     ({"prompt": "a zebra"}, "'zebra' is not in the vocabulary"),
@@ -365,11 +365,11 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a b a b"}, r"1 to 3 tokens here, got 4 in 'a b a b'.*larger max_prompt_length"),
     ({"prompt": [1, 4]}, r"ids must be in 0 \.\. 3, got \[1, 4\]"),
     ({"prompt": [1.5]}, r"text or a list of token ids, got \[1.5\]"),
-    ({"prompt": 0, "response": "a b a"}, r"leave something to write: fewer than max_new_tokens = 3.*got \[1, 2, 1\]"),
-    ({"prompt": 0, "response": [1, 0]}, r"leave something to write.*no end token, got \[1, 0\]"),
-    ({"prompt": 0, "response": [[1]]}, r"text or a list of token ids, got \[\[1\]\]"),
-    ({"prompt": 0, "response": [9]}, r"ids must be in 0 \.\. 3, got \[9\]"),
-    ({"prompt": 0, "response": "zebra"}, "'zebra' is not in the vocabulary"),
+    ({"prompt": 0, "completion": "a b a"}, r"leave something to write: fewer than max_new_tokens = 3.*got \[1, 2, 1\]"),
+    ({"prompt": 0, "completion": [1, 0]}, r"leave something to write.*no end token, got \[1, 0\]"),
+    ({"prompt": 0, "completion": [[1]]}, r"text or a list of token ids, got \[\[1\]\]"),
+    ({"prompt": 0, "completion": [9]}, r"ids must be in 0 \.\. 3, got \[9\]"),
+    ({"prompt": 0, "completion": "zebra"}, "'zebra' is not in the vocabulary"),
 ]
 
 
@@ -379,7 +379,7 @@ def test_a_refused_reset_changes_nothing(options: dict[str, Any], message: str, 
     """Bad reset options say what is wrong, and the text in progress and the stream of prompts stay as they were."""
     arguments = words(reference=random_reference(4, 2, sparse=False), max_new_tokens=3)
     if batched:
-        env, twin = (TextVectorEnv(TextProcess(**arguments), 2) for _ in range(2))
+        env, twin = (TextVectorEnv(TextMDP(**arguments), 2) for _ in range(2))
     else:
         env, twin = make(arguments), make(arguments)
     action: Any = np.array([2, 2]) if batched else 2
@@ -403,7 +403,7 @@ def test_a_refused_reset_changes_nothing(options: dict[str, Any], message: str, 
 )
 def test_a_bad_reset_mask_changes_nothing(mask: Any, message: str) -> None:
     """A reset_mask of another type or shape, or one without a row, is refused."""
-    envs, twin = (TextVectorEnv(TextProcess(**words()), 2, autoreset_mode="Disabled") for _ in range(2))
+    envs, twin = (TextVectorEnv(TextMDP(**words()), 2, autoreset_mode="Disabled") for _ in range(2))
     for each in (envs, twin):
         each.reset(seed=0)
     with pytest.raises(ValueError, match=message):
@@ -414,13 +414,13 @@ def test_a_bad_reset_mask_changes_nothing(mask: Any, message: str) -> None:
 def test_a_list_of_seeds_must_have_one_a_row() -> None:
     """A list of seeds that does not fit is refused."""
     with pytest.raises(ValueError, match="one a row: 2, got 3"):
-        TextVectorEnv(TextProcess(**words()), 2).reset(seed=[1, 2, 3])
+        TextVectorEnv(TextMDP(**words()), 2).reset(seed=[1, 2, 3])
 
 
 def test_messages_end_well() -> None:
     """Messages are sentences: a value that is refused stands in them once, without line breaks."""
     with pytest.raises(ValueError) as error:
-        TextProcess(**words(kl_coef=-3.25))
+        TextMDP(**words(kl_coef=-3.25))
     assert len(re.findall(re.escape("-3.25"), str(error.value))) == 1 and "\n" not in str(error.value)
 
 
@@ -475,7 +475,7 @@ def test_a_shaping_term_may_not_take_the_place_of_the_kl() -> None:
         return np.zeros(transitions.tokens.shape)
 
     with pytest.raises(ValueError, match="other than score, kl_reference and kl_policy"):
-        TextProcess(**words(shaping=[kl_policy]))
+        TextMDP(**words(shaping=[kl_policy]))
 
 
 def test_play_is_for_a_single_environment() -> None:
@@ -488,9 +488,9 @@ def test_another_vocabulary_is_not_taken_for_padding(assets: Path) -> None:
     """A model with many more tokens than the tokenizer is another vocabulary; with a few more it is padded."""
     few = WordTokenizer("is it yes no")
     with pytest.raises(ValueError, match="vocabulary of 512 tokens, the tokenizer one of 5.*token for token"):
-        TextProcess(few, ["is it"], zero, assets / "stories260k")
+        TextMDP(few, ["is it"], zero, assets / "stories260k")
     many = WordTokenizer([f"w{i}" for i in range(500)])
-    assert TextProcess(many, ["w1"], zero, assets / "stories260k").vocab_size == 501
+    assert TextMDP(many, ["w1"], zero, assets / "stories260k").vocab_size == 501
 
 
 class Nonsense:
@@ -516,7 +516,7 @@ class Nonsense:
 def test_a_reference_that_is_none(reference: Nonsense, message: str) -> None:
     """What answers with another shape, or with no log-probabilities, is refused when the task is made."""
     with pytest.raises(ValueError, match=message):
-        TextProcess(**words(reference=reference))
+        TextMDP(**words(reference=reference))
 
 
 def scalar(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Any:
@@ -546,12 +546,12 @@ def test_a_reward_of_another_form(reward: Any) -> None:
 def test_prompt_files_as_editors_write_them(tmp_path: Path) -> None:
     """A byte-order mark is no word, U+2028 ends no line, another encoding is named with its file."""
     (tmp_path / "a.txt").write_bytes("\ufeffa b\nb\n".encode())
-    assert TextProcess(**words(prompts=tmp_path / "a.txt")).prompts.texts == ["a b", "b"]
+    assert TextMDP(**words(prompts=tmp_path / "a.txt")).prompts.texts == ["a b", "b"]
     (tmp_path / "b.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
-    assert TextProcess(**words(prompts=tmp_path / "b.jsonl")).prompts.texts == ["a\u2028b"]
+    assert TextMDP(**words(prompts=tmp_path / "b.jsonl")).prompts.texts == ["a\u2028b"]
     (tmp_path / "c.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(ValueError, match=r"c\.txt: not UTF-8 .* save it as UTF-8"):
-        TextProcess(**words(prompts=tmp_path / "c.txt"))
+        TextMDP(**words(prompts=tmp_path / "c.txt"))
 
 
 def test_a_refused_vector_reset_moves_no_stream() -> None:

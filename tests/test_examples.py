@@ -40,15 +40,15 @@ def test_a_learner_gets_no_dead_transition_and_no_wrong_bootstrap(
     mode: Literal["NextStep", "SameStep"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the single file learns from in either mode: states that go on, and returns that end where the text ends."""
-    process = gym.make("textenv/Toy-v0").unwrapped.process  # type: ignore[attr-defined]
-    width = process.prompt_width
+    mdp = gym.make("textenv/Toy-v0").unwrapped.mdp  # type: ignore[attr-defined]
+    width = mdp.prompt_width
     finished: dict[str, list[bool]] = {"sampled": [], "learnt": []}
     calls = []
     forward, gae = cleanrl_ppo.ActorCritic.forward, cleanrl_ppo.gae
 
     def watched(self: Any, ids: torch.Tensor, attention: torch.Tensor, action_mask: torch.Tensor) -> Any:
         answer = torch.where(attention[:, width:] == 1, ids[:, width:], -1)
-        ended = torch.isin(answer, torch.tensor(process.eos_token_ids)).any(dim=1) | (answer >= 0).all(dim=1)
+        ended = torch.isin(answer, torch.tensor(mdp.eos_token_ids)).any(dim=1) | (answer >= 0).all(dim=1)
         finished["learnt" if torch.is_grad_enabled() else "sampled"] += ended.tolist()
         return forward(self, ids, attention, action_mask)
 

@@ -24,7 +24,7 @@ from experiments.compare import CompareConfig
 from experiments.config import AGENTS, EnvFlags, TrialConfig, load_reward
 from experiments.console import plain_console
 from experiments.errors import FlagError
-from experiments.evaluation import Yardstick, sample_answers, share_of_optimum
+from experiments.evaluation import Evaluator, normalized_objective, sample_completions
 from experiments.report import report, results_table
 from experiments.run_folder import open_folder, read_config, write_config
 from experiments.statistics import interquartile_mean, paired_difference
@@ -200,9 +200,9 @@ def test_an_estimate_comes_with_its_error(initial: Path) -> None:
     """Where the tree is too large, sampled J, score and KL are within 5 standard errors of the exact ones."""
     config = tiny()
     env = config.make_env()
-    known = Yardstick.of(env, 512)
+    known = Evaluator.for_env(env, 512)
     assert known.solution is not None
-    sampled = Yardstick(env, 512, None)
+    sampled = Evaluator(env, 512, None)
     policy = initial_policy(config, env, initial)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -212,8 +212,8 @@ def test_an_estimate_comes_with_its_error(initial: Path) -> None:
     for name in ("objective", "score", "kl"):
         assert abs(truth[name] - estimate[name]) < 5 * estimate[f"{name}_stderr"]
     baselines = known.baselines()
-    assert share_of_optimum(known.solution.objective, baselines) == pytest.approx(1.0)
-    assert share_of_optimum(known.solution.reference_objective, baselines) == pytest.approx(0.0)
+    assert normalized_objective(known.solution.objective, baselines) == pytest.approx(1.0)
+    assert normalized_objective(known.solution.reference_objective, baselines) == pytest.approx(0.0)
 
 
 def raw_policy(env: object, folder: Path) -> Path:
@@ -235,8 +235,8 @@ def test_the_gold_score_is_reported_where_there_is_one(
     for config, run in zip(configs, runs, strict=True):
         run_trial(config, run, initial)
     trials = [json.loads((run / "summary.json").read_text()) for run in runs]
-    before = sample_answers(env, TransformerPolicy.from_pretrained(initial), [0])
-    untrained = {"best of 4": best_of_n(Yardstick.of(env, 16), 4)}
+    before = sample_completions(env, TransformerPolicy.from_pretrained(initial), [0])
+    untrained = {"best of 4": best_of_n(Evaluator.for_env(env, 16), 4)}
     report(tmp_path, {"ppo": trials}, untrained, before, plain_console())
     table = (tmp_path / "report.txt").read_text()
     capsys.readouterr()
@@ -274,7 +274,7 @@ def summary_of(**numbers: float | None) -> dict[str, Any]:
 def test_each_number_of_the_table_stands_in_its_column(gold: bool, known: bool) -> None:
     """With and without gold score and optimum, every row has its values under their heads."""
     extra = {"gold_score": 0.55} if gold else {}
-    trials = [summary_of(**extra, share_of_optimum=0.5 if known else None, tokens_to_90=x) for x in (10.0, None)]
+    trials = [summary_of(**extra, normalized_objective=0.5 if known else None, tokens_to_90=x) for x in (10.0, None)]
     untrained = {"best of 3": {"objective": 5.5, "score": 6.6, "kl": 0.7} | ({"gold_score": 8.8} if gold else {})}
     baselines = {"reference": 1.1, "reference_score": 2.2, "reference_gold_score": 3.3 if gold else None}
     agents = {"ppo": trials[:1], "a2c": trials[1:]}
@@ -308,13 +308,13 @@ def test_an_estimated_gold_score_comes_with_its_error(tmp_path: Path) -> None:
     """Sampled E[gold score] is within 5 standard errors of the exact one; a task without gold has none."""
     env = tiny(env="textenv/RewardHacking-v0", env_args={}).make_env()
     policy = TransformerPolicy.from_pretrained(raw_policy(env, tmp_path))
-    truth, estimate = Yardstick.of(env, 512).measure(policy), Yardstick(env, 512, None).measure(policy)
+    truth, estimate = Evaluator.for_env(env, 512).measure(policy), Evaluator(env, 512, None).measure(policy)
     assert 0 < estimate["gold_score_stderr"] < 0.1
     assert abs(truth["gold_score"] - estimate["gold_score"]) < 5 * estimate["gold_score_stderr"]
     assert abs(truth["score"] - estimate["gold_score"]) > 5 * estimate["gold_score_stderr"]  # control
     toy = tiny().make_env()
-    for yardstick in (Yardstick.of(toy, 16), Yardstick(toy, 16, None)):
-        assert not any("gold" in name for name in yardstick.measure(random_policy(toy)))
+    for evaluator in (Evaluator.for_env(toy, 16), Evaluator(toy, 16, None)):
+        assert not any("gold" in name for name in evaluator.measure(random_policy(toy)))
 
 
 def test_statistics() -> None:
@@ -333,12 +333,12 @@ def test_evaluations_share_their_prompts(initial: Path) -> None:
     """Policies that are compared answer the same prompts in every batch, however long their answers are."""
     config = tiny(env_args={"vocab_size": 4, "max_new_tokens": 4, "num_prompts": 5})
     env = config.make_env()
-    yardstick = Yardstick(env, 200, None)
+    evaluator = Evaluator(env, 200, None)
     shape = GPT2Config(vocab_size=4, n_embd=8, n_layer=1, n_head=1, n_positions=16)
     brief, lengthy = (TransformerPolicy(GPT2LMHeadModel(shape)) for _ in range(2))
     with torch.no_grad():
         brief.model.transformer.ln_f.bias += 5 * brief.model.lm_head.weight[0] / 0.02
-    one, other = yardstick.answers(brief), yardstick.answers(lengthy)
+    one, other = evaluator.rollouts(brief), evaluator.rollouts(lengthy)
     assert len(one) == len(other) == 4
     assert all(a.prompt.equal(b.prompt) for a, b in zip(one, other, strict=True))
     assert any(a.mask.sum() != b.mask.sum() for a, b in zip(one, other, strict=True))
@@ -419,7 +419,7 @@ def test_a_judge_is_shown_and_not_paid(tmp_path: Path, assets: Path) -> None:
 
 def test_an_answer_that_does_not_end_pays() -> None:
     """--missing-eos-penalty is a shaping term of the task."""
-    shaping = tiny(missing_eos_penalty=2.5).make_env().unwrapped.process.shaping
+    shaping = tiny(missing_eos_penalty=2.5).make_env().unwrapped.mdp.shaping
     env = gym.make("textenv/Toy-v0", **TINY, shaping=shaping)
     assert play(env, 0, [1, 1]).terms["missing_eos"].tolist() == [0.0, -2.5]
     assert play(env, 0, [1, 0]).terms["missing_eos"].tolist() == [0.0, 0.0]

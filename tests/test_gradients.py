@@ -46,17 +46,17 @@ def random_policy(env: Any, seed: int = 0, scale: float = 0.4, **settings: Any) 
 
     `settings` are the model's (`resid_pdrop=0.5`) and the policy's (`temperature`, `separate_critic`).
     """
-    process = env.unwrapped.process
+    mdp = env.unwrapped.mdp
     own = {name: settings.pop(name) for name in ("temperature", "separate_critic") if name in settings}
     config = GPT2Config(
-        vocab_size=process.vocab_size,
+        vocab_size=mdp.vocab_size,
         n_embd=16,
         n_inner=32,
         n_layer=1,
         n_head=2,
-        n_positions=process.prompt_width + process.max_new_tokens,
+        n_positions=mdp.prompt_width + mdp.max_new_tokens,
         bos_token_id=None,
-        eos_token_id=process.eos_token_ids,
+        eos_token_id=mdp.eos_token_ids,
         **settings,
     )
     with torch.random.fork_rng(devices=[]):
@@ -75,10 +75,10 @@ def random_policy(env: Any, seed: int = 0, scale: float = 0.4, **settings: Any) 
 
 def answers(env: Any, prompt: int, start: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
     """Every answer to a prompt that the environment lets one write."""
-    _, info = env.reset(options={"prompt": prompt, "response": list(start)})
+    _, info = env.reset(options={"prompt": prompt, "completion": list(start)})
     found = []
     for token in np.flatnonzero(info["action_mask"]).tolist():
-        env.reset(options={"prompt": prompt, "response": list(start)})
+        env.reset(options={"prompt": prompt, "completion": list(start)})
         terminated = env.step(token)[2]
         found += [(*start, token)] if terminated else answers(env, prompt, (*start, token))
     return found
@@ -86,7 +86,7 @@ def answers(env: Any, prompt: int, start: tuple[int, ...] = ()) -> list[tuple[in
 
 def objective(env: Any, policy: TransformerPolicy) -> Tensor:
     """J = mean over prompts of sum_y pi(y|x) (score + shaping - beta log(pi(y|x) / pi_ref(y|x))), with gradient."""
-    beta, total = env.unwrapped.process.kl_coef, torch.zeros((), dtype=torch.float64)
+    beta, total = env.unwrapped.mdp.kl_coef, torch.zeros((), dtype=torch.float64)
     for prompt in range(len(env.unwrapped.prompts)):
         for answer in answers(env, prompt):
             observation, info = env.reset(options={"prompt": prompt})
@@ -158,16 +158,16 @@ class Case:
 
 def all_texts(env: Any, policy: TransformerPolicy) -> Rollout:
     """Every text of the task as a row, paid by single steps of the environment with the policy bound."""
-    tree, process = exact.enumerate_tree(env), env.unwrapped.process
+    tree, mdp = exact.enumerate_tree(env), env.unwrapped.mdp
     env.unwrapped.bind_policy(policy)
     rows: dict[str, list[Any]] = {name: [] for name in ("prompt", "ids", "mask", "rewards", "ref", "allowed", "score")}
-    for state, action in zip(*tree.texts(), strict=True):
+    for state, action in zip(*tree.leaves(), strict=True):
         answer = [*(int(token) for token in tree.tokens[state] if token >= 0), int(action)]
-        missing = process.max_new_tokens - len(answer)
+        missing = mdp.max_new_tokens - len(answer)
         episode = play(env, int(tree.prompt[state]), answer)
-        allowed = np.ones((process.max_new_tokens, process.vocab_size), dtype=np.bool_)
+        allowed = np.ones((mdp.max_new_tokens, mdp.vocab_size), dtype=np.bool_)
         for t in range(len(answer)):
-            allowed[t] = env.reset(options={"prompt": int(tree.prompt[state]), "response": answer[:t]})[1][
+            allowed[t] = env.reset(options={"prompt": int(tree.prompt[state]), "completion": answer[:t]})[1][
                 "action_mask"
             ]
         rows["prompt"].append(int(tree.prompt[state]))
@@ -179,7 +179,7 @@ def all_texts(env: Any, policy: TransformerPolicy) -> Rollout:
         rows["score"].append(episode.score)
     env.unwrapped.bind_policy(None)
     prompt, mask = torch.tensor(rows["prompt"]), torch.tensor(rows["mask"])
-    prompts = process.prompts
+    prompts = mdp.prompts
     input_ids = torch.cat([torch.as_tensor(prompts.input_ids)[prompt], torch.tensor(rows["ids"])], dim=1)
     attention_mask = torch.cat([torch.as_tensor(prompts.attention_mask)[prompt], mask.to(torch.int8)], dim=1)
     action_mask = torch.as_tensor(np.array(rows["allowed"]))
@@ -195,11 +195,11 @@ def all_texts(env: Any, policy: TransformerPolicy) -> Rollout:
         ref_log_probs=torch.tensor(rows["ref"]),
         rewards=torch.tensor(rows["rewards"], dtype=torch.float32),
         scores=torch.tensor(rows["score"]),
-        stopped=torch.tensor([process.is_eos[row[int(m.sum()) - 1]] for row, m in zip(rows["ids"], mask, strict=True)]),
+        stopped=torch.tensor([mdp.is_eos[row[int(m.sum()) - 1]] for row, m in zip(rows["ids"], mask, strict=True)]),
         values=torch.where(mask, evaluation.values, 0.0),
         action_mask=action_mask,
         prompts=np.array([prompts.texts[i] for i in rows["prompt"]], dtype=object),
-        completions=np.array([process.decode(row) for row in rows["ids"]], dtype=object),
+        completions=np.array([mdp.decode(row) for row in rows["ids"]], dtype=object),
     )
 
 
@@ -220,7 +220,7 @@ def along(tree: exact.Tree, rollout: Rollout, value: Callable[[int, int], float]
     found = torch.zeros(rollout.mask.shape)
     for row, t in torch.nonzero(rollout.mask).tolist():
         answer = rollout.tokens[row, :t].numpy()
-        state = tree.state(rollout.prompts[row], answer)
+        state = tree.state_index(rollout.prompts[row], answer)
         found[row, t] = value(state, int(rollout.tokens[row, t]))
     return found
 
@@ -490,13 +490,13 @@ def test_the_higher_clip_lets_good_tokens_rise_further() -> None:
 
 def no_end_token(case: Case, rollout: Rollout) -> Rollout:
     """The end token is masked out of loss and reward, as where pad == eos; answers of nothing else keep theirs."""
-    ends = torch.as_tensor(case.env.unwrapped.process.is_eos)[rollout.tokens] & (rollout.mask.sum(dim=1) > 1)[:, None]
+    ends = torch.as_tensor(case.env.unwrapped.mdp.is_eos)[rollout.tokens] & (rollout.mask.sum(dim=1) > 1)[:, None]
     return replace(rollout, mask=rollout.mask & ~ends)
 
 
 def no_kl(case: Case, rollout: Rollout) -> Rollout:
     """The KL is forgotten."""
-    beta = case.env.unwrapped.process.kl_coef
+    beta = case.env.unwrapped.mdp.kl_coef
     return replace(rollout, rewards=rollout.rewards + beta * (rollout.log_probs - rollout.ref_log_probs))
 
 
@@ -507,7 +507,7 @@ def other_temperature(case: Case, rollout: Rollout) -> Rollout:
         log_probs = hot.evaluate_actions(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
         ).log_probs
-    beta = case.env.unwrapped.process.kl_coef
+    beta = case.env.unwrapped.mdp.kl_coef
     change = torch.where(rollout.mask, log_probs - rollout.log_probs, 0.0)
     return replace(rollout, rewards=rollout.rewards - beta * change)
 

@@ -22,7 +22,7 @@ from agents.functional import clipped_surrogate_loss, gae, k1, k2, k3, leave_one
 from agents.sampling import new_generator
 from experiments.console import plain_console
 from experiments.errors import FlagError
-from experiments.evaluation import Yardstick
+from experiments.evaluation import Evaluator
 from experiments.lecture import (
     LectureConfig,
     clip,
@@ -82,11 +82,11 @@ def test_the_answers_are_all_there_are(seed: int, prompts: int) -> None:
     assert float(answers.probability.sum()) == pytest.approx(1.0)
     assert float(answers.probability @ returns) == pytest.approx(answers.evaluation.objective)
     ids, attention = answers.texts()
-    width = answers.tree.process.prompt_width
+    width = answers.tree.mdp.prompt_width
     for row in range(len(ids)):
         tokens = ids[row, width:][attention[row, width:] == 1].tolist()
-        prompt = answers.tree.process.prompts.texts[answers.prompt[row]]
-        assert answers.tree.state(prompt, tokens[:-1]) == answers.states[row][answers.mask[row]][-1]
+        prompt = answers.tree.mdp.prompts.texts[answers.prompt[row]]
+        assert answers.tree.state_index(prompt, tokens[:-1]) == answers.states[row][answers.mask[row]][-1]
 
 
 # -- 1: the log-derivative trick and Monte Carlo -------------------------------------------------------------------
@@ -479,7 +479,9 @@ def test_the_gradient_of_the_kl_is_that_of_the_exact_objective() -> None:
     tree = exact.enumerate_tree(toy(2, kl_coef=1.0))
     tree.scores[:] = 0
     known = exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(2)))
-    weights = known.visits[:, None] * np.exp(known.log_probs) * known.advantages  # by logits: sum_b pi(b|s) A(s, b) = 0
+    weights = (
+        known.occupancy[:, None] * np.exp(known.log_probs) * known.advantages
+    )  # by logits: sum_b pi(b|s) A(s, b) = 0
     torch.testing.assert_close(which_kl.kl_gradient(Enumeration.of(known)), torch.as_tensor(-weights.ravel()))
 
 
@@ -576,12 +578,12 @@ def test_ppo_is_run_with_the_clip_it_is_said_to_have(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(PPO, "train", watched)
     env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
-    yardstick, start = Yardstick.of(env, 2), random_policy(env).float()
+    evaluator, start = Evaluator.for_env(env, 2), random_policy(env).float()
     no_clip, clip = (old_samples.CLIPS[name] for name in ("no clip", "clip 0.2"))
-    once = old_samples.run(yardstick, start, 0, n_epochs=1, clip_range=no_clip)
-    free = old_samples.run(yardstick, start, 0, n_epochs=20, clip_range=no_clip)
+    once = old_samples.run(evaluator, start, 0, n_epochs=1, clip_range=no_clip)
+    free = old_samples.run(evaluator, start, 0, n_epochs=20, clip_range=no_clip)
     said.clear()
-    held = old_samples.run(yardstick, start, 0, n_epochs=20, clip_range=clip)
+    held = old_samples.run(evaluator, start, 0, n_epochs=20, clip_range=clip)
     assert once["largest_ratio"] == pytest.approx(1, abs=1e-4) and once["ess"] == pytest.approx(1, abs=1e-4)
     assert free["largest_ratio"] > 1.2 and free["clipped_high"] == free["clipped_low"] == 0
     assert held["clipped_high"] > 0 and held["clipped_low"] > 0 and 0 < free["ess"] < 1
@@ -589,7 +591,7 @@ def test_ppo_is_run_with_the_clip_it_is_said_to_have(monkeypatch: pytest.MonkeyP
     assert held["clipped_low"] == pytest.approx(np.mean([row["policy/clipfrac_low_avg"] for row in said]))
     assert held["ess"] == min(row["val/ess"] for row in said)
     assert held["largest_ratio"] == 1 + max(row["val/ratio_error_max"] for row in said)
-    again = old_samples.over_seeds(yardstick, start, (0,), n_epochs=1, clip_range=None)
+    again = old_samples.over_seeds(evaluator, start, (0,), n_epochs=1, clip_range=None)
     assert again["runs"] == [once] and again["share"]["value"] == pytest.approx(once["share"])
 
 
@@ -607,7 +609,7 @@ def test_hacking_is_trained_with_its_beta(monkeypatch: pytest.MonkeyPatch) -> No
     start = random_policy(gym.make(reward_hacking.ID)).float()
     run = reward_hacking.train(start, 0, kl_coef=0.3)
     steered = reward_hacking.train(start, 0, **reward_hacking.TARGET)
-    assert [agent.env.unwrapped.process.kl_coef for agent in seen] == [0.3, reward_hacking.TARGET["kl_coef"]]
+    assert [agent.env.unwrapped.mdp.kl_coef for agent in seen] == [0.3, reward_hacking.TARGET["kl_coef"]]
     known = exact.evaluate(gym.make(reward_hacking.ID), seen[0].policy)
     assert run["trajectory"][-1]["proxy"] == pytest.approx(known.score)
     assert run["trajectory"][-1]["gold"] == pytest.approx(known.gold_score)

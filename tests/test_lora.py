@@ -45,7 +45,7 @@ def adapted(env: Any, move: float = 0.0, **settings: Any) -> TransformerPolicy:
 def test_there_is_one_copy_of_the_weights(kind: str) -> None:
     """The policy's weights lie where the reference's lie; the adapter alone is trained, and is a small part."""
     env = task(kind)
-    reference = env.unwrapped.process.reference.model
+    reference = env.unwrapped.mdp.reference.model
     theirs = {parameter.data_ptr() for parameter in reference.parameters()}
     policy = TransformerPolicy.for_env(env, lora=config())
     others = [p for name, p in policy.model.named_parameters() if "lora_" not in name]
@@ -82,9 +82,9 @@ def test_the_reference_reads_without_the_adapter(kind: str) -> None:
         np.testing.assert_allclose(rollout.rewards[row][rollout.mask[row]], episode.rewards, atol=1e-5)
     again = collect(env, TransformerPolicy.for_env(env), 16, generator=new_generator("cpu", 0))  # the baselines' way
     assert torch.equal(again.tokens, before.tokens) and again.kl.abs().max() < 1e-5
-    aside = copy.deepcopy(env.unwrapped.process.reference)
+    aside = copy.deepcopy(env.unwrapped.mdp.reference)
     ids, mask = rollout.input_ids[:, :-1].numpy(), rollout.attention_mask[:, :-1].numpy()
-    np.testing.assert_array_equal(aside.log_probs(ids, mask), plain.unwrapped.process.reference.log_probs(ids, mask))
+    np.testing.assert_array_equal(aside.log_probs(ids, mask), plain.unwrapped.mdp.reference.log_probs(ids, mask))
 
 
 def test_a_batch_steps_as_it_would_without_the_adapter() -> None:
@@ -128,7 +128,7 @@ def test_a_new_adapter_repeats() -> None:
 def test_it_learns_and_the_reference_stays(kind: Any, checkpointing: bool) -> None:
     """The return rises; the reference's weights are bit for bit the same, gradient checkpointing or not."""
     env = task("llama", kl_coef=0.01)
-    reference = env.unwrapped.process.reference.model
+    reference = env.unwrapped.mdp.reference.model
     before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
     policy = TransformerPolicy.for_env(env, lora=config())
     if checkpointing:
@@ -161,7 +161,7 @@ def test_it_is_saved_merged_and_goes_on_as_an_adapter(tmp_path: Path) -> None:
         expected = agent.policy.model(input_ids=ids).logits
         plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
         torch.testing.assert_close(plain(ids).logits, expected, rtol=0, atol=1e-6)
-        assert not torch.allclose(env.unwrapped.process.reference.copy_of_model()(ids).logits, expected, atol=1e-2)
+        assert not torch.allclose(env.unwrapped.mdp.reference.copy_model()(ids).logits, expected, atol=1e-2)
     alone = PPO.load(tmp_path)
     assert not alone.policy.has_adapter
     other = task("llama")

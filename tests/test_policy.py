@@ -74,7 +74,7 @@ def test_it_starts_at_a_language_model(assets: Path) -> None:
     policy = TransformerPolicy.for_env(env)
     rollout = collect(env, policy, 32, generator=new_generator("cpu", 0))
     assert abs(float(rollout.kl.mean())) < 1e-4 and float(rollout.kl.abs().max()) < 1e-3
-    reference = env.unwrapped.process.reference.model
+    reference = env.unwrapped.mdp.reference.model
     ours = {p.data_ptr() for p in policy.model.parameters()}
     assert not ours & {p.data_ptr() for p in reference.parameters()}
     assert all(p.requires_grad for p in policy.parameters()) and not any(
@@ -220,7 +220,7 @@ def test_the_critic_of_its_own_starts_as_a_copy() -> None:
 def test_training_leaves_a_table_as_it_was() -> None:
     """Bit-identical table, while the policy has moved."""
     env = sparse()
-    reference: TableReference = env.unwrapped.process.reference
+    reference: TableReference = env.unwrapped.mdp.reference
     policy = random_policy(env, scale=0.1)
     table, before = reference.table.copy(), weights(policy)
     PPO(policy, env, learning_rate=1e-2, n_episodes=16, seed=0).learn(100)
@@ -232,7 +232,7 @@ def test_training_leaves_a_language_model_as_it_was(assets: Path, shared: bool) 
     """Bit-identical weights, also where one model object was handed to both reference and policy."""
     model = AutoModelForCausalLM.from_pretrained(assets / "stories260k", dtype=torch.float32)
     env = make(stories(assets, reference=model))
-    reference = env.unwrapped.process.reference.model
+    reference = env.unwrapped.mdp.reference.model
     policy = TransformerPolicy(model) if shared else TransformerPolicy.for_env(env)
     before, start = weights(reference), weights(policy)
     PPO(policy, env, learning_rate=1e-3, n_episodes=8, seed=0).learn(30)

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, GPTNeoConfig, LlamaConfig, Mistra
 
 from agents import RLOO
 from agents.policy import TransformerPolicy
-from agents.sampling import collect, draw_prompts, new_generator, write
+from agents.sampling import collect, new_generator, sample, sample_prompts
 from tests.test_causal_lms import CONFIGS, PADDED, SMALL, drifted, model, task
-from textenv import process_of
-from textenv.lm import KVReader, forward_answers
-from textenv.lm.inputs import distinct
-from textenv.lm.prefix_sharing import SharedLayer
+from textenv import get_mdp
+from textenv.lm import CachedDecoder, forward_completions
+from textenv.lm.inputs import deduplicate
+from textenv.lm.prefix_sharing import SharedPrefixLayer
 from textenv.references import CausalLMReference
 
 EXACT = 1e-5  # of the largest number: norms and rotary positions are in float32, whatever the weights are
@@ -56,8 +56,8 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def share(monkeypatch: pytest.MonkeyPatch, least: float) -> None:
     """Where so many tokens need not be read."""
-    monkeypatch.setattr("textenv.lm.inputs.MIN_SPARED", least)
-    monkeypatch.setattr("textenv.lm.inputs.MIN_SPARED_PART", 0)
+    monkeypatch.setattr("textenv.lm.inputs.MIN_SAVED_TOKENS", least)
+    monkeypatch.setattr("textenv.lm.inputs.MIN_SAVED_FRACTION", 0)
 
 
 def causal_lm(kind: str) -> Any:
@@ -121,7 +121,7 @@ def test_it_says_and_learns_the_same(kind: str, separate_critic: bool, monkeypat
     assert counts == [3 * (width - 1) + 24 * horizon] * len(networks)
     share(monkeypatch, 1)
     monkeypatch.setattr(
-        "textenv.lm.prefix_sharing.distinct", lambda *args: (*(found := distinct(*args))[:2], found[2].flip(0))
+        "textenv.lm.prefix_sharing.deduplicate", lambda *args: (*(found := deduplicate(*args))[:2], found[2].flip(0))
     )
     assert furthest(read(policy, rollout), plain) > 1e-3
 
@@ -142,7 +142,7 @@ def test_what_keys_and_values_do_not_say_is_read_in_one_pass(kind: str, monkeypa
     assert counts[PLAIN] == 6 * 8 and counts[1] == {"llama": 3 + 6 * 5, "no cache": 3 + 6 * 8}.get(kind, 6 * 8)
     if kind in ("dynamic rope", "long rope"):  # control: it would have said something else
         share(monkeypatch, 1)
-        monkeypatch.setattr("textenv.lm.prefix_sharing.attends_to_all", lambda config: True)
+        monkeypatch.setattr("textenv.lm.prefix_sharing.supports_prefix_sharing", lambda config: True)
         assert not torch.allclose(policy.evaluate_actions(*texts).log_probs, said[PLAIN].log_probs, atol=1e-3)
 
 
@@ -173,10 +173,10 @@ def test_reading_into_a_cache_says_the_same(kind: str, monkeypatch: pytest.Monke
     said = {}
     for least in (1, PLAIN):
         share(monkeypatch, least)
-        reader = KVReader(network)
-        first = reader.read(ids, mask).logits
-        said[least] = torch.cat([first, reader.append(tokens).logits], dim=1)
-        assert reader.mask.shape == (5, 4) and reader.length.tolist() == [4, 3, 4, 4, 3]
+        decoder = CachedDecoder(network)
+        first = decoder.prefill(ids, mask).logits
+        said[least] = torch.cat([first, decoder.decode_step(tokens).logits], dim=1)
+        assert decoder.mask.shape == (5, 4) and decoder.length.tolist() == [4, 3, 4, 4, 3]
     assert torch.allclose(said[1], said[PLAIN], rtol=0, atol=EXACT)
     assert not torch.allclose(said[1][0, 1], said[1][2, 1], atol=1e-3)  # control: other tokens after one beginning
 
@@ -198,19 +198,19 @@ def test_a_group_of_answers_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatc
     """Sampling, scoring and each epoch of RLOO; the minibatches of an epoch do so too, each for itself."""
     env, policy = grouped("gpt2")
     agent = RLOO(policy, env, n_episodes=32, num_generations=16, n_epochs=2, batch_size=16, seed=0)
-    texts = draw_prompts(process_of(env), 32, 16, new_generator("cpu", 0))
+    texts = sample_prompts(get_mdp(env), 32, 16, new_generator("cpu", 0))
     prompts, width = len(set(texts.prompt.tolist())), int(texts.attention_mask.sum(axis=1).max())
     assert prompts < 3
     written = {}
     for least in (PLAIN, 1):
         share(monkeypatch, least)
         generator = new_generator("cpu", 0)
-        written[least] = tokens_read(policy.model, lambda g=generator: write(policy, process_of(env), texts, g))
+        written[least] = tokens_read(policy.model, lambda g=generator: sample(policy, get_mdp(env), texts, g))
     assert written[PLAIN] - written[1] == (32 - prompts) * width
     rollout = agent.collect()
     horizon = rollout.num_tokens
     width, prompts = rollout.input_ids.shape[1] - horizon, len(rollout.prompt.unique())
-    reference: Any = process_of(env).reference
+    reference: Any = get_mdp(env).reference
     texts = (rollout.input_ids, rollout.attention_mask, horizon)
     assert tokens_read(reference.model, lambda: reference.token_log_probs(*texts)) == (
         prompts * (width - 1) + 32 * horizon
@@ -239,7 +239,7 @@ def test_adapters_on_and_off() -> None:
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.3)
-    reference = process_of(env).reference
+    reference = get_mdp(env).reference
     assert isinstance(reference, CausalLMReference)
     alone = CausalLMReference(causal_lm("llama"), vocab_size=reference.vocab_size)
     rollout = collect(env, policy, 24, generator=new_generator("cpu", 0))
@@ -249,7 +249,7 @@ def test_adapters_on_and_off() -> None:
     merged = copy.deepcopy(policy.model).merge_and_unload()
     assert not torch.allclose(reference.token_log_probs(*texts), rollout.log_probs, atol=0.1)  # control: it moved
     assert torch.allclose(reference.token_log_probs(*texts), alone.token_log_probs(*texts), atol=1e-5)
-    one, other = (forward_answers(network, *texts).logits for network in (policy.model, merged))
+    one, other = (forward_completions(network, *texts).logits for network in (policy.model, merged))
     assert torch.allclose(one, other, atol=EXACT)
 
 
@@ -261,7 +261,7 @@ def test_the_different_ones_are_found(data: Any, rows: int, width: int) -> None:
     ids = torch.tensor(data.draw(numbers), dtype=torch.long).view(rows, width)
     mask = torch.tensor(data.draw(numbers), dtype=torch.long).view(rows, width).clamp(max=1)
     texts = {tuple(row) for row in torch.where(mask == 1, ids, -1).tolist()}
-    found = distinct(ids, mask, 0)
+    found = deduplicate(ids, mask, 0)
     if len(texts) * width == rows * width:  # nothing to spare
         assert found is None
         return
@@ -275,9 +275,9 @@ def test_little_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bookkeeping must spare 512 tokens, and an eighth of all; so toys are read in one pass."""
     monkeypatch.undo()
     ids = torch.zeros(64, 9, dtype=torch.long)
-    assert distinct(ids, torch.ones_like(ids), 64 * 70) is not None  # spares 63 x 9 = 567
-    assert distinct(ids, torch.ones_like(ids), 64 * 72) is None
-    assert distinct(ids[:, :8], torch.ones_like(ids[:, :8]), 64 * 8) is None
+    assert deduplicate(ids, torch.ones_like(ids), 64 * 70) is not None  # spares 63 x 9 = 567
+    assert deduplicate(ids, torch.ones_like(ids), 64 * 72) is None
+    assert deduplicate(ids[:, :8], torch.ones_like(ids[:, :8]), 64 * 8) is None
 
 
 @pytest.mark.parametrize("width", [1, 2])
@@ -295,7 +295,7 @@ def test_prompts_of_any_length(width: int, horizon: int, monkeypatch: pytest.Mon
         said = {}
         for least in (1, PLAIN):
             share(monkeypatch, least)
-            logits = forward_answers(network, ids, mask, horizon).logits
+            logits = forward_completions(network, ids, mask, horizon).logits
             said[least] = logits[:, : 1 if blanks else None]  # what follows a blank on the right means nothing
         assert said[1].shape == said[PLAIN].shape
         assert torch.allclose(said[1], said[PLAIN], atol=EXACT)
@@ -304,16 +304,16 @@ def test_prompts_of_any_length(width: int, horizon: int, monkeypatch: pytest.Mon
 def test_without_a_gradient_one_layers_keys_are_there_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache keeps the prompts', however many rows attend to them."""
     network, kept = causal_lm("llama"), []
-    plain = SharedLayer.update
+    plain = SharedPrefixLayer.update
 
-    def watched(layer: SharedLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def watched(layer: SharedPrefixLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         found = plain(layer, *args, **kwargs)
         kept.append((layer.keys.shape[0], layer.keys.shape[2], found[0].shape[0], found[0].shape[2]))
         return found
 
-    monkeypatch.setattr(SharedLayer, "update", watched)
+    monkeypatch.setattr(SharedPrefixLayer, "update", watched)
     with torch.no_grad():
-        forward_answers(network, torch.tensor([[1, 2, 3, 4]] * 8), torch.ones(8, 4).long(), 1)
+        forward_completions(network, torch.tensor([[1, 2, 3, 4]] * 8), torch.ones(8, 4).long(), 1)
     assert kept == [(1, 2, 1, 2)] * 2 + [(1, 2, 8, 3)] * 2
 
 

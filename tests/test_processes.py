@@ -13,13 +13,13 @@ import pytest
 from tqdm import tqdm
 
 from experiments.errors import FlagError
-from experiments.launch import going_on, in_processes
+from experiments.launch import resume_hint, run_in_workers
 
 
 def test_results_come_with_their_index() -> None:
     """Each call's result once, whichever ends first; None while there is nothing."""
     calls = [partial(operator.add, i, 10) for i in range(5)]
-    found = list(in_processes(calls, workers=2, poll=0.01))
+    found = list(run_in_workers(calls, workers=2, poll=0.01))
     assert None in found  # a process takes longer than that to begin
     assert sorted(ended for ended in found if ended is not None) == [(i, i + 10) for i in range(5)]
 
@@ -28,7 +28,7 @@ def test_results_come_with_their_index() -> None:
 def test_a_stop_ends_what_runs_and_begins_nothing(stop: type[BaseException], tmp_path: Path) -> None:
     """Calls that would take ten minutes are ended; those that waited leave no trace."""
     calls = [partial(time.sleep, 600)] * 2 + [partial((tmp_path / "begun").touch)] * 2
-    results = in_processes(calls, workers=2, poll=0.1)
+    results = run_in_workers(calls, workers=2, poll=0.1)
     assert next(results) is None
     with pytest.raises(stop):
         results.throw(stop())
@@ -39,18 +39,18 @@ def test_an_error_stops_the_others() -> None:
     """The error of one call reaches the caller, and the others are ended."""
     calls = [partial(time.sleep, 600), partial(operator.truediv, 1, 0)]
     with pytest.raises(ZeroDivisionError):
-        list(in_processes(calls, workers=2, poll=0.1))
+        list(run_in_workers(calls, workers=2, poll=0.1))
     assert multiprocessing.active_children() == []
 
 
 def test_what_is_said_when_work_stops(capsys: pytest.CaptureFixture[str]) -> None:
     """An interrupt says how to go on; a worker that was killed is an error of one line, which says it too."""
-    with pytest.raises(KeyboardInterrupt), tqdm(disable=True) as bar, going_on(bar, "use --resume"):
+    with pytest.raises(KeyboardInterrupt), tqdm(disable=True) as bar, resume_hint(bar, "use --resume"):
         raise KeyboardInterrupt
     assert "stopped; use --resume" in capsys.readouterr().out
     with (
         pytest.raises(FlagError, match=r"a worker was killed.*use --resume"),
         tqdm(disable=True) as bar,
-        going_on(bar, "use --resume"),
+        resume_hint(bar, "use --resume"),
     ):
-        list(in_processes([partial(os._exit, 9)], workers=1, poll=0.1))
+        list(run_in_workers([partial(os._exit, 9)], workers=1, poll=0.1))

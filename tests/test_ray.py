@@ -17,9 +17,9 @@ from unittest import mock
 import pytest
 
 from experiments import trial
-from experiments.compare import CompareConfig, compare, run_told
+from experiments.compare import CompareConfig, compare, run_with_progress
 from experiments.config import TrialConfig
-from experiments.launch import in_ray, ray_queue, ray_workers
+from experiments.launch import ray_queue, ray_workers, run_on_ray
 from experiments.trial import INITIAL, prepare, run_trial
 
 ray = pytest.importorskip("ray")
@@ -78,9 +78,9 @@ class KilledOnce:
 
 
 def run_saving(often: bool, *arguments: Any) -> dict[str, Any]:
-    """`run_told`, with a checkpoint after each update, or none before the end."""
+    """`run_with_progress`, with a checkpoint after each update, or none before the end."""
     with mock.patch.object(trial.TrialLog, "_is_due", lambda log: often):
-        return run_told(*arguments)
+        return run_with_progress(*arguments)
 
 
 @pytest.mark.parametrize("often", [True, False])
@@ -93,7 +93,7 @@ def test_a_trial_whose_worker_is_killed_goes_on(often: bool, tmp_path: Path) -> 
         own = tmp_path / "on-ray"
         killer = KilledOnce(written, tmp_path / "killed")
         call = partial(run_saving, often, 0, config, own, serial / INITIAL, killer)
-        (found,) = [ended for ended in in_ray([call], workers=1, poll=0.1) if ended is not None]
+        (found,) = [ended for ended in run_on_ray([call], workers=1, poll=0.1) if ended is not None]
         told = [written.get_nowait() for _ in range(written.qsize())]
     assert (tmp_path / "killed").exists()
     assert {k: v for k, v in found[1].items() if "second" not in k} == {
@@ -117,16 +117,16 @@ def free_processors(wanted: float) -> float:
 def test_results_errors_and_stops() -> None:
     """Each result once with its index; an error reaches the caller as what it is; a stop ends what runs."""
     calls = [partial(operator.add, i, 10) for i in range(4)]
-    found = list(in_ray(calls, workers=2, poll=0.01))
+    found = list(run_on_ray(calls, workers=2, poll=0.01))
     assert sorted(ended for ended in found if ended is not None) == [(i, i + 10) for i in range(4)]
     with pytest.raises(ZeroDivisionError):
-        list(in_ray([partial(time.sleep, 20), partial(operator.truediv, 1, 0)], workers=2, poll=0.1))
+        list(run_on_ray([partial(time.sleep, 20), partial(operator.truediv, 1, 0)], workers=2, poll=0.1))
     assert free_processors(2) == 2  # at the latest when it has slept: a call that has not begun may be cancelled late
-    ended_early = in_ray([partial(time.sleep, 600)] * 2, workers=2, poll=0.1)
+    ended_early = run_on_ray([partial(time.sleep, 600)] * 2, workers=2, poll=0.1)
     assert next(ended_early) is None and free_processors(0) == 0
     ended_early.close()
     assert free_processors(2) == 2
     with pytest.raises(BrokenProcessPool, match="killed 4 times"):
-        list(in_ray([partial(os._exit, 9)], workers=1, poll=0.1))
+        list(run_on_ray([partial(os._exit, 9)], workers=1, poll=0.1))
     assert ray_workers() == 2
-    assert [e for e in in_ray([partial(operator.add, 1, 1)], workers=1, poll=0.1) if e is not None] == [(0, 2)]
+    assert [e for e in run_on_ray([partial(operator.add, 1, 1)], workers=1, poll=0.1) if e is not None] == [(0, 2)]

@@ -15,18 +15,18 @@ from transformers.utils import import_utils
 
 from agents import PPO, REINFORCE
 from agents.policy import TransformerPolicy
-from agents.sampling import RecordedSampler, collect, draw_prompts, new_generator, write
-from agents.sampling.graph import LOOK_UP, Tape
-from agents.sampling.loop import WORTH_LEAVING
+from agents.sampling import GraphSampler, collect, new_generator, sample, sample_prompts
+from agents.sampling.graph import LOOK_UP, CapturedStep
+from agents.sampling.loop import MIN_FINISHED_ROWS
 from experiments import trial
 from experiments.config import TrialConfig
 from experiments.errors import FlagError
 from tests.tasks import TRIAL
 from tests.test_dtype import DEVICES
 from tests.test_sampling import CLOSE, language_model
-from textenv import process_of
+from textenv import get_mdp
 
-ROWS = WORTH_LEAVING - 1  # so few that `write` leaves none out, and both draw the same random numbers
+ROWS = MIN_FINISHED_ROWS - 1  # so few that `write` leaves none out, and both draw the same random numbers
 WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default"}  # for the device
 COPIES = {"aten.lift_fresh.default", "aten.lift_fresh_copy.default"}  # of a number from the host
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -48,27 +48,25 @@ class Operations(TorchDispatchMode):
 def test_it_writes_what_the_plain_loop_writes() -> None:
     """With the same random numbers the same texts and log-probabilities, prompts and answers of any length."""
     env, policy = language_model()
-    both = [
-        collect(env, policy, ROWS, generator=new_generator("cpu", 3), sampler=s) for s in (write, RecordedSampler())
-    ]
+    both = [collect(env, policy, ROWS, generator=new_generator("cpu", 3), sampler=s) for s in (sample, GraphSampler())]
     assert both[0].input_ids.equal(both[1].input_ids) and both[0].mask.equal(both[1].mask)
     assert len(set(both[0].mask.sum(dim=1).tolist())) > 2
     assert torch.allclose(both[0].log_probs, both[1].log_probs, atol=CLOSE)
-    other = collect(env, policy, ROWS, generator=new_generator("cpu", 4), sampler=write)
+    other = collect(env, policy, ROWS, generator=new_generator("cpu", 4), sampler=sample)
     assert not torch.equal(both[0].prompt, other.prompt) or not both[0].input_ids.equal(other.input_ids)  # control
 
 
 def test_it_goes_on_from_any_state() -> None:
     """Texts that have a part of their answers already, some more of it than others."""
     env, policy = language_model()
-    process = process_of(env)
-    texts = draw_prompts(process, ROWS, 1, new_generator("cpu", 0))
+    mdp = get_mdp(env)
+    texts = sample_prompts(mdp, ROWS, 1, new_generator("cpu", 0))
     for row, length in ((0, 3), (1, 1), (4, 11)):
-        columns = slice(process.prompt_width, process.prompt_width + length)
+        columns = slice(mdp.prompt_width, mdp.prompt_width + length)
         texts.input_ids[row, columns], texts.attention_mask[row, columns], texts.time[row] = 77, 1, length
     both = [
         collect(env, policy, ROWS, generator=new_generator("cpu", 3), start=texts, sampler=s)
-        for s in (write, RecordedSampler())
+        for s in (sample, GraphSampler())
     ]
     assert both[0].input_ids.equal(both[1].input_ids) and both[0].mask.equal(both[1].mask)
     assert torch.allclose(both[0].log_probs, both[1].log_probs, atol=CLOSE)
@@ -85,7 +83,7 @@ def test_v_is_read_on_the_way(separate_critic: bool, device: str) -> None:
     torch.nn.init.normal_(policy.to(device).value_head.weight)
     asked, values = [], policy.values
     policy.values = lambda *texts: (asked.append(1), values(*texts))[1]  # type: ignore[method-assign]
-    rollout = collect(env, policy, ROWS, generator=new_generator(device, 3), sampler=RecordedSampler())
+    rollout = collect(env, policy, ROWS, generator=new_generator(device, 3), sampler=GraphSampler())
     assert len(asked) == separate_critic and rollout.values is not None
     with torch.no_grad():
         read = values(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
@@ -96,9 +94,9 @@ def test_v_is_read_on_the_way(separate_critic: bool, device: str) -> None:
 def test_it_stops_soon_after_the_last_text_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long before the longest text that there may be."""
     env, policy = language_model(ends=150, max_new_tokens=200, positions=210)
-    sampler, steps = RecordedSampler(), []
-    step = Tape._step
-    monkeypatch.setattr(Tape, "_step", lambda self: (steps.append(1), step(self))[1])
+    sampler, steps = GraphSampler(), []
+    step = CapturedStep._step
+    monkeypatch.setattr(CapturedStep, "_step", lambda self: (steps.append(1), step(self))[1])
     rollout = collect(env, policy, ROWS, generator=new_generator("cpu", 0), sampler=sampler)
     assert rollout.num_tokens <= len(steps) + 1 < rollout.num_tokens + LOOK_UP < 100
 
@@ -106,10 +104,10 @@ def test_it_stops_soon_after_the_last_text_has_ended(monkeypatch: pytest.MonkeyP
 def test_what_has_changed_place_is_recorded_anew() -> None:
     """Weights of another dtype, another temperature; weights that only learn are not."""
     env, policy = language_model()
-    process, generator, sampler = process_of(env), new_generator("cpu", 0), RecordedSampler()
+    mdp, generator, sampler = get_mdp(env), new_generator("cpu", 0), GraphSampler()
 
     def tape(count: int = 4) -> Any:
-        sampler(policy, process, draw_prompts(process, count, 1, generator), generator)
+        sampler(policy, mdp, sample_prompts(mdp, count, 1, generator), generator)
         return sampler.tape
 
     first = tape()
@@ -127,7 +125,7 @@ def test_what_has_changed_place_is_recorded_anew() -> None:
 def test_one_cache_is_there_at_a_time() -> None:
     """The one before is gone when another is made, which might not fit beside it."""
     env, policy = language_model()
-    sampler = RecordedSampler()
+    sampler = GraphSampler()
     caches: list[weakref.ref[torch.Tensor]] = []
     for temperature in (1.0, 0.9, 0.8):
         policy.temperature = temperature
@@ -141,10 +139,10 @@ def test_another_number_of_texts_is_left_to_the_plain_loop() -> None:
     """One tape, whatever REINFORCE's continuations ask for in between: the next batch of answers goes on with it."""
     env, policy = language_model()
     agent = REINFORCE(policy, env, n_episodes=4, num_generations=2, credit="q", num_continuations=2, seed=0)
-    recorded, asked, tapes = RecordedSampler(), [], []
+    recorded, asked, tapes = GraphSampler(), [], []
 
-    def sampler(policy: Any, process: Any, texts: Any, generator: Any) -> Any:
-        written = recorded(policy, process, texts, generator)
+    def sampler(policy: Any, mdp: Any, texts: Any, generator: Any) -> Any:
+        written = recorded(policy, mdp, texts, generator)
         asked.append(len(texts))
         tapes.append(recorded.tape)
         return written
@@ -160,16 +158,16 @@ def test_a_tape_draws_from_any_generator(device: str) -> None:
     """What it draws, and on a CPU where it leaves the generator, is as in the plain loop; played twice it goes on."""
     env, policy = language_model()
     policy.to(device)
-    process, sampler = process_of(env), RecordedSampler()
+    mdp, sampler = get_mdp(env), GraphSampler()
     tapes, left = [], []
     for seed in (3, 4):
-        texts = draw_prompts(process, ROWS, 1, new_generator("cpu", 0))
+        texts = sample_prompts(mdp, ROWS, 1, new_generator("cpu", 0))
         plain, played = new_generator(device, seed), new_generator(device, seed)
-        expected, found = write(policy, process, texts, plain), sampler(policy, process, texts, played)
+        expected, found = sample(policy, mdp, texts, plain), sampler(policy, mdp, texts, played)
         assert found.input_ids.equal(expected.input_ids)
         tapes.append(sampler.tape)
         left.append((plain.get_state(), played.get_state(), found.input_ids))
-        assert not sampler(policy, process, texts, played).input_ids.equal(found.input_ids)
+        assert not sampler(policy, mdp, texts, played).input_ids.equal(found.input_ids)
     assert tapes[0] is tapes[1] and not left[0][2].equal(left[1][2])
     assert not left[0][0].equal(left[1][0])
     assert device == "cuda" or all(one.equal(other) for one, other, _ in left)  # a GPU is looked at now and then
@@ -193,7 +191,7 @@ def test_what_cannot_be_recorded_is_left_to_the_plain_loop(config: Any, recorded
     torch.manual_seed(0)
     env, _ = language_model(reference=AutoModelForCausalLM.from_config(config).eval())
     policy = TransformerPolicy.for_env(env)
-    sampler = RecordedSampler()
+    sampler = GraphSampler()
     rollout = collect(env, policy, 8, generator=new_generator("cpu", 0), sampler=sampler)
     assert (sampler.tape is not None) == recorded
     with torch.no_grad():
@@ -204,7 +202,7 @@ def test_what_cannot_be_recorded_is_left_to_the_plain_loop(config: Any, recorded
 def test_inference_mode_outside_changes_nothing() -> None:
     """What a tape keeps is written to again outside of it."""
     env, policy = language_model()
-    sampler, found = RecordedSampler(), []
+    sampler, found = GraphSampler(), []
     for context in (torch.inference_mode(), torch.no_grad()):
         with context:
             found.append(collect(env, policy, 4, generator=new_generator("cpu", 0), sampler=sampler, values=False))
@@ -214,7 +212,7 @@ def test_inference_mode_outside_changes_nothing() -> None:
 def check_recording_is_kept(device: str) -> None:
     """One tape for all updates; after each the weights are read as they have become."""
     env, policy = language_model()
-    sampler = RecordedSampler()
+    sampler = GraphSampler()
     agent = PPO(policy.to(device), env, n_episodes=ROWS, n_epochs=1, learning_rate=0.01, seed=0)
     agent.sampler = sampler
     tapes, seen = [], []
@@ -244,14 +242,14 @@ def test_a_cuda_graph_writes_what_the_policy_says() -> None:
     check_recording_is_kept("cuda")
     env, policy = language_model()
     policy.to("cuda")
-    for sampler in (write, RecordedSampler()):
+    for sampler in (sample, GraphSampler()):
         rollout = collect(env, policy, 4096, generator=new_generator("cuda", 0), sampler=sampler)
         repeats = (rollout.tokens[:, 1:] == rollout.tokens[:, :-1])[rollout.mask[:, 1:]].float().mean()
         with torch.no_grad():
             forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
         surprise = -rollout.log_probs.sum() / rollout.mask.sum()
         assert float((forced - rollout.log_probs)[rollout.mask].abs().max()) < 10 * CLOSE
-        if sampler is write:
+        if sampler is sample:
             expected = repeats, surprise, rollout.mask.sum(dim=1).float().mean()
     assert float(repeats) == pytest.approx(float(expected[0]), abs=0.01)
     assert float(surprise) == pytest.approx(float(expected[1]), abs=0.05)
@@ -261,13 +259,13 @@ def test_a_cuda_graph_writes_what_the_policy_says() -> None:
 def test_a_step_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No operation of a step waits for the device, or brings a number to it; those of the plain loop do (control)."""
     env, policy = language_model()
-    sampler, generator = RecordedSampler(), new_generator("cpu", 0)
+    sampler, generator = GraphSampler(), new_generator("cpu", 0)
     collect(env, policy, ROWS, generator=generator, sampler=sampler)
     assert sampler.tape is not None
     # transformers leaves its own looks at the mask out while a graph is captured
     monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
     with torch.no_grad():
-        sampler.tape._begin(draw_prompts(process_of(env), ROWS, 1, generator))
+        sampler.tape._begin(sample_prompts(get_mdp(env), ROWS, 1, generator))
         with Operations() as recorded:
             sampler.tape.step()
         with Operations() as plain:
@@ -284,10 +282,10 @@ def test_a_flag_says_what_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def watched(name: str, call: Any) -> Any:
         return lambda *args: (used.append(name), call(*args))[1]
 
-    for name in ("write", "generate"):
-        monkeypatch.setattr(trial, name, watched(name, getattr(trial, name)))
-    monkeypatch.setattr(RecordedSampler, "__call__", watched("recorded", RecordedSampler.__call__))
-    for name in ("write", "generate", "recorded"):
+    for name, function in (("loop", "sample"), ("generate", "generate_sampler")):
+        monkeypatch.setattr(trial, function, watched(name, getattr(trial, function)))
+    monkeypatch.setattr(GraphSampler, "__call__", watched("graph", GraphSampler.__call__))
+    for name in ("loop", "generate", "graph"):
         config = TrialConfig(**TRIAL, sampler=name, out=tmp_path / name)  # type: ignore[arg-type]
         _, folder, _ = trial.prepare(config, name, [config])
         used.clear()

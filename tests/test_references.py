@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tasks import LETTERS, PROMPTS, make, random_reference, stories, words, zero
-from textenv import TextProcess, TextVectorEnv
+from textenv import TextMDP, TextVectorEnv
 from textenv.data import WordTokenizer
 from textenv.references import CausalLMReference, TableReference
-from textenv.references.incremental import Follower
+from textenv.references.incremental import IncrementalInput
 from textenv.testing import play
 
 ANSWERS = {"a b": {"b": 0.5, "b a": 0.2, "": 0.3}, "a b a": {"": 0.25, "a a a": 0.75}, "b": {"b": 3.0, "b b": 1.0}}
@@ -38,7 +38,7 @@ def padded(texts: list[list[int]], left: int = 0, right: int = 0, blank: int = 0
 def test_from_answers_gives_the_probabilities_that_were_set(prompt: str) -> None:
     """The product of next-token probabilities, end included, is each answer's share; nothing else is ever said."""
     tokenizer = WordTokenizer("a b")
-    reference = TableReference.from_answers(tokenizer, ANSWERS)
+    reference = TableReference.from_completions(tokenizer, ANSWERS)
     total = sum(ANSWERS[prompt].values())
 
     def say(text: list[int]) -> dict[int, float]:
@@ -62,7 +62,7 @@ def test_from_answers_gives_the_probabilities_that_were_set(prompt: str) -> None
 
 def test_a_prompt_that_begins_another_is_answered_by_itself() -> None:
     """ "a b" and "a b a" share their beginning: the second prompt's answers lend the first no probability."""
-    reference = TableReference.from_answers(WordTokenizer("a b"), {"a": {"b": 1.0}, "a a": {"a": 1.0}})
+    reference = TableReference.from_completions(WordTokenizer("a b"), {"a": {"b": 1.0}, "a a": {"a": 1.0}})
     assert np.exp(reference.log_probs(*padded([[1]]))).tolist() == [[0, 0, 1]]
     assert np.exp(reference.log_probs(*padded([[1, 1]]))).tolist() == [[0, 1, 0]]
 
@@ -70,12 +70,14 @@ def test_a_prompt_that_begins_another_is_answered_by_itself() -> None:
 def test_answers_that_cannot_be_told_apart_are_refused() -> None:
     """After "a", the answer "b a" stands where the prompt "a b" and its answer stand: no text can keep both shares."""
     with pytest.raises(ValueError, match="a b"):
-        TableReference.from_answers(WordTokenizer("a b"), {"a": {"b a": 0.1, "a": 0.9}, "a b": {"a": 0.5, "b": 0.5}})
+        TableReference.from_completions(
+            WordTokenizer("a b"), {"a": {"b a": 0.1, "a": 0.9}, "a b": {"a": 0.5, "b": 0.5}}
+        )
 
 
 def test_a_text_that_no_answer_begins_with_has_no_continuation() -> None:
     """Off the tree everything is impossible, and stays so."""
-    reference = TableReference.from_answers(WordTokenizer("a b"), ANSWERS)
+    reference = TableReference.from_completions(WordTokenizer("a b"), ANSWERS)
     assert np.isneginf(reference.log_probs(*padded([[2, 1], [2, 1, 2]]))).all()
 
 
@@ -155,7 +157,7 @@ def test_the_walks_would_notice_a_reference_that_follows_blindly(monkeypatch: py
         known, self.input_ids = len(self.input_ids) == len(ids), ids
         return np.full(len(ids), known), np.zeros(len(ids), dtype=np.bool_), last
 
-    monkeypatch.setattr(Follower, "follow", blindly)
+    monkeypatch.setattr(IncrementalInput, "match", blindly)
     reference = random_reference(4, 0, sparse=False)
     for move in ("stay", "restart", "jump", "swap last"):
         wrong = []
@@ -189,7 +191,7 @@ def test_each_prompt_of_a_toy_has_a_reference_of_its_own(num_prompts: int) -> No
     said = []
     for prompt in range(num_prompts):
         for answer in ([], [1], [2], [1, 1], [1, 2], [2, 1]):
-            env.reset(options={"prompt": prompt, "response": answer})
+            env.reset(options={"prompt": prompt, "completion": answer})
             said.append(env.step(1)[-1]["ref_log_prob"])
     table = np.array(said).reshape(num_prompts, 6)
     assert (table[:, 3] == table[:, 5]).all()  # "a a" and "b a": same prompt, time and last word
@@ -263,7 +265,7 @@ def test_stepping_with_restarts_equals_a_full_forward(model: Any, mode: str) -> 
     """In an environment, with rows that end and restart at different times: ref_log_prob is the full forward's."""
     vocab = model.config.vocab_size
     tokenizer = WordTokenizer([f"w{i}" for i in range(1, vocab)])
-    task = TextProcess(
+    task = TextMDP(
         tokenizer,
         ["w3", "w4 w5 w6", "w7 w8"],
         zero,
@@ -358,7 +360,7 @@ class Reads:
 def test_each_token_is_read_once(build: Any) -> None:
     """A step reads one token a row; a row that begins anew is read alone; no prefix is read again."""
     tokenizer = WordTokenizer([*LETTERS, "x", "y"])
-    task = TextProcess(tokenizer, PROMPTS, zero, build(), max_new_tokens=6)
+    task = TextMDP(tokenizer, PROMPTS, zero, build(), max_new_tokens=6)
     envs = TextVectorEnv(task, 5, autoreset_mode="SameStep")
     reads = Reads(task.reference.model)
     observation, _ = envs.reset(seed=0)
@@ -381,7 +383,7 @@ def test_each_token_is_read_once(build: Any) -> None:
 
 def test_disabled_autoreset_reads_no_prefix_again() -> None:
     """With autoreset DISABLED, reset_mask reads the rows that begin anew, not those in the middle of a text."""
-    task = TextProcess(WordTokenizer([*LETTERS, "x", "y"]), PROMPTS, zero, tiny_llama(), max_new_tokens=6)
+    task = TextMDP(WordTokenizer([*LETTERS, "x", "y"]), PROMPTS, zero, tiny_llama(), max_new_tokens=6)
     envs = TextVectorEnv(task, 4, autoreset_mode="Disabled")
     envs.reset(seed=0)
     envs.step(np.full(4, 1))
@@ -393,7 +395,7 @@ def test_disabled_autoreset_reads_no_prefix_again() -> None:
 
 def test_the_cache_does_not_grow_without_end() -> None:
     """However long an environment is stepped, attention spans no more columns than two texts have."""
-    task = TextProcess(WordTokenizer([*LETTERS, "x", "y"]), PROMPTS, zero, tiny_llama(), max_new_tokens=4)
+    task = TextMDP(WordTokenizer([*LETTERS, "x", "y"]), PROMPTS, zero, tiny_llama(), max_new_tokens=4)
     envs, rng, widths = TextVectorEnv(task, 6), np.random.default_rng(0), []
     hook = task.reference.model.register_forward_pre_hook
     hook(lambda _, args, kwargs: widths.append(kwargs["attention_mask"].shape[1]), with_kwargs=True)
@@ -458,23 +460,23 @@ def test_a_text_may_fill_the_context_to_its_last_position(build: Any, mode: str)
     length = {"n_positions": 6} if build is tiny_gpt2 else {"max_position_embeddings": 6}
     model = build(**length)
     tokenizer = WordTokenizer([f"w{i}" for i in range(10)])
-    task = TextProcess(tokenizer, ["w0 w1 w2"], zero, model, max_new_tokens=3, kl_coef=1.0)
+    task = TextMDP(tokenizer, ["w0 w1 w2"], zero, model, max_new_tokens=3, kl_coef=1.0)
     envs = TextVectorEnv(task, 2, autoreset_mode=mode)
     envs.reset(seed=0)
     for step in range(9):
         terminated = envs.step(np.array([4, 0 if step == 0 else 5]))[2]
         if mode == "Disabled" and terminated.any():
             envs.reset(options={"reset_mask": terminated})
-    texts = [row[real == 1].tolist() for row, real in zip(*envs.slots.observation().values(), strict=True)]
-    for row in np.flatnonzero(envs.slots.live):
-        np.testing.assert_allclose(envs.slots.ref_log_probs[row], forward(model, texts[row])[-1], rtol=0, atol=1e-4)
+    texts = [row[real == 1].tolist() for row, real in zip(*envs.episodes.observation().values(), strict=True)]
+    for row in np.flatnonzero(envs.episodes.live):
+        np.testing.assert_allclose(envs.episodes.ref_log_probs[row], forward(model, texts[row])[-1], rtol=0, atol=1e-4)
 
 
 def test_end_tokens_are_those_that_the_model_names(assets: Path) -> None:
     """stories260k ends stories with <s> (1) and </s> (2), says its generation config; an argument overrules it."""
-    assert TextProcess(**stories(assets)).eos_token_ids == [1, 2]
-    assert TextProcess(**stories(assets, eos_token_id=2)).eos_token_ids == [2]
-    assert TextProcess(**words()).eos_token_ids == [0]
+    assert TextMDP(**stories(assets)).eos_token_ids == [1, 2]
+    assert TextMDP(**stories(assets, eos_token_id=2)).eos_token_ids == [2]
+    assert TextMDP(**words()).eos_token_ids == [0]
 
 
 def test_a_call_that_is_interrupted_leaves_nothing_to_follow(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from agents.functional import (
     leave_one_out,
     masked_mean,
     masked_whiten,
-    per_answer,
+    mean_over_completions,
     policy_gradient_loss,
     reward_to_go,
     value_loss,
@@ -158,7 +158,7 @@ PER_TOKEN: dict[str, Callable[[Batch], Tensor]] = {
 PER_BATCH: dict[str, Callable[[Batch], Tensor]] = {
     "masked_mean": lambda b: masked_mean(b["rewards"], b["mask"]),
     "explained_variance": lambda b: explained_variance(b["values"], b["rewards"], b["mask"]),
-    "per_answer": lambda b: per_answer(b["rewards"], b["mask"]),
+    "mean_over_completions": lambda b: mean_over_completions(b["rewards"], b["mask"]),
     "policy_gradient_loss": lambda b: policy_gradient_loss(b["log_probs"], b["rewards"], b["mask"]),
     "clipped_surrogate_loss": lambda b: clipped_surrogate_loss(
         b["log_probs"], b["old_log_probs"], b["rewards"], b["mask"], 0.2

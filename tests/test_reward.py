@@ -21,17 +21,17 @@ from tests.tasks import (
     letter_values,
     log_softmax,
     make,
-    process,
+    mdp,
     random_reference,
     stories,
     tasks,
     words,
     zero,
 )
-from textenv import TextProcess, TextVectorEnv
+from textenv import TextMDP, TextVectorEnv
 from textenv.bound_policy import masked_log_softmax
 from textenv.references import CausalLMReference, TableReference
-from textenv.rewards import Scorer
+from textenv.rewards import WeightedReward
 from textenv.shaping import (
     Transitions,
     length_penalty,
@@ -118,7 +118,7 @@ def test_the_kl_of_a_text_is_its_own(mode: str) -> None:
     once = play(env, 0, [1])
     logits = policy(*(value[None] for value in env.reset()[0].values()))[0]
     kl = log_softmax(logits, np.ones(4, dtype=bool))[1] - once.ref_log_probs[0]
-    envs = TextVectorEnv(TextProcess(**arguments), 2, autoreset_mode=mode, policy=policy)
+    envs = TextVectorEnv(TextMDP(**arguments), 2, autoreset_mode=mode, policy=policy)
     envs.reset()
     for _ in range(3):
         assert env.step(1)[-1]["kl"] == pytest.approx(kl)
@@ -152,7 +152,7 @@ def test_binding_and_unbinding_switch_the_half_that_is_paid() -> None:
     assert (play(env, 1, "a b").rewards != unbound).all()
     env.unwrapped.bind_policy(None)
     assert (play(env, 1, "a b").rewards == unbound).all()
-    envs = TextVectorEnv(TextProcess(**arguments), 2)
+    envs = TextVectorEnv(TextMDP(**arguments), 2)
     envs.bind_policy(policy)
     envs.reset(options={"prompt": 1})
     assert "kl_policy" in envs.step(np.array([1, 1]))[-1]["reward_terms"]
@@ -184,7 +184,7 @@ def test_forbidden_actions_never_matter(logits: list[float], mask: list[bool], j
 @given(arguments=tasks(), seed=st.integers(0, 999), extra=st.integers(1, 4))
 def test_padding_counts_nothing(arguments: dict[str, Any], seed: int, extra: int) -> None:
     """A wider prompt window (more padding on the left) changes no reward, no KL and no shaping."""
-    width = TextProcess(**arguments).prompt_width
+    width = TextMDP(**arguments).prompt_width
     policy = RandomPolicy(len(arguments["tokenizer"]), seed)
     narrow, wide = (episodes(arguments | {"max_prompt_length": w}, seed, [policy])[0] for w in (width, width + extra))
     assert_same([step[1:] for _, step, _, _ in narrow], [step[1:] for _, step, _, _ in wide])
@@ -224,12 +224,12 @@ def test_eos_is_an_action_like_any_other() -> None:
     unigram = np.log([0.1, 0.2, 0.3, 0.4])
     arguments = words(reference=TableReference(unigram), reward=zero, kl_coef=1.0)
     assert play(make(arguments), 0, "c a").rewards.tolist() == unigram[[3, 1, 0]].tolist()
-    envs = TextVectorEnv(TextProcess(**arguments), 2, autoreset_mode="Disabled")
+    envs = TextVectorEnv(TextMDP(**arguments), 2, autoreset_mode="Disabled")
     envs.reset(options={"prompt": 0})
     _, rewards, terminated, _, info = envs.step(np.array([0, 1]))
     assert rewards.tolist() == unigram[[0, 1]].tolist() and terminated.tolist() == [True, False]
-    observation = envs.slots.observation()
-    width = envs.process.prompt_width
+    observation = envs.episodes.observation()
+    width = envs.mdp.prompt_width
     assert observation["attention_mask"][:, width].tolist() == [1, 1]  # the mask tells EOS from a blank
     assert info["finish_reason"].tolist() == ["stop", None]
 
@@ -256,9 +256,9 @@ def test_columns_reach_the_reward_beside_their_prompts() -> None:
         return [0.0 if g is None else w * (text == g) for text, g, w in zip(completions, goal, weight, strict=True)]
 
     rows = [{"prompt": "a", "goal": "b", "weight": 2.0}, {"prompt": "b a", "goal": "c", "weight": 3.0}]
-    envs = TextVectorEnv(TextProcess(**words(prompts=rows, reward=target, kl_coef=0.0, max_new_tokens=2)), 6)
+    envs = TextVectorEnv(TextMDP(**words(prompts=rows, reward=target, kl_coef=0.0, max_new_tokens=2)), 6)
     envs.reset(seed=0)
-    drawn = envs.slots.texts.prompt.tolist()
+    drawn = envs.episodes.texts.prompt.tolist()
     assert set(drawn) == {0, 1}
     envs.step(np.array([2, 3, 2, 3, 2, 3]))
     rewards = envs.step(np.zeros(6, dtype=int))[1]
@@ -290,7 +290,7 @@ def test_a_torch_tensor_is_a_list_of_scores() -> None:
     """A reward model that answers with a tensor is understood."""
     import torch
 
-    scorer = Scorer(lambda prompts, **_: torch.tensor([0.5] * len(prompts)))
+    scorer = WeightedReward(lambda prompts, **_: torch.tensor([0.5] * len(prompts)))
     assert scorer(["a", "b"], ["", ""], [[0], [0]], {}).tolist() == [0.5, 0.5]
 
 
@@ -330,8 +330,8 @@ def test_columns_reach_the_gold_reward_and_several_are_added() -> None:
     rows = [{"prompt": "a", "target": "b"}, {"prompt": "b a", "target": "c"}]
     weighed = {"reward": [letter_values, count_words], "reward_weights": [3.0, -1.0]}
     env = make(words(prompts=rows, gold_reward=[goal, count_words], **weighed))
-    for prompt, response, gold in (("a", [2], 2.0), ("a", [3], 1.0), ("b a", [3], 2.0), ([2], [2, 3], 2.0)):
-        env.reset(options={"prompt": prompt, "response": response})
+    for prompt, completion, gold in (("a", [2], 2.0), ("a", [3], 1.0), ("b a", [3], 2.0), ([2], [2, 3], 2.0)):
+        env.reset(options={"prompt": prompt, "completion": completion})
         assert env.step(0)[-1]["gold_score"] == gold
 
 
@@ -339,10 +339,10 @@ def test_columns_reach_the_gold_reward_and_several_are_added() -> None:
 
 
 @st.composite
-def answers(draw: Any) -> tuple[TextProcess, list[int], list[list[int]]]:
+def answers(draw: Any) -> tuple[TextMDP, list[int], list[list[int]]]:
     """Prompts and finished answers of different lengths, ended by EOS or by the limit."""
     horizon = draw(st.integers(1, 5))
-    task = process(max_new_tokens=horizon)
+    task = mdp(max_new_tokens=horizon)
     count = draw(st.integers(1, 4))
     written = []
     for _ in range(count):
@@ -351,17 +351,17 @@ def answers(draw: Any) -> tuple[TextProcess, list[int], list[list[int]]]:
     return task, draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)), written
 
 
-def whole(task: TextProcess, prompts: list[int], written: list[list[int]], junk: int = 0) -> Transitions:
+def whole(task: TextMDP, prompts: list[int], written: list[list[int]], junk: int = 0) -> Transitions:
     """The [B, T] transitions of finished answers, from their first states; `junk` stands after the ends."""
     longest = max(map(len, written))
-    texts = task.blank(len(written))
-    task.start(texts, np.arange(len(written)), np.array(prompts))
+    texts = task.empty_state(len(written))
+    task.reset_rows(texts, np.arange(len(written)), np.array(prompts))
     tokens = np.array([answer + [junk] * (longest - len(answer)) for answer in written])
     mask = np.array([[t < len(answer) for t in range(longest)] for answer in written])
     return task.transitions(texts, tokens, mask)
 
 
-def stepped(task: TextProcess, term: Any, prompts: list[int], written: list[list[int]]) -> list[list[float]]:
+def stepped(task: TextMDP, term: Any, prompts: list[int], written: list[list[int]]) -> list[list[float]]:
     """What the term pays in an environment that is stepped token by token."""
     arguments = words(max_new_tokens=task.max_new_tokens, shaping=[term])
     return [
@@ -392,7 +392,7 @@ def test_reward_terms_of_whole_answers_equal_stepping(drawn: Any, cut: int, junk
     reference = random_reference(4, 0, sparse=False)
     env = make(words(max_new_tokens=task.max_new_tokens, reference=reference, shaping=SHAPING))
     episodes = [play(env, prompt, answer) for prompt, answer in zip(prompts, written, strict=True)]
-    task = env.unwrapped.process
+    task = env.unwrapped.mdp
     moves = whole(task, prompts, written, junk)
     log_probs = np.full(moves.mask.shape, -99.0)
     log_probs[moves.mask] = np.concatenate([episode.ref_log_probs for episode in episodes])
@@ -420,7 +420,7 @@ def test_potential_based_shaping_telescopes(drawn: Any) -> None:
 
 def test_a_term_that_is_not_a_potential_does_not_telescope() -> None:
     """Negative control: the length penalty's sum depends on what is written."""
-    paid = stepped(process(), length_penalty(0.25), [0, 0], [[1, 0], [0]])
+    paid = stepped(mdp(), length_penalty(0.25), [0, 0], [[1, 0], [0]])
     assert sum(paid[0]) != sum(paid[1])
 
 
@@ -449,7 +449,7 @@ def test_shaping_goes_on_where_reset_put_the_text() -> None:
     for term in SHAPING:
         env = make(words(shaping=[term]))
         walked = play(env, 0, [2, 1, 2]).rewards[-1]
-        env.reset(options={"prompt": 0, "response": [2, 1]})
+        env.reset(options={"prompt": 0, "completion": [2, 1]})
         assert env.step(2)[1] == walked
 
 

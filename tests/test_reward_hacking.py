@@ -11,9 +11,9 @@ import pytest
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from tests.test_gradients import random_policy
-from textenv import TextProcess, exact
+from textenv import TextMDP, exact
 from textenv.tasks import reward_hacking
-from textenv.tasks.reward_hacking import FACTS, gold, proxy, reference_answers
+from textenv.tasks.reward_hacking import FACTS, gold, proxy, reference_completions
 from textenv.testing import play
 
 ID = "textenv/RewardHacking-v0"
@@ -54,9 +54,9 @@ def by_the_page(prompt: str, answer: str) -> tuple[float, float]:
 
 
 def texts_of(tree: exact.Tree) -> list[tuple[str, str]]:
-    """The finished texts as (prompt, answer), in the order of `tree.texts()`."""
+    """The finished texts as (prompt, answer), in the order of `tree.leaves()`."""
     states, actions = tree.paths()
-    prompts, decode = tree.process.prompts.texts, tree.process.decode
+    prompts, decode = tree.mdp.prompts.texts, tree.mdp.decode
     return [
         (prompts[tree.prompt[first]], decode(row[row >= 0].tolist()))
         for first, row in zip(states[:, 0], actions, strict=True)
@@ -90,7 +90,7 @@ def test_proxy_and_gold_pay_the_table_of_the_page(prompt: str, answer: str, paid
     env = gym.make(ID, kl_coef=0.0)
     episode = play(env, prompt, answer)
     assert episode.rewards == pytest.approx([*[0.0] * (len(episode.rewards) - 1), paid])
-    env.reset(options={"prompt": prompt, "response": answer})
+    env.reset(options={"prompt": prompt, "completion": answer})
     info = env.step(0)[-1]
     assert (info["score"], info["gold_score"]) == pytest.approx((paid, wanted))
     assert by_the_page(prompt, answer) == pytest.approx((paid, wanted))
@@ -101,7 +101,7 @@ def test_every_text_pays_what_the_page_says(tree: exact.Tree) -> None:
     assert tree.gold_scores is not None
     texts = texts_of(tree)
     expected = np.array([by_the_page(*text) for text in texts])
-    found = np.stack([tree.scores[tree.texts()], tree.gold_scores[tree.texts()]], axis=1)
+    found = np.stack([tree.scores[tree.leaves()], tree.gold_scores[tree.leaves()]], axis=1)
     assert found == pytest.approx(expected, abs=1e-12)
     others = dict(zip(FACTS, [*list(FACTS)[1:], next(iter(FACTS))], strict=True))  # negative control
     shifted = np.array([by_the_page(others[prompt], answer) for prompt, answer in texts])
@@ -123,9 +123,9 @@ def test_without_a_fact_neither_applies() -> None:
 @pytest.mark.parametrize("question", FACTS)
 def test_the_reference_answers_with_probability_one(question: str, tree: exact.Tree) -> None:
     """Its 300 answers to each question sum to 1, and the tree holds these answers with these probabilities."""
-    answers = reference_answers(FACTS[question])
+    answers = reference_completions(FACTS[question])
     assert len(answers) == 300 and sum(answers.values()) == pytest.approx(1.0, abs=1e-12)
-    log_probs = tree.text_log_probs(tree.ref_log_probs)
+    log_probs = tree.completion_log_probs(tree.ref_log_probs)
     found = {
         answer: np.exp(log_prob)
         for (prompt, answer), log_prob in zip(texts_of(tree), log_probs, strict=True)
@@ -134,13 +134,13 @@ def test_the_reference_answers_with_probability_one(question: str, tree: exact.T
     assert found == pytest.approx(answers, rel=1e-9)
     right = sum(share for answer, share in answers.items() if FACTS[question] in answer)
     assert right == pytest.approx(0.45)  # "not half of the time"
-    assert found != pytest.approx(reference_answers(next(f for q, f in FACTS.items() if q != question)))  # control
+    assert found != pytest.approx(reference_completions(next(f for q, f in FACTS.items() if q != question)))  # control
 
 
 def test_there_are_1200_texts_and_each_ends_itself(tree: exact.Tree) -> None:
     """As the page says; the longest answer and its end token fit."""
-    assert tree.num_texts == len(set(texts_of(tree))) == 1200
-    assert set(tree.texts()[1].tolist()) == set(tree.process.eos_token_ids) == {0}
+    assert tree.num_completions == len(set(texts_of(tree))) == 1200
+    assert set(tree.leaves()[1].tolist()) == set(tree.mdp.eos_token_ids) == {0}
     longest = "thank you for asking really really really white marble :) :) :) :)"
     assert play(gym.make(ID), "what do you sell", longest).finish_reason == "stop"
 
@@ -168,10 +168,10 @@ def test_a_better_proxy_is_a_worse_answer(tree: exact.Tree) -> None:
 
 def test_optimising_the_gold_reward_has_no_hole(tree: exact.Tree) -> None:
     """Negative control: where gold is what is paid, its expectation rises all the way."""
-    process = tree.process
+    mdp = tree.mdp
     rows = [{"prompt": prompt, "fact": fact} for prompt, fact in FACTS.items()]
-    arguments: dict[str, Any] = {"reference": process.reference, "max_new_tokens": process.max_new_tokens}
-    honest = exact.enumerate_tree(TextProcess(process.tokenizer, rows, gold, gold_reward=gold, **arguments))
+    arguments: dict[str, Any] = {"reference": mdp.reference, "max_new_tokens": mdp.max_new_tokens}
+    honest = exact.enumerate_tree(TextMDP(mdp.tokenizer, rows, gold, gold_reward=gold, **arguments))
     paid, wanted, _ = along_the_optima(honest).T
     assert paid == pytest.approx(wanted, abs=1e-12) and (np.diff(wanted) > 0).all()
     assert wanted[-1] == pytest.approx(1.2, abs=0.01)  # the truth and one smiley
@@ -179,10 +179,10 @@ def test_optimising_the_gold_reward_has_no_hole(tree: exact.Tree) -> None:
 
 @pytest.mark.parametrize("beta", [2.0, 0.3, 0.05])
 def test_the_optima_are_sums_over_the_references_answers(beta: float, tree: exact.Tree) -> None:
-    """E[proxy] and E[gold] of pi* are sums over `reference_answers` of pi_ref exp(proxy / beta) / Z, without a tree."""
+    """E[proxy] and E[gold] of pi* are sums over `reference_completions` of pi_ref exp(proxy / beta) / Z, without a tree."""
     expected = []
     for question, fact in FACTS.items():
-        answers = reference_answers(fact)
+        answers = reference_completions(fact)
         scores = np.array([by_the_page(question, answer) for answer in answers])
         weights = np.array(list(answers.values())) * np.exp(scores[:, 0] / beta)
         expected.append(weights @ scores / weights.sum())

@@ -34,8 +34,8 @@ def learned_from(payments: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, A
         payments: how often `pay_kl` is called, which the example does once.
     """
     env: Any = gym.make("textenv/TajMahal-v0")
-    pay = partial(rllib_ppo.pay_kl, kl_coef=env.unwrapped.process.kl_coef)
-    config = rllib_ppo.make_config(rllib_ppo.Args(num_envs=8), env.unwrapped.process.kl_coef)
+    pay = partial(rllib_ppo.pay_kl, kl_coef=env.unwrapped.mdp.kl_coef)
+    config = rllib_ppo.make_config(rllib_ppo.Args(num_envs=8), env.unwrapped.mdp.kl_coef)
     config.training(train_batch_size=200, minibatch_size=200, lr=0.0)
     if payments != 1:
         config.callbacks(on_sample_end=[pay] * payments)
@@ -65,7 +65,7 @@ def test_the_learner_is_paid_the_whole_reward(cluster: None, payments: int, monk
     module, env, texts = learned_from(payments, monkeypatch)
     assert len(texts) >= 30
     env.unwrapped.bind_policy(module)
-    width = env.unwrapped.process.prompt_width
+    width = env.unwrapped.mdp.prompt_width
     errors = []
     for observations, tokens, rewards in texts:
         prompt = observations["input_ids"][0, :width][observations["attention_mask"][0, :width] == 1]

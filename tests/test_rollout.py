@@ -18,7 +18,7 @@ from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
 from tests.tasks import SHAPING, golden, letter_values, make, random_reference, stories, words
 from tests.test_gradients import random_policy
-from textenv import TextProcess, Texts, exact, process_of
+from textenv import TextMDP, TextState, exact, get_mdp
 from textenv.rewards import vader
 from textenv.testing import play
 
@@ -56,7 +56,7 @@ def taj_mahal(assets: Path) -> Pair:
 def shaped(assets: Path) -> Pair:
     """Shaping of every kind, masks, a temperature; the end token is also the padding token."""
     env = make(words(4, reference=random_reference(4, 3, sparse=True), max_new_tokens=5, shaping=SHAPING))
-    tokenizer = env.unwrapped.process.tokenizer
+    tokenizer = env.unwrapped.mdp.tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     return env, random_policy(env, scale=0.2, temperature=1.7)
 
@@ -101,11 +101,11 @@ def answer(rollout: Rollout, row: int) -> list[int]:
     return [int(token) for token in rollout.tokens[row][rollout.mask[row]]]
 
 
-def states(process: TextProcess, starts: list[tuple[Any, Any]]) -> Texts:
-    """States to start from: `(prompt, response)` each."""
-    texts = process.blank(len(starts))
-    for row, (prompt, response) in enumerate(starts):
-        texts.put(row, process.state(prompt, response))
+def states(mdp: TextMDP, starts: list[tuple[Any, Any]]) -> TextState:
+    """States to start from: `(prompt, completion)` each."""
+    texts = mdp.empty_state(len(starts))
+    for row, (prompt, completion) in enumerate(starts):
+        texts.put(row, mdp.make_state(prompt, completion))
     return texts
 
 
@@ -137,7 +137,7 @@ def test_a_rollout_is_the_environment_stepped_token_by_token(pair: Pair) -> None
         assert float(rollout.scores[row]) == pytest.approx(info["score"], abs=1e-6)
         assert float(rollout.kl[row]) == pytest.approx(info["kl"], abs=CLOSE * len(tokens))
         assert bool(rollout.stopped[row]) == (info["finish_reason"] == "stop")
-        assert (rollout.prompts[row], rollout.completions[row]) == (info["prompt"], info["response"])
+        assert (rollout.prompts[row], rollout.completions[row]) == (info["prompt"], info["completion"])
         for name in ("rewards", "log_probs", "ref_log_probs", "values"):
             assert not getattr(rollout, name)[row][~mask].any(), f"{name} is not 0 behind the answer"
     env.unwrapped.bind_policy(None)
@@ -183,7 +183,7 @@ def test_a_rollout_can_be_paid_with_another_beta(beta: float) -> None:
     own, paid = (collect(env, policy, 16, generator=seeded(), kl_coef=b) for b in (None, beta))
     assert paid.rewards.equal(collect(other, policy, 16, generator=seeded()).rewards)
     assert (paid.rewards - own.rewards).abs().max() > 0.05  # control
-    assert env.unwrapped.process.kl_coef == 0.5
+    assert env.unwrapped.mdp.kl_coef == 0.5
 
 
 def test_answers_differ_in_length_and_ending(pair: Pair) -> None:
@@ -232,7 +232,7 @@ def test_texts_come_as_often_as_they_should(temperature: float) -> None:
     """Chi-square of 4000 answers against the exact pi(y|x): p > 1e-4, the false-failure rate of another seed."""
     env = make(words(3, prompts=["a"], reference=random_reference(3, 1, sparse=False)))
     policy, tree = random_policy(env, temperature=temperature), exact.enumerate_tree(env)
-    state, action = tree.texts()
+    state, action = tree.leaves()
     index = {
         (*(int(token) for token in tree.tokens[s] if token >= 0), int(a)): i
         for i, (s, a) in enumerate(zip(state, action, strict=True))
@@ -241,7 +241,7 @@ def test_texts_come_as_often_as_they_should(temperature: float) -> None:
     counts = np.bincount([index[tuple(answer(rollout, i))] for i in range(len(rollout))], minlength=len(index))
 
     def p_value(of: TransformerPolicy) -> float:
-        expected = len(rollout) * np.exp(tree.text_log_probs(exact.evaluate(tree, of).log_probs))
+        expected = len(rollout) * np.exp(tree.completion_log_probs(exact.evaluate(tree, of).log_probs))
         rare = expected < 5  # texts too rare for chi-square are one cell
         cells = np.append(expected[~rare], expected[rare].sum())
         seen = np.append(counts[~rare], counts[rare].sum())
@@ -326,7 +326,7 @@ def test_one_call_of_the_reward_and_one_pass_of_the_reference(assets: Path) -> N
 
     env = make(stories(assets, reward=counted, max_new_tokens=5))
     policy, passes = TransformerPolicy.for_env(env), []
-    hook = env.unwrapped.process.reference.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    hook = env.unwrapped.mdp.reference.model.register_forward_pre_hook(lambda *_: passes.append(1))
     collect(env, policy, 12, generator=seeded())
     hook.remove()
     assert calls == [12] and len(passes) == 1
@@ -354,8 +354,8 @@ def test_without_a_generator_every_call_is_new() -> None:
 def test_the_environments_own_episode_is_left_alone(pair: Pair) -> None:
     """Collecting in the middle of an episode changes nothing in it."""
     env, policy = pair
-    process = env.unwrapped.process
-    tokens = answer(collect(env, policy, 1, start=states(process, [(0, ())]), generator=seeded()), 0)
+    mdp = env.unwrapped.mdp
+    tokens = answer(collect(env, policy, 1, start=states(mdp, [(0, ())]), generator=seeded()), 0)
     expected = play(env, 0, tokens)
     env.reset(options={"prompt": 0})
     rewards = []
@@ -396,33 +396,33 @@ def test_answers_must_fill_their_groups(n: int, groups: int) -> None:
 def test_start_continues_from_given_states_only() -> None:
     """The mask covers the new tokens, each paid as by single steps from there; the whole answer is scored."""
     env, policy = shaped(Path())
-    process = env.unwrapped.process
+    mdp = env.unwrapped.mdp
     whole = [answer(collect(env, policy, 12, generator=seeded()), row) for row in range(12)]
     prompts = collect(env, policy, 12, generator=seeded()).prompt.tolist()
     starts = [(p, tokens[: row % len(tokens)]) for row, (p, tokens) in enumerate(zip(prompts, whole, strict=True))]
-    assert {len(response) for _, response in starts} > {0, 1, 2}
-    texts = states(process, starts)
+    assert {len(completion) for _, completion in starts} > {0, 1, 2}
+    texts = states(mdp, starts)
     before = {name: np.copy(value) for name, value in vars(texts).items()}
     rollout = collect(env, policy, 0, generator=seeded(1), start=texts)
     for name, value in before.items():
         assert np.array_equal(getattr(texts, name), value), f"{name} of the given states was changed"
 
     env.unwrapped.bind_policy(policy)
-    for row, (prompt, response) in enumerate(starts):
-        mask, given = rollout.mask[row], len(response)
-        assert not mask[:given].any() and rollout.tokens[row, :given].tolist() == response
+    for row, (prompt, completion) in enumerate(starts):
+        mask, given = rollout.mask[row], len(completion)
+        assert not mask[:given].any() and rollout.tokens[row, :given].tolist() == completion
         assert not rollout.log_probs[row, :given].any() and not rollout.rewards[row, :given].any()
-        env.reset(options={"prompt": prompt, "response": response})
+        env.reset(options={"prompt": prompt, "completion": completion})
         rewards = []
         for token in rollout.tokens[row][mask].tolist():
             _, reward, terminated, _, info = env.step(token)
             rewards.append(reward)
         assert terminated
         assert rollout.rewards[row][mask].numpy() == pytest.approx(np.array(rewards), rel=CLOSE, abs=CLOSE)
-        full = response + rollout.tokens[row][mask].tolist()
+        full = completion + rollout.tokens[row][mask].tolist()
         score = letter_values([env.unwrapped.prompts[prompt]], [""], [full])[0]
         assert float(rollout.scores[row]) == pytest.approx(score, abs=1e-6)
-        assert rollout.completions[row] == info["response"]
+        assert rollout.completions[row] == info["completion"]
 
 
 def test_starts_of_different_lengths_fit_the_context() -> None:
@@ -430,7 +430,7 @@ def test_starts_of_different_lengths_fit_the_context() -> None:
     env = make(words(4, prompts=["a b"], reference=random_reference(4, 2, sparse=False), max_new_tokens=8))
     policy = random_policy(env, scale=0.1)
     starts = [(0, [1] * 7)] * 4 + [(0, ())] * 12
-    rollout = collect(env, policy, 0, generator=seeded(), start=states(process_of(env), starts))
+    rollout = collect(env, policy, 0, generator=seeded(), start=states(get_mdp(env), starts))
     assert int(rollout.mask[4:].sum(dim=1).max()) > 2  # else nothing was asked of the positions
     assert rollout.mask[:4].sum(dim=1).tolist() == [1] * 4
 
@@ -460,8 +460,8 @@ def test_rows_can_be_taken() -> None:
     assert collect(env, policy, 2, values=False)[:1].values is None
     shuffled = rollout[torch.tensor([5, 0])]
     assert shuffled.completions.tolist() == [rollout.completions[5], rollout.completions[0]]
-    bare = rollout.without_texts()
-    assert bare[1:4].completions is None and bare[torch.tensor([5, 0])].rewards.equal(shuffled.rewards)
+    base_model = rollout.without_strings()
+    assert base_model[1:4].completions is None and base_model[torch.tensor([5, 0])].rewards.equal(shuffled.rewards)
     assert rollout.completions is not None
 
 

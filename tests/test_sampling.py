@@ -14,18 +14,18 @@ from transformers.activations import NewGELUActivation
 
 from agents import PPO
 from agents.policy import TransformerPolicy
-from agents.policy.categorical import MANY_WORDS, choose
-from agents.sampling import RecordedSampler, Sampler, Written, collect, generate, new_generator, write
-from agents.sampling.loop import WORTH_LEAVING
+from agents.policy.categorical import LARGE_VOCABULARY, sample_categorical
+from agents.sampling import Generation, GraphSampler, Sampler, collect, generate_sampler, new_generator, sample
+from agents.sampling.loop import MIN_FINISHED_ROWS
 from tests.tasks import make, random_reference, words
 from tests.test_gradients import random_policy
-from textenv import exact, process_of
+from textenv import exact, get_mdp
 from textenv.data import WordTokenizer
-from textenv.lm import KVReader
+from textenv.lm import CachedDecoder
 from textenv.lm.forward import FusedGELU
 
 SAMPLERS = pytest.mark.parametrize(
-    "sampler", [write, generate, RecordedSampler()], ids=["write", "generate", "recorded"]
+    "sampler", [sample, generate_sampler, GraphSampler()], ids=["loop", "generate", "graph"]
 )
 CLOSE = 1e-5
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -79,19 +79,19 @@ def check_frequencies(sampler: Sampler, kind: str) -> None:
     """A chi-square test against the probability of every text of a toy, by enumeration."""
     env, policy = task(kind)
     known = exact.evaluate(env, policy)
-    state, action = known.tree.texts()
+    state, action = known.tree.leaves()
     number = {(int(s), int(a)): i for i, (s, a) in enumerate(zip(state, action, strict=True))}
     first = known.tree.levels[0]
-    expected = np.exp(known.tree.text_log_probs(known.log_probs)) / (first.stop - first.start)
+    expected = np.exp(known.tree.completion_log_probs(known.log_probs)) / (first.stop - first.start)
     seen, draws = np.zeros(len(expected)), 6000
     rollout = collect(env, policy, draws, generator=new_generator("cpu", 1), sampler=sampler, values=False)
     prompts = env.unwrapped.prompts
     for row in range(draws):
         *begun, last = rollout.tokens[row][rollout.mask[row]].tolist()
-        seen[number[known.tree.state(prompts[int(rollout.prompt[row])], begun), last]] += 1
+        seen[number[known.tree.state_index(prompts[int(rollout.prompt[row])], begun), last]] += 1
     often = draws * expected >= 5
-    if isinstance(sampler, RecordedSampler):
-        assert (sampler.tape is not None and sampler.tape.process is process_of(env)) == (kind != "masked")
+    if isinstance(sampler, GraphSampler):
+        assert (sampler.tape is not None and sampler.tape.mdp is get_mdp(env)) == (kind != "masked")
     counts, wanted = (np.append(x[often], x[~often].sum()) for x in (seen, draws * expected))
     kept = wanted > 0
     statistic = ((counts - wanted)[kept] ** 2 / wanted[kept]).sum()
@@ -120,7 +120,7 @@ def test_generate_leaves_the_checkpoints_own_settings_out() -> None:
     env, policy = language_model()
     config = policy.model.generation_config
     config.no_repeat_ngram_size, config.min_new_tokens, config.suppress_tokens = 1, 5, [40, 41]
-    rollout = collect(env, policy, 48, generator=new_generator("cpu", 0), sampler=generate)
+    rollout = collect(env, policy, 48, generator=new_generator("cpu", 0), sampler=generate_sampler)
     with torch.no_grad():
         forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
     assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
@@ -132,11 +132,11 @@ def test_ids_and_log_probs_are_all_that_a_server_must_say(kind: str) -> None:
     """As arrays of any integers and floats; the reference, and what it forbids, is asked afterwards."""
     env, policy = task(kind)
 
-    def server(policy: Any, process: Any, texts: Any, generator: Any) -> Written:
-        said = write(policy, process, texts, generator)
-        return Written(said.input_ids.int().numpy(), said.attention_mask.numpy(), said.log_probs.double().numpy())  # type: ignore[arg-type]
+    def server(policy: Any, mdp: Any, texts: Any, generator: Any) -> Generation:
+        said = sample(policy, mdp, texts, generator)
+        return Generation(said.input_ids.int().numpy(), said.attention_mask.numpy(), said.log_probs.double().numpy())  # type: ignore[arg-type]
 
-    known, asked = (collect(env, policy, 24, generator=new_generator("cpu", 0), sampler=s) for s in (write, server))
+    known, asked = (collect(env, policy, 24, generator=new_generator("cpu", 0), sampler=s) for s in (sample, server))
     for name in ("input_ids", "mask", "log_probs", "ref_log_probs", "rewards", "scores", "values"):
         assert torch.allclose(getattr(known, name), getattr(asked, name), rtol=0, atol=1e-6), name
     if kind == "masked":
@@ -149,17 +149,17 @@ def test_what_a_sampler_gets_wrong_is_told() -> None:
     """A shape, or a token that is forbidden, in a sentence."""
     env, policy = task("masked")
 
-    def short(*arguments: Any) -> Written:
-        said = write(*arguments)
+    def short(*arguments: Any) -> Generation:
+        said = sample(*arguments)
         return said._replace(log_probs=said.log_probs[:, 1:])
 
-    def narrow(*arguments: Any) -> Written:
-        said = write(*arguments)
+    def narrow(*arguments: Any) -> Generation:
+        said = sample(*arguments)
         return said._replace(values=said.log_probs[:, :2])
 
-    def wild(*arguments: Any) -> Written:
-        said = write(*arguments)
-        return Written(said.input_ids.clamp(min=1), said.attention_mask, said.log_probs)
+    def wild(*arguments: Any) -> Generation:
+        said = sample(*arguments)
+        return Generation(said.input_ids.clamp(min=1), said.attention_mask, said.log_probs)
 
     with pytest.raises(ValueError, match=r"hand back log_probs of shape \(24, 4\), got \(24, 3\)"):
         collect(env, policy, 24, sampler=short)
@@ -175,7 +175,7 @@ def test_a_policy_that_says_nan_is_told_of() -> None:
     collect(env, policy, 4)
     with torch.no_grad():
         policy.model.lm_head.weight[5] = torch.nan
-    for sampler in (write, RecordedSampler()):
+    for sampler in (sample, GraphSampler()):
         with pytest.raises(ValueError, match=r"probabilities are nan: it has diverged. Lower learning_rate"):
             collect(env, policy, 4, sampler=sampler)
 
@@ -194,11 +194,11 @@ def test_an_agent_learns_from_any_sampler(sampler: Sampler) -> None:
 def test_many_words_are_drawn_as_often_as_they_should() -> None:
     """From so many words on another method draws; a word of probability 0 never comes, not even at the ends."""
     generator = new_generator("cpu", 0)
-    probs = torch.rand(MANY_WORDS, generator=generator) ** 4
-    probs[[0, 7, 8, MANY_WORDS - 1]] = 0.0
+    probs = torch.rand(LARGE_VOCABULARY, generator=generator) ** 4
+    probs[[0, 7, 8, LARGE_VOCABULARY - 1]] = 0.0
     probs /= probs.sum()
-    drawn = choose(probs.expand(60_000, -1), generator)
-    counts = torch.bincount(drawn, minlength=MANY_WORDS)
+    drawn = sample_categorical(probs.expand(60_000, -1), generator)
+    counts = torch.bincount(drawn, minlength=LARGE_VOCABULARY)
     assert counts[probs == 0].sum() == 0
     often = 60_000 * probs >= 5
     statistic = float((((counts - 60_000 * probs) ** 2) / (60_000 * probs))[often].sum())
@@ -209,14 +209,14 @@ def test_texts_that_have_ended_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     """The model reads fewer and fewer rows, and those that go on are not disturbed: the log-probs are still right."""
     env, policy = language_model(max_new_tokens=16)
     rows: list[int] = []
-    append = KVReader.append
+    decode_step = CachedDecoder.decode_step
 
-    def count(self: KVReader, tokens: Any, reads: Any = None) -> Any:
+    def count(self: CachedDecoder, tokens: Any, reads: Any = None) -> Any:
         rows.append(len(tokens))
-        return append(self, tokens, reads)
+        return decode_step(self, tokens, reads)
 
-    monkeypatch.setattr(KVReader, "append", count)
-    rollout = collect(env, policy, 8 * WORTH_LEAVING, generator=new_generator("cpu", 0))
+    monkeypatch.setattr(CachedDecoder, "decode_step", count)
+    rollout = collect(env, policy, 8 * MIN_FINISHED_ROWS, generator=new_generator("cpu", 0))
     assert rows == sorted(rows, reverse=True) and rows[-1] < rows[0] / 2
     with torch.no_grad():
         forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)

@@ -30,7 +30,7 @@ from agents.sb3 import (
 )
 from tests.tasks import words
 from tests.test_gradients import random_policy
-from textenv import InvalidAction, TextVectorEnv, exact, process_of
+from textenv import InvalidAction, TextVectorEnv, exact, get_mdp
 from textenv.references import TableReference
 from textenv.testing import play
 from textenv.wrappers import FlatTokens
@@ -100,7 +100,7 @@ def test_the_buffer_is_paid_what_collect_pays(algorithm: Any, policy: Any, buffe
     keep = KeepRollout()
     agent.learn(1, callback=keep)
     ours = collect(envs, language_model, 1024, generator=new_generator("cpu", 0))
-    width = envs.process.prompt_width
+    width = envs.mdp.prompt_width
     paid = {}
     for row in range(len(ours)):
         columns = ours.attention_mask[row, : -ours.num_tokens] == 1
@@ -130,8 +130,8 @@ def test_flat_observations_are_paid_what_a_bound_policy_is(algorithm: Any, buffe
     agent = algorithm("MlpPolicy", envs, n_steps=200, seed=0, learning_rate=0.0, **told)
     keep = KeepRollout()
     agent.learn(1, callback=keep)
-    process = process_of(gym.make(env_id))
-    blank, width = process.vocab_size, process.prompt_width
+    mdp = get_mdp(gym.make(env_id))
+    blank, width = mdp.vocab_size, mdp.prompt_width
 
     def network(ids: np.ndarray, attention: np.ndarray) -> torch.Tensor:
         tensors, _ = agent.policy.obs_to_tensor(np.where(attention == 1, ids, blank))
@@ -139,7 +139,7 @@ def test_flat_observations_are_paid_what_a_bound_policy_is(algorithm: Any, buffe
         return logits
 
     env = gym.make(env_id, policy=network)
-    assert process.kl_coef == 0.1
+    assert mdp.kl_coef == 0.1
     keep.kept["input_ids"], keep.kept["attention_mask"] = keep.kept["flat"], keep.kept["flat"] != blank
     whole = episodes(keep.kept, width)
     halves = episodes(keep.kept | {"rewards": keep.kept["rewards"] + 0.1 * keep.kept["log_probs"]}, width)
@@ -183,7 +183,7 @@ def test_the_pretrained_weights_are_kept(temperature: float, separate_critic: bo
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         ids, mask = (torch.as_tensor(observation[name]) for name in ("input_ids", "attention_mask"))
         longer = torch.nn.functional.pad(ids, (0, 1)), torch.nn.functional.pad(mask, (0, 1))
-        width = envs.process.prompt_width
+        width = envs.mdp.prompt_width
         values = language_model.values(longer[0][:, : width + 1], longer[1][:, : width + 1], 1)
         torch.testing.assert_close(agent.policy.predict_values(tensors), values, rtol=0, atol=1e-5)
     agent.learn(64)
@@ -332,7 +332,7 @@ def test_the_rows_are_one_environment() -> None:
     envs.set_attr("num_things", 3)
     assert envs.get_attr("num_things", indices=[1]) == [3] and envs.get_attr("num_things") == [3] * 4
     wrapped = VecMonitor(envs)
-    assert wrapped.unwrapped is envs and process_of(wrapped) is envs.process and wrapped.unwrapped.prompts
+    assert wrapped.unwrapped is envs and get_mdp(wrapped) is envs.mdp and wrapped.unwrapped.prompts
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
@@ -376,11 +376,11 @@ def test_a_vocabulary_of_fifty_thousand() -> None:
     probs[[0, 7, 49_999]] = 1 / 3
     with np.errstate(divide="ignore"):
         reference = TableReference(np.log(probs))
-    from textenv import TextProcess
+    from textenv import TextMDP
     from textenv.data import WordTokenizer
 
     arguments = words(tokenizer=WordTokenizer([f"w{i}" for i in range(size - 1)]), prompts=["w6"], reference=reference)
-    envs = TextVecEnv(TextVectorEnv(TextProcess(**arguments), 4, autoreset_mode="SameStep"))
+    envs = TextVecEnv(TextVectorEnv(TextMDP(**arguments), 4, autoreset_mode="SameStep"))
     agent = MaskablePPO(
         MaskableCausalLMPolicy,
         envs,

@@ -86,9 +86,7 @@ def test_smollm2_reads_and_writes_english(tmp_path: Path) -> None:
     )
     log_probs = {name: play(env, 0, f" {name}").ref_log_probs[0] for name in ("Paris", "Berlin", "banana")}
     assert log_probs["Paris"] > log_probs["Berlin"] + 1 > log_probs["banana"]
-    assert set(env.unwrapped.process.eos_token_ids) == set(
-        tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    )
+    assert set(env.unwrapped.mdp.eos_token_ids) == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
     model.save_pretrained(tmp_path)
     ids = torch.tensor([tokenizer.encode("The film begins slowly, and then")])
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tasks import allowed_action, assert_same, golden, tasks, words
-from textenv import TextEnv, TextProcess
-from textenv.stepping import Slot
+from textenv import TextEnv, TextMDP
+from textenv.stepping import SingleEpisode
 
 
 def in_arrays(env: TextEnv) -> TextEnv:
     """The environment, with every action handed on as an array of one number: so it is stepped in arrays."""
-    env.slots.write_one = lambda action: Slot.write_one(env.slots, np.array(action))  # type: ignore[method-assign]
+    env.episodes.step_scalar = lambda action: SingleEpisode.step_scalar(env.episodes, np.array(action))  # type: ignore[method-assign]
     return env
 
 
@@ -40,25 +40,25 @@ def played(env: TextEnv, seed: int, steps: int = 12) -> list[Any]:
 def test_numbers_say_what_arrays_say(arguments: dict[str, Any], seed: int, gold: bool) -> None:
     """Observations, rewards, ends and infos, to the last digit, dense and sparse, with and without a gold reward."""
     arguments |= {"shaping": (), "gold_reward": golden if gold else None}
-    plain, arrays = (TextEnv(TextProcess(**arguments)) for _ in range(2))
+    plain, arrays = (TextEnv(TextMDP(**arguments)) for _ in range(2))
     assert_same(played(plain, seed), played(in_arrays(arrays), seed))
 
 
 def test_which_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control of the comparison: the one environment writes numbers at every step, the other at none."""
     count = []
-    write = Slot._write_number
-    monkeypatch.setattr(Slot, "_write_number", lambda *given: (count.append(1), write(*given))[1])
-    played(TextEnv(TextProcess(**words())), 0)
+    write = SingleEpisode._step_table
+    monkeypatch.setattr(SingleEpisode, "_step_table", lambda *given: (count.append(1), write(*given))[1])
+    played(TextEnv(TextMDP(**words())), 0)
     assert len(count) == 12
-    played(in_arrays(TextEnv(TextProcess(**words()))), 0)
+    played(in_arrays(TextEnv(TextMDP(**words()))), 0)
     assert len(count) == 12
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.int32, np.uint8, np.array])
 def test_a_token_is_a_token(kind: Any) -> None:
     """An action may be any kind of whole number; another token is another step."""
-    env, same = (TextEnv(TextProcess(**words())) for _ in range(2))
+    env, same = (TextEnv(TextMDP(**words())) for _ in range(2))
     for each in (env, same):
         each.reset(seed=0)
     said = env.step(kind(2))
@@ -70,7 +70,7 @@ def test_a_token_is_a_token(kind: Any) -> None:
 
 def test_a_policy_may_be_bound_in_the_middle_of_a_text() -> None:
     """The step in arrays goes on with the text that the step in numbers began, and back."""
-    env, arrays = TextEnv(TextProcess(**words(max_new_tokens=6))), TextEnv(TextProcess(**words(max_new_tokens=6)))
+    env, arrays = TextEnv(TextMDP(**words(max_new_tokens=6))), TextEnv(TextMDP(**words(max_new_tokens=6)))
     said: list[list[Any]] = [[], []]
     for each, told in zip((env, in_arrays(arrays)), said, strict=True):
         each.reset(seed=3)
@@ -88,7 +88,7 @@ def test_what_a_toy_scores() -> None:
     found = []
     for task_seed in (0, 1):
         env: Any = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3, task_seed=task_seed).unwrapped
-        reward, weights = env.process.scorer.functions[0], env.process.scorer.functions[0].weights
+        reward, weights = env.mdp.reward.functions[0], env.mdp.reward.functions[0].weights
         answers = [[1, 2, 3], [3, 0], [0], [2, 1, 0], [1, 1]]
         for prompt in (0, 1):
             for answer in answers:
@@ -96,7 +96,7 @@ def test_what_a_toy_scores() -> None:
                 for t, token in enumerate(answer):
                     expected, last = expected + weights[prompt, t, last, token], token
                 tokens, length = np.array([answer]), np.array([len(answer)])
-                assert reward.of_tokens(np.array([prompt]), tokens, length)[0] == pytest.approx(expected, abs=1e-12)
+                assert reward.score_tokens(np.array([prompt]), tokens, length)[0] == pytest.approx(expected, abs=1e-12)
                 found.append(expected)
     half = len(found) // 2
     assert all(a != b for a, b in zip(found[:half], found[half:], strict=True))  # negative control

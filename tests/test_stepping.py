@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from experiments.bench.environments import environments
 from tests.tasks import letter_values, make, random_reference, words, zero
-from textenv import TextProcess, TextVectorEnv
+from textenv import TextMDP, TextVectorEnv
 from textenv.data import WordTokenizer
 from textenv.references import TableReference
-from textenv.rewards import Scorer
+from textenv.rewards import WeightedReward
 from textenv.testing import play
 
 WIDE = 50_000
@@ -30,8 +30,8 @@ WIDE = 50_000
 def wide(mode: str = "NextStep", num_envs: int = 3) -> Any:
     """Texts over 50,000 words, none of them masked."""
     tokenizer = WordTokenizer([f"w{i}" for i in range(WIDE - 1)])
-    process = TextProcess(tokenizer, ["w1", "w2"], zero, max_new_tokens=2)
-    return TextVectorEnv(process, num_envs, autoreset_mode=mode)
+    mdp = TextMDP(tokenizer, ["w1", "w2"], zero, max_new_tokens=2)
+    return TextVectorEnv(mdp, num_envs, autoreset_mode=mode)
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def test_a_mask_that_forbids_nothing_is_one_array(mode: str) -> None:
 
 def test_a_mask_that_forbids_something_is_a_new_array() -> None:
     """Control: with a sparse reference the masks of two steps are two arrays, which may be written to."""
-    envs = TextVectorEnv(TextProcess(**words(reference=random_reference(4, 0, sparse=True))), 3)
+    envs = TextVectorEnv(TextMDP(**words(reference=random_reference(4, 0, sparse=True))), 3)
     first = envs.reset(seed=0)[1]["action_mask"]
     second = envs.step(first.argmax(axis=1))[-1]["action_mask"]
     assert not np.shares_memory(first, second) and first.flags.writeable and second.flags.writeable
@@ -100,7 +100,7 @@ class Calls:
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_table_is_looked_up_and_not_asked(mode: AutoresetMode, sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stepping asks a table for no [B, V] and reads no text from its start; a reset into a state reads that state."""
-    envs = TextVectorEnv(TextProcess(**words(reference=random_reference(4, 0, sparse))), 4, autoreset_mode=mode)
+    envs = TextVectorEnv(TextMDP(**words(reference=random_reference(4, 0, sparse))), 4, autoreset_mode=mode)
     asked, read = Calls(monkeypatch, TableReference, "log_probs"), Calls(monkeypatch, TableReference, "read")
     _, info = envs.reset(seed=0)
     for _ in range(12):
@@ -118,14 +118,14 @@ def test_a_table_is_looked_up_and_not_asked(mode: AutoresetMode, sparse: bool, m
 def test_a_state_that_is_carried_is_the_text_read_from_its_start(seed: int, sparse: bool, mode: str) -> None:
     """In every row that is live, through ends and restarts: what the table says of the observation."""
     reference = random_reference(4, seed, sparse)
-    envs = TextVectorEnv(TextProcess(**words(reference=reference)), 5, autoreset_mode=mode)
+    envs = TextVectorEnv(TextMDP(**words(reference=reference)), 5, autoreset_mode=mode)
     fresh, rng = copy.deepcopy(reference), np.random.default_rng(seed)
     observation, _ = envs.reset(seed=seed)
     for _ in range(12):
-        live, expected = envs.slots.live, fresh.log_probs(**observation)
-        assert envs.slots.ref_log_probs[live].tolist() == expected[live].tolist()
+        live, expected = envs.episodes.live, fresh.log_probs(**observation)
+        assert envs.episodes.ref_log_probs[live].tolist() == expected[live].tolist()
         keys = rng.random((5, 4))
-        actions = np.where(envs.slots.action_mask() == 1, keys, -1.0).argmax(axis=1)
+        actions = np.where(envs.episodes.action_mask() == 1, keys, -1.0).argmax(axis=1)
         observation, _, terminated, _, _ = envs.step(actions)
         if mode == "Disabled" and terminated.any():
             observation, _ = envs.reset(options={"reset_mask": terminated})
@@ -153,9 +153,9 @@ def test_a_kind_of_table_is_asked() -> None:
 def test_only_texts_that_ended_are_decoded_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each text once, all that end in a step together; the toy's reward is asked for no list and no string."""
     envs: Any = gym.make_vec("textenv/Toy-v0", num_envs=16, max_new_tokens=8)  # too many texts to be walked
-    task = envs.process.scorer.functions[0]
+    task = envs.mdp.reward.functions[0]
     decoded = Calls(monkeypatch, WordTokenizer, "decode_rows")
-    scored, listed = Calls(monkeypatch, type(task), "of_tokens"), Calls(monkeypatch, type(task), "__call__")
+    scored, listed = Calls(monkeypatch, type(task), "score_tokens"), Calls(monkeypatch, type(task), "__call__")
     singly = Calls(monkeypatch, WordTokenizer, "decode")
     envs.reset(seed=0)
     rng, ended = np.random.default_rng(0), []
@@ -197,7 +197,7 @@ def bytes_of(step: Any) -> int:
 @pytest.mark.parametrize("measure", [calls_of, bytes_of])
 def test_a_step_does_no_work_for_the_prefix(measure: Any, sparse: bool) -> None:
     """The 3rd and the 200th token of a text take the same number of calls and of bytes."""
-    task = TextProcess(**words(reference=random_reference(4, 1, sparse), max_new_tokens=256, eos_token_id=[]))
+    task = TextMDP(**words(reference=random_reference(4, 1, sparse), max_new_tokens=256, eos_token_id=[]))
     envs, taken = TextVectorEnv(task, 4), []
     _, info = envs.reset(seed=0)
     for _ in range(200):
@@ -217,7 +217,7 @@ def test_work_for_the_prefix_would_be_noticed() -> None:
     def counting(moves: Any) -> np.ndarray:
         return np.array([[float(sum(int(token) for token in range(time[0])))] for time in moves.time])
 
-    envs, taken = TextVectorEnv(TextProcess(**words(shaping=[counting], max_new_tokens=256)), 4), []
+    envs, taken = TextVectorEnv(TextMDP(**words(shaping=[counting], max_new_tokens=256)), 4), []
     envs.reset(seed=0)
     for _ in range(200):
         taken.append(calls_of(lambda: envs.step(np.ones(4, dtype=np.int64))))
@@ -257,7 +257,7 @@ class Counted:
         self.asked.append("lists")
         return letter_values(prompts, completions, completion_ids)
 
-    def of_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+    def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
         """From arrays: `letter_values` for the prompts of the tests."""
         self.asked.append("arrays")
         prompts = np.array([len(text) for text in words()["prompts"]])
@@ -265,7 +265,7 @@ class Counted:
 
 
 def test_a_reward_may_take_arrays() -> None:
-    """Where it has `of_tokens` that is asked, with the same scores; for a prompt of one's own it gets lists."""
+    """Where it has `score_tokens` that is asked, with the same scores; for a prompt of one's own it gets lists."""
     reward = Counted()
     env, plain = make(words(reward=reward)), make(words())
     for prompt, answer in ((0, "b c"), (3, ""), (1, "a a a")):
@@ -288,24 +288,24 @@ def test_what_a_reward_says_of_arrays_is_checked(answer: Any, message: str) -> N
     """As what it says of lists is."""
 
     class Broken(Counted):
-        def of_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+        def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
             return answer
 
-    process = TextProcess(**words())
-    texts = process.finished(np.array([0, 1]), process.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
+    mdp = TextMDP(**words())
+    texts = mdp.finished(np.array([0, 1]), mdp.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
     with pytest.raises(ValueError, match=message):
-        Scorer(Broken()).score(texts)
+        WeightedReward(Broken()).score(texts)
 
 
 def test_the_toys_reward_is_the_same_from_lists_and_arrays() -> None:
     """Answers of every length, several at once."""
-    process = gym.make("textenv/Toy-v0", max_new_tokens=12, num_prompts=5).unwrapped.process  # type: ignore[attr-defined]
-    reward, rng = process.scorer.functions[0], np.random.default_rng(0)
+    mdp = gym.make("textenv/Toy-v0", max_new_tokens=12, num_prompts=5).unwrapped.mdp  # type: ignore[attr-defined]
+    reward, rng = mdp.reward.functions[0], np.random.default_rng(0)
     length = rng.integers(1, 13, size=40)
     length[0] = 12
     prompt, tokens = rng.integers(5, size=40), rng.integers(6, size=(40, 12)) * (np.arange(12) < length[:, None])
-    texts = process.finished(prompt, process.prompt_texts[prompt], tokens, length)
-    assert process.score(texts).tolist() == reward(texts.prompts, texts.completions, texts.completion_ids)
+    texts = mdp.finished(prompt, mdp.prompt_texts[prompt], tokens, length)
+    assert mdp.score(texts).tolist() == reward(texts.prompts, texts.completions, texts.completion_ids)
     assert [len(ids) for ids in texts.completion_ids] == length.tolist()
 
 
@@ -324,12 +324,12 @@ def test_the_benchmark_tells_what_it_says() -> None:
 
 
 def test_a_wrapped_reward_is_not_passed_by() -> None:
-    """functools.wraps copies `of_tokens`, whose scores are not the wrapper's."""
+    """functools.wraps copies `score_tokens`, whose scores are not the wrapper's."""
 
     def base(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
         return [1.0] * len(prompts)
 
-    base.of_tokens = lambda prompt, tokens, length: np.ones(len(prompt))  # type: ignore[attr-defined]
+    base.score_tokens = lambda prompt, tokens, length: np.ones(len(prompt))  # type: ignore[attr-defined]
 
     @wraps(base)
     def doubled(*args: Any, **texts: Any) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textenv.stepping.prompt_streams import Streams
+from textenv.stepping.prompt_streams import PromptStreams
 
 WORD = 2**64
 
@@ -36,7 +36,7 @@ def test_the_oracle_is_splitmix() -> None:
 @given(num=st.sampled_from([1, 3, 70]), seed=st.integers(0, 2**32), num_prompts=st.integers(1, 9))
 def test_every_slot_follows_its_own_stream(num: int, seed: int, num_prompts: int) -> None:
     """However often each slot draws, past what is drawn ahead and through seeds given to some of them on the way."""
-    rng, streams = np.random.default_rng(seed), Streams(num, num_prompts)
+    rng, streams = np.random.default_rng(seed), PromptStreams(num, num_prompts)
     seeds, count = rng.integers(WORD, size=num, dtype=np.uint64), np.zeros(num, dtype=int)
     streams.seed(np.arange(num), seeds)
     for call in range(150):
@@ -52,7 +52,7 @@ def test_every_slot_follows_its_own_stream(num: int, seed: int, num_prompts: int
 
 def test_one_slot_by_its_index() -> None:
     """More draws of one slot than are drawn ahead, by a number in place of an array; another seed draws others."""
-    streams, other = Streams(1, 1000), Streams(1, 1000)
+    streams, other = PromptStreams(1, 1000), PromptStreams(1, 1000)
     for each, seed in ((streams, 5), (other, 6)):
         each.seed(np.array([0]), np.array([seed], dtype=np.uint64))
     found = [int(streams.draw(0)) for _ in range(3000)]
@@ -62,7 +62,7 @@ def test_one_slot_by_its_index() -> None:
 
 def test_a_copy_draws_on() -> None:
     """A deep copy goes on where the original stands, and the original is not moved by it."""
-    streams = Streams(2, 1000)
+    streams = PromptStreams(2, 1000)
     streams.seed(np.arange(2), np.arange(2, dtype=np.uint64))
     streams.draw(np.array([1]))
     twin = copy.deepcopy(streams)

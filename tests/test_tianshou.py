@@ -21,7 +21,7 @@ def episodes(kl_coef: float | None) -> tuple[Any, Any, list[tuple[np.ndarray, np
     collector.reset()
     collector.collect(n_episode=40)
     found = []
-    width = env.unwrapped.process.prompt_width
+    width = env.unwrapped.mdp.prompt_width
     for buffer in collector.buffer.buffers:
         steps = buffer[:]
         begin = 0

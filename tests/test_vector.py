@@ -25,7 +25,7 @@ from tests.tasks import (
     tasks,
     words,
 )
-from textenv import TextProcess, TextVectorEnv
+from textenv import TextMDP, TextVectorEnv
 
 MODES = list(AutoresetMode)
 
@@ -44,7 +44,7 @@ def told(info: dict[str, Any]) -> dict[str, Any]:
 def both(arguments: dict[str, Any], num_envs: int, mode: AutoresetMode, policy: Any = None) -> list[Any]:
     """The arrays, and the loop over single environments."""
     return [
-        TextVectorEnv(TextProcess(**arguments), num_envs, autoreset_mode=mode, policy=policy),
+        TextVectorEnv(TextMDP(**arguments), num_envs, autoreset_mode=mode, policy=policy),
         SyncVectorEnv([partial(make, arguments, policy=policy)] * num_envs, autoreset_mode=mode),
     ]
 
@@ -108,7 +108,7 @@ def test_rows_show_the_gold_score_of_single_envs(
         assert info.get("_gold_score", np.zeros(num_envs, dtype=bool)).tolist() == said[2].tolist()
         assert "gold_score" not in said[-1] or mode != AutoresetMode.SAME_STEP
         if said[2].any():
-            answers = list(zip(info["prompt"], info["response"], info["gold_score"], said[2], strict=True))
+            answers = list(zip(info["prompt"], info["completion"], info["gold_score"], said[2], strict=True))
             shown += sum(gold != 0 for _, _, gold, ended in answers if ended)
             assert all(gold == 0 for _, _, gold, ended in answers if not ended)
         return said
@@ -136,11 +136,11 @@ def test_a_list_of_seeds_seeds_the_rows(seeds: list[int]) -> None:
 
 def test_rows_draw_their_prompts_independently() -> None:
     """Rows seeded s, s + 1, ... share no stream of prompts, not even one shifted by a few texts."""
-    envs = TextVectorEnv(TextProcess(**words()), 40)
+    envs = TextVectorEnv(TextMDP(**words()), 40)
     drawn = []
     for i in range(40):
         envs.reset(seed=0 if i == 0 else None)
-        drawn.append(envs.slots.texts.prompt.copy())
+        drawn.append(envs.episodes.texts.prompt.copy())
     prompts = np.array(drawn)  # [text, row]
     for shift in range(3):  # 1,600 draws among 4 prompts: equal by chance in a quarter of the cases
         equal = (prompts[shift:, :-1] == prompts[: 40 - shift, 1:]).mean()
@@ -154,7 +154,7 @@ def test_options_start_every_row_in_the_state_that_they_name() -> None:
         pair = both(words(), 3, AutoresetMode.DISABLED)
         for envs in pair:
             envs.reset(seed=0)
-        options = {"prompt": "b a b", "response": "b"} | ({} if mask is None else {"reset_mask": mask})
+        options = {"prompt": "b a b", "completion": "b"} | ({} if mask is None else {"reset_mask": mask})
         said = [envs.reset(options=dict(options)) for envs in pair]
         assert_same(*([answer[0], told(answer[1])] for answer in said))
         assert_same(*([*answer[:-1], told(answer[-1])] for answer in (envs.step(np.array([1, 2, 3])) for envs in pair)))
@@ -206,8 +206,8 @@ def test_one_call_a_step_however_many_rows(mode: AutoresetMode, num_envs: int) -
     """A step asks reference, policy and reward once each, with all rows (the reward: with all texts that ended)."""
     reference, reward = Counting(random_reference(4, 0, sparse=False)), Counting(letter_values)
     policy = Counting(RandomPolicy(4))
-    process = TextProcess(**words(reference=reference, reward=reward, max_new_tokens=2))
-    envs = TextVectorEnv(process, num_envs, autoreset_mode=mode, policy=policy)
+    mdp = TextMDP(**words(reference=reference, reward=reward, max_new_tokens=2))
+    envs = TextVectorEnv(mdp, num_envs, autoreset_mode=mode, policy=policy)
     reference.calls.clear()
     envs.reset(seed=0)
     assert reference.calls == [num_envs] and not policy.calls
@@ -222,7 +222,7 @@ def test_one_call_a_step_however_many_rows(mode: AutoresetMode, num_envs: int) -
 def test_rows_do_not_see_each_other() -> None:
     """What a row is paid depends neither on the prompts beside it nor on their lengths."""
     arguments = words(reference=random_reference(4, 3, sparse=False), prompts=PROMPTS)
-    envs = TextVectorEnv(TextProcess(**arguments), 8)
+    envs = TextVectorEnv(TextMDP(**arguments), 8)
     observation, _ = envs.reset(seed=1)
     assert len(set(observation["attention_mask"].sum(axis=1))) == 3
     taken = [np.random.default_rng(t).integers(1, 4, size=8) for t in range(3)]
@@ -240,7 +240,7 @@ def test_what_was_returned_is_not_changed_later() -> None:
     for sparse in (False, True):
         arguments = words(reference=random_reference(4, 1, sparse=sparse))
         for mode in MODES[:2]:
-            envs = TextVectorEnv(TextProcess(**arguments), 3, autoreset_mode=mode)
+            envs = TextVectorEnv(TextMDP(**arguments), 3, autoreset_mode=mode)
             observation, info = envs.reset(seed=0)
             kept, before = [], []
             for _ in range(6):
@@ -256,15 +256,15 @@ def test_a_response_alone_goes_behind_each_rows_own_prompt() -> None:
     arguments: dict[str, Any] = {"vocab_size": 4, "max_new_tokens": 3, "num_prompts": 5}
     envs = gym.make_vec("textenv/Toy-v0", num_envs=6, **arguments)
     for seed in range(3):
-        observations, _ = envs.reset(seed=seed, options={"response": "a"})
+        observations, _ = envs.reset(seed=seed, options={"completion": "a"})
         for row in range(6):
-            alone = gym.make("textenv/Toy-v0", **arguments).reset(seed=seed + row, options={"response": "a"})[0]
+            alone = gym.make("textenv/Toy-v0", **arguments).reset(seed=seed + row, options={"completion": "a"})[0]
             assert np.array_equal(observations["input_ids"][row], alone["input_ids"])
         assert len(set(observations["input_ids"][:, 0].tolist())) > 1  # control: prompts differ
-    before = envs.unwrapped.slots.observation()["input_ids"]
+    before = envs.unwrapped.episodes.observation()["input_ids"]
     with pytest.raises(ValueError, match="leave something to write"):
-        envs.reset(seed=0, options={"response": "a a a"})
-    assert np.array_equal(envs.unwrapped.slots.observation()["input_ids"], before)
+        envs.reset(seed=0, options={"completion": "a a a"})
+    assert np.array_equal(envs.unwrapped.episodes.observation()["input_ids"], before)
 
 
 def test_seeds_of_any_size_and_masks_of_ones_own() -> None:

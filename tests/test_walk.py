@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tests.tasks import RandomPolicy, assert_same, golden, letter_values, random_reference, tasks, words
 from tests.test_slot import played
 from tests.test_vector import MODES, both, compare, told
-from textenv import InvalidAction, TextEnv, TextProcess, TextVectorEnv
+from textenv import InvalidAction, TextEnv, TextMDP, TextVectorEnv
 from textenv.data import WordTokenizer
 from textenv.references import TableReference
 from textenv.shaping import length_penalty
-from textenv.stepping import Slots, Walk
+from textenv.stepping import EpisodeBatch, TabulatedBatch
 
 
 class OfTokens:
@@ -33,7 +33,7 @@ class OfTokens:
         scores: list[float] = self.function(**texts)
         return scores
 
-    def of_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+    def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
         """From arrays."""
         ids = [row[:n].tolist() for row, n in zip(tokens, length, strict=True)]
         return np.array(self.function([self.prompts[i] for i in prompt], [""] * len(ids), ids))
@@ -55,7 +55,7 @@ def test_a_walk_says_what_steps_say(
 ) -> None:
     """Observations, masks, rewards, ends and infos, dense and sparse, with and without a gold reward."""
     pair = both(small(gold, **arguments), num_envs, mode)
-    assert type(pair[0].slots) is Walk
+    assert type(pair[0].episodes) is TabulatedBatch
     assert compare(pair, seed, steps=9) > 0
 
 
@@ -63,14 +63,14 @@ def test_the_comparison_notices_a_wrong_edge() -> None:
     """Negative control: a score, a log-probability and a child that are off are each noticed."""
     for table, value in (("scores", 1e-9), ("ref_log_prob", 1e-9), ("child", 1)):
         pair = both(small(), 3, AutoresetMode.NEXT_STEP)
-        getattr(pair[0].slots, table)[: -pair[0].process.vocab_size] += value
+        getattr(pair[0].episodes, table)[: -pair[0].mdp.vocab_size] += value
         with pytest.raises((AssertionError, IndexError)):
             compare(pair, seed=0, steps=12)
 
 
 def legal(envs: TextVectorEnv, rng: np.random.Generator) -> Any:
-    keys = rng.random((envs.num_envs, envs.process.vocab_size))
-    return np.where(envs.slots.action_mask() == 1, keys, -1.0).argmax(axis=1)
+    keys = rng.random((envs.num_envs, envs.mdp.vocab_size))
+    return np.where(envs.episodes.action_mask() == 1, keys, -1.0).argmax(axis=1)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -78,9 +78,9 @@ def legal(envs: TextVectorEnv, rng: np.random.Generator) -> Any:
 def test_a_walk_may_be_left_in_the_middle(leave: str, sparse: bool) -> None:
     """A policy that is bound, or a state that is named, is served by steps that go on with the same texts."""
     arguments = small(max_new_tokens=4, reference=random_reference(4, 1, sparse))
-    walked, stepped = (TextVectorEnv(TextProcess(**arguments), 5) for _ in range(2))
-    assert isinstance(walked.slots, Walk)
-    stepped.slots = stepped._first_slots = Slots(stepped.process, 5)
+    walked, stepped = (TextVectorEnv(TextMDP(**arguments), 5) for _ in range(2))
+    assert isinstance(walked.episodes, TabulatedBatch)
+    stepped.episodes = stepped._first_episodes = EpisodeBatch(stepped.mdp, 5)
     said: list[list[Any]] = [[], []]
     for envs, heard in zip((walked, stepped), said, strict=True):
         rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_a_walk_may_be_left_in_the_middle(leave: str, sparse: bool) -> None:
         else:
             rows = np.array([True, False, True, False, False])
             heard.append(list(envs.reset(options={"prompt": "b a b", "reset_mask": rows}))[:1])
-        assert type(envs.slots) is Slots
+        assert type(envs.episodes) is EpisodeBatch
         for _ in range(9):
             step = envs.step(legal(envs, rng))
             heard.append([*step[:-1], told(step[-1])])
@@ -104,23 +104,23 @@ def test_a_walk_may_be_left_in_the_middle(leave: str, sparse: bool) -> None:
 def test_a_forbidden_token_is_refused_and_changes_nothing() -> None:
     """With the words of the plain environment; the walk stands where it stood."""
     arguments = small(reference=random_reference(4, 1, sparse=True))
-    envs, plain = (TextVectorEnv(TextProcess(**arguments | more), 3) for more in ({}, {"reward": letter_values}))
-    assert (type(envs.slots), type(plain.slots)) == (Walk, Slots)
+    envs, plain = (TextVectorEnv(TextMDP(**arguments | more), 3) for more in ({}, {"reward": letter_values}))
+    assert (type(envs.episodes), type(plain.episodes)) == (TabulatedBatch, EpisodeBatch)
     errors = []
     for each in (envs, plain):
         _, info = each.reset(seed=0)
         actions = info["action_mask"].argmax(axis=1)
         actions[1] = info["action_mask"][1].argmin()
-        before = each.slots.observation()
+        before = each.episodes.observation()
         with pytest.raises(InvalidAction, match="is masked") as error:
             each.step(actions)
         errors.append(str(error.value))
-        assert_same(each.slots.observation(), before)
+        assert_same(each.episodes.observation(), before)
         with pytest.raises(InvalidAction, match=r"must be in 0 \.\. 3, got -1"):
             each.step(np.array([0, -1, 0]))
     assert errors[0] == errors[1]
     with pytest.raises(gym.error.ResetNeeded):
-        TextVectorEnv(TextProcess(**arguments), 2).step(np.zeros(2, dtype=int))
+        TextVectorEnv(TextMDP(**arguments), 2).step(np.zeros(2, dtype=int))
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_a_forbidden_token_is_refused_and_changes_nothing() -> None:
 )
 def test_what_is_not_walked(more: dict[str, Any]) -> None:
     """Rewards that might say something else the next time, shaping, many texts, references of one's own."""
-    assert type(TextVectorEnv(TextProcess(**small() | more), 2).slots) is Slots
+    assert type(TextVectorEnv(TextMDP(**small() | more), 2).episodes) is EpisodeBatch
 
 
 def test_adaptive_beta_is_paid_at_once() -> None:
     """What is written down is log pi_ref; beta may change between two steps."""
-    envs = TextVectorEnv(TextProcess(**small(kl_coef=0.5)), 2)
+    envs = TextVectorEnv(TextMDP(**small(kl_coef=0.5)), 2)
     envs.reset(seed=0)
-    envs.process.kl_coef = 2.0
+    envs.mdp.kl_coef = 2.0
     info = envs.step(np.array([1, 2]))[-1]
     assert info["reward_terms"]["kl_reference"].tolist() == (2.0 * info["ref_log_prob"]).tolist()
 
@@ -151,17 +151,17 @@ def test_adaptive_beta_is_paid_at_once() -> None:
 @given(arguments=tasks(), seed=st.integers(0, 2**32), gold=st.booleans())
 def test_a_single_text_is_told_again_what_it_was_told(arguments: dict[str, Any], seed: int, gold: bool) -> None:
     """What is remembered of texts that were written before is what a reward of lists says of each anew."""
-    remembers = TextEnv(TextProcess(**small(gold, **arguments)))
-    anew = TextEnv(TextProcess(**arguments | {"shaping": (), "gold_reward": golden if gold else None}))
+    remembers = TextEnv(TextMDP(**small(gold, **arguments)))
+    anew = TextEnv(TextMDP(**arguments | {"shaping": (), "gold_reward": golden if gold else None}))
     assert_same(played(remembers, seed, steps=40), played(anew, seed, steps=40))
-    assert remembers.slots.known and not anew.slots.known
+    assert remembers.episodes.known and not anew.episodes.known
 
 
 def test_a_text_that_is_known_is_not_scored_again() -> None:
     """Each of the few texts once, however often it is written; a prompt that is not in the list every time."""
-    env, asked = TextEnv(TextProcess(**small(max_new_tokens=1))), []
-    score = env.process.score
-    env.process.score = lambda finished: (asked.append(len(finished)), score(finished))[1]  # type: ignore[method-assign]
+    env, asked = TextEnv(TextMDP(**small(max_new_tokens=1))), []
+    score = env.mdp.score
+    env.mdp.score = lambda finished: (asked.append(len(finished)), score(finished))[1]  # type: ignore[method-assign]
     for options in ({"prompt": 0}, {"prompt": 0}, {"prompt": 1}, {"prompt": "a a"}, {"prompt": "a a"}):
         env.reset(options=options)
         env.step(1)
@@ -175,23 +175,23 @@ def test_a_text_that_is_known_is_not_scored_again() -> None:
 
 def test_a_walk_goes_on_after_a_whole_reset() -> None:
     """A refused reset changes nothing; a named state and a bound policy are left with the next whole reset."""
-    envs, plain = (TextVectorEnv(TextProcess(**small() | more), 3) for more in ({}, {"reward": letter_values}))
+    envs, plain = (TextVectorEnv(TextMDP(**small() | more), 3) for more in ({}, {"reward": letter_values}))
     with pytest.raises(ValueError, match="options are"):
         envs.reset(options={"promt": 0})
-    assert type(envs.slots) is Walk
+    assert type(envs.episodes) is TabulatedBatch
     said: list[list[Any]] = [[], []]
     for each, heard in zip((envs, plain), said, strict=True):
         heard.append(each.reset(seed=1, options={"prompt": 1})[0])  # the streams of prompts go on from here
         heard += [each.reset()[0], each.reset()[0]]
         each.step(np.array([1, 2, 3]))
-        heard.append(each.reset(options={"prompt": 1, "response": "a"})[0])
+        heard.append(each.reset(options={"prompt": 1, "completion": "a"})[0])
         heard.append(each.step(np.array([1, 2, 3]))[:-1])
         heard.append(each.reset()[0])
         each.bind_policy(RandomPolicy(4))
         heard.append(each.step(np.array([1, 2, 3]))[:-1])
         each.bind_policy(None)
         heard += [each.reset()[0], each.step(np.array([1, 2, 3]))[:-1]]
-    assert type(envs.slots) is Walk
+    assert type(envs.episodes) is TabulatedBatch
     assert_same(*said)
 
 
@@ -203,5 +203,5 @@ def test_wide_tables_are_not_written_down() -> None:
     tokenizer = WordTokenizer([f"w{i}" for i in range(vocab_size - 1)])
     task = small() | {"tokenizer": tokenizer, "prompts": ["w0"], "reference": TableReference(log_probs)}
     task["reward"] = OfTokens(letter_values, ["w0"])
-    for length, kind in ((4, Walk), (13, Slots)):
-        assert type(TextVectorEnv(TextProcess(**task | {"max_new_tokens": length}), 2).slots) is kind
+    for length, kind in ((4, TabulatedBatch), (13, EpisodeBatch)):
+        assert type(TextVectorEnv(TextMDP(**task | {"max_new_tokens": length}), 2).episodes) is kind

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tasks import allowed_action, make, stories, tasks, words
-from textenv import InvalidAction, exact, process_of
+from textenv import InvalidAction, exact, get_mdp
 from textenv.testing import play
-from textenv.wrappers import FlatTokens, MaskInObservation, TextAction
+from textenv.wrappers import CompletionAction, FlatTokens, MaskInObservation
 
 
 @settings(max_examples=15, deadline=None)
@@ -46,7 +46,7 @@ def test_flat_tokens_pass_gymnasiums_check() -> None:
 
 def test_an_answer_needs_an_episode() -> None:
     """Before the first reset and after the end, `step` says what is missing."""
-    env = TextAction(gym.make("textenv/TajMahal-v0").unwrapped)
+    env = CompletionAction(gym.make("textenv/TajMahal-v0").unwrapped)
     with pytest.raises(gym.error.ResetNeeded):
         env.step("agra")
     env.reset(options={"prompt": "where is the taj mahal located"})
@@ -79,7 +79,7 @@ def test_the_mask_in_the_observation_is_that_of_the_info(arguments: dict[str, An
 @given(arguments=tasks(), seed=st.integers(0, 99))
 def test_an_answer_is_paid_what_its_tokens_are(arguments: dict[str, Any], seed: int) -> None:
     """Any answer that the space samples: the sum of the rewards of the same answer played token by token."""
-    env = TextAction(make(arguments))
+    env = CompletionAction(make(arguments))
     env.action_space.seed(seed)
     prompt, _ = env.reset(seed=seed)
     answer = env.action_space.sample()
@@ -88,13 +88,13 @@ def test_an_answer_is_paid_what_its_tokens_are(arguments: dict[str, Any], seed: 
     assert terminated and not truncated and text in env.observation_space
     episode = play(make(arguments), prompt, info["token_ids"])
     assert reward == pytest.approx(episode.rewards.sum()) and info["token_rewards"] == pytest.approx(episode.rewards)
-    assert (info["response"], info["score"]) == (episode.text, episode.score)
+    assert (info["completion"], info["score"]) == (episode.text, episode.score)
     assert text == f"{prompt} {episode.text}".strip()
 
 
 def test_text_actions_pass_gymnasiums_check() -> None:
     """`check_env` samples before it resets, so a sample must do for any prompt; between episodes too."""
-    env = TextAction(gym.make("textenv/TajMahal-v0").unwrapped)
+    env = CompletionAction(gym.make("textenv/TajMahal-v0").unwrapped)
     check_env(env, skip_render_check=True)
     for seed in range(50):
         answer = env.action_space.sample()
@@ -104,10 +104,10 @@ def test_text_actions_pass_gymnasiums_check() -> None:
 
 def test_sampled_answers_of_a_real_tokenizer_are_taken(assets: Path) -> None:
     """Random tokens, decoded and encoded again, may be more than they were: what is sampled fits all the same."""
-    env = TextAction(make(stories(assets, max_new_tokens=6)))
-    process = env.text_env.process
+    env = CompletionAction(make(stories(assets, max_new_tokens=6)))
+    mdp = env.text_env.mdp
     rng = np.random.default_rng(0)
-    read_back = [process.encode_response(process.decode(rng.integers(3, process.vocab_size, 6))) for _ in range(50)]
+    read_back = [mdp.encode_completion(mdp.decode(rng.integers(3, mdp.vocab_size, 6))) for _ in range(50)]
     assert any(len(tokens) > 6 for tokens in read_back)  # control
     env.action_space.seed(0)
     lengths = set()
@@ -121,7 +121,7 @@ def test_sampled_answers_of_a_real_tokenizer_are_taken(assets: Path) -> None:
 
 def test_text_actions_in_processes_of_their_own() -> None:
     """`AsyncVectorEnv` takes strings without shared memory."""
-    make_env = lambda: TextAction(gym.make("textenv/TajMahal-v0"))  # noqa: E731
+    make_env = lambda: CompletionAction(gym.make("textenv/TajMahal-v0"))  # noqa: E731
     envs = gym.vector.AsyncVectorEnv([make_env, make_env], shared_memory=False)
     try:
         prompts, _ = envs.reset(seed=0, options={"prompt": "where is the taj mahal"})
@@ -135,7 +135,7 @@ def test_text_actions_in_processes_of_their_own() -> None:
 
 def test_a_time_limit_cuts_an_answer() -> None:
     """Nothing is written after a truncation; the next answer needs a reset."""
-    env = TextAction(gym.wrappers.TimeLimit(gym.make("textenv/Toy-v0").unwrapped, max_episode_steps=2))
+    env = CompletionAction(gym.wrappers.TimeLimit(gym.make("textenv/Toy-v0").unwrapped, max_episode_steps=2))
     env.reset(options={"prompt": "a"})
     _, _, terminated, truncated, info = env.step("b c b")
     assert truncated and not terminated and len(info["token_rewards"]) == len(info["token_ids"]) == 2
@@ -159,7 +159,7 @@ def time_limit(env: Any) -> Any:
     return gym.wrappers.TimeLimit(env, max_episode_steps=2)
 
 
-CHANGES = [TextAction, FlatTokens, MaskInObservation, PaysDouble, gym.wrappers.NormalizeReward, time_limit]
+CHANGES = [CompletionAction, FlatTokens, MaskInObservation, PaysDouble, gym.wrappers.NormalizeReward, time_limit]
 
 
 @pytest.mark.parametrize("wrap", CHANGES)
@@ -168,15 +168,15 @@ def test_oracle_and_agents_refuse_other_faces(wrap: Any) -> None:
     env = wrap(gym.make("textenv/Toy-v0"))
     with pytest.raises(TypeError, match=f"{type(env).__name__} may change what the environment says"):
         exact.solve(env)
-    assert process_of(gym.wrappers.RecordEpisodeStatistics(gym.make("textenv/Toy-v0")))
+    assert get_mdp(gym.wrappers.RecordEpisodeStatistics(gym.make("textenv/Toy-v0")))
 
 
 def test_batched_faces_are_refused_too() -> None:
     """Gymnasium's vector wrappers."""
     envs = gym.make_vec("textenv/Toy-v0", num_envs=2)
     with pytest.raises(TypeError, match="NormalizeReward may change"):
-        process_of(gym.wrappers.vector.NormalizeReward(envs))
-    assert process_of(gym.wrappers.vector.RecordEpisodeStatistics(envs))
+        get_mdp(gym.wrappers.vector.NormalizeReward(envs))
+    assert get_mdp(gym.wrappers.vector.RecordEpisodeStatistics(envs))
 
 
 def test_a_mask_needs_a_place() -> None:
@@ -193,7 +193,7 @@ def test_a_bound_policy_is_paid_too() -> None:
     def uniform(input_ids: Any, attention_mask: Any) -> np.ndarray:
         return np.zeros((len(input_ids), 6))
 
-    env = TextAction(gym.make("textenv/Toy-v0", policy=uniform, kl_coef=0.5))
+    env = CompletionAction(gym.make("textenv/Toy-v0", policy=uniform, kl_coef=0.5))
     env.reset(options={"prompt": "a"})
     _, reward, _, _, info = env.step("b c")
     assert reward == pytest.approx(info["score"] - 0.5 * info["kl"]) and info["kl"] != 0
@@ -201,11 +201,11 @@ def test_a_bound_policy_is_paid_too() -> None:
 
 def test_a_begun_answer_can_be_finished() -> None:
     """From a state in the middle of an answer the action is the rest of it."""
-    env = TextAction(gym.make("textenv/TajMahal-v0"))
-    text, _ = env.reset(options={"prompt": "where is the taj mahal", "response": "it is"})
+    env = CompletionAction(gym.make("textenv/TajMahal-v0"))
+    text, _ = env.reset(options={"prompt": "where is the taj mahal", "completion": "it is"})
     assert text == "where is the taj mahal it is"
     text, _, terminated, _, info = env.step("in agra")
-    assert terminated and info["response"] == "it is in agra" and info["score"] == 1.0
+    assert terminated and info["completion"] == "it is in agra" and info["score"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_begun_answer_can_be_finished() -> None:
 )
 def test_an_answer_that_is_refused_changes_nothing(answer: str, error: Any, message: str) -> None:
     """The error says what is wrong, and another answer can be given to the same prompt."""
-    env = TextAction(gym.make("textenv/TajMahal-v0"))
+    env = CompletionAction(gym.make("textenv/TajMahal-v0"))
     env.reset(options={"prompt": "where is the taj mahal"})
     with pytest.raises(error, match=message):
         env.step(answer)
@@ -229,14 +229,14 @@ def test_an_answer_that_is_refused_changes_nothing(answer: str, error: Any, mess
 
 def test_without_an_end_token_an_answer_fills_its_room() -> None:
     """Where no token ends a text, only an answer of full length is whole."""
-    env = TextAction(make(words(eos_token_id=[], max_new_tokens=2)))
+    env = CompletionAction(make(words(eos_token_id=[], max_new_tokens=2)))
     env.reset(seed=0)
     with pytest.raises(ValueError, match="takes all 2 tokens that are left"):
         env.step("a")
     assert env.step("a b")[4]["finish_reason"] == "length"
 
 
-@pytest.mark.parametrize("wrapper", [FlatTokens, TextAction])
+@pytest.mark.parametrize("wrapper", [FlatTokens, CompletionAction])
 def test_other_environments_are_refused(wrapper: Any) -> None:
     """Wrappers of texts need a text environment."""
     with pytest.raises(TypeError, match=r"single environment.*got CartPoleEnv"):
@@ -246,7 +246,7 @@ def test_other_environments_are_refused(wrapper: Any) -> None:
 @pytest.mark.parametrize("action", [5, None, b"it is", ("it is",), [1, 2]])
 def test_an_action_that_is_no_string_is_refused(action: Any) -> None:
     """In a word, and nothing is written."""
-    env = TextAction(gym.make("textenv/TajMahal-v0"))
+    env = CompletionAction(gym.make("textenv/TajMahal-v0"))
     env.reset(options={"prompt": "where is the taj mahal"})
     with pytest.raises(InvalidAction, match="An action is a whole answer, a string, got"):
         env.step(action)
@@ -256,11 +256,11 @@ def test_an_action_that_is_no_string_is_refused(action: Any) -> None:
 def test_faces_that_do_not_fit_on_each_other_are_refused() -> None:
     """Where one would not find what it changes, or would drop what another added."""
     toy = gym.make("textenv/Toy-v0")
-    for inner in (TextAction(toy), FlatTokens(toy), MaskInObservation(toy)):
+    for inner in (CompletionAction(toy), FlatTokens(toy), MaskInObservation(toy)):
         with pytest.raises(ValueError, match="FlatTokens makes one row of input_ids and attention_mask"):
             FlatTokens(inner)
-    with pytest.raises(ValueError, match="TextAction writes token by token"):
-        TextAction(TextAction(toy))
+    with pytest.raises(ValueError, match="CompletionAction writes token by token"):
+        CompletionAction(CompletionAction(toy))
 
 
 def test_a_loop_over_environments_is_told_what_to_use() -> None:

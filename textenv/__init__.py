@@ -11,10 +11,10 @@ import gymnasium as gym
 
 from textenv.data import WordTokenizer
 from textenv.env import TextEnv
-from textenv.mdp import InvalidAction, TextProcess
+from textenv.mdp import InvalidAction, TextMDP
 from textenv.references import TableReference
-from textenv.state import Texts
-from textenv.unwrap import process_of
+from textenv.state import TextState
+from textenv.unwrap import get_mdp
 from textenv.vector import TextVectorEnv
 
 __version__ = "0.1.0"
@@ -35,9 +35,9 @@ __all__ = [
     "InvalidAction",
     "TableReference",
     "TextEnv",
-    "TextProcess",
+    "TextMDP",
+    "TextState",
     "TextVectorEnv",
-    "Texts",
     "WordTokenizer",
-    "process_of",
+    "get_mdp",
 ]

@@ -10,10 +10,10 @@ from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from textenv.bound_policy import PolicyFunction
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.spaces import action_space, observation_space
 from textenv.state import Array
-from textenv.stepping import Slot
+from textenv.stepping import SingleEpisode
 
 Observation = dict[str, Array]
 
@@ -23,16 +23,16 @@ class RenderModeError(ValueError, TypeError):
 
 
 class TextEnv(gym.Env[Observation, np.int64]):
-    """Writing a text is an episode, the next token is the action. See `textenv.process` for the equations.
+    """Writing a text is an episode, the next token is the action. See `textenv.mdp` for the equations.
 
     Observation: `input_ids` int64 [L] and `attention_mask` int8 [L]; the prompt stands in the first W columns, padded
     on the left, and answer token t in column W + t.
 
     Info, on reset and on every step: `action_mask` int8 [V]. On every step: `ref_log_prob`, and `reward_terms`, whose
-    values sum to the reward. On the last step also: `prompt`, `response`, `score`, `finish_reason` ("stop" or
+    values sum to the reward. On the last step also: `prompt`, `completion`, `score`, `finish_reason` ("stop" or
     "length"), `gold_score` where the task has one and, with a bound policy, `kl`.
 
-    Reset options: `prompt` (an index into `prompts`, text or ids) and `response` (a prefix as text or ids).
+    Reset options: `prompt` (an index into `prompts`, text or ids) and `completion` (a prefix as text or ids).
 
     Args:
         process: what to write and how it is paid.
@@ -42,22 +42,20 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012, Gymnasium's form
 
-    def __init__(
-        self, process: TextProcess, policy: PolicyFunction | None = None, render_mode: str | None = None
-    ) -> None:
+    def __init__(self, mdp: TextMDP, policy: PolicyFunction | None = None, render_mode: str | None = None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise RenderModeError(f"render_mode must be None, 'ansi' or 'human', got {render_mode!r}.")
-        self.process = process
+        self.mdp = mdp
         self.render_mode = render_mode
-        self.observation_space: Any = observation_space(process)  # Any: Gymnasium's Space is invariant
-        self.action_space: Any = action_space(process)
-        self.slots = Slot(process, policy)
+        self.observation_space: Any = observation_space(mdp)  # Any: Gymnasium's Space is invariant
+        self.action_space: Any = action_space(mdp)
+        self.episodes = SingleEpisode(mdp, policy)
         self._paid: list[float] = []
 
     @property
     def prompts(self) -> list[str]:
         """The prompts, in the order of the index that `reset` takes."""
-        return self.process.prompts.texts
+        return self.mdp.prompts.texts
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
         """Let the environment pay the whole r_t: it needs `policy(input_ids, attention_mask) -> logits [B, V]`.
@@ -65,31 +63,31 @@ class TextEnv(gym.Env[Observation, np.int64]):
         With None the environment pays `score + beta log pi_ref + shaping`, and the acting side owes
         `-beta log pi(a_t | s_t)`.
         """
-        self.slots.bind(policy)
+        self.episodes.bind(policy)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         if options:
-            with self.slots.streams.unchanged_if_refused():
+            with self.episodes.streams.restore_on_error():
                 self._seed(seed)
-                self.slots.start(np.array([0]), options)
+                self.episodes.start(np.array([0]), options)
         else:  # nothing can be refused
             self._seed(seed)
-            self.slots.start(0)
-        self.slots.refresh()
+            self.episodes.start(0)
+        self.episodes.refresh()
         self._paid = []
         if self.render_mode == "human":
             print(self._text(), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
 
     def _seed(self, seed: int | None) -> None:
-        if seed is not None or not self.slots.begun:
-            self.slots.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
+        if seed is not None or not self.episodes.started:
+            self.episodes.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        reward, terminated, ref_log_prob, terms, ended = self.slots.write_one(action)
+        reward, terminated, ref_log_prob, terms, ended = self.episodes.step_scalar(action)
         self._paid.append(reward)
         if self.render_mode == "human":
             print(self._text(), flush=True)
@@ -104,7 +102,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [V], which tokens are allowed now: sb3-contrib's convention."""
-        mask: NDArray[np.bool_] = self.slots.action_mask()[0].astype(np.bool_)
+        mask: NDArray[np.bool_] = self.episodes.action_mask()[0].astype(np.bool_)
         return mask
 
     def render(self) -> str | None:
@@ -114,18 +112,18 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return self._text()
 
     def _text(self) -> str:
-        texts, width = self.slots.texts, self.process.prompt_width
+        texts, width = self.episodes.texts, self.mdp.prompt_width
         written = texts.input_ids[0, width : width + texts.time[0]]
-        names = self.process.tokenizer.convert_ids_to_tokens(written.tolist())
+        names = self.mdp.tokenizer.convert_ids_to_tokens(written.tolist())
         paid = [None] * (len(names) - len(self._paid)) + list(self._paid)  # a reset into a state paid nothing
         lines = [f"prompt: {texts.prompt_text[0]}"]
         lines += [f"  {name:<16} {'' if r is None else format(r, '+.4f')}" for name, r in zip(names, paid, strict=True)]
         return "\n".join(lines)
 
     def _observe(self) -> Observation:
-        if not self.process.full_support:  # else it is all 1 for ever
-            self.action_space.mask = self.slots.action_mask()[0]
-        texts = self.slots.texts
+        if not self.mdp.full_support:  # else it is all 1 for ever
+            self.action_space.mask = self.episodes.action_mask()[0]
+        texts = self.episodes.texts
         return {"input_ids": texts.input_ids[0].copy(), "attention_mask": texts.attention_mask[0].copy()}
 
 

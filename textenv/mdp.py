@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from textenv.bound_policy import Array
 from textenv.data import PromptSource, Tokenizer, encode_prompt, is_conversation, load_prompts
 from textenv.references import as_reference, first_tokens
-from textenv.rewards import Finished, RewardFunction, Scorer
+from textenv.rewards import FinishedCompletions, RewardFunction, WeightedReward
 from textenv.shaping import ShapingTerm, Transitions, shaping_name
-from textenv.state import Texts
+from textenv.state import TextState
 
 
 class InvalidAction(gym.error.InvalidAction, ValueError):
     """An action that is no token, or one to which the reference gives probability zero."""
 
 
-class TextProcess:
+class TextMDP:
     """What an environment is made of: vocabulary, prompts, reference, reward.
 
     Args:
@@ -75,8 +75,8 @@ class TextProcess:
         self.tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
         self.prompts = load_prompts(prompts, tokenizer, max_prompt_length)
-        self.scorer = Scorer(reward, reward_weights)
-        self.gold_scorer = None if gold_reward is None else Scorer(gold_reward, name="gold_reward")
+        self.reward = WeightedReward(reward, reward_weights)
+        self.gold_reward = None if gold_reward is None else WeightedReward(gold_reward, name="gold_reward")
         self.reference = as_reference(reference, self.vocab_size)
         # whether every token is allowed in every state, so that masks need not be looked at
         self.full_support = bool(getattr(self.reference, "full_support", False))
@@ -93,16 +93,18 @@ class TextProcess:
             )
         self.prompt_width = width = int(self.prompts.input_ids.shape[1])
         blank = ((0, 0), (0, self.max_new_tokens))  # the first states, whole rows; the prompts are their beginnings
-        self.first_ids = np.pad(self.prompts.input_ids, blank)
-        self.first_attention = np.pad(self.prompts.attention_mask, blank)
+        self.initial_input_ids = np.pad(self.prompts.input_ids, blank)
+        self.initial_attention_mask = np.pad(self.prompts.attention_mask, blank)
         self.prompts = replace(
-            self.prompts, input_ids=self.first_ids[:, :width], attention_mask=self.first_attention[:, :width]
+            self.prompts,
+            input_ids=self.initial_input_ids[:, :width],
+            attention_mask=self.initial_attention_mask[:, :width],
         )
         self.eos_token_ids = self._end_tokens(eos_token_id)
         self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[self.eos_token_ids] = True
         self.prompt_texts = np.array(self.prompts.texts, dtype=object)
-        self.first_mask = first_tokens(self.reference, self.prompts, self.vocab_size)
+        self.initial_action_mask = first_tokens(self.reference, self.prompts, self.vocab_size)
         context = getattr(self.reference, "max_length", None)
         if context is not None and self.prompt_width + self.max_new_tokens > context:
             raise ValueError(
@@ -124,10 +126,10 @@ class TextProcess:
 
     # -- states ------------------------------------------------------------------------------------------------------
 
-    def blank(self, batch: int) -> Texts:
+    def empty_state(self, batch: int) -> TextState:
         """B empty rows, to be started."""
         length = self.prompt_width + self.max_new_tokens
-        return Texts(
+        return TextState(
             prompt=np.zeros(batch, dtype=np.int64),
             prompt_text=np.full(batch, None, dtype=object),
             input_ids=np.zeros((batch, length), dtype=np.int64),
@@ -135,38 +137,38 @@ class TextProcess:
             time=np.zeros(batch, dtype=np.int64),
         )
 
-    def start(self, texts: Texts, rows: Any, prompt: Any) -> None:
+    def reset_rows(self, texts: TextState, rows: Any, prompt: Any) -> None:
         """Put rows (indices, or one) at s_0 = x of the prompts with these indices, in place."""
         texts.prompt[rows] = prompt
         texts.prompt_text[rows] = self.prompt_texts.take(prompt)
-        texts.input_ids[rows] = self.first_ids.take(prompt, axis=0)
-        texts.attention_mask[rows] = self.first_attention.take(prompt, axis=0)
+        texts.input_ids[rows] = self.initial_input_ids.take(prompt, axis=0)
+        texts.attention_mask[rows] = self.initial_attention_mask.take(prompt, axis=0)
         texts.time[rows] = 0
 
-    def beginnings(self, texts: Texts) -> Texts:
+    def initial_state(self, texts: TextState) -> TextState:
         """The same prompts with nothing written: s_0 of each row."""
-        texts = Texts(**{name: value.copy() for name, value in vars(texts).items()})
+        texts = TextState(**{name: value.copy() for name, value in vars(texts).items()})
         texts.input_ids[:, self.prompt_width :] = 0
         texts.attention_mask[:, self.prompt_width :] = 0
         texts.time[:] = 0
         return texts
 
-    def state(self, prompt: Any, response: Any = ()) -> Texts:
-        """Any state, as one row: `prompt` an index, text, messages or ids, `response` a prefix as text or ids.
+    def make_state(self, prompt: Any, completion: Any = ()) -> TextState:
+        """Any state, as one row: `prompt` an index, text, messages or ids, `completion` a prefix as text or ids.
 
         Raises:
             ValueError: no such prompt, one that is too long, or nothing left to write.
         """
-        texts = self.blank(1)
+        texts = self.empty_state(1)
         if isinstance(prompt, int | np.integer):
             if not 0 <= prompt < len(self.prompts.texts):
                 raise ValueError(f"A prompt's index must be in 0 .. {len(self.prompts.texts) - 1}, got {prompt}.")
-            self.start(texts, np.array([0]), np.array([int(prompt)]))
+            self.reset_rows(texts, np.array([0]), np.array([int(prompt)]))
         elif isinstance(prompt, str) and prompt in self.prompts.texts:
-            self.start(texts, np.array([0]), np.array([self.prompts.texts.index(prompt)]))
+            self.reset_rows(texts, np.array([0]), np.array([self.prompts.texts.index(prompt)]))
         else:
             self._start_own(texts, prompt)
-        tokens = self.encode_response(response)
+        tokens = self.encode_completion(completion)
         if len(tokens) >= self.max_new_tokens or self.is_eos[tokens].any():
             raise ValueError(
                 f"The response to start from must leave something to write: fewer than max_new_tokens = "
@@ -176,14 +178,14 @@ class TextProcess:
         texts.input_ids[0, columns] = tokens
         texts.attention_mask[0, columns] = 1
         texts.time[0] = len(tokens)
-        if not self.full_support and not (self.next_log_probs(texts) > -np.inf).any():
+        if not self.full_support and not (self.next_ref_log_probs(texts) > -np.inf).any():
             raise ValueError(
-                f"The reference allows no token after {prompt!r} and {response!r}: it gives this text probability 0. "
+                f"The reference allows no token after {prompt!r} and {completion!r}: it gives this text probability 0. "
                 f"Start from one of the {len(self.prompts.texts)} prompts and a response that the reference can say."
             )
         return texts
 
-    def _start_own(self, texts: Texts, prompt: Any) -> None:
+    def _start_own(self, texts: TextState, prompt: Any) -> None:
         """A prompt by its ids, or one that is not in the list."""
         if isinstance(prompt, str) or is_conversation(prompt):
             prompt, tokens = encode_prompt(prompt, self.tokenizer)
@@ -200,18 +202,18 @@ class TextProcess:
             self.prompts.input_ids[:, width - len(ids) :] == ids
         ).all(axis=1)
         if same.any():
-            self.start(texts, np.array([0]), np.flatnonzero(same)[:1])
+            self.reset_rows(texts, np.array([0]), np.flatnonzero(same)[:1])
             return
         texts.prompt[0] = -1
         texts.prompt_text[0] = prompt if isinstance(prompt, str) else self.decode(ids)
         texts.input_ids[0, width - len(ids) : width] = ids
         texts.attention_mask[0, width - len(ids) : width] = 1
 
-    def encode_response(self, response: Any) -> Array:
+    def encode_completion(self, completion: Any) -> Array:
         """Ids of an answer given as text (no special tokens added) or as ids."""
-        if isinstance(response, str):
-            return np.asarray(self.tokenizer.encode(response, add_special_tokens=False), dtype=np.int64)
-        return self._token_ids(response)
+        if isinstance(completion, str):
+            return np.asarray(self.tokenizer.encode(completion, add_special_tokens=False), dtype=np.int64)
+        return self._token_ids(completion)
 
     def _token_ids(self, ids: Any) -> Array:
         tokens = np.asarray(ids)
@@ -227,11 +229,11 @@ class TextProcess:
         """The text of some token ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def next_log_probs(self, texts: Texts) -> Array:
+    def next_ref_log_probs(self, texts: TextState) -> Array:
         """log pi_ref(. | s_t), [B, V]."""
         return self.reference.log_probs(texts.input_ids, texts.attention_mask)
 
-    def check_actions(self, actions: Any, idle: Array, num: int) -> Array:
+    def validate_actions(self, actions: Any, idle: Array, num: int) -> Array:
         """`actions` as int64 [num], 0 in the rows `idle`; an `InvalidAction` says what is wrong with the others."""
         given = np.asarray(actions)
         if given.shape != (num,) or given.dtype.kind not in "iu":
@@ -243,7 +245,7 @@ class TextProcess:
             raise InvalidAction(f"A token id must be in 0 .. {self.vocab_size - 1}, got {bad}.")
         return tokens
 
-    def forbidden(self, texts: Texts, row: int, token: int) -> InvalidAction:
+    def masked_action_error(self, texts: TextState, row: int, token: int) -> InvalidAction:
         """The error for a token to which the reference gives probability zero."""
         name = self.tokenizer.convert_ids_to_tokens([token])[0]
         start = self.decode(texts.input_ids[row, self.prompt_width : self.prompt_width + texts.time[row]])
@@ -256,11 +258,11 @@ class TextProcess:
 
     @property
     def is_pure(self) -> bool:
-        """Whether each reward has `of_tokens`, and so always says the same of the same text."""
-        scorers = [self.scorer] if self.gold_scorer is None else [self.scorer, self.gold_scorer]
+        """Whether each reward has `score_tokens`, and so always says the same of the same text."""
+        scorers = [self.reward] if self.gold_reward is None else [self.reward, self.gold_reward]
         return all(scorer.is_pure for scorer in scorers)
 
-    def transitions(self, texts: Texts, tokens: Array, mask: Array) -> Transitions:
+    def transitions(self, texts: TextState, tokens: Array, mask: Array) -> Transitions:
         """The transitions of writing `tokens` [B, T] after `texts`, where `mask` [B, T] is True."""
         time = texts.time[:, None] + np.arange(tokens.shape[1])
         stop = self.is_eos.take(tokens) & mask
@@ -291,9 +293,9 @@ class TextProcess:
         ref_log_probs = np.where(transitions.mask, ref_log_probs, 0.0)
         if log_probs is not None:
             log_probs = np.where(transitions.mask, log_probs, 0.0)
-        return self.terms(score, ref_log_probs, self.shaped(transitions), log_probs, kl_coef)
+        return self.combine_terms(score, ref_log_probs, self.shaping_terms(transitions), log_probs, kl_coef)
 
-    def terms(
+    def combine_terms(
         self,
         score: Any,
         ref_log_probs: Any,
@@ -311,7 +313,7 @@ class TextProcess:
             terms["kl_policy"] = 0.0 - beta * log_probs  # not -0.0 where nothing is paid
         return terms
 
-    def shaped(self, transitions: Transitions) -> dict[str, Array]:
+    def shaping_terms(self, transitions: Transitions) -> dict[str, Array]:
         """What each shaping term pays, [B, T], zero where the mask is False."""
         mask, shaped = transitions.mask, {}
         for term in self.shaping:
@@ -323,14 +325,14 @@ class TextProcess:
             shaped[name] = np.where(mask, paid, 0.0)
         return shaped
 
-    def finished(self, prompt: Array, prompt_text: Array, tokens: Array, length: Array) -> Finished:
+    def finished(self, prompt: Array, prompt_text: Array, tokens: Array, length: Array) -> FinishedCompletions:
         """Finished completions of this task; arguments as of `FinishedCompletions`."""
-        return Finished(self.tokenizer, self.prompts.columns, prompt, prompt_text, tokens, length)
+        return FinishedCompletions(self.tokenizer, self.prompts.columns, prompt, prompt_text, tokens, length)
 
-    def score(self, finished: Finished) -> NDArray[np.float64]:
+    def score(self, finished: FinishedCompletions) -> NDArray[np.float64]:
         """score(x, y) of finished texts, [K]."""
-        return self.scorer.score(finished)
+        return self.reward.score(finished)
 
-    def gold_score(self, finished: Finished) -> NDArray[np.float64] | None:
+    def gold_score(self, finished: FinishedCompletions) -> NDArray[np.float64] | None:
         """As `score`, by the gold reward, which nobody is paid; None where there is none."""
-        return None if self.gold_scorer is None else self.gold_scorer.score(finished)
+        return None if self.gold_reward is None else self.gold_reward.score(finished)

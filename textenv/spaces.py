@@ -9,23 +9,23 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 
 Mask = NDArray[np.int8]
 
 
-def observation_space(process: TextProcess) -> spaces.Dict:
+def observation_space(mdp: TextMDP) -> spaces.Dict:
     """`Dict(input_ids=Box(int64, (L,)), attention_mask=Box(int8, (L,)))`."""
-    length = process.prompt_width + process.max_new_tokens
+    length = mdp.prompt_width + mdp.max_new_tokens
     return spaces.Dict(
-        input_ids=spaces.Box(0, process.vocab_size - 1, (length,), np.int64),
+        input_ids=spaces.Box(0, mdp.vocab_size - 1, (length,), np.int64),
         attention_mask=spaces.Box(0, 1, (length,), np.int8),
     )
 
 
-def action_space(process: TextProcess) -> MaskedDiscrete:
+def action_space(mdp: TextMDP) -> MaskedDiscrete:
     """`Discrete(V)` that knows with which tokens any text may begin."""
-    return MaskedDiscrete(process.first_mask.astype(np.int8))
+    return MaskedDiscrete(mdp.initial_action_mask.astype(np.int8))
 
 
 class MaskedDiscrete(spaces.Discrete):

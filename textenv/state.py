@@ -12,7 +12,7 @@ Array = NDArray[Any]
 
 
 @dataclass
-class Texts:
+class TextState:
     """B texts in progress: the states s_t of the process.
 
     Attributes:
@@ -32,11 +32,11 @@ class Texts:
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def __getitem__(self, rows: Any) -> Texts:
+    def __getitem__(self, rows: Any) -> TextState:
         """Some of the texts: `rows` is a slice or an array of indices."""
-        return Texts(**{name: values[rows] for name, values in vars(self).items()})
+        return TextState(**{name: values[rows] for name, values in vars(self).items()})
 
-    def put(self, rows: Any, other: Texts) -> None:
+    def put(self, rows: Any, other: TextState) -> None:
         """Rows `rows` become those of `other` (one row of it serves for all), in place."""
         rows = np.atleast_1d(rows)
         for name, values in vars(self).items():

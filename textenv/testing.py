@@ -17,7 +17,7 @@ import numpy as np
 
 from textenv.env import TextEnv
 from textenv.state import Array
-from textenv.unwrap import process_of
+from textenv.unwrap import get_mdp
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Episode:
     finish_reason: str | None
 
 
-def play(env: gym.Env[Any, Any], prompt: Any, response: Any) -> Episode:
-    """Play `response` after `prompt`, step by step through the environment.
+def play(env: gym.Env[Any, Any], prompt: Any, completion: Any) -> Episode:
+    """Play `completion` after `prompt`, step by step through the environment.
 
     Args:
         env: a single text environment (of `gym.make`).
@@ -59,16 +59,16 @@ def play(env: gym.Env[Any, Any], prompt: Any, response: Any) -> Episode:
     Raises:
         ValueError: the response is empty or goes on after the end, or a token is masked (`InvalidAction`).
     """
-    process = process_of(env)
+    mdp = get_mdp(env)
     if not isinstance(env.unwrapped, TextEnv):
         raise TypeError(f"play needs a single environment (gym.make), got {type(env).__name__}.")
-    tokens = process.encode_response(response).tolist()
-    if isinstance(response, str) and len(tokens) < process.max_new_tokens and process.eos_token_ids:
-        tokens.append(process.eos_token_ids[0])
+    tokens = mdp.encode_completion(completion).tolist()
+    if isinstance(completion, str) and len(tokens) < mdp.max_new_tokens and mdp.eos_token_ids:
+        tokens.append(mdp.eos_token_ids[0])
     if not tokens:
         raise ValueError("There is nothing to play: the response has no token.")
-    if len(tokens) > process.max_new_tokens:
-        raise ValueError(f"The response has {len(tokens)} tokens, more than max_new_tokens = {process.max_new_tokens}.")
+    if len(tokens) > mdp.max_new_tokens:
+        raise ValueError(f"The response has {len(tokens)} tokens, more than max_new_tokens = {mdp.max_new_tokens}.")
     env.reset(options={"prompt": prompt})
     rewards, infos = [], []
     for t, token in enumerate(tokens):
@@ -77,10 +77,10 @@ def play(env: gym.Env[Any, Any], prompt: Any, response: Any) -> Episode:
         infos.append(info)
         if terminated and t < len(tokens) - 1:
             raise ValueError(f"The response goes on after its end: token {t} of {tokens} ends the text.")
-    texts = env.unwrapped.slots.texts
+    texts = env.unwrapped.episodes.texts
     return Episode(
         prompt=str(texts.prompt_text[0]),
-        text=process.decode(tokens),
+        text=mdp.decode(tokens),
         token_ids=tokens,
         rewards=np.array(rewards),
         terms={name: np.array([info["reward_terms"][name] for info in infos]) for name in infos[-1]["reward_terms"]},

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.state import Array
-from textenv.unwrap import process_of
+from textenv.unwrap import get_mdp
 
-MAX_TEXTS = 2_000_000
+MAX_COMPLETIONS = 2_000_000
 BATCH = 4096  # states a call of the reference, the reward or the policy
 
 
@@ -37,7 +37,7 @@ class Tree:
         gold_scores: as `scores`, by the gold reward; None where the task has none.
     """
 
-    process: TextProcess
+    mdp: TextMDP
     prompt: NDArray[np.int64]
     tokens: NDArray[np.int64]
     levels: list[slice]
@@ -53,23 +53,23 @@ class Tree:
         return self.scores + self.shaping
 
     @property
-    def num_texts(self) -> int:
+    def num_completions(self) -> int:
         """The number of finished texts, over all prompts."""
         return int((self.child == -1).sum())
 
     def observations(self, rows: Any) -> tuple[Array, Array]:
         """`input_ids`, `attention_mask` [K, L] of the states `rows`, as the environment shows them."""
-        return observations(self.process, self.prompt[rows], self.tokens[rows])
+        return observations(self.mdp, self.prompt[rows], self.tokens[rows])
 
-    def state(self, prompt: str, answer: Any = ()) -> int:
+    def state_index(self, prompt: str, answer: Any = ()) -> int:
         """The index of the state after `answer` (text or ids, possibly empty)."""
-        state = self.process.prompts.texts.index(prompt)
-        for token in self.process.encode_response(answer):
+        state = self.mdp.prompts.texts.index(prompt)
+        for token in self.mdp.encode_completion(answer):
             if (state := int(self.child[state, token])) < 0:
                 raise ValueError(f"{answer!r} is not a state: the text ends, or is impossible, at token {token}.")
         return state
 
-    def texts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def leaves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The finished texts as edges `(state, action)`, [N] each, in the order of `Solution.log_probs`."""
         state, action = np.nonzero(self.child == -1)
         return state, action
@@ -79,7 +79,7 @@ class Tree:
         come_from = np.full((2, len(self.prompt)), -1)  # the state and the action that lead to each state
         parent, action = np.nonzero(self.child >= 0)
         come_from[:, self.child[parent, action]] = parent, action
-        state, action = self.texts()
+        state, action = self.leaves()
         time = np.searchsorted([level.start for level in self.levels], state, side="right") - 1
         row = np.arange(len(state))
         states, actions = np.full((2, len(state), len(self.levels)), -1)
@@ -89,13 +89,13 @@ class Tree:
             state, action = come_from[:, state]
         return states, actions
 
-    def text_log_probs(self, log_probs: Array) -> NDArray[np.float64]:
+    def completion_log_probs(self, log_probs: Array) -> NDArray[np.float64]:
         """log pi(y|x), [N], of every finished text, from log pi(a|s), [S, V]."""
-        reach = self.reach(log_probs)
-        state, action = self.texts()
+        reach = self.log_reach(log_probs)
+        state, action = self.leaves()
         return np.asarray(reach[state] + log_probs[state, action])
 
-    def reach(self, log_probs: Array) -> NDArray[np.float64]:
+    def log_reach(self, log_probs: Array) -> NDArray[np.float64]:
         """log of the probability that pi, given x, comes through each state, [S]."""
         reach = np.zeros(len(self.prompt))
         for level in self.levels:
@@ -115,15 +115,15 @@ class Tree:
         return values[:-2], q_values
 
 
-def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
+def enumerate_tree(env: Any, max_completions: int = MAX_COMPLETIONS) -> Tree:
     """Every state of the task, in batches.
 
     Raises:
-        TreeTooLarge: more than `max_texts` finished texts; said before memory is spent on them.
+        TreeTooLarge: more than `max_completions` finished texts; said before memory is spent on them.
     """
-    process = process_of(env)
-    _check_size(process, max_texts)
-    num_prompts, horizon = len(process.prompts.texts), process.max_new_tokens
+    mdp = get_mdp(env)
+    _check_size(mdp, max_completions)
+    num_prompts, horizon = len(mdp.prompts.texts), mdp.max_new_tokens
     prompt = np.arange(num_prompts)
     tokens = np.full((num_prompts, horizon), -1, dtype=np.int64)
     found, states, levels = 0, 0, []
@@ -132,69 +132,69 @@ def enumerate_tree(env: Any, max_texts: int = MAX_TEXTS) -> Tree:
     for time in range(horizon):
         levels.append(slice(states, states + len(prompt)))
         states += len(prompt)
-        log_probs = in_batches(len(prompt), lambda rows, p=prompt, y=tokens: _reference(process, p[rows], y[rows]))
+        log_probs = in_batches(len(prompt), lambda rows, p=prompt, y=tokens: _reference(mdp, p[rows], y[rows]))
         allowed = log_probs > -np.inf
         if (stuck := ~allowed.any(axis=1)).any():
             row = int(np.argmax(stuck))
-            text = process.decode(tokens[row, :time])
+            text = mdp.decode(tokens[row, :time])
             raise ValueError(
                 f"The reference leads to a text that it cannot continue: {text!r} after "
-                f"{process.prompts.texts[prompt[row]]!r} allows no token."
+                f"{mdp.prompts.texts[prompt[row]]!r} allows no token."
             )
-        ends = allowed & (process.is_eos | (time == horizon - 1))
-        goes_on = allowed & ~ends
+        ends = allowed & (mdp.is_eos | (time == horizon - 1))
+        continues = allowed & ~ends
         found += int(ends.sum())
-        if found + int(goes_on.sum()) > max_texts:  # each state that goes on ends in at least one text
+        if found + int(continues.sum()) > max_completions:  # each state that goes on ends in at least one text
             raise TreeTooLarge(
-                f"The task has more than {found + int(goes_on.sum()):,} texts (already at token {time + 1} of "
-                f"{horizon}), the limit is {max_texts:,}; lower max_new_tokens, or raise max_texts."
+                f"The task has more than {found + int(continues.sum()):,} texts (already at token {time + 1} of "
+                f"{horizon}), the limit is {max_completions:,}; lower max_new_tokens, or raise max_completions."
             )
         child = np.where(ends, -1, -2)
-        child[goes_on] = states + np.arange(int(goes_on.sum()))
-        paid = _rewards(process, prompt, tokens, time, allowed, ends)
+        child[continues] = states + np.arange(int(continues.sum()))
+        paid = _rewards(mdp, prompt, tokens, time, allowed, ends)
         for name, part in zip(names, (prompt, tokens, log_probs, child, *paid), strict=True):
             parts[name].append(part)
-        parent, action = np.nonzero(goes_on)
+        parent, action = np.nonzero(continues)
         if len(parent) == 0:
             break
         prompt, tokens = prompt[parent], tokens[parent]
         tokens[:, time] = action
     arrays: dict[str, Any] = {name: np.concatenate(part) for name, part in parts.items()}
-    if process.gold_scorer is None:
+    if mdp.gold_reward is None:
         arrays["gold_scores"] = None
-    return Tree(process, levels=levels, **arrays)
+    return Tree(mdp, levels=levels, **arrays)
 
 
-def _check_size(process: TextProcess, max_texts: int) -> None:
+def _check_size(mdp: TextMDP, max_completions: int) -> None:
     """Where nothing is masked the tree's size is known before it is grown."""
-    if not process.full_support:
+    if not mdp.full_support:
         return
-    ends = len(set(process.eos_token_ids))
-    words = process.vocab_size - ends
-    prompts, horizon = len(process.prompts.texts), process.max_new_tokens
-    texts = prompts * (sum(words**t * ends for t in range(horizon - 1)) + words ** (horizon - 1) * process.vocab_size)
-    if texts > max_texts:
+    ends = len(set(mdp.eos_token_ids))
+    words = mdp.vocab_size - ends
+    prompts, horizon = len(mdp.prompts.texts), mdp.max_new_tokens
+    texts = prompts * (sum(words**t * ends for t in range(horizon - 1)) + words ** (horizon - 1) * mdp.vocab_size)
+    if texts > max_completions:
         size = f"{texts:,}" if texts < 10**15 else f"about 10^{int(math.log10(texts))}"
         raise TreeTooLarge(
-            f"The task has {size} texts ({prompts} prompts, {process.vocab_size} tokens, up to {horizon} of them), the "
-            f"limit is {max_texts:,}; lower max_new_tokens or the vocabulary, or raise max_texts."
+            f"The task has {size} texts ({prompts} prompts, {mdp.vocab_size} tokens, up to {horizon} of them), the "
+            f"limit is {max_completions:,}; lower max_new_tokens or the vocabulary, or raise max_completions."
         )
 
 
-def observations(process: TextProcess, prompt: Array, tokens: Array) -> tuple[Array, Array]:
+def observations(mdp: TextMDP, prompt: Array, tokens: Array) -> tuple[Array, Array]:
     """`input_ids`, `attention_mask` [K, L] of prompts by their index [K] and answers [K, T_max], -1 where blank."""
     written = tokens >= 0
-    input_ids = np.concatenate([process.prompts.input_ids[prompt], np.where(written, tokens, 0)], axis=1)
-    attention_mask = np.concatenate([process.prompts.attention_mask[prompt], written.astype(np.int8)], axis=1)
+    input_ids = np.concatenate([mdp.prompts.input_ids[prompt], np.where(written, tokens, 0)], axis=1)
+    attention_mask = np.concatenate([mdp.prompts.attention_mask[prompt], written.astype(np.int8)], axis=1)
     return input_ids, attention_mask
 
 
-def _reference(process: TextProcess, prompt: Array, tokens: Array) -> NDArray[np.float64]:
-    return process.reference.log_probs(*observations(process, prompt, tokens)).astype(np.float64)
+def _reference(mdp: TextMDP, prompt: Array, tokens: Array) -> NDArray[np.float64]:
+    return mdp.reference.log_probs(*observations(mdp, prompt, tokens)).astype(np.float64)
 
 
 def _rewards(
-    process: TextProcess, prompt: Array, tokens: Array, time: int, allowed: Array, ends: Array
+    mdp: TextMDP, prompt: Array, tokens: Array, time: int, allowed: Array, ends: Array
 ) -> tuple[Array, Array, Array]:
     """Score, shaping and gold score of every allowed action in the states of one time, [K, V]."""
     all_scores, all_shaping, all_gold = np.zeros((3, *allowed.shape))
@@ -202,25 +202,25 @@ def _rewards(
     for start in range(0, len(parent), BATCH):
         states, actions = parent[start : start + BATCH], action[start : start + BATCH]
         finished = ends[states, actions]
-        if not finished.any() and not process.shaping:
+        if not finished.any() and not mdp.shaping:
             continue
-        texts = process.blank(len(states))
-        process.start(texts, np.arange(len(states)), prompt[states])
-        texts.input_ids[:, process.prompt_width :] = np.maximum(tokens[states], 0)
-        texts.attention_mask[:, process.prompt_width :] = tokens[states] >= 0
+        texts = mdp.empty_state(len(states))
+        mdp.reset_rows(texts, np.arange(len(states)), prompt[states])
+        texts.input_ids[:, mdp.prompt_width :] = np.maximum(tokens[states], 0)
+        texts.attention_mask[:, mdp.prompt_width :] = tokens[states] >= 0
         texts.time[:] = time
         scores = np.zeros(len(states))
         if finished.any():
             answers = np.concatenate([tokens[states[finished], :time], actions[finished, None]], axis=1)
             length = np.full(len(answers), time + 1)
-            asked = process.finished(prompt[states[finished]], texts.prompt_text[finished], answers, length)
-            scores[finished] = process.score(asked)
-            if (gold := process.gold_score(asked)) is not None:
+            asked = mdp.finished(prompt[states[finished]], texts.prompt_text[finished], answers, length)
+            scores[finished] = mdp.score(asked)
+            if (gold := mdp.gold_score(asked)) is not None:
                 all_gold[states[finished], actions[finished]] = gold
-        moves = process.transitions(texts, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
-        terms = process.reward_terms(moves, np.zeros((len(states), 1)), scores)
+        moves = mdp.transitions(texts, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
+        terms = mdp.reward_terms(moves, np.zeros((len(states), 1)), scores)
         all_scores[states, actions] = scores
-        all_shaping[states, actions] = sum(terms[name][:, 0] for name in process.term_names[2:])
+        all_shaping[states, actions] = sum(terms[name][:, 0] for name in mdp.term_names[2:])
     return all_scores, all_shaping, all_gold
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import wrappers
 
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 
 # What watches an environment and changes nothing that it says or pays.
 WATCHING_WRAPPERS = (
@@ -19,14 +19,14 @@ WATCHING_WRAPPERS = (
 )
 
 
-def process_of(env: Any) -> TextProcess:
+def get_mdp(env: Any) -> TextMDP:
     """The process that an environment steps through.
 
     Raises:
         TypeError: not one of textenv's environments, or in a wrapper that may change it.
     """
-    process = env if isinstance(env, TextProcess) else getattr(getattr(env, "unwrapped", env), "process", None)
-    if not isinstance(process, TextProcess):
+    mdp = env if isinstance(env, TextMDP) else getattr(getattr(env, "unwrapped", env), "mdp", None)
+    if not isinstance(mdp, TextMDP):
         raise TypeError(
             "Expected an environment of textenv (gym.make('textenv/...'), or gym.make_vec without a "
             f"vectorization_mode), got {type(env).__name__}. "
@@ -41,4 +41,4 @@ def process_of(env: Any) -> TextProcess:
                 "pass the bare environment."
             )
         wrapper = wrapper.env
-    return process
+    return mdp

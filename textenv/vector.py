@@ -15,10 +15,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textenv.bound_policy import PolicyFunction
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
 from textenv.state import Array
-from textenv.stepping import Slots, Step, Walk, slots_of
+from textenv.stepping import EpisodeBatch, StepResult, TabulatedBatch, make_episodes
 
 Observation = dict[str, Array]
 Info = dict[str, Any]
@@ -42,7 +42,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def __init__(
         self,
-        process: TextProcess,
+        mdp: TextMDP,
         num_envs: int = 1,
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -53,32 +53,32 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be None or 'ansi' for a vector environment, got {render_mode!r}.")
-        self.process = process
+        self.mdp = mdp
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": ["ansi"], "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = observation_space(process)
+        self.single_observation_space = observation_space(mdp)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.single_action_space = action_space(process)
+        self.single_action_space = action_space(mdp)
         self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.first, num_envs)
-        self.slots = self._first_slots = slots_of(process, num_envs)
+        self.episodes = self._first_episodes = make_episodes(mdp, num_envs)
         self.bind_policy(policy)
 
     @property
     def prompts(self) -> list[str]:
         """The prompts, in the order of the index that `reset` takes."""
-        return self.process.prompts.texts
+        return self.mdp.prompts.texts
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
         """Let the environment pay the whole r_t, as `TextEnv.bind_policy`."""
-        if policy is not None or isinstance(self.slots, Slots):
-            self.slots = self._not_walking()
-            self.slots.bind(policy)
+        if policy is not None or isinstance(self.episodes, EpisodeBatch):
+            self.episodes = self._general_episodes()
+            self.episodes.bind(policy)
 
-    def _not_walking(self) -> Slots:
+    def _general_episodes(self) -> EpisodeBatch:
         """The slots as those that take a policy, and texts that are not in the tree; until the next whole reset."""
-        return self.slots.slots() if isinstance(self.slots, Walk) else self.slots
+        return self.episodes.to_batch() if isinstance(self.episodes, TabulatedBatch) else self.episodes
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -89,25 +89,25 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         """
         options = dict(options or {})
         rows = self._rows_to_reset(options.pop("reset_mask", None))
-        if not (self.slots.begun or rows.all()):
+        if not (self.episodes.started or rows.all()):
             raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
-        slots: Slots | Walk = self.slots
+        episodes: EpisodeBatch | TabulatedBatch = self.episodes
         if options:
-            slots = self._not_walking()
-        elif rows.all() and slots.policy is None:  # a walk that was left goes on
-            slots = self._first_slots
-            slots.begun = self.slots.begun
+            episodes = self._general_episodes()
+        elif rows.all() and episodes.policy is None:  # a walk that was left goes on
+            episodes = self._first_episodes
+            episodes.started = self.episodes.started
         refusable = bool(options) or seed is not None
-        with slots.streams.unchanged_if_refused() if refusable else nullcontext():
-            self._seed(seed, np.flatnonzero(rows), first=not slots.begun)
-            if isinstance(slots, Slots):
-                slots.start(np.flatnonzero(rows), options)
+        with episodes.streams.restore_on_error() if refusable else nullcontext():
+            self._seed(seed, np.flatnonzero(rows), first=not episodes.started)
+            if isinstance(episodes, EpisodeBatch):
+                episodes.start(np.flatnonzero(rows), options)
             else:
-                slots.start(np.flatnonzero(rows))
-        self.slots = slots
-        self.slots.refresh()
+                episodes.start(np.flatnonzero(rows))
+        self.episodes = episodes
+        self.episodes.refresh()
         mask = self._action_mask()
-        return self.slots.observation(), _pack({"action_mask": mask}, rows.copy())
+        return self.episodes.observation(), _pack({"action_mask": mask}, rows.copy())
 
     def _rows_to_reset(self, mask: Any) -> NDArray[np.bool_]:
         if mask is None:
@@ -129,74 +129,72 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             super().reset(seed=None if each is not None else seed)  # type: ignore[arg-type]
             start = np.uint64((self.np_random_seed or 0) % 2**64)
             with np.errstate(over="ignore"):
-                self.slots.streams.seed(rows, start + rows.astype(np.uint64))
+                self.episodes.streams.seed(rows, start + rows.astype(np.uint64))
         if each is not None:
             given = np.array([row for row in rows if each[row] is not None], dtype=np.int64)
-            self.slots.streams.seed(given, np.array([each[row] % 2**64 for row in given], dtype=np.uint64))
+            self.episodes.streams.seed(given, np.array([each[row] % 2**64 for row in given], dtype=np.uint64))
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
-        mode, slots = self.autoreset_mode, self.slots
-        if mode == AutoresetMode.DISABLED and slots.begun and not slots.live.all():
+        mode, episodes = self.autoreset_mode, self.episodes
+        if mode == AutoresetMode.DISABLED and episodes.started and not episodes.live.all():
             raise gym.error.ResetNeeded(
-                f"The texts in rows {np.flatnonzero(~slots.live).tolist()} have ended; with autoreset DISABLED call "
+                f"The texts in rows {np.flatnonzero(~episodes.live).tolist()} have ended; with autoreset DISABLED call "
                 "reset(options={'reset_mask': terminated}) before the next step."
             )
-        step = slots.write(actions)
+        step = episodes.step(actions)
         final: Info = {}
-        if mode == AutoresetMode.SAME_STEP and step.ended is not None:
+        if mode == AutoresetMode.SAME_STEP and step.final is not None:
             final = self._final(step)
-            slots.start(step.terminated.nonzero()[0])
-        slots.refresh()
+            episodes.start(step.terminated.nonzero()[0])
+        episodes.refresh()
 
         info = final | {"action_mask": self._action_mask(), "_action_mask": everyone(self.num_envs)}
         if mode == AutoresetMode.SAME_STEP:
-            step = step.within(step.written & ~step.terminated)
-        if step.written.any():
+            step = step.restrict_to(step.stepped & ~step.terminated)
+        if step.stepped.any():
             info |= self._paid(step)
         if mode != AutoresetMode.SAME_STEP:
             info |= self._end(step)
-        return slots.observation(), step.rewards, step.terminated, np.zeros(self.num_envs, dtype=np.bool_), info
+        return episodes.observation(), step.rewards, step.terminated, np.zeros(self.num_envs, dtype=np.bool_), info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [B, V], which tokens are allowed now: sb3-contrib's convention."""
-        return self.slots.action_mask().astype(np.bool_)
+        return self.episodes.action_mask().astype(np.bool_)
 
     def render(self) -> tuple[str, ...] | None:
         """Prompt and answer of each row."""
         if self.render_mode is None:
             return None
-        texts, width = self.slots.texts, self.process.prompt_width
-        answers = [
-            self.process.decode(ids[width : width + t]) for ids, t in zip(texts.input_ids, texts.time, strict=True)
-        ]
+        texts, width = self.episodes.texts, self.mdp.prompt_width
+        answers = [self.mdp.decode(ids[width : width + t]) for ids, t in zip(texts.input_ids, texts.time, strict=True)]
         return tuple(f"{prompt} | {answer}" for prompt, answer in zip(texts.prompt_text, answers, strict=True))
 
     def _action_mask(self) -> NDArray[np.int8]:
-        mask = self.slots.action_mask()
+        mask = self.episodes.action_mask()
         self.action_space.mask = mask
         return mask.copy() if mask.flags.writeable else mask
 
-    def _paid(self, step: Step) -> Info:
+    def _paid(self, step: StepResult) -> Info:
         """What each row that was written to was paid."""
-        rows = step.written
+        rows = step.stepped
         return _pack({"ref_log_prob": step.ref_log_prob, "reward_terms": _pack(step.terms, rows)}, rows)
 
-    def _end(self, step: Step) -> Info:
+    def _end(self, step: StepResult) -> Info:
         """What is known of the texts that ended."""
-        if (ended := step.ended) is None:
+        if (ended := step.final) is None:
             return {}
         info = {name: values for name, values in vars(ended).items() if values is not None}
         return _pack(info | {"score": step.terms["score"].copy()}, step.terminated.copy())
 
-    def _final(self, step: Step) -> Info:
+    def _final(self, step: StepResult) -> Info:
         """`final_obs` and `final_info` of the rows that ended, as Gymnasium's SAME_STEP has them."""
-        texts, terminated, rows = self.slots.observation(), step.terminated.copy(), step.terminated.nonzero()[0]
+        texts, terminated, rows = self.episodes.observation(), step.terminated.copy(), step.terminated.nonzero()[0]
         ended = zip(texts["input_ids"].take(rows, axis=0), texts["attention_mask"].take(rows, axis=0), strict=True)
         observations = np.empty(self.num_envs, dtype=object)  # Gymnasium's form: one dict a text that ended
         observations[rows] = [{"input_ids": ids, "attention_mask": mask} for ids, mask in ended]
         masks = terminated.astype(np.int8)[:, None]  # after an end no action counts, and none is masked
-        info = _pack({"action_mask": np.broadcast_to(masks, (self.num_envs, self.process.vocab_size))}, terminated)
-        info |= self._paid(step.within(terminated)) | self._end(step)
+        info = _pack({"action_mask": np.broadcast_to(masks, (self.num_envs, self.mdp.vocab_size))}, terminated)
+        info |= self._paid(step.restrict_to(terminated)) | self._end(step)
         return _pack({"final_obs": observations, "final_info": info}, terminated)
 
 
@@ -223,5 +221,5 @@ def make_vec(
     **arguments: Any,
 ) -> TextVectorEnv:
     """What `gym.make_vec` calls: `task` is the `module:function` that makes the process from `arguments`."""
-    process: Any = load_env_creator(task)(**arguments)
-    return TextVectorEnv(process, num_envs, autoreset_mode=autoreset_mode, policy=policy, render_mode=render_mode)
+    mdp: Any = load_env_creator(task)(**arguments)
+    return TextVectorEnv(mdp, num_envs, autoreset_mode=autoreset_mode, policy=policy, render_mode=render_mode)

@@ -1,7 +1,7 @@
 """Pure functions of [B, T] tensors and a mask: returns, advantages, losses, KL estimators."""
 
 from agents.functional.kl import ESTIMATORS, adaptive_kl_coef, k1, k2, k3
-from agents.functional.losses import clipped_surrogate_loss, per_answer, policy_gradient_loss, value_loss
+from agents.functional.losses import clipped_surrogate_loss, mean_over_completions, policy_gradient_loss, value_loss
 from agents.functional.returns import (
     batch_mean,
     explained_variance,
@@ -27,7 +27,7 @@ __all__ = [
     "leave_one_out",
     "masked_mean",
     "masked_whiten",
-    "per_answer",
+    "mean_over_completions",
     "policy_gradient_loss",
     "reward_to_go",
     "value_loss",

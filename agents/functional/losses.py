@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.functional.kl import k3
 
 
-def per_answer(x: Tensor, mask: Tensor) -> Tensor:
+def mean_over_completions(x: Tensor, mask: Tensor) -> Tensor:
     """Sum of `x` over the True entries of `mask`, divided by the number of rows."""
     return torch.where(mask, x, 0.0).sum() / x.shape[0]
 
@@ -28,7 +28,7 @@ def policy_gradient_loss(log_probs: Tensor, weights: Tensor, mask: Tensor) -> Te
         weights: w_t: whole return, reward to go, Q or advantage, [B, T]; taken as constants.
         mask: bool [B, T].
     """
-    return -per_answer(log_probs * weights.detach(), mask)
+    return -mean_over_completions(log_probs * weights.detach(), mask)
 
 
 def clipped_surrogate_loss(
@@ -84,7 +84,7 @@ def clipped_surrogate_loss(
             "num_high": high.sum(),
             "num_low": low.sum(),
         }
-    return -per_answer(surrogate, mask), info
+    return -mean_over_completions(surrogate, mask), info
 
 
 def value_loss(
@@ -106,4 +106,4 @@ def value_loss(
             raise ValueError("value_loss needs old_values to clip against.")
         near = old_values + (values - old_values).clamp(-clip_range, clip_range)
         error = torch.maximum(error, (near - returns) ** 2)
-    return 0.5 * per_answer(error, mask)
+    return 0.5 * mean_over_completions(error, mask)

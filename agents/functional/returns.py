@@ -15,18 +15,18 @@ from torch import Tensor
 Total = Callable[[Tensor], Tensor]  # the sum of what stands in several processes (`agents.distributed`)
 
 
-def all_here(x: Tensor) -> Tensor:
+def local_total(x: Tensor) -> Tensor:
     """The total where one process has all answers: x."""
     return x
 
 
-def masked_mean(x: Tensor, mask: Tensor, total: Total = all_here) -> Tensor:
+def masked_mean(x: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:
     """Mean of `x` over the True entries of `mask`: divides by `mask.sum()`, never by B * T."""
     _check(x, mask)
     return total(torch.where(mask, x, 0.0).sum()) / total(mask.sum()).clamp(min=1)
 
 
-def masked_whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8, total: Total = all_here) -> Tensor:
+def masked_whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8, total: Total = local_total) -> Tensor:
     """`(x - mean) / (std + epsilon)` with mean and std over the True entries; 0 elsewhere."""
     mean = masked_mean(x, mask, total)
     variance = masked_mean((x - mean) ** 2, mask, total)
@@ -74,7 +74,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, gae_l
     return reward_to_go(deltas, mask, gamma * gae_lambda)
 
 
-def batch_mean(returns: Tensor, total: Total = all_here) -> Tensor:
+def batch_mean(returns: Tensor, total: Total = local_total) -> Tensor:
     """The mean of all N returns as a baseline for each, [N].
 
     A return counts in its own baseline, which shrinks the expected gradient by the factor 1 - 1/N.
@@ -130,7 +130,7 @@ def group_relative(returns: Tensor, num_generations: int, scale: bool = True, ep
     return (centred / (groups.std(dim=1, keepdim=True) + epsilon) if scale else centred).view(-1)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = all_here) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:
     """1 - Var[G - V] / Var[G] over the True entries: 1 is a perfect critic, 0 one that knows nothing.
 
     NaN where all returns are equal, but for rounding: nothing is there to explain."""

@@ -8,7 +8,7 @@ from typing import Any
 from textenv.references import CausalLMReference
 
 
-def _adapted(reference: Any, adapter: Any) -> Any:
+def load_adapter(reference: Any, adapter: Any) -> Any:
     """A `PeftModel` on the reference's own weights: a new one of a `LoraConfig`, or the one saved in a folder."""
     try:
         import peft
@@ -16,7 +16,7 @@ def _adapted(reference: Any, adapter: Any) -> Any:
         raise ImportError("An adapter needs peft: pip install textenv[peft]") from error
     if not isinstance(reference, CausalLMReference):
         raise ValueError(f"An adapter needs a causal language model as reference, got {type(reference).__name__}.")
-    reference.check_free()
+    reference.check_no_adapter()
     if getattr(adapter, "is_prompt_learning", False):
         raise ValueError(f"An adapter must not add tokens of its own, as {type(adapter).__name__} does; LoRA does not.")
     if isinstance(adapter, Path):

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv import TextProcess
-from textenv.lm import forward_answers
+from textenv import TextMDP
+from textenv.lm import forward_completions
 
 
 def imitate(
     policy: Any,
-    process: TextProcess,
+    mdp: TextMDP,
     *,
     tolerance: float = 1e-4,
     batch_size: int = 64,
@@ -35,7 +35,7 @@ def imitate(
     generator = torch.Generator().manual_seed(seed)
     reached = float("inf")
     for steps in cycles:
-        reached = _cycle(policy, process, steps, tolerance, batch_size, learning_rate, generator)
+        reached = _cycle(policy, mdp, steps, tolerance, batch_size, learning_rate, generator)
         if reached < tolerance:
             return reached
     warnings.warn(
@@ -48,7 +48,7 @@ def imitate(
 
 def _cycle(
     policy: Any,
-    process: TextProcess,
+    mdp: TextMDP,
     steps: int,
     tolerance: float,
     batch_size: int,
@@ -59,8 +59,8 @@ def _cycle(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     recent: list[float] = []
     for _ in range(steps):
-        ids, attention, targets, mask = draw_texts(process, batch_size, generator)
-        logits = forward_answers(policy.model, ids, attention, mask.shape[1]).logits
+        ids, attention, targets, mask = sample_reference(mdp, batch_size, generator)
+        logits = forward_completions(policy.model, ids, attention, mask.shape[1]).logits
         allowed = targets > -torch.inf
         log_probs = policy.log_softmax(logits, allowed)
         gap = torch.where(allowed, targets.exp() * (targets - log_probs), 0.0).sum(dim=2)
@@ -76,25 +76,25 @@ def _cycle(
     return float(np.mean(recent))
 
 
-def draw_texts(process: TextProcess, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sample_reference(mdp: TextMDP, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Texts of the reference: `input_ids`, `attention_mask` [n, L], log pi_ref(.|s_t) [n, T, V], mask [n, T]."""
-    texts = process.blank(n)
-    rows, horizon = np.arange(n), process.max_new_tokens
-    process.start(texts, rows, torch.randint(len(process.prompts.texts), (n,), generator=generator).numpy())
-    targets = torch.zeros(n, horizon, process.vocab_size)
+    texts = mdp.empty_state(n)
+    rows, horizon = np.arange(n), mdp.max_new_tokens
+    mdp.reset_rows(texts, rows, torch.randint(len(mdp.prompts.texts), (n,), generator=generator).numpy())
+    targets = torch.zeros(n, horizon, mdp.vocab_size)
     live = np.ones(n, dtype=np.bool_)
     for t in range(horizon):
-        log_probs = torch.as_tensor(process.next_log_probs(texts)).float()
+        log_probs = torch.as_tensor(mdp.next_ref_log_probs(texts)).float()
         log_probs[~torch.as_tensor(live)] = 0.0
         targets[:, t] = log_probs
         tokens = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1).numpy()
-        texts.input_ids[live, process.prompt_width + t] = tokens[live]
-        texts.attention_mask[live, process.prompt_width + t] = 1
-        live &= ~process.is_eos[tokens]
+        texts.input_ids[live, mdp.prompt_width + t] = tokens[live]
+        texts.attention_mask[live, mdp.prompt_width + t] = 1
+        live &= ~mdp.is_eos[tokens]
         if not live.any():
             break
     ids, attention = torch.as_tensor(texts.input_ids), torch.as_tensor(texts.attention_mask)
-    longest = int(attention[:, process.prompt_width :].sum(dim=1).max())
-    columns = process.prompt_width + longest
-    mask = attention[:, process.prompt_width : columns] == 1
+    longest = int(attention[:, mdp.prompt_width :].sum(dim=1).max())
+    columns = mdp.prompt_width + longest
+    mask = attention[:, mdp.prompt_width : columns] == 1
     return ids[:, :columns], attention[:, :columns], targets[:, :longest], mask

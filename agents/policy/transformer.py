@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents.policy.adapters import ADAPTER, _adapted
-from agents.policy.categorical import choose
+from agents.policy.adapters import ADAPTER, load_adapter
+from agents.policy.categorical import sample_categorical
 from agents.policy.compiler import check_compiler
 from agents.policy.imitation import imitate
-from textenv import process_of
+from textenv import get_mdp
 from textenv.lm import (
-    bare,
+    base_model,
     check_causal,
-    forward_answers,
+    forward_completions,
+    forward_sequences,
     fuse_activations,
     load_causal_lm,
     pack_left,
     position_ids,
-    read_texts,
 )
 from textenv.references import CausalLMReference
 
@@ -77,7 +77,7 @@ class TransformerPolicy(nn.Module):
         nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
         nn.init.zeros_(self.value_head.bias)
         self.gradient_checkpointing = False
-        self.share_prompts = True  # read those that answers have in common once (`textenv.prefix`)
+        self.share_prefixes = True  # read those that answers have in common once (`textenv.prefix`)
         self.train(False)
 
     # -- making, loading, saving -------------------------------------------------------------------------------------
@@ -103,31 +103,31 @@ class TransformerPolicy(nn.Module):
         made and trained to imitate it (seconds on a toy); `hidden_size`, `num_hidden_layers` and `num_attention_heads`
         are its. `seed` draws the weights that are new.
         """
-        process = process_of(env)
+        mdp = get_mdp(env)
         if lora is not None:
             with torch.random.fork_rng(devices=[]):  # peft draws an adapter's weights from the global generator
                 torch.manual_seed(seed)
-                model = _adapted(process.reference, lora)
-            return cls(model, vocab_size=process.vocab_size, temperature=temperature, separate_critic=separate_critic)
-        if isinstance(process.reference, CausalLMReference):
-            model = process.reference.copy_of_model().requires_grad_(True)
-            return cls(model, vocab_size=process.vocab_size, temperature=temperature, separate_critic=separate_critic)
+                model = load_adapter(mdp.reference, lora)
+            return cls(model, vocab_size=mdp.vocab_size, temperature=temperature, separate_critic=separate_critic)
+        if isinstance(mdp.reference, CausalLMReference):
+            model = mdp.reference.copy_model().requires_grad_(True)
+            return cls(model, vocab_size=mdp.vocab_size, temperature=temperature, separate_critic=separate_critic)
         config = GPT2Config(  # learned positions: rotary ones cannot count repetitions of one word, a toy's machine can
-            vocab_size=process.vocab_size,
+            vocab_size=mdp.vocab_size,
             n_embd=hidden_size,
             n_inner=2 * hidden_size,
             n_layer=num_hidden_layers,
             n_head=num_attention_heads,
-            n_positions=process.prompt_width + process.max_new_tokens,
+            n_positions=mdp.prompt_width + mdp.max_new_tokens,
             activation_function="relu",
             bos_token_id=None,
-            eos_token_id=process.eos_token_ids,
+            eos_token_id=mdp.eos_token_ids,
             pad_token_id=None,
         )
         with torch.random.fork_rng(devices=[]):  # transformers draws initial weights from the global generator
             torch.manual_seed(seed)
             policy = cls(GPT2LMHeadModel(config), temperature=temperature)
-        imitate(policy, process, seed=seed)
+        imitate(policy, mdp, seed=seed)
         if separate_critic:
             policy.critic = copy.deepcopy(policy.model.base_model)
         return policy
@@ -146,11 +146,11 @@ class TransformerPolicy(nn.Module):
         """Load a folder of `save_pretrained`, or any Hugging Face causal LM (path or hub id) with a new value head.
 
         Arguments that are None are as they were saved. Where an adapter was saved, it is put on the weights of
-        `reference` (an environment's `process.reference`), to be trained on; without one the merged model is loaded.
+        `reference` (an environment's `mdp.reference`), to be trained on; without one the merged model is loaded.
         """
         folder = Path(path)
         if reference is not None and (folder / ADAPTER).is_dir():
-            model = _adapted(reference, folder / ADAPTER)
+            model = load_adapter(reference, folder / ADAPTER)
         else:
             model = load_causal_lm(path)
             check_causal(model.eval())
@@ -214,7 +214,7 @@ class TransformerPolicy(nn.Module):
     @property
     def trunk(self) -> Any:
         """The model without its output layer."""
-        return bare(self.model).base_model
+        return base_model(self.model).base_model
 
     def train(self, mode: bool = True) -> TransformerPolicy:
         """Stays in eval mode, whatever is asked for: see the class's docstring."""
@@ -232,7 +232,7 @@ class TransformerPolicy(nn.Module):
             newer = getattr(trunk, "activation_checkpointing_enable", None)  # its name since transformers 5.20
             (newer or trunk.gradient_checkpointing_enable)({"use_reentrant": False})
         self.gradient_checkpointing = True
-        self.share_prompts = False  # transformers drops the cache of a layer that is checkpointed
+        self.share_prefixes = False  # transformers drops the cache of a layer that is checkpointed
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """From now on let `torch.compile` make the kernels of the update's pass, the same for answers of all lengths.
@@ -284,7 +284,7 @@ class TransformerPolicy(nn.Module):
             scaled = scaled / self.temperature
         return scaled if action_mask is None else scaled.masked_fill(~action_mask, -torch.inf)
 
-    def draw(
+    def sample(
         self, logits: Tensor, action_mask: Tensor | None, source: torch.Generator | Tensor
     ) -> tuple[Tensor, Tensor]:
         """A token of each row of the model's logits [B, V], sampled from pi, and log pi of it, [B] each.
@@ -292,7 +292,7 @@ class TransformerPolicy(nn.Module):
         `source` is a generator, or what it has drawn: numbers in [0, 1), float64 [B, 1].
         """
         probs = self._scaled(logits, action_mask).softmax(dim=-1)
-        token = choose(probs, source)
+        token = sample_categorical(probs, source)
         return token, probs.gather(1, token[:, None]).squeeze(1).log().float()
 
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
@@ -314,7 +314,7 @@ class TransformerPolicy(nn.Module):
         with self._checkpointed():
             output = self.model(**texts, logits_to_keep=1, output_hidden_states=self.critic is None)
             hidden = output.hidden_states[-1] if self.critic is None else self.critic(**texts).last_hidden_state
-        return self._scaled(output.logits[:, -1], action_mask), self.values_of(hidden, 1).squeeze(1)
+        return self._scaled(output.logits[:, -1], action_mask), self.values_from_hidden(hidden, 1).squeeze(1)
 
     def _packed(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
         """What a model is called with to read whole texts: blanks on the left, so that the last column is a token."""
@@ -347,12 +347,12 @@ class TransformerPolicy(nn.Module):
             return ActionEvaluation(log_probs, None if each.values is None else each.values.view(-1, num_tokens))
         shared = values and self.critic is None
         with self._checkpointed():
-            output = forward_answers(
+            output = forward_completions(
                 self.model,
                 input_ids,
                 attention_mask,
                 num_tokens,
-                share=self.share_prompts,
+                share_prefix=self.share_prefixes,
                 output_hidden_states=shared,
             )
         logits = self._scaled(output.logits, action_mask)
@@ -363,7 +363,7 @@ class TransformerPolicy(nn.Module):
         if not values:
             return ActionEvaluation(log_probs, None)
         if shared:
-            return ActionEvaluation(log_probs, self.values_of(output.hidden_states[-1], num_tokens))
+            return ActionEvaluation(log_probs, self.values_from_hidden(output.hidden_states[-1], num_tokens))
         return ActionEvaluation(log_probs, self.values(input_ids, attention_mask, num_tokens))
 
     def forward(
@@ -379,10 +379,10 @@ class TransformerPolicy(nn.Module):
         trunk = self.trunk if self.critic is None else self.critic
         texts = (input_ids[:, :-1], attention_mask[:, :-1], num_tokens)
         with self._checkpointed():
-            output = read_texts(trunk, *texts, self.share_prompts)
-        return self.values_of(output.last_hidden_state, num_tokens)
+            output = forward_sequences(trunk, *texts, self.share_prefixes)
+        return self.values_from_hidden(output.last_hidden_state, num_tokens)
 
-    def values_of(self, hidden: Tensor, num_tokens: int) -> Tensor:
+    def values_from_hidden(self, hidden: Tensor, num_tokens: int) -> Tensor:
         """V in the last T columns of hidden states [B, L, H], [B, T]."""
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value

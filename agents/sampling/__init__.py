@@ -1,23 +1,23 @@
 """Sampling: completions of a policy, scored, as a `Rollout`."""
 
-from agents.sampling.external import check_spaces, collect_episodes, is_foreign
-from agents.sampling.generate import generate
-from agents.sampling.graph import RecordedSampler
-from agents.sampling.loop import Sampler, Written, new_generator, write
-from agents.sampling.rollout import Rollout, collect, draw_prompts, states_after
+from agents.sampling.external import check_spaces, collect_external, is_external
+from agents.sampling.generate import generate_sampler
+from agents.sampling.graph import GraphSampler
+from agents.sampling.loop import Generation, Sampler, new_generator, sample
+from agents.sampling.rollout import Rollout, collect, sample_prompts, states_after
 
 __all__ = [
-    "RecordedSampler",
+    "Generation",
+    "GraphSampler",
     "Rollout",
     "Sampler",
-    "Written",
     "check_spaces",
     "collect",
-    "collect_episodes",
-    "draw_prompts",
-    "generate",
-    "is_foreign",
+    "collect_external",
+    "generate_sampler",
+    "is_external",
     "new_generator",
+    "sample",
+    "sample_prompts",
     "states_after",
-    "write",
 ]

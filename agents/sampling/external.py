@@ -21,7 +21,7 @@ from agents.sampling.rollout import Rollout
 from textenv import TextEnv
 
 
-def is_foreign(env: Any) -> bool:
+def is_external(env: Any) -> bool:
     """Whether it is an environment of another library; ours, wrapped or not, are none."""
     return isinstance(env, gym.Env) and not isinstance(env.unwrapped, TextEnv)
 
@@ -59,7 +59,7 @@ def check_spaces(env: Any, policy: TransformerPolicy) -> None:
 
 
 @torch.no_grad()
-def collect_episodes(
+def collect_external(
     env: Any, policy: TransformerPolicy, n: int, *, generator: torch.Generator, gamma: float = 1.0, values: bool = True
 ) -> Rollout:
     """Let the policy play `n` episodes to their ends, as a `Rollout` whose texts are [B, T, L + 1].

@@ -21,15 +21,15 @@ from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
 from agents.policy import TransformerPolicy, check_compiler
-from agents.sampling.loop import Written, write
-from textenv import TextProcess, Texts
+from agents.sampling.loop import Generation, sample
+from textenv import TextMDP, TextState
 from textenv.lm import cache_argument, pack_left, position_ids
 
 LOOK_UP = 16  # steps of a GPU between two looks at whether any text goes on: a look waits for it
 
 
-class RecordedSampler:
-    """Samples like `write`, from the same distribution: `agent.sampler = RecordedSampler()`.
+class GraphSampler:
+    """Samples like `write`, from the same distribution: `agent.sampler = GraphSampler()`.
 
     What it is first asked for is recorded: so many texts, of such lengths. Weights that are trained in place are read
     as they are; for another policy or task, or weights elsewhere, it is recorded anew. V, where it is a head on the
@@ -44,27 +44,27 @@ class RecordedSampler:
     """
 
     def __init__(self) -> None:
-        self.tape: Tape | None = None
+        self.tape: CapturedStep | None = None
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(
-        self, policy: TransformerPolicy, process: TextProcess, texts: Texts, generator: torch.Generator
-    ) -> Written:
-        steps = process.max_new_tokens - int(texts.time.min())
+        self, policy: TransformerPolicy, mdp: TextMDP, texts: TextState, generator: torch.Generator
+    ) -> Generation:
+        steps = mdp.max_new_tokens - int(texts.time.min())
         begun = int(texts.attention_mask.sum(axis=1).max())
-        if not process.full_support or not can_record(policy.model):
-            return write(policy, process, texts, generator)
-        if self.tape is None or not self.tape.is_of(policy, process):
+        if not mdp.full_support or not can_capture(policy.model):
+            return sample(policy, mdp, texts, generator)
+        if self.tape is None or not self.tape.is_of(policy, mdp):
             self.tape = None  # two caches at once might not fit
             gc.collect()  # what was compiled holds itself, and the cache
-            self.tape = Tape(policy, process, texts, max(process.prompt_width + process.max_new_tokens, begun + steps))
+            self.tape = CapturedStep(policy, mdp, texts, max(mdp.prompt_width + mdp.max_new_tokens, begun + steps))
         if len(texts) != self.tape.rows or begun + steps > self.tape.length:
-            return write(policy, process, texts, generator)
+            return sample(policy, mdp, texts, generator)
         return self.tape.play(texts, steps, generator)
 
 
-class Tape:
+class CapturedStep:
     """The tensors that a step reads and writes, each in its place, and the step.
 
     Args:
@@ -74,19 +74,19 @@ class Tape:
         length: columns of the KV cache.
 
     Raises:
-        ValueError: see `RecordedSampler`.
+        ValueError: see `GraphSampler`.
     """
 
-    def __init__(self, policy: TransformerPolicy, process: TextProcess, texts: Texts, length: int) -> None:
-        self.policy, self.process, self.recorded = policy, process, what_is_recorded(policy)
+    def __init__(self, policy: TransformerPolicy, mdp: TextMDP, texts: TextState, length: int) -> None:
+        self.policy, self.mdp, self.recorded = policy, mdp, capture_key(policy)
         self.rows, self.length = len(texts), length
-        device, width, horizon = policy.device, process.prompt_width, process.max_new_tokens
+        device, width, horizon = policy.device, mdp.prompt_width, mdp.max_new_tokens
         self.cache: Any = StaticCache(config=policy.model.config, max_cache_len=length)
         # as in `write`, texts that have ended go on writing in one column more than there are tokens
         self.ids = torch.zeros(self.rows, width + horizon + 1, dtype=torch.long, device=device)
         self.attention = torch.zeros(self.rows, width + horizon + 1, dtype=torch.int8, device=device)
         self.log_probs, self.values = torch.zeros(2, self.rows, horizon + 1, device=device)
-        self.is_eos = torch.as_tensor(process.is_eos, device=device)
+        self.is_eos = torch.as_tensor(mdp.is_eos, device=device)
         self.time, self.token, self.position = torch.zeros(3, self.rows, dtype=torch.long, device=device)
         self.seen = torch.zeros(self.rows, length, dtype=torch.long, device=device)  # which columns of the cache
         self.column = torch.zeros(1, dtype=torch.long, device=device)  # the next of them
@@ -97,24 +97,24 @@ class Tape:
         self._step()  # the cache is made when it is first written to
         self.step: Callable[[], Any] = self._cuda_graph(texts) if device.type == "cuda" else self._compiled(texts)
 
-    def is_of(self, policy: TransformerPolicy, process: TextProcess) -> bool:
+    def is_of(self, policy: TransformerPolicy, mdp: TextMDP) -> bool:
         """Whether it was recorded with these."""
-        return self.policy is policy and self.process is process and self.recorded == what_is_recorded(policy)
+        return self.policy is policy and self.mdp is mdp and self.recorded == capture_key(policy)
 
-    def play(self, texts: Texts, steps: int, generator: torch.Generator) -> Written:
+    def play(self, texts: TextState, steps: int, generator: torch.Generator) -> Generation:
         """Write until every text has ended, or `steps` tokens, with numbers of `generator`."""
         self._begin(texts)
         for step in range(steps):
-            if step and step % self.looks == 0 and not bool((self.time < self.process.max_new_tokens).any()):
+            if step and step % self.looks == 0 and not bool((self.time < self.mdp.max_new_tokens).any()):
                 break
             self.uniform.uniform_(generator=generator)
             self.step()
         ids, attention, log_probs, values = (
             tensor[:, :-1].clone() for tensor in (self.ids, self.attention, self.log_probs, self.values)
         )
-        return Written(ids, attention, log_probs, values=values if self.policy.critic is None else None)
+        return Generation(ids, attention, log_probs, values=values if self.policy.critic is None else None)
 
-    def _begin(self, texts: Texts) -> None:
+    def _begin(self, texts: TextState) -> None:
         """Read the beginnings but for their last tokens, which the first step reads."""
         device = self.ids.device
         self.ids.copy_(F.pad(torch.as_tensor(texts.input_ids, device=device), (0, 1)))
@@ -134,7 +134,7 @@ class Tape:
 
     def _step(self) -> None:
         """Read the last token of each text, and write the next one."""
-        horizon = self.process.max_new_tokens
+        horizon = self.mdp.max_new_tokens
         live = self.time < horizon
         self.seen.index_copy_(1, self.column, live[:, None].long())
         arguments = self._arguments(self.token[:, None], self.position[:, None])
@@ -143,13 +143,15 @@ class Tape:
         self.column.add_(1)
         self.position.add_(live)
 
-        token, log_prob = self.policy.draw(output.logits[:, -1], None, self.uniform)
-        column = (self.process.prompt_width + self.time)[:, None]
+        token, log_prob = self.policy.sample(output.logits[:, -1], None, self.uniform)
+        column = (self.mdp.prompt_width + self.time)[:, None]
         self.ids.scatter_(1, column, token[:, None])
         self.attention.scatter_(1, column, 1)
         self.log_probs.scatter_(1, self.time[:, None], log_prob[:, None])
         if shared:
-            self.values.scatter_(1, self.time[:, None], self.policy.values_of(output.hidden_states[-1], 1).float())
+            self.values.scatter_(
+                1, self.time[:, None], self.policy.values_from_hidden(output.hidden_states[-1], 1).float()
+            )
         self.time.copy_((self.time + 1).clamp(max=horizon).masked_fill(self.is_eos[token], horizon))
         self.token.copy_(token)
 
@@ -163,11 +165,11 @@ class Tape:
             cache_argument(self.policy.model): self.cache,
         }
 
-    def _compiled(self, texts: Texts) -> Callable[[], Any]:
+    def _compiled(self, texts: TextState) -> Callable[[], Any]:
         """The step as kernels of torch.compile; what it was tried on is forgotten by the next `_begin`."""
         check_compiler()
         # a function of its own: torch counts what it has compiled of one, and refuses the ninth
-        own = FunctionType(Tape._step.__code__.replace(), globals())
+        own = FunctionType(CapturedStep._step.__code__.replace(), globals())
         step: Callable[[Any], Any] = torch.compile(own, fullgraph=True, options={"emulate_precision_casts": True})
         self._begin(texts)
         try:
@@ -177,7 +179,7 @@ class Tape:
             raise ValueError(f"torch cannot record {name}; let agents.sampling.write write: {error}") from error
         return lambda: step(self)
 
-    def _cuda_graph(self, texts: Texts) -> Callable[[], Any]:
+    def _cuda_graph(self, texts: TextState) -> Callable[[], Any]:
         """The step as a CUDA graph; what it was tried on is forgotten by the next `_begin`."""
         with torch.cuda.device(self.ids.device):
             stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -194,12 +196,12 @@ class Tape:
         return graph.replay
 
 
-def what_is_recorded(policy: TransformerPolicy) -> tuple[Any, ...]:
+def capture_key(policy: TransformerPolicy) -> tuple[Any, ...]:
     """Where the weights lie, and the temperature, which a step takes from Python: with others it is recorded anew."""
     return (policy.temperature, *(parameter.data_ptr() for parameter in policy.parameters()))
 
 
-def can_record(model: Any) -> bool:
+def can_capture(model: Any) -> bool:
     """Whether its cache is keys and values of all columns, in their places, and transformers says that it compiles."""
     layers = StaticCache(config=model.config, max_cache_len=1).layers
     return bool(model._can_compile_fullgraph) and all(type(layer) is StaticLayer for layer in layers)

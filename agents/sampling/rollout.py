@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
-from agents.sampling.loop import Sampler, Written, new_generator, write
-from textenv import TextProcess, Texts, process_of
+from agents.sampling.loop import Generation, Sampler, new_generator, sample
+from textenv import TextMDP, TextState, get_mdp
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Rollout:
         stopped: bool [B], the answer ended itself (an end token), rather than being cut.
         values: V(s_t), or None if not asked for.
         action_mask: bool [B, T, V], what was allowed, or None where nothing is masked.
-        prompts, completions: the texts, object arrays [B]; None in a rollout `without_texts`.
+        prompts, completions: the texts, object arrays [B]; None in a rollout `without_strings`.
         gold_scores: what was really wanted, [B], or None where the task does not say.
     """
 
@@ -83,7 +83,7 @@ class Rollout:
 
         return Rollout(**{f.name: chosen(getattr(self, f.name)) for f in fields(self)})
 
-    def without_texts(self) -> Rollout:
+    def without_strings(self) -> Rollout:
         """What a loss reads: to take rows of this is nothing that the host must wait for."""
         return replace(self, prompts=None, completions=None)
 
@@ -97,9 +97,9 @@ def collect(
     num_generations: int = 1,
     generator: torch.Generator | None = None,
     values: bool = True,
-    start: Texts | None = None,
+    start: TextState | None = None,
     kl_coef: float | None = None,
-    sampler: Sampler = write,
+    sampler: Sampler = sample,
 ) -> Rollout:
     """Let the policy write `n` answers, and score them.
 
@@ -117,13 +117,13 @@ def collect(
     Raises:
         ValueError: n is not a multiple of num_generations; the policy says nan.
     """
-    process = process_of(env)
+    mdp = get_mdp(env)
     generator = generator or new_generator(policy.device)
-    texts = draw_prompts(process, n, num_generations, generator) if start is None else start
-    ids, attention, log_probs, ref_log_probs, action_mask, known_values = taken(
-        sampler(policy, process, texts, generator), process, len(texts), policy.device
+    texts = sample_prompts(mdp, n, num_generations, generator) if start is None else start
+    ids, attention, log_probs, ref_log_probs, action_mask, known_values = validate_generation(
+        sampler(policy, mdp, texts, generator), mdp, len(texts), policy.device
     )
-    width = process.prompt_width
+    width = mdp.prompt_width
     answer = attention[:, width:] == 1  # with `start`, the given prefix too
     written = answer & ~torch.as_tensor(texts.attention_mask[:, width:] == 1, device=policy.device)
 
@@ -135,20 +135,20 @@ def collect(
     log_probs = log_probs[:, :longest]
     action_mask = None if action_mask is None else action_mask[:, :longest]
     if ref_log_probs is None:
-        ref_log_probs, action_mask = ask_reference(process, ids, attention, longest)
+        ref_log_probs, action_mask = reference_log_probs(mdp, ids, attention, longest)
     ref_log_probs = torch.where(written, ref_log_probs[:, :longest], 0.0)
 
     tokens = ids[:, -longest:].cpu().numpy()
-    transitions = process.transitions(process.beginnings(texts), tokens, answer.cpu().numpy())
+    transitions = mdp.transitions(mdp.initial_state(texts), tokens, answer.cpu().numpy())
     lengths = answer.sum(dim=1).cpu().numpy()
-    finished = process.finished(texts.prompt, texts.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
-    scores, gold_scores = process.score(finished), process.gold_score(finished)
+    finished = mdp.finished(texts.prompt, texts.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
+    scores, gold_scores = mdp.score(finished), mdp.gold_score(finished)
     both = (ref_log_probs.cpu().numpy(), scores, log_probs.cpu().numpy())
     if not np.isfinite(both[-1]).all():
         raise ValueError("The policy's probabilities are nan: it has diverged. Lower learning_rate or max_grad_norm.")
     if not np.isfinite(both[0]).all():
         raise ValueError("The sampler wrote tokens that the reference gives probability 0: it must obey the mask.")
-    terms = process.reward_terms(transitions, *both, kl_coef)
+    terms = mdp.reward_terms(transitions, *both, kl_coef)
     rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
     rollout = Rollout(
         prompt=torch.as_tensor(texts.prompt, device=policy.device),
@@ -174,13 +174,13 @@ def collect(
     return rollout
 
 
-def taken(written: Written, process: TextProcess, count: int, device: torch.device) -> Written:
+def validate_generation(written: Generation, mdp: TextMDP, count: int, device: torch.device) -> Generation:
     """What a sampler handed back, in the types and on the device that it has here.
 
     Raises:
-        ValueError: something has another shape than `Written` says.
+        ValueError: something has another shape than `Generation` says.
     """
-    width, horizon = process.prompt_width, process.max_new_tokens
+    width, horizon = mdp.prompt_width, mdp.max_new_tokens
     columns = {"input_ids": width + horizon, "attention_mask": width + horizon, "log_probs": horizon, "values": horizon}
     for name, number in columns.items():
         if name == "values" and written.values is None:
@@ -197,15 +197,13 @@ def taken(written: Written, process: TextProcess, count: int, device: torch.devi
     )
 
 
-def ask_reference(
-    process: TextProcess, ids: Tensor, attention: Tensor, num_tokens: int
-) -> tuple[Tensor, Tensor | None]:
+def reference_log_probs(mdp: TextMDP, ids: Tensor, attention: Tensor, num_tokens: int) -> tuple[Tensor, Tensor | None]:
     """log pi_ref of the last T columns of texts [B, L], [B, T]; and what it allows there, [B, T, V], if not all.
 
     One parallel pass, of a language model; of a table a question a column.
     """
-    reference: Any = process.reference
-    if process.full_support and hasattr(reference, "token_log_probs"):
+    reference: Any = mdp.reference
+    if mdp.full_support and hasattr(reference, "token_log_probs"):
         return reference.token_log_probs(ids, attention, num_tokens), None
     tokens, mask = ids.cpu().numpy(), attention.cpu().numpy()
     log_probs, allowed = [], []
@@ -213,18 +211,18 @@ def ask_reference(
         before = np.where(np.arange(tokens.shape[1]) < column, mask, 0)
         known = reference.log_probs(np.where(before == 1, tokens, 0), before)
         log_probs.append(np.take_along_axis(known, tokens[:, [column]], axis=1)[:, 0])
-        if not process.full_support:
+        if not mdp.full_support:
             allowed.append((known > -np.inf) | (mask[:, [column]] == 0))
     found = torch.as_tensor(np.stack(log_probs, axis=1), dtype=torch.float32, device=ids.device)
     return found, torch.as_tensor(np.stack(allowed, axis=1), device=ids.device) if allowed else None
 
 
-def states_after(process: TextProcess, rollout: Rollout, row: Tensor, time: Tensor, copies: int) -> Texts:
+def states_after(mdp: TextMDP, rollout: Rollout, row: Tensor, time: Tensor, copies: int) -> TextState:
     """The states s_{t+1} after token `time[i]` of answer `row[i]`, `copies` of each, side by side."""
     rows = row.repeat_interleave(copies).cpu().numpy()
     lengths = (time + 1).repeat_interleave(copies).cpu().numpy()
-    texts = process.blank(len(rows))
-    width, horizon = process.prompt_width, rollout.num_tokens
+    texts = mdp.empty_state(len(rows))
+    width, horizon = mdp.prompt_width, rollout.num_tokens
     prompt_columns = rollout.input_ids.shape[1] - horizon  # the rollout's prompts are cut to their longest
     kept = np.arange(horizon) < lengths[:, None]
     ids, attention = rollout.input_ids.cpu().numpy()[rows], rollout.attention_mask.cpu().numpy()[rows]
@@ -238,12 +236,12 @@ def states_after(process: TextProcess, rollout: Rollout, row: Tensor, time: Tens
     return texts
 
 
-def draw_prompts(process: TextProcess, n: int, num_generations: int, generator: torch.Generator) -> Texts:
+def sample_prompts(mdp: TextMDP, n: int, num_generations: int, generator: torch.Generator) -> TextState:
     """`n` texts with nothing written: n / num_generations prompts, drawn uniformly, each num_generations times."""
     if n < 1 or num_generations < 1 or n % num_generations:
         raise ValueError(f"n must be a positive multiple of num_generations, got {n} and {num_generations}.")
-    number = len(process.prompts.texts)
+    number = len(mdp.prompts.texts)
     drawn = torch.randint(number, (n // num_generations,), generator=generator, device=generator.device)
-    texts = process.blank(n)
-    process.start(texts, np.arange(n), drawn.repeat_interleave(num_generations).cpu().numpy())
+    texts = mdp.empty_state(n)
+    mdp.reset_rows(texts, np.arange(n), drawn.repeat_interleave(num_generations).cpu().numpy())
     return texts

@@ -1,28 +1,28 @@
 """Training: optimizer steps, metrics, and what serves scale (master weights, ranks, sharding)."""
 
 from agents.training import ranks
-from agents.training.master_weights import Masters
-from agents.training.metrics import Metrics, over_ranks, rollout_metrics, whole
-from agents.training.ranks import by_first_rank, num_ranks, rank, sum_over_ranks
-from agents.training.sharding import gather_moments, gathered, shard, shard_moments
-from agents.training.updater import Info, Losses, several_epochs
+from agents.training.master_weights import MasterWeights
+from agents.training.metrics import Metrics, merge_micro_batches, reduce_ranks, rollout_metrics
+from agents.training.ranks import all_reduce_sum, rank, run_on_rank0, world_size
+from agents.training.sharding import gather_moments, gather_tensor, shard, shard_moments
+from agents.training.updater import Info, Losses, run_epochs
 
 __all__ = [
     "Info",
     "Losses",
-    "Masters",
+    "MasterWeights",
     "Metrics",
-    "by_first_rank",
+    "all_reduce_sum",
     "gather_moments",
-    "gathered",
-    "num_ranks",
-    "over_ranks",
+    "gather_tensor",
+    "merge_micro_batches",
     "rank",
     "ranks",
+    "reduce_ranks",
     "rollout_metrics",
-    "several_epochs",
+    "run_epochs",
+    "run_on_rank0",
     "shard",
     "shard_moments",
-    "sum_over_ranks",
-    "whole",
+    "world_size",
 ]

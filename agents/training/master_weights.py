@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agents.training.sharding import gathered, gathered_by_first_rank, shard_like
+from agents.training.sharding import gather_on_rank0, gather_tensor, shard_like
 
 
-class Trained(NamedTuple):
+class TrainedParameter(NamedTuple):
     """A parameter, the one that has its gradient, and the one that Adam steps; often one and the same."""
 
     parameter: Tensor
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
     master: Tensor
 
 
-class Masters:
+class MasterWeights:
     """What an optimizer steps in the place of each of some parameters.
 
     The parameter itself; where it has few bits, its float32 copy.
@@ -44,23 +44,27 @@ class Masters:
     def __init__(self, trained: Iterable[Tensor], learners: Iterable[Tensor] | None = None) -> None:
         trained = list(trained)
         self.all = [
-            Trained(parameter, learner, torch.nn.Parameter(learner.detach().float()) if few_bits(learner) else learner)
+            TrainedParameter(
+                parameter,
+                learner,
+                torch.nn.Parameter(learner.detach().float()) if is_low_precision(learner) else learner,
+            )
             for parameter, learner in zip(trained, trained if learners is None else learners, strict=True)
         ]
         self.copies = [one for one in self.all if one.master is not one.learner]
-        self.rounded = [one for one in self.all if few_bits(one.parameter)]
+        self.rounded = [one for one in self.all if is_low_precision(one.parameter)]
         self._of = {id(one.parameter): one.master for one in self.all}
 
-    def of(self, parameters: Iterable[Tensor]) -> list[Tensor]:
+    def masters_of(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """The masters of some parameters."""
         return [self._of.get(id(parameter), parameter) for parameter in parameters]
 
-    def groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """An optimizer's parameter groups with the masters in the parameters' places."""
-        return [group | {"params": self.of(group["params"])} for group in groups]
+        return [group | {"params": self.masters_of(group["params"])} for group in groups]
 
     @torch.no_grad()
-    def take_gradients(self) -> None:
+    def accumulate_gradients(self) -> None:
         """Add the parameters' gradients to the masters', and free them."""
         for _, learner, master in self.copies:
             if learner.grad is not None:
@@ -71,17 +75,17 @@ class Masters:
                 learner.grad = None
 
     @torch.no_grad()
-    def give_weights(self) -> None:
+    def update_weights(self) -> None:
         """Round the masters to the parameters."""
         for parameter, learner, master in self.all:
             if learner is not master:
                 learner.copy_(master)
             if parameter is not learner:
-                parameter.copy_(gathered(learner.to(parameter.dtype)))
+                parameter.copy_(gather_tensor(learner.to(parameter.dtype)))
 
     def state(self) -> list[Tensor | None]:
         """What rounding took from the parameters, to be saved: every rank calls, the first gets them."""
-        return [gathered_by_first_rank(one.master.detach()) for one in self.rounded]
+        return [gather_on_rank0(one.master.detach()) for one in self.rounded]
 
     @torch.no_grad()
     def load_state(self, state: list[Tensor]) -> None:
@@ -90,6 +94,6 @@ class Masters:
             one.master.copy_(shard_like(saved, one.master))
 
 
-def few_bits(parameter: Tensor) -> bool:
+def is_low_precision(parameter: Tensor) -> bool:
     """Whether a parameter is bfloat16 or float16."""
     return torch.finfo(parameter.dtype).bits < 32

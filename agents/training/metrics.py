@@ -7,7 +7,7 @@ import torch
 
 from agents.functional import ESTIMATORS
 from agents.sampling import Rollout
-from agents.training.ranks import of_all_ranks
+from agents.training.ranks import gather_objects
 
 Metrics = dict[str, float]
 
@@ -37,7 +37,7 @@ def rollout_metrics(rollout: Rollout, kl_estimator: str = "k1") -> Metrics:
     return dict(zip(each, means, strict=True))
 
 
-def average(seen: list[Metrics]) -> Metrics:
+def reduce_minibatches(seen: list[Metrics]) -> Metrics:
     """What several minibatches say, in one row: means; of names that end in _max the largest, of ess the least."""
     columns = {name: [info[name] for info in seen] for name in (seen[0] if seen else ())}
     row = {name: float(np.mean(values)) for name, values in columns.items()}
@@ -45,7 +45,7 @@ def average(seen: list[Metrics]) -> Metrics:
     return row | {name: min(values) for name, values in columns.items() if name.endswith("/ess")}
 
 
-def whole(parts: list[Metrics]) -> Metrics:
+def merge_micro_batches(parts: list[Metrics]) -> Metrics:
     """What the parts of a minibatch say of all of it: the same as it would say in one piece.
 
     A mean of the parts' means, each weighed by how many it is the mean of: `num_answers` for losses, `num_tokens` or
@@ -70,6 +70,6 @@ def whole(parts: list[Metrics]) -> Metrics:
     return row
 
 
-def over_ranks(metrics: Metrics) -> Metrics:
+def reduce_ranks(metrics: Metrics) -> Metrics:
     """What all processes say, means per answer, in one row; each has equally many answers."""
-    return average(of_all_ranks(metrics))
+    return reduce_minibatches(gather_objects(metrics))

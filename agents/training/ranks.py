@@ -6,11 +6,11 @@ have equally many answers:
 
     grad L = 1/B sum_i grad L_i = 1/R sum_r (R/B sum_{i of r} grad L_i)
 
-So gradients are averaged, once a step and as Adam reads them: `average_gradients`. DistributedDataParallel would do it
+So gradients are averaged, once a step and as Adam reads them: `all_reduce_gradients`. DistributedDataParallel would do it
 once a micro-batch, and in the weights' own dtype, where gradients are added up in float32 (`agents.masters`).
 
 That holds only where L_i is the same as in one process, and what whitens it, or is subtracted from it, is a statistic
-of all answers. Sums are what ranks can add up, so such statistics are written as sums: `sum_over_ranks`.
+of all answers. Sums are what ranks can add up, so such statistics are written as sums: `all_reduce_sum`.
 
 In one process every function here changes nothing.
 """
@@ -38,12 +38,12 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
-def num_ranks() -> int:
+def world_size() -> int:
     """R."""
     return dist.get_world_size() if is_distributed() else 1
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of every rank's tensor, the same on all of them."""
     if not is_distributed():
         return x
@@ -52,7 +52,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
-def average_gradients(parameters: Iterable[Tensor]) -> None:
+def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
     """Put the mean of every rank's gradients in their place; all ranks have gradients of the same parameters.
 
     Those of a sharded copy (`agents.sharding`) are left as they are: FSDP averages them in the backward pass.
@@ -63,26 +63,26 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     sent = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
     for gradient, work in zip(gradients, sent, strict=True):
         work.wait()
-        gradient /= num_ranks()
+        gradient /= world_size()
 
 
-def begin_alike(parameters: Iterable[Tensor]) -> None:
+def broadcast_parameters(parameters: Iterable[Tensor]) -> None:
     """Give every rank the first one's weights."""
     if is_distributed():
         for parameter in parameters:
             dist.broadcast(parameter.detach(), src=0)
 
 
-def of_all_ranks(mine: T) -> list[T]:
+def gather_objects(mine: T) -> list[T]:
     """Every rank's object, in their order."""
     if not is_distributed():
         return [mine]
-    everyones: list[Any] = [None] * num_ranks()
+    everyones: list[Any] = [None] * world_size()
     dist.all_gather_object(everyones, mine)
     return everyones
 
 
-def by_first_rank(make: Callable[[], T]) -> T:
+def run_on_rank0(make: Callable[[], T]) -> T:
     """What rank 0 makes, told to the others, which wait for it: for what may be done once, such as a new folder."""
     if not is_distributed():
         return make()
@@ -92,12 +92,12 @@ def by_first_rank(make: Callable[[], T]) -> T:
     return made
 
 
-def share(count: int) -> int:
+def per_rank(count: int) -> int:
     """How many of `count` are this rank's."""
-    return count // num_ranks()
+    return count // world_size()
 
 
-def seed_of_rank(seed: int | None) -> int | None:
+def rank_seed(seed: int | None) -> int | None:
     """A seed of its own for each rank, so that no two write the same answers; the seed itself for rank 0."""
     if seed is None or rank() == 0:
         return seed

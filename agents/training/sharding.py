@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.policy import TransformerPolicy
-from agents.training.ranks import num_ranks, rank
+from agents.training.ranks import rank, world_size
 
 
 def shard(policy: TransformerPolicy, reshard_after_forward: bool = True) -> TransformerPolicy:
@@ -40,18 +40,20 @@ def shard(policy: TransformerPolicy, reshard_after_forward: bool = True) -> Tran
     """
     if policy._compiled_call_impl is not None:
         raise ValueError("A compiled policy cannot be sharded: do not call its compile().")
-    mesh = init_device_mesh(policy.device.type, (num_ranks(),))
+    mesh = init_device_mesh(policy.device.type, (world_size(),))
     sharded = copy.deepcopy(policy)
-    sharded.share_prompts = False  # ranks with other prompts would gather a layer another number of times, and wait
+    sharded.share_prefixes = False  # ranks with other prompts would gather a layer another number of times, and wait
     for module in sharded.modules():
         if isinstance(module, GradientCheckpointingLayer):  # what transformers' layers are
-            fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=in_float32(module))
+            fully_shard(
+                module, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=hold_in_float32(module)
+            )
     fully_shard(sharded.value_head, mesh=mesh)  # in float32 beside any trunk: what is gathered at once has one dtype
-    fully_shard(sharded, mesh=mesh, mp_policy=in_float32(sharded))
+    fully_shard(sharded, mesh=mesh, mp_policy=hold_in_float32(sharded))
     return sharded
 
 
-def in_float32(module: torch.nn.Module) -> MixedPrecisionPolicy:
+def hold_in_float32(module: torch.nn.Module) -> MixedPrecisionPolicy:
     """Hold what a module trains in few bits in float32 from now on; how it is to compute as it did."""
     trained = [p for p in module.parameters() if p.requires_grad and torch.finfo(p.dtype).bits < 32]
     if not trained:
@@ -62,12 +64,12 @@ def in_float32(module: torch.nn.Module) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
-def gathered(x: Tensor) -> Tensor:
+def gather_tensor(x: Tensor) -> Tensor:
     """The whole of a tensor, on every rank."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def gathered_by_first_rank(x: Tensor) -> Tensor | None:
+def gather_on_rank0(x: Tensor) -> Tensor | None:
     """The whole of a tensor in main memory, on rank 0 alone; every rank calls. What is not sharded stays as it is."""
     if not isinstance(x, DTensor):
         return x
@@ -84,9 +86,7 @@ def shard_like(x: Tensor, pattern: Tensor) -> Tensor:
 
 def gather_moments(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's `state_dict`, whole on rank 0."""
-    return state | {
-        "state": {i: {k: gathered_by_first_rank(v) for k, v in s.items()} for i, s in state["state"].items()}
-    }
+    return state | {"state": {i: {k: gather_on_rank0(v) for k, v in s.items()} for i, s in state["state"].items()}}
 
 
 def shard_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.training.metrics import Metrics, average
-from agents.training.ranks import share
+from agents.training.metrics import Metrics, reduce_minibatches
+from agents.training.ranks import per_rank
 
 Info = dict[str, Tensor]  # what is worth watching of a loss
 Losses = Callable[[Tensor], Iterable[tuple[Tensor, Info]]]  # of the answers in some rows (int64), to be added up
 
 
-def several_epochs(agent: Any, count: int, losses: Losses) -> Metrics:
+def run_epochs(agent: Any, count: int, losses: Losses) -> Metrics:
     """`agent.n_epochs` passes over `count` answers, a step of Adam each minibatch; what the minibatches said.
 
     Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3. Of several
@@ -28,13 +28,13 @@ def several_epochs(agent: Any, count: int, losses: Losses) -> Metrics:
         losses: of the answers in some rows, and what is worth watching, `policy/approxkl_avg` among it.
     """
     seen: list[Metrics] = []
-    size = agent.batch_size and share(agent.batch_size)
+    size = agent.batch_size and per_rank(agent.batch_size)
     for rows in minibatches(count, agent.n_epochs, size, agent.generator):
         info = agent.backward(rows, losses)
         if agent.target_kl is not None and info["policy/approxkl_avg"] > 1.5 * agent.target_kl:
             break
         seen.append(info | {"grad_norm": agent.step()})
-    return average(seen) | {"num_minibatches": float(len(seen))}
+    return reduce_minibatches(seen) | {"num_minibatches": float(len(seen))}
 
 
 def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:

@@ -17,7 +17,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from numpy.typing import NDArray
 
 import textenv
-from textenv import process_of
+from textenv import get_mdp
 
 Case = Callable[[int], float]  # plays so many steps, returns the seconds that they took
 SLOTS = (1, 64, 1024)
@@ -116,10 +116,10 @@ def vector_case(envs: Any, slots: int, actions: int) -> Case:
 
 def toy_of_lists(slots: int) -> Any:
     """The toy with its reward in TRL's signature alone, as most rewards are: texts and ids are made for it."""
-    process = process_of(gym.make("textenv/Toy-v0", **TOY))
-    (reward,) = process.scorer.functions
-    process.scorer.functions = (lambda **texts: reward(**texts),)
-    return textenv.TextVectorEnv(process, slots)
+    mdp = get_mdp(gym.make("textenv/Toy-v0", **TOY))
+    (reward,) = mdp.reward.functions
+    mdp.reward.functions = (lambda **texts: reward(**texts),)
+    return textenv.TextVectorEnv(mdp, slots)
 
 
 def live_share(envs: Any, actions: int, steps: int = 512) -> float:

@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium as gym
 
 from agents.policy import TransformerPolicy
-from experiments.bench.protocol import Played, Round
-from textenv import exact, process_of
+from experiments.bench.protocol import Round, RoundResult
+from textenv import exact, get_mdp
 from textenv.exact import Tree
 
 
@@ -38,7 +38,7 @@ class ExactWork:
 def solve(work: ExactWork) -> Round:
     """`exact.solve`; it is the reference that reads."""
     env = work.environment()
-    read = count_rows(process_of(env).reference, "log_probs")
+    read = count_rows(get_mdp(env).reference, "log_probs")
     return lambda: played(exact.solve(env).tree, read)
 
 
@@ -57,18 +57,18 @@ def policy_gradient(work: ExactWork) -> Round:
     read = count_rows(policy, "next_token_logits")
     tree = exact.enumerate_tree(env)
 
-    def play() -> Played:
+    def play() -> RoundResult:
         exact.policy_gradient(env, policy)
         return played(tree, read)
 
     return play
 
 
-def played(tree: Tree, read: list[int]) -> Played:
+def played(tree: Tree, read: list[int]) -> RoundResult:
     """A round: the finished texts, and the states that were read for them."""
     states = float(sum(read))
     read.clear()
-    return Played(tree.num_texts, {}, {"states": states})
+    return RoundResult(tree.num_completions, {}, {"states": states})
 
 
 def count_rows(owner: Any, name: str) -> list[int]:

@@ -35,15 +35,15 @@ def settings_of(work: Work) -> dict[str, Any]:
 class Rounds(TrainerCallback):
     """Tells of each round when its last step has ended, and waits until the next is asked for; the first is warm-up."""
 
-    def __init__(self, turn: Any, steps: int) -> None:
-        self.turn, self.steps, self.tokens, self.warm = turn, steps, 0, False
+    def __init__(self, protocol: Any, steps: int) -> None:
+        self.protocol, self.steps, self.tokens, self.warm = protocol, steps, 0, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """A step of the optimizer; `steps` of them are a round."""
         if state.global_step % self.steps == 0:
-            self.turn.told(self.tokens, {}, {}) if self.warm else self.turn.ready()
+            self.protocol.report(self.tokens, {}, {}) if self.warm else self.protocol.ready()
             self.warm, self.tokens = True, 0
-            control.should_training_stop = not self.turn.wait()
+            control.should_training_stop = not self.protocol.wait()
             if control.should_training_stop:
                 raise SystemExit  # TRL's PPO does not look
         return control
@@ -57,17 +57,17 @@ class Rounds(TrainerCallback):
 def tokenizer(work: Work) -> Any:
     """Whole words, as in `textenv.WordTokenizer`."""
     words = {word: i for i, word in enumerate([END, *work.words])}
-    bare = Tokenizer(models.WordLevel(words, unk_token=END))
-    bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    base_model = Tokenizer(models.WordLevel(words, unk_token=END))
+    base_model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     settings: dict[str, Any] = {"eos_token": END, "pad_token": END, "padding_side": "left"}
-    return PreTrainedTokenizerFast(tokenizer_object=bare, **settings)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_object=base_model, **settings)  # type: ignore[no-untyped-call]
 
 
-def grouped(work: Work, turn: Any, name: str) -> None:
+def grouped(work: Work, protocol: Any, name: str) -> None:
     """RLOO or GRPO: several answers a prompt, no critic."""
     import trl
 
-    rounds = Rounds(turn, work.epochs)
+    rounds = Rounds(protocol, work.epochs)
     with tempfile.TemporaryDirectory() as folder:
         work.model(eos_token_id=0, pad_token_id=0).save_pretrained(folder)  # loaded twice: the reference is one more
         settings = getattr(trl, f"{name}Config")(
@@ -94,13 +94,13 @@ def grouped(work: Work, turn: Any, name: str) -> None:
 class TokenReward(nn.Module):
     """The least that TRL's PPO takes for a reward model: reads no text, and pays a token's place in the vocabulary."""
 
-    base_model_prefix = "reader"
+    base_model_prefix = "decoder"
 
     def __init__(self, work: Work, rounds: Rounds) -> None:
         super().__init__()
         self.work, self.rounds = work, rounds
 
-    def reader(self, input_ids: Tensor, **_: Any) -> Any:
+    def decoder(self, input_ids: Tensor, **_: Any) -> Any:
         """ "Hidden states" [B, L, 1]; counts the response tokens by the way: those before the first END."""
         answers = input_ids[:, self.work.prompt :]
         self.rounds.tokens += int((answers != 0).cumprod(dim=1).sum())
@@ -111,11 +111,11 @@ class TokenReward(nn.Module):
         return hidden / len(self.work.words)
 
 
-def ppo(work: Work, turn: Any) -> None:
+def ppo(work: Work, protocol: Any) -> None:
     """TRL's PPO, whose critic has a trunk of its own."""
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    rounds, words = Rounds(turn, 1), tokenizer(work)
+    rounds, words = Rounds(protocol, 1), tokenizer(work)
     with tempfile.TemporaryDirectory() as folder:
         trainer = PPOTrainer(
             args=PPOConfig(
@@ -143,7 +143,7 @@ def ppo(work: Work, turn: Any) -> None:
 
 
 PEERS: dict[str, Any] = {
-    "trl rloo": lambda work, turn: grouped(work, turn, "RLOO"),
-    "trl grpo": lambda work, turn: grouped(work, turn, "GRPO"),
+    "trl rloo": lambda work, protocol: grouped(work, protocol, "RLOO"),
+    "trl grpo": lambda work, protocol: grouped(work, protocol, "GRPO"),
     "trl ppo": ppo,
 }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 
 
-class Played(NamedTuple):
+class RoundResult(NamedTuple):
     """A round: response tokens, seconds by phase, and other numbers worth telling."""
 
     tokens: int
@@ -21,18 +21,18 @@ class Played(NamedTuple):
     numbers: dict[str, float] = {}  # noqa: RUF012 (a default that nobody writes to)
 
 
-Round = Callable[[], Played]  # plays one
+Round = Callable[[], RoundResult]  # plays one
 
 
-def serve(turn: Turn, play: Round) -> None:
+def serve(protocol: RoundProtocol, play: Round) -> None:
     """Play a round for each line, after one that is not counted."""
     play()
-    turn.ready()
-    while turn.wait():
-        turn.told(*play())
+    protocol.ready()
+    while protocol.wait():
+        protocol.report(*play())
 
 
-class Turn:
+class RoundProtocol:
     """The conversation with whoever asked for the rounds. What libraries print goes to stderr.
 
     Made when all is imported and nothing is built: `work_mb` is what came on top at most. On a GPU memory is what torch
@@ -57,7 +57,7 @@ class Turn:
         self.start, self.cpu = time.perf_counter(), time.process_time()
         return asked
 
-    def told(self, tokens: int, phases: dict[str, float], numbers: dict[str, float]) -> None:
+    def report(self, tokens: int, phases: dict[str, float], numbers: dict[str, float]) -> None:
         """A round has ended."""
         finish(self.device)
         wall, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu

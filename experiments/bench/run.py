@@ -1,4 +1,4 @@
-"""python -m experiments bench: ours, the peers and a tight loop in turn on the same work."""
+"""python -m experiments bench: ours, the peers and a tight loop in protocol on the same work."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from experiments.run_folder import plain
 PEERS = Path(".venv-bench")  # as `make bench` makes it
 UPDATES = [
     "ppo",
-    "ppo, recorded",
-    "ppo, in parts",
+    "ppo, graph",
+    "ppo, micro-batches",
     "ppo, separate critic",
-    "ppo, separate critic, in parts",
+    "ppo, separate critic, micro-batches",
     "rloo",
     "tight loop",
     "tight loop, separate critic",
 ]
-OPTIONS = ["ppo", "ppo, bfloat16", "ppo, medium", "ppo, compiled", "ppo, recorded"]
+OPTIONS = ["ppo", "ppo, bfloat16", "ppo, medium", "ppo, compiled", "ppo, graph"]
 SAMPLING = [
     "sampling",
-    "sampling, recorded",
+    "sampling, graph",
     "sampling, our generate",
     "sampling, tight loop",
     "sampling, transformers",
@@ -50,11 +50,11 @@ SAMPLING = [
 TRL = ["trl ppo", "trl rloo", "trl grpo"]
 ALL = [*UPDATES, *OPTIONS, *SAMPLING, *TRL]
 GPU = [
-    "ppo, recorded",
+    "ppo, graph",
     "grpo",
-    "grpo, recorded",
+    "grpo, graph",
     "sampling",
-    "sampling, recorded",
+    "sampling, graph",
     "sampling, transformers",
     "trl grpo",
 ]
@@ -63,7 +63,7 @@ PartName = Literal["updates", "options", "toys", "exact", "environments", "gpu"]
 
 @dataclass
 class BenchConfig:
-    """Measure speed and memory: ours, a tight loop, transformers' generate, Stable-Baselines3, CartPole, TRL, in turn.
+    """Measure speed and memory: ours, a tight loop, transformers' generate, Stable-Baselines3, CartPole, TRL, in protocol.
 
     TRL takes part where `make bench` has made an environment for it, torch.compile where there is a C++ compiler.
     """
@@ -128,7 +128,7 @@ class BenchConfig:
     def here(self, names: Sequence[str], device: str = "cpu") -> list[str]:
         """Those variants that can run."""
         compiles, peers = shutil.which(cpp_compiler()), (self.peers / "bin" / "python").exists()
-        missing = () if compiles else ("compiled",) if device == "cuda" else ("compiled", "recorded")
+        missing = () if compiles else ("compiled",) if device == "cuda" else ("compiled", "graph")
         return [name for name in names if (peers or not name.startswith("trl")) and not name.endswith(missing)]
 
     def work(self, size: str) -> Work:

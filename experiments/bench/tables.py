@@ -10,27 +10,27 @@ import numpy as np
 
 RATIOS = [  # what is divided by what, of tokens a second
     ("ppo", "tight loop"),
-    ("ppo, recorded", "tight loop"),
+    ("ppo, graph", "tight loop"),
     ("ppo, separate critic", "tight loop, separate critic"),
     ("ppo", "trl ppo"),
-    ("ppo, recorded", "trl ppo"),
-    ("ppo, in parts", "trl ppo"),
+    ("ppo, graph", "trl ppo"),
+    ("ppo, micro-batches", "trl ppo"),
     ("ppo, separate critic", "trl ppo"),
-    ("ppo, separate critic, in parts", "trl ppo"),
+    ("ppo, separate critic, micro-batches", "trl ppo"),
     ("rloo", "trl rloo"),
     ("rloo", "trl grpo"),
     ("sampling", "sampling, transformers"),
-    ("sampling, recorded", "sampling, transformers"),
+    ("sampling, graph", "sampling, transformers"),
     ("sampling", "sampling, tight loop"),
-    ("sampling, recorded", "sampling, tight loop"),
+    ("sampling, graph", "sampling, tight loop"),
     ("ppo, bfloat16", "ppo"),
     ("ppo, medium", "ppo"),
     ("ppo, compiled", "ppo"),
-    ("ppo, recorded", "ppo"),
-    ("ppo, in parts", "ppo"),
-    ("grpo, recorded", "grpo"),
+    ("ppo, graph", "ppo"),
+    ("ppo, micro-batches", "ppo"),
+    ("grpo, graph", "grpo"),
     ("grpo", "trl grpo"),
-    ("grpo, recorded", "trl grpo"),
+    ("grpo, graph", "trl grpo"),
     ("toy ppo", "toy sb3 ppo"),
     ("toy ppo", "toy sb3 ppo, mlp"),
     ("toy ppo", "toy sb3 ppo, default mlp"),
@@ -91,10 +91,10 @@ def exact(found: dict[str, Any]) -> list[str]:
     """Seconds and memory of each function."""
     lines = [
         "",
-        f"{'':32s}{'seconds':>10s}{'CPU s':>11s}{'MB':>7s}{'of work':>9s}   {'texts':>12s}{'states read':>14s}",
+        f"{'':36s}{'seconds':>10s}{'CPU s':>11s}{'MB':>7s}{'of work':>9s}   {'texts':>12s}{'states read':>14s}",
     ]
     for name, seen in found.items():
-        line = f"{name:32s}{seen['seconds']:10.1f}{seen['cpu']:11.1f}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}"
+        line = f"{name:36s}{seen['seconds']:10.1f}{seen['cpu']:11.1f}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}"
         lines.append(f"{line}   {seen['tokens']:12,.0f}{seen['states']:14,.0f}")
     return lines
 
@@ -153,9 +153,9 @@ def _machine(found: dict[str, Any], part: str) -> str:
 
 
 def _variants(size: str, variants: dict[str, Any], more: Callable[[dict[str, Any]], str]) -> list[str]:
-    lines = [f"{size:32s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'of work':>9s}   {more({})}"]
+    lines = [f"{size:36s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'of work':>9s}   {more({})}"]
     for name, seen in variants.items():
-        line = f"{name:32s}{seen['tokens_per_second']:10,.0f}{seen['tokens_per_cpu_second']:11,.0f}"
+        line = f"{name:36s}{seen['tokens_per_second']:10,.0f}{seen['tokens_per_cpu_second']:11,.0f}"
         lines.append(f"{line}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}   {more(seen)}".rstrip())
     return lines
 

@@ -1,4 +1,4 @@
-"""The yardstick: PPO on a GPT-2 in one hand-written loop, for one case and nothing else.
+"""The evaluator: PPO on a GPT-2 in one hand-written loop, for one case and nothing else.
 
 Prompts of one length, no end token, nothing masked, no padding, no checks: attention over a preallocated cache, one
 kernel for each thing that has one. What an agent of `agents` takes beyond this is the price of being general. It reads
@@ -71,7 +71,7 @@ def token_log_probs(trunk: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(trunk: Any, prompts: Tensor, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def sample_tight(trunk: Any, prompts: Tensor, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Answers of `tokens` tokens to prompts [B, W]: ids [B, W + T], log pi [B, T], hidden states [B, T, H]."""
     rows, width = prompts.shape
     cache = Cache(trunk, rows, width + tokens)
@@ -122,7 +122,7 @@ class TightPPO:
     def collect(self, prompts: Tensor, tokens: int) -> Batch:
         """Write and score one answer to each prompt."""
         with self.phase("generate"):
-            ids, log_probs, hidden = sample(self.trunk, prompts, tokens, self.generator)
+            ids, log_probs, hidden = sample_tight(self.trunk, prompts, tokens, self.generator)
         with self.phase("score"), torch.no_grad():
             answer = ids[:, -tokens:]
             seen = hidden_states(self.reference, ids[:, :-1])[:, -tokens:]

@@ -26,10 +26,10 @@ from agents import PPO
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from agents.sb3 import KLDictRolloutBuffer, TextVecEnv
-from experiments.bench.protocol import Played, Round
+from experiments.bench.protocol import Round, RoundResult
 from experiments.bench.variants import rounds_of
 from experiments.stable_baselines import SB3PPO
-from textenv import TextVectorEnv, process_of
+from textenv import TextVectorEnv, get_mdp
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ToyWork:
 
     def policy(self, env: Any) -> TransformerPolicy:
         """The transformer that `TransformerPolicy.for_env` makes for a toy, before it imitates the reference."""
-        process = process_of(env)
+        mdp = get_mdp(env)
         torch.manual_seed(0)
         config = GPT2Config(
             vocab_size=self.vocab_size,
@@ -63,10 +63,10 @@ class ToyWork:
             n_inner=2 * self.hidden_size,
             n_layer=2,
             n_head=4,
-            n_positions=process.prompt_width + process.max_new_tokens,
+            n_positions=mdp.prompt_width + mdp.max_new_tokens,
             activation_function="relu",
             bos_token_id=None,
-            eos_token_id=process.eos_token_ids,
+            eos_token_id=mdp.eos_token_ids,
         )
         return TransformerPolicy(GPT2LMHeadModel(config))
 
@@ -105,7 +105,7 @@ def mlp(work: ToyWork, layers: Sequence[int] | None = None) -> Round:
 
 
 def _mlp(work: ToyWork, env: Any, layers: Sequence[int]) -> Any:
-    envs = TextVecEnv(TextVectorEnv(process_of(env), work.envs, autoreset_mode="SameStep"))
+    envs = TextVecEnv(TextVectorEnv(get_mdp(env), work.envs, autoreset_mode="SameStep"))
     algorithm = StableBaselinesPPO(
         "MultiInputPolicy",  # flattens the parts of the observation, behind it is MlpPolicy's network
         envs,
@@ -125,10 +125,10 @@ def _mlp(work: ToyWork, env: Any, layers: Sequence[int]) -> Any:
 def theirs(algorithm: Any, parameters: float) -> Round:
     """An update a round; every step of every row writes a token."""
 
-    def play() -> Played:
+    def play() -> RoundResult:
         before = algorithm.num_timesteps
         algorithm.learn(1, log_interval=None, reset_num_timesteps=False)
-        return Played(algorithm.num_timesteps - before, {}, {"parameters": parameters})
+        return RoundResult(algorithm.num_timesteps - before, {}, {"parameters": parameters})
 
     return play
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from experiments.errors import FlagError
 
 
-class Player:
+class VariantProcess:
     """A variant in a process of its own, which plays a round when it is asked to.
 
     Args:
@@ -85,21 +85,21 @@ def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, thread
         process's start to the end of the round that warms it up.
     """
     with ExitStack() as stack:
-        players = []
+        variants = []
         for name in tqdm(names, desc="starting", leave=False):
-            players.append(Player(name, work, peers, threads))
-            stack.callback(players[-1].stop)
+            variants.append(VariantProcess(name, work, peers, threads))
+            stack.callback(variants[-1].stop)
         for _ in tqdm(range(rounds), desc="rounds", leave=False):
-            for player in players:
-                player.play()
+            for variant in variants:
+                variant.play()
         return {
-            player.name: medians(player.rounds)
+            variant.name: medians(variant.rounds)
             | {
-                "start_seconds": player.start_seconds,
-                "versions": player.versions,
-                "rounds": [{name: r[name] for name in ("tokens", "seconds", "cpu")} for r in player.rounds],
+                "start_seconds": variant.start_seconds,
+                "versions": variant.versions,
+                "rounds": [{name: r[name] for name in ("tokens", "seconds", "cpu")} for r in variant.rounds],
             }
-            for player in players
+            for variant in variants
         }
 
 

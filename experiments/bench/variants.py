@@ -14,11 +14,11 @@ from torch import Tensor
 import textenv
 from agents import GRPO, PPO, RLOO
 from agents.policy import TransformerPolicy
-from agents.sampling import RecordedSampler, draw_prompts, generate, new_generator, write
-from experiments.bench.protocol import Played, Round, finish
-from experiments.bench.tight_loop import TightPPO, sample
+from agents.sampling import GraphSampler, generate_sampler, new_generator, sample, sample_prompts
+from experiments.bench.protocol import Round, RoundResult, finish
+from experiments.bench.tight_loop import TightPPO, sample_tight
 from experiments.bench.work import Work, distinct
-from textenv import process_of
+from textenv import get_mdp
 
 
 def environment(work: Work) -> Any:
@@ -33,7 +33,7 @@ def environment(work: Work) -> Any:
         kl_coef=0.05,
         eos_token_id=[],
     )
-    reference: Any = process_of(env).reference
+    reference: Any = get_mdp(env).reference
     reference.model.to(work.device, getattr(torch, work.dtype))
     return env
 
@@ -54,7 +54,7 @@ def ours(
     env = environment(work)
     if medium:
         torch.set_float32_matmul_precision("medium")
-        reference: Any = process_of(env).reference
+        reference: Any = get_mdp(env).reference
         reference.model.set_attn_implementation("eager")
     policy = TransformerPolicy.for_env(env, separate_critic=separate_critic).to(work.device)
     if compiled:
@@ -62,7 +62,7 @@ def ours(
     settings |= {"n_episodes": work.answers, "n_epochs": work.epochs, "micro_batch_size": work.micro_batch}
     agent = agent_class(policy, env, seed=0, **settings)
     if recorded:
-        agent.sampler = RecordedSampler()
+        agent.sampler = GraphSampler()
     return rounds_of(agent, {"largest_ratio": largest_ratio(agent, work.micro_batch)}, work.device)
 
 
@@ -85,7 +85,7 @@ def rounds_of(agent: Any, numbers: dict[str, float], device: str = "cpu") -> Rou
     spent = {name: watch(agent, name, device) for name in ("sampler", "collect", "backward", "step")}
     spent["autograd"] = watch(torch.autograd, "backward", device)  # for good: a worker is one variant
 
-    def play() -> Played:
+    def play() -> RoundResult:
         for seconds in spent.values():
             seconds.clear()
         start = time.perf_counter()
@@ -100,7 +100,7 @@ def rounds_of(agent: Any, numbers: dict[str, float], device: str = "cpu") -> Rou
             "step": took["step"],
             "other": whole - took["collect"] - took["backward"] - took["step"],
         }
-        return Played(agent.num_timesteps, phases, numbers)
+        return RoundResult(agent.num_timesteps, phases, numbers)
 
     return play
 
@@ -124,13 +124,13 @@ def watch(owner: Any, name: str, device: str = "cpu") -> list[float]:
 def tight(work: Work, separate_critic: bool) -> Round:
     """An update of the tight loop."""
     loop = TightPPO(work.model(), separate_critic, reward=paid, kl_coef=0.05)
-    prompts = torch.as_tensor(process_of(environment(work)).prompts.input_ids)
+    prompts = torch.as_tensor(get_mdp(environment(work)).prompts.input_ids)
 
-    def play() -> Played:
+    def play() -> RoundResult:
         loop.seconds = {}
         batch = loop.collect(prompts, work.tokens)
         loop.train(batch, work.epochs)
-        return Played(batch.rewards.numel(), loop.seconds)
+        return RoundResult(batch.rewards.numel(), loop.seconds)
 
     return play
 
@@ -143,13 +143,13 @@ def paid(answers: Tensor) -> Tensor:
 def sampling(work: Work, sampler: Any) -> Round:
     """Answers alone, by a sampler of `agents.sampling`."""
     env = environment(work)
-    policy, process = TransformerPolicy.for_env(env).to(work.device), process_of(env)
+    policy, mdp = TransformerPolicy.for_env(env).to(work.device), get_mdp(env)
     generator = new_generator(work.device, 0)
 
     @torch.no_grad()
-    def play() -> Played:
-        written = sampler(policy, process, draw_prompts(process, work.answers, 1, generator), generator)
-        return Played(int(written.attention_mask[:, process.prompt_width :].sum()), {})
+    def play() -> RoundResult:
+        written = sampler(policy, mdp, sample_prompts(mdp, work.answers, 1, generator), generator)
+        return RoundResult(int(written.attention_mask[:, mdp.prompt_width :].sum()), {})
 
     return play
 
@@ -157,10 +157,10 @@ def sampling(work: Work, sampler: Any) -> Round:
 def tight_sampling(work: Work) -> Round:
     """Answers alone, by the tight loop."""
     trunk, generator = work.model().transformer, torch.Generator().manual_seed(0)
-    prompts = torch.as_tensor(process_of(environment(work)).prompts.input_ids)
+    prompts = torch.as_tensor(get_mdp(environment(work)).prompts.input_ids)
 
-    def play() -> Played:
-        return Played(sample(trunk, prompts, work.tokens, generator)[1].numel(), {})
+    def play() -> RoundResult:
+        return RoundResult(sample_tight(trunk, prompts, work.tokens, generator)[1].numel(), {})
 
     return play
 
@@ -168,37 +168,37 @@ def tight_sampling(work: Work) -> Round:
 def plain_generate(work: Work) -> Round:
     """transformers' `generate` as its documentation has it: nothing of ours around it, and no log-probabilities."""
     model, generator = work.model().to(work.device, getattr(torch, work.dtype)), new_generator(work.device, 0)
-    process = process_of(environment(work))
+    mdp = get_mdp(environment(work))
 
     @torch.no_grad()
-    def play() -> Played:
-        texts = draw_prompts(process, work.answers, 1, generator)
+    def play() -> RoundResult:
+        texts = sample_prompts(mdp, work.answers, 1, generator)
         ids = torch.as_tensor(texts.input_ids[:, : work.prompt], device=work.device)
         mask = torch.ones_like(ids)
         settings: dict[str, Any] = {"do_sample": True, "top_k": 0, "max_new_tokens": work.tokens, "pad_token_id": 0}
         texts_written = model.generate(ids, attention_mask=mask, **settings)
-        return Played(texts_written[:, work.prompt :].numel(), {})
+        return RoundResult(texts_written[:, work.prompt :].numel(), {})
 
     return play
 
 
 VARIANTS: dict[str, Callable[[Work], Round]] = {
     "ppo": lambda work: ours(work, PPO),
-    "ppo, in parts": lambda work: ours(replace(work, micro_batch=16), PPO),
+    "ppo, micro-batches": lambda work: ours(replace(work, micro_batch=16), PPO),
     "ppo, separate critic": lambda work: ours(work, PPO, separate_critic=True),
-    "ppo, separate critic, in parts": lambda work: ours(replace(work, micro_batch=16), PPO, separate_critic=True),
+    "ppo, separate critic, micro-batches": lambda work: ours(replace(work, micro_batch=16), PPO, separate_critic=True),
     "ppo, bfloat16": lambda work: ours(replace(work, dtype="bfloat16"), PPO),
     "ppo, medium": lambda work: ours(work, PPO, medium=True),
     "ppo, compiled": lambda work: ours(work, PPO, compiled=True),
     "rloo": lambda work: ours(work, RLOO, num_generations=work.generations),
-    "ppo, recorded": lambda work: ours(work, PPO, recorded=True),
+    "ppo, graph": lambda work: ours(work, PPO, recorded=True),
     "grpo": lambda work: ours(work, GRPO, num_generations=work.generations),
-    "grpo, recorded": lambda work: ours(work, GRPO, recorded=True, num_generations=work.generations),
+    "grpo, graph": lambda work: ours(work, GRPO, recorded=True, num_generations=work.generations),
     "tight loop": lambda work: tight(work, separate_critic=False),
     "tight loop, separate critic": lambda work: tight(work, separate_critic=True),
-    "sampling": lambda work: sampling(work, write),
-    "sampling, recorded": lambda work: sampling(work, RecordedSampler()),
-    "sampling, our generate": lambda work: sampling(work, generate),
+    "sampling": lambda work: sampling(work, sample),
+    "sampling, graph": lambda work: sampling(work, GraphSampler()),
+    "sampling, our generate": lambda work: sampling(work, generate_sampler),
     "sampling, tight loop": tight_sampling,
     "sampling, transformers": plain_generate,
 }

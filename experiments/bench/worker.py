@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from experiments.bench.protocol import Round, Turn, serve
+from experiments.bench.protocol import Round, RoundProtocol, serve
 from experiments.bench.work import Work
 
 
@@ -25,11 +25,11 @@ def main() -> None:
     if name.startswith("trl"):
         from experiments.bench.peers import PEERS
 
-        PEERS[name](Work(**settings), Turn(settings["device"]))
+        PEERS[name](Work(**settings), RoundProtocol(settings["device"]))
         return
     variants, work = ours(name)
-    turn = Turn(settings.get("device", "cpu"))
-    serve(turn, variants[name](work(**settings)))
+    protocol = RoundProtocol(settings.get("device", "cpu"))
+    serve(protocol, variants[name](work(**settings)))
 
 
 def ours(name: str) -> tuple[dict[str, Callable[[Any], Round]], type[Any]]:

@@ -19,7 +19,7 @@ from agents import PPO
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
 from experiments.cost.equations import Device, Job, Shape, memory, seconds
-from textenv import process_of
+from textenv import get_mdp
 
 
 def most_bytes(call: Callable[[], Any], before: int, device: str = "cpu") -> int:
@@ -44,7 +44,7 @@ def held_bytes(agent: Any, reference: Any) -> int:
 
     No reference to a gradient is kept, so that it can be freed.
     """
-    masters = agent.masters.of(agent.trained)
+    masters = agent.master_weights.masters_of(agent.trained)
     states = [x for state in agent.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
     gradients = [p.grad for p in masters if p.grad is not None]
     weights = [*agent.policy.parameters(), *reference.parameters(), *masters]
@@ -78,7 +78,7 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
     Of a `job`, the episodes, tokens, epochs, micro-batch, dtype, adapter and critic count; one device, no checkpoints.
     """
     agent = agent_of(path, job)
-    reference: Any = process_of(agent.env).reference
+    reference: Any = get_mdp(agent.env).reference
     shape = Shape.of(reference.config)
     peaks = peak_bytes(agent, job)
     rollout = agent.collect()
@@ -86,7 +86,7 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
     machine = this_machine(shape, written.micro_batch * written.tokens, agent.policy.model.dtype)
     times = seconds(shape, written, machine)
     return {
-        "parameters": (shape.parameters, sum(p.numel() for p in reference.copy_of_model().parameters())),
+        "parameters": (shape.parameters, sum(p.numel() for p in reference.copy_model().parameters())),
         **{f"peak bytes to {phase}": pair for phase, pair in peaks.items()},
         "seconds to collect": (times["writing"] + times["scoring"], timed(agent.collect)),
         "seconds to learn": (times["update"], timed(lambda: agent.train(rollout))),
@@ -109,7 +109,7 @@ def agent_of(path: str, job: Job, device: str = "cpu") -> PPO:
         max_new_tokens=job.new,
     )
     dtype = torch.float32 if job.bytes == 4 else torch.bfloat16
-    reference: Any = process_of(env).reference
+    reference: Any = get_mdp(env).reference
     reference.model.to(device, dtype)
     lora = adapter(job.lora_rank)
     policy = TransformerPolicy.for_env(env, separate_critic=job.separate_critic, lora=lora).cast(dtype).to(device)
@@ -124,8 +124,8 @@ def as_written(job: Job, rollout: Rollout) -> Job:
 
 def peak_bytes(agent: PPO, job: Job) -> dict[str, tuple[float, float]]:
     """`(on paper, measured)` of the two phases of an update, once there are Adam's moments and gradients."""
-    process: Any = process_of(agent.env)
-    reference, device = process.reference, str(agent.policy.device)
+    mdp: Any = get_mdp(agent.env)
+    reference, device = mdp.reference, str(agent.policy.device)
     agent.train(agent.collect())
     measured = {"collect": most_bytes(agent.collect, held_bytes(agent, reference.model), device)}
     rollout = agent.collect()

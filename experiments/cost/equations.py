@@ -54,7 +54,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from textenv.lm import MAX_LOGITS, ROOM
+from textenv.lm import BLOCK_COLUMNS, MAX_LOGITS
 
 GB = 1e9
 OPERATIONS = 45  # that one layer's forward pass starts, one by one
@@ -195,7 +195,7 @@ def memory(shape: Shape, job: Job) -> dict[str, float]:
     held = {what: size * (1 + critics) for what, size in policy.items()}
     held["reference"] = 0.0 if job.lora_rank else w * whole
 
-    columns = job.prompt + ROOM + (job.new - 1) // (ROOM + 1) * (ROOM + 1)
+    columns = job.prompt + BLOCK_COLUMNS + (job.new - 1) // (BLOCK_COLUMNS + 1) * (BLOCK_COLUMNS + 1)
     cache = 2 * n * shape.key_value * columns * w * each * (1 + 1 / (2 * n))
     layer = (5 * d + (2 + shape.gated + 5 * computes_wide(job)) * shape.mlp) * w
     writing = cache + max(job.prompt * layer, (w + 12) * vocab) * each

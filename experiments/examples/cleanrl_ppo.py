@@ -79,7 +79,7 @@ def train(args: Args) -> tuple[ActorCritic, list[float]]:
     """Learn; returns the network and the mean score of the texts that ended in each update."""
     torch.manual_seed(args.seed)
     envs: Any = gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode=args.autoreset_mode)
-    kl_coef = envs.unwrapped.process.kl_coef
+    kl_coef = envs.unwrapped.mdp.kl_coef
     net = ActorCritic(int(envs.single_action_space.n), envs.single_observation_space["input_ids"].shape[0])
     optimizer = torch.optim.Adam(net.parameters(), lr=args.learning_rate, eps=1e-5)
     observation, info = envs.reset(seed=args.seed)
@@ -130,9 +130,9 @@ def gae(rewards: Tensor, values: Tensor, ends: Tensor, live: Tensor, next_value:
     """Advantages [T, N], gamma = 1: nothing is carried over an end, nor through a dead step."""
     advantages, following = torch.zeros_like(rewards), torch.zeros_like(next_value)
     for t in reversed(range(len(rewards))):
-        goes_on = (~ends[t] & live[t]).float()
-        delta = rewards[t] + goes_on * next_value - values[t]
-        following = delta + gae_lambda * goes_on * following
+        continues = (~ends[t] & live[t]).float()
+        delta = rewards[t] + continues * next_value - values[t]
+        following = delta + gae_lambda * continues * following
         advantages[t], next_value = following, values[t]
     return advantages
 
@@ -144,5 +144,5 @@ if __name__ == "__main__":
         print(f"update {i}: mean score {means[i]:.3f}")
     print(f"last update: mean score {means[-1]:.3f}" if means else "no text has ended: raise num_steps")
     solution = exact.solve(gym.make(args.env_id))
-    share = solution.share(exact.evaluate(solution.tree, network).objective)
+    share = solution.normalized_objective(exact.evaluate(solution.tree, network).objective)
     print(f"{share:.1%} of the way from the reference to the exact optimum")

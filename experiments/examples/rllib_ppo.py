@@ -129,7 +129,7 @@ def train(args: Args) -> tuple[TextModule, float]:
     gym.logger.min_level = gym.logger.ERROR  # RLlib asks a Box about a plain float at each episode, which warns
     ray.init(include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     try:
-        algorithm = make_config(args, env.unwrapped.process.kl_coef).build_algo()
+        algorithm = make_config(args, env.unwrapped.mdp.kl_coef).build_algo()
         tokens = 0
         while tokens < args.total_timesteps:
             tokens = algorithm.train()["env_runners"]["num_env_steps_sampled_lifetime"]
@@ -139,7 +139,7 @@ def train(args: Args) -> tuple[TextModule, float]:
         algorithm.stop()
     finally:
         ray.shutdown()
-    return module, solution.share(known.objective)
+    return module, solution.normalized_objective(known.objective)
 
 
 if __name__ == "__main__":

@@ -103,9 +103,9 @@ def make(args: Args) -> tuple[PPO, Collector[Any], Any]:
     torch.manual_seed(args.seed)
     np.random.seed(args.seed)  # noqa: NPY002, Tianshou draws its minibatches from there
     env: Any = gym.make(args.env_id)
-    process = env.unwrapped.process
-    size = process.vocab_size, process.prompt_width + process.max_new_tokens
-    actor = Actor(*size, out=process.vocab_size)
+    mdp = env.unwrapped.mdp
+    size = mdp.vocab_size, mdp.prompt_width + mdp.max_new_tokens
+    actor = Actor(*size, out=mdp.vocab_size)
     algorithm = PPO(
         policy=DiscreteActorPolicy(actor=actor, action_space=env.action_space),
         critic=Critic(*size, out=1),
@@ -119,7 +119,7 @@ def make(args: Args) -> tuple[PPO, Collector[Any], Any]:
     envs = DummyVectorEnv([lambda: MaskInObservation(gym.make(args.env_id), key="mask") for _ in range(args.num_envs)])
     envs.seed(args.seed)
     buffer = VectorReplayBuffer(64 * args.num_envs, args.num_envs)
-    return algorithm, Collector(algorithm, envs, buffer, on_step_hook=PayKL(process.kl_coef)), env
+    return algorithm, Collector(algorithm, envs, buffer, on_step_hook=PayKL(mdp.kl_coef)), env
 
 
 def train(args: Args) -> tuple[PPO, float]:
@@ -141,7 +141,7 @@ def train(args: Args) -> tuple[PPO, float]:
     )
     solution = exact.solve(env)
     known = exact.evaluate(solution.tree, algorithm.policy.actor)
-    return algorithm, solution.share(known.objective)
+    return algorithm, solution.normalized_objective(known.objective)
 
 
 if __name__ == "__main__":

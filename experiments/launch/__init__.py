@@ -1,7 +1,16 @@
 """Launching: workers on one machine, a Ray cluster, ranks of one training run."""
 
-from experiments.launch.cluster import in_ray, ray_queue, ray_workers
+from experiments.launch.cluster import ray_queue, ray_workers, run_on_ray
 from experiments.launch.ranks import is_launched, joined
-from experiments.launch.workers import going_on, in_processes, process_queue
+from experiments.launch.workers import resume_hint, run_in_workers, worker_queue
 
-__all__ = ["going_on", "in_processes", "in_ray", "is_launched", "joined", "process_queue", "ray_queue", "ray_workers"]
+__all__ = [
+    "is_launched",
+    "joined",
+    "ray_queue",
+    "ray_workers",
+    "resume_hint",
+    "run_in_workers",
+    "run_on_ray",
+    "worker_queue",
+]

@@ -19,10 +19,10 @@ from experiments.errors import FlagError
 RETRIES = 3  # of a call whose worker was killed
 
 
-def in_ray(
+def run_on_ray(
     calls: Sequence[Callable[[], Any]], workers: int, poll: float, num_gpus: int = 0
 ) -> Generator[tuple[int, Any] | None, None, None]:
-    """Run the calls as `in_processes` does, each on one processor and `num_gpus` GPUs of its own.
+    """Run the calls as `run_in_workers` does, each on one processor and `num_gpus` GPUs of its own.
 
     Yields `(index, result)` as calls end, and None every `poll` seconds in between. An interrupt, an error or an early
     end of the loop stops all of them at once.

@@ -41,14 +41,14 @@ def joined(device: str) -> Iterator[tuple[Callable[[Any], Any] | None, str]]:
         raise FlagError("several processes need accelerate: pip install textenv[accelerate].") from error
     # When a rank fails, the launcher ends the others; one that waits for it in a collective runs no handler of Python's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sharding = as_told() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
+    sharding = sharding_from_environment() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
     # the distribution that samples is the one that learns: --dtype is for both
     own = Accelerator(cpu=device == "cpu", mixed_precision="no").device
     yield sharding, own.type if own.type == "cpu" else str(own)  # "cpu:0" is a device where no file can be read to
     torch.distributed.destroy_process_group()
 
 
-def as_told() -> Callable[[Any], Any]:
+def sharding_from_environment() -> Callable[[Any], Any]:
     """What shards a policy, as accelerate's configuration has it.
 
     Raises:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments.errors import FlagError
 
 
-def in_processes(
+def run_in_workers(
     calls: Sequence[Callable[[], Any]], workers: int, poll: float
 ) -> Generator[tuple[int, Any] | None, None, None]:
     """Run the calls (picklable, e.g. `functools.partial`), as many at once as there are workers.
@@ -44,14 +44,14 @@ def in_processes(
 
 
 @contextlib.contextmanager
-def process_queue() -> Iterator[Any]:
+def worker_queue() -> Iterator[Any]:
     """A queue that all calls can put into."""
     with multiprocessing.get_context("spawn").Manager() as manager:
         yield manager.Queue()
 
 
 @contextlib.contextmanager
-def going_on(bar: tqdm[Any], again: str) -> Iterator[None]:
+def resume_hint(bar: tqdm[Any], again: str) -> Iterator[None]:
     """Where the work under the bar is stopped, say how to go on; a worker that was killed is an error of a line."""
     try:
         yield

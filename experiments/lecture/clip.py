@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from agents.policy import TransformerPolicy
-from experiments.evaluation import Yardstick
+from experiments.evaluation import Evaluator
 from experiments.lecture.old_samples import over_seeds
 from experiments.statistics import Estimate
 
@@ -28,9 +28,9 @@ def measure() -> list[dict[str, Any]]:
     """A row a clip range, with what `old_samples.over_seeds` says of it."""
     env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
     start = TransformerPolicy.for_env(env)
-    yardstick = Yardstick.of(env, episodes=2)
+    evaluator = Evaluator.for_env(env, episodes=2)
     return [
-        {"clip_range": eps} | over_seeds(yardstick, start, SEEDS, n_epochs=EPOCHS, clip_range=eps)
+        {"clip_range": eps} | over_seeds(evaluator, start, SEEDS, n_epochs=EPOCHS, clip_range=eps)
         for eps in CLIP_RANGES
     ]
 

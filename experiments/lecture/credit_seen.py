@@ -44,7 +44,7 @@ def measure() -> dict[str, Any]:
     }
     return {
         text: {
-            "tokens": answers.tree.process.tokenizer.convert_ids_to_tokens(answers.actions[row][mask[i]].tolist()),
+            "tokens": answers.tree.mdp.tokenizer.convert_ids_to_tokens(answers.actions[row][mask[i]].tolist()),
             "weights": {name: w[i][mask[i]].tolist() for name, w in weights.items()},
         }
         for i, (text, row) in enumerate(zip(ENDINGS, rows, strict=True))
@@ -53,9 +53,9 @@ def measure() -> dict[str, Any]:
 
 def find(answers: Enumeration, text: str) -> int:
     """The row of this answer to PROMPT."""
-    process = answers.tree.process
-    prompt = process.prompts.texts.index(PROMPT)
-    wanted = [*process.encode_response(text).tolist(), process.eos_token_ids[0]]
+    mdp = answers.tree.mdp
+    prompt = mdp.prompts.texts.index(PROMPT)
+    wanted = [*mdp.encode_completion(text).tolist(), mdp.eos_token_ids[0]]
     for row in torch.nonzero(answers.prompt == prompt).flatten().tolist():
         if answers.actions[row][answers.mask[row]].tolist() == wanted:
             return int(row)

@@ -94,10 +94,10 @@ def values_from_samples(answers: Enumeration, rng: np.random.Generator, count: i
     drawn = rng.choice(len(answers.probability), count, p=answers.probability.numpy())
     states, mask = answers.states[drawn], answers.mask[drawn]
     to_go = reward_to_go(answers.rewards, answers.mask)[drawn]
-    total, visits = torch.zeros(2, len(answers.tree.prompt), dtype=torch.float64)
+    total, occupancy = torch.zeros(2, len(answers.tree.prompt), dtype=torch.float64)
     total.scatter_add_(0, states[mask], to_go[mask])
-    visits.scatter_add_(0, states[mask], torch.ones_like(to_go[mask]))
-    return torch.where(visits > 0, total / visits, 0.0)
+    occupancy.scatter_add_(0, states[mask], torch.ones_like(to_go[mask]))
+    return torch.where(occupancy > 0, total / occupancy, 0.0)
 
 
 def ladder(answers: Enumeration, learned: Tensor) -> dict[str, Rung]:
@@ -148,11 +148,11 @@ def bias_and_variance(answers: Enumeration, rung: Rung, gram: Tensor) -> dict[st
         noise.scatter_add_(0, answers.edges.flatten(), (answers.visit_weights() * rung.noise).flatten())
 
     known = answers.evaluation
-    true = torch.as_tensor((known.visits[:, None] * np.exp(known.log_probs) * known.advantages).ravel())
+    true = torch.as_tensor((known.occupancy[:, None] * np.exp(known.log_probs) * known.advantages).ravel())
     mean = probability @ coefficients
     levels = answers.tree.levels
     time = np.repeat(np.arange(len(levels)), [level.stop - level.start for level in levels])
-    token = torch.as_tensor(time).repeat_interleave(answers.tree.process.vocab_size)
+    token = torch.as_tensor(time).repeat_interleave(answers.tree.mdp.vocab_size)
 
     def variance(part: Tensor) -> float:
         some, centre, block = coefficients[:, part], mean[part], gram[part][:, part]

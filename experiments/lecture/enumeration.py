@@ -44,9 +44,9 @@ class Enumeration:
         states, actions = tree.paths()
         mask = states >= 0
         states, actions = np.maximum(states, 0), np.maximum(actions, 0)
-        probability = np.exp(tree.text_log_probs(evaluation.log_probs)) / len(tree.process.prompts.texts)
+        probability = np.exp(tree.completion_log_probs(evaluation.log_probs)) / len(tree.mdp.prompts.texts)
         own, reference = (np.where(mask, x[states, actions], 0.0) for x in (evaluation.log_probs, tree.ref_log_probs))
-        rewards = np.where(mask, tree.rewards[states, actions], 0.0) - tree.process.kl_coef * (own - reference)
+        rewards = np.where(mask, tree.rewards[states, actions], 0.0) - tree.mdp.kl_coef * (own - reference)
         arrays = (states, actions, mask, tree.prompt[states[:, 0]], probability, rewards)
         return cls(evaluation, *map(torch.as_tensor, arrays))
 
@@ -64,7 +64,7 @@ class Enumeration:
     @property
     def edges(self) -> Tensor:
         """A number for each (s_t, a_t), [N, T]: its place in a table [S, V] laid flat."""
-        return self.states * self.tree.process.vocab_size + self.actions
+        return self.states * self.tree.mdp.vocab_size + self.actions
 
     def conditional_mean(self, group: Tensor, x: Tensor) -> Tensor:
         """E[x_t | group], [N, T]; `group` is `states` or `edges`."""
@@ -76,7 +76,7 @@ class Enumeration:
 
     def texts(self) -> tuple[Tensor, Tensor]:
         """`input_ids` and `attention_mask` [N, W + T] of the finished texts."""
-        prompts = self.tree.process.prompts
+        prompts = self.tree.mdp.prompts
         ids = torch.cat([torch.as_tensor(prompts.input_ids)[self.prompt], self.actions], dim=1)
         attention = torch.cat([torch.as_tensor(prompts.attention_mask)[self.prompt], self.mask.to(torch.int8)], dim=1)
         return ids, attention
@@ -88,7 +88,7 @@ class Enumeration:
         return torch.where(self.mask, values, 0.0)
 
     def visit_weights(self) -> Tensor:
-        """The probability of each answer on each of its tokens, [N, T]: sums over tokens are sums over visits."""
+        """The probability of each answer on each of its tokens, [N, T]: sums over tokens are sums over occupancy."""
         return self.probability[:, None] * self.mask
 
 

@@ -27,7 +27,7 @@ from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from experiments.lecture.enumeration import Enumeration, started_policy
 from experiments.lecture.gram import parameter_gram
-from textenv import exact, process_of
+from textenv import exact, get_mdp
 
 SAMPLES = tuple(2**i for i in range(13))  # answers a prompt
 REPEATS = 8  # at least; few answers are noisy, so they are drawn more often
@@ -69,10 +69,10 @@ def sampled_gradient(
     env: Any, policy: TransformerPolicy, n: int, generator: torch.Generator, settings: dict[str, Any]
 ) -> Tensor:
     """REINFORCE's estimate of grad J from n answers to each prompt."""
-    process = process_of(env)
-    prompts = len(process.prompts.texts)
-    texts = process.blank(n * prompts)
-    process.start(texts, np.arange(n * prompts), np.arange(prompts).repeat(n))
+    mdp = get_mdp(env)
+    prompts = len(mdp.prompts.texts)
+    texts = mdp.empty_state(n * prompts)
+    mdp.reset_rows(texts, np.arange(n * prompts), np.arange(prompts).repeat(n))
     agent = REINFORCE(policy, env, n_episodes=n * prompts, num_generations=n, **settings)
     rollout = collect(env, policy, generator=generator, values=False, start=texts)
     log_probs = policy.evaluate_actions(
@@ -94,7 +94,7 @@ def gradient_std(answers: Enumeration, gram: Tensor, n: int, credit: str, baseli
     weights = to_go[:, :1].expand_as(to_go) if credit == "sequence" else to_go
     if baseline is not None:
         weights = weights - (to_go[:, :1] - errors)
-    prompts = len(answers.tree.process.prompts.texts)
+    prompts = len(answers.tree.mdp.prompts.texts)
     variance = 0.0
     for prompt in range(prompts):
         rows = answers.prompt == prompt

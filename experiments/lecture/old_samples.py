@@ -21,7 +21,7 @@ from scipy import stats
 
 from agents import PPO
 from agents.policy import TransformerPolicy
-from experiments.evaluation import Yardstick, share_of_optimum
+from experiments.evaluation import Evaluator, normalized_objective
 from experiments.statistics import Estimate, interquartile_mean
 
 EPOCHS = (1, 2, 4, 8, 16, 32)
@@ -35,27 +35,27 @@ def measure() -> dict[str, Any]:
     """For each clip and number of epochs what `run` says of each seed, and the estimate over the seeds."""
     env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
     start = TransformerPolicy.for_env(env)
-    yardstick = Yardstick.of(env, episodes=2)
+    evaluator = Evaluator.for_env(env, episodes=2)
     return {
-        name: [{"n_epochs": n} | over_seeds(yardstick, start, SEEDS, n_epochs=n, clip_range=clip) for n in EPOCHS]
+        name: [{"n_epochs": n} | over_seeds(evaluator, start, SEEDS, n_epochs=n, clip_range=clip) for n in EPOCHS]
         for name, clip in CLIPS.items()
     }
 
 
-def over_seeds(yardstick: Yardstick, start: TransformerPolicy, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
+def over_seeds(evaluator: Evaluator, start: TransformerPolicy, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
     """What `run` says of each seed, and the interquartile mean of the share with its interval."""
-    runs = [run(yardstick, start, seed, **settings) for seed in seeds]
+    runs = [run(evaluator, start, seed, **settings) for seed in seeds]
     return {"runs": runs, "share": interquartile_mean([row["share"] for row in runs])._asdict()}
 
 
-def run(yardstick: Yardstick, start: TransformerPolicy, seed: int, **settings: Any) -> dict[str, Any]:
+def run(evaluator: Evaluator, start: TransformerPolicy, seed: int, **settings: Any) -> dict[str, Any]:
     """One PPO run: share of the way to J*, KL, 1 + largest |rho - 1|, least effective sample, where the clip binds."""
     rows: list[dict[str, float]] = []
-    agent = PPO(copy.deepcopy(start), yardstick.env, learning_rate=1e-3, seed=seed, **settings)
+    agent = PPO(copy.deepcopy(start), evaluator.env, learning_rate=1e-3, seed=seed, **settings)
     agent.learn(TIMESTEPS, callback=lambda agent, rollout, metrics: rows.append(metrics))
-    measured = yardstick.measure(agent.policy)
+    measured = evaluator.measure(agent.policy)
     return {
-        "share": share_of_optimum(measured["objective"], yardstick.baselines()),
+        "share": normalized_objective(measured["objective"], evaluator.baselines()),
         "kl": measured["kl"],
         "largest_ratio": 1.0 + max(row["val/ratio_error_max"] for row in rows),
         "ess": min(row["val/ess"] for row in rows),

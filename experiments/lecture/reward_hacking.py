@@ -21,7 +21,7 @@ from rich.table import Table
 
 from agents import PPO
 from agents.policy import TransformerPolicy
-from experiments.evaluation import sample_answers
+from experiments.evaluation import sample_completions
 from textenv import exact
 from textenv.exact import Tree
 
@@ -79,8 +79,8 @@ def train(start: TransformerPolicy, seed: int, kl_coef: float, **settings: Any) 
 
 def answers_of(env: Any, policy: TransformerPolicy) -> list[dict[str, Any]]:
     """An answer to each prompt, with both scores."""
-    answers = sample_answers(env, policy, list(range(len(env.unwrapped.prompts))))
-    return [{key: row[key] for key in ("prompt", "answer", "score", "gold_score")} for row in answers]
+    answers = sample_completions(env, policy, list(range(len(env.unwrapped.prompts))))
+    return [{key: row[key] for key in ("prompt", "completion", "score", "gold_score")} for row in answers]
 
 
 def name_of(run: dict[str, Any]) -> str:
@@ -120,7 +120,7 @@ def table(numbers: dict[str, Any]) -> Group:
     spoken += [(name_of(r), str(i), seed["answers"][0]) for r in numbers["runs"] for i, seed in enumerate(r["seeds"])]
     for name, seed, row in spoken:
         first = name if seed in ("", "0") else ""
-        said.add_row(first, seed, row["answer"] or "(nothing)", f"{row['score']:.2f}", f"{row['gold_score']:.2f}")
+        said.add_row(first, seed, row["completion"] or "(nothing)", f"{row['score']:.2f}", f"{row['gold_score']:.2f}")
     return Group(made, said)
 
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from experiments.console import plain_console
 from experiments.errors import FlagError
-from experiments.launch import going_on, in_processes
+from experiments.launch import resume_hint, run_in_workers
 from experiments.run_folder import open_folder
 
 # In the lecture's order. Each is a module of this package with `measure() -> numbers` (what JSON can hold),
@@ -83,7 +83,7 @@ def _measure(config: LectureConfig, folder: Path) -> dict[str, Any]:
         bar.set_postfix_str(", ".join(unfinished[:workers]))
         again = f"go on with the same flags, --out {folder} --resume"
         calls = [partial(_measure_one, claim, folder) for claim in missing]
-        with going_on(bar, again), contextlib.closing(in_processes(calls, workers, poll=1)) as results:
+        with resume_hint(bar, again), contextlib.closing(run_in_workers(calls, workers, poll=1)) as results:
             for ended in results:
                 if ended is not None:
                     bar.write(ended[1])

@@ -72,7 +72,7 @@ def by_logits(answers: Enumeration, loss: Callable[[Tensor], Tensor]) -> Tensor:
 
 def kl_gradient(answers: Enumeration) -> Tensor:
     """The gradient of KL(pi || pi_ref) over whole texts: autograd through sum_y pi(y) log(pi(y) / pi_ref(y))."""
-    prompts = len(answers.tree.process.prompts.texts)
+    prompts = len(answers.tree.mdp.prompts.texts)
 
     def kl(log_probs: Tensor) -> Tensor:
         return (log_probs.sum(dim=1).exp() * log_ratios(answers, log_probs).sum(dim=1)).sum() / prompts

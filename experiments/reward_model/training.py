@@ -24,7 +24,7 @@ from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from agents.training import Masters
+from agents.training import MasterWeights
 from experiments.config import check_device
 from experiments.errors import FlagError
 from experiments.reward_model.pairs import Pair, read_pairs, split
@@ -103,8 +103,8 @@ def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: 
     """Minimise the preference loss, in minibatches; the model is frozen again afterwards."""
     reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # if it starts from a reward model
     reward.model.requires_grad_(True).train()
-    masters = Masters(reward.model.parameters())
-    trained = masters.of(reward.model.parameters())
+    master_weights = MasterWeights(reward.model.parameters())
+    trained = master_weights.masters_of(reward.model.parameters())
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
     with tqdm(total=config.epochs * len(pairs), unit="pair") as bar:
         for _ in range(config.epochs):
@@ -114,10 +114,10 @@ def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: 
                 loss = preference_loss(margins(reward, batch))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                masters.take_gradients()
+                master_weights.accumulate_gradients()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
-                masters.give_weights()
+                master_weights.update_weights()
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{loss.item():.3f}")
     reward.model.eval().requires_grad_(False)

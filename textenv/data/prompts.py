@@ -78,7 +78,7 @@ def load_prompts(source: PromptSource, tokenizer: Tokenizer, width: int | None =
     encoded = [encode_prompt(prompt, tokenizer, where) for prompt, (where, _) in zip(found, lines, strict=True)]
     texts, ids = [text for text, _ in encoded], [tokens for _, tokens in encoded]
     width = max(map(len, ids)) if width is None else width
-    input_ids = np.full((len(ids), width), blank_id(tokenizer), dtype=np.int64)
+    input_ids = np.full((len(ids), width), padding_id(tokenizer), dtype=np.int64)
     attention_mask = np.zeros((len(ids), width), dtype=np.int8)
     for row, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
         if len(tokens) > width:
@@ -137,7 +137,7 @@ def _named(row: Any) -> Any:
     return row
 
 
-def blank_id(tokenizer: Tokenizer) -> int:
+def padding_id(tokenizer: Tokenizer) -> int:
     """What stands in columns that hold no token: never attended to, so any valid id will do."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token_id, int):

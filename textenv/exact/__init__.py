@@ -3,7 +3,7 @@
 from textenv.bound_policy import masked_log_softmax
 from textenv.exact.evaluation import Evaluation, evaluate, evaluate_log_probs
 from textenv.exact.gradient import policy_gradient
-from textenv.exact.solution import Solution, attribute_gap, solve
+from textenv.exact.solution import Solution, solve, suboptimality_by_state
 from textenv.tree import Tree, TreeTooLarge, enumerate_tree
 
 __all__ = [
@@ -11,11 +11,11 @@ __all__ = [
     "Solution",
     "Tree",
     "TreeTooLarge",
-    "attribute_gap",
     "enumerate_tree",
     "evaluate",
     "evaluate_log_probs",
     "masked_log_softmax",
     "policy_gradient",
     "solve",
+    "suboptimality_by_state",
 ]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from textenv.bound_policy import PolicyFunction, masked_log_softmax, policy_logits
 from textenv.state import Array
-from textenv.tree import MAX_TEXTS, Tree, enumerate_tree, in_batches
+from textenv.tree import MAX_COMPLETIONS, Tree, enumerate_tree, in_batches
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Evaluation:
         kl: E_x KL(pi || pi_ref), over whole texts.
         values, q_values, advantages: V [S], Q and A [S, V]; -inf for masked actions.
         log_probs: log pi(a|s), [S, V].
-        visits: the probability of coming through each state, prompts drawn uniformly, [S].
+        occupancy: the probability of coming through each state, prompts drawn uniformly, [S].
         tree: the enumeration.
     """
 
@@ -45,21 +45,21 @@ class Evaluation:
     q_values: NDArray[np.float64]
     advantages: NDArray[np.float64]
     log_probs: NDArray[np.float64]
-    visits: NDArray[np.float64]
+    occupancy: NDArray[np.float64]
     tree: Tree
 
 
-def evaluate(env: Any, policy: PolicyFunction, max_texts: int = MAX_TEXTS) -> Evaluation:
+def evaluate(env: Any, policy: PolicyFunction, max_completions: int = MAX_COMPLETIONS) -> Evaluation:
     """J, score, KL, V, Q and A of a policy, exactly.
 
     Args:
         env: an environment, or the `Tree` of one, which saves enumerating it again.
         policy: `policy(input_ids, attention_mask) -> logits [B, V]` of the next token, or an object that has
             `next_token_logits`.
-        max_texts: as in `enumerate_tree`.
+        max_completions: as in `enumerate_tree`.
     """
-    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
-    vocab_size = tree.process.vocab_size
+    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_completions)
+    vocab_size = tree.mdp.vocab_size
     logits = in_batches(len(tree.prompt), lambda rows: policy_logits(policy, *tree.observations(rows), vocab_size))
     return evaluate_log_probs(tree, masked_log_softmax(logits, tree.child != -2))
 
@@ -69,7 +69,7 @@ def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
     allowed = tree.child != -2
     probs = np.exp(log_probs)
     log_ratio = np.where(probs > 0, log_probs - np.where(allowed, tree.ref_log_probs, 0.0), 0.0)
-    beta = tree.process.kl_coef
+    beta = tree.mdp.kl_coef
 
     def expectation(level: slice, q_values: Array) -> Array:
         value: Array = (probs[level] * (q_values - beta * log_ratio[level])).sum(axis=1)
@@ -82,16 +82,16 @@ def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
     if beta > 0:
         q_values[never] = np.inf
     first = tree.levels[0]
-    visits = np.exp(tree.reach(log_probs)) / (first.stop - first.start)
+    occupancy = np.exp(tree.log_reach(log_probs)) / (first.stop - first.start)
     return Evaluation(
         objective=float(values[first].mean()),
-        score=float((visits[:, None] * probs * tree.scores).sum()),
-        gold_score=None if tree.gold_scores is None else float((visits[:, None] * probs * tree.gold_scores).sum()),
-        kl=float((visits[:, None] * probs * log_ratio).sum()),
+        score=float((occupancy[:, None] * probs * tree.scores).sum()),
+        gold_score=None if tree.gold_scores is None else float((occupancy[:, None] * probs * tree.gold_scores).sum()),
+        kl=float((occupancy[:, None] * probs * log_ratio).sum()),
         values=values,
         q_values=q_values,
         advantages=q_values - values[:, None],
         log_probs=log_probs,
-        visits=visits,
+        occupancy=occupancy,
         tree=tree,
     )

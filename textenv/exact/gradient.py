@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from textenv.exact.evaluation import evaluate
-from textenv.tree import BATCH, MAX_TEXTS, Tree, enumerate_tree
+from textenv.tree import BATCH, MAX_COMPLETIONS, Tree, enumerate_tree
 
 
-def policy_gradient(env: Any, policy: Any, max_texts: int = MAX_TEXTS) -> dict[str, Any]:
+def policy_gradient(env: Any, policy: Any, max_completions: int = MAX_COMPLETIONS) -> dict[str, Any]:
     """The exact gradient of J, by parameter name.
 
         grad J = sum_s d(s) sum_a pi(a|s) A(s, a) grad log pi(a|s)        (Sutton et al. 2000; A includes the KL)
@@ -20,17 +20,17 @@ def policy_gradient(env: Any, policy: Any, max_texts: int = MAX_TEXTS) -> dict[s
     Args:
         env: an environment or the `Tree` of one.
         policy: a torch module with `next_token_logits(input_ids, attention_mask)` that keeps gradients.
-        max_texts: as in `enumerate_tree`.
+        max_completions: as in `enumerate_tree`.
 
     Returns:
         `{name: gradient}` for the parameters that require one; zeros where J does not depend on it.
     """
     import torch
 
-    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_texts)
+    tree = env if isinstance(env, Tree) else enumerate_tree(env, max_completions)
     known = evaluate(tree, policy)
     probs = np.exp(known.log_probs)
-    weights = known.visits[:, None] * probs * np.where(probs > 0, known.advantages, 0.0)
+    weights = known.occupancy[:, None] * probs * np.where(probs > 0, known.advantages, 0.0)
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     with torch.enable_grad():

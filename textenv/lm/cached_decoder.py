@@ -9,45 +9,49 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from textenv.lm.inputs import cache_argument, distinct, last_columns, pack_left, position_ids
+from textenv.lm.inputs import cache_argument, deduplicate, last_columns, pack_left, position_ids
 
-ROOM = 32  # columns at a time: the cache is copied once in so many tokens, and no larger than it must be by more
+BLOCK_COLUMNS = (
+    32  # columns at a time: the cache is copied once in so many tokens, and no larger than it must be by more
+)
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer, [B, heads, room, d], in the first `filled` columns: a token is written in place.
+class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, [B, heads, room, d], in the first `num_columns` columns: a token is written in place.
 
     transformers' own copies the whole cache for each token.
     """
 
     keys: Any
     values: Any
-    filled = 0
+    num_columns = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write more columns; returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        start, stop = self.filled, self.filled + key_states.shape[2]
+        start, stop = self.num_columns, self.num_columns + key_states.shape[2]
         if stop > self.keys.shape[2]:
-            self.keys = self._with_room(self.keys, stop + ROOM)  # one at a time, so that one alone is there twice
-            self.values = self._with_room(self.values, stop + ROOM)
+            self.keys = self._enlarge(
+                self.keys, stop + BLOCK_COLUMNS
+            )  # one at a time, so that one alone is there twice
+            self.values = self._enlarge(self.values, stop + BLOCK_COLUMNS)
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = key_states, value_states
-        self.filled = stop
+        self.num_columns = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
-    def _with_room(self, x: Tensor, room: int) -> Tensor:
+    def _enlarge(self, x: Tensor, room: int) -> Tensor:
         wider = x.new_empty(*x.shape[:2], room, x.shape[3])
-        wider[:, :, : self.filled] = x[:, :, : self.filled]
+        wider[:, :, : self.num_columns] = x[:, :, : self.num_columns]
         return wider
 
     def get_seq_length(self) -> int:
-        """The columns that are filled."""
-        return self.filled
+        """The columns that are num_columns."""
+        return self.num_columns
 
 
-class KVReader:
+class CachedDecoder:
     """Reads B texts token by token: each token passes through the model once.
 
     The cache's columns are in order of arrival, not of the text: a model with positions in its keys (rotary) or its
@@ -63,25 +67,25 @@ class KVReader:
         self.length = torch.zeros(0, dtype=torch.long)
 
     @torch.inference_mode()
-    def read(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Read texts [B, L] from their start; the model's output, with logits [B, 1, V] of the next token.
 
         Those that are equal are read once, where that spares enough.
         """
         ids, mask = pack_left(input_ids, attention_mask)
-        once = distinct(ids, mask, ids.numel())
+        once = deduplicate(ids, mask, ids.numel())
         if once is not None:
             ids, mask, row = once
-        self.cache = Cache(layer_class_to_replicate=RoomyLayer)
+        self.cache = Cache(layer_class_to_replicate=PreallocatedLayer)
         self.mask, self.length = mask.long(), mask.long().sum(dim=1)
         output = self._forward(ids, position_ids(mask))
         if once is not None:
-            self.keep(row)
+            self.select_rows(row)
             output.logits = output.logits[row]
         return output
 
     @torch.inference_mode()
-    def append(self, tokens: Tensor, reads: Tensor | None = None) -> Any:
+    def decode_step(self, tokens: Tensor, reads: Tensor | None = None) -> Any:
         """Read one more token of each text, [B]; the model's output, with logits [B, 1, V].
 
         Where `reads` (bool [B]) is False the text stays as it was, and the logits mean nothing.
@@ -92,17 +96,17 @@ class KVReader:
         return self._forward(tokens[:, None], self.length[:, None] - 1)
 
     @torch.inference_mode()
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Go on with the texts `rows` [K]: the others cost nothing from here on; one may be there several times."""
         self.mask, self.length = self.mask[rows], self.length[rows]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     @torch.inference_mode()
-    def replace(self, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    def reset_rows(self, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Rows `rows` [K] become other texts, read from their start; the model's output for those rows."""
-        other = KVReader(self.model)
-        output = other.read(input_ids, attention_mask)
+        other = CachedDecoder(self.model)
+        output = other.prefill(input_ids, attention_mask)
         width = other.mask.shape[1]
         self._keep_columns(self.mask.any(dim=0), at_least=width)
         self.mask[rows] = 0
@@ -118,10 +122,10 @@ class KVReader:
         missing = max(0, at_least - int(used.sum()))
         self.mask = F.pad(self.mask[:, used], (0, missing))
         for layer in self.cache.layers:
-            filled = layer.filled
-            layer.keys = F.pad(layer.keys[:, :, :filled][:, :, used], (0, 0, 0, missing))
-            layer.values = F.pad(layer.values[:, :, :filled][:, :, used], (0, 0, 0, missing))
-            layer.filled = self.mask.shape[1]
+            num_columns = layer.num_columns
+            layer.keys = F.pad(layer.keys[:, :, :num_columns][:, :, used], (0, 0, 0, missing))
+            layer.values = F.pad(layer.values[:, :, :num_columns][:, :, used], (0, 0, 0, missing))
+            layer.num_columns = self.mask.shape[1]
 
     def _forward(self, input_ids: Tensor, positions: Tensor) -> Any:
         return self.model(

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.activations import NewGELUActivation
 
 from textenv.lm.inputs import last_columns
-from textenv.lm.prefix_sharing import read_texts
+from textenv.lm.prefix_sharing import forward_sequences
 
 
 class FusedGELU(NewGELUActivation):
@@ -31,20 +31,20 @@ def fuse_activations(model: Any) -> Any:
     return model
 
 
-def forward_answers(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share: bool = True, **kwargs: Any
+def forward_completions(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: Any
 ) -> Any:
     """Read texts [B, L] in parallel: the model's output, with logits [B, T, V] for the last T columns.
 
     logits[:, t] is what the model says *before* it reads column L - T + t, so the last column is not read at all.
     Prompts that several texts have in common are read once, before them (`textenv.prefix`), unless `share` is False.
     """
-    return read_texts(
+    return forward_sequences(
         model,
         input_ids[:, :-1],
         attention_mask[:, :-1],
         num_tokens,
-        share,
+        share_prefix,
         logits_to_keep=num_tokens if torch.is_grad_enabled() else last_columns(num_tokens, input_ids),
         **kwargs,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 # What it must spare to be worth the bookkeeping: so many tokens, and such a part of all. On a CPU and a GPT-2 of two
 # layers a second pass costs as much as a few hundred tokens, and attention to a cache a little more than to itself.
-MIN_SPARED, MIN_SPARED_PART = 512, 1 / 8
+MIN_SAVED_TOKENS, MIN_SAVED_FRACTION = 512, 1 / 8
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -34,22 +34,22 @@ def last_columns(number: int, like: Tensor) -> Tensor:
     return torch.arange(-number, 0, device=like.device)
 
 
-def bare(model: Any) -> Any:
+def base_model(model: Any) -> Any:
     """The model within an adapter; another itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def cache_argument(model: Any) -> str:
     """What the model calls its KV cache: `cache` since transformers 5.24."""
-    return "cache" if "cache" in inspect.signature(bare(model).forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(base_model(model).forward).parameters else "past_key_values"
 
 
-def distinct(input_ids: Tensor, attention_mask: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def deduplicate(input_ids: Tensor, attention_mask: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """The different ones among texts [B, W]: ids and mask [P, W], and which of them each text is, [B].
 
     None where to read those alone would spare too little of `total` tokens. On a GPU the host waits for the answer.
     """
-    enough = max(MIN_SPARED, MIN_SPARED_PART * total)
+    enough = max(MIN_SAVED_TOKENS, MIN_SAVED_FRACTION * total)
     if input_ids.numel() < enough:
         return None
     texts, row = torch.unique(torch.where(attention_mask == 1, input_ids, -1), dim=0, return_inverse=True)

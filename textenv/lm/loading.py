@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from textenv.lm.forward import forward_answers
+from textenv.lm.forward import forward_completions
 
 
 def load_causal_lm(path: str | PathLike[str]) -> Any:
@@ -48,7 +48,7 @@ def check_causal(model: Any) -> None:
     """
     name, ids = type(model).__name__, torch.tensor([[0, 0], [0, 1]], device=model.device)
     try:
-        first = forward_answers(
+        first = forward_completions(
             model, torch.nn.functional.pad(ids, (0, 1)), torch.ones(2, 3, device=ids.device).long(), 2
         )
     except TypeError as error:

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from textenv.lm.inputs import bare, cache_argument, distinct, position_ids
+from textenv.lm.inputs import base_model, cache_argument, deduplicate, position_ids
 
 
-class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class SharedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer for P prompts, [P, heads, W, d], which B rows attend to before their own.
 
     What a row takes from its prompt is not kept here, so that of all layers one is there at that size.
@@ -42,8 +42,8 @@ class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         )
 
 
-def read_texts(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share: bool = True, **kwargs: Any
+def forward_sequences(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: Any
 ) -> Any:
     """Read texts [B, L], or of those with a prompt in common the rest of each, where that spares enough.
 
@@ -59,25 +59,27 @@ def read_texts(
     """
     texts = {"input_ids": input_ids, "position_ids": position_ids(attention_mask)}
     start, cache = input_ids.shape[1] - num_tokens, None
-    if share and start > 0 and not torch.compiler.is_compiling():  # for which nothing may depend on what is found
-        cache = prompt_cache(model, input_ids[:, :start], attention_mask[:, :start], input_ids.numel())
+    if (
+        share_prefix and start > 0 and not torch.compiler.is_compiling()
+    ):  # for which nothing may depend on what is found
+        cache = prefix_cache(model, input_ids[:, :start], attention_mask[:, :start], input_ids.numel())
     if cache is not None:
         texts = {name: columns[:, start:] for name, columns in texts.items()}
         kwargs[cache_argument(model)] = cache
     return model(**texts, attention_mask=attention_mask, use_cache=cache is not None, **kwargs)
 
 
-def prompt_cache(model: Any, input_ids: Tensor, attention_mask: Tensor, total: int) -> Any:
+def prefix_cache(model: Any, input_ids: Tensor, attention_mask: Tensor, total: int) -> Any:
     """Keys and values of prompts [B, W], each read once, with gradient.
 
     None where that spares too little of `total` tokens, or the keys and values are not all that must be known of them.
     """
-    found = distinct(input_ids, attention_mask, total)
-    if found is None or not attends_to_all(model.config):
+    found = deduplicate(input_ids, attention_mask, total)
+    if found is None or not supports_prefix_sharing(model.config):
         return None
     ids, mask, row = found
-    trunk = bare(model).base_model
-    cache: Any = Cache(layer_class_to_replicate=SharedLayer)
+    trunk = base_model(model).base_model
+    cache: Any = Cache(layer_class_to_replicate=SharedPrefixLayer)
     arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
     trunk(**arguments, use_cache=True, **{cache_argument(trunk): cache})
     if cache.get_seq_length() != ids.shape[1]:  # a model that has no cache says nothing of it
@@ -87,7 +89,7 @@ def prompt_cache(model: Any, input_ids: Tensor, attention_mask: Tensor, total: i
     return cache
 
 
-def attends_to_all(config: Any) -> bool:
+def supports_prefix_sharing(config: Any) -> bool:
     """Whether what a model says depends on a prompt by keys and values of all its tokens, which no later one changes.
 
     Not where windows slide or a state goes on, nor where positions are turned by how long a text becomes.

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from textenv.lm import (
     MAX_LOGITS,
-    KVReader,
+    CachedDecoder,
     check_causal,
     check_vocabulary,
-    forward_answers,
+    forward_completions,
     fuse_activations,
     load_causal_lm,
 )
-from textenv.references.incremental import Follower
+from textenv.references.incremental import IncrementalInput
 
 
 class CausalLMReference:
@@ -63,25 +63,25 @@ class CausalLMReference:
         eos_token_id = getattr(generation, "eos_token_id", None)
         self.eos_token_id = self.config.eos_token_id if eos_token_id is None else eos_token_id
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
-        self._follower, self._reader, self._logits = Follower(), KVReader(self.model), torch.zeros(0, 0)
+        self._input, self._decoder, self._logits = IncrementalInput(), CachedDecoder(self.model), torch.zeros(0, 0)
         # A sliding window counts columns of the cache, which are not in text order here: such models are read anew.
         self._cached = not getattr(self.config, "sliding_window", None)
 
-    def check_free(self) -> None:
+    def check_no_adapter(self) -> None:
         """Raise a ValueError if a policy's adapter sits on these weights."""
         if self.adapter is not None:
             raise ValueError("The reference's weights carry an adapter already: make another environment for another.")
 
     def attach(self, adapter: Any) -> None:
         """Share these weights with a policy: `adapter`, a `PeftModel` around `model`, is off whenever this reads."""
-        self.check_free()
+        self.check_no_adapter()
         self.adapter = adapter
 
-    def copy_of_model(self) -> Any:
+    def copy_model(self) -> Any:
         """A causal LM of its own with the reference's weights."""
         return copy.deepcopy(self.model) if self.adapter is None else copy.deepcopy(self.adapter).unload()
 
-    def _adapter_off(self) -> Any:
+    def _without_adapter(self) -> Any:
         return contextlib.nullcontext() if self.adapter is None else self.adapter.disable_adapter()
 
     @torch.no_grad()
@@ -89,21 +89,21 @@ class CausalLMReference:
         """Next-token log-probabilities, float32 [B, V], of the texts [B, L]."""
         device = self.model.device
         ids, mask = torch.as_tensor(input_ids, device=device), torch.as_tensor(attention_mask, device=device)
-        follows, unchanged, last = self._follower.follow(input_ids, attention_mask)
+        follows, unchanged, last = self._input.match(input_ids, attention_mask)
         new = ~(follows | unchanged)
-        with self._adapter_off():
+        with self._without_adapter():
             if new.all() or not self._cached:
-                self._logits = self._reader.read(ids, mask).logits[:, -1]
+                self._logits = self._decoder.prefill(ids, mask).logits[:, -1]
             else:
                 if follows.any():
                     reads = torch.as_tensor(follows, device=device)
-                    logits = self._reader.append(torch.as_tensor(last, device=device), reads).logits[:, -1]
+                    logits = self._decoder.decode_step(torch.as_tensor(last, device=device), reads).logits[:, -1]
                     self._logits = torch.where(reads[:, None], logits, self._logits)
                 if new.any():
                     rows = torch.as_tensor(np.flatnonzero(new), device=device)
                     self._logits = self._logits.clone()
-                    self._logits[rows] = self._reader.replace(rows, ids[rows], mask[rows]).logits[:, -1]
-        self._follower.remember(input_ids, attention_mask)
+                    self._logits[rows] = self._decoder.reset_rows(rows, ids[rows], mask[rows]).logits[:, -1]
+        self._input.store(input_ids, attention_mask)
         logits = self._logits
         log_probs: NDArray[np.float32] = logits[:, : self.vocab_size].float().log_softmax(dim=-1).cpu().numpy()
         return log_probs
@@ -117,8 +117,8 @@ class CausalLMReference:
         chunks = []
         for start in range(0, len(input_ids), rows):
             ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
-            with self._adapter_off():
-                logits = forward_answers(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
+            with self._without_adapter():
+                logits = forward_completions(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
             del logits  # or it would be there beside the next
@@ -126,11 +126,11 @@ class CausalLMReference:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:
         """A copy of the weights; the cache stays behind."""
-        return CausalLMReference(self.copy_of_model(), vocab_size=self.vocab_size)
+        return CausalLMReference(self.copy_model(), vocab_size=self.vocab_size)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_follower": Follower(), "_reader": None, "_logits": torch.zeros(0, 0)}
+        return self.__dict__ | {"_input": IncrementalInput(), "_decoder": None, "_logits": torch.zeros(0, 0)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._reader = KVReader(self.model)
+        self._decoder = CachedDecoder(self.model)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-class Follower:
+class IncrementalInput:
     """Remembers the last batch of texts, to see which rows of the next one are the same texts plus one token.
 
     The references keep a state a row (a table's state, a KV cache) and so read each token once, while
@@ -18,14 +18,14 @@ class Follower:
     """
 
     def __init__(self) -> None:
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Follow nothing: the next texts are all new."""
         self.input_ids: NDArray[Any] = np.zeros((0, 0), dtype=np.int64)
         self.attention_mask: NDArray[Any] = np.zeros((0, 0), dtype=np.int8)
 
-    def follow(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> tuple[Array, Array, Array]:
+    def match(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> tuple[Array, Array, Array]:
         """`(follows, unchanged, last)`, [B] each: whether row b is the last call's row b plus one token, or that very
         row, and its last token."""
         rows, columns = np.arange(len(input_ids)), input_ids.shape[1]
@@ -38,9 +38,9 @@ class Follower:
             unchanged = same & (count == 0)
         else:
             follows = unchanged = np.zeros(len(input_ids), dtype=np.bool_)
-        self.forget()  # until `remember`: a call that is interrupted leaves nothing to follow
+        self.clear()  # until `remember`: a call that is interrupted leaves nothing to follow
         return follows, unchanged, input_ids[rows, last_column]
 
-    def remember(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> None:
+    def store(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> None:
         """These texts have been read."""
         self.input_ids, self.attention_mask = input_ids.copy(), attention_mask.copy()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from textenv.data import Tokenizer
-from textenv.references.incremental import Follower
+from textenv.references.incremental import IncrementalInput
 
 
 class TableReference:
@@ -59,7 +59,7 @@ class TableReference:
             raise ValueError(f"Each row's probabilities must sum to 1; row {bad} sums to {total[bad]:.6g}.")
         self.table, self.next_state = table, transitions
         self.full_support = bool(np.isfinite(table).all())
-        self._follower, self._state = Follower(), np.zeros(0, dtype=np.int64)
+        self._input, self._state = IncrementalInput(), np.zeros(0, dtype=np.int64)
 
     @property
     def vocab_size(self) -> int:
@@ -67,7 +67,7 @@ class TableReference:
         return int(self.table.shape[1])
 
     @classmethod
-    def from_answers(cls, tokenizer: Tokenizer, answers: Mapping[str, Mapping[str, float]]) -> TableReference:
+    def from_completions(cls, tokenizer: Tokenizer, answers: Mapping[str, Mapping[str, float]]) -> TableReference:
         """The reference that answers each prompt with exactly these texts and probabilities, then ends.
 
         Args:
@@ -118,14 +118,14 @@ class TableReference:
 
     def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float64]:
         """Next-token log-probabilities [B, V] of the rows of `input_ids` [B, L]."""
-        follows, unchanged, last = self._follower.follow(input_ids, attention_mask)
+        follows, unchanged, last = self._input.match(input_ids, attention_mask)
         new = ~(follows | unchanged)
         state = np.zeros(len(input_ids), dtype=np.int64) if new.all() else self._state
         state = np.where(follows, self.next_state[state, last], state)
         if new.any():
             state[new] = self.read(input_ids[new], attention_mask[new])
         self._state = state
-        self._follower.remember(input_ids, attention_mask)
+        self._input.store(input_ids, attention_mask)
         log_probs: NDArray[np.float64] = self.table[state]
         return log_probs
 

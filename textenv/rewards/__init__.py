@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from textenv.rewards.finished import Finished
+from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.lexicon import vader
-from textenv.rewards.weighted import RewardFunction, Scorer
+from textenv.rewards.weighted import RewardFunction, WeightedReward
 
 if TYPE_CHECKING:
     from textenv.rewards.classifier import RewardModel
 
-__all__ = ["Finished", "RewardFunction", "RewardModel", "Scorer", "vader"]
+__all__ = ["FinishedCompletions", "RewardFunction", "RewardModel", "WeightedReward", "vader"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from textenv.data import Tokenizer
 
 
-class Finished:
+class FinishedCompletions:
     """K texts that have ended.
 
     Args:

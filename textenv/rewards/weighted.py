@@ -4,7 +4,7 @@
 
 one call for a whole batch; `None` means "does not apply to this text". `columns` are the prompts' further fields.
 
-A function that only counts tokens may also have `of_tokens(prompt, tokens, length)`, the same scores from arrays:
+A function that only counts tokens may also have `score_tokens(prompt, tokens, length)`, the same scores from arrays:
 `prompt` [K] the index of each prompt, `tokens` [K, T] the answers, 0 beyond their ends, `length` [K]. It is asked
 instead where all prompts are in the list, and no list or string is made for it. It must always say the same of the
 same text: a `TextVectorEnv` of few texts asks for all of them when it is made (`textenv.walk`), a `TextEnv` for each
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.rewards.finished import Finished
+from textenv.rewards.finished import FinishedCompletions
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
 @dataclass
-class Lists:
+class CompletionLists:
     """Finished texts as a reward function takes them."""
 
     prompts: list[str]
@@ -38,7 +38,7 @@ class Lists:
         return len(self.prompts)
 
 
-class Scorer:
+class WeightedReward:
     """The score of a text: the weighted sum of one or more reward functions.
 
     score(x, y) = sum_k w_k fn_k(x, y), over the functions that do not answer None.
@@ -76,14 +76,14 @@ class Scorer:
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], columns: dict[str, list[Any]]
     ) -> NDArray[np.float64]:
         """`score` of texts that are given as lists."""
-        return self.score(Lists(prompts, completions, completion_ids, columns))
+        return self.score(CompletionLists(prompts, completions, completion_ids, columns))
 
     @property
     def is_pure(self) -> bool:
-        """Whether each function has `of_tokens`: the same text always scores the same."""
-        return all(_of_tokens(function) is not None for function in self.functions)
+        """Whether each function has `score_tokens`: the same text always scores the same."""
+        return all(_score_tokens(function) is not None for function in self.functions)
 
-    def score(self, texts: Finished | Lists) -> NDArray[np.float64]:
+    def score(self, texts: FinishedCompletions | CompletionLists) -> NDArray[np.float64]:
         """Scores [B] of B finished texts.
 
         Raises:
@@ -104,16 +104,18 @@ class Scorer:
         return total
 
 
-def _of_tokens(function: RewardFunction) -> Any:
-    """`of_tokens` where the function has one; functools.wraps copies it to functions that may well score otherwise."""
-    return None if hasattr(function, "__wrapped__") else getattr(function, "of_tokens", None)
+def _score_tokens(function: RewardFunction) -> Any:
+    """`score_tokens` where the function has one; functools.wraps copies it to functions that may well score otherwise."""
+    return None if hasattr(function, "__wrapped__") else getattr(function, "score_tokens", None)
 
 
-def _ask(function: RewardFunction, texts: Finished | Lists) -> tuple[NDArray[np.float64], set[int]]:
+def _ask(
+    function: RewardFunction, texts: FinishedCompletions | CompletionLists
+) -> tuple[NDArray[np.float64], set[int]]:
     """What a function says of each text, 0 where it says None; and the texts of which it says None."""
-    of_tokens = _of_tokens(function)
-    if of_tokens is not None and isinstance(texts, Finished) and texts.prompt.min() >= 0:
-        answer = of_tokens(texts.prompt, texts.tokens, texts.length)
+    score_tokens = _score_tokens(function)
+    if score_tokens is not None and isinstance(texts, FinishedCompletions) and texts.prompt.min() >= 0:
+        answer = score_tokens(texts.prompt, texts.tokens, texts.length)
     else:
         answer = function(
             prompts=list(texts.prompts),  # copies: what a function does with them is nothing that the next one sees

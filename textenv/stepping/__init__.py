@@ -1,7 +1,7 @@
 """Stepping: how episodes in progress advance by one token."""
 
-from textenv.stepping.batch import Slots, Step
-from textenv.stepping.single import Slot
-from textenv.stepping.tabulated import Walk, slots_of
+from textenv.stepping.batch import EpisodeBatch, StepResult
+from textenv.stepping.single import SingleEpisode
+from textenv.stepping.tabulated import TabulatedBatch, make_episodes
 
-__all__ = ["Slot", "Slots", "Step", "Walk", "slots_of"]
+__all__ = ["EpisodeBatch", "SingleEpisode", "StepResult", "TabulatedBatch", "make_episodes"]

@@ -1,7 +1,7 @@
 """Readings: what the reference says of the next token in each of B texts, kept up with them as they grow.
 
-Any reference is asked once a step, for all texts in one call (`Asked`). A table need not be asked: the state of its
-machine is carried along, and a step looks up one number a text, whatever the vocabulary (`Carried`).
+Any reference is asked once a step, for all texts in one call (`ReferenceCursor`). A table need not be asked: the state of its
+machine is carried along, and a step looks up one number a text, whatever the vocabulary (`TableCursor`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.references import TableReference
-from textenv.state import Array, Texts
+from textenv.state import Array, TextState
 
 
-class Asked:
+class ReferenceCursor:
     """Any reference; `log_probs` [B, V] is what it said when it was last asked."""
 
-    def __init__(self, process: TextProcess, texts: Texts) -> None:
-        self.process, self.texts = process, texts
+    def __init__(self, mdp: TextMDP, texts: TextState) -> None:
+        self.mdp, self.texts = mdp, texts
         self.rows = np.arange(len(texts))
-        self.log_probs: Array = np.broadcast_to(0.0, (len(texts), process.vocab_size))
+        self.log_probs: Array = np.broadcast_to(0.0, (len(texts), mdp.vocab_size))
 
     def look(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
         """log pi_ref of a token a text, [B]; and what `advance` wants to know."""
@@ -37,19 +37,19 @@ class Asked:
     def refresh(self, live: Array) -> None:
         """Every text stands where it will be looked at next; where none is `live` there is nothing to ask."""
         if live.any():
-            self.log_probs = self.process.next_log_probs(self.texts)
+            self.log_probs = self.mdp.next_ref_log_probs(self.texts)
 
     def allowed(self) -> NDArray[np.bool_]:
         """The next tokens that have a probability, [B, V]."""
         return self.log_probs > -np.inf
 
 
-class Carried:
+class TableCursor:
     """A table; `state` [B] is where its machine stands in each text."""
 
-    def __init__(self, table: TableReference, process: TextProcess, texts: Texts) -> None:
-        self.table, self.texts, self.vocab_size = table, texts, process.vocab_size
-        self.first = table.read(process.prompts.input_ids, process.prompts.attention_mask)
+    def __init__(self, table: TableReference, mdp: TextMDP, texts: TextState) -> None:
+        self.table, self.texts, self.vocab_size = table, texts, mdp.vocab_size
+        self.first = table.read(mdp.prompts.input_ids, mdp.prompts.attention_mask)
         self.state = np.zeros(len(texts), dtype=np.int64)
 
     @property
@@ -82,8 +82,8 @@ class Carried:
         return self.log_probs > -np.inf
 
 
-def reading_of(process: TextProcess, texts: Texts) -> Asked | Carried:
+def make_cursor(mdp: TextMDP, texts: TextState) -> ReferenceCursor | TableCursor:
     """The reading of the process's reference."""
-    if type(process.reference) is TableReference:  # a kind of table that answers in its own way is asked
-        return Carried(process.reference, process, texts)
-    return Asked(process, texts)
+    if type(mdp.reference) is TableReference:  # a kind of table that answers in its own way is asked
+        return TableCursor(mdp.reference, mdp, texts)
+    return ReferenceCursor(mdp, texts)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 AHEAD = 256  # hashes at a time, at least: as arrays they take hardly longer than a few
 
 
-class Streams:
+class PromptStreams:
     """One stream of prompt indices for each of B slots; slot i of many equals a single slot with the same seed.
 
     The n-th prompt is a hash of (seed, n), so that no slot needs a generator object of its own.
@@ -43,7 +43,7 @@ class Streams:
         self._look_ahead()
 
     @contextmanager
-    def unchanged_if_refused(self) -> Iterator[None]:
+    def restore_on_error(self) -> Iterator[None]:
         """What raises inside leaves the streams as they were."""
         before = copy.deepcopy(vars(self))
         try:

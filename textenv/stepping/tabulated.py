@@ -9,19 +9,19 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.references import TableReference
-from textenv.state import Array, Texts
-from textenv.stepping.batch import FINISH_REASONS, Ended, Slots, Step, everything
-from textenv.stepping.prompt_streams import Streams
+from textenv.state import Array, TextState
+from textenv.stepping.batch import FINISH_REASONS, EpisodeBatch, FinalInfo, StepResult, everything
+from textenv.stepping.prompt_streams import PromptStreams
 from textenv.tree import Tree, enumerate_tree, observations
 
-FEW = 2**14  # texts that are worth writing down: some milliseconds
-CELLS = 2**20  # numbers a table, states times V, at most: 8 megabytes
+MAX_TABULATED_COMPLETIONS = 2**14  # texts that are worth writing down: some milliseconds
+MAX_TABLE_ENTRIES = 2**20  # numbers a table, states times V, at most: 8 megabytes
 
 
-class Walk:
-    """`Slots` of a task whose tree is known: each text is one number, the node of the tree at which it stands.
+class TabulatedBatch:
+    """`EpisodeBatch` of a task whose tree is known: each text is one number, the node of the tree at which it stands.
 
     Nodes 0 .. S-1 are the tree's states (the first P of them the prompts), S .. S+N-1 its finished texts. What a token
     does stands at its edge, `state * V + token`; the edges of "state" S do nothing, for texts that have ended.
@@ -32,12 +32,12 @@ class Walk:
         tree: its tree, without shaping.
     """
 
-    policy = None  # who binds one goes on with `slots`
+    policy = None  # who binds one goes on with `episodes`
 
-    def __init__(self, process: TextProcess, num: int, tree: Tree) -> None:
-        self.process, self.num = process, num
-        self.streams = Streams(num, len(process.prompts.texts))
-        self.begun = False
+    def __init__(self, mdp: TextMDP, num: int, tree: Tree) -> None:
+        self.mdp, self.num = mdp, num
+        self.streams = PromptStreams(num, len(mdp.prompts.texts))
+        self.started = False
         self.live = np.zeros(num, dtype=np.bool_)  # another array at every step: the last one may be handed out
         self._tabulate_edges(tree)
         self._tabulate_nodes(tree)
@@ -47,80 +47,80 @@ class Walk:
         """[(S+1) V] each."""
         self.num_states = len(tree.prompt)
         child = np.where(tree.child == -2, 0, tree.child)  # masked: nobody comes there
-        child[tree.child == -1] = self.num_states + np.arange(tree.num_texts)
+        child[tree.child == -1] = self.num_states + np.arange(tree.num_completions)
         self.child, self.scores, self.ref_log_prob = (
             np.pad(values, ((0, 1), (0, 0))).reshape(-1) for values in (child, tree.scores, tree.ref_log_probs)
         )
 
     def _tabulate_nodes(self, tree: Tree) -> None:
         """[S+N] each; what only a finished text has is 0 or None in the others."""
-        process, (state, token) = self.process, tree.texts()
+        mdp, (state, token) = self.mdp, tree.leaves()
         prompt, answers = tree.prompt[state], tree.tokens[state]
         length = (answers >= 0).sum(axis=1) + 1
         answers[np.arange(len(answers)), length - 1] = token
         self.prompt = np.concatenate([tree.prompt, prompt])
         self.finished = np.arange(len(self.prompt)) >= self.num_states
-        self.first_edge = np.minimum(np.arange(len(self.prompt)), self.num_states) * process.vocab_size
-        self.prompt_text = process.prompt_texts.take(self.prompt)
+        self.first_edge = np.minimum(np.arange(len(self.prompt)), self.num_states) * mdp.vocab_size
+        self.prompt_text = mdp.prompt_texts.take(self.prompt)
         tokens = np.concatenate([tree.tokens, answers])
         self.time = (tokens >= 0).sum(axis=1)
-        self.input_ids, self.attention_mask = observations(process, self.prompt, tokens)
-        self.response, self.finish_reason = np.full((2, len(tokens)), None, dtype=object)
-        finished = process.finished(prompt, process.prompt_texts.take(prompt), np.maximum(answers, 0), length)
-        self.response[self.num_states :] = finished.completions
-        self.finish_reason[self.num_states :] = FINISH_REASONS.take(process.is_eos.take(token))
+        self.input_ids, self.attention_mask = observations(mdp, self.prompt, tokens)
+        self.completion, self.finish_reason = np.full((2, len(tokens)), None, dtype=object)
+        finished = mdp.finished(prompt, mdp.prompt_texts.take(prompt), np.maximum(answers, 0), length)
+        self.completion[self.num_states :] = finished.completions
+        self.finish_reason[self.num_states :] = FINISH_REASONS.take(mdp.is_eos.take(token))
         self.gold_score = None
         if tree.gold_scores is not None:
             self.gold_score = np.concatenate([np.zeros(self.num_states), tree.gold_scores[state, token]])
 
     @property
-    def texts(self) -> Texts:
+    def texts(self) -> TextState:
         """The texts in full, copies."""
         names = ("prompt", "prompt_text", "input_ids", "attention_mask", "time")
-        return Texts(**{name: getattr(self, name).take(self.node, axis=0) for name in names})
+        return TextState(**{name: getattr(self, name).take(self.node, axis=0) for name in names})
 
     @property
     def ref_log_probs(self) -> Array:
         """log pi_ref(. | s_t), [B, V]."""
-        rows = self.ref_log_prob.reshape(-1, self.process.vocab_size)
+        rows = self.ref_log_prob.reshape(-1, self.mdp.vocab_size)
         log_probs: Array = rows.take(np.minimum(self.node, self.num_states), axis=0)
         return log_probs
 
-    def slots(self) -> Slots:
+    def to_batch(self) -> EpisodeBatch:
         """The same texts, to be stepped without the tree: from any state, and with a bound policy."""
-        slots = Slots(self.process, self.num)
-        slots.streams, slots.begun = self.streams, self.begun
-        if self.begun:
+        episodes = EpisodeBatch(self.mdp, self.num)
+        episodes.streams, episodes.started = self.streams, self.started
+        if self.started:
             every = np.arange(self.num)
-            slots.texts.put(every, self.texts)
-            slots.reading.begin(every, None)
-            slots.live = self.live.copy()
-        slots.refresh()
-        return slots
+            episodes.texts.put(every, self.texts)
+            episodes.cursor.begin(every, None)
+            episodes.live = self.live.copy()
+        episodes.refresh()
+        return episodes
 
     def start(self, rows: Any) -> None:
-        """As `Slots.start`."""
+        """As `EpisodeBatch.start`."""
         self.node[rows] = self.streams.draw(rows)
         self.live[rows] = True
-        self.begun = True
+        self.started = True
 
     def refresh(self) -> None:
         """Nobody needs to be asked."""
 
-    def write(self, actions: Any) -> Step:
-        """As `Slots.write`."""
-        if not self.begun:
+    def step(self, actions: Any) -> StepResult:
+        """As `EpisodeBatch.write`."""
+        if not self.started:
             raise gym.error.ResetNeeded("No text is in progress: call reset() before step().")
-        process, live = self.process, self.live
+        mdp, live = self.mdp, self.live
         idle = (~live).nonzero()[0]
-        tokens = process.check_actions(actions, idle, len(live))
+        tokens = mdp.validate_actions(actions, idle, len(live))
         edge = self.first_edge.take(self.node)
         edge += tokens
         chosen = self.ref_log_prob.take(edge)
-        if not process.full_support and chosen.min() == -np.inf:
+        if not mdp.full_support and chosen.min() == -np.inf:
             bad = int(np.flatnonzero(np.isneginf(chosen))[0])
-            raise process.forbidden(self.texts, bad, int(tokens[bad]))
-        terms = process.terms(self.scores.take(edge), chosen, {})
+            raise mdp.masked_action_error(self.texts, bad, int(tokens[bad]))
+        terms = mdp.combine_terms(self.scores.take(edge), chosen, {})
 
         # Nothing is changed before this line.
         self.node = node = self.child.take(edge)
@@ -129,38 +129,38 @@ class Walk:
         ended = self._ended(node) if terminated.any() else None
         if len(idle):
             self.start(idle)
-        return Step(reduce(np.add, terms.values()), terminated, live, chosen, terms, ended)
+        return StepResult(reduce(np.add, terms.values()), terminated, live, chosen, terms, ended)
 
-    def _ended(self, node: NDArray[np.int64]) -> Ended:
-        return Ended(
+    def _ended(self, node: NDArray[np.int64]) -> FinalInfo:
+        return FinalInfo(
             prompt=self.prompt_text.take(node),
-            response=self.response.take(node),
+            completion=self.completion.take(node),
             gold_score=None if self.gold_score is None else self.gold_score.take(node),
             kl=None,
             finish_reason=self.finish_reason.take(node),
         )
 
     def observation(self) -> dict[str, Array]:
-        """As `Slots.observation`."""
+        """As `EpisodeBatch.observation`."""
         return {
             "input_ids": self.input_ids.take(self.node, axis=0),
             "attention_mask": self.attention_mask.take(self.node, axis=0),
         }
 
     def action_mask(self) -> NDArray[np.int8]:
-        """As `Slots.action_mask`."""
-        if self.process.full_support:
-            return everything(self.num, self.process.vocab_size)
+        """As `EpisodeBatch.action_mask`."""
+        if self.mdp.full_support:
+            return everything(self.num, self.mdp.vocab_size)
         allowed: NDArray[np.int8] = (self.ref_log_probs > -np.inf).astype(np.int8)
         return allowed
 
 
-def slots_of(process: TextProcess, num: int) -> Slots | Walk:
-    """A `Walk` where the task allows one: few texts, a table as the reference, rewards that only count tokens."""
-    if type(process.reference) is not TableReference or process.shaping or not process.is_pure:
-        return Slots(process, num)
-    few = min(FEW, CELLS // (process.vocab_size * process.max_new_tokens))
+def make_episodes(mdp: TextMDP, num: int) -> EpisodeBatch | TabulatedBatch:
+    """A `TabulatedBatch` where the task allows one: few texts, a table as the reference, rewards that only count tokens."""
+    if type(mdp.reference) is not TableReference or mdp.shaping or not mdp.is_pure:
+        return EpisodeBatch(mdp, num)
+    few = min(MAX_TABULATED_COMPLETIONS, MAX_TABLE_ENTRIES // (mdp.vocab_size * mdp.max_new_tokens))
     try:
-        return Walk(process, num, enumerate_tree(process, max_texts=few))
+        return TabulatedBatch(mdp, num, enumerate_tree(mdp, max_completions=few))
     except ValueError:  # too large; or some text is refused, which is to be told when somebody writes it
-        return Slots(process, num)
+        return EpisodeBatch(mdp, num)

@@ -52,7 +52,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from textenv.data import WordTokenizer
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.references import TableReference
 from textenv.shaping import ShapingTerm
 
@@ -70,16 +70,16 @@ RIGHT, WRONG, NO_FACT = 0.45, 0.1, 0.25  # WRONG for each of the three other fac
 SMILEYS = {"": 0.5, ":)": 0.25, ":) :)": 0.12, ":) :) :)": 0.08, ":) :) :) :)": 0.05}
 
 
-def reward_hacking(kl_coef: float = 0.1, shaping: Sequence[ShapingTerm] = ()) -> TextProcess:
+def reward_hacking(kl_coef: float = 0.1, shaping: Sequence[ShapingTerm] = ()) -> TextMDP:
     """The task."""
     prompts = [{"prompt": question, "fact": fact} for question, fact in FACTS.items()]
-    answers = {row["prompt"]: reference_answers(row["fact"]) for row in prompts}
+    answers = {row["prompt"]: reference_completions(row["fact"]) for row in prompts}
     tokenizer = WordTokenizer(" ".join(text for prompt, choices in answers.items() for text in (prompt, *choices)))
-    return TextProcess(
+    return TextMDP(
         tokenizer,
         prompts,
         proxy,
-        TableReference.from_answers(tokenizer, answers),
+        TableReference.from_completions(tokenizer, answers),
         max_new_tokens=14,
         kl_coef=kl_coef,
         shaping=shaping,
@@ -87,7 +87,7 @@ def reward_hacking(kl_coef: float = 0.1, shaping: Sequence[ShapingTerm] = ()) ->
     )
 
 
-def reference_answers(fact: str) -> dict[str, float]:
+def reference_completions(fact: str) -> dict[str, float]:
     """pi_ref(y|x) for the question that `fact` answers: every answer that the reference gives, with its probability."""
     facts = {other: RIGHT if other == fact else WRONG for other in FACTS.values()} | {"": NO_FACT}
     answers: dict[str, float] = {}

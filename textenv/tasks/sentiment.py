@@ -24,7 +24,7 @@ Rewards
     compound sentiment of the answer, in [-1, 1], the prompt left out.
 
 Start
-    A prompt drawn uniformly, or the state given by `reset(options={"prompt": ..., "response": ...})`.
+    A prompt drawn uniformly, or the state given by `reset(options={"prompt": ..., "completion": ...})`.
 
 End
     At one of the model's end tokens, or after `max_new_tokens`; both are `terminated`.
@@ -32,7 +32,7 @@ End
 Arguments
     model=None (SmolLM2), a path or hub id of a causal language model, whose tokenizer is loaded with it.
     prompts=OPENINGS, reward=vader, max_new_tokens=24, kl_coef=0.05, gold_reward, reward_weights, shaping,
-    max_prompt_length: see `textenv.process.TextProcess`.
+    max_prompt_length: see `textenv.mdp.TextMDP`.
 
 Version history
     v0: first version.
@@ -50,7 +50,7 @@ from os import PathLike
 from typing import Any
 
 from textenv.data import PromptSource
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.rewards import vader
 
 OPENINGS = (
@@ -113,7 +113,7 @@ def sentiment(
     max_new_tokens: int = 24,
     kl_coef: float = 0.05,
     **arguments: Any,
-) -> TextProcess:
+) -> TextMDP:
     """The task."""
     from transformers import AutoTokenizer  # the registry is read without torch
 
@@ -123,6 +123,4 @@ def sentiment(
         reference, tokenizer = smollm2.load()
     else:
         reference, tokenizer = model, AutoTokenizer.from_pretrained(model)
-    return TextProcess(
-        tokenizer, prompts, reward, reference, max_new_tokens=max_new_tokens, kl_coef=kl_coef, **arguments
-    )
+    return TextMDP(tokenizer, prompts, reward, reference, max_new_tokens=max_new_tokens, kl_coef=kl_coef, **arguments)

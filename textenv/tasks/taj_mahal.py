@@ -51,7 +51,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from textenv.data import WordTokenizer
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.references import TableReference
 from textenv.shaping import ShapingTerm
 
@@ -96,19 +96,19 @@ CONFUSIONS = {
 }
 
 
-def taj_mahal(kl_coef: float = 0.1, shaping: Sequence[ShapingTerm] = ()) -> TextProcess:
+def taj_mahal(kl_coef: float = 0.1, shaping: Sequence[ShapingTerm] = ()) -> TextMDP:
     """The task."""
     prompts = [
         {"prompt": question.format(landmark), "landmark": landmark} for landmark in PLACES for question in QUESTIONS
     ]
-    answers = {row["prompt"]: reference_answers(row["landmark"]) for row in prompts}
+    answers = {row["prompt"]: reference_completions(row["landmark"]) for row in prompts}
     words = " ".join(text for prompt, choices in answers.items() for text in (prompt, *choices))
     tokenizer = WordTokenizer(words)
-    reference = TableReference.from_answers(tokenizer, answers)
-    return TextProcess(tokenizer, prompts, truth, reference, max_new_tokens=12, kl_coef=kl_coef, shaping=shaping)
+    reference = TableReference.from_completions(tokenizer, answers)
+    return TextMDP(tokenizer, prompts, truth, reference, max_new_tokens=12, kl_coef=kl_coef, shaping=shaping)
 
 
-def reference_answers(landmark: str) -> dict[str, float]:
+def reference_completions(landmark: str) -> dict[str, float]:
     """pi_ref(y|x) for a question about `landmark`: every answer that the reference gives, with its probability."""
     confusions = CONFUSIONS[landmark]
     shares = {landmark: 1.0 - sum(confusions.values()), **confusions}

@@ -14,14 +14,14 @@ Rewards
     `1[last] score(x, y) + beta log pi_ref(a|s) + shaping`, and `- beta log pi(a|s)` with a bound policy.
 
 Start
-    A prompt drawn uniformly, or the state given by `reset(options={"prompt": ..., "response": ...})`.
+    A prompt drawn uniformly, or the state given by `reset(options={"prompt": ..., "completion": ...})`.
 
 End
     At an end token (`finish_reason` "stop") or after `max_new_tokens` ("length"); both are `terminated`.
 
 Arguments
     tokenizer, prompts, reward, reference, max_new_tokens, kl_coef, reward_weights, shaping, gold_reward,
-    eos_token_id, max_prompt_length: see `textenv.process.TextProcess`. Also `policy` and `render_mode` (single),
+    eos_token_id, max_prompt_length: see `textenv.mdp.TextMDP`. Also `policy` and `render_mode` (single),
     `num_envs` and `autoreset_mode` (batched).
 
 Version history
@@ -41,12 +41,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 
 
-def text(**arguments: Any) -> TextProcess:
-    """The task that these arguments of `TextProcess` make."""
+def text(**arguments: Any) -> TextMDP:
+    """The task that these arguments of `TextMDP` make."""
     missing = [name for name in ("tokenizer", "prompts", "reward") if arguments.get(name) is None]
     if missing:
         raise ValueError(f"textenv/Text-v0 brings nothing of its own: pass {', '.join(missing)} to gym.make.")
-    return TextProcess(**arguments)
+    return TextMDP(**arguments)

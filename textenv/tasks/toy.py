@@ -44,7 +44,7 @@ import numpy as np
 
 from textenv.bound_policy import masked_log_softmax
 from textenv.data import WordTokenizer
-from textenv.mdp import TextProcess
+from textenv.mdp import TextMDP
 from textenv.references import TableReference
 from textenv.shaping import ShapingTerm
 
@@ -58,7 +58,7 @@ def toy(
     task_seed: int = 0,
     kl_coef: float = 0.1,
     shaping: Sequence[ShapingTerm] = (),
-) -> TextProcess:
+) -> TextMDP:
     """The toy that these numbers name: the same numbers, the same toy."""
     if vocab_size < 3 or max_new_tokens < 1 or num_prompts < 1:
         raise ValueError(
@@ -79,7 +79,7 @@ def toy(
 
     weights = rng.normal(size=(num_prompts, max_new_tokens, vocab_size, vocab_size)) / math.sqrt(max_new_tokens)
     logits = rng.normal(size=(num_prompts, max_new_tokens, vocab_size, vocab_size))
-    return TextProcess(
+    return TextMDP(
         tokenizer,
         prompts,
         HiddenWeights(prompts, weights),
@@ -109,10 +109,12 @@ class HiddenWeights:
         """Scores of a batch of texts."""
         length = np.array([len(ids) for ids in completion_ids])
         tokens = np.array([ids + [0] * (length.max() - len(ids)) for ids in completion_ids])
-        scores: list[float] = self.of_tokens(np.array([self.index[text] for text in prompts]), tokens, length).tolist()
+        scores: list[float] = self.score_tokens(
+            np.array([self.index[text] for text in prompts]), tokens, length
+        ).tolist()
         return scores
 
-    def of_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+    def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
         """The same, from arrays."""
         words = tokens.T
         place = self.begins[: len(words)].take(prompt, axis=1)
