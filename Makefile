@@ -30,6 +30,7 @@ slow: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/ready
 	$(BIN)/mypy
@@ -43,16 +44,16 @@ NEEDS_bench := ".[bench]"
 
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -n auto -m "not slow" \
-		$(addprefix tests/test_,api.py vector.py wrappers.py reward.py rollout.py sb3.py episodes.py)
+		tests/textenv tests/agents/sampling tests/agents/test_sb3.py
 
 tianshou: .venv-tianshou/ready
-	.venv-tianshou/bin/python -m pytest tests/test_tianshou.py
+	.venv-tianshou/bin/python -m pytest tests/experiments/examples/test_tianshou.py
 
 rllib: .venv-rllib/ready
-	.venv-rllib/bin/python -m pytest tests/test_rllib.py
+	.venv-rllib/bin/python -m pytest tests/experiments/examples/test_rllib.py
 
 ray: .venv-ray/ready
-	.venv-ray/bin/python -m pytest tests/test_ray.py
+	.venv-ray/bin/python -m pytest tests/experiments/launch/test_cluster.py
 
 .venv-%/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-$*

@@ -2,6 +2,7 @@
 
 from agents.actor_critic import ActorCritic
 from agents.agent import Agent, check_range
+from agents.format_version import FORMAT_VERSION, check_format
 from agents.grpo import GRPO
 from agents.policy import TransformerPolicy
 from agents.ppo import PPO
@@ -10,6 +11,7 @@ from agents.rloo import RLOO
 from agents.sampling import Rollout, collect
 
 __all__ = [
+    "FORMAT_VERSION",
     "GRPO",
     "PPO",
     "REINFORCE",
@@ -18,6 +20,7 @@ __all__ = [
     "Agent",
     "Rollout",
     "TransformerPolicy",
+    "check_format",
     "check_range",
     "collect",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from agents.checkpoint import read_agent, restore_training_state, save_agent
 from agents.functional import ESTIMATORS, adaptive_kl_coef
-from agents.policy import ADAPTER, TransformerPolicy
+from agents.policy import TransformerPolicy
 from agents.sampling import (
     Rollout,
     Sampler,
@@ -33,13 +33,18 @@ from agents.training import (
     Losses,
     MasterWeights,
     Metrics,
-    gather_moments,
+    all_reduce_gradients,
+    all_reduce_sum,
+    broadcast_parameters,
+    gather_objects,
     gather_tensor,
     merge_micro_batches,
-    ranks,
+    per_rank,
+    rank,
+    rank_seed,
     reduce_ranks,
     rollout_metrics,
-    shard_moments,
+    world_size,
 )
 from textenv import TextMDP, get_mdp
 
@@ -90,9 +95,9 @@ class Agent(ABC):
                 f"{self.num_generations}."
             )
         for name, unit in (("n_episodes", self.num_generations), ("batch_size", 1)):
-            if (number := getattr(self, name, None)) and number % (unit * ranks.world_size()):
+            if (number := getattr(self, name, None)) and number % (unit * world_size()):
                 raise ValueError(
-                    f"{name} must be a multiple of {unit * ranks.world_size()}, so that {ranks.world_size()} "
+                    f"{name} must be a multiple of {unit * world_size()}, so that {world_size()} "
                     f"processes have equal shares of whole groups, got {number}."
                 )
         if not isinstance(self.policy, TransformerPolicy):
@@ -122,9 +127,9 @@ class Agent(ABC):
                     raise ValueError("kl_target needs an environment with kl_coef > 0 to start from, got 0.")
                 self.kl_coef = mdp.kl_coef
         if self.env is not None:
-            ranks.broadcast_parameters(self.policy.parameters())
+            broadcast_parameters(self.policy.parameters())
         self.trained = trainable_parameters(self.policy)
-        self.generator = new_generator(self.policy.device, ranks.rank_seed(self.seed))
+        self.generator = new_generator(self.policy.device, rank_seed(self.seed))
         self.learner: Any = self.policy
         self.num_timesteps = 0
         self.num_updates = 0
@@ -191,7 +196,7 @@ class Agent(ABC):
         if reset_num_timesteps:
             self.num_timesteps = self.num_updates = 0
         total_timesteps += self.num_timesteps
-        hidden = not progress_bar or ranks.rank() > 0
+        hidden = not progress_bar or rank() > 0
         with tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=hidden) as bar:
             while self.num_timesteps < total_timesteps:
                 before = self.num_timesteps
@@ -203,14 +208,14 @@ class Agent(ABC):
                         self.kl_coef, metrics["objective/kl"], self.kl_target, self.n_episodes, self.kl_horizon
                     )
                 written = rollout.mask.sum() + (self.num_timesteps - before)  # and what `train` had to write besides
-                self.num_timesteps = before + int(ranks.all_reduce_sum(written))
+                self.num_timesteps = before + int(all_reduce_sum(written))
                 self.num_updates += 1
                 bar.update(self.num_timesteps - bar.n)
                 shown = [name for name in ("scores", "kl") if f"objective/{name}" in metrics]
                 bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in shown})
                 if callback is not None:
                     stop = callback(self, rollout, metrics) is False
-                    if any(ranks.gather_objects(stop)):
+                    if any(gather_objects(stop)):
                         break
         return self
 
@@ -232,7 +237,7 @@ class Agent(ABC):
 
     def collect(self) -> Rollout:
         """`n_episodes` answers of the policy as it is now; of several processes each collects its share."""
-        count = ranks.per_rank(self.n_episodes)
+        count = per_rank(self.n_episodes)
         if is_external(self.env):
             return collect_external(
                 self.env,
@@ -278,8 +283,8 @@ class Agent(ABC):
                 info |= said
             numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one wait for the device
             seen.append(dict(zip(info, numbers, strict=True)) | {"num_answers": float(len(part))})
-        ranks.all_reduce_gradients(self.master_weights.masters_of(self.trained))
-        metrics = merge_micro_batches(ranks.gather_objects(merge_micro_batches(seen)))
+        all_reduce_gradients(self.master_weights.masters_of(self.trained))
+        metrics = merge_micro_batches(gather_objects(merge_micro_batches(seen)))
         return {name: value for name, value in metrics.items() if not name.startswith("num_")}
 
     def step(self) -> float:
@@ -332,28 +337,8 @@ class Agent(ABC):
         return [f.name for f in fields(cls) if f.name not in ("policy", "env")]
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Write policy (a Hugging Face checkpoint), settings, optimizer and generator: all that `load` needs.
-
-        Of several processes every one calls this, and the first writes.
-        """
-        learned = {
-            "optimizer": gather_moments(self.optimizer.state_dict()),
-            "masters": self.master_weights.state(),
-            "generators": ranks.gather_objects(self.generator.get_state()),
-            "generator_device": self.generator.device.type,
-        }
-        if ranks.rank() > 0:
-            return
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        self.policy.save_pretrained(path)
-        if self.mdp is not None and hasattr(tokenizer := self.mdp.tokenizer, "save_pretrained"):
-            tokenizer.save_pretrained(path)
-        settings = {name: getattr(self, name) for name in self.hyperparameters()}
-        counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "kl_coef": self.kl_coef}
-        content = {"agent": type(self).__name__, "settings": settings, **counts}
-        (path / "agent.json").write_text(json.dumps(content, indent=2) + "\n")
-        torch.save(learned, path / "training_state.pt")
+        """Writes the agent to a folder, see `agents.checkpoint`. Every rank calls it; rank 0 writes."""
+        save_agent(self, Path(folder))
 
     @classmethod
     def load(
@@ -376,34 +361,16 @@ class Agent(ABC):
             **settings: override what was saved, e.g. `learning_rate`.
 
         Raises:
-            ValueError: no agent was saved there, or another kind of agent.
+            ValueError: no agent was saved there, another one, or one of another format.
         """
         path = Path(folder)
-        if not (path / "agent.json").is_file():
-            raise ValueError(f"{str(path)!r} holds no saved agent (no agent.json); pass the folder given to save().")
-        saved = json.loads((path / "agent.json").read_text())
-        if saved["agent"] != cls.__name__:
-            raise ValueError(f"{str(path)!r} holds the agent {saved['agent']}, not {cls.__name__}.")
+        saved = read_agent(path, cls.__name__)
         reference = None if env is None or is_external(env) else get_mdp(env).reference
         policy = TransformerPolicy.from_pretrained(path, reference=reference).to(device)
         agent = cls(policy, env, **(saved["settings"] | settings))
         if wrap is not None:
             agent.distribute(wrap)
-        state = torch.load(path / "training_state.pt", map_location="cpu", weights_only=True)
-        if policy.has_adapter == (path / ADAPTER).is_dir():  # merged, to predict only: nothing to go on with
-            agent.optimizer.load_state_dict(shard_moments(state["optimizer"], agent.optimizer))
-            agent.master_weights.load_state(state["masters"])
-        for group, own in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
-            group["lr"] = own["lr"]
-        same_device = agent.generator.device.type == state["generator_device"]  # else states cannot be exchanged
-        if same_device and "seed" not in settings:
-            if len(state["generators"]) == ranks.world_size():
-                agent.generator.set_state(state["generators"][ranks.rank()])
-            else:  # another number of processes than before: each goes on with numbers of its own
-                agent.generator.manual_seed(agent.generator.initial_seed() + saved["num_updates"])
-        agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
-        if agent.kl_target is not None and saved.get("kl_coef") is not None:
-            agent.kl_coef = saved["kl_coef"]
+        restore_training_state(agent, path, saved, generator="seed" not in settings)
         return agent
 
 

@@ -11,27 +11,49 @@ from typing import Any
 
 import torch
 
+from agents import FORMAT_VERSION, check_format
 from experiments.config import AgentFlags
 from experiments.errors import FlagError
 
 
 def write_config(config: Any, folder: Path) -> None:
-    """Write `config.json`: the flags, and the versions that they were run with."""
+    """Writes `config.json`: the flags, and the versions that they were run with."""
     packages = ("textenv", "gymnasium", "torch", "transformers", "numpy", "scipy", "stable-baselines3", "sb3-contrib")
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    content = {"flags": plain(config), "versions": versions, "threads": torch.get_num_threads()}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "flags": plain(config),
+        "versions": versions,
+        "threads": torch.get_num_threads(),
+    }
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_flags(folder: Path) -> dict[str, Any]:
+    """The flags in a folder's `config.json`, as JSON holds them.
+
+    Raises:
+        FlagError: a run of another format.
+    """
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    try:
+        check_format(path, content)
+    except ValueError as error:
+        raise FlagError(str(error)) from error
+    flags: dict[str, Any] = content["flags"]
+    return flags
 
 
 def read_config(folder: Path, kind: type[Any]) -> Any:
     """The flags in a folder's `config.json`, as a dataclass of this kind.
 
     Raises:
-        FlagError: the folder holds no run.
+        FlagError: the folder holds no run, or one of another format.
     """
     if not (folder / "config.json").is_file():
         raise FlagError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
-    flags = json.loads((folder / "config.json").read_text())["flags"]
+    flags = read_flags(folder)
     for f in dataclasses.fields(AgentFlags):
         if dataclasses.is_dataclass(f.default_factory):  # an agent's settings
             flags[f.name] = f.default_factory(**flags.get(f.name, {}))
@@ -66,7 +88,7 @@ def open_folder(config: Any, name: str, time: str) -> Path:
         return folder
     if not config.resume:
         raise FlagError(f"--out {str(folder)!r} holds a run; add --resume to go on with it, or choose another folder.")
-    saved = json.loads((folder / "config.json").read_text())["flags"]
+    saved = read_flags(folder)
     given = plain(config)
     ignored = {"resume", "out", "num_workers", "launcher", "device"}
     if changed := [key for key in given if key not in ignored and given[key] != saved.get(key, given[key])]:

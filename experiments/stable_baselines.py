@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tqdm.auto import tqdm
 
-from agents import check_range
+from agents import FORMAT_VERSION, check_format, check_range
 from agents.policy import TransformerPolicy
 from agents.sb3 import (
     CausalLMPolicy,
@@ -126,7 +126,9 @@ class StableBaselines(ABC):
         self.policy.save_pretrained(folder)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("initial_policy", "env")}
         counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates}
-        (folder / "agent.json").write_text(json.dumps({"settings": settings} | counts, indent=2) + "\n")
+        (folder / "agent.json").write_text(
+            json.dumps({"format_version": FORMAT_VERSION, "settings": settings} | counts, indent=2) + "\n"
+        )
         torch.save(self.algorithm.get_parameters(), folder / "training_state.pt")
 
     @classmethod
@@ -134,6 +136,7 @@ class StableBaselines(ABC):
         """An agent as it was saved, but for the random numbers and texts in progress: learning goes on with others."""
         folder = Path(folder)
         saved = json.loads((folder / "agent.json").read_text())
+        check_format(folder / "agent.json", saved)
         agent = cls(TransformerPolicy.from_pretrained(folder).to(device), env, **saved["settings"])
         state = torch.load(folder / "training_state.pt", map_location=device, weights_only=True)
         agent.algorithm.set_parameters(state, device=device)

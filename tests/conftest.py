@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.paths import ASSETS
+
 # before torch is there, and for the processes that tests start: rounding in bfloat16 depends on the threads
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
 os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is nowhere is refused at once
-
-# Real small models and data stand beside the checkout in CI; a test that needs them skips where they are absent.
-ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +36,7 @@ def switches_of_the_process() -> Iterator[None]:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`GraphSampler` calls its step as it is, which needs no seconds and no compiler; see tests/test_compile.py."""
+    """`GraphSampler` calls its step as it is, which needs no seconds and no compiler; see tests/agents/policy/test_compile.py."""
     from agents.sampling.graph import CapturedStep
 
     monkeypatch.setattr(CapturedStep, "_compiled", lambda tape, texts: tape._step)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from agents.sampling import collect
-from tests.tasks import assert_same, count_words, forgetful, make, random_reference, stories, words, zero
-from tests.test_gradients import random_policy
+from tests.helpers.policies import random_policy
+from tests.helpers.tasks import assert_same, count_words, forgetful, make, random_reference, stories, words, zero
 from textenv import InvalidAction, TextEnv, TextMDP, TextVectorEnv, exact
 from textenv.data import WordTokenizer
 from textenv.references import TableReference

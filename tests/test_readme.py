@@ -11,8 +11,8 @@ import pytest
 import tyro
 
 from experiments import __main__ as command_line
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 Command: Any = command_line.Command
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -17,7 +17,7 @@ from textenv.state import TextState
 from textenv.unwrap import get_mdp
 from textenv.vector import TextVectorEnv
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 for _id, _task in {
     "textenv/TajMahal-v0": "textenv.tasks.taj_mahal:taj_mahal",

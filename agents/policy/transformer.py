@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from agents.format_version import FORMAT_VERSION, check_format
 from agents.policy.adapters import ADAPTER, load_adapter
 from agents.policy.categorical import sample_categorical
 from agents.policy.compiler import check_compiler
@@ -149,12 +150,13 @@ class TransformerPolicy(nn.Module):
         `reference` (an environment's `mdp.reference`), to be trained on; without one the merged model is loaded.
         """
         folder = Path(path)
+        saved = json.loads((folder / "policy.json").read_text()) if (folder / "policy.json").is_file() else {}
+        check_format(folder / "policy.json", saved, oldest=1)
         if reference is not None and (folder / ADAPTER).is_dir():
             model = load_adapter(reference, folder / ADAPTER)
         else:
             model = load_causal_lm(path)
             check_causal(model.eval())
-        saved = json.loads((folder / "policy.json").read_text()) if (folder / "policy.json").is_file() else {}
         policy = cls(
             model,
             vocab_size=vocab_size or saved.get("vocab_size"),
@@ -190,6 +192,7 @@ class TransformerPolicy(nn.Module):
         critic = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
         save_file({name: tensor.contiguous() for name, tensor in critic.items()}, path / "value_head.safetensors")
         settings = {
+            "format_version": FORMAT_VERSION,
             "vocab_size": self.vocab_size,
             "temperature": self.temperature,
             "separate_critic": self.critic is not None,

@@ -176,7 +176,7 @@ class CapturedStep:
             step(self)
         except Exception as error:
             name = type(self.policy.model).__name__
-            raise ValueError(f"torch cannot record {name}; let agents.sampling.write write: {error}") from error
+            raise ValueError(f"torch cannot record {name}; sample with the loop instead: {error}") from error
         return lambda: step(self)
 
     def _cuda_graph(self, texts: TextState) -> Callable[[], Any]:

@@ -5,6 +5,7 @@ from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
 from textenv.lm.inputs import base_model, cache_argument, last_columns, pack_left, position_ids
 from textenv.lm.loading import check_causal, check_vocabulary, load_causal_lm
 from textenv.lm.prefix_sharing import forward_sequences
+from textenv.lm.smollm2 import load_smollm2
 
 __all__ = [
     "BLOCK_COLUMNS",
@@ -19,6 +20,7 @@ __all__ = [
     "fuse_activations",
     "last_columns",
     "load_causal_lm",
+    "load_smollm2",
     "pack_left",
     "position_ids",
 ]

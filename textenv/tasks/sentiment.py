@@ -117,10 +117,10 @@ def sentiment(
     """The task."""
     from transformers import AutoTokenizer  # the registry is read without torch
 
-    from textenv.lm import smollm2
+    from textenv.lm import load_smollm2
 
     if model is None:
-        reference, tokenizer = smollm2.load()
+        reference, tokenizer = load_smollm2()
     else:
         reference, tokenizer = model, AutoTokenizer.from_pretrained(model)
     return TextMDP(tokenizer, prompts, reward, reference, max_new_tokens=max_new_tokens, kl_coef=kl_coef, **arguments)

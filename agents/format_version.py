@@ -1,0 +1,42 @@
+"""The format of saved files: `config.json`, `agent.json` and `policy.json` carry it as `format_version`.
+
+    format    written by
+    1         textenv 0.1, without a format_version
+    2         textenv 0.2: --sampler loop | generate | graph, normalized_objective
+
+A run or an agent of another format is refused. A policy of every earlier format is loaded: what `policy.json` says has
+only grown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import textenv
+
+FORMAT_VERSION = 2
+READERS = {1: "textenv 0.1 (commit b8391f7)"}  # the last version that reads each earlier format
+
+
+def check_format(path: Path, content: dict[str, Any], oldest: int = FORMAT_VERSION) -> None:
+    """Checks that this version reads a saved file.
+
+    Args:
+        path: the file, for the error.
+        content: what it holds.
+        oldest: the first format that is read.
+
+    Raises:
+        ValueError: another format; the message names the version that reads it.
+    """
+    found = content.get("format_version", 1)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ValueError(f"{path}: format_version must be an integer, at least 1, got {found!r}.")
+    if oldest <= found <= FORMAT_VERSION:
+        return
+    reader = READERS.get(found, "a later version of textenv")
+    formats = f"format {FORMAT_VERSION}" if oldest == FORMAT_VERSION else f"formats {oldest} to {FORMAT_VERSION}"
+    raise ValueError(
+        f"{path} is in format {found}, which {reader} reads; this is textenv {textenv.__version__}, which reads {formats}."
+    )

@@ -1,0 +1,370 @@
+"""What a step does not do: work that nobody asked for is not done; counted in calls and bytes, not in seconds."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+import tracemalloc
+from functools import wraps
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.bench.environments import environments
+from tests.helpers.tasks import letter_values, make, random_reference, words, zero
+from textenv import TextMDP, TextVectorEnv
+from textenv.data import WordTokenizer
+from textenv.references import TableReference
+from textenv.rewards import WeightedReward
+from textenv.testing import play
+
+WIDE = 50_000
+
+
+def wide(mode: str = "NextStep", num_envs: int = 3) -> Any:
+    """Texts over 50,000 words, none of them masked."""
+    tokenizer = WordTokenizer([f"w{i}" for i in range(WIDE - 1)])
+    mdp = TextMDP(tokenizer, ["w1", "w2"], zero, max_new_tokens=2)
+    return TextVectorEnv(mdp, num_envs, autoreset_mode=mode)
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [mode.value for mode in AutoresetMode])
+def test_a_mask_that_forbids_nothing_is_one_array(mode: str) -> None:
+    """At every step the same read-only array of V bytes, whatever B; in a copy of the environment too."""
+    envs = wide(mode)
+    for each in (envs, copy.deepcopy(envs), pickle.loads(pickle.dumps(envs))):
+        mask = each.reset(seed=0)[1]["action_mask"]
+        assert mask.shape == (3, WIDE) and mask.dtype == np.int8 and mask.all()
+        assert mask.base.nbytes == WIDE and not mask.flags.writeable
+        for _ in range(3):
+            _, _, terminated, _, info = each.step(np.array([1, 0, 2]))
+            assert info["action_mask"] is mask
+            if "final_info" in info:
+                final = info["final_info"]["action_mask"]
+                assert (final == terminated[:, None]).all() and not np.shares_memory(final, mask)
+                assert final.base.nbytes == 3 and not final.flags.writeable
+            if mode == "Disabled":
+                each.reset(options={"reset_mask": terminated})
+
+
+def test_a_mask_that_forbids_something_is_a_new_array() -> None:
+    """Control: with a sparse reference the masks of two steps are two arrays, which may be written to."""
+    envs = TextVectorEnv(TextMDP(**words(reference=random_reference(4, 0, sparse=True))), 3)
+    first = envs.reset(seed=0)[1]["action_mask"]
+    second = envs.step(first.argmax(axis=1))[-1]["action_mask"]
+    assert not np.shares_memory(first, second) and first.flags.writeable and second.flags.writeable
+
+
+def test_a_step_allocates_no_mask() -> None:
+    """A step over 50,000 words allocates less than one mask of them."""
+    envs = wide()
+    envs.reset(seed=0)
+    envs.step(np.array([1, 2, 3]))
+    tracemalloc.start()
+    try:
+        envs.step(np.array([1, 2, 3]))
+        assert tracemalloc.get_traced_memory()[1] < WIDE
+        masks = np.ones((3, WIDE), dtype=np.int8)  # control
+        assert tracemalloc.get_traced_memory()[1] > masks.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+# -- references --------------------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Counts the calls of a method, and the rows of each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        self.rows: list[int] = []
+        inner = getattr(owner, name)
+
+        def counted(this: Any, first: Any, *rest: Any, **named: Any) -> Any:
+            self.rows.append(len(first))
+            return inner(this, first, *rest, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_table_is_looked_up_and_not_asked(mode: AutoresetMode, sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stepping asks a table for no [B, V] and reads no text from its start; a reset into a state reads that state."""
+    envs = TextVectorEnv(TextMDP(**words(reference=random_reference(4, 0, sparse))), 4, autoreset_mode=mode)
+    asked, read = Calls(monkeypatch, TableReference, "log_probs"), Calls(monkeypatch, TableReference, "read")
+    _, info = envs.reset(seed=0)
+    for _ in range(12):
+        _, _, terminated, _, info = envs.step(info["action_mask"].argmax(axis=1))
+        if mode == AutoresetMode.DISABLED and terminated.any():
+            envs.reset(options={"reset_mask": terminated})
+            info = {"action_mask": envs.action_masks().astype(np.int8)}
+    assert not asked.rows and not read.rows
+    envs.reset(options={"prompt": 1})
+    assert read.rows[-1] == 4  # control
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), sparse=st.booleans(), mode=st.sampled_from([mode.value for mode in AutoresetMode]))
+def test_a_state_that_is_carried_is_the_text_read_from_its_start(seed: int, sparse: bool, mode: str) -> None:
+    """In every row that is live, through ends and restarts: what the table says of the observation."""
+    reference = random_reference(4, seed, sparse)
+    envs = TextVectorEnv(TextMDP(**words(reference=reference)), 5, autoreset_mode=mode)
+    fresh, rng = copy.deepcopy(reference), np.random.default_rng(seed)
+    observation, _ = envs.reset(seed=seed)
+    for _ in range(12):
+        live, expected = envs.episodes.live, fresh.log_probs(**observation)
+        assert envs.episodes.ref_log_probs[live].tolist() == expected[live].tolist()
+        keys = rng.random((5, 4))
+        actions = np.where(envs.episodes.action_mask() == 1, keys, -1.0).argmax(axis=1)
+        observation, _, terminated, _, _ = envs.step(actions)
+        if mode == "Disabled" and terminated.any():
+            observation, _ = envs.reset(options={"reset_mask": terminated})
+
+
+class Sharper(TableReference):
+    """A table that answers in its own way."""
+
+    def log_probs(self, input_ids: Any, attention_mask: Any) -> Any:
+        """Twice as sure."""
+        doubled = 2 * super().log_probs(input_ids, attention_mask)
+        return doubled - np.log(np.exp(doubled).sum(axis=1, keepdims=True))
+
+
+def test_a_kind_of_table_is_asked() -> None:
+    """What a subclass says is what is paid."""
+    unigram = np.log([0.1, 0.2, 0.3, 0.4])
+    paid = play(make(words(reference=Sharper(unigram), reward=zero, kl_coef=1.0)), 0, "c a").rewards
+    assert np.exp(paid) == pytest.approx(np.array([0.16, 0.04, 0.01]) / 0.3)
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------
+
+
+def test_only_texts_that_ended_are_decoded_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each text once, all that end in a step together; the toy's reward is asked for no list and no string."""
+    envs: Any = gym.make_vec("textenv/Toy-v0", num_envs=16, max_new_tokens=8)  # too many texts to be walked
+    task = envs.mdp.reward.functions[0]
+    decoded = Calls(monkeypatch, WordTokenizer, "decode_rows")
+    scored, listed = Calls(monkeypatch, type(task), "score_tokens"), Calls(monkeypatch, type(task), "__call__")
+    singly = Calls(monkeypatch, WordTokenizer, "decode")
+    envs.reset(seed=0)
+    rng, ended = np.random.default_rng(0), []
+    for _ in range(20):
+        terminated = envs.step(rng.integers(6, size=16))[2]
+        if terminated.any():
+            ended.append(int(terminated.sum()))
+    assert decoded.rows == scored.rows == ended and len(ended) > 10
+    assert not listed.rows and not singly.rows
+
+
+def calls_of(step: Any) -> int:
+    """How many functions, of Python and of C, a call of `step` calls."""
+    count = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        step()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def bytes_of(step: Any) -> int:
+    """How many bytes a call of `step` needs at most."""
+    tracemalloc.start()
+    try:
+        step()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("measure", [calls_of, bytes_of])
+def test_a_step_does_no_work_for_the_prefix(measure: Any, sparse: bool) -> None:
+    """The 3rd and the 200th token of a text take the same number of calls and of bytes."""
+    task = TextMDP(**words(reference=random_reference(4, 1, sparse), max_new_tokens=256, eos_token_id=[]))
+    envs, taken = TextVectorEnv(task, 4), []
+    _, info = envs.reset(seed=0)
+    for _ in range(200):
+        actions = info["action_mask"].argmax(axis=1)
+
+        def step(actions: Any = actions) -> None:
+            nonlocal info
+            info = envs.step(actions)[-1]
+
+        taken.append(measure(step))
+    assert max(taken[100:]) <= 1.01 * max(taken[2:20])
+
+
+def test_work_for_the_prefix_would_be_noticed() -> None:
+    """Control: a shaping term that looks at the answer token by token."""
+
+    def counting(moves: Any) -> np.ndarray:
+        return np.array([[float(sum(int(token) for token in range(time[0])))] for time in moves.time])
+
+    envs, taken = TextVectorEnv(TextMDP(**words(shaping=[counting], max_new_tokens=256)), 4), []
+    envs.reset(seed=0)
+    for _ in range(200):
+        taken.append(calls_of(lambda: envs.step(np.ones(4, dtype=np.int64))))
+    assert max(taken[100:]) > 1.01 * max(taken[2:20])
+
+
+# -- arrays in place of lists ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    vocabulary=st.lists(
+        st.text(st.characters(exclude_categories=["Z"])).filter(lambda word: word.split() == [word] != ["<eos>"]),
+        min_size=1,
+        unique=True,
+    ),
+    seed=st.integers(0, 99),
+)
+def test_rows_are_decoded_as_one_by_one(vocabulary: list[str], seed: int) -> None:
+    """Words of any script and length, end tokens anywhere, blanks behind."""
+    tokenizer = WordTokenizer(vocabulary)
+    rows = np.random.default_rng(seed).integers(len(tokenizer), size=(4, 5))
+    rows[0, 2:] = 0
+    one_by_one = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    assert tokenizer.decode_rows(rows) == one_by_one
+    assert tokenizer.decode_rows(rows[:, :0]) == [""] * 4
+
+
+class Counted:
+    """A reward with both forms, which notes which of them was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        """From lists."""
+        self.asked.append("lists")
+        return letter_values(prompts, completions, completion_ids)
+
+    def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+        """From arrays: `letter_values` for the prompts of the tests."""
+        self.asked.append("arrays")
+        prompts = np.array([len(text) for text in words()["prompts"]])
+        return prompts[prompt] / 8 + (np.arange(1, tokens.shape[1] + 1) * tokens).sum(axis=1) / 16
+
+
+def test_a_reward_may_take_arrays() -> None:
+    """Where it has `score_tokens` that is asked, with the same scores; for a prompt of one's own it gets lists."""
+    reward = Counted()
+    env, plain = make(words(reward=reward)), make(words())
+    for prompt, answer in ((0, "b c"), (3, ""), (1, "a a a")):
+        assert play(env, prompt, answer).rewards.tolist() == play(plain, prompt, answer).rewards.tolist()
+    assert reward.asked == ["arrays"] * 3
+    assert play(env, "c a", "b").rewards.tolist() == play(plain, "c a", "b").rewards.tolist()
+    assert reward.asked[3:] == ["lists"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.array([0.0, np.nan]), "'Broken' must return finite numbers, got nan for 'b' after 'b a b'"),
+        (np.zeros(3), "'Broken' must return one score a text: 2, got 3"),
+        (np.zeros((2, 1)), "'Broken' must return a list of numbers or None"),
+        (None, "'Broken' must return one score a text, got None"),
+    ],
+)
+def test_what_a_reward_says_of_arrays_is_checked(answer: Any, message: str) -> None:
+    """As what it says of lists is."""
+
+    class Broken(Counted):
+        def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+            return answer
+
+    mdp = TextMDP(**words())
+    texts = mdp.finished(np.array([0, 1]), mdp.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
+    with pytest.raises(ValueError, match=message):
+        WeightedReward(Broken()).score(texts)
+
+
+def test_the_toys_reward_is_the_same_from_lists_and_arrays() -> None:
+    """Answers of every length, several at once."""
+    mdp = gym.make("textenv/Toy-v0", max_new_tokens=12, num_prompts=5).unwrapped.mdp  # type: ignore[attr-defined]
+    reward, rng = mdp.reward.functions[0], np.random.default_rng(0)
+    length = rng.integers(1, 13, size=40)
+    length[0] = 12
+    prompt, tokens = rng.integers(5, size=40), rng.integers(6, size=(40, 12)) * (np.arange(12) < length[:, None])
+    texts = mdp.finished(prompt, mdp.prompt_texts[prompt], tokens, length)
+    assert mdp.score(texts).tolist() == reward(texts.prompts, texts.completions, texts.completion_ids)
+    assert [len(ids) for ids in texts.completion_ids] == length.tolist()
+
+
+# -- the benchmark -----------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_tells_what_it_says() -> None:
+    """A short run: every case has a rate, the mask is one array."""
+    told = environments(seconds=0.5)
+    rates = told["steps_per_second"]
+    assert {"numpy loop", "CartPoleVectorEnv", "TextVectorEnv", "gym.make"} <= set(rates)
+    assert all(rate > 0 for case in rates.values() for rate in case.values())
+    assert set(rates["TextVectorEnv"]) == {1, 64, 1024}
+    assert told["mask"]["one_read_only_array"] and told["mask"]["bytes"] == 50_000
+    assert told["prefix"].keys() == {"first", "last"}
+
+
+def test_a_wrapped_reward_is_not_passed_by() -> None:
+    """functools.wraps copies `score_tokens`, whose scores are not the wrapper's."""
+
+    def base(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        return [1.0] * len(prompts)
+
+    base.score_tokens = lambda prompt, tokens, length: np.ones(len(prompt))  # type: ignore[attr-defined]
+
+    @wraps(base)
+    def doubled(*args: Any, **texts: Any) -> list[float]:
+        return [2 * score for score in base(*args, **texts)]
+
+    for reward, expected in ((base, 1.0), (doubled, 2.0)):
+        env = make(words(3, prompts=["a"], reward=reward, kl_coef=0.0))
+        env.reset()
+        assert env.step(0)[1] == expected
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
+    """Not the rows of the class that it comes from."""
+
+    class Glued(WordTokenizer):
+        def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
+            return super().decode(token_ids, skip_special_tokens=skip_special_tokens).replace(" ", "")
+
+    ids = np.array([[1, 2], [2, 0]])
+    assert Glued("a b").decode_rows(ids) == ["ab", "b"] and WordTokenizer("a b").decode_rows(ids) == ["a b", "b"]
+
+
+def test_a_reward_may_do_what_it_likes_with_its_lists() -> None:
+    """The next one gets them as they were."""
+    seen: list[Any] = []
+
+    def rude(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        seen.append((list(prompts), list(completions), [list(ids) for ids in completion_ids], list(columns["label"])))
+        scores = [0.0] * len(prompts)
+        for told in (prompts, completions, *completion_ids, *columns.values()):
+            told.clear()
+        return scores
+
+    env = make(words(3, prompts=[{"prompt": "a", "label": 1}], reward=[rude, rude]))
+    env.reset()
+    env.step(1)
+    env.step(0)
+    assert len(seen) == 2 and seen[0] == seen[1] == (["a"], ["a"], [[1, 0]], [1])
