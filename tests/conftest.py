@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread a test process, the real models where they are present, small tasks."""
+"""Fixtures and settings of all tests: one thread per test process, the real models where they are present."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from tests.helpers.paths import ASSETS
 
-# before torch is there, and for the processes that tests start: rounding in bfloat16 depends on the threads
+# before torch is imported, and for the OS processes that tests start: rounding in bfloat16 depends on the threads
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
-os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is nowhere is refused at once
+os.environ["HF_HUB_OFFLINE"] = "1"  # an unknown model name fails without a network request
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +27,8 @@ def assets() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def switches_of_the_process() -> Iterator[None]:
-    """What a test has torch do is not for the next one; torch.compile switches torch.distributions' checks off."""
+def torch_settings() -> Iterator[None]:
+    """Restores torch's global settings after each test; torch.compile switches off torch.distributions' checks."""
     yield
     torch.distributions.Distribution.set_default_validate_args(True)
     torch.set_float32_matmul_precision("highest")
@@ -36,7 +36,7 @@ def switches_of_the_process() -> Iterator[None]:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`GraphSampler` calls its step as it is, which needs no seconds and no compiler; see tests/agents/policy/test_compile.py."""
+    """`GraphSampler` runs its step uncompiled: no compiler, no delay. See tests/agents/policy/test_compile.py."""
     from agents.sampling.graph import CapturedStep
 
-    monkeypatch.setattr(CapturedStep, "_compiled", lambda tape, texts: tape._step)
+    monkeypatch.setattr(CapturedStep, "_compiled", lambda captured, state: captured._step)

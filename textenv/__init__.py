@@ -1,6 +1,6 @@
-"""textenv: reinforcement learning on text with nothing hidden.
+"""textenv: Gymnasium environments in which an agent generates text token by token.
 
-Importing this package registers the tasks with Gymnasium and imports no torch:
+Importing this package registers the tasks with Gymnasium and does not import torch:
 
 >>> import gymnasium as gym, textenv
 >>> env = gym.make("textenv/TajMahal-v0", kl_coef=0.1)

@@ -1,4 +1,4 @@
-"""TextEnv: one text at a time, for Gymnasium."""
+"""TextEnv: the MDP as a `gymnasium.Env`, one episode at a time."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ Observation = dict[str, Array]
 
 
 class RenderModeError(ValueError, TypeError):
-    """A render mode that there is not; a TypeError too, on which Stable-Baselines3 goes on without one."""
+    """An unknown render mode; also a TypeError, on which Stable-Baselines3 makes the environment without one."""
 
 
 class TextEnv(gym.Env[Observation, np.int64]):
-    """Writing a text is an episode, the next token is the action. See `textenv.mdp` for the equations.
+    """An episode generates one completion; an action is the next token. See `textenv.mdp` for the equations.
 
-    Observation: `input_ids` int64 [L] and `attention_mask` int8 [L]; the prompt stands in the first W columns, padded
-    on the left, and answer token t in column W + t.
+    Observation: `input_ids` int64 [L] and `attention_mask` int8 [L]. The prompt is in the first W columns, padded on
+    the left; completion token t is in column W + t.
 
     Info, on reset and on every step: `action_mask` int8 [V]. On every step: `ref_log_prob`, and `reward_terms`, whose
     values sum to the reward. On the last step also: `prompt`, `completion`, `score`, `finish_reason` ("stop" or
     "length"), `gold_score` where the task has one and, with a bound policy, `kl`.
 
-    Reset options: `prompt` (an index into `prompts`, text or ids) and `completion` (a prefix as text or ids).
+    Reset options: `prompt` (an index into `prompts`, text, messages or ids) and `completion` (its first tokens, as text
+    or ids).
 
     Args:
-        process: what to write and how it is paid.
+        mdp: the task.
         policy: pi, bound as by `bind_policy`.
         render_mode: None, "ansi" (render() returns a string) or "human" (every step prints).
     """
@@ -50,7 +51,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self.observation_space: Any = observation_space(mdp)  # Any: Gymnasium's Space is invariant
         self.action_space: Any = action_space(mdp)
         self.episodes = SingleEpisode(mdp, policy)
-        self._paid: list[float] = []
+        self._rewards: list[float] = []  # since the last reset
 
     @property
     def prompts(self) -> list[str]:
@@ -58,10 +59,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return self.mdp.prompts.texts
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
-        """Let the environment pay the whole r_t: it needs `policy(input_ids, attention_mask) -> logits [B, V]`.
+        """Binds pi, `policy(input_ids, attention_mask) -> logits [B, V]`: the reward is then the whole r_t.
 
-        With None the environment pays `score + beta log pi_ref + shaping`, and the acting side owes
-        `-beta log pi(a_t | s_t)`.
+        With None the reward is `score + beta log pi_ref + shaping`, and the acting side owes `-beta log pi(a_t | s_t)`.
         """
         self.episodes.bind(policy)
 
@@ -73,13 +73,13 @@ class TextEnv(gym.Env[Observation, np.int64]):
             with self.episodes.streams.restore_on_error():
                 self._seed(seed)
                 self.episodes.start(np.array([0]), options)
-        else:  # nothing can be refused
+        else:  # cannot raise
             self._seed(seed)
             self.episodes.start(0)
         self.episodes.refresh()
-        self._paid = []
+        self._rewards = []
         if self.render_mode == "human":
-            print(self._text(), flush=True)
+            print(self._rendered(), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
 
     def _seed(self, seed: int | None) -> None:
@@ -87,16 +87,16 @@ class TextEnv(gym.Env[Observation, np.int64]):
             self.episodes.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        reward, terminated, ref_log_prob, terms, ended = self.episodes.step_scalar(action)
-        self._paid.append(reward)
+        reward, terminated, ref_log_prob, terms, final = self.episodes.step_scalar(action)
+        self._rewards.append(reward)
         if self.render_mode == "human":
-            print(self._text(), flush=True)
+            print(self._rendered(), flush=True)
         observation = self._observe()
         info = {
             "action_mask": self.action_space.mask.copy(),
             "ref_log_prob": ref_log_prob,
             "reward_terms": terms,
-            **ended,
+            **final,
         }
         return observation, reward, terminated, False, info
 
@@ -106,27 +106,28 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return mask
 
     def render(self) -> str | None:
-        """The prompt, and each token of the answer with its reward."""
+        """Returns the prompt, and each token of the completion with its reward."""
         if self.render_mode != "ansi":
             return None
-        return self._text()
+        return self._rendered()
 
-    def _text(self) -> str:
-        texts, width = self.episodes.texts, self.mdp.prompt_width
-        written = texts.input_ids[0, width : width + texts.time[0]]
-        names = self.mdp.tokenizer.convert_ids_to_tokens(written.tolist())
-        paid = [None] * (len(names) - len(self._paid)) + list(self._paid)  # a reset into a state paid nothing
-        lines = [f"prompt: {texts.prompt_text[0]}"]
-        lines += [f"  {name:<16} {'' if r is None else format(r, '+.4f')}" for name, r in zip(names, paid, strict=True)]
+    def _rendered(self) -> str:
+        state, width = self.episodes.state, self.mdp.prompt_width
+        completion = state.input_ids[0, width : width + state.time[0]]
+        names = self.mdp.tokenizer.convert_ids_to_tokens(completion.tolist())
+        rewards = [None] * (len(names) - len(self._rewards)) + self._rewards  # tokens of a reset have no reward
+        lines = [f"prompt: {state.prompt_text[0]}"]
+        for name, reward in zip(names, rewards, strict=True):
+            lines.append(f"  {name:<16} {'' if reward is None else format(reward, '+.4f')}")
         return "\n".join(lines)
 
     def _observe(self) -> Observation:
-        if not self.mdp.full_support:  # else it is all 1 for ever
+        if not self.mdp.full_support:  # else the mask is all 1 at every step
             self.action_space.mask = self.episodes.action_mask()[0]
-        texts = self.episodes.texts
-        return {"input_ids": texts.input_ids[0].copy(), "attention_mask": texts.attention_mask[0].copy()}
+        state = self.episodes.state
+        return {"input_ids": state.input_ids[0].copy(), "attention_mask": state.attention_mask[0].copy()}
 
 
 def make(task: str, policy: PolicyFunction | None = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:
-    """What `gym.make` calls: `task` is the `module:function` that makes the process from `arguments`."""
+    """The entry point of `gym.make`: `task` is the `module:function` that makes the `TextMDP` from `arguments`."""
     return TextEnv(load_env_creator(task)(**arguments), policy, render_mode)  # type: ignore[arg-type]

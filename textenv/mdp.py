@@ -1,11 +1,12 @@
-"""The decision process: writing a text token by token. Both environments, `collect` and `exact` stand on this file.
+"""The MDP of text generation. Both environments, `collect` and `exact` are built on this file.
 
     s_t = (x, a_0 .. a_{t-1})        the prompt and the tokens so far; V(s_T) = 0
-    s_{t+1} = s_t + a_t              deterministic; ends at an end token or at max_new_tokens
+    s_{t+1} = s_t + a_t              deterministic; terminates at an EOS token or at max_new_tokens
     r_t = 1[t = T-1] score(x, y)  -  beta (log pi(a_t|s_t) - log pi_ref(a_t|s_t))  +  shaping_t
 
-Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325). The log-ratio stands *in the reward*:
-the gradient of its expectation is then that of beta KL(pi || pi_ref) over whole texts.
+`TextMDP.combine_terms` composes r_t. Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325).
+The log-ratio is part of the reward: the gradient of its expectation is then that of beta KL(pi || pi_ref) over whole
+completions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.bound_policy import Array
-from textenv.data import PromptSource, Tokenizer, encode_prompt, is_conversation, load_prompts
+from textenv.data import PromptSource, Tokenizer, load_prompts, resolve_prompt, validate_token_ids
 from textenv.references import as_reference, first_tokens
 from textenv.rewards import FinishedCompletions, RewardFunction, WeightedReward
 from textenv.shaping import ShapingTerm, Transitions, shaping_name
@@ -27,27 +28,27 @@ from textenv.state import TextState
 
 
 class InvalidAction(gym.error.InvalidAction, ValueError):
-    """An action that is no token, or one to which the reference gives probability zero."""
+    """An action that is not a token id, or a token to which the reference gives probability zero."""
 
 
 class TextMDP:
-    """What an environment is made of: vocabulary, prompts, reference, reward.
+    """Tokenizer, prompts, reference and reward: everything that defines a task.
 
     Args:
-        tokenizer: Hugging Face's, or a `WordTokenizer`. V = len(tokenizer).
-        prompts: a list of strings or of mappings, or a path (see `textenv.prompts.load_prompts`). Fields other than
-            "prompt" reach the reward by name; None stands there for a prompt of `reset` that is not in the list.
+        tokenizer: a Hugging Face tokenizer or a `WordTokenizer`. V = len(tokenizer).
+        prompts: a list of strings or of mappings, or a path (see `textenv.data.load_prompts`). Fields other than
+            "prompt" reach the reward by name; they are None for a prompt of `reset` that is not in the list.
         reward: a function `(prompts, completions, completion_ids, **columns) -> list[float | None]`, or several.
-        reference: pi_ref: None (uniform), an object with `log_probs`, a causal LM or where to load one from.
-        max_new_tokens: T_max, the longest answer.
+        reference: pi_ref: None (uniform), an object with `log_probs`, a causal LM, or the path or hub id of one.
+        max_new_tokens: T_max, the largest number of tokens of a completion.
         kl_coef: beta >= 0.
-        reward_weights: one weight a reward function, by default 1.
-        shaping: terms paid at every step (see `textenv.shaping`).
-        gold_reward: a reward function that is shown (`info["gold_score"]`) and not paid: what was really wanted, where
-            `reward` is a proxy of it.
-        eos_token_id: the token or tokens that end a text; by default the reference's generation config's, else the
+        reward_weights: one weight per reward function, by default 1.
+        shaping: terms added to the reward at every step (see `textenv.shaping`).
+        gold_reward: a reward function that is reported (`info["gold_score"]`) and never part of the reward: the true
+            objective, where `reward` is a proxy of it.
+        eos_token_id: the EOS token or tokens; by default those of the reference's generation config, else the
             tokenizer's.
-        max_prompt_length: W, by default the longest prompt's length.
+        max_prompt_length: W, by default the length of the longest prompt.
 
     Raises:
         ValueError: a value breaks the rule that the message names.
@@ -78,7 +79,7 @@ class TextMDP:
         self.reward = WeightedReward(reward, reward_weights)
         self.gold_reward = None if gold_reward is None else WeightedReward(gold_reward, name="gold_reward")
         self.reference = as_reference(reference, self.vocab_size)
-        # whether every token is allowed in every state, so that masks need not be looked at
+        # whether every token is allowed in every state, which makes masks unnecessary
         self.full_support = bool(getattr(self.reference, "full_support", False))
         self.max_new_tokens = int(max_new_tokens)
         self.kl_coef = float(kl_coef)
@@ -92,15 +93,15 @@ class TextMDP:
                 f"{self.term_names[2:]}."
             )
         self.prompt_width = width = int(self.prompts.input_ids.shape[1])
-        blank = ((0, 0), (0, self.max_new_tokens))  # the first states, whole rows; the prompts are their beginnings
-        self.initial_input_ids = np.pad(self.prompts.input_ids, blank)
-        self.initial_attention_mask = np.pad(self.prompts.attention_mask, blank)
-        self.prompts = replace(
+        empty_columns = ((0, 0), (0, self.max_new_tokens))
+        self.initial_input_ids = np.pad(self.prompts.input_ids, empty_columns)  # s_0 of each prompt, [P, L]
+        self.initial_attention_mask = np.pad(self.prompts.attention_mask, empty_columns)
+        self.prompts = replace(  # views of these arrays
             self.prompts,
             input_ids=self.initial_input_ids[:, :width],
             attention_mask=self.initial_attention_mask[:, :width],
         )
-        self.eos_token_ids = self._end_tokens(eos_token_id)
+        self.eos_token_ids = self._resolve_eos(eos_token_id)
         self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[self.eos_token_ids] = True
         self.prompt_texts = np.array(self.prompts.texts, dtype=object)
@@ -108,11 +109,11 @@ class TextMDP:
         context = getattr(self.reference, "max_length", None)
         if context is not None and self.prompt_width + self.max_new_tokens > context:
             raise ValueError(
-                f"Prompt and answer may take {self.prompt_width} + {self.max_new_tokens} tokens, more than the "
+                f"Prompt and completion may take {self.prompt_width} + {self.max_new_tokens} tokens, more than the "
                 f"reference's context of {context}; shorten the prompts or lower max_new_tokens."
             )
 
-    def _end_tokens(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
+    def _resolve_eos(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
         if eos_token_id is None:
             eos_token_id = getattr(self.reference, "eos_token_id", None)
         if eos_token_id is None:
@@ -127,148 +128,107 @@ class TextMDP:
     # -- states ------------------------------------------------------------------------------------------------------
 
     def empty_state(self, batch: int) -> TextState:
-        """B empty rows, to be started."""
-        length = self.prompt_width + self.max_new_tokens
-        return TextState(
-            prompt=np.zeros(batch, dtype=np.int64),
-            prompt_text=np.full(batch, None, dtype=object),
-            input_ids=np.zeros((batch, length), dtype=np.int64),
-            attention_mask=np.zeros((batch, length), dtype=np.int8),
-            time=np.zeros(batch, dtype=np.int64),
-        )
+        """B rows without a prompt, all columns empty."""
+        return TextState.empty(batch, self.prompt_width + self.max_new_tokens)
 
-    def reset_rows(self, texts: TextState, rows: Any, prompt: Any) -> None:
-        """Put rows (indices, or one) at s_0 = x of the prompts with these indices, in place."""
-        texts.prompt[rows] = prompt
-        texts.prompt_text[rows] = self.prompt_texts.take(prompt)
-        texts.input_ids[rows] = self.initial_input_ids.take(prompt, axis=0)
-        texts.attention_mask[rows] = self.initial_attention_mask.take(prompt, axis=0)
-        texts.time[rows] = 0
+    def reset_rows(self, state: TextState, rows: Any, prompt: Any) -> None:
+        """Sets rows (indices, or one) to s_0 = x of the prompts with these indices, in place."""
+        state.prompt[rows] = prompt
+        state.prompt_text[rows] = self.prompt_texts.take(prompt)
+        state.input_ids[rows] = self.initial_input_ids.take(prompt, axis=0)
+        state.attention_mask[rows] = self.initial_attention_mask.take(prompt, axis=0)
+        state.time[rows] = 0
 
-    def initial_state(self, texts: TextState) -> TextState:
-        """The same prompts with nothing written: s_0 of each row."""
-        texts = TextState(**{name: value.copy() for name, value in vars(texts).items()})
-        texts.input_ids[:, self.prompt_width :] = 0
-        texts.attention_mask[:, self.prompt_width :] = 0
-        texts.time[:] = 0
-        return texts
+    def initial_state(self, state: TextState) -> TextState:
+        """s_0 of each row: a copy with the same prompts and empty completions."""
+        state = TextState(**{name: values.copy() for name, values in vars(state).items()})
+        state.input_ids[:, self.prompt_width :] = 0
+        state.attention_mask[:, self.prompt_width :] = 0
+        state.time[:] = 0
+        return state
 
     def make_state(self, prompt: Any, completion: Any = ()) -> TextState:
-        """Any state, as one row: `prompt` an index, text, messages or ids, `completion` a prefix as text or ids.
+        """Any state, as one row: `prompt` is an index, text, messages or ids, `completion` (so far) text or ids.
 
         Raises:
-            ValueError: no such prompt, one that is too long, or nothing left to write.
+            ValueError: there is no such prompt, it is empty or too long, or the state has no next token.
         """
-        texts = self.empty_state(1)
-        if isinstance(prompt, int | np.integer):
-            if not 0 <= prompt < len(self.prompts.texts):
-                raise ValueError(f"A prompt's index must be in 0 .. {len(self.prompts.texts) - 1}, got {prompt}.")
-            self.reset_rows(texts, np.array([0]), np.array([int(prompt)]))
-        elif isinstance(prompt, str) and prompt in self.prompts.texts:
-            self.reset_rows(texts, np.array([0]), np.array([self.prompts.texts.index(prompt)]))
+        index, text, ids = resolve_prompt(prompt, self.prompts, self.tokenizer)
+        state = self.empty_state(1)
+        if index >= 0:
+            self.reset_rows(state, 0, index)
         else:
-            self._start_own(texts, prompt)
+            state.prompt[0], state.prompt_text[0] = index, text
+            state.input_ids[0, self.prompt_width - len(ids) : self.prompt_width] = ids
+            state.attention_mask[0, self.prompt_width - len(ids) : self.prompt_width] = 1
         tokens = self.encode_completion(completion)
         if len(tokens) >= self.max_new_tokens or self.is_eos[tokens].any():
             raise ValueError(
-                f"The response to start from must leave something to write: fewer than max_new_tokens = "
-                f"{self.max_new_tokens} tokens and no end token, got {tokens.tolist()}."
+                f"The completion to start from must leave a token to sample: fewer than max_new_tokens = "
+                f"{self.max_new_tokens} tokens and no EOS token, got {tokens.tolist()}."
             )
         columns = slice(self.prompt_width, self.prompt_width + len(tokens))
-        texts.input_ids[0, columns] = tokens
-        texts.attention_mask[0, columns] = 1
-        texts.time[0] = len(tokens)
-        if not self.full_support and not (self.next_ref_log_probs(texts) > -np.inf).any():
+        state.input_ids[0, columns] = tokens
+        state.attention_mask[0, columns] = 1
+        state.time[0] = len(tokens)
+        if not self.full_support and not (self.next_ref_log_probs(state) > -np.inf).any():
             raise ValueError(
-                f"The reference allows no token after {prompt!r} and {completion!r}: it gives this text probability 0. "
-                f"Start from one of the {len(self.prompts.texts)} prompts and a response that the reference can say."
+                f"The reference must allow a token in the state to start from, got the prompt {prompt!r} with the "
+                f"completion {completion!r}, which it never continues. Start from one of the "
+                f"{len(self.prompts.texts)} prompts and a completion to which it gives a positive probability."
             )
-        return texts
-
-    def _start_own(self, texts: TextState, prompt: Any) -> None:
-        """A prompt by its ids, or one that is not in the list."""
-        if isinstance(prompt, str) or is_conversation(prompt):
-            prompt, tokens = encode_prompt(prompt, self.tokenizer)
-        else:
-            tokens = prompt
-        ids = self._token_ids(tokens)
-        width = self.prompt_width
-        if not 0 < len(ids) <= width:
-            raise ValueError(
-                f"A prompt must have 1 to {width} tokens here, got {len(ids)} in {prompt!r}; "
-                "make the environment with a larger max_prompt_length for longer ones."
-            )
-        same = (self.prompts.attention_mask.sum(axis=1) == len(ids)) & (
-            self.prompts.input_ids[:, width - len(ids) :] == ids
-        ).all(axis=1)
-        if same.any():
-            self.reset_rows(texts, np.array([0]), np.flatnonzero(same)[:1])
-            return
-        texts.prompt[0] = -1
-        texts.prompt_text[0] = prompt if isinstance(prompt, str) else self.decode(ids)
-        texts.input_ids[0, width - len(ids) : width] = ids
-        texts.attention_mask[0, width - len(ids) : width] = 1
+        return state
 
     def encode_completion(self, completion: Any) -> Array:
-        """Ids of an answer given as text (no special tokens added) or as ids."""
+        """Ids of a completion given as text (no special tokens are added) or as ids."""
         if isinstance(completion, str):
             return np.asarray(self.tokenizer.encode(completion, add_special_tokens=False), dtype=np.int64)
-        return self._token_ids(completion)
-
-    def _token_ids(self, ids: Any) -> Array:
-        tokens = np.asarray(ids)
-        if tokens.size == 0:
-            return np.zeros(0, dtype=np.int64)
-        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(f"Expected text or a list of token ids, got {ids!r}.")
-        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            raise ValueError(f"Token ids must be in 0 .. {self.vocab_size - 1}, got {ids!r}.")
-        return tokens.astype(np.int64)
+        return validate_token_ids(completion, self.vocab_size)
 
     def decode(self, ids: Any) -> str:
-        """The text of some token ids, without special tokens."""
+        """Token ids as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def next_ref_log_probs(self, texts: TextState) -> Array:
+    def next_ref_log_probs(self, state: TextState) -> Array:
         """log pi_ref(. | s_t), [B, V]."""
-        return self.reference.log_probs(texts.input_ids, texts.attention_mask)
+        return self.reference.log_probs(state.input_ids, state.attention_mask)
 
     def validate_actions(self, actions: Any, idle: Array, num: int) -> Array:
-        """`actions` as int64 [num], 0 in the rows `idle`; an `InvalidAction` says what is wrong with the others."""
+        """`actions` as int64 [num], 0 in the rows `idle`; raises `InvalidAction` unless the others are token ids."""
         given = np.asarray(actions)
         if given.shape != (num,) or given.dtype.kind not in "iu":
             raise InvalidAction(f"Expected {num} integer token ids, got {actions!r} ({given.dtype}{given.shape}).")
         tokens = given.astype(np.int64)
         tokens[idle] = 0
-        if tokens.view(np.uint64).max() >= self.vocab_size:  # so seen, a negative id is a large one
+        if tokens.view(np.uint64).max() >= self.vocab_size:  # as unsigned, negative ids are large
             bad = given[np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))[0]]
             raise InvalidAction(f"A token id must be in 0 .. {self.vocab_size - 1}, got {bad}.")
         return tokens
 
-    def masked_action_error(self, texts: TextState, row: int, token: int) -> InvalidAction:
+    def masked_action_error(self, state: TextState, row: int, token: int) -> InvalidAction:
         """The error for a token to which the reference gives probability zero."""
         name = self.tokenizer.convert_ids_to_tokens([token])[0]
-        start = self.decode(texts.input_ids[row, self.prompt_width : self.prompt_width + texts.time[row]])
+        start = self.decode(state.input_ids[row, self.prompt_width : self.prompt_width + state.time[row]])
         return InvalidAction(
-            f"Token {token} ({name!r}) is masked after {start!r} ({texts.prompt_text[row]!r}): the reference gives it "
-            "probability 0, so the KL would be infinite. Choose where info['action_mask'] is 1."
+            f"Token {token} ({name!r}) is masked after {start!r} ({state.prompt_text[row]!r}): the reference gives it "
+            "probability 0, so the KL would be infinite. Choose a token where info['action_mask'] is 1."
         )
 
     # -- rewards -----------------------------------------------------------------------------------------------------
 
     @property
     def is_pure(self) -> bool:
-        """Whether each reward has `score_tokens`, and so always says the same of the same text."""
-        scorers = [self.reward] if self.gold_reward is None else [self.reward, self.gold_reward]
-        return all(scorer.is_pure for scorer in scorers)
+        """Whether each reward function has `score_tokens`, and so gives a completion the same score every time."""
+        rewards = [self.reward] if self.gold_reward is None else [self.reward, self.gold_reward]
+        return all(reward.is_pure for reward in rewards)
 
-    def transitions(self, texts: TextState, tokens: Array, mask: Array) -> Transitions:
-        """The transitions of writing `tokens` [B, T] after `texts`, where `mask` [B, T] is True."""
-        time = texts.time[:, None] + np.arange(tokens.shape[1])
+    def transitions(self, state: TextState, tokens: Array, mask: Array) -> Transitions:
+        """The transitions that append `tokens` [B, T] to `state`, where `mask` [B, T] is True."""
+        time = state.time[:, None] + np.arange(tokens.shape[1])
         stop = self.is_eos.take(tokens) & mask
         terminated = stop | ((time == self.max_new_tokens - 1) & mask)
         return Transitions(
-            texts.input_ids, texts.attention_mask, tokens, mask, time, stop, terminated, self.prompt_width
+            state.input_ids, state.attention_mask, tokens, mask, time, stop, terminated, self.prompt_width
         )
 
     def reward_terms(
@@ -282,10 +242,10 @@ class TextMDP:
         """The terms of r_t, each [B, T], zero where the mask is False.
 
         Args:
-            transitions: what was written.
+            transitions: states and actions.
             ref_log_probs: log pi_ref(a_t | s_t), [B, T].
-            scores: score(x, y), [B]; paid where `terminated` is True, ignored in rows that have not ended.
-            log_probs: log pi(a_t | s_t), [B, T], or None where the policy is not known: then the acting side owes
+            scores: score(x, y), [B]; used where `terminated` is True, ignored in rows that have not terminated.
+            log_probs: log pi(a_t | s_t), [B, T], or None where the policy is unknown: then the acting side owes
                 `kl_policy`.
             kl_coef: beta, by default the task's.
         """
@@ -299,40 +259,41 @@ class TextMDP:
         self,
         score: Any,
         ref_log_probs: Any,
-        shaped: dict[str, Any],
+        shaping: dict[str, Any],
         log_probs: Any = None,
         kl_coef: float | None = None,
     ) -> dict[str, Any]:
-        """r_t term by term, of arrays or numbers that are zero where nothing is paid. This is the reward, in one place.
+        """The terms whose sum is r_t: the one place that composes the reward.
 
-        Args: as of `reward_terms`, and `shaped`, what each shaping term pays.
+        Takes numbers, or arrays that are zero where there is no transition. `score` is zero before the last step;
+        `shaping` holds the value of each shaping term; the other arguments are those of `reward_terms`.
         """
         beta = self.kl_coef if kl_coef is None else kl_coef
-        terms = {"score": score, "kl_reference": beta * ref_log_probs, **shaped}
+        terms = {"score": score, "kl_reference": beta * ref_log_probs, **shaping}
         if log_probs is not None:
-            terms["kl_policy"] = 0.0 - beta * log_probs  # not -0.0 where nothing is paid
+            terms["kl_policy"] = 0.0 - beta * log_probs  # a plain minus would make zeros -0.0
         return terms
 
     def shaping_terms(self, transitions: Transitions) -> dict[str, Array]:
-        """What each shaping term pays, [B, T], zero where the mask is False."""
-        mask, shaped = transitions.mask, {}
+        """The value of each shaping term, [B, T], zero where the mask is False."""
+        mask, terms = transitions.mask, {}
         for term in self.shaping:
-            name, paid = shaping_name(term), term(transitions)
-            if np.shape(paid) != mask.shape or not np.isfinite(paid[mask]).all():
+            name, values = shaping_name(term), term(transitions)
+            if np.shape(values) != mask.shape or not np.isfinite(values[mask]).all():
                 raise ValueError(
-                    f"The shaping term {name!r} must return finite numbers, [B, T] = {mask.shape}, got {paid!r}."
+                    f"The shaping term {name!r} must return finite numbers, [B, T] = {mask.shape}, got {values!r}."
                 )
-            shaped[name] = np.where(mask, paid, 0.0)
-        return shaped
+            terms[name] = np.where(mask, values, 0.0)
+        return terms
 
     def finished(self, prompt: Array, prompt_text: Array, tokens: Array, length: Array) -> FinishedCompletions:
-        """Finished completions of this task; arguments as of `FinishedCompletions`."""
+        """Makes the `FinishedCompletions` of this task; the arguments are those of that class."""
         return FinishedCompletions(self.tokenizer, self.prompts.columns, prompt, prompt_text, tokens, length)
 
     def score(self, finished: FinishedCompletions) -> NDArray[np.float64]:
-        """score(x, y) of finished texts, [K]."""
+        """score(x, y) of finished completions, [K]."""
         return self.reward.score(finished)
 
     def gold_score(self, finished: FinishedCompletions) -> NDArray[np.float64] | None:
-        """As `score`, by the gold reward, which nobody is paid; None where there is none."""
+        """The gold reward's score of finished completions, [K]; None where the task has no gold reward."""
         return None if self.gold_reward is None else self.gold_reward.score(finished)

@@ -1,7 +1,7 @@
-"""Shaping: rewards that are paid on the way, as pure functions of transitions.
+"""Shaping: reward terms for every step, as pure functions of transitions.
 
-A shaping term takes a batch of transitions and returns what each is paid, [B, T] in, [B, T] out. A whole answer is
-T transitions; a step of the environment is T = 1. Its `__name__` names it among the reward's terms.
+A shaping term takes a batch of transitions and returns the term of each, [B, T] in, [B, T] out. A whole completion is T
+transitions; a step of the environment is T = 1. Its `__name__` is its key in `reward_terms`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 
 class Transitions(NamedTuple):
-    """T consecutive transitions (s_t, a_t, s_{t+1}) of B texts.
+    """T consecutive transitions (s_t, a_t, s_{t+1}) of B episodes.
 
     Attributes:
-        input_ids: int64 [B, L], the texts in the state before the first transition, as in the observation.
+        input_ids: int64 [B, L], the states before the first transition, as in the observation.
         attention_mask: int8 [B, L], 1 on real tokens.
         tokens: int64 [B, T], the actions.
-        mask: bool [B, T], False where the text had ended before.
+        mask: bool [B, T], False where the episode had terminated before.
         time: int64 [B, T], t of each transition.
-        stop: bool [B, T], the action is an end-of-text token.
-        terminated: bool [B, T], the action ended the episode (by `stop` or by length).
-        prompt_width: W, the columns of `input_ids` that hold the prompt; the answer's token t stands in W + t.
+        stop: bool [B, T], the action is an end token.
+        terminated: bool [B, T], the action terminated the episode (by `stop` or by length).
+        prompt_width: W, the columns of `input_ids` that hold the prompt; completion token t is in column W + t.
     """
 
     input_ids: NDArray[np.int64]
@@ -44,17 +44,17 @@ Potential = Callable[[NDArray[np.int64], NDArray[np.int8]], NDArray[np.float64]]
 def potential_based(potential: Potential, gamma: float = 1.0) -> ShapingTerm:
     """`gamma Phi(s_{t+1}) - Phi(s_t)` with `Phi = 0` at the end: changes no optimal policy (Ng, Harada, Russell 1999).
 
-    Its sum over an episode is `-Phi(s_0)` when gamma = 1, whatever was written.
+    With gamma = 1 its sum over an episode is `-Phi(s_0)` for every completion.
 
     Args:
         potential: Phi, `(input_ids [B, L], attention_mask [B, L]) -> [B]`.
-        gamma: the learner's discount.
+        gamma: the agent's discount.
     """
 
     def potential_shaping(transitions: Transitions) -> NDArray[np.float64]:
         input_ids, attention_mask = transitions.input_ids.copy(), transitions.attention_mask.copy()
         rows = np.arange(len(input_ids))
-        paid = np.zeros(transitions.tokens.shape)
+        terms = np.zeros(transitions.tokens.shape)
         before = potential(input_ids, attention_mask)
         for step in range(transitions.tokens.shape[1]):
             column = np.minimum(transitions.prompt_width + transitions.time[:, step], input_ids.shape[1] - 1)
@@ -62,15 +62,15 @@ def potential_based(potential: Potential, gamma: float = 1.0) -> ShapingTerm:
             input_ids[rows[live], column[live]] = transitions.tokens[live, step]
             attention_mask[rows[live], column[live]] = 1
             after = np.where(transitions.terminated[:, step], 0.0, potential(input_ids, attention_mask))
-            paid[:, step] = gamma * after - before
+            terms[:, step] = gamma * after - before
             before = after
-        return paid
+        return terms
 
     return potential_shaping
 
 
 def length_penalty(per_token: float) -> ShapingTerm:
-    """`-per_token` for every token written, the end token included."""
+    """`-per_token` for every token, the end token included."""
 
     def length(transitions: Transitions) -> NDArray[np.float64]:
         return np.full(transitions.tokens.shape, -per_token)
@@ -79,24 +79,24 @@ def length_penalty(per_token: float) -> ShapingTerm:
 
 
 def repetition_penalty(per_token: float) -> ShapingTerm:
-    """`-per_token` for every token that already stands in the answer (end tokens never repeat)."""
+    """`-per_token` for every token that is already in the completion (end tokens never repeat)."""
 
     def repetition(transitions: Transitions) -> NDArray[np.float64]:
         width, steps = transitions.prompt_width, transitions.tokens.shape[1]
-        answer = np.concatenate([transitions.input_ids[:, width:], transitions.tokens], axis=1)
+        completion = np.concatenate([transitions.input_ids[:, width:], transitions.tokens], axis=1)
         real = np.concatenate([transitions.attention_mask[:, width:] == 1, transitions.mask], axis=1)
-        paid = np.zeros(transitions.tokens.shape)
+        terms = np.zeros(transitions.tokens.shape)
         for step in range(steps):
-            end = answer.shape[1] - steps + step
-            again = (answer[:, :end] == transitions.tokens[:, step : step + 1]) & real[:, :end]
-            paid[:, step] = np.where(again.any(axis=1), -per_token, 0.0)
-        return paid
+            end = completion.shape[1] - steps + step
+            repeats = (completion[:, :end] == transitions.tokens[:, step : step + 1]) & real[:, :end]
+            terms[:, step] = np.where(repeats.any(axis=1), -per_token, 0.0)
+        return terms
 
     return repetition
 
 
 def missing_eos_penalty(penalty: float) -> ShapingTerm:
-    """`-penalty` on the last token of an answer that was cut at `max_new_tokens` instead of ending itself."""
+    """`-penalty` on the last token of a completion that reached `max_new_tokens` without an end token."""
 
     def missing_eos(transitions: Transitions) -> NDArray[np.float64]:
         return np.where(transitions.terminated & ~transitions.stop, -penalty, 0.0)
@@ -105,5 +105,5 @@ def missing_eos_penalty(penalty: float) -> ShapingTerm:
 
 
 def shaping_name(term: Any) -> str:
-    """The name under which a shaping term stands in `reward_terms`."""
+    """The key of a shaping term in `reward_terms`."""
     return str(getattr(term, "__name__", type(term).__name__))

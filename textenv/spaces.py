@@ -1,4 +1,4 @@
-"""Spaces: what is observed, and action spaces that sample only what is allowed now."""
+"""Spaces of the environments. Action spaces sample only actions that are allowed at present."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def observation_space(mdp: TextMDP) -> spaces.Dict:
 
 
 def action_space(mdp: TextMDP) -> MaskedDiscrete:
-    """`Discrete(V)` that knows with which tokens any text may begin."""
+    """`MaskedDiscrete` of V tokens; its initial mask has the first tokens that are allowed after every prompt."""
     return MaskedDiscrete(mdp.initial_action_mask.astype(np.int8))
 
 
 class MaskedDiscrete(spaces.Discrete):
     """`Discrete(n)` whose `sample()` draws among the actions that `mask` allows at present.
 
-    A random agent, and every checker that acts at random, thus stays within the rules of a sparse reference.
+    A random agent, and every checker that acts at random, thus takes no action that a sparse reference masks.
 
     Args:
-        first: int8 [n], what every episode may begin with: the mask before the first reset and after `seed`.
+        initial_mask: int8 [n], the mask before the first reset and after `seed`.
     """
 
-    def __init__(self, first: Mask) -> None:
-        super().__init__(len(first))
-        self.first = self.mask = first
+    def __init__(self, initial_mask: Mask) -> None:
+        super().__init__(len(initial_mask))
+        self.initial_mask = self.mask = initial_mask
 
     def seed(self, seed: int | None = None) -> Any:
-        """Seed the sampler, which then stands at the start of an episode until the environment says otherwise."""
-        self.mask = self.first
+        """Seeds the sampler and restores the initial mask, until the environment sets another."""
+        self.mask = self.initial_mask
         return super().seed(seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> Any:
@@ -54,15 +54,16 @@ class MaskedDiscrete(spaces.Discrete):
 
 
 class MaskedMultiDiscrete(spaces.MultiDiscrete):
-    """B `MaskedDiscrete` in a row: `mask` is [B, n]."""
+    """B `MaskedDiscrete`: `mask` is [B, n]."""
 
-    def __init__(self, first: Mask, batch: int) -> None:
-        super().__init__(np.full(batch, len(first), dtype=np.int64))
-        self.first = self.mask = np.broadcast_to(first, (batch, len(first)))
+    def __init__(self, initial_mask: Mask, batch: int) -> None:
+        n = len(initial_mask)
+        super().__init__(np.full(batch, n, dtype=np.int64))
+        self.initial_mask = self.mask = np.broadcast_to(initial_mask, (batch, n))
 
     def seed(self, seed: Any = None) -> Any:
         """As `MaskedDiscrete.seed`."""
-        self.mask = self.first
+        self.mask = self.initial_mask
         return super().seed(seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> Any:
@@ -75,4 +76,4 @@ class MaskedMultiDiscrete(spaces.MultiDiscrete):
 
 @batch_space.register(MaskedDiscrete)
 def _batch_masked_discrete(space: MaskedDiscrete, n: int = 1) -> MaskedMultiDiscrete:
-    return MaskedMultiDiscrete(space.first, n)
+    return MaskedMultiDiscrete(space.initial_mask, n)

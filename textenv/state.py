@@ -13,14 +13,14 @@ Array = NDArray[Any]
 
 @dataclass
 class TextState:
-    """B texts in progress: the states s_t of the process.
+    """B states s_t of the MDP, one per row.
 
     Attributes:
-        prompt: int64 [B], which prompt, or -1 for one that is not in the list.
+        prompt: int64 [B], the index of each prompt, or -1 for one that is not in the list.
         prompt_text: object [B], the prompts as text.
-        input_ids: int64 [B, L], the prompt in columns 0 .. W-1 (padded on the left), a_t in column W + t.
-        attention_mask: int8 [B, L], 1 on real tokens.
-        time: int64 [B], t, the number of tokens written.
+        input_ids: int64 [B, L], the prompt in columns 0 .. W-1 (left-padded), a_t in column W + t.
+        attention_mask: int8 [B, L], 1 on tokens, 0 on padding and empty columns.
+        time: int64 [B], t, the number of completion tokens.
     """
 
     prompt: Array
@@ -29,15 +29,26 @@ class TextState:
     attention_mask: Array
     time: Array
 
+    @classmethod
+    def empty(cls, batch: int, length: int) -> TextState:
+        """B rows of L empty columns, without a prompt."""
+        return cls(
+            prompt=np.zeros(batch, dtype=np.int64),
+            prompt_text=np.full(batch, None, dtype=object),
+            input_ids=np.zeros((batch, length), dtype=np.int64),
+            attention_mask=np.zeros((batch, length), dtype=np.int8),
+            time=np.zeros(batch, dtype=np.int64),
+        )
+
     def __len__(self) -> int:
         return len(self.prompt)
 
     def __getitem__(self, rows: Any) -> TextState:
-        """Some of the texts: `rows` is a slice or an array of indices."""
+        """Some of the rows: `rows` is a slice or an array of indices."""
         return TextState(**{name: values[rows] for name, values in vars(self).items()})
 
     def put(self, rows: Any, other: TextState) -> None:
-        """Rows `rows` become those of `other` (one row of it serves for all), in place."""
+        """Sets the rows `rows` to those of `other`, in place; one row of `other` is broadcast."""
         rows = np.atleast_1d(rows)
         for name, values in vars(self).items():
             values[rows] = getattr(other, name)

@@ -1,4 +1,4 @@
-"""Unit tests of a reward in three lines: play an answer, look at what each token was paid.
+"""Unit tests of a reward in three lines: play a completion and inspect the reward of each token.
 
 >>> import gymnasium as gym, textenv
 >>> from textenv.testing import play
@@ -22,22 +22,22 @@ from textenv.unwrap import get_mdp
 
 @dataclass(frozen=True)
 class Episode:
-    """An answer that was played token by token.
+    """A completion that was played token by token.
 
     Attributes:
         prompt: the prompt as text.
-        text: the answer as text.
-        token_ids: the tokens that were played, [T].
-        rewards: float64 [T], what each was paid.
-        terms: the terms of each reward, name -> [T]; their sum is `rewards`.
+        completion: the completion as text.
+        token_ids: its tokens, [T].
+        rewards: float64 [T], r_t.
+        terms: the terms of the rewards, name -> [T]; their sum is `rewards`.
         ref_log_probs: log pi_ref of each token, [T].
-        score: what the reward functions gave, None if the answer has not ended.
-        gold_score: what the gold reward gave, None without one.
-        finish_reason: "stop", "length", or None if the answer has not ended.
+        score: the reward functions' score, None if the completion is not finished.
+        gold_score: the gold reward's score, None without a gold reward or if the completion is not finished.
+        finish_reason: "stop", "length", or None if the completion is not finished.
     """
 
     prompt: str
-    text: str
+    completion: str
     token_ids: list[int]
     rewards: Array
     terms: dict[str, Array]
@@ -48,16 +48,17 @@ class Episode:
 
 
 def play(env: gym.Env[Any, Any], prompt: Any, completion: Any) -> Episode:
-    """Play `completion` after `prompt`, step by step through the environment.
+    """Steps the environment through `completion` after `prompt`.
 
     Args:
         env: a single text environment (of `gym.make`).
         prompt: index, text or ids.
-        response: text or ids. Text is closed with the end token unless it fills `max_new_tokens`; ids are played as
-            they are.
+        completion: text or ids. The end token is appended to text that leaves room for it (`max_new_tokens`); ids are
+            played as they are.
 
     Raises:
-        ValueError: the response is empty or goes on after the end, or a token is masked (`InvalidAction`).
+        ValueError: the completion is empty, too long or continues after its end, or a token is masked
+            (`InvalidAction`).
     """
     mdp = get_mdp(env)
     if not isinstance(env.unwrapped, TextEnv):
@@ -66,9 +67,9 @@ def play(env: gym.Env[Any, Any], prompt: Any, completion: Any) -> Episode:
     if isinstance(completion, str) and len(tokens) < mdp.max_new_tokens and mdp.eos_token_ids:
         tokens.append(mdp.eos_token_ids[0])
     if not tokens:
-        raise ValueError("There is nothing to play: the response has no token.")
+        raise ValueError("A completion must have at least one token to play, got none.")
     if len(tokens) > mdp.max_new_tokens:
-        raise ValueError(f"The response has {len(tokens)} tokens, more than max_new_tokens = {mdp.max_new_tokens}.")
+        raise ValueError(f"The completion has {len(tokens)} tokens, more than max_new_tokens = {mdp.max_new_tokens}.")
     env.reset(options={"prompt": prompt})
     rewards, infos = [], []
     for t, token in enumerate(tokens):
@@ -76,11 +77,10 @@ def play(env: gym.Env[Any, Any], prompt: Any, completion: Any) -> Episode:
         rewards.append(float(reward))
         infos.append(info)
         if terminated and t < len(tokens) - 1:
-            raise ValueError(f"The response goes on after its end: token {t} of {tokens} ends the text.")
-    texts = env.unwrapped.episodes.texts
+            raise ValueError(f"The completion must end at its last token, got {tokens}, which ends at token {t}.")
     return Episode(
-        prompt=str(texts.prompt_text[0]),
-        text=mdp.decode(tokens),
+        prompt=str(env.unwrapped.episodes.state.prompt_text[0]),
+        completion=mdp.decode(tokens),
         token_ids=tokens,
         rewards=np.array(rewards),
         terms={name: np.array([info["reward_terms"][name] for info in infos]) for name in infos[-1]["reward_terms"]},

@@ -14,11 +14,11 @@ from textenv.state import Array
 from textenv.unwrap import get_mdp
 
 MAX_COMPLETIONS = 2_000_000
-BATCH = 4096  # states a call of the reference, the reward or the policy
+BATCH = 4096  # states per call of the reference, the reward or the policy
 
 
 class TreeTooLarge(ValueError):
-    """The task has more texts than may be enumerated."""
+    """The task has more completions than the limit of an enumeration."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Tree:
     """Every state of a toy, level by level: the states of time t are `levels[t]`, and precede those of time t + 1.
 
     Attributes:
-        process: the task.
-        prompt: int64 [S], the prompt of each state.
-        tokens: int64 [S, T_max], the answer so far, -1 where nothing is written yet.
-        levels: where each time begins and ends.
+        mdp: the task.
+        prompt: int64 [S], the index of each state's prompt.
+        tokens: int64 [S, T_max], the completion so far, -1 from time t on.
+        levels: the slice of the states of each time.
         ref_log_probs: float64 [S, V], log pi_ref(a|s).
-        child: int64 [S, V], the state after action a; -1 where the text ends, -2 where the action is masked.
-        scores: float64 [S, V], the score where the text ends, else 0.
+        child: int64 [S, V], the state after action a; -1 where the episode terminates, -2 where the action is masked.
+        scores: float64 [S, V], the score where the episode terminates, else 0.
         shaping: float64 [S, V], the sum of the shaping terms; 0 where masked.
         gold_scores: as `scores`, by the gold reward; None where the task has none.
     """
@@ -49,36 +49,39 @@ class Tree:
 
     @property
     def rewards(self) -> NDArray[np.float64]:
-        """What an action pays without the KL, [S, V]."""
+        """The reward of each action without the KL, [S, V]."""
         return self.scores + self.shaping
 
     @property
     def num_completions(self) -> int:
-        """The number of finished texts, over all prompts."""
+        """The number of finished completions, over all prompts."""
         return int((self.child == -1).sum())
 
     def observations(self, rows: Any) -> tuple[Array, Array]:
-        """`input_ids`, `attention_mask` [K, L] of the states `rows`, as the environment shows them."""
+        """`input_ids`, `attention_mask` [K, L] of the states `rows`, as in the environment's observations."""
         return observations(self.mdp, self.prompt[rows], self.tokens[rows])
 
-    def state_index(self, prompt: str, answer: Any = ()) -> int:
-        """The index of the state after `answer` (text or ids, possibly empty)."""
+    def state_index(self, prompt: str, completion: Any = ()) -> int:
+        """The index of the state after `completion` (text or ids, possibly empty)."""
         state = self.mdp.prompts.texts.index(prompt)
-        for token in self.mdp.encode_completion(answer):
+        for token in self.mdp.encode_completion(completion):
             if (state := int(self.child[state, token])) < 0:
-                raise ValueError(f"{answer!r} is not a state: the text ends, or is impossible, at token {token}.")
+                raise ValueError(
+                    f"The completion must lead to a state, got {completion!r}, which token {token} ends or makes "
+                    "impossible; leave that token out."
+                )
         return state
 
     def leaves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The finished texts as edges `(state, action)`, [N] each, in the order of `Solution.log_probs`."""
+        """The last state and action of every finished completion, [N] each, sorted by state, then action."""
         state, action = np.nonzero(self.child == -1)
         return state, action
 
     def paths(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The finished texts as their states s_t and actions a_t, [N, T] each, -1 after the end; ordered as `texts`."""
-        come_from = np.full((2, len(self.prompt)), -1)  # the state and the action that lead to each state
+        """States s_t and actions a_t of every finished completion, [N, T], -1 after the end; ordered as `leaves`."""
+        predecessor = np.full((2, len(self.prompt)), -1)  # the state and the action that lead to each state
         parent, action = np.nonzero(self.child >= 0)
-        come_from[:, self.child[parent, action]] = parent, action
+        predecessor[:, self.child[parent, action]] = parent, action
         state, action = self.leaves()
         time = np.searchsorted([level.start for level in self.levels], state, side="right") - 1
         row = np.arange(len(state))
@@ -86,17 +89,17 @@ class Tree:
         while len(row):
             states[row, time], actions[row, time] = state, action
             row, state, time = row[time > 0], state[time > 0], time[time > 0] - 1
-            state, action = come_from[:, state]
+            state, action = predecessor[:, state]
         return states, actions
 
     def completion_log_probs(self, log_probs: Array) -> NDArray[np.float64]:
-        """log pi(y|x), [N], of every finished text, from log pi(a|s), [S, V]."""
+        """log pi(y|x), [N], of every finished completion, from log pi(a|s), [S, V]; ordered as `leaves`."""
         reach = self.log_reach(log_probs)
         state, action = self.leaves()
         return np.asarray(reach[state] + log_probs[state, action])
 
     def log_reach(self, log_probs: Array) -> NDArray[np.float64]:
-        """log of the probability that pi, given x, comes through each state, [S]."""
+        """log P(s | x, pi), [S]: the log-probability that an episode from the prompt of s reaches s."""
         reach = np.zeros(len(self.prompt))
         for level in self.levels:
             parent, action = np.nonzero(self.child[level] >= 0)
@@ -105,7 +108,7 @@ class Tree:
         return reach
 
     def backward(self, backup: Any) -> tuple[Array, Array]:
-        """Values from the last time to the first: `backup(level, Q [K, V]) -> V [K]`; returns V [S] and Q [S, V]."""
+        """Backward induction over time with `backup(level, Q [K, V]) -> V [K]`; returns V [S] and Q [S, V]."""
         values = np.zeros(len(self.prompt) + 2)  # child -1 and -2 read the zeros at the end: V(s_T) = 0
         rewards = self.rewards
         q_values = np.zeros_like(rewards)
@@ -116,43 +119,44 @@ class Tree:
 
 
 def enumerate_tree(env: Any, max_completions: int = MAX_COMPLETIONS) -> Tree:
-    """Every state of the task, in batches.
+    """Enumerates every state of the task, in batches.
 
     Raises:
-        TreeTooLarge: more than `max_completions` finished texts; said before memory is spent on them.
+        TreeTooLarge: more than `max_completions` finished completions; raised before memory is allocated for them.
+        ValueError: the reference allows no token in some state.
     """
     mdp = get_mdp(env)
     _check_size(mdp, max_completions)
     num_prompts, horizon = len(mdp.prompts.texts), mdp.max_new_tokens
     prompt = np.arange(num_prompts)
     tokens = np.full((num_prompts, horizon), -1, dtype=np.int64)
-    found, states, levels = 0, 0, []
+    num_finished, num_states, levels = 0, 0, []
     names = ("prompt", "tokens", "ref_log_probs", "child", "scores", "shaping", "gold_scores")
     parts: dict[str, list[Array]] = {name: [] for name in names}
     for time in range(horizon):
-        levels.append(slice(states, states + len(prompt)))
-        states += len(prompt)
-        log_probs = in_batches(len(prompt), lambda rows, p=prompt, y=tokens: _reference(mdp, p[rows], y[rows]))
+        levels.append(slice(num_states, num_states + len(prompt)))
+        num_states += len(prompt)
+        log_probs = in_batches(len(prompt), lambda rows, p=prompt, y=tokens: _ref_log_probs(mdp, p[rows], y[rows]))
         allowed = log_probs > -np.inf
         if (stuck := ~allowed.any(axis=1)).any():
             row = int(np.argmax(stuck))
-            text = mdp.decode(tokens[row, :time])
             raise ValueError(
-                f"The reference leads to a text that it cannot continue: {text!r} after "
-                f"{mdp.prompts.texts[prompt[row]]!r} allows no token."
+                "The reference must allow a token in every state that it reaches, got none after "
+                f"{mdp.decode(tokens[row, :time])!r} ({mdp.prompts.texts[prompt[row]]!r}); let it allow the EOS token."
             )
         ends = allowed & (mdp.is_eos | (time == horizon - 1))
         continues = allowed & ~ends
-        found += int(ends.sum())
-        if found + int(continues.sum()) > max_completions:  # each state that goes on ends in at least one text
+        num_finished += int(ends.sum())
+        at_least = num_finished + int(continues.sum())  # each state leads to at least one finished completion
+        if at_least > max_completions:
             raise TreeTooLarge(
-                f"The task has more than {found + int(continues.sum()):,} texts (already at token {time + 1} of "
+                f"The task has more than {at_least:,} completions (already at token {time + 1} of "
                 f"{horizon}), the limit is {max_completions:,}; lower max_new_tokens, or raise max_completions."
             )
         child = np.where(ends, -1, -2)
-        child[continues] = states + np.arange(int(continues.sum()))
-        paid = _rewards(mdp, prompt, tokens, time, allowed, ends)
-        for name, part in zip(names, (prompt, tokens, log_probs, child, *paid), strict=True):
+        child[continues] = num_states + np.arange(int(continues.sum()))
+        rewards = _rewards(mdp, prompt, tokens, time, allowed, ends)
+        for name, part in zip(names, (prompt, tokens, log_probs, child, *rewards), strict=True):
             parts[name].append(part)
         parent, action = np.nonzero(continues)
         if len(parent) == 0:
@@ -166,37 +170,38 @@ def enumerate_tree(env: Any, max_completions: int = MAX_COMPLETIONS) -> Tree:
 
 
 def _check_size(mdp: TextMDP, max_completions: int) -> None:
-    """Where nothing is masked the tree's size is known before it is grown."""
+    """Raises `TreeTooLarge` where nothing is masked, as the tree's size is then known without enumeration."""
     if not mdp.full_support:
         return
     ends = len(set(mdp.eos_token_ids))
-    words = mdp.vocab_size - ends
+    others = mdp.vocab_size - ends
     prompts, horizon = len(mdp.prompts.texts), mdp.max_new_tokens
-    texts = prompts * (sum(words**t * ends for t in range(horizon - 1)) + words ** (horizon - 1) * mdp.vocab_size)
-    if texts > max_completions:
-        size = f"{texts:,}" if texts < 10**15 else f"about 10^{int(math.log10(texts))}"
+    per_prompt = sum(others**t * ends for t in range(horizon - 1)) + others ** (horizon - 1) * mdp.vocab_size
+    count = prompts * per_prompt
+    if count > max_completions:
+        size = f"{count:,}" if count < 10**15 else f"about 10^{int(math.log10(count))}"
         raise TreeTooLarge(
-            f"The task has {size} texts ({prompts} prompts, {mdp.vocab_size} tokens, up to {horizon} of them), the "
-            f"limit is {max_completions:,}; lower max_new_tokens or the vocabulary, or raise max_completions."
+            f"The task has {size} completions ({prompts} prompts, {mdp.vocab_size} tokens, up to {horizon} of them), "
+            f"the limit is {max_completions:,}; lower max_new_tokens or the vocabulary, or raise max_completions."
         )
 
 
 def observations(mdp: TextMDP, prompt: Array, tokens: Array) -> tuple[Array, Array]:
-    """`input_ids`, `attention_mask` [K, L] of prompts by their index [K] and answers [K, T_max], -1 where blank."""
-    written = tokens >= 0
-    input_ids = np.concatenate([mdp.prompts.input_ids[prompt], np.where(written, tokens, 0)], axis=1)
-    attention_mask = np.concatenate([mdp.prompts.attention_mask[prompt], written.astype(np.int8)], axis=1)
+    """`input_ids`, `attention_mask` [K, L] of prompt indices [K] and completions [K, T_max], -1 in empty columns."""
+    real = tokens >= 0
+    input_ids = np.concatenate([mdp.prompts.input_ids[prompt], np.where(real, tokens, 0)], axis=1)
+    attention_mask = np.concatenate([mdp.prompts.attention_mask[prompt], real.astype(np.int8)], axis=1)
     return input_ids, attention_mask
 
 
-def _reference(mdp: TextMDP, prompt: Array, tokens: Array) -> NDArray[np.float64]:
+def _ref_log_probs(mdp: TextMDP, prompt: Array, tokens: Array) -> NDArray[np.float64]:
     return mdp.reference.log_probs(*observations(mdp, prompt, tokens)).astype(np.float64)
 
 
 def _rewards(
     mdp: TextMDP, prompt: Array, tokens: Array, time: int, allowed: Array, ends: Array
 ) -> tuple[Array, Array, Array]:
-    """Score, shaping and gold score of every allowed action in the states of one time, [K, V]."""
+    """Score, shaping and gold score of every allowed action in the states of one time, [K, V] each."""
     all_scores, all_shaping, all_gold = np.zeros((3, *allowed.shape))
     parent, action = np.nonzero(allowed)
     for start in range(0, len(parent), BATCH):
@@ -204,26 +209,26 @@ def _rewards(
         finished = ends[states, actions]
         if not finished.any() and not mdp.shaping:
             continue
-        texts = mdp.empty_state(len(states))
-        mdp.reset_rows(texts, np.arange(len(states)), prompt[states])
-        texts.input_ids[:, mdp.prompt_width :] = np.maximum(tokens[states], 0)
-        texts.attention_mask[:, mdp.prompt_width :] = tokens[states] >= 0
-        texts.time[:] = time
+        before = mdp.empty_state(len(states))
+        mdp.reset_rows(before, np.arange(len(states)), prompt[states])
+        before.input_ids[:, mdp.prompt_width :] = np.maximum(tokens[states], 0)
+        before.attention_mask[:, mdp.prompt_width :] = tokens[states] >= 0
+        before.time[:] = time
         scores = np.zeros(len(states))
         if finished.any():
-            answers = np.concatenate([tokens[states[finished], :time], actions[finished, None]], axis=1)
-            length = np.full(len(answers), time + 1)
-            asked = mdp.finished(prompt[states[finished]], texts.prompt_text[finished], answers, length)
-            scores[finished] = mdp.score(asked)
-            if (gold := mdp.gold_score(asked)) is not None:
+            y = np.concatenate([tokens[states[finished], :time], actions[finished, None]], axis=1)
+            length = np.full(len(y), time + 1)
+            completions = mdp.finished(prompt[states[finished]], before.prompt_text[finished], y, length)
+            scores[finished] = mdp.score(completions)
+            if (gold := mdp.gold_score(completions)) is not None:
                 all_gold[states[finished], actions[finished]] = gold
-        moves = mdp.transitions(texts, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
-        terms = mdp.reward_terms(moves, np.zeros((len(states), 1)), scores)
+        transitions = mdp.transitions(before, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
+        terms = mdp.reward_terms(transitions, np.zeros((len(states), 1)), scores)
         all_scores[states, actions] = scores
         all_shaping[states, actions] = sum(terms[name][:, 0] for name in mdp.term_names[2:])
     return all_scores, all_shaping, all_gold
 
 
 def in_batches(count: int, function: Any) -> Array:
-    """`function(slice)` over 0 .. count in slices of BATCH, the results in one array."""
+    """`function(slice)` over 0 .. count in slices of BATCH; returns the results as one array."""
     return np.concatenate([function(slice(start, start + BATCH)) for start in range(0, count, BATCH)])

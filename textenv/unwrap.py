@@ -1,4 +1,4 @@
-"""From an environment to the process that it steps through."""
+"""From an environment to its `TextMDP`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gymnasium import wrappers
 
 from textenv.mdp import TextMDP
 
-# What watches an environment and changes nothing that it says or pays.
-WATCHING_WRAPPERS = (
+# Wrappers that change neither observations nor actions nor rewards.
+PASSIVE_WRAPPERS = (
     wrappers.OrderEnforcing,
     wrappers.PassiveEnvChecker,
     wrappers.RecordEpisodeStatistics,
@@ -20,25 +20,25 @@ WATCHING_WRAPPERS = (
 
 
 def get_mdp(env: Any) -> TextMDP:
-    """The process that an environment steps through.
+    """The MDP of an environment, or `env` itself if it is a `TextMDP`.
 
     Raises:
-        TypeError: not one of textenv's environments, or in a wrapper that may change it.
+        TypeError: not one of textenv's environments, or in a wrapper that may change its MDP.
     """
     mdp = env if isinstance(env, TextMDP) else getattr(getattr(env, "unwrapped", env), "mdp", None)
     if not isinstance(mdp, TextMDP):
         raise TypeError(
             "Expected an environment of textenv (gym.make('textenv/...'), or gym.make_vec without a "
             f"vectorization_mode), got {type(env).__name__}. "
-            '(Agents also take a single environment of another library, as README\'s "Plug in your agent" says.)'
+            '(Agents also take a single environment of another library: see "Plug in your agent" in the README.)'
         )
     wrapper = env
     while isinstance(wrapper, gym.Wrapper | gym.vector.VectorWrapper):
-        if not isinstance(wrapper, WATCHING_WRAPPERS):
+        if not isinstance(wrapper, PASSIVE_WRAPPERS):
             raise TypeError(
-                f"{type(wrapper).__name__} may change what the environment says or pays, which agents and oracle, "
-                "reading its process, would not see: put it into the task (reward=, shaping=, max_new_tokens=), or "
-                "pass the bare environment."
+                f"{type(wrapper).__name__} may change observations, actions or rewards, which agents and the oracle "
+                "would miss, as they use the environment's MDP: put the change into the task (reward=, shaping=, "
+                "max_new_tokens=), or pass the bare environment."
             )
         wrapper = wrapper.env
     return mdp

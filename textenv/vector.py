@@ -1,4 +1,4 @@
-"""TextVectorEnv: many texts at once, on arrays, for Gymnasium's vector API."""
+"""TextVectorEnv: the MDP as a `gymnasium.vector.VectorEnv`, B episodes in lockstep on arrays."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Info = dict[str, Any]
 
 
 class TextVectorEnv(VectorEnv[Observation, Array, Array]):
-    """B texts in lockstep: one batched call of the reference and one of the reward a step, or none (`textenv.walk`).
+    """B episodes in lockstep. A step calls the reference once and the reward once, or neither (`TabulatedBatch`).
 
     Row i equals a `TextEnv` with the same seed and actions; `reset(seed=s)` seeds row i with s + i. Infos have
-    Gymnasium's vector form: each key an array of B values, with `_key` saying which rows have it.
+    Gymnasium's vector form: each key an array of B values, beside it `_key`, the mask of the rows that have it.
 
     Args:
-        process: what to write and how it is paid.
+        mdp: the task.
         num_envs: B.
-        autoreset_mode: NEXT_STEP (the step after the last one resets and its action is ignored), SAME_STEP (the last
-            step resets; `final_obs` and `final_info` hold the end) or DISABLED (call
-            `reset(options={"reset_mask": ...})` yourself).
+        autoreset_mode: NEXT_STEP (the step after the last one resets, and its action is ignored), SAME_STEP (the last
+            step resets; `final_obs` and `final_info` hold its observation and info) or DISABLED (the caller resets,
+            by `reset(options={"reset_mask": ...})`).
         policy: pi, bound as by `bind_policy`.
         render_mode: None or "ansi".
     """
@@ -61,8 +61,8 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.single_observation_space = observation_space(mdp)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = action_space(mdp)
-        self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.first, num_envs)
-        self.episodes = self._first_episodes = make_episodes(mdp, num_envs)
+        self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.initial_mask, num_envs)
+        self.episodes = self._default_episodes = make_episodes(mdp, num_envs)
         self.bind_policy(policy)
 
     @property
@@ -71,34 +71,34 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         return self.mdp.prompts.texts
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
-        """Let the environment pay the whole r_t, as `TextEnv.bind_policy`."""
+        """Binds pi, as `TextEnv.bind_policy`: the reward is then the whole r_t."""
         if policy is not None or isinstance(self.episodes, EpisodeBatch):
             self.episodes = self._general_episodes()
             self.episodes.bind(policy)
 
     def _general_episodes(self) -> EpisodeBatch:
-        """The slots as those that take a policy, and texts that are not in the tree; until the next whole reset."""
+        """The episodes in the form that takes a bound policy and any state; used until the next reset of all rows."""
         return self.episodes.to_batch() if isinstance(self.episodes, TabulatedBatch) else self.episodes
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
-        """Start every row anew, or those where `options["reset_mask"]` (bool [B]) is True.
+        """Resets every row, or those where `options["reset_mask"]` (bool [B]) is True.
 
-        The other options are those of `TextEnv.reset`, the same for every row that starts.
+        The other options are those of `TextEnv.reset`, the same for every row that is reset.
         """
         options = dict(options or {})
         rows = self._rows_to_reset(options.pop("reset_mask", None))
         if not (self.episodes.started or rows.all()):
-            raise gym.error.ResetNeeded("The first reset() must begin every row: leave reset_mask out.")
+            raise gym.error.ResetNeeded("The first reset() must start every row: leave reset_mask out.")
         episodes: EpisodeBatch | TabulatedBatch = self.episodes
         if options:
             episodes = self._general_episodes()
-        elif rows.all() and episodes.policy is None:  # a walk that was left goes on
-            episodes = self._first_episodes
+        elif rows.all() and episodes.policy is None:  # back to a TabulatedBatch, where the task allows one
+            episodes = self._default_episodes
             episodes.started = self.episodes.started
-        refusable = bool(options) or seed is not None
-        with episodes.streams.restore_on_error() if refusable else nullcontext():
+        may_raise = bool(options) or seed is not None
+        with episodes.streams.restore_on_error() if may_raise else nullcontext():
             self._seed(seed, np.flatnonzero(rows), first=not episodes.started)
             if isinstance(episodes, EpisodeBatch):
                 episodes.start(np.flatnonzero(rows), options)
@@ -119,10 +119,10 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         return mask
 
     def _seed(self, seed: int | Sequence[int | None] | None, rows: Array, first: bool) -> None:
-        """Seed the rows that begin anew; where a list says None a row's stream stays as it is."""
+        """Seeds the rows that are reset; a row whose seed in a list is None keeps its stream."""
         each = None if seed is None or isinstance(seed, int | np.integer) else list(seed)
         if each is not None and len(each) != self.num_envs:
-            raise ValueError(f"A list of seeds needs one a row: {self.num_envs}, got {len(each)}.")
+            raise ValueError(f"A list of seeds must have one per row: {self.num_envs}, got {len(each)}.")
         if each is not None and any(own is not None and own < 0 for own in each):
             raise ValueError(f"Seeds must not be negative, got {each}.")
         if first or (seed is not None and each is None):
@@ -138,23 +138,23 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         mode, episodes = self.autoreset_mode, self.episodes
         if mode == AutoresetMode.DISABLED and episodes.started and not episodes.live.all():
             raise gym.error.ResetNeeded(
-                f"The texts in rows {np.flatnonzero(~episodes.live).tolist()} have ended; with autoreset DISABLED call "
-                "reset(options={'reset_mask': terminated}) before the next step."
+                f"The episodes in rows {np.flatnonzero(~episodes.live).tolist()} have ended; with autoreset DISABLED "
+                "call reset(options={'reset_mask': terminated}) before the next step."
             )
         step = episodes.step(actions)
         final: Info = {}
         if mode == AutoresetMode.SAME_STEP and step.final is not None:
-            final = self._final(step)
+            final = self._same_step_info(step)
             episodes.start(step.terminated.nonzero()[0])
         episodes.refresh()
 
-        info = final | {"action_mask": self._action_mask(), "_action_mask": everyone(self.num_envs)}
+        info = final | {"action_mask": self._action_mask(), "_action_mask": all_rows(self.num_envs)}
         if mode == AutoresetMode.SAME_STEP:
             step = step.restrict_to(step.stepped & ~step.terminated)
         if step.stepped.any():
-            info |= self._paid(step)
+            info |= self._step_info(step)
         if mode != AutoresetMode.SAME_STEP:
-            info |= self._end(step)
+            info |= self._final_info(step)
         return episodes.observation(), step.rewards, step.terminated, np.zeros(self.num_envs, dtype=np.bool_), info
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -162,50 +162,50 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         return self.episodes.action_mask().astype(np.bool_)
 
     def render(self) -> tuple[str, ...] | None:
-        """Prompt and answer of each row."""
+        """Returns prompt and completion of each row."""
         if self.render_mode is None:
             return None
-        texts, width = self.episodes.texts, self.mdp.prompt_width
-        answers = [self.mdp.decode(ids[width : width + t]) for ids, t in zip(texts.input_ids, texts.time, strict=True)]
-        return tuple(f"{prompt} | {answer}" for prompt, answer in zip(texts.prompt_text, answers, strict=True))
+        state, width = self.episodes.state, self.mdp.prompt_width
+        rows = zip(state.prompt_text, state.input_ids, state.time, strict=True)
+        return tuple(f"{prompt} | {self.mdp.decode(ids[width : width + time])}" for prompt, ids, time in rows)
 
     def _action_mask(self) -> NDArray[np.int8]:
         mask = self.episodes.action_mask()
         self.action_space.mask = mask
         return mask.copy() if mask.flags.writeable else mask
 
-    def _paid(self, step: StepResult) -> Info:
-        """What each row that was written to was paid."""
+    def _step_info(self, step: StepResult) -> Info:
+        """`ref_log_prob` and `reward_terms` of the rows that were stepped."""
         rows = step.stepped
         return _pack({"ref_log_prob": step.ref_log_prob, "reward_terms": _pack(step.terms, rows)}, rows)
 
-    def _end(self, step: StepResult) -> Info:
-        """What is known of the texts that ended."""
-        if (ended := step.final) is None:
+    def _final_info(self, step: StepResult) -> Info:
+        """`prompt`, `completion`, `score` and the other fields of the rows that terminated."""
+        if step.final is None:
             return {}
-        info = {name: values for name, values in vars(ended).items() if values is not None}
+        info = {name: values for name, values in vars(step.final).items() if values is not None}
         return _pack(info | {"score": step.terms["score"].copy()}, step.terminated.copy())
 
-    def _final(self, step: StepResult) -> Info:
-        """`final_obs` and `final_info` of the rows that ended, as Gymnasium's SAME_STEP has them."""
-        texts, terminated, rows = self.episodes.observation(), step.terminated.copy(), step.terminated.nonzero()[0]
-        ended = zip(texts["input_ids"].take(rows, axis=0), texts["attention_mask"].take(rows, axis=0), strict=True)
-        observations = np.empty(self.num_envs, dtype=object)  # Gymnasium's form: one dict a text that ended
+    def _same_step_info(self, step: StepResult) -> Info:
+        """`final_obs` and `final_info` of the rows that terminated, as Gymnasium's SAME_STEP has them."""
+        last, terminated, rows = self.episodes.observation(), step.terminated.copy(), step.terminated.nonzero()[0]
+        ended = zip(last["input_ids"].take(rows, axis=0), last["attention_mask"].take(rows, axis=0), strict=True)
+        observations = np.empty(self.num_envs, dtype=object)  # Gymnasium's form: one dict per row that terminated
         observations[rows] = [{"input_ids": ids, "attention_mask": mask} for ids, mask in ended]
-        masks = terminated.astype(np.int8)[:, None]  # after an end no action counts, and none is masked
+        masks = terminated.astype(np.int8)[:, None]  # after the end no action counts, and none is masked
         info = _pack({"action_mask": np.broadcast_to(masks, (self.num_envs, self.mdp.vocab_size))}, terminated)
-        info |= self._paid(step.restrict_to(terminated)) | self._end(step)
+        info |= self._step_info(step.restrict_to(terminated)) | self._final_info(step)
         return _pack({"final_obs": observations, "final_info": info}, terminated)
 
 
 def _pack(info: Info, rows: NDArray[np.bool_]) -> Info:
-    """Gymnasium's vector info: beside each key the mask `_key` of the rows that have it."""
+    """Adds to each key the mask `_key` of the rows that have it, as in Gymnasium's vector infos."""
     return info | {f"_{name}": rows for name in info}
 
 
 @cache
-def everyone(num: int) -> NDArray[np.bool_]:
-    """The mask `_key` of what every row has, bool [B]; nobody can write to it."""
+def all_rows(num: int) -> NDArray[np.bool_]:
+    """The mask `_key` of what every row has, bool [B]; read-only."""
     rows = np.ones(num, dtype=np.bool_)
     rows.flags.writeable = False
     return rows
@@ -220,6 +220,6 @@ def make_vec(
     render_mode: str | None = None,
     **arguments: Any,
 ) -> TextVectorEnv:
-    """What `gym.make_vec` calls: `task` is the `module:function` that makes the process from `arguments`."""
+    """The entry point of `gym.make_vec`: `task` is the `module:function` that makes the `TextMDP` from `arguments`."""
     mdp: Any = load_env_creator(task)(**arguments)
     return TextVectorEnv(mdp, num_envs, autoreset_mode=autoreset_mode, policy=policy, render_mode=render_mode)

@@ -1,4 +1,4 @@
-"""Small language models of many families, and what tests compare of them."""
+"""Small language models of many families, tasks and policies with them, and a frequency test for samplers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PADDED = 9  # the models have three logits more than the tokenizer has tokens
 
 
 def model(kind: str, **settings: Any) -> Any:
-    """A random one in float64, far from uniform, with dropout where its kind has it."""
+    """A random model in float64, far from uniform, with dropout where its config has it."""
     torch.manual_seed(0)
     config = CONFIGS[kind](
         **{"vocab_size": PADDED, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.5} | settings
@@ -62,7 +62,7 @@ def model(kind: str, **settings: Any) -> Any:
 
 
 def arguments(kind: str, special: str = "pad is eos", **changes: Any) -> dict[str, Any]:
-    """Of Text-v0, with prompts of different lengths, so that there is padding on the left and on the right."""
+    """Arguments of Text-v0 with prompts of different lengths, so that there is padding on both sides."""
     reference = changes.pop("reference", None) or model(kind)
     return {
         "tokenizer": tokenizer(special),
@@ -80,7 +80,7 @@ def task(kind: str, special: str = "pad is eos", **changes: Any) -> Any:
 
 
 def drifted(env: Any, **settings: Any) -> TransformerPolicy:
-    """A policy some way from the reference, with a value head that says something."""
+    """A policy at some distance from the reference, with a non-zero value head."""
     policy = TransformerPolicy.for_env(env, **settings).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -95,9 +95,9 @@ CLOSE = 1e-5
 def language_model(
     vocabulary: int = 300, ends: int = 30, max_new_tokens: int = 12, positions: int = 20, reference: Any = None
 ) -> tuple[Any, TransformerPolicy]:
-    """A random GPT-2 in single precision, or another; any of the first `ends` tokens ends a text.
+    """A task and a policy with a random GPT-2 in single precision, or another model as reference.
 
-    Prompts differ in length.
+    The first `ends` tokens are EOS tokens. Prompts differ in length.
     """
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=positions, pad_token_id=None)
@@ -108,7 +108,7 @@ def language_model(
         tokenizer=WordTokenizer(names),
         prompts=["w31 w32 w33", "w40", "w50 w51"],
         reference=reference or model,
-        reward=lambda prompts, completions, **_: [float(len(text)) for text in completions],
+        reward=lambda prompts, completions, **_: [float(len(completion)) for completion in completions],
         max_new_tokens=max_new_tokens,
         eos_token_id=list(range(ends)),
     )
@@ -120,25 +120,25 @@ def language_model(
 
 
 def check_frequencies(sampler: Sampler, kind: str) -> None:
-    """A chi-square test against the probability of every text of a toy, by enumeration."""
+    """A chi-square test of a sampler against the exact probability of every completion of a toy."""
     env, policy = sampling_task(kind)
     known = exact.evaluate(env, policy)
     state, action = known.tree.leaves()
     number = {(int(s), int(a)): i for i, (s, a) in enumerate(zip(state, action, strict=True))}
     first = known.tree.levels[0]
     expected = np.exp(known.tree.completion_log_probs(known.log_probs)) / (first.stop - first.start)
-    seen, draws = np.zeros(len(expected)), 6000
+    observed, draws = np.zeros(len(expected)), 6000
     rollout = collect(env, policy, draws, generator=new_generator("cpu", 1), sampler=sampler, values=False)
     prompts = env.unwrapped.prompts
     for row in range(draws):
-        *begun, last = rollout.tokens[row][rollout.mask[row]].tolist()
-        seen[number[known.tree.state_index(prompts[int(rollout.prompt[row])], begun), last]] += 1
+        *prefix, last = rollout.tokens[row][rollout.mask[row]].tolist()
+        observed[number[known.tree.state_index(prompts[int(rollout.prompt[row])], prefix), last]] += 1
     often = draws * expected >= 5
     if isinstance(sampler, GraphSampler):
-        assert (sampler.tape is not None and sampler.tape.mdp is get_mdp(env)) == (kind != "masked")
-    counts, wanted = (np.append(x[often], x[~often].sum()) for x in (seen, draws * expected))
-    kept = wanted > 0
-    statistic = ((counts - wanted)[kept] ** 2 / wanted[kept]).sum()
+        assert (sampler.captured is not None and sampler.captured.mdp is get_mdp(env)) == (kind != "masked")
+    counts, means = (np.append(x[often], x[~often].sum()) for x in (observed, draws * expected))
+    kept = means > 0
+    statistic = ((counts - means)[kept] ** 2 / means[kept]).sum()
     assert counts[~kept].sum() == 0
     assert chi2.sf(statistic, kept.sum() - 1) > 1e-3
 
@@ -160,12 +160,12 @@ def half_stories(assets: Path, device: str, **arguments: Any) -> tuple[Any, Tran
     return env, TransformerPolicy.for_env(env).to(device)
 
 
-MEAN, WORST = 0.02, 0.3  # nats of a token's log-probability; of three seeds on a CPU 0.015 and 0.21
-ROWS = MIN_FINISHED_ROWS - 1  # so few that `write` leaves none out, and both draw the same random numbers
+MEAN, WORST = 0.02, 0.3  # nats of a token's log-probability; three seeds on a CPU gave 0.015 and 0.21
+ROWS = MIN_FINISHED_ROWS - 1  # too few for the loop to drop finished rows, so both samplers use the same random numbers
 
 
 def tokenizer(special: str = "pad is eos") -> Any:
-    """A word a token."""
+    """A tokenizer with one token per word."""
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL[special])
@@ -174,7 +174,7 @@ def tokenizer(special: str = "pad is eos") -> Any:
 HALF = torch.bfloat16
 
 
-# What real tokenizers and configs look like: pad == eos (GPT-2), no pad at all (Llama), pads of their own (Qwen).
+# Special tokens of real tokenizers: pad == eos (GPT-2), no pad (Llama), a pad token of its own (Qwen).
 SPECIAL: dict[str, dict[str, str]] = {
     "pad is eos": {"eos_token": "<e>", "pad_token": "<e>"},
     "no pad": {"eos_token": "<e>"},
@@ -186,7 +186,7 @@ WORDS = ["<e>", "<p>", "<stop>", "a", "b", "c"]
 
 
 def sampling_task(kind: str) -> tuple[Any, TransformerPolicy]:
-    """A toy whose reference is a table, sparse or not, or a language model, and a policy far away from it."""
+    """A toy whose reference is a table, sparse or not, or a language model, and a policy far from it."""
     reference: Any = random_reference(4, 3, sparse=kind == "masked")
     if kind == "model":
         config = GPT2Config(vocab_size=4, n_embd=16, n_layer=1, n_head=2, n_positions=7, bos_token_id=0, eos_token_id=0)

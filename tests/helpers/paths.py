@@ -6,3 +6,5 @@ ROOT = Path(__file__).parents[2]
 
 # Real small models and data stand beside the checkout in CI. A test that needs them skips where they are absent.
 ASSETS = ROOT.parent / "shared" / "assets"
+
+DATA = ROOT / "tests" / "data"  # see its README

@@ -1,4 +1,4 @@
-"""Policies to test with."""
+"""Policies for the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agents.policy import TransformerPolicy
 def random_policy(env: Any, seed: int = 0, scale: float = 0.4, **settings: Any) -> TransformerPolicy:
     """A tiny GPT-2 with arbitrary weights in float64, far from the reference, and an arbitrary value head.
 
-    `settings` are the model's (`resid_pdrop=0.5`) and the policy's (`temperature`, `separate_critic`).
+    `settings` are those of the model (`resid_pdrop=0.5`) and of the policy (`temperature`, `separate_critic`).
     """
     mdp = env.unwrapped.mdp
     own = {name: settings.pop(name) for name in ("temperature", "separate_critic") if name in settings}

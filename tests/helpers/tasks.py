@@ -21,7 +21,7 @@ PROMPTS = ["a", "b a b", "a b", "b b"]
 
 
 def letter_values(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-    """A score that depends on the prompt and on every token with its place."""
+    """A score that depends on the prompt and on every token with its position."""
     return [
         len(prompt) / 8 + sum((i + 1) * token for i, token in enumerate(ids)) / 16
         for prompt, ids in zip(prompts, completion_ids, strict=True)
@@ -29,20 +29,20 @@ def letter_values(prompts: Any, completions: Any, completion_ids: Any, **columns
 
 
 def count_words(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-    """One point a word."""
-    return [float(len(text.split())) for text in completions]
+    """One point per word."""
+    return [float(len(completion.split())) for completion in completions]
 
 
 def golden(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-    """What is really wanted: an arbitrary number in [5, 6) for each prompt and answer; `letter_values` never is."""
+    """A gold reward: an arbitrary number in [5, 6) for each prompt and completion, unlike any of `letter_values`."""
     return [
-        5.0 + tokens_number(np.array([len(prompt), *ids])) / 10_000
+        5.0 + token_hash(np.array([len(prompt), *ids])) / 10_000
         for prompt, ids in zip(prompts, completion_ids, strict=True)
     ]
 
 
 def zero(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-    """No point at all."""
+    """Scores every completion zero."""
     return [0.0] * len(prompts)
 
 
@@ -50,42 +50,42 @@ def forgetful(prompts: Any, completions: Any, completion_ids: Any, **columns: An
     """A reward function without a return."""
 
 
-def text_hash(input_ids: Any, attention_mask: Any) -> np.ndarray:
-    """A number in 0 .. 9999 for each text [B], whatever its padding."""
+def sequence_hash(input_ids: Any, attention_mask: Any) -> np.ndarray:
+    """A number in 0 .. 9999 for each sequence [B], whatever its padding."""
     ids, mask = np.asarray(input_ids), np.asarray(attention_mask)
-    return np.array([tokens_number(row[real == 1]) for row, real in zip(ids, mask, strict=True)])
+    return np.array([token_hash(row[real == 1]) for row, real in zip(ids, mask, strict=True)])
 
 
-def tokens_number(tokens: np.ndarray) -> int:
-    """A number in 0 .. 9999 from the tokens of one text."""
+def token_hash(tokens: np.ndarray) -> int:
+    """A number in 0 .. 9999 from the tokens of one sequence."""
     return int.from_bytes(hashlib.blake2b(tokens.astype(np.int64).tobytes(), digest_size=4).digest(), "big") % 10_000
 
 
 def hashed_potential(input_ids: Any, attention_mask: Any) -> np.ndarray:
-    """Phi(s): an arbitrary function of the text alone."""
-    return text_hash(input_ids, attention_mask) / 10_000 - 0.5
+    """Phi(s): an arbitrary function of the sequence alone."""
+    return sequence_hash(input_ids, attention_mask) / 10_000 - 0.5
 
 
 class RandomPolicy:
-    """Arbitrary logits for every text: a policy that depends on the whole text and on nothing else."""
+    """Arbitrary logits for every sequence: a policy that depends on the whole sequence and on nothing else."""
 
     def __init__(self, vocab_size: int, seed: int = 0, scale: float = 1.0) -> None:
         self.table = scale * np.random.default_rng(seed).normal(size=(997, vocab_size))
 
     def __call__(self, input_ids: Any, attention_mask: Any) -> np.ndarray:
         """Logits [B, V]."""
-        return self.table[text_hash(input_ids, attention_mask) % 997]
+        return self.table[sequence_hash(input_ids, attention_mask) % 997]
 
 
 def log_softmax(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """log softmax of one row of logits over the allowed tokens, written out."""
+    """log softmax of one row of logits over the allowed tokens, from its definition."""
     weights = np.where(allowed, np.exp(logits), 0.0)
     with np.errstate(divide="ignore"):
         return np.log(weights / weights.sum())
 
 
 def random_reference(vocab_size: int, seed: int, sparse: bool) -> TableReference:
-    """A random machine of five states; a sparse one forbids about half of the tokens, never all of them."""
+    """A random table of five states; a sparse one masks about half of the tokens, never all of them."""
     rng = np.random.default_rng(seed)
     weights = rng.exponential(size=(5, vocab_size)) + 0.05
     if sparse:
@@ -142,7 +142,7 @@ def tasks(draw: Any, max_vocab: int = 5, max_tokens: int = 4) -> dict[str, Any]:
 
 
 def mdp(**arguments: Any) -> TextMDP:
-    """The process of `words(...)`."""
+    """The MDP of `words(...)`."""
     return TextMDP(**words(**arguments))
 
 
@@ -157,20 +157,20 @@ def allowed_action(mask: np.ndarray, rng: np.random.Generator) -> int:
 
 
 def rollout(env: Any, rng: np.random.Generator, steps: int, seed: int | None = None) -> list[Any]:
-    """Everything that a single env says along `steps` random legal steps, begun anew after each end."""
+    """Everything that a single env returns along `steps` random legal steps, with a reset after each end."""
     observation, info = env.reset(seed=seed)
-    said: list[Any] = [(observation, info)]
+    results: list[Any] = [(observation, info)]
     for _ in range(steps):
         observation, reward, terminated, truncated, info = env.step(allowed_action(info["action_mask"], rng))
-        said.append((observation, reward, terminated, truncated, info))
+        results.append((observation, reward, terminated, truncated, info))
         if terminated:
             observation, info = env.reset()
-            said.append((observation, info))
-    return said
+            results.append((observation, info))
+    return results
 
 
 def assert_same(left: Any, right: Any, atol: float = 0.0, where: str = "") -> None:
-    """Nested dicts, tuples, lists, arrays and scalars are equal, floats within `atol`."""
+    """Asserts that nested dicts, tuples, lists, arrays and scalars are equal, floats within `atol`."""
     if isinstance(left, dict):
         assert isinstance(right, dict) and left.keys() == right.keys(), f"{where}: {set(left)} and {set(right)}"
         for key in left:
@@ -187,7 +187,7 @@ def assert_same(left: Any, right: Any, atol: float = 0.0, where: str = "") -> No
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=where)
 
 
-# Flags of `train` for a trial of two updates or so, on the smallest toy.
+# Flags of `train` for a trial of about two updates on the smallest toy.
 TRIAL: dict[str, Any] = {
     "env": "textenv/Toy-v0",
     "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},

@@ -1,4 +1,4 @@
-"""Gymnasium's contract, as Gymnasium's and Stable-Baselines3's checkers, pickle and a decoder of the infos see it."""
+"""Gymnasium's API: the checkers of Gymnasium and Stable-Baselines3, spaces, infos, seeds, copies, rendering, resets."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CASES = [*(name for name in IDS if name != "textenv/Text-v0"), "words", "stories
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Each registered task with the arguments that it needs; Text-v0 twice, on words and on a real model."""
+    """Each registered task with the arguments that it requires; Text-v0 twice, on words and on a real model."""
     if request.param == "words":
         return "textenv/Text-v0", words()
     if request.param == "stories":
         return "textenv/Text-v0", stories(request.getfixturevalue("assets"))
-    if request.param == "textenv/Sentiment-v0":  # with a model that is smaller than its own
+    if request.param == "textenv/Sentiment-v0":  # with a model smaller than its default
         return request.param, {"model": request.getfixturevalue("assets") / "stories260k", "max_new_tokens": 4}
     return request.param, {}
 
@@ -55,26 +55,26 @@ def no_warning(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_some_tasks_are_registered() -> None:
-    """The registry holds at least the tasks that the contract names first."""
+    """TajMahal, Toy, RewardHacking and Text are in Gymnasium's registry."""
     assert {"textenv/TajMahal-v0", "textenv/Toy-v0", "textenv/RewardHacking-v0", "textenv/Text-v0"} <= set(IDS)
 
 
 @pytest.mark.usefixtures("no_warning")
-def test_gymnasium_checker_has_no_complaint(case: tuple[str, dict[str, Any]]) -> None:
+def test_gymnasium_checker_passes(case: tuple[str, dict[str, Any]]) -> None:
     """Gymnasium's check_env passes without a warning."""
     name, arguments = case
     check_env(gym.make(name, **arguments).unwrapped)
 
 
 @pytest.mark.usefixtures("no_warning")
-def test_gymnasium_checker_has_no_complaint_about_rendering() -> None:
+def test_gymnasium_checker_passes_in_each_render_mode() -> None:
     """Gymnasium's check_env passes without a warning in each render mode."""
     for mode in (None, "ansi"):
         check_env(gym.make("textenv/TajMahal-v0", render_mode=mode).unwrapped)
 
 
 @pytest.mark.usefixtures("no_warning")
-def test_stable_baselines_checker_has_no_complaint(case: tuple[str, dict[str, Any]]) -> None:
+def test_stable_baselines_checker_passes(case: tuple[str, dict[str, Any]]) -> None:
     """Stable-Baselines3's check_env passes without a warning, on the bare environment and as gym.make wraps it."""
     name, arguments = case
     sb3_check_env(gym.make(name, **arguments).unwrapped, warn=True)
@@ -82,23 +82,23 @@ def test_stable_baselines_checker_has_no_complaint(case: tuple[str, dict[str, An
 
 
 class BadObservation(TextEnv):
-    """Says float64 where int64 was promised."""
+    """Returns float64 where the space has int64."""
 
     def reset(self, **kwargs: Any) -> Any:
-        """As the environment's, with a broken observation."""
+        """As `TextEnv.reset`, with an observation of the wrong dtype."""
         observation, info = super().reset(**kwargs)
         return observation | {"input_ids": observation["input_ids"].astype(np.float64)}, info
 
 
 @pytest.mark.usefixtures("no_warning")
 @pytest.mark.parametrize("check", [check_env, sb3_check_env])
-def test_checkers_would_complain(check: Any) -> None:
-    """Negative control: the checkers refuse an observation of another type."""
+def test_checkers_refuse_a_wrong_dtype(check: Any) -> None:
+    """Negative control: the checkers refuse an observation of another dtype."""
     with pytest.raises(Exception, match=r"input_ids|observation"):
         check(BadObservation(TextMDP(**words())))
 
 
-def test_spaces_are_those_of_the_contract(case: tuple[str, dict[str, Any]]) -> None:
+def test_spaces_have_the_documented_form(case: tuple[str, dict[str, Any]]) -> None:
     """Dict(input_ids int64 (L,), attention_mask int8 (L,)) and Discrete(V); prompts padded on the left."""
     name, arguments = case
     env = gym.make(name, **arguments)
@@ -119,8 +119,8 @@ def test_spaces_are_those_of_the_contract(case: tuple[str, dict[str, Any]]) -> N
         )
 
 
-def test_info_has_the_keys_of_the_contract(case: tuple[str, dict[str, Any]]) -> None:
-    """action_mask always; ref_log_prob and reward_terms on each step; the text's fields on the last; kl where known."""
+def test_info_has_the_documented_keys(case: tuple[str, dict[str, Any]]) -> None:
+    """action_mask always; ref_log_prob and reward_terms on each step; final fields on the last; kl if pi is bound."""
     name, arguments = case
     for policy in (None, "bound"):
         env = gym.make(name, **arguments)
@@ -148,14 +148,14 @@ def test_info_has_the_keys_of_the_contract(case: tuple[str, dict[str, Any]]) -> 
         assert info["finish_reason"] in ("stop", "length")
         assert info["reward_terms"]["score"] == info["score"]
         beta = env.unwrapped.mdp.kl_coef
-        whole = info["score"] - beta * info["kl"] if policy else info["score"] + beta * sum(log_probs)
-        assert rewards == pytest.approx(whole, abs=1e-5)
+        expected = info["score"] - beta * info["kl"] if policy else info["score"] + beta * sum(log_probs)
+        assert rewards == pytest.approx(expected, abs=1e-5)
         assert not hasattr(env.unwrapped, "compute_reward")
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_make_vec_gives_arrays_not_a_loop(case: tuple[str, dict[str, Any]], num_envs: int) -> None:
-    """gym.make_vec gives a TextVectorEnv whose spaces contain what reset and step return."""
+def test_make_vec_returns_a_text_vector_env(case: tuple[str, dict[str, Any]], num_envs: int) -> None:
+    """gym.make_vec returns a TextVectorEnv, not a loop; its spaces contain what reset and step return."""
     name, arguments = case
     envs = gym.make_vec(name, num_envs=num_envs, **arguments)
     assert isinstance(envs, TextVectorEnv)
@@ -179,10 +179,10 @@ def test_make_vec_gives_arrays_not_a_loop(case: tuple[str, dict[str, Any]], num_
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_autoreset_mode_is_announced(mode: AutoresetMode) -> None:
-    """The mode that was asked for, as enum or as string, stands in the metadata, where learners look."""
-    for asked in (mode, mode.value):
-        envs = gym.make_vec("textenv/Toy-v0", num_envs=2, autoreset_mode=asked)
+def test_metadata_has_the_autoreset_mode(mode: AutoresetMode) -> None:
+    """The mode, passed as enum or as string, is in the metadata, where agent libraries read it."""
+    for argument in (mode, mode.value):
+        envs = gym.make_vec("textenv/Toy-v0", num_envs=2, autoreset_mode=argument)
         assert envs.metadata["autoreset_mode"] is mode
     assert gym.make_vec("textenv/Toy-v0", num_envs=2).metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
 
@@ -197,14 +197,14 @@ def test_same_seed_same_trajectory(case: tuple[str, dict[str, Any]]) -> None:
 
 
 def test_another_seed_draws_other_prompts() -> None:
-    """Negative control: seeds matter, prompts come in different orders, and each prompt comes about equally often."""
+    """Negative control: another seed gives another order of prompts; each prompt is drawn about equally often."""
     env = gym.make("textenv/TajMahal-v0")
 
     def drawn(seed: int, count: int) -> list[int]:
-        said = [env.reset(seed=seed if i == 0 else None)[0]["input_ids"].tobytes() for i in range(count)]
-        return [known.index(text) for text in said]
+        starts = [env.reset(seed=seed if i == 0 else None)[0]["input_ids"].tobytes() for i in range(count)]
+        return [prompts.index(start) for start in starts]
 
-    known = [env.reset(options={"prompt": i})[0]["input_ids"].tobytes() for i in range(18)]
+    prompts = [env.reset(options={"prompt": i})[0]["input_ids"].tobytes() for i in range(18)]
     assert drawn(0, 8) == drawn(0, 8) != drawn(1, 8)
     counts = np.bincount(drawn(0, 1800), minlength=18)
     assert ((counts - 100) ** 2 / 100).sum() < 40.8  # chi-squared, 17 degrees of freedom, p = 0.001
@@ -212,8 +212,8 @@ def test_another_seed_draws_other_prompts() -> None:
 
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec], ids=["single", "batched"])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
-def test_a_copy_goes_on_where_the_original_stands(case: tuple[str, dict[str, Any]], copied: Any, make: Any) -> None:
-    """A pickled or deep-copied environment goes on as the original does, and does not disturb it."""
+def test_a_copy_continues_like_the_original(case: tuple[str, dict[str, Any]], copied: Any, make: Any) -> None:
+    """A pickled or deep-copied environment steps and resets like the original, and does not change it."""
     name, arguments = case
 
     def last_allowed(env: Any) -> Any:
@@ -224,10 +224,10 @@ def test_a_copy_goes_on_where_the_original_stands(case: tuple[str, dict[str, Any
     for env in (original, twin):
         env.reset(seed=3)
         env.step(last_allowed(env))
-    copy_of_it = copied(original)
-    said = [[env.step(last_allowed(env)), env.reset()] for env in (copy_of_it, original, twin)]
-    assert_same(said[0], said[1], atol=1e-5)
-    assert_same(said[1], said[2], atol=1e-5)
+    the_copy = copied(original)
+    results = [[env.step(last_allowed(env)), env.reset()] for env in (the_copy, original, twin)]
+    assert_same(results[0], results[1], atol=1e-5)
+    assert_same(results[1], results[2], atol=1e-5)
 
 
 def test_the_core_imports_no_torch() -> None:
@@ -257,7 +257,7 @@ def test_render_shows_each_token_with_its_reward(capsys: pytest.CaptureFixture[s
     text = shown[0]
     assert "prompt: b" in text.splitlines()[0]
     lines = [line.split() for line in text.splitlines()[1:]]
-    assert lines[0] == ["a"]  # written by reset, paid nothing
+    assert lines[0] == ["a"]  # a token of reset has no reward
     assert lines[1:] == [[token, f"{reward:+.4f}"] for token, reward in zip(actions, rewards, strict=True)]
     assert shown[1].rstrip().endswith(text)
     assert gym.make("textenv/Toy-v0").unwrapped.render() is None
@@ -267,36 +267,36 @@ def test_render_shows_each_token_with_its_reward(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("form", ["index", "text", "ids"])
-@pytest.mark.parametrize("response_form", ["text", "ids"])
+@pytest.mark.parametrize("completion_form", ["text", "ids"])
 @pytest.mark.parametrize("name", ["textenv/Toy-v0", "stories"])
-def test_reset_rebuilds_any_state(name: str, form: str, response_form: str, request: pytest.FixtureRequest) -> None:
-    """reset to (prompt, response) is the state reached by stepping: same observation, mask, and what follows."""
+def test_reset_rebuilds_any_state(name: str, form: str, completion_form: str, request: pytest.FixtureRequest) -> None:
+    """reset to (prompt, completion) gives the state that stepping reaches: same observation, mask and next step."""
     if name == "stories":
         name, arguments = "textenv/Text-v0", stories(request.getfixturevalue("assets"))
     else:
         arguments = {"num_prompts": 7, "vocab_size": 4}
-    walked, jumped = gym.make(name, **arguments), gym.make(name, **arguments)
-    tokenizer = walked.unwrapped.mdp.tokenizer
-    answer = tokenizer.encode("big dog" if "stories" in str(arguments.get("reference")) else "b c")
-    answer = [token for token in answer if token not in walked.unwrapped.mdp.eos_token_ids][:3]
-    prompt = walked.unwrapped.prompts[1]
+    stepped, restarted = gym.make(name, **arguments), gym.make(name, **arguments)
+    tokenizer = stepped.unwrapped.mdp.tokenizer
+    tokens = tokenizer.encode("big dog" if "stories" in str(arguments.get("reference")) else "b c")
+    tokens = [token for token in tokens if token not in stepped.unwrapped.mdp.eos_token_ids][:3]
+    prompt = stepped.unwrapped.prompts[1]
     start = {"index": 1, "text": prompt, "ids": tokenizer.encode(prompt)}[form]
-    completion: Any = tokenizer.decode(answer) if response_form == "text" else answer
-    if response_form == "text" and tokenizer.encode(completion, add_special_tokens=False) != answer:
-        pytest.skip("the tokenizer does not write this answer back as the same tokens")
-    walked.reset(options={"prompt": 1})
-    for token in answer:
-        observation, _, _, _, info = walked.step(token)
-    seen, told = jumped.reset(options={"prompt": start, "completion": completion})
-    assert_same(observation, seen)
-    assert_same(info["action_mask"], told["action_mask"])
-    assert_same(walked.step(2), jumped.step(2), atol=1e-5)
-    other, _ = jumped.reset(options={"prompt": 1, "completion": answer[:-1]})  # negative control: a shorter answer
+    completion: Any = tokenizer.decode(tokens) if completion_form == "text" else tokens
+    if completion_form == "text" and tokenizer.encode(completion, add_special_tokens=False) != tokens:
+        pytest.skip("the tokenizer does not encode this completion's text as the same tokens")
+    stepped.reset(options={"prompt": 1})
+    for token in tokens:
+        observation, _, _, _, info = stepped.step(token)
+    same_observation, same_info = restarted.reset(options={"prompt": start, "completion": completion})
+    assert_same(observation, same_observation)
+    assert_same(info["action_mask"], same_info["action_mask"])
+    assert_same(stepped.step(2), restarted.step(2), atol=1e-5)
+    other, _ = restarted.reset(options={"prompt": 1, "completion": tokens[:-1]})  # negative control: a shorter one
     assert (other["attention_mask"] != observation["attention_mask"]).any()
 
 
 def test_reset_takes_a_prompt_that_is_not_in_the_list() -> None:
-    """A prompt of one's own, as text or as ids, starts the same text; the info names it."""
+    """A new prompt, as text or as ids, starts the same episode; the info has its text."""
     for prompt in ("b c", [2, 3]):
         env = gym.make("textenv/Text-v0", **words(max_new_tokens=1))
         observation, _ = env.reset(options={"prompt": prompt})
@@ -314,12 +314,12 @@ MODULES = ["textenv", *(found.name for found in pkgutil.walk_packages(textenv.__
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings_run(module: str) -> None:
-    """Every example in a docstring gives what it says."""
+    """Every example in a docstring gives the result beside it."""
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 def test_every_task_shows_an_example() -> None:
-    """Each task's page ends in an example that runs, and has the sections that the contract lists."""
+    """Each task's page contains an example that runs, and every section of a task's page."""
     pages = [importlib.import_module(name) for name in MODULES if name.startswith("textenv.tasks.")]
     assert pages
     for page in pages:
@@ -328,8 +328,8 @@ def test_every_task_shows_an_example() -> None:
         assert all(f"\n{section}" in (page.__doc__ or "") for section in sections), page.__name__
 
 
-def test_stable_baselines3_makes_it_by_id() -> None:
-    """SB3 asks for a render mode that there is not and goes on without; then it learns, alone and in four."""
+def test_stable_baselines3_makes_envs_by_id() -> None:
+    """SB3 tries an unknown render mode, then makes the environment without one; it trains, on one and on four."""
     for env in ("textenv/Toy-v0", make_vec_env("textenv/Toy-v0", n_envs=4)):
         learner = SB3PPO("MultiInputPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0)
         assert learner.learn(64).num_timesteps >= 64

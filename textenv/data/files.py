@@ -1,4 +1,4 @@
-"""Text files, line by line, each line with its `file:line` for the error that it may cause."""
+"""Reads text files line by line. Each line comes with its `file:line`, for error messages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
-    """The lines of a UTF-8 file that are not blank; a line ends at a line feed and nowhere else.
+    """Returns the non-empty lines of a UTF-8 file as `(file:line, line)`; only a line feed ends a line.
 
     Raises:
-        ValueError: no such file, or not UTF-8.
+        ValueError: the file does not exist or is not UTF-8.
     """
     if not path.is_file():
         raise ValueError(f"The file {str(path)!r} does not exist.")
@@ -24,16 +24,16 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def read_jsonl(path: Path) -> list[tuple[str, Any]]:
-    """The values of a file that has one JSON value a line.
+    """Returns the values of a file with one JSON value per line as `(file:line, value)`.
 
     Raises:
-        ValueError: as `read_lines`, or a line that is not JSON.
+        ValueError: as in `read_lines`, or a line is not valid JSON.
     """
     rows = []
     for where, line in read_lines(path):
         try:
             row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate is no text, though JSON can write it
+            json.dumps(row, ensure_ascii=False).encode()  # JSON can encode a lone surrogate, UTF-8 cannot
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", error)
             raise ValueError(f"{where}: not valid JSON ({reason}): {line[:200]!r}") from None

@@ -1,4 +1,4 @@
-"""Tokenizers: what the environment needs of one, and a whole-word tokenizer for toy vocabularies."""
+"""Tokenizers: the interface that the environment uses, and a whole-word tokenizer for toy vocabularies."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 class Tokenizer(Protocol):
     """The part of Hugging Face's tokenizer interface that the environment uses.
 
-    It may also have `decode_rows(token_ids [K, T]) -> list[str]`: `decode` of many answers at once, without special
-    tokens; rows are filled up with 0.
+    Optional method: `decode_rows(token_ids [K, T]) -> list[str]` decodes K completions in one call, without special
+    tokens; 0 fills a row after its end.
     """
 
     eos_token_id: Any
@@ -27,17 +27,17 @@ class Tokenizer(Protocol):
 
 
 class WordTokenizer:
-    """One token a word, words separated by spaces; id 0 ends the text.
+    """One token per word, words separated by spaces; id 0 is the end token.
 
-    Padding is done with the end-of-text token (`pad_token_id == eos_token_id`), as in GPT-2: only the attention
-    mask tells an ending from a blank.
+    The end token is also the padding token (`pad_token_id == eos_token_id`), as in GPT-2: only the attention mask
+    distinguishes the two.
 
     Args:
         words: the vocabulary without the end token, as a list or as one string; id i + 1 is the i-th distinct word.
-        eos_token: how the end token is written.
+        eos_token: the spelling of the end token.
 
     Raises:
-        ValueError: no word at all, or the end token is among the words.
+        ValueError: there is no word, a word is empty or contains spaces, or the end token is among the words.
 
     >>> tokenizer = WordTokenizer("agra is in india")
     >>> tokenizer.encode("agra is in")
@@ -57,7 +57,7 @@ class WordTokenizer:
         self.tokens = [eos_token, *distinct]
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         self.eos_token_id = self.pad_token_id = 0
-        # for `decode_rows`: each word in UTF-8 behind a space, all equally wide, and at last what begins a row
+        # for `decode_rows`: a space and the word in UTF-8, padded to one width; the last cell begins a row
         cells = [b"", *((" " + word).encode(errors="surrogatepass") for word in distinct), b"\n"]
         widest = max(map(len, cells))
         self._cells = np.array([cell.ljust(widest, b"\t") for cell in cells])
@@ -66,7 +66,7 @@ class WordTokenizer:
         return len(self.tokens)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of the words of `text`. Nothing is added: `add_special_tokens` is there for the interface's sake."""
+        """Returns the ids of the words of `text`. `add_special_tokens` has no effect: there are none to add."""
         try:
             return [self.ids[word] for word in text.split()]
         except KeyError as error:
@@ -76,14 +76,14 @@ class WordTokenizer:
             raise ValueError(f"The word {word!r} is not in the vocabulary of {len(self)} tokens.{hint}") from None
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
-        """The words of `token_ids`, separated by spaces."""
+        """Returns the words of `token_ids`, separated by spaces."""
         return " ".join(self.tokens[i] for i in token_ids if not (skip_special_tokens and i == self.eos_token_id))
 
     def decode_rows(self, token_ids: NDArray[Any]) -> list[str]:
-        """`decode` of each row of `token_ids` [K, T], without end tokens.
+        """Decodes each row of `token_ids` [K, T], without end tokens.
 
-        A subclass whose `decode` is its own is asked. Otherwise all are written as one long text, which is cut at its
-        ends of line: words contain no white space.
+        A subclass that overrides `decode` is called row by row. Otherwise all rows become one string, which is split
+        at line feeds: words contain no white space.
         """
         if type(self).decode is not WordTokenizer.decode:
             return [self.decode(row, skip_special_tokens=True) for row in token_ids.tolist()]
@@ -93,5 +93,5 @@ class WordTokenizer:
         return text.decode(errors="surrogatepass").split("\n")[1:]
 
     def convert_ids_to_tokens(self, ids: Any) -> list[str]:
-        """Each id as written in the vocabulary."""
+        """Returns the token of each id."""
         return [self.tokens[i] for i in ids]

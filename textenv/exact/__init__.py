@@ -1,4 +1,4 @@
-"""The exact oracle of a toy: the optimum, and values and gradient of any policy, by enumerating every completion."""
+"""The exact oracle of a toy: the optimum, and the values and the gradient of any policy, by full enumeration."""
 
 from textenv.bound_policy import masked_log_softmax
 from textenv.exact.evaluation import Evaluation, evaluate, evaluate_log_probs

@@ -1,12 +1,9 @@
-"""The oracle: enumerate every text of a toy, and know what agents can only estimate.
+"""Exact evaluation of a policy: objective, values, advantages and occupancy, by enumerating every completion.
 
-    J(pi)       = E_x E_{y ~ pi} [ r(x, y) - beta log(pi(y|x) / pi_ref(y|x)) ]
-    pi*(y|x)    = pi_ref(y|x) exp(r(x, y) / beta) / Z(x),      J* = E_x beta log Z(x)
-    J* - J(pi)  = beta E_x KL(pi || pi*)
-    V(s_T)      = 0,   Q(s, a) = r(s, a) + V(s a),   V(s) = sum_a pi(a|s) Q(s, a),   A = Q - V
+    J(pi)   = E_x E_{y ~ pi} [ r(x, y) - beta log(pi(y|x) / pi_ref(y|x)) ]
+    V(s_T)  = 0,   Q(s, a) = r(s, a) + V(s a),   V(s) = sum_a pi(a|s) Q(s, a),   A = Q - V
 
-with r(x, y) the score and the shaping along y, and r(s, a) the whole reward of DESIGN, KL included. The optimum is that
-of KL-regularised control: Todorov 2006; Peters et al. 2010; Rafailov et al. 2023 (arXiv:2305.18290), eq. 4.
+with r(x, y) the score and the shaping along y, and r(s, a) the whole reward r_t, KL included.
 """
 
 from __future__ import annotations
@@ -24,16 +21,16 @@ from textenv.tree import MAX_COMPLETIONS, Tree, enumerate_tree, in_batches
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A policy, by enumeration.
+    """The exact quantities of a policy.
 
     Attributes:
         objective: J(pi).
         score: E[score], without shaping.
         gold_score: E[gold score], None where the task has none.
-        kl: E_x KL(pi || pi_ref), over whole texts.
+        kl: E_x KL(pi || pi_ref), over whole completions.
         values, q_values, advantages: V [S], Q and A [S, V]; -inf for masked actions.
         log_probs: log pi(a|s), [S, V].
-        occupancy: the probability of coming through each state, prompts drawn uniformly, [S].
+        occupancy: d(s), the probability that an episode visits each state, prompts drawn uniformly, [S].
         tree: the enumeration.
     """
 
@@ -50,11 +47,11 @@ class Evaluation:
 
 
 def evaluate(env: Any, policy: PolicyFunction, max_completions: int = MAX_COMPLETIONS) -> Evaluation:
-    """J, score, KL, V, Q and A of a policy, exactly.
+    """Computes J, score, KL, V, Q and A of a policy exactly.
 
     Args:
-        env: an environment, or the `Tree` of one, which saves enumerating it again.
-        policy: `policy(input_ids, attention_mask) -> logits [B, V]` of the next token, or an object that has
+        env: an environment, or its `Tree`, which saves enumerating it again.
+        policy: `policy(input_ids, attention_mask) -> logits [B, V]` of the next token, or an object with
             `next_token_logits`.
         max_completions: as in `enumerate_tree`.
     """
@@ -65,7 +62,7 @@ def evaluate(env: Any, policy: PolicyFunction, max_completions: int = MAX_COMPLE
 
 
 def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
-    """As `evaluate`, for a policy given as log pi(a|s) in every state, [S, V]."""
+    """Evaluates a policy as `evaluate` does, given log pi(a|s) in every state, [S, V]."""
     allowed = tree.child != -2
     probs = np.exp(log_probs)
     log_ratio = np.where(probs > 0, log_probs - np.where(allowed, tree.ref_log_probs, 0.0), 0.0)
@@ -75,12 +72,12 @@ def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
         value: Array = (probs[level] * (q_values - beta * log_ratio[level])).sum(axis=1)
         return value
 
-    values, before_kl = tree.backward(expectation)
-    # an allowed action that pi never takes has log pi = -inf: its Q is +inf, unless beta = 0
-    never = allowed & (probs == 0)
-    q_values = np.where(allowed, before_kl - beta * log_ratio, -np.inf)
+    values, q_without_kl = tree.backward(expectation)
+    # an allowed action with pi(a|s) = 0 has log pi = -inf: its Q is +inf, unless beta = 0
+    never_sampled = allowed & (probs == 0)
+    q_values = np.where(allowed, q_without_kl - beta * log_ratio, -np.inf)
     if beta > 0:
-        q_values[never] = np.inf
+        q_values[never_sampled] = np.inf
     first = tree.levels[0]
     occupancy = np.exp(tree.log_reach(log_probs)) / (first.stop - first.start)
     return Evaluation(

@@ -1,4 +1,9 @@
-"""The exact policy gradient."""
+"""The exact policy gradient of a toy.
+
+    grad J = sum_s d(s) sum_a pi(a|s) A(s, a) grad log pi(a|s)        (Sutton et al. 2000; A includes the KL)
+
+with d(s) the probability that an episode visits s. That r contains log pi adds no term: E[grad log pi] = 0.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +16,22 @@ from textenv.tree import BATCH, MAX_COMPLETIONS, Tree, enumerate_tree
 
 
 def policy_gradient(env: Any, policy: Any, max_completions: int = MAX_COMPLETIONS) -> dict[str, Any]:
-    """The exact gradient of J, by parameter name.
-
-        grad J = sum_s d(s) sum_a pi(a|s) A(s, a) grad log pi(a|s)        (Sutton et al. 2000; A includes the KL)
-
-    with d(s) the probability of coming through s. That r contains log pi adds nothing: E[grad log pi] = 0.
+    """Computes the exact gradient of J, by parameter name.
 
     Args:
-        env: an environment or the `Tree` of one.
+        env: an environment or its `Tree`.
         policy: a torch module with `next_token_logits(input_ids, attention_mask)` that keeps gradients.
         max_completions: as in `enumerate_tree`.
 
     Returns:
-        `{name: gradient}` for the parameters that require one; zeros where J does not depend on it.
+        `{name: gradient}` of the parameters that require one; zeros where J does not depend on the parameter.
     """
     import torch
 
     tree = env if isinstance(env, Tree) else enumerate_tree(env, max_completions)
-    known = evaluate(tree, policy)
-    probs = np.exp(known.log_probs)
-    weights = known.occupancy[:, None] * probs * np.where(probs > 0, known.advantages, 0.0)
+    evaluation = evaluate(tree, policy)
+    probs = np.exp(evaluation.log_probs)
+    weights = evaluation.occupancy[:, None] * probs * np.where(probs > 0, evaluation.advantages, 0.0)
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Reading texts token by token into a KV cache, each token once; and texts as a model wants them."""
+"""Decoding with a KV cache: each token of a sequence passes through the model once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from textenv.lm.inputs import cache_argument, deduplicate, last_columns, pack_left, position_ids
 
-BLOCK_COLUMNS = (
-    32  # columns at a time: the cache is copied once in so many tokens, and no larger than it must be by more
-)
+BLOCK_COLUMNS = 32  # columns allocated at a time: one copy of the cache per 32 tokens, and at most 32 unused columns
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values of one layer, [B, heads, room, d], in the first `num_columns` columns: a token is written in place.
+    """Keys and values of one layer, [B, heads, capacity, d]; the first `num_columns` columns are in use.
 
-    transformers' own copies the whole cache for each token.
+    A token is stored in place. transformers' own layer copies the whole cache for each token.
     """
 
     keys: Any
@@ -27,36 +25,34 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     num_columns = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write more columns; returns all of them."""
+        """Stores further columns and returns all columns in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         start, stop = self.num_columns, self.num_columns + key_states.shape[2]
-        if stop > self.keys.shape[2]:
-            self.keys = self._enlarge(
-                self.keys, stop + BLOCK_COLUMNS
-            )  # one at a time, so that one alone is there twice
+        if stop > self.keys.shape[2]:  # keys first, then values, so that only one of them has two copies
+            self.keys = self._enlarge(self.keys, stop + BLOCK_COLUMNS)
             self.values = self._enlarge(self.values, stop + BLOCK_COLUMNS)
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = key_states, value_states
         self.num_columns = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
-    def _enlarge(self, x: Tensor, room: int) -> Tensor:
-        wider = x.new_empty(*x.shape[:2], room, x.shape[3])
+    def _enlarge(self, x: Tensor, capacity: int) -> Tensor:
+        wider = x.new_empty(*x.shape[:2], capacity, x.shape[3])
         wider[:, :, : self.num_columns] = x[:, :, : self.num_columns]
         return wider
 
     def get_seq_length(self) -> int:
-        """The columns that are num_columns."""
+        """The number of columns in use."""
         return self.num_columns
 
 
 class CachedDecoder:
-    """Reads B texts token by token: each token passes through the model once.
+    """Decodes B sequences token by token: each token passes through the model once.
 
-    The cache's columns are in order of arrival, not of the text: a model with positions in its keys (rotary) or its
-    inputs (learned) attends by position ids and mask alone. So one row can begin anew in the middle of the others.
-    Nothing is learned through what it says: its tensors are inference tensors, which autograd refuses.
+    The cache's columns are in order of arrival, not of position. A model with positions in its keys (rotary) or its
+    inputs (learned) attends by position ids and mask alone, so one row can restart while the others continue. The
+    outputs are inference tensors: autograd refuses them, so they cannot be trained through.
     """
 
     def __init__(self, model: Any) -> None:
@@ -68,43 +64,43 @@ class CachedDecoder:
 
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """Read texts [B, L] from their start; the model's output, with logits [B, 1, V] of the next token.
+        """Starts with sequences [B, L]; returns the model's output, with logits [B, 1, V] of the next token.
 
-        Those that are equal are read once, where that spares enough.
+        Equal sequences are processed once, where that saves enough tokens.
         """
         ids, mask = pack_left(input_ids, attention_mask)
-        once = deduplicate(ids, mask, ids.numel())
-        if once is not None:
-            ids, mask, row = once
+        distinct = deduplicate(ids, mask, ids.numel())
+        if distinct is not None:
+            ids, mask, row = distinct
         self.cache = Cache(layer_class_to_replicate=PreallocatedLayer)
         self.mask, self.length = mask.long(), mask.long().sum(dim=1)
         output = self._forward(ids, position_ids(mask))
-        if once is not None:
+        if distinct is not None:
             self.select_rows(row)
             output.logits = output.logits[row]
         return output
 
     @torch.inference_mode()
-    def decode_step(self, tokens: Tensor, reads: Tensor | None = None) -> Any:
-        """Read one more token of each text, [B]; the model's output, with logits [B, 1, V].
+    def decode_step(self, tokens: Tensor, live: Tensor | None = None) -> Any:
+        """Appends one token to each sequence, [B]; returns the model's output, with logits [B, 1, V].
 
-        Where `reads` (bool [B]) is False the text stays as it was, and the logits mean nothing.
+        Where `live` (bool [B]) is False the sequence stays as it is, and its logits are meaningless.
         """
-        reads = torch.ones_like(tokens, dtype=torch.bool) if reads is None else reads
-        self.mask = torch.cat([self.mask, reads[:, None].long()], dim=1)
-        self.length = self.length + reads
+        live = torch.ones_like(tokens, dtype=torch.bool) if live is None else live
+        self.mask = torch.cat([self.mask, live[:, None].long()], dim=1)
+        self.length = self.length + live
         return self._forward(tokens[:, None], self.length[:, None] - 1)
 
     @torch.inference_mode()
     def select_rows(self, rows: Tensor) -> None:
-        """Go on with the texts `rows` [K]: the others cost nothing from here on; one may be there several times."""
+        """Keeps the sequences `rows` [K], which may repeat: the others cost nothing from here on."""
         self.mask, self.length = self.mask[rows], self.length[rows]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     @torch.inference_mode()
     def reset_rows(self, rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """Rows `rows` [K] become other texts, read from their start; the model's output for those rows."""
+        """Replaces rows `rows` [K] by other sequences, prefilled; returns the model's output for those rows."""
         other = CachedDecoder(self.model)
         output = other.prefill(input_ids, attention_mask)
         width = other.mask.shape[1]
@@ -112,13 +108,13 @@ class CachedDecoder:
         self.mask[rows] = 0
         self.mask[rows, :width] = other.mask
         self.length[rows] = other.length
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys[rows, :, :width] = theirs.keys[:, :, :width]
-            mine.values[rows, :, :width] = theirs.values[:, :, :width]
+        for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            ours.keys[rows, :, :width] = theirs.keys[:, :, :width]
+            ours.values[rows, :, :width] = theirs.values[:, :, :width]
         return output
 
     def _keep_columns(self, used: Tensor, at_least: int) -> None:
-        """Drop the columns that no text uses any more; then have `at_least` so many, blank ones added on the right."""
+        """Drops the columns that no sequence uses, then adds empty columns on the right up to `at_least`."""
         missing = max(0, at_least - int(used.sum()))
         self.mask = F.pad(self.mask[:, used], (0, missing))
         for layer in self.cache.layers:

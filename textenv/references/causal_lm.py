@@ -1,4 +1,4 @@
-"""Hugging Face causal language models: loading and checking one, one parallel pass over answers, a reference."""
+"""A Hugging Face causal language model as reference: KV-cached stepping, or whole completions in one pass."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from textenv.references.incremental import IncrementalInput
 
 
 class CausalLMReference:
-    """A frozen causal language model as reference.
+    """A frozen causal language model.
 
-    Stepping an environment reads each token once (a KV cache that follows the rows); `token_log_probs` scores whole
-    answers in one parallel pass.
+    `log_probs` processes each token once while an environment is stepped: a KV cache holds one row per episode.
+    `token_log_probs` scores whole completions in one parallel pass.
 
     Args:
-        model: a Hugging Face causal LM, which is copied so that training the original cannot move the reference, or a
-            path or hub id to load one from.
+        model: a Hugging Face causal LM, or a path or hub id to load one from. A model is copied, so that training the
+            original does not change the reference.
         vocab_size: V, if the tokenizer has fewer tokens than the model has logits (padded vocabularies); the logits
-            beyond V are cut off.
+            beyond V are dropped.
 
     Raises:
-        ValueError: the model has fewer logits than V, or so many more that they cannot be padding.
-        TypeError: not a causal LM.
+        ValueError: the model has fewer logits than V, or too many more for padding; or it is not causal.
+        TypeError: it is not a causal LM.
     """
 
     full_support = True
@@ -64,21 +64,21 @@ class CausalLMReference:
         self.eos_token_id = self.config.eos_token_id if eos_token_id is None else eos_token_id
         self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
         self._input, self._decoder, self._logits = IncrementalInput(), CachedDecoder(self.model), torch.zeros(0, 0)
-        # A sliding window counts columns of the cache, which are not in text order here: such models are read anew.
-        self._cached = not getattr(self.config, "sliding_window", None)
+        # A sliding window counts cache columns, which are not in token order here: such models run without the cache.
+        self._use_cache = not getattr(self.config, "sliding_window", None)
 
     def check_no_adapter(self) -> None:
-        """Raise a ValueError if a policy's adapter sits on these weights."""
+        """Raises a ValueError if a policy's adapter is attached to these weights."""
         if self.adapter is not None:
-            raise ValueError("The reference's weights carry an adapter already: make another environment for another.")
+            raise ValueError("The reference's weights have an adapter already: make another environment.")
 
     def attach(self, adapter: Any) -> None:
-        """Share these weights with a policy: `adapter`, a `PeftModel` around `model`, is off whenever this reads."""
+        """Shares the weights with a policy: the reference disables `adapter`, a `PeftModel` around `model`."""
         self.check_no_adapter()
         self.adapter = adapter
 
     def copy_model(self) -> Any:
-        """A causal LM of its own with the reference's weights."""
+        """Returns a separate causal LM with the reference's weights."""
         return copy.deepcopy(self.model) if self.adapter is None else copy.deepcopy(self.adapter).unload()
 
     def _without_adapter(self) -> Any:
@@ -86,19 +86,19 @@ class CausalLMReference:
 
     @torch.no_grad()
     def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float32]:
-        """Next-token log-probabilities, float32 [B, V], of the texts [B, L]."""
+        """Next-token log-probabilities, float32 [B, V], of sequences [B, L]."""
         device = self.model.device
         ids, mask = torch.as_tensor(input_ids, device=device), torch.as_tensor(attention_mask, device=device)
-        follows, unchanged, last = self._input.match(input_ids, attention_mask)
-        new = ~(follows | unchanged)
+        extended, unchanged, last = self._input.match(input_ids, attention_mask)
+        new = ~(extended | unchanged)
         with self._without_adapter():
-            if new.all() or not self._cached:
+            if new.all() or not self._use_cache:
                 self._logits = self._decoder.prefill(ids, mask).logits[:, -1]
             else:
-                if follows.any():
-                    reads = torch.as_tensor(follows, device=device)
-                    logits = self._decoder.decode_step(torch.as_tensor(last, device=device), reads).logits[:, -1]
-                    self._logits = torch.where(reads[:, None], logits, self._logits)
+                if extended.any():
+                    live = torch.as_tensor(extended, device=device)
+                    logits = self._decoder.decode_step(torch.as_tensor(last, device=device), live).logits[:, -1]
+                    self._logits = torch.where(live[:, None], logits, self._logits)
                 if new.any():
                     rows = torch.as_tensor(np.flatnonzero(new), device=device)
                     self._logits = self._logits.clone()
@@ -110,7 +110,7 @@ class CausalLMReference:
 
     @torch.no_grad()
     def token_log_probs(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
-        """log pi_ref of the tokens in the last T columns of texts [B, L], in one parallel pass. float32 [B, T]."""
+        """log pi_ref of the tokens in the last T columns of sequences [B, L], float32 [B, T], in one parallel pass."""
         home, device = input_ids.device, self.model.device
         input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
         rows = max(1, MAX_LOGITS // (num_tokens * self.config.vocab_size))
@@ -121,11 +121,11 @@ class CausalLMReference:
                 logits = forward_completions(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
-            del logits  # or it would be there beside the next
+            del logits  # else two chunks are in memory together
         return torch.cat(chunks).to(home)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:
-        """A copy of the weights; the cache stays behind."""
+        """Copies the weights, not the cache."""
         return CausalLMReference(self.copy_model(), vocab_size=self.vocab_size)
 
     def __getstate__(self) -> dict[str, Any]:

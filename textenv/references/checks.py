@@ -1,4 +1,4 @@
-"""From what users pass to a reference, and checks of its answers."""
+"""Makes a `Reference` of what users pass, and checks what it returns."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from textenv.references.tables import uniform
 
 
 def as_reference(reference: Any, vocab_size: int) -> Reference:
-    """A `Reference` from what users pass: None (uniform), a reference, or a causal LM (a model or where to load it).
+    """Returns a `Reference`, given None (uniform), a reference, or a causal LM (a model, a path or a hub id).
 
     Raises:
-        ValueError: the reference speaks another vocabulary than the tokenizer.
+        ValueError: the reference's vocabulary is not the tokenizer's.
         TypeError: it is none of these.
     """
     if reference is None:
         return uniform(vocab_size)
     if not hasattr(reference, "log_probs"):
-        from textenv.references.causal_lm import CausalLMReference  # torch is imported where a model is, not before
+        from textenv.references.causal_lm import CausalLMReference  # imports torch, so only where there is a model
 
         reference = CausalLMReference(reference, vocab_size=vocab_size)
-    own = getattr(reference, "vocab_size", vocab_size)
-    if own != vocab_size:
+    own_size = getattr(reference, "vocab_size", vocab_size)
+    if own_size != vocab_size:
         raise ValueError(
-            f"The reference has a vocabulary of {own} tokens, the tokenizer one of {vocab_size}; "
+            f"The reference has a vocabulary of {own_size} tokens, the tokenizer one of {vocab_size}; "
             "they must be the same, token for token."
         )
     checked: Reference = reference
@@ -36,32 +36,35 @@ def as_reference(reference: Any, vocab_size: int) -> Reference:
 
 
 def first_tokens(reference: Reference, prompts: Prompts, vocab_size: int) -> NDArray[np.bool_]:
-    """bool [V], the tokens with which an answer to any of the prompts may begin; checks how the reference answers.
+    """Returns bool [V], the tokens that may begin a completion of every prompt; checks what the reference returns.
 
     Raises:
-        ValueError: it answers with another shape, not with log-probabilities, or allows nothing after some prompt.
+        ValueError: it returns another shape, values that are not log-probabilities, or allows no token after a prompt.
     """
     mask = np.ones(vocab_size, dtype=np.bool_)
-    # where nothing is masked, one prompt will do to see that the reference answers as it should
+    # where nothing is masked, one prompt suffices to check the shape and the sum
     count = 1 if getattr(reference, "full_support", False) else len(prompts.texts)
     for start in range(0, count, 1024):
         rows = slice(start, min(start + 1024, count))
         log_probs = reference.log_probs(prompts.input_ids[rows], prompts.attention_mask[rows])
         if log_probs.shape != (len(prompts.input_ids[rows]), vocab_size):
             raise ValueError(
-                f"The reference must answer with [B, {vocab_size}] log-probabilities, one a token of the tokenizer, "
-                f"got {log_probs.shape}."
+                f"The reference must return log-probabilities of shape [B, {vocab_size}], one per token of the "
+                f"tokenizer, got {log_probs.shape}."
             )
         total = np.exp(log_probs.astype(np.float64)).sum(axis=1)
         stuck, wrong = total == 0, ~np.isclose(total, 1.0, atol=1e-3)
         if (wrong & ~stuck).any():
             row = int(np.argmax(wrong & ~stuck))
             raise ValueError(
-                f"The reference must answer with log-probabilities; those after the prompt "
-                f"{prompts.texts[start + row]!r} belong to probabilities that sum to {total[row]:.4g}, not to 1."
+                f"The reference must return log-probabilities; after the prompt {prompts.texts[start + row]!r} their "
+                f"probabilities sum to {total[row]:.4g}, not to 1."
             )
         if stuck.any():
             prompt = prompts.texts[start + int(np.argmax(stuck))]
-            raise ValueError(f"The reference allows no token after the prompt {prompt!r}: drop it, or let it answer.")
+            raise ValueError(
+                f"The reference allows no token after the prompt {prompt!r}: drop the prompt, or give a token a "
+                "positive probability there."
+            )
         mask &= (log_probs > -np.inf).all(axis=0)
     return mask

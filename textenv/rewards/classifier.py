@@ -1,9 +1,9 @@
-"""A reward model: a Hugging Face sequence classifier that reads prompt and completion.
+"""A reward model: a Hugging Face sequence classifier as a reward function.
 
     score(x, y) = (f(x, y) - score_mean) / score_std
 
-f is the logit of a model with one label, or the log-odds of one of several labels. Trained on preferences f is r of
-Bradley and Terry 1952: p(y > y') = sigmoid(r(x, y) - r(x, y')) (Stiennon et al. 2020, arXiv:2009.01325).
+f is the logit of a model with one label, or the log-odds of one of several labels. In a model trained on preferences,
+f is r of Bradley and Terry 1952: p(y > y') = sigmoid(r(x, y) - r(x, y')) (Stiennon et al. 2020, arXiv:2009.01325).
 """
 
 from __future__ import annotations
@@ -18,30 +18,29 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from textenv.lm import check_vocabulary
 
-CLOSING = ",.;:!?)]}'%\u2019\u201d"  # what stands without a space behind a word; the last two are curly quotes
+CLOSING = ",.;:!?)]}'%\u2019\u201d"  # follow a word without a space; the last two are curly quotes
 
 
 class RewardModel:
-    """A reward function over a sequence classifier; its tokenizer is its own, so any policy can be scored.
+    """A reward function that calls a sequence classifier. It has its own tokenizer, so it can score any policy.
 
     Args:
-        model: a sequence classifier, which is frozen and told what pads, or a path or hub id to load one from.
-        tokenizer: the classifier's, told to cut on the left; by default loaded from the same place.
+        model: a sequence classifier, or a path or hub id to load one from. It is frozen, and its `pad_token_id` is set.
+        tokenizer: the classifier's, by default loaded from the same place. It is set to truncate on the left.
         label: the label whose log-odds are the score, by index or by its name in `config.id2label`; None for a model
             with one label.
-        batch_size: texts a forward pass; they are sorted by length first, so that little of it is padding.
-        joiner: what stands between prompt and completion, where there is no white space between them and the completion
-            does not begin with what closes a word or sentence. (Tokenizers of SentencePiece's kind drop the space in
-            front of an answer; for a policy whose answers begin with theirs, pass "": "walk" and "ing" are then one
-            word.)
+        batch_size: sequences per forward pass; they are sorted by length first, so that there is little padding.
+        joiner: the string between prompt and completion, where there is no white space between them and the completion
+            does not begin with a closing mark (`CLOSING`). (SentencePiece tokenizers drop the space at the beginning of
+            a completion. For a policy whose completions keep it, pass "": "walk" and "ing" are then one word.)
 
-    The mean and standard deviation that normalise the score are `score_mean` and `score_std` in the model's config, 0
-    and 1 where there are none. Texts that are too long for the model lose their beginnings. Where prompts are
-    conversations, the classifier's own chat template writes them, or, without one, their contents stand line by line.
+    The mean and standard deviation that normalize the score are `score_mean` and `score_std` in the model's config, by
+    default 0 and 1. Sequences too long for the model are truncated at their beginnings. Where prompts are
+    conversations, the classifier's own chat template formats them; without one, their contents are joined line by line.
 
     Raises:
-        ValueError: a model without a tokenizer, or with one that does not fit; several labels and no `label`; no token
-            to pad with.
+        ValueError: the tokenizer is missing or does not fit; there are several labels and no `label`; there is no
+            padding token.
     """
 
     __name__ = "reward_model"
@@ -63,11 +62,11 @@ class RewardModel:
             )
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(
-                    f"{str(path)!r} holds no whole classifier: {missing[0]} is missing. (To train one from "
+                    f"{str(path)!r} is not a complete classifier: {missing[0]} is missing. (To train one from "
                     "preferences: python -m experiments reward-model.)"
                 )
         if tokenizer is None:
-            raise ValueError("RewardModel needs the classifier's tokenizer beside a model that is loaded already.")
+            raise ValueError("RewardModel needs the classifier's tokenizer: pass tokenizer= with a loaded model.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         check_vocabulary(len(tokenizer), model.config.get_text_config().vocab_size, "classifier")
@@ -76,7 +75,7 @@ class RewardModel:
         self.tokenizer, self.batch_size, self.joiner = tokenizer, batch_size, joiner
         self.label = self._label(label)
         self.pad_token_id = self._pad_token_id()
-        self.model.config.get_text_config().pad_token_id = self.pad_token_id  # GPT-2's kind looks for the last token
+        self.model.config.get_text_config().pad_token_id = self.pad_token_id  # GPT-2 finds the last token by it
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length: int | None = context if context is None else min(context, tokenizer.model_max_length)
 
@@ -100,9 +99,9 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        """The score of each text, [B]; the same whatever else is in the batch."""
+        """Returns the score of each completion, [B]; it does not depend on the rest of the batch."""
         conversations = columns.get("messages") or [None] * len(prompts)
-        rows = [self.tokens(*text) for text in zip(prompts, completions, conversations, strict=True)]
+        rows = [self.tokens(*row) for row in zip(prompts, completions, conversations, strict=True)]
         scores = np.empty(len(rows))
         order = np.argsort([len(row) for row in rows], kind="stable")
         for start in range(0, len(rows), self.batch_size):
@@ -113,11 +112,11 @@ class RewardModel:
         return [float(score) for score in scores]
 
     def tokens(self, prompt: str, completion: str, messages: Any = None) -> list[int]:
-        """Prompt and completion as the classifier reads them; a conversation through its own chat template."""
+        """Returns the classifier's input ids of prompt and completion; its own chat template formats conversations."""
         if messages is not None and self.tokenizer.chat_template is not None:
-            whole = [*messages, {"role": "assistant", "content": completion}]
-            text, special = self.tokenizer.apply_chat_template(whole, tokenize=False), False  # it has written them
-        elif messages is not None:  # without the markers of another model's template
+            conversation = [*messages, {"role": "assistant", "content": completion}]
+            text, special = self.tokenizer.apply_chat_template(conversation, tokenize=False), False  # already added
+        elif messages is not None:  # contents only: the markers of another model's template mean nothing here
             text, special = "\n".join([*(message["content"] for message in messages), completion]), True
         else:
             joined = not completion or completion[0].isspace() or completion[0] in CLOSING or prompt[-1:].isspace()
@@ -127,7 +126,7 @@ class RewardModel:
         return tokens
 
     def logits(self, rows: list[list[int]]) -> Tensor:
-        """f of tokenised texts, [B], padded on the right to the longest."""
+        """Returns f of tokenized sequences, [B], padded on the right to the longest."""
         width = max(len(row) for row in rows)
         ids = torch.tensor([row + [self.pad_token_id] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

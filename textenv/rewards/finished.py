@@ -1,4 +1,4 @@
-"""Finished texts, as arrays, and as the lists and strings that a reward function takes, made where one asks."""
+"""A batch of finished completions: arrays, and the lists and strings that reward functions take, made on demand."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from textenv.data import Tokenizer
 
 
 class FinishedCompletions:
-    """K texts that have ended.
+    """K finished completions with their prompts.
 
     Args:
         tokenizer: decodes the completions.
-        prompt_columns: the further fields of the prompts, a list with one value a prompt for each name.
-        prompt: int64 [K], which prompt, or -1 for one that is not in the list.
+        prompt_columns: the further fields of the prompts: per name, a list with one value per prompt.
+        prompt: int64 [K], the index of each prompt, or -1 for one that is not in the list.
         prompt_text: object [K], the prompts as text.
-        tokens: int64 [K, T], the answers as written, end tokens included, 0 beyond their ends.
-        length: int64 [K], the number of tokens in each.
+        tokens: int64 [K, T], the token ids as sampled, end tokens included, 0 after the end.
+        length: int64 [K], the number of tokens of each completion.
     """
 
     def __init__(
@@ -41,25 +41,25 @@ class FinishedCompletions:
     @cached_property
     def prompts(self) -> list[str]:
         """The prompts as text."""
-        texts: list[str] = self.prompt_text.tolist()
-        return texts
+        prompts: list[str] = self.prompt_text.tolist()
+        return prompts
 
     @cached_property
     def completion_ids(self) -> list[list[int]]:
-        """The answers as written."""
+        """The token ids of each completion, as sampled."""
         return [row[:length] for row, length in zip(self.tokens.tolist(), self.length.tolist(), strict=True)]
 
     @cached_property
     def completions(self) -> list[str]:
-        """The answers as text, without special tokens."""
+        """The completions as text, without special tokens."""
         decode_rows = getattr(self.tokenizer, "decode_rows", None)
         if decode_rows is not None:
-            texts: list[str] = decode_rows(self.tokens)
-            return texts
+            completions: list[str] = decode_rows(self.tokens)
+            return completions
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in self.completion_ids]
 
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
-        """The further fields of each text's prompt."""
+        """The further fields of each completion's prompt; None for a prompt that is not in the list."""
         rows = self.prompt.tolist()
         return {name: [values[i] if i >= 0 else None for i in rows] for name, values in self.prompt_columns.items()}

@@ -11,13 +11,13 @@ def vader(
 ) -> list[float]:
     """Sentiment of each completion in [-1, 1]: VADER's compound score (Hutto and Gilbert 2014), a lexicon with rules.
 
-    Needs the package `vaderSentiment` (`pip install textenv[vader]`).
+    Requires the package `vaderSentiment` (`pip install textenv[vader]`).
     """
     analyzer = _vader_analyzer()
-    return [analyzer.polarity_scores(text)["compound"] for text in completions]
+    return [analyzer.polarity_scores(completion)["compound"] for completion in completions]
 
 
-@cache  # the lexicon is read once
+@cache  # reads the lexicon once
 def _vader_analyzer() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer

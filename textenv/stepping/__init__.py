@@ -1,4 +1,8 @@
-"""Stepping: how episodes in progress advance by one token."""
+"""Stepping: how episodes in progress advance by one token.
+
+`EpisodeBatch` steps any task on arrays. `SingleEpisode` is the case B = 1, with a fast path in Python numbers.
+`TabulatedBatch` steps tasks whose every state was enumerated beforehand, by lookups.
+"""
 
 from textenv.stepping.batch import EpisodeBatch, StepResult
 from textenv.stepping.single import SingleEpisode

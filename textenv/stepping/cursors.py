@@ -1,7 +1,7 @@
-"""Readings: what the reference says of the next token in each of B texts, kept up with them as they grow.
+"""Cursors: log pi_ref of the next token of B states, kept up to date as the episodes advance.
 
-Any reference is asked once a step, for all texts in one call (`ReferenceCursor`). A table need not be asked: the state of its
-machine is carried along, and a step looks up one number a text, whatever the vocabulary (`TableCursor`).
+`ReferenceCursor` calls the reference once per step, with all states in one batch. `TableCursor` makes no call: it
+carries the state of the table's finite-state machine, so that a step looks up one number per row, whatever V is.
 """
 
 from __future__ import annotations
@@ -17,73 +17,74 @@ from textenv.state import Array, TextState
 
 
 class ReferenceCursor:
-    """Any reference; `log_probs` [B, V] is what it said when it was last asked."""
+    """Any reference; `log_probs` [B, V] is the result of the last call of it."""
 
-    def __init__(self, mdp: TextMDP, texts: TextState) -> None:
-        self.mdp, self.texts = mdp, texts
-        self.rows = np.arange(len(texts))
-        self.log_probs: Array = np.broadcast_to(0.0, (len(texts), mdp.vocab_size))
+    def __init__(self, mdp: TextMDP, state: TextState) -> None:
+        self.mdp, self.state = mdp, state
+        self.rows = np.arange(len(state))
+        self.log_probs: Array = np.broadcast_to(0.0, (len(state), mdp.vocab_size))
 
-    def look(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
-        """log pi_ref of a token a text, [B]; and what `advance` wants to know."""
+    def lookup(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
+        """log pi_ref of one token per row, [B]; and the argument of `advance`."""
         return self.log_probs[self.rows, tokens].astype(np.float64), None
 
     def advance(self, after: Any) -> None:
-        """The tokens that were looked at have been written."""
+        """No-op: `refresh` reads the states after the tokens of `lookup`."""
 
-    def begin(self, rows: Any, prompt: Any) -> None:
-        """These rows hold other texts now: the prompts with these indices, or (None) any texts."""
+    def reset_rows(self, rows: Any, prompt: Any) -> None:
+        """No-op: `refresh` reads the new states."""
 
     def refresh(self, live: Array) -> None:
-        """Every text stands where it will be looked at next; where none is `live` there is nothing to ask."""
+        """Calls the reference on the current states, unless none is `live`."""
         if live.any():
-            self.log_probs = self.mdp.next_ref_log_probs(self.texts)
+            self.log_probs = self.mdp.next_ref_log_probs(self.state)
 
     def allowed(self) -> NDArray[np.bool_]:
-        """The next tokens that have a probability, [B, V]."""
+        """The next tokens of positive probability, [B, V]."""
         return self.log_probs > -np.inf
 
 
 class TableCursor:
-    """A table; `state` [B] is where its machine stands in each text."""
+    """A table; `table_state` [B] is the state of its finite-state machine in each row."""
 
-    def __init__(self, table: TableReference, mdp: TextMDP, texts: TextState) -> None:
-        self.table, self.texts, self.vocab_size = table, texts, mdp.vocab_size
-        self.first = table.read(mdp.prompts.input_ids, mdp.prompts.attention_mask)
-        self.state = np.zeros(len(texts), dtype=np.int64)
+    def __init__(self, table: TableReference, mdp: TextMDP, state: TextState) -> None:
+        self.table, self.state, self.vocab_size = table, state, mdp.vocab_size
+        # after each prompt, [P]
+        self.initial_table_state = table.final_state(mdp.prompts.input_ids, mdp.prompts.attention_mask)
+        self.table_state = np.zeros(len(state), dtype=np.int64)
 
     @property
     def log_probs(self) -> NDArray[np.float64]:
-        """What the table says of every next token, [B, V]."""
-        log_probs: NDArray[np.float64] = self.table.table[self.state]
+        """log pi_ref of every next token, [B, V]."""
+        log_probs: NDArray[np.float64] = self.table.table[self.table_state]
         return log_probs
 
-    def look(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
-        """log pi_ref of a token a text, [B]; and the states after these tokens."""
-        edge = self.state * self.vocab_size + tokens  # in the tables seen as one line
+    def lookup(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
+        """log pi_ref of one token per row, [B]; and the table states after these tokens, the argument of `advance`."""
+        edge = self.table_state * self.vocab_size + tokens  # index into the flattened tables
         return self.table.table.take(edge), self.table.next_state.take(edge)
 
     def advance(self, after: Any) -> None:
-        """The tokens that were looked at have been written."""
-        self.state = after
+        """Takes over the table states that `lookup` returned."""
+        self.table_state = after
 
-    def begin(self, rows: Any, prompt: Any) -> None:
-        """These rows hold other texts now: the prompts with these indices, or (None) any texts."""
+    def reset_rows(self, rows: Any, prompt: Any) -> None:
+        """Sets rows to the prompts with these indices, or (None) to what `state` holds there."""
         if prompt is None:
-            self.state[rows] = self.table.read(self.texts.input_ids[rows], self.texts.attention_mask[rows])
+            self.table_state[rows] = self.table.final_state(self.state.input_ids[rows], self.state.attention_mask[rows])
         else:
-            self.state[rows] = self.first.take(prompt)
+            self.table_state[rows] = self.initial_table_state.take(prompt)
 
     def refresh(self, live: Array) -> None:
-        """Nothing is asked."""
+        """No-op: log-probabilities are tabulated."""
 
     def allowed(self) -> NDArray[np.bool_]:
-        """The next tokens that have a probability, [B, V]."""
+        """The next tokens of positive probability, [B, V]."""
         return self.log_probs > -np.inf
 
 
-def make_cursor(mdp: TextMDP, texts: TextState) -> ReferenceCursor | TableCursor:
-    """The reading of the process's reference."""
-    if type(mdp.reference) is TableReference:  # a kind of table that answers in its own way is asked
-        return TableCursor(mdp.reference, mdp, texts)
-    return ReferenceCursor(mdp, texts)
+def make_cursor(mdp: TextMDP, state: TextState) -> ReferenceCursor | TableCursor:
+    """The cursor for the task's reference, over the rows of `state`, which is updated in place."""
+    if type(mdp.reference) is TableReference:  # a subclass may compute other log-probabilities than its table's
+        return TableCursor(mdp.reference, mdp, state)
+    return ReferenceCursor(mdp, state)

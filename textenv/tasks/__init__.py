@@ -1,1 +1,1 @@
-"""The tasks: one file each, whose docstring is its page."""
+"""The tasks, one file each. The docstring of a file is the page of its task."""

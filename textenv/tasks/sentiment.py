@@ -1,16 +1,16 @@
-"""textenv/Sentiment-v0: a language model goes on with what somebody began to tell; a sentiment scorer pays.
+"""textenv/Sentiment-v0: a language model continues the beginning of a story; a sentiment scorer is the reward.
 
 Description
-    The usual first experiment with a real language model (Ziegler et al. 2019, arXiv:1909.08593, section 3.1): go on
-    with a text, so that it becomes positive, without straying from how the model writes. It runs without a network:
-    the model is SmolLM2-135M-Instruct out of an installed package, the scorer is VADER, a lexicon with rules, and
-    the openings of films, meals, journeys and days that could end either way stand in this file. All three can be
-    replaced, e.g. by GPT-2 on film reviews, paid by a classifier:
+    The usual first experiment with a real language model (Ziegler et al. 2019, arXiv:1909.08593, section 3.1): continue
+    a prompt so that the completion is positive, and stay close to the model's own distribution. It runs without a
+    network: the model is SmolLM2-135M-Instruct from an installed package, the scorer is VADER, a lexicon with rules,
+    and this file has the prompts, beginnings of stories about films, meals, journeys and days that could end either
+    way. All three can be replaced, e.g. by GPT-2 on film reviews with a classifier as reward:
 
         from datasets import load_dataset
 
         reviews = load_dataset("stanfordnlp/imdb", split="train")["text"]
-        gym.make("textenv/Sentiment-v0", model="gpt2", prompts=[" ".join(text.split()[:8]) for text in reviews],
+        gym.make("textenv/Sentiment-v0", model="gpt2", prompts=[" ".join(review.split()[:8]) for review in reviews],
                  reward=textenv.rewards.RewardModel("lvwerra/distilbert-imdb", label="POSITIVE"))
 
 Observation
@@ -21,10 +21,10 @@ Action
 
 Rewards
     `1[last] score(x, y) + beta log pi_ref(a|s)`, and `- beta log pi(a|s)` with a bound policy. The score is VADER's
-    compound sentiment of the answer, in [-1, 1], the prompt left out.
+    compound sentiment of the completion, in [-1, 1], without the prompt.
 
 Start
-    A prompt drawn uniformly, or the state given by `reset(options={"prompt": ..., "completion": ...})`.
+    A prompt drawn uniformly, or the state given to `reset(options={"prompt": ..., "completion": ...})`.
 
 End
     At one of the model's end tokens, or after `max_new_tokens`; both are `terminated`.
@@ -114,8 +114,8 @@ def sentiment(
     kl_coef: float = 0.05,
     **arguments: Any,
 ) -> TextMDP:
-    """The task."""
-    from transformers import AutoTokenizer  # the registry is read without torch
+    """Makes the task."""
+    from transformers import AutoTokenizer  # here, so that registering the task imports no torch
 
     from textenv.lm import load_smollm2
 

@@ -1,34 +1,35 @@
 """textenv/TajMahal-v0: where is the Taj Mahal? The example of the lecture, as a task.
 
 Description
-    Six landmarks, three ways to ask, three ways to begin an answer. The reference knows English but not geography: it
-    thinks of the right landmark less than half of the time, and otherwise of another one, so that "the taj
-    mahal is in ..." is a prefix shared by good and bad answers (agra, uttar pradesh, india / paris, france, west
-    bengal, lucknow, mumbai ...). The reward wants the truth, told well. The reference says nothing else, so the tree
-    of all texts is small and `textenv.exact` knows the best policy.
+    Six landmarks, three forms of the question, three beginnings of a completion. The reference has correct English but
+    wrong geography: less than half of the time it names a place of the right landmark, and otherwise one of another
+    landmark. So "the taj mahal is in ..." is a prefix shared by good and bad completions (agra, uttar pradesh, india /
+    paris, france, west bengal, lucknow, mumbai ...). The reward is for the truth in a full sentence. Every other
+    completion has probability 0 under the reference, so the tree of all completions is small and `textenv.exact`
+    computes the optimal policy.
 
 Observation
     `Dict(input_ids=Box(int64, (L,)), attention_mask=Box(int8, (L,)))`, L = longest prompt + 12.
 
 Action
-    `Discrete(V)`, one of the words; 0 ends the text. Words that the reference never says there are masked.
+    `Discrete(V)`, one of the words; 0 is the end token. Words with probability 0 under the reference are masked.
 
 Rewards
-    `1[last] score(x, y) + beta log pi_ref(a|s)`, and `- beta log pi(a|s)` with a bound policy. The score, see `truth`:
+    `1[last] score(x, y) + beta log pi_ref(a|s)`, and `- beta log pi(a|s)` with a bound policy. The score (`truth`):
 
-    | the answer | score |
+    | the completion | score |
     | --- | --- |
     | names a place where the landmark is not | -1 |
     | true, but only the state or the country | 0.2 |
     | the city | 1 |
     | the city and the country | + 0.3 |
-    | a true answer in a sentence that names the landmark | + 0.2 |
+    | is true and a sentence that names the landmark | + 0.2 |
 
 Start
     One of the 18 prompts, uniformly.
 
 End
-    At the end token; no answer reaches the limit of 12 tokens.
+    At the end token; no completion reaches the limit of 12 tokens.
 
 Arguments
     kl_coef=0.1, shaping.
@@ -75,7 +76,7 @@ PLACES = {
 QUESTIONS = ("where is the {} located", "where is the {}", "in which city is the {}")
 OPENINGS = {"the {} is in ": 0.4, "it is in ": 0.3, "": 0.3}
 
-# How the reference names a place, and how often.
+# The forms in which the reference names a place, with their probabilities.
 FORMS = {
     "city": 0.40,
     "city state": 0.10,
@@ -85,7 +86,7 @@ FORMS = {
     "country": 0.20,
 }
 
-# With which landmarks the reference mixes each one up: their places get these shares, the true place the rest.
+# The landmarks with which the reference confuses each one: their places have these probabilities, its own the rest.
 CONFUSIONS = {
     "taj mahal": {"eiffel tower": 0.25, "victoria memorial": 0.20, "bara imambara": 0.10, "gateway of india": 0.05},
     "bara imambara": {"taj mahal": 0.35, "gateway of india": 0.20},
@@ -97,31 +98,32 @@ CONFUSIONS = {
 
 
 def taj_mahal(kl_coef: float = 0.1, shaping: Sequence[ShapingTerm] = ()) -> TextMDP:
-    """The task."""
+    """Makes the task."""
     prompts = [
         {"prompt": question.format(landmark), "landmark": landmark} for landmark in PLACES for question in QUESTIONS
     ]
-    answers = {row["prompt"]: reference_completions(row["landmark"]) for row in prompts}
-    words = " ".join(text for prompt, choices in answers.items() for text in (prompt, *choices))
+    completions = {row["prompt"]: reference_completions(row["landmark"]) for row in prompts}
+    words = " ".join(part for prompt, choices in completions.items() for part in (prompt, *choices))
     tokenizer = WordTokenizer(words)
-    reference = TableReference.from_completions(tokenizer, answers)
+    reference = TableReference.from_completions(tokenizer, completions)
     return TextMDP(tokenizer, prompts, truth, reference, max_new_tokens=12, kl_coef=kl_coef, shaping=shaping)
 
 
 def reference_completions(landmark: str) -> dict[str, float]:
-    """pi_ref(y|x) for a question about `landmark`: every answer that the reference gives, with its probability."""
+    """pi_ref(y|x) for a question about `landmark`: every possible completion with its probability."""
     confusions = CONFUSIONS[landmark]
     shares = {landmark: 1.0 - sum(confusions.values()), **confusions}
-    answers: dict[str, float] = {}
+    completions: dict[str, float] = {}
     for opening, opening_share in OPENINGS.items():
         for other, share in shares.items():
             place = PLACES[other]
             forms = {form: weight for form, weight in FORMS.items() if place.state or "state" not in form}
             for form, weight in forms.items():
                 named = " ".join(getattr(place, part) for part in form.split())
-                answer = opening.format(landmark) + named
-                answers[answer] = answers.get(answer, 0.0) + opening_share * share * weight / sum(forms.values())
-    return answers
+                completion = opening.format(landmark) + named
+                probability = opening_share * share * weight / sum(forms.values())
+                completions[completion] = completions.get(completion, 0.0) + probability
+    return completions
 
 
 def truth(
@@ -131,27 +133,27 @@ def truth(
     landmark: list[str | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """The task's reward: the truth, told well (the table in this file's docstring); None without a landmark."""
+    """The task's reward (the table in this file's docstring); None without a landmark."""
     return [
-        _truth(text, name) if name else None
-        for text, name in zip(completions, landmark or [None] * len(prompts), strict=True)
+        _truth(completion, name) if name else None
+        for completion, name in zip(completions, landmark or [None] * len(prompts), strict=True)
     ]
 
 
-def _truth(text: str, landmark: str) -> float:
-    sentence = text.startswith(f"the {landmark} is in ")
-    said = text.removeprefix(f"the {landmark} is in")  # "the gateway of india is in ..." names no country
+def _truth(completion: str, landmark: str) -> float:
+    sentence = completion.startswith(f"the {landmark} is in ")
+    place = completion.removeprefix(f"the {landmark} is in")  # "the gateway of india is in ..." names no country
     right = PLACES[landmark]
-    false = {name for place in PLACES.values() for name in place} - {*right, ""}
-    if any(_says(said, name) for name in false):
+    false = {name for other in PLACES.values() for name in other} - {*right, ""}
+    if any(_contains(place, name) for name in false):
         return -1.0
-    if not any(name and _says(said, name) for name in right):
+    if not any(name and _contains(place, name) for name in right):
         return 0.0
     score = 0.2
-    if _says(said, right.city):
-        score = 1.3 if _says(said, right.country) else 1.0
+    if _contains(place, right.city):
+        score = 1.3 if _contains(place, right.country) else 1.0
     return score + 0.2 * sentence
 
 
-def _says(text: str, name: str) -> bool:
+def _contains(text: str, name: str) -> bool:
     return f" {name} " in f" {text.strip()} "

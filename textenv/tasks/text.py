@@ -1,8 +1,8 @@
 """textenv/Text-v0: bring your own tokenizer, prompts, reference and reward.
 
 Description
-    A language model continues your prompts, your reward function scores the result. The same process as every other
-    task; nothing is preset.
+    A language model continues your prompts, and your reward function scores the completions. The same MDP as in every
+    other task; nothing is preset.
 
 Observation
     `Dict(input_ids=Box(int64, (L,)), attention_mask=Box(int8, (L,)))`, L = longest prompt + `max_new_tokens`.
@@ -14,7 +14,7 @@ Rewards
     `1[last] score(x, y) + beta log pi_ref(a|s) + shaping`, and `- beta log pi(a|s)` with a bound policy.
 
 Start
-    A prompt drawn uniformly, or the state given by `reset(options={"prompt": ..., "completion": ...})`.
+    A prompt drawn uniformly, or the state given to `reset(options={"prompt": ..., "completion": ...})`.
 
 End
     At an end token (`finish_reason` "stop") or after `max_new_tokens` ("length"); both are `terminated`.
@@ -28,10 +28,10 @@ Version history
     v0: first version.
 
 >>> import gymnasium as gym, textenv
->>> def says_yes(prompts, completions, completion_ids, **columns):
-...     return [float("yes" in text) for text in completions]
+>>> def contains_yes(prompts, completions, completion_ids, **columns):
+...     return [float("yes" in completion) for completion in completions]
 >>> env = gym.make("textenv/Text-v0", tokenizer=textenv.WordTokenizer("is it yes no"), prompts=["is it"],
-...                reward=says_yes, max_new_tokens=2)
+...                reward=contains_yes, max_new_tokens=2)
 >>> observation, info = env.reset(seed=0)
 >>> observation["input_ids"].tolist()
 [1, 2, 0, 0]
@@ -45,8 +45,8 @@ from textenv.mdp import TextMDP
 
 
 def text(**arguments: Any) -> TextMDP:
-    """The task that these arguments of `TextMDP` make."""
+    """Makes the task from arguments of `TextMDP`."""
     missing = [name for name in ("tokenizer", "prompts", "reward") if arguments.get(name) is None]
     if missing:
-        raise ValueError(f"textenv/Text-v0 brings nothing of its own: pass {', '.join(missing)} to gym.make.")
+        raise ValueError(f"textenv/Text-v0 has no defaults for these arguments: pass {', '.join(missing)} to gym.make.")
     return TextMDP(**arguments)

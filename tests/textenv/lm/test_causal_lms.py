@@ -1,4 +1,4 @@
-"""Any Hugging Face causal language model: the shapes and habits of real ones, on small random ones in float64."""
+"""Hugging Face causal language models of many families, as small random models in float64."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.helpers.tasks import letter_values
 from textenv.lm import check_causal
 from textenv.testing import play
 
-every_shape = pytest.mark.parametrize("kind", sorted(CONFIGS))
+every_family = pytest.mark.parametrize("kind", sorted(CONFIGS))
 
 
-@every_shape
+@every_family
 @pytest.mark.parametrize("special", sorted(SPECIAL))
-def test_collect_pays_what_stepping_pays(kind: str, special: str) -> None:
-    """Reward by reward, log-probability by log-probability, whatever pads: as each text read alone, unpadded."""
+def test_collect_equals_stepping(kind: str, special: str) -> None:
+    """Each reward and log-probability, with any padding token: as of each sequence alone, unpadded."""
     env = task(kind, special)
     policy = drifted(env)
     rollout = collect(env, policy, 24, generator=new_generator("cpu", 0))
@@ -43,29 +43,29 @@ def test_collect_pays_what_stepping_pays(kind: str, special: str) -> None:
     assert rollout.stopped.any() and not rollout.stopped.all()
     env.unwrapped.bind_policy(policy.next_token_logits)
     for row in range(len(rollout)):
-        written = rollout.mask[row]
-        tokens = rollout.tokens[row][written].tolist()
+        real = rollout.mask[row]
+        tokens = rollout.tokens[row][real].tolist()
         episode = play(env, str(rollout.prompts[row]), tokens)
-        np.testing.assert_allclose(rollout.rewards[row][written], episode.rewards, atol=1e-5)
-        np.testing.assert_allclose(rollout.ref_log_probs[row][written], episode.ref_log_probs, atol=1e-5)
-        assert max(tokens) < len(WORDS) and rollout.completions[row] == episode.text
+        np.testing.assert_allclose(rollout.rewards[row][real], episode.rewards, atol=1e-5)
+        np.testing.assert_allclose(rollout.ref_log_probs[row][real], episode.ref_log_probs, atol=1e-5)
+        assert max(tokens) < len(WORDS) and rollout.completions[row] == episode.completion
         prompt = env.unwrapped.mdp.tokenizer.encode(str(rollout.prompts[row]))
         alone = policy.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1, : len(WORDS)]
         expected = alone.log_softmax(dim=-1)[range(len(tokens)), tokens]
-        torch.testing.assert_close(rollout.log_probs[row][written].double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(rollout.log_probs[row][real].double(), expected, rtol=0, atol=1e-5)
 
 
-@every_shape
+@every_family
 def test_the_first_ratio_is_one(kind: str) -> None:
-    """Dropout in the config, a cache in sampling, none in the update: rho = 1 within 1e-5 all the same."""
+    """Dropout in the config, a cache in sampling, none in the update: rho = 1 within 1e-5."""
     env = task(kind)
     agent = PPO(drifted(env), env, n_epochs=1, n_episodes=16, seed=0)
     assert agent.train(agent.collect())["val/ratio_error_max"] < 1e-5
 
 
-@every_shape
-def test_the_reference_stays_and_the_policy_is_saved(kind: str, tmp_path: Path) -> None:
-    """Tied weights or not: after learning the reference is what it was, and the checkpoint loads as any other."""
+@every_family
+def test_training_keeps_the_reference_and_saves_the_policy(kind: str, tmp_path: Path) -> None:
+    """Tied weights or not: training does not change the reference, and the checkpoint loads as any other."""
     env = task(kind)
     reference = env.unwrapped.mdp.reference.model
     before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
@@ -77,9 +77,9 @@ def test_the_reference_stays_and_the_policy_is_saved(kind: str, tmp_path: Path) 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     ids = torch.tensor([[3, 4, 5]])
     assert torch.equal(loaded(ids).logits, policy.model(ids).logits)
-    assert not torch.allclose(loaded(ids).logits, reference(ids).logits, atol=1e-3)  # control: it learned
-    again = PPO.load(tmp_path, env)
-    assert again.policy.vocab_size == len(WORDS)
+    assert not torch.allclose(loaded(ids).logits, reference(ids).logits, atol=1e-3)  # control: training changed it
+    resumed = PPO.load(tmp_path, env)
+    assert resumed.policy.vocab_size == len(WORDS)
 
 
 TEMPLATE = "{% for m in messages %}{% if m.role == 'system' %}c {% elif m.role == 'user' %}<p> {% else %}b {% endif %}"
@@ -96,11 +96,11 @@ CHATS = [
 
 def chat_task(prompts: Any, reward: Any = letter_values, template: str | None = TEMPLATE) -> Any:
     """Conversations as prompts."""
-    speaks = tokenizer("pad")
-    speaks.chat_template = template
+    chat_tokenizer = tokenizer("pad")
+    chat_tokenizer.chat_template = template
     return gym.make(
         "textenv/Text-v0",
-        tokenizer=speaks,
+        tokenizer=chat_tokenizer,
         prompts=prompts,
         reward=reward,
         reference=model("qwen2"),
@@ -110,11 +110,11 @@ def chat_task(prompts: Any, reward: Any = letter_values, template: str | None = 
 
 @pytest.mark.parametrize("form", ["list", "prompt", "messages", "jsonl"])
 def test_a_conversation_is_a_prompt(form: str, tmp_path: Path) -> None:
-    """In each form: what the chat template makes of it, the assistant's turn begun; rewards get the messages."""
-    seen: list[Any] = []
+    """In each form it is the chat template's output up to the assistant's turn; rewards get the messages."""
+    received: list[Any] = []
 
     def reward(prompts: Any, completions: Any, completion_ids: Any, messages: Any, **columns: Any) -> list[float]:
-        seen.extend(zip(prompts, messages, strict=True))
+        received.extend(zip(prompts, messages, strict=True))
         return [float(len(each)) for each in messages]
 
     rows: Any = [{form: chat} for chat in CHATS]
@@ -125,34 +125,34 @@ def test_a_conversation_is_a_prompt(form: str, tmp_path: Path) -> None:
         rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
     env = chat_task(rows, reward)
     assert env.unwrapped.prompts == ["<p> a a b", "c c <p> b b"]
-    speaks = env.unwrapped.mdp.tokenizer
+    chat_tokenizer = env.unwrapped.mdp.tokenizer
     for i, chat in enumerate(CHATS):
         observation, _ = env.reset(options={"prompt": i})
-        ids = speaks.apply_chat_template(chat, add_generation_prompt=True, tokenize=True)["input_ids"]
+        ids = chat_tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True)["input_ids"]
         assert observation["input_ids"][observation["attention_mask"] == 1].tolist() == ids
         again, _ = env.reset(options={"prompt": chat})
         assert np.array_equal(again["input_ids"], observation["input_ids"])
     rollout = collect(env, drifted(env), 8, generator=new_generator("cpu", 0))
     assert set(rollout.scores.tolist()) == {1.0, 2.0}
-    assert all(chat == CHATS[env.unwrapped.prompts.index(text)] for text, chat in seen)
+    assert all(chat == CHATS[env.unwrapped.prompts.index(text)] for text, chat in received)
     own, _ = env.reset(options={"prompt": [{"role": "user", "content": "c"}]})
-    assert own["input_ids"][own["attention_mask"] == 1].tolist() == speaks.encode("<p> c b")
+    assert own["input_ids"][own["attention_mask"] == 1].tolist() == chat_tokenizer.encode("<p> c b")
 
 
 def test_bad_conversations_are_refused() -> None:
-    """No template, a template that refuses, messages without a role: the error says where and what."""
+    """No template, a template that raises, messages without a role: the error names the prompt and the reason."""
     with pytest.raises(ValueError, match="prompt 0: messages need a tokenizer with a chat template"):
         chat_task(CHATS, template=None)
     with pytest.raises(ValueError, match="prompt 0: the chat template refuses .*no system"):
         chat_task(CHATS[1:], template="{{ raise_exception('no system') }}")
-    with pytest.raises(ValueError, match="prompt 1: a prompt must be a string, or messages with the texts role"):
+    with pytest.raises(ValueError, match="prompt 1: a prompt must be a string, or messages with the strings role"):
         chat_task(["a", [{"role": "user"}]])
     with pytest.raises(ValueError, match="prompt 1: must have the field 'prompt' and the first one's fields"):
         chat_task([{"messages": CHATS[0]}, {"prompt": "a"}])
 
 
-def test_several_tokens_may_end_a_text() -> None:
-    """All of the generation config's end tokens do, each with its own log-probability and reward."""
+def test_several_eos_tokens() -> None:
+    """All EOS tokens of the generation config end a completion, each with its own log-probability and reward."""
     several = model("llama", eos_token_id=[0, 2])
     several.generation_config.eos_token_id = [0, 2]
     env = task("llama", reference=several, max_new_tokens=8)
@@ -164,14 +164,14 @@ def test_several_tokens_may_end_a_text() -> None:
     assert rollout.log_probs[rollout.mask].all()
 
 
-@every_shape
+@every_family
 @pytest.mark.parametrize("separate_critic", [False, True])
-def test_checkpointing_keeps_less_and_learns_the_same(kind: str, separate_critic: bool) -> None:
-    """The same gradient within 1e-5, dropout in the config or not, and fewer numbers kept for the backward pass."""
+def test_checkpointing_stores_less_with_the_same_gradient(kind: str, separate_critic: bool) -> None:
+    """The same gradient within 1e-5, with or without dropout in the config, and fewer numbers saved for backward."""
     env = task(kind)
     policy = drifted(env, separate_critic=separate_critic)
     rollout = collect(env, policy, 16, generator=new_generator("cpu", 0))
-    found, kept = [], []
+    gradients, saved = [], []
     for checkpointing in (False, True):
         if checkpointing:
             policy.gradient_checkpointing_enable()
@@ -179,18 +179,18 @@ def test_checkpointing_keeps_less_and_learns_the_same(kind: str, separate_critic
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: (s.append(x.numel()), x)[1], lambda x: x):
             _losses = list(agent.losses(rollout, rollout.rewards, rollout.rewards))  # keeps their graphs alive
-        kept.append(sum(sizes))
+        saved.append(sum(sizes))
         assert agent.train(rollout)["val/ratio_error_max"] < 1e-5
-        found.append([p.grad.clone() for p in policy.parameters()])
-    assert kept[1] < kept[0] / 2
-    for plain, checkpointed in zip(*found, strict=True):
+        gradients.append([p.grad.clone() for p in policy.parameters()])
+    assert saved[1] < saved[0] / 2
+    for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain, rtol=0, atol=1e-5)
     assert not any(layer.training for layer in policy.modules())
-    collect(env, policy, 4)  # and the cache still serves sampling
+    collect(env, policy, 4)  # and sampling still uses the cache
 
 
 def test_a_layers_own_dropout_stays_off() -> None:
-    """Some layers (OPT's) drop out by themselves rather than by a module inside them: not when checkpointed either."""
+    """Some layers (OPT's) call functional dropout instead of a module: it stays off when checkpointed too."""
     config = OPTConfig(
         vocab_size=PADDED, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=4, dropout=0.5,
         max_position_embeddings=32, word_embed_proj_dim=16, eos_token_id=0, pad_token_id=1, bos_token_id=0,
@@ -205,8 +205,8 @@ def test_a_layers_own_dropout_stays_off() -> None:
     assert first.requires_grad and torch.equal(first, second)
 
 
-def test_what_cannot_be_a_policy_is_refused() -> None:
-    """A model without checkpointing, and more tokens than logits."""
+def test_unsuitable_models_are_refused() -> None:
+    """A model without gradient checkpointing, and one with fewer logits than tokens."""
     policy = TransformerPolicy(model("gpt2"))
     policy.model.supports_gradient_checkpointing = False
     with pytest.raises(ValueError, match="GPT2LMHeadModel has no gradient checkpointing"):
@@ -216,41 +216,41 @@ def test_what_cannot_be_a_policy_is_refused() -> None:
 
 
 def test_encoders_are_refused(tmp_path: Path) -> None:
-    """BERT's kind can be loaded as a causal language model, but sees what comes next: a wrong log-probability."""
+    """An encoder loads as a causal language model but attends to later tokens: its log-probabilities are wrong."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)
     encoder = BertLMHeadModel(BertConfig(vocab_size=PADDED, initializer_range=0.5, **sizes)).eval()
     ids = torch.tensor([[3, 4], [3, 5]])
     with torch.no_grad():
-        ahead = encoder(ids).logits[:, 0]
-    assert not torch.allclose(ahead[0], ahead[1], atol=1e-3)  # the fault itself
-    with pytest.raises(ValueError, match="BertLMHeadModel sees what comes after a token"):
+        first = encoder(ids).logits[:, 0]
+    assert not torch.allclose(first[0], first[1], atol=1e-3)  # the later token changes the first one's logits
+    with pytest.raises(ValueError, match="BertLMHeadModel attends to later tokens"):
         check_causal(encoder)
     encoder.save_pretrained(tmp_path / "bert")
     for load in (TransformerPolicy.from_pretrained, lambda path: task("gpt2", reference=path)):
-        with pytest.raises(ValueError, match="so it is no causal language model"):
+        with pytest.raises(ValueError, match="so it is not a causal language model"):
             load(str(tmp_path / "bert"))
     T5Config().save_pretrained(tmp_path / "t5")
-    with pytest.raises(ValueError, match="t5' holds no causal language model.*but a t5"):
+    with pytest.raises(ValueError, match="t5' is not a causal language model.*but a t5"):
         task("gpt2", reference=str(tmp_path / "t5"))
     for kind in CONFIGS:  # controls
         check_causal(model(kind).eval())
 
 
 def test_generate_samples_from_the_policy(tmp_path: Path) -> None:
-    """A checkpoint says how it is sampled from: at its temperature, and no token that the tokenizer has not."""
+    """A checkpoint's generation config has its temperature and excludes tokens that the tokenizer does not have."""
     policy = TransformerPolicy.for_env(task("llama"), temperature=0.5)
     policy.save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     ids = torch.tensor([[3, 4]])
     torch.manual_seed(0)
-    drawn = plain.generate(ids, max_new_tokens=1, num_return_sequences=4000, top_k=0)[:, -1]
-    found = torch.bincount(drawn, minlength=PADDED) / len(drawn)
+    sampled = plain.generate(ids, max_new_tokens=1, num_return_sequences=4000, top_k=0)[:, -1]
+    frequencies = torch.bincount(sampled, minlength=PADDED) / len(sampled)
     with torch.no_grad():
         expected = policy.log_softmax(policy.next_token_logits(ids, torch.ones_like(ids)) * 0.5)[0].exp()
-    assert not found[len(WORDS) :].any()
-    torch.testing.assert_close(found[: len(WORDS)], expected, rtol=0, atol=0.04)
-    assert (expected.sqrt() / expected.sqrt().sum() - expected).abs().max() > 0.1  # control: T = 1 is another
+    assert not frequencies[len(WORDS) :].any()
+    torch.testing.assert_close(frequencies[: len(WORDS)], expected, rtol=0, atol=0.04)
+    assert (expected.sqrt() / expected.sqrt().sum() - expected).abs().max() > 0.1  # control: T = 1 differs
 
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
@@ -258,13 +258,13 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     small = LlamaConfig(vocab_size=PADDED, tie_word_embeddings=False, num_labels=1, pad_token_id=0, **SMALL)
     LlamaForSequenceClassification(small).save_pretrained(tmp_path)
     for load in (TransformerPolicy.from_pretrained, lambda path: task("gpt2", reference=path)):
-        with pytest.raises(ValueError, match=r"holds no whole causal language model: lm_head.weight is missing"):
+        with pytest.raises(ValueError, match=r"is not a complete causal language model: lm_head.weight is missing"):
             load(str(tmp_path))
 
 
-@every_shape
+@every_family
 def test_it_learns(kind: str) -> None:
-    """A few updates of REINFORCE raise the return of any of them."""
+    """A few updates of REINFORCE raise the return of each family."""
     env = task(kind, kl_coef=0.01)
     policy = TransformerPolicy.for_env(env)
     returns = lambda: float(collect(env, policy, 256, generator=new_generator("cpu", 7)).rewards.sum(dim=1).mean())  # noqa: E731

@@ -1,4 +1,4 @@
-"""What a step does not do: work that nobody asked for is not done; counted in calls and bytes, not in seconds."""
+"""A step does no unnecessary work: measured in calls and bytes, not in seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WIDE = 50_000
 
 
 def wide(mode: str = "NextStep", num_envs: int = 3) -> Any:
-    """Texts over 50,000 words, none of them masked."""
+    """A vocabulary of 50,000 tokens, none of them masked."""
     tokenizer = WordTokenizer([f"w{i}" for i in range(WIDE - 1)])
     mdp = TextMDP(tokenizer, ["w1", "w2"], zero, max_new_tokens=2)
     return TextVectorEnv(mdp, num_envs, autoreset_mode=mode)
@@ -38,8 +38,8 @@ def wide(mode: str = "NextStep", num_envs: int = 3) -> Any:
 
 
 @pytest.mark.parametrize("mode", [mode.value for mode in AutoresetMode])
-def test_a_mask_that_forbids_nothing_is_one_array(mode: str) -> None:
-    """At every step the same read-only array of V bytes, whatever B; in a copy of the environment too."""
+def test_a_mask_that_allows_everything_is_one_array(mode: str) -> None:
+    """Every step returns the same read-only array of V bytes, for any B, also in a copy of the environment."""
     envs = wide(mode)
     for each in (envs, copy.deepcopy(envs), pickle.loads(pickle.dumps(envs))):
         mask = each.reset(seed=0)[1]["action_mask"]
@@ -56,8 +56,8 @@ def test_a_mask_that_forbids_nothing_is_one_array(mode: str) -> None:
                 each.reset(options={"reset_mask": terminated})
 
 
-def test_a_mask_that_forbids_something_is_a_new_array() -> None:
-    """Control: with a sparse reference the masks of two steps are two arrays, which may be written to."""
+def test_a_sparse_mask_is_a_new_array() -> None:
+    """Control: with a sparse reference the masks of two steps are two arrays, both writable."""
     envs = TextVectorEnv(TextMDP(**words(reference=random_reference(4, 0, sparse=True))), 3)
     first = envs.reset(seed=0)[1]["action_mask"]
     second = envs.step(first.argmax(axis=1))[-1]["action_mask"]
@@ -65,7 +65,7 @@ def test_a_mask_that_forbids_something_is_a_new_array() -> None:
 
 
 def test_a_step_allocates_no_mask() -> None:
-    """A step over 50,000 words allocates less than one mask of them."""
+    """A step over 50,000 tokens allocates less memory than one mask."""
     envs = wide()
     envs.reset(seed=0)
     envs.step(np.array([1, 2, 3]))
@@ -98,25 +98,27 @@ class Calls:
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_table_is_looked_up_and_not_asked(mode: AutoresetMode, sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stepping asks a table for no [B, V] and reads no text from its start; a reset into a state reads that state."""
+def test_a_table_is_looked_up_and_not_called(
+    mode: AutoresetMode, sparse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps never call a table for [B, V] nor read a sequence from its start; a reset into a state reads it once."""
     envs = TextVectorEnv(TextMDP(**words(reference=random_reference(4, 0, sparse))), 4, autoreset_mode=mode)
-    asked, read = Calls(monkeypatch, TableReference, "log_probs"), Calls(monkeypatch, TableReference, "read")
+    called, read = Calls(monkeypatch, TableReference, "log_probs"), Calls(monkeypatch, TableReference, "final_state")
     _, info = envs.reset(seed=0)
     for _ in range(12):
         _, _, terminated, _, info = envs.step(info["action_mask"].argmax(axis=1))
         if mode == AutoresetMode.DISABLED and terminated.any():
             envs.reset(options={"reset_mask": terminated})
             info = {"action_mask": envs.action_masks().astype(np.int8)}
-    assert not asked.rows and not read.rows
+    assert not called.rows and not read.rows
     envs.reset(options={"prompt": 1})
     assert read.rows[-1] == 4  # control
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 99), sparse=st.booleans(), mode=st.sampled_from([mode.value for mode in AutoresetMode]))
-def test_a_state_that_is_carried_is_the_text_read_from_its_start(seed: int, sparse: bool, mode: str) -> None:
-    """In every row that is live, through ends and restarts: what the table says of the observation."""
+def test_a_carried_table_state_equals_reading_from_the_start(seed: int, sparse: bool, mode: str) -> None:
+    """In every live row, also after resets: the cursor's log-probabilities are the table's of the observation."""
     reference = random_reference(4, seed, sparse)
     envs = TextVectorEnv(TextMDP(**words(reference=reference)), 5, autoreset_mode=mode)
     fresh, rng = copy.deepcopy(reference), np.random.default_rng(seed)
@@ -132,31 +134,31 @@ def test_a_state_that_is_carried_is_the_text_read_from_its_start(seed: int, spar
 
 
 class Sharper(TableReference):
-    """A table that answers in its own way."""
+    """A table that overrides `log_probs`."""
 
     def log_probs(self, input_ids: Any, attention_mask: Any) -> Any:
-        """Twice as sure."""
+        """The table's log-probabilities at temperature 1/2."""
         doubled = 2 * super().log_probs(input_ids, attention_mask)
         return doubled - np.log(np.exp(doubled).sum(axis=1, keepdims=True))
 
 
-def test_a_kind_of_table_is_asked() -> None:
-    """What a subclass says is what is paid."""
+def test_a_subclass_of_a_table_is_called() -> None:
+    """The subclass's log-probabilities enter the reward, not the table's."""
     unigram = np.log([0.1, 0.2, 0.3, 0.4])
-    paid = play(make(words(reference=Sharper(unigram), reward=zero, kl_coef=1.0)), 0, "c a").rewards
-    assert np.exp(paid) == pytest.approx(np.array([0.16, 0.04, 0.01]) / 0.3)
+    rewards = play(make(words(reference=Sharper(unigram), reward=zero, kl_coef=1.0)), 0, "c a").rewards
+    assert np.exp(rewards) == pytest.approx(np.array([0.16, 0.04, 0.01]) / 0.3)
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
-def test_only_texts_that_ended_are_decoded_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each text once, all that end in a step together; the toy's reward is asked for no list and no string."""
-    envs: Any = gym.make_vec("textenv/Toy-v0", num_envs=16, max_new_tokens=8)  # too many texts to be walked
+def test_only_finished_completions_are_decoded_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each completion once, one batch per step; the toy's reward takes arrays, so that no list is made."""
+    envs: Any = gym.make_vec("textenv/Toy-v0", num_envs=16, max_new_tokens=8)  # too many completions to be tabulated
     task = envs.mdp.reward.functions[0]
     decoded = Calls(monkeypatch, WordTokenizer, "decode_rows")
     scored, listed = Calls(monkeypatch, type(task), "score_tokens"), Calls(monkeypatch, type(task), "__call__")
-    singly = Calls(monkeypatch, WordTokenizer, "decode")
+    one_by_one = Calls(monkeypatch, WordTokenizer, "decode")
     envs.reset(seed=0)
     rng, ended = np.random.default_rng(0), []
     for _ in range(20):
@@ -164,18 +166,18 @@ def test_only_texts_that_ended_are_decoded_and_scored(monkeypatch: pytest.Monkey
         if terminated.any():
             ended.append(int(terminated.sum()))
     assert decoded.rows == scored.rows == ended and len(ended) > 10
-    assert not listed.rows and not singly.rows
+    assert not listed.rows and not one_by_one.rows
 
 
 def calls_of(step: Any) -> int:
-    """How many functions, of Python and of C, a call of `step` calls."""
+    """The number of functions, of Python and of C, that a call of `step` calls."""
     count = 0
 
-    def note(frame: Any, event: str, argument: Any) -> None:
+    def count_call(frame: Any, event: str, argument: Any) -> None:
         nonlocal count
         count += event in ("call", "c_call")
 
-    sys.setprofile(note)
+    sys.setprofile(count_call)
     try:
         step()
     finally:
@@ -184,7 +186,7 @@ def calls_of(step: Any) -> int:
 
 
 def bytes_of(step: Any) -> int:
-    """How many bytes a call of `step` needs at most."""
+    """The peak memory of a call of `step`, in bytes."""
     tracemalloc.start()
     try:
         step()
@@ -195,8 +197,8 @@ def bytes_of(step: Any) -> int:
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("measure", [calls_of, bytes_of])
-def test_a_step_does_no_work_for_the_prefix(measure: Any, sparse: bool) -> None:
-    """The 3rd and the 200th token of a text take the same number of calls and of bytes."""
+def test_a_step_costs_the_same_after_any_prefix(measure: Any, sparse: bool) -> None:
+    """The 3rd and the 200th token of a completion take the same number of calls and of bytes."""
     task = TextMDP(**words(reference=random_reference(4, 1, sparse), max_new_tokens=256, eos_token_id=[]))
     envs, taken = TextVectorEnv(task, 4), []
     _, info = envs.reset(seed=0)
@@ -211,11 +213,11 @@ def test_a_step_does_no_work_for_the_prefix(measure: Any, sparse: bool) -> None:
     assert max(taken[100:]) <= 1.01 * max(taken[2:20])
 
 
-def test_work_for_the_prefix_would_be_noticed() -> None:
-    """Control: a shaping term that looks at the answer token by token."""
+def test_work_on_the_prefix_is_detected() -> None:
+    """Control: a shaping term that loops over the completion so far."""
 
-    def counting(moves: Any) -> np.ndarray:
-        return np.array([[float(sum(int(token) for token in range(time[0])))] for time in moves.time])
+    def counting(transitions: Any) -> np.ndarray:
+        return np.array([[float(sum(int(token) for token in range(time[0])))] for time in transitions.time])
 
     envs, taken = TextVectorEnv(TextMDP(**words(shaping=[counting], max_new_tokens=256)), 4), []
     envs.reset(seed=0)
@@ -236,8 +238,8 @@ def test_work_for_the_prefix_would_be_noticed() -> None:
     ),
     seed=st.integers(0, 99),
 )
-def test_rows_are_decoded_as_one_by_one(vocabulary: list[str], seed: int) -> None:
-    """Words of any script and length, end tokens anywhere, blanks behind."""
+def test_rows_are_decoded_like_single_sequences(vocabulary: list[str], seed: int) -> None:
+    """Words of any script and length, EOS tokens anywhere, empty columns at the end."""
     tokenizer = WordTokenizer(vocabulary)
     rows = np.random.default_rng(seed).integers(len(tokenizer), size=(4, 5))
     rows[0, 2:] = 0
@@ -246,85 +248,85 @@ def test_rows_are_decoded_as_one_by_one(vocabulary: list[str], seed: int) -> Non
     assert tokenizer.decode_rows(rows[:, :0]) == [""] * 4
 
 
-class Counted:
-    """A reward with both forms, which notes which of them was asked."""
+class BothForms:
+    """A reward with both forms, which records which of them was called."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.called: list[str] = []
 
     def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
         """From lists."""
-        self.asked.append("lists")
+        self.called.append("lists")
         return letter_values(prompts, completions, completion_ids)
 
     def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
-        """From arrays: `letter_values` for the prompts of the tests."""
-        self.asked.append("arrays")
+        """From arrays: `letter_values` of the prompts of `words()`."""
+        self.called.append("arrays")
         prompts = np.array([len(text) for text in words()["prompts"]])
         return prompts[prompt] / 8 + (np.arange(1, tokens.shape[1] + 1) * tokens).sum(axis=1) / 16
 
 
 def test_a_reward_may_take_arrays() -> None:
-    """Where it has `score_tokens` that is asked, with the same scores; for a prompt of one's own it gets lists."""
-    reward = Counted()
+    """`score_tokens` is called where a reward has it, with the same scores; an unlisted prompt needs the lists."""
+    reward = BothForms()
     env, plain = make(words(reward=reward)), make(words())
-    for prompt, answer in ((0, "b c"), (3, ""), (1, "a a a")):
-        assert play(env, prompt, answer).rewards.tolist() == play(plain, prompt, answer).rewards.tolist()
-    assert reward.asked == ["arrays"] * 3
+    for prompt, completion in ((0, "b c"), (3, ""), (1, "a a a")):
+        assert play(env, prompt, completion).rewards.tolist() == play(plain, prompt, completion).rewards.tolist()
+    assert reward.called == ["arrays"] * 3
     assert play(env, "c a", "b").rewards.tolist() == play(plain, "c a", "b").rewards.tolist()
-    assert reward.asked[3:] == ["lists"]
+    assert reward.called[3:] == ["lists"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("scores", "message"),
     [
         (np.array([0.0, np.nan]), "'Broken' must return finite numbers, got nan for 'b' after 'b a b'"),
-        (np.zeros(3), "'Broken' must return one score a text: 2, got 3"),
+        (np.zeros(3), "'Broken' must return one score per completion: 2, got 3"),
         (np.zeros((2, 1)), "'Broken' must return a list of numbers or None"),
-        (None, "'Broken' must return one score a text, got None"),
+        (None, "'Broken' must return one score per completion, got None"),
     ],
 )
-def test_what_a_reward_says_of_arrays_is_checked(answer: Any, message: str) -> None:
-    """As what it says of lists is."""
+def test_scores_from_arrays_are_checked(scores: Any, message: str) -> None:
+    """By the same rules as scores from lists."""
 
-    class Broken(Counted):
+    class Broken(BothForms):
         def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
-            return answer
+            return scores
 
     mdp = TextMDP(**words())
-    texts = mdp.finished(np.array([0, 1]), mdp.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
+    finished = mdp.finished(np.array([0, 1]), mdp.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
     with pytest.raises(ValueError, match=message):
-        WeightedReward(Broken()).score(texts)
+        WeightedReward(Broken()).score(finished)
 
 
 def test_the_toys_reward_is_the_same_from_lists_and_arrays() -> None:
-    """Answers of every length, several at once."""
+    """Completions of every length, in one batch."""
     mdp = gym.make("textenv/Toy-v0", max_new_tokens=12, num_prompts=5).unwrapped.mdp  # type: ignore[attr-defined]
     reward, rng = mdp.reward.functions[0], np.random.default_rng(0)
     length = rng.integers(1, 13, size=40)
     length[0] = 12
     prompt, tokens = rng.integers(5, size=40), rng.integers(6, size=(40, 12)) * (np.arange(12) < length[:, None])
-    texts = mdp.finished(prompt, mdp.prompt_texts[prompt], tokens, length)
-    assert mdp.score(texts).tolist() == reward(texts.prompts, texts.completions, texts.completion_ids)
-    assert [len(ids) for ids in texts.completion_ids] == length.tolist()
+    finished = mdp.finished(prompt, mdp.prompt_texts[prompt], tokens, length)
+    assert mdp.score(finished).tolist() == reward(finished.prompts, finished.completions, finished.completion_ids)
+    assert [len(ids) for ids in finished.completion_ids] == length.tolist()
 
 
 # -- the benchmark -----------------------------------------------------------------------------------------------------
 
 
-def test_the_benchmark_tells_what_it_says() -> None:
+def test_the_benchmark_of_environments() -> None:
     """A short run: every case has a rate, the mask is one array."""
-    told = environments(seconds=0.5)
-    rates = told["steps_per_second"]
+    results = environments(seconds=0.5)
+    rates = results["steps_per_second"]
     assert {"numpy loop", "CartPoleVectorEnv", "TextVectorEnv", "gym.make"} <= set(rates)
     assert all(rate > 0 for case in rates.values() for rate in case.values())
     assert set(rates["TextVectorEnv"]) == {1, 64, 1024}
-    assert told["mask"]["one_read_only_array"] and told["mask"]["bytes"] == 50_000
-    assert told["prefix"].keys() == {"first", "last"}
+    assert results["mask"]["one_read_only_array"] and results["mask"]["bytes"] == 50_000
+    assert results["prefix"].keys() == {"first", "last"}
 
 
-def test_a_wrapped_reward_is_not_passed_by() -> None:
-    """functools.wraps copies `score_tokens`, whose scores are not the wrapper's."""
+def test_a_wrapped_reward_is_not_bypassed() -> None:
+    """functools.wraps copies `score_tokens` of the inner function; the scores must still be the wrapper's."""
 
     def base(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
         return [1.0] * len(prompts)
@@ -332,8 +334,8 @@ def test_a_wrapped_reward_is_not_passed_by() -> None:
     base.score_tokens = lambda prompt, tokens, length: np.ones(len(prompt))  # type: ignore[attr-defined]
 
     @wraps(base)
-    def doubled(*args: Any, **texts: Any) -> list[float]:
-        return [2 * score for score in base(*args, **texts)]
+    def doubled(*args: Any, **arguments: Any) -> list[float]:
+        return [2 * score for score in base(*args, **arguments)]
 
     for reward, expected in ((base, 1.0), (doubled, 2.0)):
         env = make(words(3, prompts=["a"], reward=reward, kl_coef=0.0))
@@ -341,8 +343,8 @@ def test_a_wrapped_reward_is_not_passed_by() -> None:
         assert env.step(0)[1] == expected
 
 
-def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
-    """Not the rows of the class that it comes from."""
+def test_a_tokenizer_that_overrides_decode_is_called() -> None:
+    """`decode_rows` uses the overriding `decode`, not that of the base class."""
 
     class Glued(WordTokenizer):
         def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
@@ -352,19 +354,21 @@ def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
     assert Glued("a b").decode_rows(ids) == ["ab", "b"] and WordTokenizer("a b").decode_rows(ids) == ["a b", "b"]
 
 
-def test_a_reward_may_do_what_it_likes_with_its_lists() -> None:
-    """The next one gets them as they were."""
-    seen: list[Any] = []
+def test_a_reward_may_change_its_lists() -> None:
+    """The next reward function gets them unchanged."""
+    received: list[Any] = []
 
-    def rude(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-        seen.append((list(prompts), list(completions), [list(ids) for ids in completion_ids], list(columns["label"])))
+    def clears(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        received.append(
+            (list(prompts), list(completions), [list(ids) for ids in completion_ids], list(columns["label"]))
+        )
         scores = [0.0] * len(prompts)
-        for told in (prompts, completions, *completion_ids, *columns.values()):
-            told.clear()
+        for argument in (prompts, completions, *completion_ids, *columns.values()):
+            argument.clear()
         return scores
 
-    env = make(words(3, prompts=[{"prompt": "a", "label": 1}], reward=[rude, rude]))
+    env = make(words(3, prompts=[{"prompt": "a", "label": 1}], reward=[clears, clears]))
     env.reset()
     env.step(1)
     env.step(0)
-    assert len(seen) == 2 and seen[0] == seen[1] == (["a"], ["a"], [[1, 0]], [1])
+    assert len(received) == 2 and received[0] == received[1] == (["a"], ["a"], [[1, 0]], [1])

@@ -1,4 +1,4 @@
-"""Streams of prompts, drawn ahead: SplitMix64 written out in Python's integers is the oracle."""
+"""Streams of prompts, hashed ahead: SplitMix64 in Python's integers is the oracle."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_the_oracle_is_splitmix() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(num=st.sampled_from([1, 3, 70]), seed=st.integers(0, 2**32), num_prompts=st.integers(1, 9))
-def test_every_slot_follows_its_own_stream(num: int, seed: int, num_prompts: int) -> None:
-    """However often each slot draws, past what is drawn ahead and through seeds given to some of them on the way."""
+def test_every_row_follows_its_own_stream(num: int, seed: int, num_prompts: int) -> None:
+    """For any number of draws per row, past what is hashed ahead, and with new seeds for some rows in between."""
     rng, streams = np.random.default_rng(seed), PromptStreams(num, num_prompts)
     seeds, count = rng.integers(WORD, size=num, dtype=np.uint64), np.zeros(num, dtype=int)
     streams.seed(np.arange(num), seeds)
@@ -50,18 +50,18 @@ def test_every_slot_follows_its_own_stream(num: int, seed: int, num_prompts: int
             streams.seed(some, seeds[some])
 
 
-def test_one_slot_by_its_index() -> None:
-    """More draws of one slot than are drawn ahead, by a number in place of an array; another seed draws others."""
+def test_one_row_by_its_index() -> None:
+    """More draws of one row, named by a number, than are hashed ahead; another seed draws other prompts."""
     streams, other = PromptStreams(1, 1000), PromptStreams(1, 1000)
     for each, seed in ((streams, 5), (other, 6)):
         each.seed(np.array([0]), np.array([seed], dtype=np.uint64))
-    found = [int(streams.draw(0)) for _ in range(3000)]
-    assert found == [drawn(5, n, 1000) for n in range(3000)]
-    assert found[:20] != [int(other.draw(0)) for _ in range(20)]  # negative control
+    prompts = [int(streams.draw(0)) for _ in range(3000)]
+    assert prompts == [drawn(5, n, 1000) for n in range(3000)]
+    assert prompts[:20] != [int(other.draw(0)) for _ in range(20)]  # negative control
 
 
-def test_a_copy_draws_on() -> None:
-    """A deep copy goes on where the original stands, and the original is not moved by it."""
+def test_a_copy_continues_the_stream() -> None:
+    """A deep copy draws what the original draws next, and does not advance the original."""
     streams = PromptStreams(2, 1000)
     streams.seed(np.arange(2), np.arange(2, dtype=np.uint64))
     streams.draw(np.array([1]))

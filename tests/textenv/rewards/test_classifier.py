@@ -1,0 +1,178 @@
+"""A sequence classifier as reward: the same score in any batch, from any kind of model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from agents.sampling import collect, new_generator
+from tests.helpers.classifiers import CLASSIFIERS, random_classifier, word_tokenizer
+from tests.helpers.policies import random_policy
+from tests.helpers.tasks import PROMPTS, words
+from textenv.rewards import RewardModel
+
+COMPLETIONS = ["a", "b a", "a b c d", "d", "c c c", "b d a c b", "a a", "d c"]
+
+
+@pytest.mark.parametrize("kind", sorted(CLASSIFIERS))
+def test_a_score_does_not_depend_on_the_batch(kind: str) -> None:
+    """Alone, in batches of any size, in any order: the same; other completions have other scores."""
+    scores = RewardModel(random_classifier(kind), word_tokenizer(eos_token="[END]"))
+    prompts = ["b"] * len(COMPLETIONS)
+    alone = [scores(prompts=["b"], completions=[completion], completion_ids=[[1]])[0] for completion in COMPLETIONS]
+    for batch_size in (1, 3, 8):
+        batched = RewardModel(random_classifier(kind), word_tokenizer(eos_token="[END]"), batch_size=batch_size)
+        np.testing.assert_allclose(batched(prompts, COMPLETIONS), alone, atol=1e-5)
+        np.testing.assert_allclose(batched(prompts, COMPLETIONS[::-1]), alone[::-1], atol=1e-5)
+    assert np.ptp(alone) > 0.1
+
+
+@pytest.mark.parametrize("kind", sorted(CLASSIFIERS))
+def test_the_score_is_the_models_own_logit(kind: str) -> None:
+    """Prompt, a space, completion, through the model without padding; white space between them is kept as it is."""
+    model, tokens = random_classifier(kind), word_tokenizer(eos_token="[END]")
+    scores = RewardModel(model, tokens)
+    expected = model(input_ids=torch.tensor([tokens("b a b c d")["input_ids"]])).logits.item()
+    assert scores(["b a b"], ["c d"])[0] == pytest.approx(expected, abs=1e-5)
+    assert scores(["b a b"], [" c d"])[0] == pytest.approx(expected, abs=1e-5)
+    assert scores(["b a"], ["c d"])[0] != pytest.approx(expected, abs=1e-3)  # control: the prompt matters
+
+
+def test_several_labels_give_log_odds() -> None:
+    """log p(label) - log(1 - p(label)), by index or name; without a label the error lists them."""
+    names = {0: "bad", 1: "fair", 2: "good"}
+    model = random_classifier("gpt2", 3, id2label=names, label2id={name: i for i, name in names.items()})
+    tokens = word_tokenizer(eos_token="[END]")
+    probs = model(input_ids=torch.tensor([tokens("a b")["input_ids"]])).logits.softmax(dim=1)[0].detach()
+    for label in (2, "good"):
+        found = RewardModel(model, tokens, label=label)(["a"], ["b"])[0]
+        assert found == pytest.approx(float(torch.logit(probs[2])), abs=1e-5)
+    for wrong in (None, "best", 3):
+        with pytest.raises(ValueError, match=r"labels \{0: 'bad'.*pass label="):
+            RewardModel(model, tokens, label=wrong)
+
+
+def test_normalisation_is_saved_with_the_model(tmp_path: Path) -> None:
+    """`score_mean` and `score_std` are saved in the config; a path is enough to load them."""
+    model, tokens = random_classifier("llama"), word_tokenizer(eos_token="[END]")
+    plain = RewardModel(model, tokens)(["a"] * len(COMPLETIONS), COMPLETIONS)
+    model.config.score_mean, model.config.score_std = 0.5, 2.0
+    model.save_pretrained(tmp_path)
+    tokens.save_pretrained(tmp_path)
+    loaded = RewardModel(tmp_path)(["a"] * len(COMPLETIONS), COMPLETIONS)
+    np.testing.assert_allclose(loaded, (np.array(plain) - 0.5) / 2.0, atol=1e-5)
+
+
+def test_long_sequences_are_cut_on_the_left() -> None:
+    """The last words change the score, the first do not; the model's limit raises no error."""
+    scores = RewardModel(random_classifier("gpt2"), word_tokenizer(eos_token="[END]"))
+    long = "c d " * 6
+    assert scores(["a a a"], [long]) == pytest.approx(scores(["b b b"], [long]))
+    assert scores(["a a a"], ["c d"]) != pytest.approx(scores(["b b b"], ["c d"]))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_a_sequence_that_is_cut_keeps_its_special_tokens(kind: str) -> None:
+    """BERT computes the score from its first token, which is [CLS] however long the sequence is."""
+    special = word_tokenizer(eos_token="[END]", cls_token="[CLS]")
+    special.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $0", special_tokens=[("[CLS]", special.cls_token_id)]
+    )
+    reward = RewardModel(random_classifier(kind, vocab_size=len(special)), special)
+    long = reward.tokens("a a a", "c d " * 20)
+    assert long[0] == special.cls_token_id and len(long) == reward.max_length
+    assert long[1:] == special.encode("c d " * 20, add_special_tokens=False)[-len(long) + 1 :]
+    assert reward.tokens("a", "b") == [special.cls_token_id, *special.encode("a b", add_special_tokens=False)]
+
+
+class SpyTokenizer:
+    """Records its inputs."""
+
+    chat_template: str | None = None
+
+    def __init__(self, inputs: list[str]) -> None:
+        self.inputs = inputs
+
+    def __call__(self, text: str, add_special_tokens: bool, **limits: Any) -> dict[str, list[int]]:
+        """Tokenises a string."""
+        self.inputs.append(text if add_special_tokens else f"{text} (no special tokens)")
+        return {"input_ids": [0]}
+
+    def apply_chat_template(self, messages: Any, tokenize: bool) -> str:
+        """A conversation as one string."""
+        assert not tokenize
+        return "|".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def test_prompt_and_completion_are_joined_by_at_most_one_space() -> None:
+    """A space where a word begins; none before punctuation or after white space, nor where there is one already."""
+    reward = RewardModel(random_classifier("gpt2"), word_tokenizer(eos_token="[END]"))
+    inputs: list[str] = []
+    spy = reward.tokenizer = SpyTokenizer(inputs)
+    cases = {
+        ("a", "b"): "a b",
+        ("a", " b"): "a b",
+        ("a", ", b"): "a, b",
+        ("a", "(b"): "a (b",
+        ("a", "'re"): "a're",
+        ("a\n", "b"): "a\nb",
+        ("a", ""): "a",
+    }
+    for prompt, completion in cases:
+        reward.tokens(prompt, completion)
+    assert inputs == list(cases.values())
+    # conversations: the classifier's own template, else the contents alone, never another model's markers
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    inputs.clear()
+    reward.tokens("<rendered by the policy>", "c", messages)
+    spy.chat_template = "own"
+    reward.tokens("<rendered by the policy>", "c", messages)
+    assert inputs == ["a\nb\nc", "user: a|assistant: b|assistant: c (no special tokens)"]
+
+
+def test_a_label_or_a_tokenizer_that_does_not_fit_is_refused() -> None:
+    """A wrong label is refused by a model with one label too; the name of that label is accepted."""
+    own = word_tokenizer(eos_token="[END]")
+    with pytest.raises(ValueError, match="has the labels .*got 'nonsense'"):
+        RewardModel(random_classifier("gpt2"), own, label="nonsense")
+    assert RewardModel(random_classifier("gpt2"), own, label="LABEL_0").label is None
+    with pytest.raises(ValueError, match="The classifier has a vocabulary of 4 tokens, the tokenizer one of 9"):
+        RewardModel(random_classifier("gpt2", vocab_size=4), own)
+
+
+def test_a_classifier_without_trained_head_is_refused(tmp_path: Path) -> None:
+    """transformers would give a language model without a score head a random one."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    word_tokenizer(eos_token="[END]").save_pretrained(tmp_path)
+    for label in (None, "LABEL_1"):
+        with pytest.raises(ValueError, match=r"is not a complete classifier: score.weight is missing.*reward-model"):
+            RewardModel(tmp_path, label=label)
+
+
+def test_its_scores_are_those_of_a_rollout() -> None:
+    """`collect` gives each completion the model's score; the model is not trained."""
+    model = random_classifier("bert")
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    reward = RewardModel(model, word_tokenizer(eos_token="[END]"))
+    env = gym.make("textenv/Text-v0", **words(prompts=PROMPTS, reward=reward))
+    rollout = collect(env, random_policy(env), 32, generator=new_generator("cpu", 0))
+    expected = reward(rollout.prompts.tolist(), rollout.completions.tolist())
+    np.testing.assert_allclose(rollout.scores.numpy(), expected, atol=1e-5)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_bad_models_are_refused() -> None:
+    """No tokenizer, no token to pad with, an invalid batch size."""
+    with pytest.raises(ValueError, match="needs the classifier's tokenizer"):
+        RewardModel(random_classifier("gpt2"))
+    with pytest.raises(ValueError, match="neither a padding nor an end token"):
+        RewardModel(random_classifier("gpt2"), word_tokenizer())
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        RewardModel(random_classifier("gpt2"), word_tokenizer(eos_token="[END]"), batch_size=0)

@@ -1,0 +1,234 @@
+"""Broken tasks are refused when they are made, with a message that names the rule, the value and the cure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from tests.helpers.tasks import make, random_reference, stories, words, zero
+from textenv import TextEnv, TextMDP, TextVectorEnv, exact
+from textenv.data import WordTokenizer
+from textenv.references import TableReference
+from textenv.shaping import length_penalty
+from textenv.testing import play
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": []}, "at least one prompt.* none"),
+        ({"prompts": ["a", ""]}, "at least one token, got ''.*drop it"),
+        ({"prompts": ["a", "  "]}, "at least one token, got '  '.*drop it"),
+        ({"prompts": ["a", 7]}, "must be a string, or messages.*, got 7"),
+        ({"prompts": [{"prompt": "a", "x": 1}, {"prompt": "b"}]}, "prompt 1: .*first one's fields.*'x'.*got .*'b'"),
+        ({"prompts": [{"text": "a"}]}, "field 'prompt'.*got .*'text'"),
+        ({"prompts": [{"prompt": "a", "completions": "b"}]}, "'completions' is an argument of every reward; rename"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, at least 1, got 2.5"),
+        (
+            {"prompts": ["a", "a b a"], "max_prompt_length": 2},
+            "'a b a' has 3 tokens.* 2 .*max_prompt_length",
+        ),
+        ({"prompts": ["a", "a aple"]}, "'aple' is not in the vocabulary"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, at least 1, got 0"),
+        ({"kl_coef": -0.1}, r"kl_coef \(beta\).*>= 0, got -0.1; 0 switches"),
+        ({"kl_coef": float("nan")}, "kl_coef.*finite.*got nan"),
+        ({"kl_coef": float("inf")}, "kl_coef.*finite.*got inf"),
+        ({"eos_token_id": 4}, r"eos_token_id must be in 0 \.\. 3, got 4"),
+        ({"reference": random_reference(5, 0, False)}, "vocabulary of 5 tokens, the tokenizer one of 4.*same"),
+        ({"reward": [zero, zero], "reward_weights": [1.0]}, r"one finite number per function \(2\), got \[1.0\]"),
+        ({"reward_weights": [float("nan")]}, "one finite number per function .*nan"),
+        ({"shaping": [length_penalty(1.0), length_penalty(2.0)]}, "__name__ of its own.*'length', 'length'"),
+    ],
+)
+def test_a_broken_task_is_refused(arguments: dict[str, Any], message: str) -> None:
+    """Each broken argument is refused when the environment is made, single or batched."""
+    for maker in (gym.make, gym.make_vec):
+        with pytest.raises(ValueError, match=message):
+            maker("textenv/Text-v0", **words(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reward": "count"}, "reward must be a function.*got 'count'"),
+        ({"reward": []}, r"reward must be a function.*got \[\]"),
+        ({"gold_reward": "count"}, "^gold_reward must be a function.*got 'count'"),
+        ({"gold_reward": []}, r"^gold_reward must be a function.*got \[\]"),
+        ({"reference": 3}, "reference must be None.*log_probs.*causal language model.*got int"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_refused(arguments: dict[str, Any], message: str) -> None:
+    """An argument that is no reward or no reference is a TypeError that names the accepted types."""
+    with pytest.raises(TypeError, match=message):
+        TextMDP(**words(**arguments))
+
+
+def test_text_v0_has_no_defaults() -> None:
+    """Text-v0 without arguments names the required ones."""
+    with pytest.raises(ValueError, match=r"pass tokenizer, prompts, reward to gym\.make"):
+        gym.make("textenv/Text-v0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"vocab_size": 2}, "vocab_size >= 3.*got 2, 4, 2"), ({"num_prompts": 0}, "num_prompts >= 1, got 6, 4, 0")],
+)
+def test_a_toy_that_is_too_small_is_refused(arguments: dict[str, Any], message: str) -> None:
+    """The error of Toy-v0 names its limits."""
+    with pytest.raises(ValueError, match=message):
+        gym.make("textenv/Toy-v0", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', "not valid JSON"),
+        ('{"text": "a"}', "object with the string field 'prompt'"),
+        ('{"prompt": 3}', "object with the string field 'prompt'"),
+        ('["a"]', "object with the string field 'prompt'"),
+    ],
+)
+def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: str, message: str) -> None:
+    """The error names file, line number and content; without the broken line the file is accepted."""
+    path = tmp_path / "prompts.jsonl"
+    good = '{"prompt": "a"}\n\n{"prompt": "b a"}\n'
+    path.write_text(good + line + "\n")
+    with pytest.raises(ValueError, match=rf"prompts\.jsonl:4: .*{message}") as error:
+        TextMDP(**words(prompts=path))
+    assert repr(line)[1:-1] in str(error.value)
+    path.write_text(good)
+    assert TextMDP(**words(prompts=str(path))).prompts.texts == ["a", "b a"]
+    (tmp_path / "prompts.txt").write_text("a\n\n  b a \n")
+    assert TextMDP(**words(prompts=tmp_path / "prompts.txt")).prompts.texts == ["a", "b a"]
+
+
+def test_a_missing_or_empty_prompt_file(tmp_path: Path) -> None:
+    """The error names a file that does not exist, and one without a prompt."""
+    with pytest.raises(ValueError, match=r"The file '.*nowhere\.txt' does not exist"):
+        TextMDP(**words(prompts=str(tmp_path / "nowhere.txt")))
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"at least one prompt, got none from '.*empty\.txt'"):
+        TextMDP(**words(prompts=tmp_path / "empty.txt"))
+
+
+def test_encodings_of_prompt_files(tmp_path: Path) -> None:
+    """A byte-order mark is no word, U+2028 ends no line, another encoding than UTF-8 is an error with the file name."""
+    (tmp_path / "a.txt").write_bytes("\ufeffa b\nb\n".encode())
+    assert TextMDP(**words(prompts=tmp_path / "a.txt")).prompts.texts == ["a b", "b"]
+    (tmp_path / "b.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
+    assert TextMDP(**words(prompts=tmp_path / "b.jsonl")).prompts.texts == ["a\u2028b"]
+    (tmp_path / "c.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c\.txt: not UTF-8 .* save it as UTF-8"):
+        TextMDP(**words(prompts=tmp_path / "c.txt"))
+
+
+@pytest.mark.parametrize(
+    ("construct", "message"),
+    [
+        (lambda: WordTokenizer("agra india").encode("agra indai"), "'indai' is not.*3 tokens. Did you mean 'india'"),
+        (lambda: WordTokenizer([]), "at least one word"),
+        (lambda: WordTokenizer(["a b"]), "empty or contain spaces, got 'a b'"),
+        (lambda: WordTokenizer("a <eos>"), "'<eos>' must not be one of the words"),
+        (lambda: TableReference(np.log([[0.5, 0.25], [0.5, 0.5]])), "sum to 1; row 0 sums to 0.75"),
+        (lambda: TableReference(np.log([[0.5, 0.5], [0.9, 0.2]])), "sum to 1; row 1 sums to 1.1"),
+        (lambda: TableReference(np.log(np.full((3, 2), 0.5))), r"1 row or one row per token, got shape \(3, 2\)"),
+        (lambda: TableReference(np.log([[0.5, 0.5]]), [[0, 1]]), r"next_state.*values in 0 \.\. 0, got .* 0 \.\. 1"),
+        (
+            lambda: TableReference.from_completions(WordTokenizer("a b"), {"a": {"b": -1.0, "a": 2.0}}),
+            "must not be negative, got -1.0 for 'b'",
+        ),
+        (lambda: TextVectorEnv(TextMDP(**words()), 0), "num_envs must be at least 1, got 0"),
+        (
+            lambda: TextEnv(TextMDP(**words()), render_mode="rgb"),
+            "render_mode must be .*'ansi'.* got 'rgb'",
+        ),
+        (lambda: play(make(words()), 0, "a a a a"), "4 tokens, more than max_new_tokens = 3"),
+        (lambda: play(make(words()), 0, [0, 1]), r"must end at its last token, got \[0, 1\], which ends at token 0"),
+        (lambda: play(make(words()), 0, []), "at least one token to play, got none"),
+    ],
+)
+def test_a_broken_part_is_refused(construct: Any, message: str) -> None:
+    """The errors of tokenizer, table, environment and `play` name the rule and the value."""
+    with pytest.raises(ValueError, match=message):
+        construct()
+
+
+def test_a_model_must_have_the_tokenizers_vocabulary(assets: Path) -> None:
+    """A language model with fewer logits than the tokenizer has tokens is refused, and one with too short a context."""
+    arguments = stories(assets)
+    large = WordTokenizer([f"w{i}" for i in range(600)])
+    with pytest.raises(ValueError, match=r"vocabulary of 512 tokens, the tokenizer one of 601.*same"):
+        TextMDP(**arguments | {"tokenizer": large, "prompts": ["w1"]})
+    with pytest.raises(ValueError, match=r"\d+ \+ 510 tokens, more than the reference's context of 512; shorten"):
+        TextMDP(**arguments | {"max_new_tokens": 510})
+
+
+def test_a_larger_vocabulary_is_not_mistaken_for_a_padded_one(assets: Path) -> None:
+    """A model with many more tokens than the tokenizer has another vocabulary; a few more are padding."""
+    few = WordTokenizer("is it yes no")
+    with pytest.raises(ValueError, match="vocabulary of 512 tokens, the tokenizer one of 5.*token for token"):
+        TextMDP(few, ["is it"], zero, assets / "stories260k")
+    many = WordTokenizer([f"w{i}" for i in range(500)])
+    assert TextMDP(many, ["w1"], zero, assets / "stories260k").vocab_size == 501
+
+
+def test_a_prompt_without_a_completion_is_refused() -> None:
+    """The error names a prompt after which every token is masked; without it the optimum would be nan."""
+    tokenizer = WordTokenizer("a b c")
+    reference = TableReference.from_completions(tokenizer, {"a": {"b": 1.0}})
+    with pytest.raises(ValueError, match="'c a'"):
+        exact.solve(TextMDP(tokenizer, ["a", "c a"], zero, reference, max_new_tokens=3))
+
+
+class BrokenReference:
+    """A reference that claims full support and returns one value for every token."""
+
+    full_support = True
+
+    def __init__(self, value: float, width: int) -> None:
+        self.value, self.width = value, width
+
+    def log_probs(self, input_ids: Any, attention_mask: Any) -> np.ndarray:
+        return np.full((len(input_ids), self.width), self.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (BrokenReference(-np.log(9), 9), r"log-probabilities of shape \[B, 4\]"),
+        (BrokenReference(3.0, 4), "sum to 80.34, not to 1"),
+        (BrokenReference(np.nan, 4), "sum to nan, not to 1"),
+    ],
+)
+def test_a_broken_reference_is_refused(reference: BrokenReference, message: str) -> None:
+    """Another shape, or values that are no log-probabilities, are refused when the task is made."""
+    with pytest.raises(ValueError, match=message):
+        TextMDP(**words(reference=reference))
+
+
+def test_a_shaping_term_may_not_have_the_name_of_a_reward_term() -> None:
+    """The names of the reward's own terms are reserved."""
+
+    def kl_policy(transitions: Any) -> np.ndarray:
+        return np.zeros(transitions.tokens.shape)
+
+    with pytest.raises(ValueError, match="other than score, kl_reference and kl_policy"):
+        TextMDP(**words(shaping=[kl_policy]))
+
+
+def test_play_is_for_a_single_environment() -> None:
+    """A batched one is refused; the error names it."""
+    with pytest.raises(TypeError, match=r"gym\.make.*TextVectorEnv"):
+        play(gym.make_vec("textenv/Toy-v0", num_envs=2), "a", "b")  # type: ignore[arg-type]
+
+
+def test_messages_name_the_value_once() -> None:
+    """A message contains the refused value once, and no line break."""
+    with pytest.raises(ValueError) as error:
+        TextMDP(**words(kl_coef=-3.25))
+    assert len(re.findall(re.escape("-3.25"), str(error.value))) == 1 and "\n" not in str(error.value)
