@@ -1,1 +1,1 @@
-"""Experiments: agents x seeds on an environment, and which one is better."""
+"""Experiments: train agents with several seeds on one environment and compare them."""

@@ -1,10 +1,14 @@
-"""What learns nothing, and what every agent should beat: the reference, the best of n of its answers, chance.
+"""Baselines that are not trained: the best of n completions of the reference, and the uniform policy.
 
-    best of n:  draw y_1 .. y_n ~ pi_ref(.|x), keep the one that is paid best
+    best of n:  sample y_1 .. y_n ~ pi_ref(.|x), keep the one with the largest r(x, y)
 
-With F(r) the probability that pi_ref's answer is paid at most r, and F(r-) that it is paid less, an answer is kept with
-probability  pi(y|x) = pi_ref(y|x) (F(r)^n - F(r-)^n) / (F(r) - F(r-)).  Its KL to the reference is at most
-log n - (n - 1) / n (Stiennon et al. 2020, arXiv:2009.01325; Beirami et al. 2024, arXiv:2401.01879).
+r(x, y) is score and shaping, without the KL. With F(r) the probability that the r(x, y) of a completion of pi_ref is at
+most r, and F(r-) that it is less, a completion is kept with probability
+
+    pi(y|x) = pi_ref(y|x) (F(r)^n - F(r-)^n) / (F(r) - F(r-))
+
+Its KL to the reference is at most log n - (n - 1) / n (Stiennon et al. 2020, arXiv:2009.01325; Beirami et al. 2024,
+arXiv:2401.01879).
 """
 
 from __future__ import annotations
@@ -22,14 +26,14 @@ from experiments.evaluation import Evaluator, Measured, reference_policy
 from textenv import get_mdp
 from textenv.exact import Tree
 
-CHUNK = 1024  # answers that are written at once
+CHUNK = 1024  # completions per call of `collect`
 
 
 def best_of_n(evaluator: Evaluator, n: int) -> Measured:
-    """`objective`, `score`, `kl` (and `gold_score`) of the reference's best of `n`: exact where the task is enumerated.
+    """Returns `objective`, `score`, `kl` (and `gold_score`) of best of `n`: exact where the task is enumerated.
 
-    Elsewhere n answers to each of the evaluator's prompts are drawn, and the KL is its upper bound, so that the
-    objective is a lower one.
+    Elsewhere it samples n completions of each of the evaluator's prompts. The KL is then its upper bound, so that the
+    objective is a lower bound.
     """
     if evaluator.tree is not None:
         return _exact(evaluator.tree, n)
@@ -42,37 +46,37 @@ def best_of_n(evaluator: Evaluator, n: int) -> Measured:
         columns: dict[str, list[Tensor]] = {name: [] for name in kept}
         for first in range(0, len(starts), CHUNK):
             start = starts[first : first + CHUNK]
-            answers = collect(evaluator.env, reference, generator=generator, values=False, start=start)
-            # a table's copy is not quite the reference: without the KL that it is paid
-            columns["objective"].append(answers.rewards.sum(dim=1) + evaluator.kl_coef * (answers.kl - kl))
-            columns["score"].append(answers.scores)
-            if answers.gold_scores is not None:
-                columns["gold_score"].append(answers.gold_scores)
-        drawn = {name: torch.cat(parts).view(size, n) for name, parts in columns.items() if parts}
-        best = drawn["objective"].argmax(dim=1, keepdim=True)
-        for name, values in drawn.items():
+            rollout = collect(evaluator.env, reference, generator=generator, values=False, start=start)
+            # without the KL in the rewards: a policy fitted to a table is close to the reference, not equal
+            columns["objective"].append(rollout.rewards.sum(dim=1) + evaluator.kl_coef * (rollout.kl - kl))
+            columns["score"].append(rollout.scores)
+            if rollout.gold_scores is not None:
+                columns["gold_score"].append(rollout.gold_scores)
+        sampled = {name: torch.cat(chunks).view(size, n) for name, chunks in columns.items() if chunks}
+        best = sampled["objective"].argmax(dim=1, keepdim=True)
+        for name, values in sampled.items():
             kept[name] += values.gather(1, best).squeeze(1).tolist()
     return {name: float(np.mean(values)) for name, values in kept.items() if values} | {"kl": float(kl)}
 
 
 def best_of_n_log_probs(tree: Tree, n: int) -> NDArray[np.float64]:
-    """log pi(y|x) of every finished text, [N], in the order of `tree.leaves()`; among equals the reference decides."""
+    """log pi(y|x) of best of `n`, [N], in the order of `tree.leaves()`; ties are kept in proportion to pi_ref."""
     state, _ = tree.leaves()
-    log_ref, paid = tree.completion_log_probs(tree.ref_log_probs), _paid(tree)
+    log_ref, rewards = tree.completion_log_probs(tree.ref_log_probs), _sequence_rewards(tree)
     log_probs = np.empty_like(log_ref)
     for prompt in np.unique(tree.prompt[state]):
         rows = np.flatnonzero(tree.prompt[state] == prompt)
-        values, group = np.unique(paid[rows].round(9), return_inverse=True)  # rounding makes equals equal
+        values, group = np.unique(rewards[rows].round(9), return_inverse=True)  # rounding makes ties exact
         mass = np.bincount(group, np.exp(log_ref[rows]), len(values))
         at_most = np.minimum(np.cumsum(mass), 1.0)
         less = np.append(0.0, at_most[:-1])
-        with np.errstate(divide="ignore"):  # a poor answer among many may have probability 0
+        with np.errstate(divide="ignore"):  # a completion of low reward may underflow to probability 0
             log_probs[rows] = log_ref[rows] + np.log((at_most**n - less**n) / mass)[group]
     return log_probs
 
 
-def _paid(tree: Tree) -> NDArray[np.float64]:
-    """r(x, y), score and shaping, of every finished text, [N]."""
+def _sequence_rewards(tree: Tree) -> NDArray[np.float64]:
+    """r(x, y), score and shaping, of every completion, [N]."""
     states, actions = tree.paths()
     return np.asarray(np.where(states >= 0, tree.rewards[states, actions], 0.0).sum(axis=1))
 
@@ -83,7 +87,7 @@ def _exact(tree: Tree, n: int) -> Measured:
     log_ratio = np.where(probs > 0, log_probs - tree.completion_log_probs(tree.ref_log_probs), 0.0)
     ends = tree.leaves()
     measured = {
-        "objective": float((probs * (_paid(tree) - tree.mdp.kl_coef * log_ratio)).sum()),
+        "objective": float((probs * (_sequence_rewards(tree) - tree.mdp.kl_coef * log_ratio)).sum()),
         "score": float((probs * tree.scores[ends]).sum()),
         "kl": float((probs * log_ratio).sum()),
     }
@@ -93,7 +97,7 @@ def _exact(tree: Tree, n: int) -> Measured:
 
 
 def random_policy(reference: TransformerPolicy) -> TransformerPolicy:
-    """Every allowed token with the same probability: the reference's network with an output layer of zeros."""
+    """A policy that gives every allowed token the same probability: a copy with an output layer of zeros."""
     policy = copy.deepcopy(reference)
     for parameter in policy.model.get_output_embeddings().parameters():
         torch.nn.init.zeros_(parameter)

@@ -22,11 +22,12 @@ from agents.policy import TransformerPolicy
 from agents.training import rank
 from experiments.bench import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
-from experiments.config import AGENTS, TrialConfig, check_device
+from experiments.config import AGENTS, TrialConfig
 from experiments.cost import CostConfig, cost
+from experiments.env_flags import check_device
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, normalized_objective, sample_completions
-from experiments.launch import is_launched, joined
+from experiments.launch import is_launched, process_group
 from experiments.lecture import LectureConfig, lecture
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.run_folder import read_config
@@ -36,22 +37,22 @@ from experiments.trial import INITIAL, prepare, run_trial
 
 @dataclass
 class Run:
-    """A run that was trained."""
+    """The folder of a trained agent, and how to load it."""
 
     run: Path
-    """The folder of one agent and seed."""
+    """Folder of one agent and seed."""
     device: str = "cpu"
-    """cpu, cuda, ..."""
+    """Device of policy, reference and classifiers: cpu, cuda, ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights of policy, reference and classifiers."""
+    """Dtype of the weights of policy, reference and classifiers."""
 
     def load(self) -> tuple[TrialConfig, TransformerPolicy]:
-        """Its flags and its policy."""
+        """Returns the flags of the run, and its policy."""
         config = dataclasses.replace(
             read_config(self.run, TrialConfig),
             device=self.device,
             dtype=self.dtype,
-            float32_matmul_precision=None,  # kernels were for the machine that it learned on
+            float32_matmul_precision=None,  # kernels were chosen for the machine that trained it
             attn_implementation=None,
         )
         if not (self.run / "checkpoint").is_dir():
@@ -62,40 +63,40 @@ class Run:
 
 @dataclass
 class EvaluateConfig(Run):
-    """Measure a trained policy: exactly where the task can be enumerated, else on fresh answers."""
+    """Measure a trained policy: exactly where the task can be enumerated, else from new completions."""
 
     eval_episodes: int = 1024
-    """Answers, where the task is too large to enumerate."""
+    """Completions to sample where the task is too large to enumerate."""
 
 
 @dataclass
 class SampleConfig(Run):
-    """Read what a trained policy answers."""
+    """Print completions of a trained policy."""
 
     prompt: list[str] | None = None
-    """Prompts; by default the first of the environment's."""
+    """Prompts; by default the first three of the environment."""
     num: int = 3
-    """Answers to each prompt."""
+    """Completions per prompt."""
     seed: int = 0
-    """Seeds the answers."""
+    """Seed of the sampled tokens."""
 
 
 def train(config: TrialConfig) -> Path:
-    """Train one agent with one seed, on several devices if it was launched so (`accelerate launch -m experiments`)."""
+    """Trains one agent with one seed, as one of several ranks under `accelerate launch -m experiments`."""
     if not is_launched():
         return _train(config)
     if issubclass(AGENTS[config.agent], StableBaselines):
         raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
-    check_device(config.device)  # accelerate would take a CPU where there is no GPU
-    with joined(config.device) as (wrap, device):
+    check_device(config.device)  # accelerate would fall back to a CPU where there is no GPU
+    with process_group(config.device) as (wrap, device):
         if wrap is not None and config.compile:
-            raise FlagError("what is sharded cannot be compiled: leave out --compile, or --use_fsdp of the launcher.")
+            raise FlagError("a sharded policy cannot be compiled: leave out --compile, or --use_fsdp of the launcher.")
         return _train(dataclasses.replace(config, device=device), wrap)
 
 
 def _train(config: TrialConfig, wrap: Callable[[Any], Any] | None = None) -> Path:
     name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
-    folder = prepare(config, name, [config])[1]  # its policy is not kept: the trial makes its own
+    folder = prepare(config, name, [config])[1]  # the policy is not kept: the trial loads its own
     with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0, disable=rank() > 0) as bar:
 
         def progress(tokens: int) -> None:
@@ -109,7 +110,7 @@ def _train(config: TrialConfig, wrap: Callable[[Any], Any] | None = None) -> Pat
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Print objective, score and KL of a trained policy, beside the reference and the optimum; where J* - J is lost."""
+    """Prints objective, score and KL of a trained policy, the baselines, and the states that cost most of J* - J."""
     trial, policy = config.load()
     env = trial.make_env()
     evaluator = Evaluator.for_env(env, config.eval_episodes)
@@ -125,20 +126,18 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def sample(config: SampleConfig) -> None:
-    """Print answers of a trained policy."""
+    """Prints completions of a trained policy."""
     if config.num < 1:
         raise FlagError(f"--num must be at least 1, got {config.num}.")
     trial, policy = config.load()
     env = trial.make_env()
     prompts = config.prompt or env.unwrapped.prompts[:3]
     try:
-        answers = sample_completions(env, policy, [p for p in prompts for _ in range(config.num)], config.seed)
+        completions = sample_completions(env, policy, [p for p in prompts for _ in range(config.num)], config.seed)
     except ValueError as error:
         raise FlagError(f"--prompt: {error}") from error
-    for answer in answers:
-        print(
-            f"{answer['prompt']} -> {answer['completion']}   (score {answer['score']:.2f}, log-ratio {answer['kl']:.2f})"
-        )
+    for row in completions:
+        print(f"{row['prompt']} -> {row['completion']}   (score {row['score']:.2f}, log-ratio {row['kl']:.2f})")
 
 
 Command = (
@@ -154,9 +153,9 @@ Command = (
 
 
 def main() -> None:
-    """Parse the command line and run the command."""
+    """Parses the command line and runs the command."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what stops us stops our processes too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit by an exception, so that workers are stopped too
     commands: dict[Any, Any] = {
         CompareConfig: compare,
         TrialConfig: train,
@@ -170,14 +169,10 @@ def main() -> None:
     try:
         config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
         if is_launched() and not isinstance(config, TrialConfig):
-            raise FlagError("a launcher of several processes is for `train`; start this command without one.")
+            raise FlagError("a launcher of several ranks is for `train`; start this command without one.")
         commands[type(config)](config)
     except FlagError as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What is shown while a run goes on."""
+"""Console output during a run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from rich.table import Table
 
 from agents.sampling import Rollout
 
-SHOWN = 5  # answers of a batch
+NUM_ROWS = 5  # completions of a batch that the table shows
 
 
 def plain_console(**arguments: Any) -> Console:
-    """A console that prints texts as they are: prompts and answers may hold brackets that are no markup."""
+    """A console without markup: brackets in prompts and completions are printed as they are."""
     return Console(markup=False, emoji=False, highlight=False, **arguments)
 
 
 def completions_table(rollout: Rollout, num_updates: int) -> Table:
-    """The first answers of a batch, with their scores and log-ratios to the reference."""
-    table = Table(title=f"answers of update {num_updates}", show_lines=True)
+    """The first completions of a batch, with their scores and log-ratios to the reference."""
+    table = Table(title=f"completions of update {num_updates}", show_lines=True)
     table.add_column("prompt", ratio=2)
-    table.add_column("answer", ratio=3)
+    table.add_column("completion", ratio=3)
     for column in ("score", "log-ratio"):
         table.add_column(column, justify="right")
-    some = rollout[:SHOWN]
-    for prompt, answer, score, kl in zip(some.prompts, some.completions, some.scores, some.kl, strict=True):
-        table.add_row(str(prompt), str(answer), f"{score:.2f}", f"{kl:.2f}")
+    first = rollout[:NUM_ROWS]
+    for prompt, completion, score, kl in zip(first.prompts, first.completions, first.scores, first.kl, strict=True):
+        table.add_row(str(prompt), str(completion), f"{score:.2f}", f"{kl:.2f}")
     return table

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class FlagError(ValueError):
-    """Flags that do not fit: told to the user in a line, without a traceback."""
+    """Flags that are invalid or contradict each other. The command line prints it in one line, without a traceback."""

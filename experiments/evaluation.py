@@ -1,4 +1,4 @@
-"""How good is a policy? Exactly, where the task can be enumerated; from fresh answers, where it cannot."""
+"""Objective, score and KL of a policy: exact where the task can be enumerated, else estimated from new completions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ EVAL_BATCH = 64
 
 
 Measured = dict[str, float]  # objective, score, kl, gold_score where there is one, and their standard errors
-Completions = list[dict[str, Any]]  # prompt, answer, score, kl, and gold_score where there is one
+Completions = list[dict[str, Any]]  # prompt, completion, score, kl, and gold_score where there is one
 
 
 @dataclass
 class Evaluator:
-    """What a policy is measured against.
+    """Measures policies on one environment.
 
     Attributes:
         env: the environment.
-        episodes: answers an evaluation takes where it must sample.
-        solution: the exact optimum, or None where the task is too large.
+        episodes: completions per evaluation, where it samples.
+        solution: the exact optimum, or None where the task is too large to enumerate.
     """
 
     env: Any
@@ -37,7 +37,7 @@ class Evaluator:
 
     @classmethod
     def for_env(cls, env: Any, episodes: int, max_completions: int = 100_000) -> Evaluator:
-        """Solve the task if that takes seconds; else sample."""
+        """An evaluator that is exact if the task has at most `max_completions` completions, and samples otherwise."""
         try:
             return cls(env, episodes, exact.solve(env, max_completions))
         except exact.TreeTooLarge:
@@ -45,7 +45,7 @@ class Evaluator:
 
     @property
     def tree(self) -> Tree | None:
-        """The enumeration, where there is one."""
+        """The enumeration of the task, or None where it is too large."""
         return self.solution.tree if self.solution is not None else None
 
     @property
@@ -54,18 +54,18 @@ class Evaluator:
         return float(self.env.unwrapped.mdp.kl_coef)
 
     def measure(self, policy: TransformerPolicy) -> Measured:
-        """`objective`, `score`, `kl` (and `gold_score`) of a policy; with standard errors where they are estimates."""
+        """Returns `objective`, `score`, `kl` (and `gold_score`) of a policy, with standard errors if estimated."""
         if self.tree is not None:
             known = exact.evaluate(self.tree, policy)
             measured = {"objective": known.objective, "score": known.score, "kl": known.kl}
             return measured if known.gold_score is None else measured | {"gold_score": known.gold_score}
-        answers = self.rollouts(policy)
+        rollouts = self.rollouts(policy)
         columns = {
-            "objective": np.concatenate([a.rewards.sum(dim=1).cpu().numpy() for a in answers]),
-            "score": np.concatenate([a.scores.cpu().numpy() for a in answers]),
-            "kl": np.concatenate([a.kl.cpu().numpy() for a in answers]),
+            "objective": np.concatenate([r.rewards.sum(dim=1).cpu().numpy() for r in rollouts]),
+            "score": np.concatenate([r.scores.cpu().numpy() for r in rollouts]),
+            "kl": np.concatenate([r.kl.cpu().numpy() for r in rollouts]),
         }
-        gold = [a.gold_scores.cpu().numpy() for a in answers if a.gold_scores is not None]
+        gold = [r.gold_scores.cpu().numpy() for r in rollouts if r.gold_scores is not None]
         if gold:
             columns["gold_score"] = np.concatenate(gold)
         means = {name: float(values.mean()) for name, values in columns.items()}
@@ -73,7 +73,7 @@ class Evaluator:
         return means | errors
 
     def costliest_states(self, policy: TransformerPolicy, count: int = 10) -> list[dict[str, Any]]:
-        """Where J* - J is lost: the states that cost most, and what each costs; none where J* is not known."""
+        """The states that contribute most to J* - J, each with its contribution; none where J* is not known."""
         if self.solution is None:
             return []
         tree = self.solution.tree
@@ -90,14 +90,14 @@ class Evaluator:
         ]
 
     def rollouts(self, policy: TransformerPolicy) -> list[Rollout]:
-        """At least `episodes` answers, in batches; the same prompts at every call."""
+        """Samples at least `episodes` completions in batches; every call uses the same prompts."""
         return [
             collect(self.env, policy, size, generator=new_generator(policy.device, seed), values=False)
             for size, seed in self.batches()
         ]
 
     def batches(self) -> list[tuple[int, int]]:
-        """Size and seed of each batch of an evaluation: a generator draws the prompts first."""
+        """Size and seed of each batch of an evaluation; a batch's generator draws its prompts first."""
         size = min(self.episodes, EVAL_BATCH)
         return [(size, EVAL_SEED + i) for i in range(-(-self.episodes // size))]
 
@@ -122,7 +122,7 @@ class Evaluator:
 
 
 def reference_policy(env: Any) -> TransformerPolicy:
-    """The reference as a policy, to be read and not trained: on its own weights where it is a language model."""
+    """The reference as a policy, for evaluation and not for training: a language model is shared, not copied."""
     mdp = get_mdp(env)
     if isinstance(mdp.reference, CausalLMReference) and mdp.reference.adapter is None:
         return TransformerPolicy(mdp.reference.model, vocab_size=mdp.vocab_size)
@@ -132,7 +132,7 @@ def reference_policy(env: Any) -> TransformerPolicy:
 def normalized_objective(objective: float, baselines: dict[str, float | None]) -> float | None:
     """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum.
 
-    None where the optimum is not known, or is the reference.
+    None where the optimum is not known, or equals the reference's objective.
     """
     reference, optimum = baselines["reference"], baselines["optimum"]
     if reference is None or optimum is None or optimum - reference < 1e-12:
@@ -141,26 +141,26 @@ def normalized_objective(objective: float, baselines: dict[str, float | None]) -
 
 
 def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: dict[str, float | None]) -> float | None:
-    """Tokens after which that share of the way to the optimum was first gone, on straight lines between evaluations.
+    """Number of tokens at which the normalized objective first reaches `share`.
 
-    None where it was never gone, or where the optimum is not known.
+    It is interpolated linearly between evaluations. None where `share` is never reached, or the optimum is not known.
     """
     evaluations = [row for row in rows if "eval/objective" in row]
     tokens = [row["num_timesteps"] for row in evaluations]
     shares = [normalized_objective(row["eval/objective"], baselines) or 0.0 for row in evaluations]
-    for i, gone in enumerate(shares):
-        if gone >= share:
+    for i, reached in enumerate(shares):
+        if reached >= share:
             return float(np.interp(share, shares[max(0, i - 1) : i + 1], tokens[max(0, i - 1) : i + 1]))
     return None
 
 
 def sample_completions(env: Any, policy: TransformerPolicy, prompts: list[Any], seed: int = EVAL_SEED) -> Completions:
-    """One answer of the policy to each prompt (index or text), with its score and KL."""
+    """Samples one completion for each prompt (index or text), and returns them with score and KL."""
     mdp = env.unwrapped.mdp
-    texts = mdp.empty_state(len(prompts))
+    states = mdp.empty_state(len(prompts))
     for row, prompt in enumerate(prompts):
-        texts.put(row, mdp.make_state(prompt))
-    rollout = collect(env, policy, generator=new_generator(policy.device, seed), values=False, start=texts)
+        states.put(row, mdp.make_state(prompt))
+    rollout = collect(env, policy, generator=new_generator(policy.device, seed), values=False, start=states)
     columns = {
         "prompt": rollout.prompts,
         "completion": rollout.completions,

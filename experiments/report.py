@@ -1,4 +1,4 @@
-"""What a comparison says: the table, the curves, the answers before and after."""
+"""The report of a comparison: tables of results, curves, and completions before and after training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from experiments.console import plain_console
 from experiments.evaluation import Measured, normalized_objective
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
-from experiments.trial import read_metrics
+from experiments.trial_log import read_metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -31,14 +31,14 @@ def report(
     before: list[dict[str, Any]],
     console: Console,
 ) -> None:
-    """Print the report and write it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`.
+    """Prints the report and writes it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`.
 
     Args:
-        folder: of the comparison.
-        summaries: a summary a seed, of each agent.
-        untrained: what was measured of each baseline beside the reference.
-        before: answers of the policy that all started from.
-        console: to print to.
+        folder: the folder of the comparison.
+        summaries: by agent, one summary per seed.
+        untrained: measured values of each baseline other than the reference.
+        before: completions of the policy that all agents start from.
+        console: where to print.
     """
     baselines = next(iter(summaries.values()))[0]["baselines"]
     rows = {name: _row(trials) for name, trials in summaries.items()}
@@ -61,7 +61,7 @@ def report(
 
 
 def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> Table:
-    """A row an agent: interquartile means over seeds with 95% bootstrap intervals; the baselines above them."""
+    """One row per agent: interquartile means over seeds with 95% bootstrap intervals; baselines stand above them."""
     seeds = len(next(iter(summaries.values())))
     table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
     if seeds < 10:
@@ -91,7 +91,7 @@ def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: di
 
 
 def _tokens_to_90(trials: list[dict[str, Any]]) -> str:
-    """The interquartile mean over seeds, or how many of them came that far."""
+    """The interquartile mean over seeds, or how many of the seeds reach 90% of the way."""
     reached = [trial["tokens_to_90"] for trial in trials if trial["tokens_to_90"] is not None]
     if len(reached) < len(trials):
         return f"{len(reached)} of {len(trials)} seeds"
@@ -99,7 +99,7 @@ def _tokens_to_90(trials: list[dict[str, Any]]) -> str:
 
 
 def differences_table(summaries: Summaries) -> Table:
-    """Differences of the objective between agents, seed by seed."""
+    """Differences of the objective between agents, paired by seed."""
     table = Table(title="difference of J, paired by seed [95% bootstrap interval]")
     table.add_column("")
     table.add_column("mean difference", justify="right")
@@ -109,9 +109,9 @@ def differences_table(summaries: Summaries) -> Table:
 
 
 def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Path) -> Table:
-    """One answer of the reference and of each agent (its first seed) to some prompts; also written to `samples.txt`."""
-    table = Table(title="answers, sampled: before and after")
-    for column in ("prompt", "who", "answer", "score"):
+    """Completions of the initial policy and of each agent (its first seed); writes them to `samples.txt` too."""
+    table = Table(title="completions, sampled: before and after")
+    for column in ("prompt", "policy", "completion", "score"):
         table.add_column(column, justify="right" if column == "score" else "left")
     after = {
         name: [json.loads(line) for line in (folder / name / f"seed-{trials[0]['seed']}" / "samples.jsonl").open()]
@@ -120,51 +120,51 @@ def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Pa
     lines = []
     for i, first in enumerate(before):
         lines.append(str(first["prompt"]))
-        for who, row in [("before", first), *((name, answers[i]) for name, answers in after.items())]:
-            prompt = first["prompt"] if who == "before" else ""
-            table.add_row(prompt, who, row["completion"] or "(nothing)", f"{row['score']:.2f}")
-            lines.append(f"  {who:<14} {row['completion']}   ({row['score']:.2f})")
+        for policy, row in [("before", first), *((name, completions[i]) for name, completions in after.items())]:
+            prompt = first["prompt"] if policy == "before" else ""
+            table.add_row(prompt, policy, row["completion"] or "(nothing)", f"{row['score']:.2f}")
+            lines.append(f"  {policy:<14} {row['completion']}   ({row['score']:.2f})")
         table.add_section()
     (folder / "samples.txt").write_text("\n".join(lines) + "\n")
     return table
 
 
 def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> None:
-    """`curves.png`: objective and KL against tokens, and what the KL bought: the score (and the gold score) against it.
+    """Draws `curves.png`: objective and KL against tokens; score (and gold score) against KL.
 
-    Lines: agents, means over seeds; bands: lowest to highest.
+    Against tokens: a line is an agent's mean over seeds, its band goes from the lowest seed to the highest.
     """
     gold = baselines.get("reference_gold_score") is not None
     shape, size = ((2, 2), (11, 8)) if gold else ((1, 3), (15, 4.2))
     figure, grid = plt.subplots(*shape, figsize=size, layout="constrained")
     axes = grid.flatten()
-    bought = {"score": axes[2], "gold_score": axes[3]} if gold else {"score": axes[2]}
+    against_kl = {"score": axes[2], "gold_score": axes[3]} if gold else {"score": axes[2]}
     for name, trials in summaries.items():
         rows = [read_metrics(folder / name / f"seed-{trial['seed']}") for trial in trials]
         tokens = np.linspace(0, max(own[-1]["num_timesteps"] for own in rows), 60)
-        lines = {metric: _over_tokens(rows, metric, tokens) for metric in ("objective", "kl", *bought)}
+        lines = {metric: _over_tokens(rows, metric, tokens) for metric in ("objective", "kl", *against_kl)}
         for axis, metric in zip(axes, ("objective", "kl"), strict=False):
             (line,) = axis.plot(tokens, lines[metric].mean(axis=0), label=name)
             low, high = lines[metric].min(axis=0), lines[metric].max(axis=0)
             axis.fill_between(tokens, low, high, color=line.get_color(), alpha=0.2, lw=0)
-        for metric, axis in bought.items():
+        for metric, axis in against_kl.items():
             axis.plot(lines["kl"].T, lines[metric].T, color=line.get_color(), alpha=0.35, lw=1)
             axis.plot(lines["kl"][:, -1], lines[metric][:, -1], "o", color=line.get_color(), ms=4)
     axes[0].axhline(baselines["reference"], color="gray", ls=":", label="reference")
     if baselines["optimum"] is not None:
         axes[0].axhline(baselines["optimum"], color="black", ls="--", label="exact optimum")
     for name, measured in untrained.items():
-        if name == "random":  # far below, and what is drawn would be small
+        if name == "random":  # it is far below, and would compress all other curves
             continue
         axes[0].axhline(measured["objective"], color="gray", ls="-.", label=name)
-        for metric, axis in bought.items():
+        for metric, axis in against_kl.items():
             axis.plot(measured["kl"], measured[metric], "*", color="gray", ms=9)
-    kl = "KL(pi || pi_ref) over whole answers, nats"
+    kl = "KL(pi || pi_ref) over whole completions, nats"
     axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
     axes[1].set(xlabel="tokens", ylabel=kl, ylim=(0, None))
-    axes[2].set(xlabel=kl, ylabel="score", xlim=(0, None), title="a line a seed, a dot its end; star: best of n")
+    axes[2].set(xlabel=kl, ylabel="score", xlim=(0, None), title="one line per seed, a dot at its end; star: best of n")
     if gold:
-        axes[3].set(xlabel=kl, ylabel="gold score", xlim=(0, None), title="shown, never paid")
+        axes[3].set(xlabel=kl, ylabel="gold score", xlim=(0, None), title="measured, not trained on")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -173,7 +173,7 @@ def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrai
 
 
 def _over_tokens(rows: list[list[dict[str, float]]], metric: str, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    """An evaluated metric at these numbers of tokens, on straight lines between evaluations, [seeds, tokens]."""
+    """An evaluation metric at the given numbers of tokens, interpolated linearly, [seeds, tokens]."""
     known = [[row for row in own if "eval/objective" in row] for own in rows]
     return np.array(
         [np.interp(tokens, [r["num_timesteps"] for r in own], [r[f"eval/{metric}"] for r in own]) for own in known]
@@ -181,6 +181,7 @@ def _over_tokens(rows: list[list[dict[str, float]]], metric: str, tokens: NDArra
 
 
 def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Interquartile means over seeds of one agent's numbers."""
     names: list[str] = [
         name for name in ("objective", "score", "gold_score", "kl", "tokens_per_second") if name in trials[0]
     ]

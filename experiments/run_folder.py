@@ -1,4 +1,4 @@
-"""The folder of a run."""
+"""The folder of a run: its `config.json`, and the checks before it is created or resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.errors import FlagError
 
 
 def write_config(config: Any, folder: Path) -> None:
-    """Writes `config.json`: the flags, and the versions that they were run with."""
+    """Writes `config.json`: the flags, and the versions of the packages that the run uses."""
     packages = ("textenv", "gymnasium", "torch", "transformers", "numpy", "scipy", "stable-baselines3", "sb3-contrib")
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
     content = {
@@ -30,10 +30,10 @@ def write_config(config: Any, folder: Path) -> None:
 
 
 def read_flags(folder: Path) -> dict[str, Any]:
-    """The flags in a folder's `config.json`, as JSON holds them.
+    """Returns the flags in a folder's `config.json` as JSON values.
 
     Raises:
-        FlagError: a run of another format.
+        FlagError: the file has another format version.
     """
     path = folder / "config.json"
     content = json.loads(path.read_text())
@@ -46,10 +46,10 @@ def read_flags(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path, kind: type[Any]) -> Any:
-    """The flags in a folder's `config.json`, as a dataclass of this kind.
+    """Returns the flags in a folder's `config.json` as a dataclass of type `kind`.
 
     Raises:
-        FlagError: the folder holds no run, or one of another format.
+        FlagError: the folder holds no run, or a run of another format version.
     """
     if not (folder / "config.json").is_file():
         raise FlagError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
@@ -63,13 +63,13 @@ def read_config(folder: Path, kind: type[Any]) -> Any:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config as JSON can hold it."""
+    """Returns a config as a dict of JSON values."""
     content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return content
 
 
 def open_folder(config: Any, name: str, time: str) -> Path:
-    """The folder of a run: new, or with `resume` the one whose flags are the same.
+    """Returns the folder of a run: a new one, or with `resume` an existing one whose run has the same flags.
 
     Raises:
         FlagError: the folder is in use, or holds a run with other flags.
@@ -77,7 +77,7 @@ def open_folder(config: Any, name: str, time: str) -> Path:
     folder = Path(config.out) if config.out is not None else Path("runs") / f"{name}-{time}"
     if not (folder / "config.json").is_file():
         if config.resume:
-            raise FlagError(f"--resume: {str(folder)!r} holds no run to go on with; pass its folder as --out.")
+            raise FlagError(f"--resume: {str(folder)!r} holds no run to resume; pass its folder as --out.")
         if folder.is_dir() and any(folder.iterdir()):
             raise FlagError(f"--out {str(folder)!r} is not empty; choose another folder.")
         try:
@@ -87,14 +87,14 @@ def open_folder(config: Any, name: str, time: str) -> Path:
         write_config(config, folder)
         return folder
     if not config.resume:
-        raise FlagError(f"--out {str(folder)!r} holds a run; add --resume to go on with it, or choose another folder.")
+        raise FlagError(f"--out {str(folder)!r} holds a run; add --resume to continue it, or choose another folder.")
     saved = read_flags(folder)
     given = plain(config)
     ignored = {"resume", "out", "num_workers", "launcher", "device"}
     if changed := [key for key in given if key not in ignored and given[key] != saved.get(key, given[key])]:
         key = changed[0]
         raise FlagError(
-            f"--resume: the run in {str(folder)!r} has {key} = {saved.get(key)!r}, the flags say {given[key]!r}; "
+            f"--resume: the run in {str(folder)!r} has {key} = {saved.get(key)!r}, the flags have {given[key]!r}; "
             "resume with the same flags."
         )
     return folder

@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A value with its bootstrap interval; one seed has none."""
+    """A value with its bootstrap interval; None where there is only one seed."""
 
     value: float
     low: float | None
@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
 
 
 def interquartile_mean(values: Sequence[float]) -> Estimate:
-    """Mean of the middle half (of all, below four values), and its 95% bootstrap interval over seeds."""
+    """Mean of the middle half (of all values, if fewer than four), and its 95% bootstrap interval over seeds."""
     return _bootstrap(np.asarray(values, dtype=np.float64), _iqm)
 
 
@@ -31,7 +31,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estima
     """Mean of first - second, seed by seed, and its 95% bootstrap interval.
 
     Raises:
-        ValueError: not one value a seed on both sides.
+        ValueError: the two sides have different numbers of seeds.
     """
     if len(first) != len(second):
         raise ValueError(f"A paired difference needs the same seeds on both sides, got {len(first)} and {len(second)}.")

@@ -1,4 +1,4 @@
-"""Speed, measured side by side: ours, the peers, and a tight loop that does the least that must be done."""
+"""Speed and memory of the agents, of the peers, and of a tight loop that does the minimum, on the same work."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["BenchConfig", "bench"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the command on first use: the processes of the peers have none of the packages that it needs."""
+    """Imports the command on first use: the environments of the peers lack the packages that it needs."""
     if name in __all__:
         from experiments.bench import run
 

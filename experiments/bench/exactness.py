@@ -1,6 +1,6 @@
-"""What the oracle takes on more than a million texts: seconds, states that are read, and memory, a function a process.
+"""The cost of `textenv.exact` on over a million completions: seconds, evaluated states and memory of each function.
 
-Each state is asked once, however many texts go through it; the texts of a round include those of enumerating them.
+Each state is evaluated once, however many completions pass through it. A round includes the enumeration of the tree.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from textenv.exact import Tree
 
 @dataclass(frozen=True)
 class ExactWork:
-    """Toy-v0; as it is here it has 1,195,742 texts and 132,860 states."""
+    """A Toy-v0 task; with the defaults it has 1,195,742 completions and 132,860 states."""
 
     vocab_size: int = 10
     max_new_tokens: int = 6
     num_prompts: int = 2
 
     def environment(self) -> Any:
-        """Made anew."""
+        """Creates the environment."""
         return gym.make(
             "textenv/Toy-v0",
             vocab_size=self.vocab_size,
@@ -36,43 +36,43 @@ class ExactWork:
 
 
 def solve(work: ExactWork) -> Round:
-    """`exact.solve`; it is the reference that reads."""
+    """`exact.solve`, which evaluates the reference in every state."""
     env = work.environment()
-    read = count_rows(get_mdp(env).reference, "log_probs")
-    return lambda: played(exact.solve(env).tree, read)
+    evaluated = count_rows(get_mdp(env).reference, "log_probs")
+    return lambda: result_of(exact.solve(env).tree, evaluated)
 
 
 def evaluate(work: ExactWork) -> Round:
-    """`exact.evaluate` of a 2x64 GPT-2."""
+    """`exact.evaluate` of a GPT-2 with 2 layers of width 64."""
     env = work.environment()
     policy = TransformerPolicy.for_env(env)
-    read = count_rows(policy, "next_token_logits")
-    return lambda: played(exact.evaluate(env, policy).tree, read)
+    evaluated = count_rows(policy, "next_token_logits")
+    return lambda: result_of(exact.evaluate(env, policy).tree, evaluated)
 
 
 def policy_gradient(work: ExactWork) -> Round:
-    """`exact.policy_gradient` of the same: it evaluates first, then reads every state once more with gradients."""
+    """`exact.policy_gradient` of the same policy: evaluates it, then runs every state again with gradients."""
     env = work.environment()
     policy = TransformerPolicy.for_env(env)
-    read = count_rows(policy, "next_token_logits")
+    evaluated = count_rows(policy, "next_token_logits")
     tree = exact.enumerate_tree(env)
 
-    def play() -> RoundResult:
+    def run_round() -> RoundResult:
         exact.policy_gradient(env, policy)
-        return played(tree, read)
+        return result_of(tree, evaluated)
 
-    return play
+    return run_round
 
 
-def played(tree: Tree, read: list[int]) -> RoundResult:
-    """A round: the finished texts, and the states that were read for them."""
-    states = float(sum(read))
-    read.clear()
+def result_of(tree: Tree, evaluated: list[int]) -> RoundResult:
+    """The result of a round: completions of the tree, and states that were evaluated."""
+    states = float(sum(evaluated))
+    evaluated.clear()
     return RoundResult(tree.num_completions, {}, {"states": states})
 
 
 def count_rows(owner: Any, name: str) -> list[int]:
-    """From now on the number of texts of each call of `owner.name` is appended to the list that is returned."""
+    """Wraps `owner.name`; returns a list to which each call appends its batch size."""
     call, rows = getattr(owner, name), list[int]()
 
     def counted(input_ids: Any, attention_mask: Any) -> Any:

@@ -1,5 +1,7 @@
-"""TRL's trainers on the same work, in an environment of their own (`make bench`): RLOO and GRPO of the latest TRL, PPO
-of 1.12, the last that had one. A round is one generation and `epochs` steps on it; a callback waits between rounds.
+"""TRL's trainers on the same work, in a virtual environment of their own (`make bench`).
+
+RLOO and GRPO are from the latest TRL, PPO from 1.12, the last release that has it. A round samples one batch and takes
+`epochs` steps on it; a callback waits between rounds.
 """
 
 from __future__ import annotations
@@ -15,47 +17,47 @@ from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast,
 
 from experiments.bench.work import Work, distinct
 
-ROUNDS = 10_000  # more than anyone asks for
-END = "<end>"  # token 0: pads, and ends an answer; it is drawn as seldom as any other token
+ROUNDS = 10_000  # more than a benchmark requests
+END = "<end>"  # token 0, padding and EOS; sampled about as rarely as any other token
 SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
 SETTINGS |= {"logging_strategy": "no", "gradient_checkpointing": False, "seed": 0}
 
 
 def settings_of(work: Work) -> dict[str, Any]:
-    """What all trainers are told; answers beyond `micro_batch` wait."""
-    rows = work.micro_batch or work.answers
+    """The settings of all trainers; gradients are accumulated over micro-batches of `micro_batch` completions."""
+    rows = work.micro_batch or work.completions
     return SETTINGS | {
         "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": work.answers // rows,
+        "gradient_accumulation_steps": work.completions // rows,
         "use_cpu": work.device == "cpu",
         "bf16": work.dtype == "bfloat16",
     }
 
 
 class Rounds(TrainerCallback):
-    """Tells of each round when its last step has ended, and waits until the next is asked for; the first is warm-up."""
+    """Reports each round after its last optimizer step, then waits for the next request; the first round is warm-up."""
 
     def __init__(self, protocol: Any, steps: int) -> None:
         self.protocol, self.steps, self.tokens, self.warm = protocol, steps, 0, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """A step of the optimizer; `steps` of them are a round."""
+        """Counts an optimizer step; `steps` of them are a round."""
         if state.global_step % self.steps == 0:
             self.protocol.report(self.tokens, {}, {}) if self.warm else self.protocol.ready()
             self.warm, self.tokens = True, 0
             control.should_training_stop = not self.protocol.wait()
             if control.should_training_stop:
-                raise SystemExit  # TRL's PPO does not look
+                raise SystemExit  # TRL's PPO ignores should_training_stop
         return control
 
     def reward(self, prompts: Any, completions: Any, completion_ids: list[list[int]], **columns: Any) -> list[float]:
-        """`distinct`; counts the response tokens by the way."""
+        """Scores with `distinct`, and counts the completion tokens."""
         self.tokens += sum(map(len, completion_ids))
         return distinct(prompts, completions, completion_ids)
 
 
 def tokenizer(work: Work) -> Any:
-    """Whole words, as in `textenv.WordTokenizer`."""
+    """A tokenizer of whole words, like `textenv.WordTokenizer`."""
     words = {word: i for i, word in enumerate([END, *work.words])}
     base_model = Tokenizer(models.WordLevel(words, unk_token=END))
     base_model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -64,19 +66,19 @@ def tokenizer(work: Work) -> Any:
 
 
 def grouped(work: Work, protocol: Any, name: str) -> None:
-    """RLOO or GRPO: several answers a prompt, no critic."""
+    """Runs RLOO or GRPO: groups of completions, no critic."""
     import trl
 
     rounds = Rounds(protocol, work.epochs)
     with tempfile.TemporaryDirectory() as folder:
-        work.model(eos_token_id=0, pad_token_id=0).save_pretrained(folder)  # loaded twice: the reference is one more
+        work.model(eos_token_id=0, pad_token_id=0).save_pretrained(folder)  # loaded twice: as policy and as reference
         settings = getattr(trl, f"{name}Config")(
             output_dir=folder,
             num_generations=work.generations,
             num_iterations=work.epochs,
             max_completion_length=work.tokens,
             beta=0.05,
-            model_init_kwargs={"dtype": work.dtype},  # else weights are cast again for each token
+            model_init_kwargs={"dtype": work.dtype},  # otherwise weights are cast again for each token
             max_steps=ROUNDS,
             **settings_of(work),
         )
@@ -92,7 +94,7 @@ def grouped(work: Work, protocol: Any, name: str) -> None:
 
 
 class TokenReward(nn.Module):
-    """The least that TRL's PPO takes for a reward model: reads no text, and pays a token's place in the vocabulary."""
+    """The smallest reward model that TRL's PPO accepts: it scores a token with its id over the number of words."""
 
     base_model_prefix = "decoder"
 
@@ -101,18 +103,18 @@ class TokenReward(nn.Module):
         self.work, self.rounds = work, rounds
 
     def decoder(self, input_ids: Tensor, **_: Any) -> Any:
-        """ "Hidden states" [B, L, 1]; counts the response tokens by the way: those before the first END."""
-        answers = input_ids[:, self.work.prompt :]
-        self.rounds.tokens += int((answers != 0).cumprod(dim=1).sum())
+        """Returns "hidden states" [B, L, 1], and counts the completion tokens: those before the first END."""
+        completions = input_ids[:, self.work.prompt :]
+        self.rounds.tokens += int((completions != 0).cumprod(dim=1).sum())
         return SimpleNamespace(hidden_states=[input_ids[..., None].float()])
 
     def score(self, hidden: Tensor) -> Tensor:
-        """[B, L, 1]."""
+        """Scores, [B, L, 1]."""
         return hidden / len(self.work.words)
 
 
 def ppo(work: Work, protocol: Any) -> None:
-    """TRL's PPO, whose critic has a trunk of its own."""
+    """Runs TRL's PPO, whose critic is a separate model."""
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     rounds, words = Rounds(protocol, 1), tokenizer(work)
@@ -122,10 +124,10 @@ def ppo(work: Work, protocol: Any) -> None:
                 output_dir=folder,
                 num_ppo_epochs=work.epochs,
                 num_mini_batches=1,
-                local_rollout_forward_batch_size=work.answers,
+                local_rollout_forward_batch_size=work.completions,
                 response_length=work.tokens,
                 num_sample_generations=0,
-                total_episodes=ROUNDS * work.answers,
+                total_episodes=ROUNDS * work.completions,
                 temperature=1.0,
                 **settings_of(work),
             ),

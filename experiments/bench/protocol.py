@@ -1,4 +1,4 @@
-"""What the bench and a variant process say to each other."""
+"""The messages between the bench and a variant process."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import torch
 
 
 class RoundResult(NamedTuple):
-    """A round: response tokens, seconds by phase, and other numbers worth telling."""
+    """The result of a round: number of completion tokens, seconds by phase, and other numbers to report."""
 
     tokens: int
     phases: dict[str, float]
-    numbers: dict[str, float] = {}  # noqa: RUF012 (a default that nobody writes to)
+    numbers: dict[str, float] = {}  # noqa: RUF012 (a default that is never modified)
 
 
-Round = Callable[[], RoundResult]  # plays one
+Round = Callable[[], RoundResult]  # runs one round
 
 
-def serve(protocol: RoundProtocol, play: Round) -> None:
-    """Play a round for each line, after one that is not counted."""
-    play()
+def serve(protocol: RoundProtocol, run_round: Round) -> None:
+    """Runs a warm-up round that is not reported, then a round for each line on stdin."""
+    run_round()
     protocol.ready()
     while protocol.wait():
-        protocol.report(*play())
+        protocol.report(*run_round())
 
 
 class RoundProtocol:
-    """The conversation with whoever asked for the rounds. What libraries print goes to stderr.
+    """The variant process's end of the pipe. Redirects what libraries print to stderr.
 
-    Made when all is imported and nothing is built: `work_mb` is what came on top at most. On a GPU memory is what torch
-    holds there, and a round has ended when the GPU has done what it was asked.
+    Create it after the imports and before anything is built: `work_mb` is the peak memory beyond that of the imports.
+    On a GPU, memory is what torch has allocated there, and a round ends when the GPU has finished its kernels.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -47,39 +47,39 @@ class RoundProtocol:
         self.before = resident("VmRSS")
 
     def ready(self) -> None:
-        """Built and warm; tells with which versions."""
+        """Reports that the variant is built and warmed up, and the versions of its libraries."""
         imported = [name for name in ("torch", "transformers", "trl", "stable_baselines3") if name in sys.modules]
-        self._say({"versions": {name: sys.modules[name].__version__ for name in imported}})
+        self._send({"versions": {name: sys.modules[name].__version__ for name in imported}})
 
     def wait(self) -> bool:
-        """Until the next round is asked for; False when there is none."""
-        asked = bool(sys.stdin.readline().strip())
+        """Waits for the next request; returns False when there is none."""
+        requested = bool(sys.stdin.readline().strip())
         self.start, self.cpu = time.perf_counter(), time.process_time()
-        return asked
+        return requested
 
     def report(self, tokens: int, phases: dict[str, float], numbers: dict[str, float]) -> None:
-        """A round has ended."""
+        """Reports the round that has just ended."""
         finish(self.device)
         wall, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
         memory = {"peak_mb": resident("VmHWM"), "work_mb": resident("VmHWM") - self.before}
         if self.device == "cuda":
             memory = dict.fromkeys(memory, torch.cuda.max_memory_allocated() / 2**20)
-        self._say({"tokens": tokens, "seconds": wall, "cpu": cpu, "phases": phases, "numbers": numbers, **memory})
+        self._send({"tokens": tokens, "seconds": wall, "cpu": cpu, "phases": phases, "numbers": numbers, **memory})
 
-    def _say(self, content: dict[str, Any]) -> None:
+    def _send(self, content: dict[str, Any]) -> None:
         print(json.dumps(content), file=self.output, flush=True)
 
 
 def finish(device: str) -> None:
-    """Wait until a GPU has done what it was asked."""
+    """Waits until the GPU has finished its kernels."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def resident(kind: str) -> float:
-    """Memory in MB, now (VmRSS) or at most (VmHWM); nan where there is no /proc.
+    """Resident memory in MB, current (VmRSS) or peak (VmHWM); nan where there is no /proc.
 
-    `resource.getrusage` would count what the process that started this one held.
+    `resource.getrusage` would include the memory of the parent process.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

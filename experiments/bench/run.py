@@ -1,4 +1,4 @@
-"""python -m experiments bench: ours, the peers and a tight loop in protocol on the same work."""
+"""python -m experiments bench: the agents, the peers and a tight loop on the same work, in alternating rounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from experiments.cost import SHAPES, Device, Job, seconds
 from experiments.errors import FlagError
 from experiments.run_folder import plain
 
-PEERS = Path(".venv-bench")  # as `make bench` makes it
+PEERS = Path(".venv-bench")  # created by `make bench`
 UPDATES = [
     "ppo",
     "ppo, graph",
@@ -63,109 +63,117 @@ PartName = Literal["updates", "options", "toys", "exact", "environments", "gpu"]
 
 @dataclass
 class BenchConfig:
-    """Measure speed and memory: ours, a tight loop, transformers' generate, Stable-Baselines3, CartPole, TRL, in protocol.
+    """Measure speed and memory: our agents, a tight loop, transformers' generate, Stable-Baselines3, CartPole, TRL.
 
-    TRL takes part where `make bench` has made an environment for it, torch.compile where there is a C++ compiler.
+    Their rounds alternate. TRL needs the environment that `make bench` creates, torch.compile a C++ compiler.
     """
 
     parts: tuple[PartName, ...] = ("updates", "options", "toys", "exact", "environments")
-    """What to measure: updates and sampling of all variants; PPO's options (bfloat16, float32 matrices in medium
-    precision, update or sampling compiled) and what they do to its first ratio; learning a toy, beside
-    Stable-Baselines3; the oracle on a million texts; steps of environments. Not by default: gpu, a GPT-2 of 124M in
-    bfloat16 on a CUDA device, 512 answers of 64 tokens after prompts of 64."""
+    """What to measure. updates: updates and sampling of all variants. options: PPO's options (bfloat16, float32
+    matrices in medium precision, update or sampling compiled) and their effect on the first ratio. toys: training on a
+    toy, beside Stable-Baselines3. exact: the oracle on a million completions. environments: steps of environments. Not
+    by default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 completions of 64 tokens after prompts of 64."""
     sizes: tuple[str, ...] = ("tiny", "small")
     """Models: tiny (GPT-2 2x128, vocabulary 512), small (4x256, 5000), smoke, gpt2 (12x768, 50257)."""
     variants: tuple[str, ...] = ()
-    """What takes part in the updates, e.g. "ppo" "tight loop" "trl rloo"; by default all that is there."""
+    """The variants of the part updates, e.g. "ppo" "tight loop" "trl rloo"; by default all that can run."""
     model: str | None = None
-    """The folder of a causal language model, in whose updates the options are measured too: random ones are almost
-    uniform, and rounding moves their log-probabilities less."""
+    """The folder of a causal language model, on which the options are measured, too: random models are almost uniform,
+    and rounding changes their log-probabilities less."""
     rounds: int = 7
-    """Rounds, in which the variants take turns; of the oracle three at most."""
-    answers: int = 64
-    """Answers an update."""
+    """Rounds of each variant; at most three for the oracle."""
+    completions: int = 64
+    """Completions per update."""
     prompt_tokens: int = 16
     """Length of the prompts."""
-    answer_tokens: int = 32
-    """Length of the answers."""
+    completion_tokens: int = 32
+    """Length of the completions."""
     epochs: int = 4
-    """How often each answer is learned from."""
+    """Epochs on each batch of completions."""
     threads: int = 1
     """Threads of each process."""
     environment_seconds: float = 20.0
-    """How long to step environments."""
+    """Seconds for the part environments."""
     exact_tokens: int = 6
-    """The longest texts that the oracle enumerates; of 6 there are 1.2 million."""
+    """Maximum length of the completions that the oracle enumerates; with 6 there are 1.2 million."""
     scaling: bool = False
-    """Instead: RLOO, ours and TRL's, against answers an update and against their length, in a figure."""
-    scaling_answers: tuple[int, ...] = (8, 32, 128, 512)
-    """Answers an update, of `answer_tokens` tokens."""
+    """Instead of the parts: our RLOO and TRL's, by completions per update and by completion length, in a figure."""
+    scaling_completions: tuple[int, ...] = (8, 32, 128, 512)
+    """Completions per update, of `completion_tokens` tokens."""
     scaling_tokens: tuple[int, ...] = (16, 64, 256)
-    """Lengths of `answers` answers."""
+    """Completion lengths, with `completions` completions per update."""
     peers: Path = field(default=PEERS)
-    """A virtual environment with TRL; `trl-1.12` in it holds the last that had PPO."""
+    """A virtual environment with TRL; its folder `trl-1.12` holds the last release with PPO."""
     out: Path | None = None
-    """Where to write bench.json and bench.txt; by default nothing is written."""
+    """The folder for bench.json and bench.txt; by default nothing is written."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.sizes) - set(SIZES):
             raise FlagError(f"--sizes: {sorted(unknown)[0]!r} is none of {', '.join(SIZES)}.")
         if unknown := set(self.variants) - {*UPDATES, *SAMPLING, *TRL}:
             raise FlagError(f"--variants: {sorted(unknown)[0]!r} is none of {', '.join([*UPDATES, *SAMPLING, *TRL])}.")
-        if missing := set(self.variants) - set(self.here(self.variants)):
+        if missing := set(self.variants) - set(self.runnable(self.variants)):
             lacks = "TRL, which `make bench` installs" if min(missing).startswith("trl") else "a C++ compiler"
             raise FlagError(f"--variants: {min(missing)!r} cannot run without {lacks}.")
         if "gpu" in self.parts and not torch.cuda.is_available():
             raise FlagError("--parts gpu: there is no CUDA device.")
         if self.scaling and not any("rloo" in name for name in self.variants or TRL):
-            raise FlagError("--scaling measures RLOO: among --variants must be rloo or trl rloo.")
-        for name in ("rounds", "answers", "prompt_tokens", "answer_tokens", "epochs", "threads", "exact_tokens"):
+            raise FlagError("--scaling measures RLOO: --variants must include rloo or trl rloo.")
+        for name in (
+            "rounds",
+            "completions",
+            "prompt_tokens",
+            "completion_tokens",
+            "epochs",
+            "threads",
+            "exact_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise FlagError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
         if not self.parts:
-            raise FlagError("--parts: name one at least.")
+            raise FlagError("--parts needs at least one part, got none.")
 
-    def here(self, names: Sequence[str], device: str = "cpu") -> list[str]:
-        """Those variants that can run."""
+    def runnable(self, names: Sequence[str], device: str = "cpu") -> list[str]:
+        """Returns the names of the variants that can run on this machine."""
         compiles, peers = shutil.which(cpp_compiler()), (self.peers / "bin" / "python").exists()
         missing = () if compiles else ("compiled",) if device == "cuda" else ("compiled", "graph")
         return [name for name in names if (peers or not name.startswith("trl")) and not name.endswith(missing)]
 
     def work(self, size: str) -> Work:
-        """An update of a model."""
-        return Work(size, self.answers, self.prompt_tokens, self.answer_tokens, self.epochs)
+        """The work of one update of the model `size`."""
+        return Work(size, self.completions, self.prompt_tokens, self.completion_tokens, self.epochs)
 
 
 def updates(config: BenchConfig) -> Any:
-    """Updates and sampling, ours and the peers'."""
-    names = config.here(config.variants or [*UPDATES, *SAMPLING, *TRL])
+    """Updates and sampling, of the agents and the peers."""
+    names = config.runnable(config.variants or [*UPDATES, *SAMPLING, *TRL])
     return {size: turns(config, names, config.work(size)) for size in config.sizes}
 
 
 def options(config: BenchConfig) -> Any:
-    """What PPO gains by each option, and what that does to the first ratio."""
+    """PPO with each of its options."""
     models = [*config.sizes, *filter(None, [config.model])]
-    return {model: turns(config, config.here(OPTIONS), config.work(model)) for model in models}
+    return {model: turns(config, config.runnable(OPTIONS), config.work(model)) for model in models}
 
 
 def toys(config: BenchConfig) -> Any:
-    """Learning a toy, ours and Stable-Baselines3's PPO."""
+    """Training on a toy, `agents.PPO` and Stable-Baselines3's."""
     work = ToyWork()
     return {"work": dataclasses.asdict(work), "variants": turns(config, list(TOYS), work)}
 
 
 def exact(config: BenchConfig) -> Any:
-    """The oracle."""
+    """The functions of `textenv.exact`."""
     return turns(config, list(EXACT), ExactWork(max_new_tokens=config.exact_tokens), min(3, config.rounds))
 
 
 def gpu(config: BenchConfig) -> Any:
-    """GPT-2 on a GPU: what is measured, and beside it the least that `experiments/cost.py` says of an H100."""
+    """GPT-2 on a GPU, beside the lower bounds for an H100 by `experiments/cost`."""
     work = Work("gpt2", 512, 64, 64, epochs=1, micro_batch=64, device="cuda", dtype="bfloat16")
-    job = Job(work.answers, work.prompt, work.tokens, work.micro_batch or work.answers, work.epochs)
+    job = Job(work.completions, work.prompt, work.tokens, work.micro_batch or work.completions, work.epochs)
     return {
         "device": torch.cuda.get_device_name(),
-        "variants": turns(config, config.here(GPU, "cuda"), work, min(3, config.rounds)),
+        "variants": turns(config, config.runnable(GPU, "cuda"), work, min(3, config.rounds)),
         "bounds": seconds(SHAPES["124M"], job, Device(bandwidth=3.35e12, arithmetic=990e12, latency=0.0)),
     }
 
@@ -178,18 +186,19 @@ def stepping(config: BenchConfig) -> Any:
 
 
 def scaling(config: BenchConfig) -> Any:
-    """Tokens a second of RLOO, by answers an update and by their length, one case after the other."""
-    names = config.here([name for name in config.variants or ("rloo", "trl rloo") if "rloo" in name])
-    found: dict[str, Any] = {"answers": {}, "tokens": {}}
-    for axis, values in (("answers", config.scaling_answers), ("tokens", config.scaling_tokens)):
+    """RLOO by completions per update and by completion length, one case after the other."""
+    names = config.runnable([name for name in config.variants or ("rloo", "trl rloo") if "rloo" in name])
+    found: dict[str, Any] = {"answers": {}, "tokens": {}}  # keys of the saved scaling.json
+    axes = (("answers", "completions", config.scaling_completions), ("tokens", "tokens", config.scaling_tokens))
+    for axis, name, values in axes:
         for value in values:
-            changed: dict[str, Any] = {axis: value}
+            changed: dict[str, Any] = {name: value}
             found[axis][value] = turns(config, names, dataclasses.replace(config.work(config.sizes[0]), **changed))
     return found
 
 
 def turns(config: BenchConfig, names: list[str], work: Any, rounds: int | None = None) -> dict[str, Any]:
-    """`take_turns`, as the flags say."""
+    """Runs `take_turns` with the settings of the flags."""
     return take_turns(names, work, rounds or config.rounds, config.peers, config.threads)
 
 
@@ -205,7 +214,7 @@ PARTS: dict[str, Callable[[BenchConfig], Any]] = {
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print, and write."""
+    """Runs the parts, prints their tables and writes them to `out`."""
     if config.model is not None and not (Path(config.model) / "config.json").is_file():
         raise FlagError(f"--model: {config.model!r} is not the folder of a language model (no config.json).")
     found: dict[str, Any] = {
@@ -215,7 +224,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             name: version(name) for name in ("torch", "transformers", "stable-baselines3", "gymnasium", "numpy")
         },
         "cores": os.cpu_count(),
-        "left_out": sorted(set(ALL) - set(config.here(ALL))),
+        "left_out": sorted(set(ALL) - set(config.runnable(ALL))),
         "machine": {},
     }
     name = "scaling" if config.scaling else "bench"
@@ -227,9 +236,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     for part in ["scaling"] if config.scaling else config.parts:
         before = os.getloadavg()[0]
         found[part] = PARTS[part](config)
-        told = {"load_before": before, "load_after": os.getloadavg()[0]}
-        found["machine"][part] = told | {"share_of_a_core": share_of_a_core(found[part])}
-        if config.out is not None:  # after each part: what was measured is not lost if the next is interrupted
+        load = {"load_before": before, "load_after": os.getloadavg()[0]}
+        found["machine"][part] = load | {"share_of_a_core": share_of_a_core(found[part])}
+        if config.out is not None:  # after each part, so that an interruption loses only the current one
             (config.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
             (config.out / f"{name}.txt").write_text(table(found) + "\n")
     print(table(found))

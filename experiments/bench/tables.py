@@ -1,4 +1,7 @@
-"""What `python -m experiments bench` found, as text and as a figure."""
+"""The results of `python -m experiments bench` as text and as a figure.
+
+MB is the peak memory of the process, work MB what it has beyond the imports.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-RATIOS = [  # what is divided by what, of tokens a second
+RATIOS = [  # numerator and denominator, of tokens per second
     ("ppo", "tight loop"),
     ("ppo, graph", "tight loop"),
     ("ppo, separate critic", "tight loop, separate critic"),
@@ -35,15 +38,16 @@ RATIOS = [  # what is divided by what, of tokens a second
     ("toy ppo", "toy sb3 ppo, mlp"),
     ("toy ppo", "toy sb3 ppo, default mlp"),
 ]
+AXES = {"answers": "completions per update", "tokens": "tokens per completion"}  # by the keys of scaling.json
 PHASES = ("generate", "score", "forward", "backward", "step", "other")
-BUSY = 0.9  # a process that had less than this share of a core was kept waiting by others
+BUSY = 0.9  # below this share of a core, other processes delayed the measurement
 
 
 def table(found: dict[str, Any]) -> str:
-    """Everything, in words and numbers; each part says first whether the machine was ours."""
-    lines = [f"$ {found['command']}", f"{found['cores']} cores, threads of a process: {found['flags']['threads']}"]
+    """Formats all results; the title of each part says how busy the machine was."""
+    lines = [f"$ {found['command']}", f"{found['cores']} cores, threads per process: {found['flags']['threads']}"]
     if found["left_out"]:
-        lines.append(f"not here, and so not measured: {', '.join(found['left_out'])}")
+        lines.append(f"not installed here, and so not measured: {', '.join(found['left_out'])}")
     sections = {
         "updates": updates,
         "options": options,
@@ -60,7 +64,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def updates(found: dict[str, Any]) -> list[str]:
-    """A row a variant, then what is divided by what."""
+    """A row per variant, then the ratios."""
     lines = []
     for size, variants in found.items():
         lines += ["", *_variants(size, variants, _phases), "", *_ratios(variants)]
@@ -68,40 +72,41 @@ def updates(found: dict[str, Any]) -> list[str]:
 
 
 def options(found: dict[str, Any]) -> list[str]:
-    """As the updates; and how far pi, as the update reads it, is from pi as it sampled, before anything is learned."""
-    told = "max(rho, 1/rho) - 1 in the first minibatch; seconds to start, kernels and all"
+    """Like `updates`, with the largest ratio of the first minibatch, where it is 1 up to rounding."""
+    title = "max(rho, 1/rho) - 1 in the first minibatch; seconds to start, compilation included"
     lines = []
     for model, variants in found.items():
-        lines += ["", f"{'':69s}{told}", *_variants(Path(model).name, variants, _first_ratio), "", *_ratios(variants)]
+        lines += ["", f"{'':69s}{title}", *_variants(Path(model).name, variants, _first_ratio), "", *_ratios(variants)]
     return lines
 
 
 def toys(found: dict[str, Any]) -> list[str]:
-    """The same for a toy, with the tokens of an update and the size of the network."""
+    """Like `updates`, with the tokens per update and the number of parameters."""
     work, variants = found["work"], found["variants"]
-    told = (
-        f"Toy-v0 with {work['vocab_size']} tokens, texts of {work['max_new_tokens']} at most; an update is of about "
-        f"{work['envs'] * work['steps']} tokens (theirs: {work['steps']} of each of {work['envs']} texts; ours: whole "
-        f"answers), {work['epochs']} epochs of {work['minibatches']} minibatches; tokens are written and trained"
+    title = (
+        f"Toy-v0 with {work['vocab_size']} tokens, completions of at most {work['max_new_tokens']}; an update has "
+        f"about {work['envs'] * work['steps']} tokens (sb3: {work['steps']} in each of {work['envs']} environments; "
+        f"ppo: whole completions), {work['epochs']} epochs of {work['minibatches']} minibatches; tokens are sampled "
+        "and trained on"
     )
-    return ["", told, "", *_variants("", variants, _network), "", *_ratios(variants)]
+    return ["", title, "", *_variants("", variants, _network), "", *_ratios(variants)]
 
 
 def exact(found: dict[str, Any]) -> list[str]:
     """Seconds and memory of each function."""
     lines = [
         "",
-        f"{'':36s}{'seconds':>10s}{'CPU s':>11s}{'MB':>7s}{'of work':>9s}   {'texts':>12s}{'states read':>14s}",
+        f"{'':36s}{'seconds':>10s}{'CPU s':>11s}{'MB':>7s}{'work MB':>9s}   {'completions':>12s}{'states':>14s}",
     ]
-    for name, seen in found.items():
-        line = f"{name:36s}{seen['seconds']:10.1f}{seen['cpu']:11.1f}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}"
-        lines.append(f"{line}   {seen['tokens']:12,.0f}{seen['states']:14,.0f}")
+    for name, row in found.items():
+        line = f"{name:36s}{row['seconds']:10.1f}{row['cpu']:11.1f}{row['peak_mb']:7.0f}{row['work_mb']:9.0f}"
+        lines.append(f"{line}   {row['tokens']:12,.0f}{row['states']:14,.0f}")
     return lines
 
 
 def environments(found: dict[str, Any]) -> list[str]:
-    """Rates by slots."""
-    lines = ["", "steps a second by slots"]
+    """Steps per second by the number of slots, and the smaller measurements."""
+    lines = ["", "steps per second by slots"]
     for name, rates in found["steps_per_second"].items():
         lines.append(f"  {name:36s}" + "".join(f"  {slots}: {rate:,.0f}" for slots, rate in rates.items()))
     share = ", ".join(f"{name} {value:.0%}" for name, value in found["live"].items())
@@ -109,94 +114,94 @@ def environments(found: dict[str, Any]) -> list[str]:
     first, last = found["prefix"]["first"], found["prefix"]["last"]
     return [
         *lines,
-        f"steps that are no resets, of all that are counted: {share}",
-        f"microseconds a step of 64 slots by vocabulary, nothing masked: {steps}; one read-only mask: "
+        f"share of steps that are not resets: {share}",
+        f"microseconds per step of 64 slots by vocabulary, no token masked: {steps}; one read-only mask: "
         f"{found['mask']['one_read_only_array']}",
-        f"microseconds a step of 64 slots, first and last 64 of 512 tokens: {first:.0f}, {last:.0f}",
+        f"microseconds per step of 64 slots, first and last 64 of 512 tokens: {first:.0f}, {last:.0f}",
     ]
 
 
 def gpu(found: dict[str, Any]) -> list[str]:
-    """As the updates, by seconds; and what they would be if one H100's peak rates were all that takes time."""
+    """Like `updates`, in seconds, beside the lower bounds that the peak rates of one H100 give."""
     variants, bounds = found["variants"], found["bounds"]
-    told = ", ".join(f"{name} {value:.3f} s" for name, value in bounds.items() if value)
+    limits = ", ".join(f"{name} {value:.3f} s" for name, value in bounds.items() if value)
     return [
         "",
         *_variants(found["device"], variants, _phases),
         "",
         *_ratios(variants, "seconds"),
-        f"an H100 at its peak rates: {told}; a round of the fastest update took "
-        f"{min(seen['seconds'] for name, seen in variants.items() if 'sampling' not in name):.2f} s",
+        f"an H100 at its peak rates: {limits}; a round of the fastest update took "
+        f"{min(row['seconds'] for name, row in variants.items() if 'sampling' not in name):.2f} s",
     ]
 
 
 def scaling(found: dict[str, Any]) -> list[str]:
-    """RLOO's rates against the batch and against the length."""
+    """Rates of RLOO by completions per update and by completion length."""
     lines = []
     for axis, cases in found.items():
-        lines += ["", f"tokens per CPU second by {axis}"]
+        lines += ["", f"tokens per CPU second by {AXES[axis]}"]
         for value, variants in cases.items():
-            told = ", ".join(f"{name} {seen['tokens_per_cpu_second']:,.0f}" for name, seen in variants.items())
-            lines.append(f"  {value:>4}: {told}")
+            rates = ", ".join(f"{name} {row['tokens_per_cpu_second']:,.0f}" for name, row in variants.items())
+            lines.append(f"  {value:>4}: {rates}")
     return lines
 
 
 def _machine(found: dict[str, Any], part: str) -> str:
-    """Whether the machine was ours."""
-    told = found["machine"][part]
-    before, after, share = told["load_before"], told["load_after"], told["share_of_a_core"]
+    """How busy the machine was during a part, and whether its seconds can be trusted."""
+    machine = found["machine"][part]
+    before, after, share = machine["load_before"], machine["load_after"], machine["share_of_a_core"]
     line = f"load {before:.1f} before and {after:.1f} after; a process had {share:.0%} of a core"
     alone = found["flags"]["threads"] > 1 or share > BUSY  # several threads wait for each other too
     if not alone or max(before, after) > found["cores"]:
-        line += ": TOO BUSY to trust seconds; CPU seconds, on which ratios are taken, are better"
+        line += ": TOO BUSY to trust seconds; CPU seconds, which the ratios use, are more reliable"
     return line + "."
 
 
 def _variants(size: str, variants: dict[str, Any], more: Callable[[dict[str, Any]], str]) -> list[str]:
-    lines = [f"{size:36s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'of work':>9s}   {more({})}"]
-    for name, seen in variants.items():
-        line = f"{name:36s}{seen['tokens_per_second']:10,.0f}{seen['tokens_per_cpu_second']:11,.0f}"
-        lines.append(f"{line}{seen['peak_mb']:7.0f}{seen['work_mb']:9.0f}   {more(seen)}".rstrip())
+    lines = [f"{size:36s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'work MB':>9s}   {more({})}"]
+    for name, row in variants.items():
+        line = f"{name:36s}{row['tokens_per_second']:10,.0f}{row['tokens_per_cpu_second']:11,.0f}"
+        lines.append(f"{line}{row['peak_mb']:7.0f}{row['work_mb']:9.0f}   {more(row)}".rstrip())
     return lines
 
 
-# What stands behind those columns: of a variant, or the names of the columns if there is none.
+# The columns after those of `_variants`: the cells of a variant, or the titles if the dict is empty.
 
 
-def _phases(seen: dict[str, Any]) -> str:
-    if not seen:
-        return "".join(f"{name:>9s}" for name in PHASES) + "   (share of a round)"
-    whole = sum(seen["phases"].values())
-    return "".join(f"{seen['phases'].get(name, 0.0) / whole:9.0%}" for name in PHASES if whole)
+def _phases(row: dict[str, Any]) -> str:
+    if not row:
+        return "".join(f"{name:>9s}" for name in PHASES) + "   (share of the round)"
+    total = sum(row["phases"].values())
+    return "".join(f"{row['phases'].get(name, 0.0) / total:9.0%}" for name in PHASES if total)
 
 
-def _first_ratio(seen: dict[str, Any]) -> str:
-    return f"{seen['largest_ratio'] - 1:9.1e}{seen['start_seconds']:9.0f}" if seen else f"{'ratio':>9s}{'start':>9s}"
+def _first_ratio(row: dict[str, Any]) -> str:
+    return f"{row['largest_ratio'] - 1:9.1e}{row['start_seconds']:9.0f}" if row else f"{'ratio':>9s}{'start':>9s}"
 
 
-def _network(seen: dict[str, Any]) -> str:
-    return f"{seen['tokens']:9,.0f}{seen['parameters']:13,.0f}" if seen else f"{'tokens':>9s}{'parameters':>13s}"
+def _network(row: dict[str, Any]) -> str:
+    return f"{row['tokens']:9,.0f}{row['parameters']:13,.0f}" if row else f"{'tokens':>9s}{'parameters':>13s}"
 
 
 def _ratios(variants: dict[str, Any], by: str = "cpu") -> list[str]:
-    """The median, and the middle half, of the ratios of rounds that were played one after the other."""
+    """The median and the quartiles of the ratios, each of two rounds that ran in turn."""
     lines = []
-    for ours, theirs in RATIOS:
-        if ours in variants and theirs in variants:
-            pairs = zip(variants[ours]["rounds"], variants[theirs]["rounds"], strict=True)
+    for first, second in RATIOS:
+        if first in variants and second in variants:
+            pairs = zip(variants[first]["rounds"], variants[second]["rounds"], strict=True)
             rates = [(a["tokens"] / a[by]) / (b["tokens"] / b[by]) for a, b in pairs]
             low, middle, high = np.quantile(rates, [0.25, 0.5, 0.75])
-            memory = [variants[name][kind] for kind in ("peak_mb", "work_mb") for name in (ours, theirs)]
-            told = f"memory {memory[0] / memory[1]:.2f}, of work alone {memory[2] / max(memory[3], 1e-9):.2f}"
+            memory = [variants[name][kind] for kind in ("peak_mb", "work_mb") for name in (first, second)]
+            more = f"memory {memory[0] / memory[1]:.2f}, work alone {memory[2] / max(memory[3], 1e-9):.2f}"
             unit = "CPU second" if by == "cpu" else "second"
             lines.append(
-                f"{ours} / {theirs}: {middle:.2f} ({low:.2f} .. {high:.2f}) times the tokens per {unit}; {told}"
+                f"{first} / {second}: {middle:.2f} ({low:.2f} .. {high:.2f}) times the tokens per {unit}; {more}"
             )
     return lines
 
 
 def scaling_figure(found: dict[str, Any], path: Path) -> None:
-    """Tokens per CPU second against answers an update, and against their length."""
+    """Tokens per CPU second against completions per update, and against completion length."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -204,10 +209,10 @@ def scaling_figure(found: dict[str, Any], path: Path) -> None:
         for name in next(iter(cases.values())):
             rates = [variants[name]["tokens_per_cpu_second"] for variants in cases.values()]
             axes.plot([int(value) for value in cases], rates, marker="o", label=name)
-        axes.set(xscale="log", ylabel="response tokens per CPU second")
+        axes.set(xscale="log", ylabel="completion tokens per CPU second")
         axes.set_ylim(bottom=0)
         axes.set_xticks([int(value) for value in cases], list(map(str, cases)))
         axes.minorticks_off()
-        axes.set_xlabel("answers an update" if axis == "answers" else "tokens an answer")
+        axes.set_xlabel(AXES[axis])
         axes.legend()
     figure.savefig(path, dpi=110)

@@ -1,8 +1,8 @@
-"""The evaluator: PPO on a GPT-2 in one hand-written loop, for one case and nothing else.
+"""The tight loop: PPO on a GPT-2, written by hand for one special case, as the lower bound of the time that it takes.
 
-Prompts of one length, no end token, nothing masked, no padding, no checks: attention over a preallocated cache, one
-kernel for each thing that has one. What an agent of `agents` takes beyond this is the price of being general. It reads
-the weights of transformers' model, so that the same step can be compared number by number.
+Prompts of one length, no EOS, no masks, no padding, no checks; attention over a preallocated KV cache, fused kernels
+where PyTorch has them. The time that an agent of `agents` takes beyond this is the cost of generality. The loop uses
+the weights of a transformers model, so that tests can compare both updates number by number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """B answers to prompts of W tokens: ids [B, W + T], and of each token log pi, log pi_ref and V, [B, T] each."""
+    """B prompts of W tokens with their completions: ids [B, W + T]; log pi, log pi_ref, V and r, each [B, T]."""
 
     ids: Tensor
     log_probs: Tensor
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 class Cache:
-    """Keys and values of every layer, [layers, B, heads, L, d], of which the first `length` columns are filled."""
+    """The KV cache: keys and values of all layers, [layers, B, heads, L, d]; the first `length` columns are filled."""
 
     def __init__(self, trunk: Any, rows: int, width: int) -> None:
         heads = trunk.config.n_head
@@ -38,7 +38,7 @@ class Cache:
 
 
 def hidden_states(trunk: Any, ids: Tensor, cache: Cache | None = None) -> Tensor:
-    """What GPT-2's trunk says of `ids` [B, n], the next tokens after those in the cache: [B, n, H]."""
+    """Hidden states of GPT-2's trunk for `ids` [B, n], the tokens that follow those in the cache: [B, n, H]."""
     rows, columns = ids.shape
     start = 0 if cache is None else cache.length
     stop = start + columns
@@ -51,8 +51,8 @@ def hidden_states(trunk: Any, ids: Tensor, cache: Cache | None = None) -> Tensor
         if cache is not None:
             cache.keys[layer, :, :, start:stop], cache.values[layer, :, :, start:stop] = key, value
             key, value = cache.keys[layer, :, :, :stop], cache.values[layer, :, :, :stop]
-        seen = F.scaled_dot_product_attention(query, key, value, is_causal=columns > 1)
-        x = x + _linear(seen.transpose(1, 2).reshape(rows, columns, size), block.attn.c_proj)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=columns > 1)
+        x = x + _linear(attended.transpose(1, 2).reshape(rows, columns, size), block.attn.c_proj)
         normed = F.layer_norm(x, (size,), block.ln_2.weight, block.ln_2.bias, block.ln_2.eps)
         x = x + _linear(F.gelu(_linear(normed, block.mlp.c_fc), approximate="tanh"), block.mlp.c_proj)
     if cache is not None:
@@ -65,14 +65,14 @@ def _linear(x: Tensor, layer: Any) -> Tensor:
 
 
 def token_log_probs(trunk: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """log pi of `tokens` [B, T] after hidden states [B, T, H]."""
+    """log pi of `tokens` [B, T], given the hidden states [B, T, H] before them."""
     logits = F.linear(hidden, trunk.wte.weight)
     return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 @torch.no_grad()
 def sample_tight(trunk: Any, prompts: Tensor, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers of `tokens` tokens to prompts [B, W]: ids [B, W + T], log pi [B, T], hidden states [B, T, H]."""
+    """Samples `tokens` tokens after prompts [B, W]: ids [B, W + T], log pi [B, T], hidden states [B, T, H]."""
     rows, width = prompts.shape
     cache = Cache(trunk, rows, width + tokens)
     ids = torch.cat([prompts, prompts.new_zeros(rows, tokens)], dim=1)
@@ -80,9 +80,9 @@ def sample_tight(trunk: Any, prompts: Tensor, tokens: int, generator: torch.Gene
     last = hidden_states(trunk, prompts, cache)[:, -1]
     for t in range(tokens):
         probs = F.linear(last, trunk.wte.weight).softmax(dim=1)
-        heights = probs.cumsum(dim=1, dtype=torch.float64)
+        cdf = probs.cumsum(dim=1, dtype=torch.float64)
         uniform = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
-        token = torch.searchsorted(heights, uniform * heights[:, -1:], right=True)
+        token = torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)
         ids[:, width + t], log_probs[:, t], hidden[:, t] = token[:, 0], probs.gather(1, token)[:, 0].log(), last
         if t + 1 < tokens:
             last = hidden_states(trunk, token, cache)[:, 0]
@@ -90,7 +90,7 @@ def sample_tight(trunk: Any, prompts: Tensor, tokens: int, generator: torch.Gene
 
 
 class TightPPO:
-    """PPO as `agents.PPO` has it by default: sums an answer, no whitening, MSE on the reward to go, Adam."""
+    """PPO with the defaults of `agents.PPO`: sums over a completion, no whitening, MSE on the reward to go, Adam."""
 
     def __init__(
         self, model: Any, separate_critic: bool, reward: Callable[[Tensor], Tensor], kl_coef: float, seed: int = 0
@@ -108,32 +108,35 @@ class TightPPO:
 
     @contextmanager
     def phase(self, name: str) -> Any:
-        """Adds what passes here to `seconds[name]`."""
+        """Adds the seconds of the block to `seconds[name]`."""
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def values(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """V before each of the last T tokens, from the policy's hidden states [B, T, H], or by the critic's own."""
+        """V before each of the last T tokens, [B, T], by the policy's hidden states [B, T, H] or a separate critic."""
         if self.critic is not None:
             hidden = hidden_states(self.critic, ids[:, :-1])[:, -hidden.shape[1] :]
         return hidden @ self.head + self.bias
 
     def collect(self, prompts: Tensor, tokens: int) -> Batch:
-        """Write and score one answer to each prompt."""
+        """Samples and scores one completion per prompt."""
         with self.phase("generate"):
             ids, log_probs, hidden = sample_tight(self.trunk, prompts, tokens, self.generator)
         with self.phase("score"), torch.no_grad():
-            answer = ids[:, -tokens:]
-            seen = hidden_states(self.reference, ids[:, :-1])[:, -tokens:]
-            ref_log_probs = token_log_probs(self.reference, seen, answer)
+            completions = ids[:, -tokens:]
+            hidden_ref = hidden_states(self.reference, ids[:, :-1])[:, -tokens:]
+            ref_log_probs = token_log_probs(self.reference, hidden_ref, completions)
             rewards = -self.kl_coef * (log_probs - ref_log_probs)
-            rewards[:, -1] += self.reward(answer)
+            rewards[:, -1] += self.reward(completions)
             values = self.values(hidden, ids)
         return Batch(ids, log_probs, ref_log_probs, values, rewards)
 
     def losses(self, batch: Batch, advantages: Tensor, returns: Tensor) -> Iterator[Tensor]:
-        """Clipped surrogate and value error, sums an answer; a separate critic reads when the policy is done with."""
+        """Yields the clipped surrogate plus the value error, or first one and then the other; sums over a completion.
+
+        A separate critic's loss comes second, so that the policy's graph is freed before the critic's is built.
+        """
         tokens = batch.rewards.shape[1]
         with self.phase("forward"):
             hidden = hidden_states(self.trunk, batch.ids[:, :-1])[:, -tokens:]
@@ -150,11 +153,11 @@ class TightPPO:
             yield loss
 
     def value_loss(self, hidden: Tensor, batch: Batch, returns: Tensor) -> Tensor:
-        """vf_coef = 0.1 times half the squared error."""
+        """The value loss: vf_coef = 0.1 times half the squared error."""
         return 0.05 * ((self.values(hidden, batch.ids) - returns) ** 2).sum() / len(batch.ids)
 
     def train(self, batch: Batch, n_epochs: int = 4, gae_lambda: float = 0.95) -> None:
-        """`n_epochs` steps, each on the whole batch."""
+        """Takes `n_epochs` steps, each on the whole batch."""
         with self.phase("other"):
             deltas = batch.rewards - batch.values
             deltas[:, :-1] += batch.values[:, 1:]
@@ -164,7 +167,7 @@ class TightPPO:
                 advantages[:, t] = following = deltas[:, t] + gae_lambda * following
             returns = batch.rewards.flip(1).cumsum(dim=1).flip(1)
         for _ in range(n_epochs):
-            with self.phase("forward"):  # as it is counted of the agents
+            with self.phase("forward"):  # counted there for the agents, too
                 self.optimizer.zero_grad()
             for loss in self.losses(batch, advantages, returns):
                 with self.phase("backward"):

@@ -1,13 +1,13 @@
-"""Learning a toy: our PPO beside Stable-Baselines3's, on as many tokens an update, epochs and minibatches.
+"""Training on a toy: `agents.PPO` and Stable-Baselines3's, with the same tokens per update, epochs and minibatches.
 
-    toy ppo                    ours; it reads whole answers, each token once a pass
-    toy sb3 ppo                theirs with the same transformer (`agents.sb3`), which reads every state anew: a token
-                               costs its whole prefix
-    toy sb3 ppo, mlp           theirs with its own MLP, of as many parameters, on the observation as one flat row
-    toy sb3 ppo, default mlp   the same with two layers of 64, as it is by default
+    toy ppo                    `agents.PPO`; one forward pass covers all tokens of a completion
+    toy sb3 ppo                SB3's PPO with the same transformer (`agents.sb3`), which encodes every state separately:
+                               a token costs its whole prefix
+    toy sb3 ppo, mlp           SB3's PPO with its own MLP, with as many parameters, on the flattened observation
+    toy sb3 ppo, default mlp   the same with SB3's default of two layers of 64
 
-An MLP has a row of fixed length to read and no tokens: it is no language model, but what users know the speed of. The
-transformer is a random one: what is learned is not looked at here, `experiments compare` does.
+The MLP is no language model; it is there because its speed is familiar to users. The transformer has random weights:
+only speed is measured here, `experiments compare` measures what is learned.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from textenv import TextVectorEnv, get_mdp
 
 @dataclass(frozen=True)
 class ToyWork:
-    """An update: `steps` tokens of each of `envs` texts; ours writes answers to their ends, as many as make that."""
+    """An update: `steps` tokens in each of `envs` environments; `agents.PPO` samples whole completions instead."""
 
     vocab_size: int = 50
     max_new_tokens: int = 16
@@ -46,15 +46,15 @@ class ToyWork:
 
     @property
     def tokens(self) -> int:
-        """An update's."""
+        """Tokens per update."""
         return self.envs * self.steps
 
     def environment(self) -> Any:
-        """Toy-v0."""
+        """Creates the Toy-v0 task."""
         return gym.make("textenv/Toy-v0", vocab_size=self.vocab_size, max_new_tokens=self.max_new_tokens)
 
     def policy(self, env: Any) -> TransformerPolicy:
-        """The transformer that `TransformerPolicy.for_env` makes for a toy, before it imitates the reference."""
+        """The transformer that `TransformerPolicy.for_env` builds for a toy, before it imitates the reference."""
         mdp = get_mdp(env)
         torch.manual_seed(0)
         config = GPT2Config(
@@ -71,12 +71,12 @@ class ToyWork:
         return TransformerPolicy(GPT2LMHeadModel(config))
 
 
-def ours(work: ToyWork) -> Round:
-    """As many answers as are about `work.tokens` long together, in equal minibatches; tokens are counted."""
+def own_ppo(work: ToyWork) -> Round:
+    """`agents.PPO` on about `work.tokens` tokens: the completions that have them on average, in equal minibatches."""
     env = work.environment()
     policy = work.policy(env)
-    drawn = collect(env, policy, 1024, generator=new_generator("cpu", 0), values=False)
-    minibatch = max(1, round(work.tokens / drawn.mask.sum(dim=1).float().mean().item() / work.minibatches))
+    rollout = collect(env, policy, 1024, generator=new_generator("cpu", 0), values=False)
+    minibatch = max(1, round(work.tokens / rollout.mask.sum(dim=1).float().mean().item() / work.minibatches))
     agent = PPO(
         policy, env, n_episodes=minibatch * work.minibatches, batch_size=minibatch, n_epochs=work.epochs, seed=0
     )
@@ -84,30 +84,30 @@ def ours(work: ToyWork) -> Round:
 
 
 def same_transformer(work: ToyWork) -> Round:
-    """Stable-Baselines3's PPO on our transformer."""
+    """Stable-Baselines3's PPO with the same transformer."""
     env = work.environment()
     policy = work.policy(env)
     settings: dict[str, Any] = {"n_steps": work.steps, "n_epochs": work.epochs, "seed": 0}
     agent = SB3PPO(policy, env, n_episodes=work.envs, batch_size=work.tokens // work.minibatches, **settings)
-    return theirs(agent.algorithm, size(policy))
+    return sb3_rounds(agent.algorithm, size(policy))
 
 
 def mlp(work: ToyWork, layers: Sequence[int] | None = None) -> Round:
-    """Stable-Baselines3's PPO as it comes; by default with layers so wide that it has our transformer's parameters."""
+    """Stable-Baselines3's PPO with its MLP; by default as wide as the transformer's number of parameters allows."""
     env = work.environment()
     if layers is None:
-        wanted, width = size(work.policy(env)), 1
-        while size(_mlp(work, env, [width + 1, width + 1]).policy) <= wanted:
+        limit, width = size(work.policy(env)), 1
+        while size(_mlp(work, env, [width + 1, width + 1]).policy) <= limit:
             width += 1
         layers = [width, width]
     algorithm = _mlp(work, env, layers)
-    return theirs(algorithm, size(algorithm.policy))
+    return sb3_rounds(algorithm, size(algorithm.policy))
 
 
 def _mlp(work: ToyWork, env: Any, layers: Sequence[int]) -> Any:
     envs = TextVecEnv(TextVectorEnv(get_mdp(env), work.envs, autoreset_mode="SameStep"))
     algorithm = StableBaselinesPPO(
-        "MultiInputPolicy",  # flattens the parts of the observation, behind it is MlpPolicy's network
+        "MultiInputPolicy",  # flattens the observation, then applies MlpPolicy's network
         envs,
         n_steps=work.steps,
         n_epochs=work.epochs,
@@ -118,19 +118,19 @@ def _mlp(work: ToyWork, env: Any, layers: Sequence[int]) -> Any:
         seed=0,
         device="cpu",
     )
-    algorithm.set_logger(Logger(None, output_formats=[]))  # else it leaves folders behind
+    algorithm.set_logger(Logger(None, output_formats=[]))  # otherwise it creates log folders
     return algorithm
 
 
-def theirs(algorithm: Any, parameters: float) -> Round:
-    """An update a round; every step of every row writes a token."""
+def sb3_rounds(algorithm: Any, parameters: float) -> Round:
+    """One update per round; every step of every environment samples a token."""
 
-    def play() -> RoundResult:
+    def run_round() -> RoundResult:
         before = algorithm.num_timesteps
         algorithm.learn(1, log_interval=None, reset_num_timesteps=False)
         return RoundResult(algorithm.num_timesteps - before, {}, {"parameters": parameters})
 
-    return play
+    return run_round
 
 
 def size(module: Any) -> float:
@@ -139,7 +139,7 @@ def size(module: Any) -> float:
 
 
 TOYS: dict[str, Callable[[ToyWork], Round]] = {
-    "toy ppo": ours,
+    "toy ppo": own_ppo,
     "toy sb3 ppo": same_transformer,
     "toy sb3 ppo, mlp": mlp,
     "toy sb3 ppo, default mlp": lambda work: mlp(work, [64, 64]),

@@ -1,4 +1,4 @@
-"""Variants in processes of their own, which take turns: rounds of all are played under the same conditions."""
+"""Runs each variant in a process of its own and alternates their rounds, so that all meet the same conditions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from experiments.errors import FlagError
 
 
 class VariantProcess:
-    """A variant in a process of its own, which plays a round when it is asked to.
+    """A variant in a process of its own, which runs a round on request.
 
     Args:
-        name: of the variant, as `worker.py` knows it.
-        work: what it works on, a dataclass.
-        peers: the virtual environment of those that are not ours.
-        threads: of the process.
+        name: the variant's name in `worker.py`.
+        work: the work of a round, a dataclass.
+        peers: the virtual environment of the other libraries.
+        threads: number of threads of the process.
     """
 
     def __init__(self, name: str, work: Any, peers: Path, threads: int) -> None:
@@ -40,49 +40,49 @@ class VariantProcess:
             paths.append(os.environ["PYTHONPATH"])
         environment = {"PYTHONPATH": ":".join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
         self.name, self.rounds = name, list[dict[str, Any]]()
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would fill up)
-        began = time.perf_counter()
+        self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (an unread pipe would fill up and block)
+        started = time.perf_counter()
         self.process = subprocess.Popen(
             [python, "-m", "experiments.bench.worker", name, json.dumps(dataclasses.asdict(work)), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.said,
+            stderr=self.stderr,
             text=True,
             env=os.environ | environment,
         )
-        self.versions = self._answer()["versions"]
-        self.start_seconds = time.perf_counter() - began
+        self.versions = self._receive()["versions"]
+        self.start_seconds = time.perf_counter() - started
 
-    def play(self) -> None:
-        """One round."""
+    def run_round(self) -> None:
+        """Runs a round and records its result."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        self.rounds.append(self._answer())
+        self.rounds.append(self._receive())
 
-    def _answer(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            self.said.seek(0)
-            lines = self.said.read().splitlines()
-            raise FlagError(f"{self.name} failed: {lines[-1] if lines else 'without a word'}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            self.stderr.seek(0)
+            lines = self.stderr.read().splitlines()
+            raise FlagError(f"{self.name} failed: {lines[-1] if lines else 'no message on stderr'}")
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     def stop(self) -> None:
-        """No more rounds."""
+        """Ends the process."""
         self.process.kill()
         self.process.communicate()
-        self.said.close()
+        self.stderr.close()
 
 
 def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, threads: int) -> dict[str, Any]:
-    """Every variant plays a round, then every variant the next one; one process computes at a time.
+    """Runs the first round of every variant, then the second of every variant, and so on; one process at a time.
 
     Returns:
-        By variant the medians of its rounds, the `rounds` themselves, its `versions`, and `start_seconds`, from its
-        process's start to the end of the round that warms it up.
+        For each variant the medians over its rounds, the `rounds`, its `versions`, and `start_seconds`: from the start
+        of its process to the end of its warm-up round.
     """
     with ExitStack() as stack:
         variants = []
@@ -91,7 +91,7 @@ def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, thread
             stack.callback(variants[-1].stop)
         for _ in tqdm(range(rounds), desc="rounds", leave=False):
             for variant in variants:
-                variant.play()
+                variant.run_round()
         return {
             variant.name: medians(variant.rounds)
             | {
@@ -104,28 +104,28 @@ def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, thread
 
 
 def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The medians of a variant's rounds; of memory and of other numbers the largest."""
+    """Returns the medians over the rounds of a variant; for memory and the other numbers, the maxima."""
     phases = {name: float(np.median([r["phases"][name] for r in rounds])) for name in rounds[0]["phases"]}
-    told = {name: float(np.median([r[name] for r in rounds])) for name in ("tokens", "seconds", "cpu")}
+    scalars = {name: float(np.median([r[name] for r in rounds])) for name in ("tokens", "seconds", "cpu")}
     memory = {name: max(r[name] for r in rounds) for name in ("peak_mb", "work_mb")}
     numbers = {name: max(r["numbers"][name] for r in rounds) for name in rounds[0]["numbers"]}
     rates = {
         "tokens_per_second": float(np.median([r["tokens"] / r["seconds"] for r in rounds])),
         "tokens_per_cpu_second": float(np.median([r["tokens"] / r["cpu"] for r in rounds])),
     }
-    return told | rates | memory | numbers | {"phases": phases}
+    return scalars | rates | memory | numbers | {"phases": phases}
 
 
-def share_of_a_core(found: Any) -> float:
-    """CPU seconds over seconds, of all in a part's results that was timed: below 1 a thread was kept waiting."""
-    timed = list(_timed(found))
-    return sum(seen["cpu"] for seen in timed) / sum(seen["seconds"] for seen in timed)
+def share_of_a_core(results: Any) -> float:
+    """CPU seconds over seconds, over all timed results of a part; below 1, other processes delayed the measurement."""
+    timed = list(_timed(results))
+    return sum(row["cpu"] for row in timed) / sum(row["seconds"] for row in timed)
 
 
-def _timed(found: Any) -> Iterator[dict[str, float]]:
-    if isinstance(found, dict):
-        if "cpu" in found:
-            yield found
-        for name, value in found.items():
-            if name != "rounds":  # of which that was made
+def _timed(results: Any) -> Iterator[dict[str, float]]:
+    if isinstance(results, dict):
+        if "cpu" in results:
+            yield results
+        for name, value in results.items():
+            if name != "rounds":  # already counted in the totals of the variant
                 yield from _timed(value)

@@ -1,4 +1,4 @@
-"""The work that all are measured on: answers of a random GPT-2 to random prompts, paid for distinct tokens."""
+"""The work of every variant: completions of random prompts by a random GPT-2, scored by their distinct tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textenv.lm import load_causal_lm
 
 
 class Size(NamedTuple):
-    """A GPT-2."""
+    """The dimensions of a GPT-2."""
 
     layers: int
     width: int
@@ -30,14 +30,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Work:
-    """One update: `answers` answers of `tokens` tokens, learned from `epochs` times, all in one minibatch.
+    """One update: `completions` completions of `tokens` tokens, trained on for `epochs` epochs, all in one minibatch.
 
-    `size` is one of `SIZES`, or the folder of a causal language model. `micro_batch` answers are in memory at once
-    while learning; None is all.
+    `size` is one of `SIZES`, or the folder of a causal language model. `micro_batch` is the number of completions whose
+    gradient is computed in one pass; None means all.
     """
 
     size: str = "tiny"
-    answers: int = 64
+    completions: int = 64
     prompt: int = 16
     tokens: int = 32
     epochs: int = 4
@@ -47,11 +47,11 @@ class Work:
 
     @property
     def generations(self) -> int:
-        """Answers a prompt, for agents that want several."""
-        return 8 if self.answers % 8 == 0 else 2
+        """Completions per prompt, for agents that need groups."""
+        return 8 if self.completions % 8 == 0 else 2
 
     def model(self, kind: Any = GPT2LMHeadModel, **arguments: Any) -> Any:
-        """The same random weights for everyone; no token ends a text unless `eos_token_id` says so."""
+        """Returns the model; random weights are the same in every call. No EOS unless `eos_token_id` is given."""
         if self.size not in SIZES:
             return load_causal_lm(self.size).eval()
         layers, width, heads, vocabulary = SIZES[self.size]
@@ -62,7 +62,7 @@ class Work:
             n_layer=layers,
             n_head=heads,
             n_positions=self.prompt + self.tokens,
-            resid_pdrop=0.0,  # TRL trains with dropout where a model has it, which takes time that the others do not
+            resid_pdrop=0.0,  # TRL trains with dropout where a model has it; the others spend no time on it
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **arguments},
@@ -71,17 +71,17 @@ class Work:
 
     @property
     def words(self) -> list[str]:
-        """The vocabulary, but for its first token, which ends a text where something must."""
+        """The vocabulary without its first token, which is EOS for the libraries that need one."""
         known = SIZES.get(self.size) or AutoConfig.from_pretrained(self.size)
         return [f"w{i}" for i in range(1, known.vocab_size)]
 
     def prompts(self) -> list[str]:
-        """A prompt an answer, all of one length."""
+        """One prompt per completion, all of the same length."""
         generator = torch.Generator().manual_seed(1)
-        drawn = torch.randint(len(self.words), (self.answers, self.prompt), generator=generator)
-        return [" ".join(self.words[i] for i in row) for row in drawn.tolist()]
+        ids = torch.randint(len(self.words), (self.completions, self.prompt), generator=generator)
+        return [" ".join(self.words[i] for i in row) for row in ids.tolist()]
 
 
 def distinct(prompts: Any, completions: Any, completion_ids: list[list[int]], **columns: Any) -> list[float]:
-    """The share of distinct tokens: cheap, and learnable."""
+    """Scores a completion with its share of distinct tokens, which is cheap to compute and can be learned."""
     return [len(set(ids)) / max(1, len(ids)) for ids in completion_ids]

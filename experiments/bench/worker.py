@@ -1,6 +1,7 @@
-"""A process that does one variant: a round for each line on its input, told as a line of JSON on its output.
+"""The entry point of a variant process: runs a round for each line on stdin and reports it as a line of JSON on stdout.
 
-So rounds of all variants take turns, and each has memory of its own. `python -m experiments.bench.worker NAME WORK`.
+Rounds of all variants thus alternate, and each variant has its own memory.
+`python -m experiments.bench.worker NAME WORK THREADS`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from experiments.bench.work import Work
 
 
 def main() -> None:
-    """Be the variant that the command line names."""
+    """Runs the variant that the command line names."""
     name, settings, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -27,13 +28,16 @@ def main() -> None:
 
         PEERS[name](Work(**settings), RoundProtocol(settings["device"]))
         return
-    variants, work = ours(name)
+    variants, work = variants_of(name)
     protocol = RoundProtocol(settings.get("device", "cpu"))
     serve(protocol, variants[name](work(**settings)))
 
 
-def ours(name: str) -> tuple[dict[str, Callable[[Any], Round]], type[Any]]:
-    """The variants of a name's part, and the class of what they work on; peers' processes need not have them."""
+def variants_of(name: str) -> tuple[dict[str, Callable[[Any], Round]], type[Any]]:
+    """Returns the variants of the part that `name` belongs to, and the class of their work.
+
+    Imports are local because the environments of the peers lack some of these packages.
+    """
     if name.startswith("toy"):
         from experiments.bench.toys import TOYS, ToyWork
 

@@ -1,4 +1,4 @@
-"""Cost: memory and time of an update, from equations, and how far off they are."""
+"""Cost: memory and time of an update, estimated from equations, and the error of the estimates."""
 
 from experiments.cost.equations import SHAPES, Device, Job, seconds
 from experiments.cost.table import CostConfig, cost

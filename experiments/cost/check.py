@@ -1,4 +1,4 @@
-"""How far off is `experiments/cost.py`? One update of PPO, its peak memory and the times of its phases, measured."""
+"""Measures one update of PPO, its peak memory and the seconds of its phases, beside the estimates of the equations."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from experiments.cost.equations import Device, Job, Shape, memory, seconds
 from textenv import get_mdp
 
 
-def most_bytes(call: Callable[[], Any], before: int, device: str = "cpu") -> int:
-    """The most that lives at once during a call: what did before, and all that the allocator gives and takes back.
+def peak_bytes_during(call: Callable[[], Any], before: int, device: str = "cpu") -> int:
+    """Peak bytes during a call: `before`, plus the allocations and releases that the profiler records.
 
-    Nothing that was there before may be freed in the call: the profiler does not see it go. A GPU counts by itself.
+    The call must not free what was allocated before it: the profiler does not record that. On a GPU torch's own count
+    is used.
     """
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
@@ -35,12 +36,12 @@ def most_bytes(call: Callable[[], Any], before: int, device: str = "cpu") -> int
         call()
     events: Any = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    most: int = before + max(0, *itertools.accumulate(change for _, change in changes))
-    return most
+    peak: int = before + max(0, *itertools.accumulate(change for _, change in changes))
+    return peak
 
 
-def held_bytes(agent: Any, reference: Any) -> int:
-    """Weights, masters, gradients, Adam's moments, reference; what is there twice by name counts once.
+def resident_bytes(agent: Any, reference: Any) -> int:
+    """Bytes of weights, master weights, gradients, Adam's moments and reference; shared storage counts once.
 
     No reference to a gradient is kept, so that it can be freed.
     """
@@ -51,54 +52,55 @@ def held_bytes(agent: Any, reference: Any) -> int:
     return sum({x.data_ptr(): x.nbytes for x in (*weights, *gradients, *states)}.values())
 
 
-def timed(call: Callable[[], Any], times: int = 3) -> float:
-    """The least seconds of some calls: what else runs on the machine makes it only longer."""
-    found = []
+def least_seconds(call: Callable[[], Any], times: int = 3) -> float:
+    """Least seconds of several calls: other load on the machine only makes a call slower."""
+    durations = []
     for _ in range(times):
-        began = time.perf_counter()
+        started = time.perf_counter()
         call()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        durations.append(time.perf_counter() - started)
+    return min(durations)
 
 
-def this_machine(shape: Shape, rows: int, dtype: torch.dtype) -> Device:
-    """Bandwidth, arithmetic in products of the model's own sizes, and the time to start an operation, on one thread."""
+def measure_device(shape: Shape, rows: int, dtype: torch.dtype) -> Device:
+    """Measures bandwidth, arithmetic (products of the model's sizes) and latency of an operation, on one thread."""
     left, right = torch.randn(rows, shape.width, dtype=dtype), torch.randn(shape.width, shape.mlp, dtype=dtype)
     long = torch.zeros(2**24)
     small, layer = torch.zeros(1, 8), torch.nn.Linear(8, 8)
-    bandwidth = 2 * long.nbytes / timed(long.clone)
-    arithmetic = 2 * left.numel() * shape.mlp / timed(lambda: left @ right, times=100)
-    latency = timed(lambda: [layer(small) for _ in range(1000)]) / 1000
+    bandwidth = 2 * long.nbytes / least_seconds(long.clone)
+    arithmetic = 2 * left.numel() * shape.mlp / least_seconds(lambda: left @ right, times=100)
+    latency = least_seconds(lambda: [layer(small) for _ in range(1000)]) / 1000
     return Device(memory=float("inf"), bandwidth=bandwidth, arithmetic=arithmetic, latency=latency)
 
 
 def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
-    """Of one PPO update with a model in a folder, `(on paper, measured)` by what: parameters, bytes, seconds.
+    """Returns `(estimated, measured)` parameters, bytes and seconds of one PPO update with the model in a folder.
 
-    Of a `job`, the episodes, tokens, epochs, micro-batch, dtype, adapter and critic count; one device, no checkpoints.
+    It uses the episodes, tokens, epochs, micro-batch, dtype, adapter and critic of `job`; it runs on one device,
+    without gradient checkpointing.
     """
-    agent = agent_of(path, job)
+    agent = make_agent(path, job)
     reference: Any = get_mdp(agent.env).reference
     shape = Shape.of(reference.config)
     peaks = peak_bytes(agent, job)
     rollout = agent.collect()
-    written = as_written(job, rollout)
-    machine = this_machine(shape, written.micro_batch * written.tokens, agent.policy.model.dtype)
-    times = seconds(shape, written, machine)
+    sampled = with_sampled_lengths(job, rollout)
+    device = measure_device(shape, sampled.micro_batch * sampled.tokens, agent.policy.model.dtype)
+    times = seconds(shape, sampled, device)
     return {
         "parameters": (shape.parameters, sum(p.numel() for p in reference.copy_model().parameters())),
-        **{f"peak bytes to {phase}": pair for phase, pair in peaks.items()},
-        "seconds to collect": (times["writing"] + times["scoring"], timed(agent.collect)),
-        "seconds to learn": (times["update"], timed(lambda: agent.train(rollout))),
+        **{f"peak bytes, {phase}": pair for phase, pair in peaks.items()},
+        "seconds, collect": (times["sampling"] + times["scoring"], least_seconds(agent.collect)),
+        "seconds, update": (times["update"], least_seconds(lambda: agent.train(rollout))),
     }
 
 
-def agent_of(path: str, job: Job, device: str = "cpu") -> PPO:
-    """PPO on the model in a folder, with as many answers and tokens as the job has."""
+def make_agent(path: str, job: Job, device: str = "cpu") -> PPO:
+    """PPO on the model in a folder, with the number of completions and tokens of the job."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     known = ("and", "the", "was", "her", "she", "his", "they", "little")
     words = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in known]
-    drawn = random.Random(0)  # of so many that hardly any is there twice, which would be read once
+    drawn = random.Random(0)  # from so many that few repeat: a repeated prompt would be computed once
     prompts = [tokenizer.decode(drawn.choices(words, k=job.prompt - 2)) for _ in range(32 * job.episodes)]
     env = gym.make(
         "textenv/Text-v0",
@@ -117,26 +119,26 @@ def agent_of(path: str, job: Job, device: str = "cpu") -> PPO:
     return PPO(policy, env, seed=0, **rows)
 
 
-def as_written(job: Job, rollout: Rollout) -> Job:
-    """The job with the tokens that its answers really have."""
+def with_sampled_lengths(job: Job, rollout: Rollout) -> Job:
+    """The job with the lengths of the prompts and completions that were sampled."""
     return replace(job, prompt=rollout.input_ids.shape[1] - rollout.num_tokens, new=rollout.num_tokens)
 
 
 def peak_bytes(agent: PPO, job: Job) -> dict[str, tuple[float, float]]:
-    """`(on paper, measured)` of the two phases of an update, once there are Adam's moments and gradients."""
+    """`(estimated, measured)` peak bytes of collect and update, once Adam's moments and gradients are allocated."""
     mdp: Any = get_mdp(agent.env)
     reference, device = mdp.reference, str(agent.policy.device)
     agent.train(agent.collect())
-    measured = {"collect": most_bytes(agent.collect, held_bytes(agent, reference.model), device)}
+    measured = {"collect": peak_bytes_during(agent.collect, resident_bytes(agent, reference.model), device)}
     rollout = agent.collect()
-    agent.optimizer.zero_grad()  # as `train` begins by
-    measured["learn"] = most_bytes(lambda: agent.train(rollout), held_bytes(agent, reference.model), device)
-    on_paper = memory(Shape.of(reference.config), as_written(job, rollout))
-    return {phase: (on_paper[phase], most) for phase, most in measured.items()}
+    agent.optimizer.zero_grad()  # the first thing that `train` does
+    measured["update"] = peak_bytes_during(lambda: agent.train(rollout), resident_bytes(agent, reference.model), device)
+    estimated = memory(Shape.of(reference.config), with_sampled_lengths(job, rollout))
+    return {phase: (estimated[phase], peak) for phase, peak in measured.items()}
 
 
 def adapter(rank: int) -> Any:
-    """A `peft.LoraConfig` on all linear layers, as `--lora-rank` makes; None for rank 0."""
+    """A `peft.LoraConfig` on all linear layers, as for `--lora-rank`; None for rank 0."""
     if rank == 0:
         return None
     from peft import LoraConfig

@@ -1,1 +1,1 @@
-"""Other libraries on our environments: one short file each, to copy."""
+"""Examples to copy: other libraries on textenv's environments, and other environments and data; one short file each."""

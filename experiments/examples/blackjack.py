@@ -1,11 +1,11 @@
-"""Our PPO on an environment of another library: Gymnasium's Blackjack, read as a text of three tokens.
+"""`agents.PPO` on an environment of another library: Gymnasium's Blackjack, as prompts of three tokens.
 
     pip install -e ".[agents]" tyro
     python -m experiments.examples.blackjack
 
-All that an environment must have is a `Dict(input_ids, attention_mask)` observation and a `Discrete` action; here an
-ObservationWrapper writes the hand down. Always sticking returns -0.17 a game, the best play about -0.05. Copy it and
-change it.
+An environment needs a `Dict(input_ids, attention_mask)` observation and a `Discrete` action. Here an ObservationWrapper
+encodes the hand as tokens. Always sticking has a mean return of -0.17 per game, the best strategy about -0.05. Copy
+this file and change it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Args:
     """Settings of the run."""
 
     total_timesteps: int = 50_000
-    """Steps to play."""
+    """Environment steps."""
     seed: int = 0
-    """Seeds everything."""
+    """Seed of all random numbers."""
 
 
 class HandAsText(gym.ObservationWrapper[Any, Any, Any]):
-    """(player's sum, dealer's card, usable ace) as three tokens, each with ids of its own."""
+    """Encodes (player's sum, dealer's card, usable ace) as three tokens with disjoint ids."""
 
     FIRST_IDS = np.array([0, 32, 43])
     VOCAB_SIZE = 45
@@ -46,15 +46,15 @@ class HandAsText(gym.ObservationWrapper[Any, Any, Any]):
         self.observation_space = spaces.Dict(input_ids=ids, attention_mask=spaces.MultiBinary(3))
 
     def observation(self, observation: Any) -> dict[str, Any]:
-        """The tokens; none is blank."""
+        """Returns the tokens, without padding."""
         ids = self.FIRST_IDS + np.array(observation, dtype=np.int64)
         return {"input_ids": ids, "attention_mask": np.ones(3, dtype=np.int8)}
 
 
 def train(args: Args) -> tuple[PPO, list[float]]:
-    """Learn; returns the agent and the mean return of each update's games."""
+    """Trains; returns the agent and the mean return of the games of each update."""
     env = HandAsText(gym.make("Blackjack-v1"))
-    torch.manual_seed(args.seed)  # the network's first weights
+    torch.manual_seed(args.seed)  # the initial weights of the network
     shape = GPT2Config(
         vocab_size=HandAsText.VOCAB_SIZE,
         n_embd=32,

@@ -1,13 +1,14 @@
-"""PPO in one file, CleanRL's way, over `gym.make_vec`: nothing of `agents/` is used. Copy it and change it.
+"""PPO in one file in the style of CleanRL, with `gym.make_vec` and without `agents`. Copy it and change it.
 
     pip install -e ".[experiments]"
     python -m experiments.examples.cleanrl_ppo
     python -m experiments.examples.cleanrl_ppo --autoreset-mode SameStep --total-timesteps 100000
 
-Three things are particular to text. Masks: logits of forbidden tokens are -inf, in sampling and in the update alike.
-The KL: the environment pays `beta log pi_ref(a|s)`, this file pays `-beta log pi(a|s)`. Autoreset: in NextStep mode the
-step after an end is dead (its action is ignored, and it answers with a new text); it is left out of the loss, and no
-advantage crosses it. An end is never bootstrapped: `terminated` is True also where a text was cut.
+Three things are particular to language. Masks: the logits of masked tokens are -inf, when sampling and in the update.
+KL: the environment's reward includes `beta log pi_ref(a|s)`, this file adds `-beta log pi(a|s)`. Autoreset: in NextStep
+mode the step after the end of an episode is a reset, which ignores the action. Such steps are excluded from the loss,
+and no advantage crosses them. Values are not bootstrapped at the end of an episode: `terminated` is True also where a
+completion reaches `max_new_tokens`.
 """
 
 from __future__ import annotations
@@ -32,51 +33,51 @@ class Args:
     env_id: str = "textenv/TajMahal-v0"
     """A registered id."""
     autoreset_mode: Literal["NextStep", "SameStep"] = "NextStep"
-    """What happens after an end."""
+    """Autoreset mode of the vector environment."""
     total_timesteps: int = 60_000
-    """Steps of all texts together, dead ones included; at least one update is made."""
+    """Steps over all environments, resets included; at least one update is made."""
     num_envs: int = 32
-    """Texts at once."""
+    """Number of parallel environments."""
     num_steps: int = 32
-    """Steps an update."""
+    """Steps per environment and update."""
     learning_rate: float = 2e-3
     """Adam's step size."""
     update_epochs: int = 4
-    """Uses of each step."""
+    """Epochs on each batch."""
     gae_lambda: float = 0.95
-    """lambda; gamma is 1."""
+    """lambda of GAE; gamma is 1."""
     clip_coef: float = 0.2
-    """The clip."""
+    """Clip range eps."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     seed: int = 0
-    """Seeds everything."""
+    """Seed of all random numbers."""
 
 
 class ActorCritic(nn.Module):
-    """Token embeddings laid side by side, two layers, two heads."""
+    """Concatenated token embeddings, two layers, and two heads."""
 
     def __init__(self, vocab_size: int, length: int, hidden: int = 128) -> None:
         super().__init__()
-        self.blank = vocab_size
+        self.padding = vocab_size
         self.embedding = nn.Embedding(vocab_size + 1, 16)
         self.trunk = nn.Sequential(nn.Linear(16 * length, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
         self.actor, self.critic = nn.Linear(hidden, vocab_size), nn.Linear(hidden, 1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, action_mask: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(.|s) [B, V], and V(s) [B]."""
-        hidden = self.trunk(self.embedding(input_ids.where(attention_mask == 1, self.blank)).flatten(1))
+        hidden = self.trunk(self.embedding(input_ids.where(attention_mask == 1, self.padding)).flatten(1))
         logits = self.actor(hidden).masked_fill(action_mask == 0, -torch.inf)
         return logits.log_softmax(dim=-1), self.critic(hidden).squeeze(1)
 
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
-        """As the exact oracle asks; it knows the masks itself."""
+        """Logits [B, V] without masks, for `textenv.exact`, which applies the masks itself."""
         ids, attention = torch.as_tensor(input_ids), torch.as_tensor(attention_mask)
-        return self(ids, attention, torch.ones(len(ids), self.blank))[0]  # type: ignore[no-any-return]
+        return self(ids, attention, torch.ones(len(ids), self.padding))[0]  # type: ignore[no-any-return]
 
 
 def train(args: Args) -> tuple[ActorCritic, list[float]]:
-    """Learn; returns the network and the mean score of the texts that ended in each update."""
+    """Trains; returns the network and the mean score of the completions that ended in each update."""
     torch.manual_seed(args.seed)
     envs: Any = gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode=args.autoreset_mode)
     kl_coef = envs.unwrapped.mdp.kl_coef
@@ -84,7 +85,7 @@ def train(args: Args) -> tuple[ActorCritic, list[float]]:
     optimizer = torch.optim.Adam(net.parameters(), lr=args.learning_rate, eps=1e-5)
     observation, info = envs.reset(seed=args.seed)
     state = as_tensors(observation, info)
-    ended = np.zeros(args.num_envs, dtype=bool)  # in the step before
+    ended = np.zeros(args.num_envs, dtype=bool)  # by the previous step
     history = []
     for _ in range(max(1, args.total_timesteps // (args.num_envs * args.num_steps))):
         steps: list[tuple[Any, ...]] = []
@@ -96,9 +97,9 @@ def train(args: Args) -> tuple[ActorCritic, list[float]]:
             log_prob = log_probs.gather(1, action).squeeze(1)
             observation, reward, terminated, _, info = envs.step(action.squeeze(1).numpy())
             live = torch.as_tensor(~ended) if args.autoreset_mode == "NextStep" else torch.ones(args.num_envs) == 1
-            paid = torch.as_tensor(reward, dtype=torch.float32) - kl_coef * log_prob
-            steps.append((*state, action, log_prob, value, paid, torch.as_tensor(terminated), live))
-            final = info.get("final_info", info)  # SameStep has the ended text's info there
+            rewards = torch.as_tensor(reward, dtype=torch.float32) - kl_coef * log_prob
+            steps.append((*state, action, log_prob, value, rewards, torch.as_tensor(terminated), live))
+            final = info.get("final_info", info)  # in SameStep mode the info of the ended episode is there
             scores += final["score"][final["_score"]].tolist() if "score" in final else []
             state, ended = as_tensors(observation, info), terminated
         with torch.no_grad():
@@ -121,13 +122,13 @@ def train(args: Args) -> tuple[ActorCritic, list[float]]:
 
 
 def as_tensors(observation: dict[str, Any], info: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """What the network reads: `input_ids`, `attention_mask`, `action_mask`."""
+    """The inputs of the network: `input_ids`, `attention_mask`, `action_mask`."""
     arrays = (observation["input_ids"], observation["attention_mask"], info["action_mask"])
     return tuple(torch.tensor(array) for array in arrays)  # type: ignore[return-value]
 
 
 def gae(rewards: Tensor, values: Tensor, ends: Tensor, live: Tensor, next_value: Tensor, gae_lambda: float) -> Tensor:
-    """Advantages [T, N], gamma = 1: nothing is carried over an end, nor through a dead step."""
+    """Advantages [T, N] with gamma = 1; they do not cross the end of an episode or a reset."""
     advantages, following = torch.zeros_like(rewards), torch.zeros_like(next_value)
     for t in reversed(range(len(rewards))):
         continues = (~ends[t] & live[t]).float()
@@ -142,7 +143,7 @@ if __name__ == "__main__":
     network, means = train(args)
     for i in range(0, len(means), max(1, len(means) // 10)):
         print(f"update {i}: mean score {means[i]:.3f}")
-    print(f"last update: mean score {means[-1]:.3f}" if means else "no text has ended: raise num_steps")
+    print(f"last update: mean score {means[-1]:.3f}" if means else "no completion has ended: raise num_steps")
     solution = exact.solve(gym.make(args.env_id))
     share = solution.normalized_objective(exact.evaluate(solution.tree, network).objective)
     print(f"{share:.1%} of the way from the reference to the exact optimum")

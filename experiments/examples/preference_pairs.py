@@ -1,9 +1,9 @@
-"""Preference pairs from labelled texts: one with label 1 is preferred to one with label 0, for `reward-model`.
+"""Preference pairs from labelled texts, for `reward-model`: label 1 is preferred to label 0.
 
     pip install -e ".[experiments]"
     python -m experiments.examples.preference_pairs --texts train.jsonl --out pairs.jsonl
 
-Reads rows of {"text", "label"}; writes rows of {"prompt", "chosen", "rejected"}, as many as the rarer label has texts.
+Reads rows of {"text", "label"}; writes rows of {"prompt", "chosen", "rejected"}, one for each text of the rarer label.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from textenv.data import read_jsonl
 
 @dataclass
 class Args:
-    """Which texts."""
+    """Input, output and prompt."""
 
     texts: Path
-    """JSONL, {"text", "label"} a line, labels 0 and 1."""
+    """JSONL file with {"text", "label"} per line; labels are 0 and 1."""
     out: Path
     """The file to write."""
     prompt: str = "The film:"
-    """What every answer answers."""
+    """The prompt of every pair."""
     seed: int = 0
-    """Seeds who meets whom."""
+    """Seed of the pairing."""
 
 
 def write_pairs(args: Args) -> int:
-    """Write the file; returns the number of pairs."""
+    """Writes the file; returns the number of pairs."""
     texts: dict[int, list[str]] = {1: [], 0: []}
     for where, row in read_jsonl(args.texts):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("label") not in texts:
@@ -43,7 +43,7 @@ def write_pairs(args: Args) -> int:
     rng = random.Random(args.seed)
     rng.shuffle(liked)
     rng.shuffle(disliked)
-    pairs = list(zip(liked, disliked, strict=False))  # the longer one's rest is left out
+    pairs = list(zip(liked, disliked, strict=False))  # the rest of the longer list is left out
     with args.out.open("w", encoding="utf-8") as file:
         for chosen, rejected in pairs:
             file.write(json.dumps({"prompt": args.prompt, "chosen": chosen, "rejected": rejected}) + "\n")

@@ -4,8 +4,9 @@
     python -m experiments.examples.sb3_ppo
     python -m experiments.examples.sb3_ppo --algorithm PPO
 
-Unforked: a batched environment (`TextVecEnv`), a rollout buffer that pays the policy's half of the KL, and a policy
-class whose trunk, output layer and value head are the language model's. The exact optimum says how good it got.
+The libraries are used as they are, with three extensions: a batched environment (`TextVecEnv`), a rollout buffer that
+adds the policy's half of the KL to the rewards, and a policy class with the trunk, output layer and value head of the
+language model. The result is compared with the exact optimum.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ class Args:
     """Settings of the run."""
 
     env_id: str = "textenv/TajMahal-v0"
-    """A registered id; one that can be enumerated."""
+    """A registered id of an environment that can be enumerated."""
     algorithm: Literal["MaskablePPO", "PPO"] = "MaskablePPO"
-    """MaskablePPO asks the environment what is allowed; PPO's policy sees it in the observation."""
+    """MaskablePPO gets the action masks from the environment, PPO's policy from the observation."""
     total_timesteps: int = 50_000
-    """Tokens to write."""
+    """Tokens to sample."""
     num_envs: int = 64
-    """Texts at once."""
+    """Number of parallel environments."""
     seed: int = 0
-    """Seeds everything."""
+    """Seed of all random numbers."""
 
 
 def train(args: Args) -> tuple[Any, float]:
-    """Learn; returns the agent and its share of the way from the reference to the optimum."""
+    """Trains; returns the agent and its share of the way from the reference to the optimum."""
     maskable = args.algorithm == "MaskablePPO"
     inner = gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode="SameStep")
     envs = TextVecEnv(inner, mask_in_observation=not maskable)
@@ -70,9 +71,9 @@ def train(args: Args) -> tuple[Any, float]:
     )
     agent.learn(args.total_timesteps)
     solution = exact.solve(envs)
-    known = exact.evaluate(solution.tree, agent.policy.features_extractor.language_model)
+    evaluation = exact.evaluate(solution.tree, agent.policy.features_extractor.language_model)
     gap = solution.objective - solution.reference_objective
-    return agent, (known.objective - solution.reference_objective) / gap
+    return agent, (evaluation.objective - solution.reference_objective) / gap
 
 
 if __name__ == "__main__":

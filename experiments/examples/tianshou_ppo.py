@@ -1,12 +1,13 @@
-"""Tianshou 2's PPO on our environments. Copy it and change it.
+"""Tianshou 2's PPO on textenv's environments. Copy it and change it.
 
-    pip install -e ".[tianshou]"      (in an environment of its own: Tianshou wants pandas 2)
+    pip install -e ".[tianshou]"      (in a virtual environment of its own: Tianshou requires pandas 2)
     python -m experiments.examples.tianshou_ppo
 
-Unforked. The mask comes with the observation (`MaskInObservation`), for the actor's logits are all that Tianshou asks
-of it. The policy's half of the KL, `-beta log pi(a|s)`, is paid by a step hook of the collector, before the step gets
-into the buffer. gamma is 1 (Tianshou's default is 0.99), advantages are not whitened and there is no entropy bonus
-(both on by default). An end is never bootstrapped: Tianshou looks at `terminated`, which is True at every end.
+The library is used as it is. The action mask is part of the observation (`MaskInObservation`), because Tianshou only
+uses the actor's logits. A step hook of the collector adds the policy's half of the KL, `-beta log pi(a|s)`, to the
+reward before the step is stored in the buffer. gamma is 1 (Tianshou's default is 0.99), advantages are not whitened
+and there is no entropy bonus (both are on by default). Values are not bootstrapped at the end of an episode: Tianshou
+uses `terminated`, which is True at every end.
 """
 
 from __future__ import annotations
@@ -36,72 +37,72 @@ class Args:
     """Settings of the run."""
 
     env_id: str = "textenv/TajMahal-v0"
-    """A registered id; one that can be enumerated."""
+    """A registered id of an environment that can be enumerated."""
     total_timesteps: int = 60_000
-    """Tokens to write."""
+    """Tokens to sample."""
     num_envs: int = 32
-    """Texts at once."""
+    """Number of parallel environments."""
     learning_rate: float = 2e-3
     """Adam's step size."""
     seed: int = 0
-    """Seeds everything."""
+    """Seed of all random numbers."""
 
 
 class TextNet(nn.Module):
-    """Token embeddings laid side by side, and two layers."""
+    """Concatenated token embeddings, two layers, and an output layer."""
 
     def __init__(self, vocab_size: int, length: int, out: int, hidden: int = 128) -> None:
         super().__init__()
-        self.blank = vocab_size
+        self.padding = vocab_size
         self.embedding = nn.Embedding(vocab_size + 1, 16)
         layers = [nn.Linear(16 * length, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden, out))
 
-    def read(self, input_ids: Any, attention_mask: Any) -> Tensor:
-        """[B, out]."""
-        ids = torch.as_tensor(input_ids).where(torch.as_tensor(attention_mask) == 1, self.blank)
+    def outputs(self, input_ids: Any, attention_mask: Any) -> Tensor:
+        """The outputs, [B, out]."""
+        ids = torch.as_tensor(input_ids).where(torch.as_tensor(attention_mask) == 1, self.padding)
         output: Tensor = self.layers(self.embedding(ids).flatten(1))
         return output
 
 
 class Actor(TextNet):
-    """Logits of the next token, as Tianshou calls an actor; -inf where the observation's mask says so."""
+    """An actor with Tianshou's signature: logits of the next token, -inf where masked."""
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
-        """Logits [B, V], and no state."""
-        logits = self.read(obs.input_ids, obs.attention_mask)
+        """Returns logits [B, V], and the unused state."""
+        logits = self.outputs(obs.input_ids, obs.attention_mask)
         return logits.masked_fill(torch.as_tensor(obs.mask) == 0, -torch.inf), state
 
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
-        """As the exact oracle asks; it knows the masks itself."""
-        return self.read(input_ids, attention_mask)
+        """Logits [B, V] without masks, for `textenv.exact`, which applies the masks itself."""
+        return self.outputs(input_ids, attention_mask)
 
 
 class Critic(TextNet):
-    """V(s), as Tianshou calls a critic."""
+    """A critic with Tianshou's signature: V(s)."""
 
     def forward(self, obs: Any) -> Tensor:
-        """[B, 1]."""
-        return self.read(obs.input_ids, obs.attention_mask)
+        """V(s), [B, 1]."""
+        return self.outputs(obs.input_ids, obs.attention_mask)
 
 
-class PayKL:
-    """A collector's step hook: `- beta log pi(a|s)` for each token, as it was sampled."""
+class AddPolicyKL:
+    """A step hook of the collector: adds `- beta log pi(a|s)`, with the log-probability of the sampled token."""
 
     def __init__(self, kl_coef: float) -> None:
         self.kl_coef = kl_coef
 
     def __call__(self, action_batch: Any, rollout_batch: Any) -> None:
-        """Add it to the reward that goes into the buffer."""
+        """Adds it to the reward before the step is stored."""
         log_prob = action_batch.dist.log_prob(torch.as_tensor(rollout_batch.act))
         rollout_batch.rew = rollout_batch.rew - self.kl_coef * log_prob.detach().numpy()
-        rollout_batch.info = Batch()  # its texts are None where none has ended, which Tianshou takes for NaN
+        rollout_batch.info = Batch()  # its strings are None before the end, which Tianshou takes for NaN
 
 
 def make(args: Args) -> tuple[PPO, Collector[Any], Any]:
-    """The algorithm, the collector that fills its buffer, and one more environment for the oracle."""
+    """Returns the algorithm, the collector that fills its buffer, and an environment for the exact solution."""
     torch.manual_seed(args.seed)
-    np.random.seed(args.seed)  # noqa: NPY002, Tianshou draws its minibatches from there
+    np.random.seed(args.seed)  # noqa: NPY002, Tianshou shuffles minibatches with it
     env: Any = gym.make(args.env_id)
     mdp = env.unwrapped.mdp
     size = mdp.vocab_size, mdp.prompt_width + mdp.max_new_tokens
@@ -119,11 +120,11 @@ def make(args: Args) -> tuple[PPO, Collector[Any], Any]:
     envs = DummyVectorEnv([lambda: MaskInObservation(gym.make(args.env_id), key="mask") for _ in range(args.num_envs)])
     envs.seed(args.seed)
     buffer = VectorReplayBuffer(64 * args.num_envs, args.num_envs)
-    return algorithm, Collector(algorithm, envs, buffer, on_step_hook=PayKL(mdp.kl_coef)), env
+    return algorithm, Collector(algorithm, envs, buffer, on_step_hook=AddPolicyKL(mdp.kl_coef)), env
 
 
 def train(args: Args) -> tuple[PPO, float]:
-    """Learn; returns the algorithm and its share of the way from the reference to the optimum."""
+    """Trains; returns the algorithm and its share of the way from the reference to the optimum."""
     algorithm, collector, env = make(args)
     collector.reset()
     steps = 32 * args.num_envs
@@ -140,8 +141,8 @@ def train(args: Args) -> tuple[PPO, float]:
         )
     )
     solution = exact.solve(env)
-    known = exact.evaluate(solution.tree, algorithm.policy.actor)
-    return algorithm, solution.normalized_objective(known.objective)
+    evaluation = exact.evaluate(solution.tree, algorithm.policy.actor)
+    return algorithm, solution.normalized_objective(evaluation.objective)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Calls on a Ray cluster, as many at once as there are workers: what `experiments.processes` does on one machine.
+"""Function calls on a Ray cluster: what `experiments.launch.workers` does on one machine.
 
-The cluster is the one of RAY_ADDRESS, or one that runs here, or a new one on this machine's processors. Each node has
-this package installed and sees the run's folder. A call whose worker was killed is run again, and a trial then goes on
-from its last checkpoint, if there is one yet. With `--device cuda` each trial has a GPU of its own, and so must the
-process that starts them: it makes the policy that all begin from and measures the baselines.
+The cluster is the one of RAY_ADDRESS, or one that runs on this machine, or a new one on this machine's processors. Each
+node has this package installed and can read and write the run's folder. A call whose worker was killed is run again; a
+trial then resumes from its last checkpoint, if there is one. With `--device cuda` each trial has a GPU of its own, and
+so must the process that starts them: it makes the initial policy and measures the baselines.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 from experiments.errors import FlagError
 
-RETRIES = 3  # of a call whose worker was killed
+RETRIES = 3  # how often a call is run again after its worker was killed
 
 
 def run_on_ray(
     calls: Sequence[Callable[[], Any]], workers: int, poll: float, num_gpus: int = 0
 ) -> Generator[tuple[int, Any] | None, None, None]:
-    """Run the calls as `run_in_workers` does, each on one processor and `num_gpus` GPUs of its own.
+    """Runs the calls as `run_in_workers` does, each on one processor and `num_gpus` GPUs of its own.
 
     Yields `(index, result)` as calls end, and None every `poll` seconds in between. An interrupt, an error or an early
-    end of the loop stops all of them at once.
+    end of the loop stops all calls immediately.
     """
     import ray
 
@@ -55,7 +55,7 @@ def _call(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def ray_queue() -> Iterator[Any]:
-    """A connection to the cluster, and a queue that all calls can put into.
+    """Connects to the cluster and yields a queue that all calls can put into.
 
     Raises:
         FlagError: the cluster cannot be reached.
@@ -79,7 +79,7 @@ def ray_queue() -> Iterator[Any]:
 
 
 def ray_workers() -> int:
-    """Processors of the cluster."""
+    """Number of processors of the cluster."""
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))

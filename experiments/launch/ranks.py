@@ -1,8 +1,8 @@
-"""One training run on several devices: `accelerate launch -m experiments train ...`.
+"""One training run on several ranks: `accelerate launch -m experiments train ...`.
 
-accelerate starts the processes; how many there are and where is its own configuration's (`accelerate config`, or flags
-of `accelerate launch`), and so is whether each holds whole weights or a part of them (FSDP2). All must see the run's
-folder: each reads the policy to start from, and checkpoints, which the first has written.
+accelerate starts the ranks. Their number and devices come from its configuration (`accelerate config`, or flags of
+`accelerate launch`), and so does whether each rank holds whole weights or a shard of them (FSDP2). All ranks must see
+the run's folder: each reads the initial policy and checkpoints, which rank 0 has written.
 """
 
 from __future__ import annotations
@@ -20,48 +20,52 @@ import torch
 from agents.training import shard
 from experiments.errors import FlagError
 
-TOLD = ("VERSION", "OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING", "RESHARD_AFTER_FORWARD")
+FSDP_SETTINGS = ("VERSION", "OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING", "RESHARD_AFTER_FORWARD")
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process beside others."""
+    """Whether a launcher started this OS process as one of several ranks."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Callable[[Any], Any] | None, str]]:
-    """Meet the other processes, and part at the end; what shards a policy, if anything (`Agent.distribute`), a device.
+def process_group(device: str) -> Iterator[tuple[Callable[[Any], Any] | None, str]]:
+    """Joins the process group of all ranks, and leaves it at the end.
+
+    Yields:
+        What shards a policy, or None for whole weights (`Agent.distribute`), and the device of this rank.
 
     Raises:
-        FlagError: accelerate is not installed, or was told what cannot be.
+        FlagError: accelerate is not installed, or its configuration is not supported.
     """
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise FlagError("several processes need accelerate: pip install textenv[accelerate].") from error
-    # When a rank fails, the launcher ends the others; one that waits for it in a collective runs no handler of Python's
+        raise FlagError('several ranks need accelerate: pip install -e ".[accelerate]".') from error
+    # When a rank fails, the launcher ends the others. A rank that waits in a collective runs no Python signal handler,
+    # so SIGTERM gets its default action.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sharding = sharding_from_environment() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
-    # the distribution that samples is the one that learns: --dtype is for both
+    # no mixed precision: sampling and update use the same distribution, and --dtype sets the precision of both
     own = Accelerator(cpu=device == "cpu", mixed_precision="no").device
-    yield sharding, own.type if own.type == "cpu" else str(own)  # "cpu:0" is a device where no file can be read to
+    yield sharding, own.type if own.type == "cpu" else str(own)  # files cannot be loaded to the device "cpu:0"
     torch.distributed.destroy_process_group()
 
 
 def sharding_from_environment() -> Callable[[Any], Any]:
-    """What shards a policy, as accelerate's configuration has it.
+    """Returns what shards a policy, from accelerate's environment variables.
 
     Raises:
-        FlagError: it wants what `agents.sharding.shard` does not do; says which flag of `accelerate launch` to change.
+        FlagError: a setting that `agents.training.shard` does not support; names the flag of `accelerate launch`.
     """
-    told = {name: os.environ.get(f"FSDP_{name}", "").lower() for name in TOLD}
-    if told["VERSION"] != "2":
+    settings = {name: os.environ.get(f"FSDP_{name}", "").lower() for name in FSDP_SETTINGS}
+    if settings["VERSION"] != "2":
         raise FlagError("train shards by FSDP2: add --fsdp_version 2 to --use_fsdp.")
-    if told["OFFLOAD_PARAMS"] == "true":
+    if settings["OFFLOAD_PARAMS"] == "true":
         raise FlagError("train keeps weights on the devices: set --fsdp_offload_params false.")
-    if told["ACTIVATION_CHECKPOINTING"] == "true":
+    if settings["ACTIVATION_CHECKPOINTING"] == "true":
         raise FlagError("activation checkpointing is a flag of train's: --gradient-checkpointing.")
-    # else transformers reads weights on the first rank alone, and those of the others, the reference's too, are noise
+    # otherwise transformers loads weights on rank 0 only; other ranks, the reference included, keep uninitialised ones
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody here writes to
-    return partial(shard, reshard_after_forward=told["RESHARD_AFTER_FORWARD"] != "false")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no code here writes to these views
+    return partial(shard, reshard_after_forward=settings["RESHARD_AFTER_FORWARD"] != "false")

@@ -1,4 +1,4 @@
-"""Calls in processes, as many at once as there are workers; none begins after a stop."""
+"""Function calls in workers: OS processes of this machine. No call starts after a stop."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from experiments.errors import FlagError
 def run_in_workers(
     calls: Sequence[Callable[[], Any]], workers: int, poll: float
 ) -> Generator[tuple[int, Any] | None, None, None]:
-    """Run the calls (picklable, e.g. `functools.partial`), as many at once as there are workers.
+    """Runs the calls (picklable, e.g. `functools.partial`), one at a time on each of `workers` workers.
 
     Yields `(index, result)` as calls end, and None every `poll` seconds in between, so that progress can be shown. An
-    interrupt, an error or an early end of the loop stops all of them at once.
+    interrupt, an error or an early end of the loop stops all calls immediately.
     """
     others = set(multiprocessing.active_children())
     waiting = deque(enumerate(calls))
@@ -29,7 +29,7 @@ def run_in_workers(
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             while waiting or running:
-                while waiting and len(running) < workers:  # nothing is queued: a worker that is stopped begins no other
+                while waiting and len(running) < workers:  # the pool queues no call: a stopped worker starts no other
                     index, call = waiting.popleft()
                     running[pool.submit(call)] = index
                 done, _ = wait(running, timeout=poll, return_when=FIRST_COMPLETED)
@@ -45,18 +45,18 @@ def run_in_workers(
 
 @contextlib.contextmanager
 def worker_queue() -> Iterator[Any]:
-    """A queue that all calls can put into."""
+    """A queue that calls in all workers can put into."""
     with multiprocessing.get_context("spawn").Manager() as manager:
         yield manager.Queue()
 
 
 @contextlib.contextmanager
-def resume_hint(bar: tqdm[Any], again: str) -> Iterator[None]:
-    """Where the work under the bar is stopped, say how to go on; a worker that was killed is an error of a line."""
+def resume_hint(bar: tqdm[Any], hint: str) -> Iterator[None]:
+    """Prints how to resume if the work inside is stopped; a killed worker raises a `FlagError` with the same hint."""
     try:
         yield
     except BrokenProcessPool as error:
-        raise FlagError(f"a worker was killed (out of memory?); {again}") from error
+        raise FlagError(f"a worker was killed (out of memory?); {hint}") from error
     except BaseException:
-        bar.write(f"stopped; {again}")
+        bar.write(f"stopped; {hint}")
         raise

@@ -1,4 +1,4 @@
-"""The lecture's claims, each measured."""
+"""The claims of the lecture, each measured against exact values."""
 
 from experiments.lecture.run import LectureConfig, lecture
 

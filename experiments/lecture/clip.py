@@ -1,8 +1,8 @@
-"""The clip: when a token has moved enough, its gradient is taken away; how much is enough, by the exact objective.
+"""The clip: a token's gradient becomes zero once its ratio has changed enough. The exact objective shows how much.
 
-For A > 0 the clip binds where rho > 1 + eps (the token was raised enough), for A < 0 where rho < 1 - eps (lowered
-enough): there the gradient is zero. That removes the incentive and not the motion: the tokens share their weights, so
-that rho goes on moving with the others. A narrow clip learns slowly, a wide one does little.
+For A > 0 the clip binds where rho > 1 + eps (the probability was raised enough), for A < 0 where rho < 1 - eps (lowered
+enough). There the gradient is zero, yet rho still changes: tokens share their weights, and the gradients of other
+tokens change it. A narrow clip slows training down, a wide one has little effect.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPOCHS = 16
 
 
 def measure() -> list[dict[str, Any]]:
-    """A row a clip range, with what `old_samples.over_seeds` says of it."""
+    """A row per clip range, with the results of `old_samples.over_seeds`."""
     env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
     start = TransformerPolicy.for_env(env)
     evaluator = Evaluator.for_env(env, episodes=2)
@@ -36,31 +36,31 @@ def measure() -> list[dict[str, Any]]:
 
 
 def table(numbers: list[dict[str, Any]]) -> Table:
-    """A row a clip range."""
-    made = Table(
-        title=f"PPO's clip, {EPOCHS} epochs a batch, {len(numbers[0]['runs'])} seeds",
+    """A row per clip range."""
+    result = Table(
+        title=f"PPO's clip, {EPOCHS} epochs per batch, {len(numbers[0]['runs'])} seeds",
         caption="Share: (J - J_ref) / (J* - J_ref), interquartile mean with its 95% bootstrap interval. "
-        "Binds: of a batch's tokens with A > 0, or A < 0, the share where it does, mean over the run.",
+        "Binds: the share of the tokens with A > 0, or A < 0, where the clip binds, mean over the run.",
     )
     columns = ("clip_range", "share of the way to J*", "KL", "largest |rho - 1|", "binds, A > 0", "binds, A < 0")
     for column in columns:
-        made.add_column(column, justify="right")
+        result.add_column(column, justify="right")
     for row in numbers:
         runs = row["runs"]
-        made.add_row(
+        result.add_row(
             "none" if row["clip_range"] is None else str(row["clip_range"]),
             str(Estimate(**row["share"])),
             f"{np.mean([r['kl'] for r in runs]):.2f}",
             f"{np.median([r['largest_ratio'] for r in runs]) - 1:.1f}",
             *(f"{np.mean([r[side] for r in runs]):.1%}" for side in ("clipped_high", "clipped_low")),
         )
-    return made
+    return result
 
 
 def figure(numbers: list[dict[str, Any]]) -> Figure:
     """The objective, and how often the clip binds on either side, against eps."""
-    made = Figure(figsize=(11, 3.6), layout="constrained")
-    reached, binds = made.subplots(1, 2)
+    fig = Figure(figsize=(11, 3.6), layout="constrained")
+    reached, binds = fig.subplots(1, 2)
     places = np.arange(len(numbers))
     names = ["none" if row["clip_range"] is None else str(row["clip_range"]) for row in numbers]
     shares = np.array([[run["share"] for run in row["runs"]] for row in numbers])
@@ -78,4 +78,4 @@ def figure(numbers: list[dict[str, Any]]) -> Figure:
         axis.set_xticks(places, names)
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    return made
+    return fig

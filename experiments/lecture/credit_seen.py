@@ -1,9 +1,10 @@
-"""Credit, seen: the weight that each estimator puts on each token of a good and of a bad answer.
+"""Credit, seen: the weight that each estimator puts on each token of a good and of a bad completion.
 
-"the taj mahal is in agra" and "... in paris" differ in one word, and the score is paid at the end. The whole return,
-and with it the reward to go, blames every word for "paris"; the advantage asks what each word changed. Weights are what
-`agents/returns.py` makes of the two answers, under a policy that has just left the reference (a tenth of the way). The
-prompt's value V(s_0) stands for a mean return, of the batch or of the other answers; Q for the mean of sampled ones.
+"the taj mahal is in agra" and "... in paris" differ in one word, and the score comes at the end. The whole return, and
+with it the reward to go, blames every word for "paris"; the advantage is what each word changed. The weights are those
+of `agents.functional` for the two completions, under a policy a tenth of the way from the reference to the optimum. The
+prompt's value V(s_0) replaces a mean return, of the batch or of the other completions; Q replaces a mean over sampled
+continuations.
 """
 
 from __future__ import annotations
@@ -18,77 +19,77 @@ from rich.table import Table
 
 from agents.functional import gae, reward_to_go
 from experiments.lecture.credit_variance import values_from_samples
-from experiments.lecture.enumeration import Enumeration, on_the_way
+from experiments.lecture.enumeration import Enumeration, interpolated_policy
 
 PROMPT = "where is the taj mahal located"
 ENDINGS = {"the taj mahal is in agra": "good", "the taj mahal is in paris": "bad"}
 
 
 def measure() -> dict[str, Any]:
-    """The weights, answer by answer: its tokens, and for each estimator a number a token."""
-    answers = Enumeration.of(on_the_way(gym.make("textenv/TajMahal-v0"), 0.1))
-    known = answers.evaluation
-    rows = torch.tensor([find(answers, text) for text in ENDINGS])
-    rewards, mask = answers.rewards[rows], answers.mask[rows]
-    values = answers.look_up(known.values)[rows]
-    learned = answers.look_up(values_from_samples(answers, np.random.default_rng(0), count=2048))[rows]
+    """For each completion its tokens, and for each estimator one weight per token."""
+    completions = Enumeration.of(interpolated_policy(gym.make("textenv/TajMahal-v0"), 0.1))
+    evaluation = completions.evaluation
+    rows = torch.tensor([find(completions, completion) for completion in ENDINGS])
+    rewards, mask = completions.rewards[rows], completions.mask[rows]
+    values = completions.look_up(evaluation.values)[rows]
+    learned = completions.look_up(values_from_samples(completions, np.random.default_rng(0), count=2048))[rows]
     to_go = reward_to_go(rewards, mask)
     weights = {
         "whole return": to_go[:, :1].expand_as(to_go),
         "reward to go": to_go,
         "reward to go - V(s_0)": to_go - values[:, :1],
         "reward to go - V(s_t)": gae(rewards, values, mask, gae_lambda=1.0),
-        "Q": answers.look_up(known.q_values)[rows],
+        "Q": completions.look_up(evaluation.q_values)[rows],
         "advantage, exact V": gae(rewards, values, mask, gae_lambda=0.0),
         "advantage, learned V": gae(rewards, learned, mask, gae_lambda=0.0),
     }
     return {
-        text: {
-            "tokens": answers.tree.mdp.tokenizer.convert_ids_to_tokens(answers.actions[row][mask[i]].tolist()),
+        completion: {
+            "tokens": completions.tree.mdp.tokenizer.convert_ids_to_tokens(completions.actions[row][mask[i]].tolist()),
             "weights": {name: w[i][mask[i]].tolist() for name, w in weights.items()},
         }
-        for i, (text, row) in enumerate(zip(ENDINGS, rows, strict=True))
+        for i, (completion, row) in enumerate(zip(ENDINGS, rows, strict=True))
     }
 
 
-def find(answers: Enumeration, text: str) -> int:
-    """The row of this answer to PROMPT."""
-    mdp = answers.tree.mdp
+def find(completions: Enumeration, completion: str) -> int:
+    """Returns the row of this completion of PROMPT."""
+    mdp = completions.tree.mdp
     prompt = mdp.prompts.texts.index(PROMPT)
-    wanted = [*mdp.encode_completion(text).tolist(), mdp.eos_token_ids[0]]
-    for row in torch.nonzero(answers.prompt == prompt).flatten().tolist():
-        if answers.actions[row][answers.mask[row]].tolist() == wanted:
+    tokens = [*mdp.encode_completion(completion).tolist(), mdp.eos_token_ids[0]]
+    for row in torch.nonzero(completions.prompt == prompt).flatten().tolist():
+        if completions.actions[row][completions.mask[row]].tolist() == tokens:
             return int(row)
-    raise ValueError(f"The reference never says {text!r} after {PROMPT!r}.")
+    raise ValueError(f"The completion must be possible under the reference, got {completion!r} after {PROMPT!r}.")
 
 
 def table(numbers: dict[str, Any]) -> Table:
-    """A row an estimator and answer, a column a token."""
+    """A row per completion and estimator, a column per token."""
     first = next(iter(numbers.values()))["tokens"]
-    made = Table(title=f"weights of the tokens: {PROMPT}?")
-    made.add_column("w_t")
+    result = Table(title=f"weights of the tokens: {PROMPT}?")
+    result.add_column("w_t")
     for token in [*first[:-2], "agra / paris", first[-1]]:
-        made.add_column(token, justify="right")
-    for answer in numbers.values():
-        made.add_row(f"... {answer['tokens'][-2]}")
-        for name, weights in answer["weights"].items():
-            made.add_row(f"  {name}", *(f"{w:+.2f}" for w in weights))
-        made.add_section()
-    return made
+        result.add_column(token, justify="right")
+    for completion in numbers.values():
+        result.add_row(f"... {completion['tokens'][-2]}")
+        for name, weights in completion["weights"].items():
+            result.add_row(f"  {name}", *(f"{w:+.2f}" for w in weights))
+        result.add_section()
+    return result
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """A heat map an answer."""
-    made = Figure(figsize=(13, 3.4), layout="constrained")
-    axes = made.subplots(1, len(numbers), sharey=True)
-    for axis, answer in zip(axes, numbers.values(), strict=True):
-        names, grid = list(answer["weights"]), list(answer["weights"].values())
+    """A heat map per completion."""
+    fig = Figure(figsize=(13, 3.4), layout="constrained")
+    axes = fig.subplots(1, len(numbers), sharey=True)
+    for axis, completion in zip(axes, numbers.values(), strict=True):
+        names, grid = list(completion["weights"]), list(completion["weights"].values())
         image = axis.imshow(grid, cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
-        axis.set_xticks(range(len(answer["tokens"])), answer["tokens"])
-        axis.set_title(f"... in {answer['tokens'][-2]}")
+        axis.set_xticks(range(len(completion["tokens"])), completion["tokens"])
+        axis.set_title(f"... in {completion['tokens'][-2]}")
         axis.set_yticks(range(len(names)), names)
         for y, row in enumerate(grid):
             for x, weight in enumerate(row):
                 axis.text(x, y, f"{weight:+.2f}", ha="center", va="center", color="white" if abs(weight) > 1.2 else "k")
-    made.colorbar(image, ax=axes, label="weight")
-    return made
+    fig.colorbar(image, ax=axes, label="weight")
+    return fig

@@ -1,15 +1,16 @@
-"""Credit: the variance ladder. What a token is credited with, and what is taken off first, decide the noise.
+"""Credit: the variance ladder. The credit of a token and the baseline decide how noisy the policy gradient is.
 
-    g_hat = 1/K sum_k sum_t grad log pi(a_t|s_t) (w_t - b),        K answers to one prompt
+    g_hat = 1/K sum_k sum_t grad log pi(a_t|s_t) (w_t - b),        K completions of one prompt
 
-w_t is the whole return, the reward to go, or Q; b is nothing, the prompt's value V(s_0) (what a mean return estimates),
-the batch's own mean, the mean of the other answers, or V(s_t), which makes of the reward to go and of Q advantages.
-Every batch of K answers is enumerated with its probability, so that mean and covariance of g_hat are exact: nothing is
-sampled, but a learned V, which is the mean reward to go of 64 sampled answers in each state. Twenty random toys, each
-with the policy halfway to its optimum; gradients by the logits of a table (a parameter for every state and action).
+w_t is the whole return, the reward to go, or Q. b is zero, the prompt's value V(s_0) (which a mean return estimates),
+the mean of the batch, the mean of the other completions, or V(s_t), which turns the reward to go and Q into advantages.
+Every batch of K completions is enumerated with its probability, so that mean and covariance of g_hat are exact. Only
+the learned V is sampled: it is the mean reward to go of 64 sampled completions in each state. Twenty random toys, each
+with the policy halfway to its optimum; gradients with respect to the logits of a table (a parameter per state and
+action).
 
-Noise to signal, tr Cov(g_hat) / |E g_hat|^2, is what counts: an estimator that is merely scaled down has less variance
-and is no better. Rao-Blackwell puts Q below the reward to go; no theorem puts the reward to go below the whole return.
+The measure is noise to signal, tr Cov(g_hat) / |E g_hat|^2: an estimator that is merely scaled down has less variance
+and is no better. By Rao-Blackwell Q is below the reward to go; no theorem puts the reward to go below the whole return.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.functional import batch_mean, gae, leave_one_out, reward_to_go
-from experiments.lecture.enumeration import Enumeration, on_the_way
+from experiments.lecture.enumeration import Enumeration, interpolated_policy
 from experiments.lecture.gram import tabular_gram
 
 TASK_SEEDS = tuple(range(20))
-BATCH = 4  # K, answers to the prompt: REINFORCE's num_generations
+BATCH = 4  # K, completions of the prompt: REINFORCE's num_generations
 CONTINUATIONS = 4
-SAMPLED_ANSWERS = 64  # from which V is learned
+SAMPLED_COMPLETIONS = 64  # for the learned V
 
 
 RUNGS = (
@@ -55,7 +56,7 @@ RUNGS = (
 class Rung(NamedTuple):
     """An estimator: w_t - b in every batch, [M, K, T], and the variance of w_t given the batch, [N, T], or None.
 
-    Where answers do not look at each other, batches of one say it all.
+    Where the weights of a completion do not depend on the others, batches of one (K = 1) suffice.
     """
 
     weights: Tensor
@@ -63,54 +64,54 @@ class Rung(NamedTuple):
 
 
 def measure() -> dict[str, Any]:
-    """For each estimator, lists over the toys: bias, variance (in all and token by token), noise to signal."""
+    """For each estimator, lists over the toys: bias, variance (total and by token), noise to signal."""
     rows: dict[str, Any] = {}
     for seed in TASK_SEEDS:
-        answers = Enumeration.of(on_the_way(toy(seed), 0.5))
-        gram = tabular_gram(answers)
-        learned = answers.look_up(values_from_samples(answers, np.random.default_rng(seed)))
-        for name, rung in ladder(answers, learned).items():
-            for key, value in bias_and_variance(answers, rung, gram).items():
+        completions = Enumeration.of(interpolated_policy(toy(seed), 0.5))
+        gram = tabular_gram(completions)
+        learned = completions.look_up(values_from_samples(completions, np.random.default_rng(seed)))
+        for name, rung in ladder(completions, learned).items():
+            for key, value in bias_and_variance(completions, rung, gram).items():
                 rows.setdefault(name, {}).setdefault(key, []).append(value)
     return rows
 
 
 def toy(seed: int) -> Any:
-    """A task with one prompt and 31 answers."""
+    """A task with one prompt and 31 completions."""
     return gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=4, num_prompts=1, task_seed=seed)
 
 
-def batches(answers: Enumeration, size: int = BATCH) -> tuple[Tensor, Tensor]:
-    """Every batch of K answers to the toy's one prompt, whatever their order: rows [M, K] and probability [M]."""
-    count = len(answers.probability)
+def batches(completions: Enumeration, size: int = BATCH) -> tuple[Tensor, Tensor]:
+    """Every batch of K completions of the toy's one prompt, in any order: rows [M, K] and probability [M]."""
+    count = len(completions.probability)
     rows = torch.tensor(list(itertools.combinations_with_replacement(range(count), size)))
     times = torch.zeros(len(rows), count, dtype=torch.float64).scatter_add_(1, rows, torch.ones(rows.shape).double())
     orders = math.factorial(size) / torch.exp(torch.lgamma(times + 1).sum(dim=1))
-    return rows, orders * answers.probability[rows].prod(dim=1)
+    return rows, orders * completions.probability[rows].prod(dim=1)
 
 
-def values_from_samples(answers: Enumeration, rng: np.random.Generator, count: int = SAMPLED_ANSWERS) -> Tensor:
-    """A learned V, [S]: least squares on the rewards to go of some answers, which is their mean; 0 where none came."""
-    drawn = rng.choice(len(answers.probability), count, p=answers.probability.numpy())
-    states, mask = answers.states[drawn], answers.mask[drawn]
-    to_go = reward_to_go(answers.rewards, answers.mask)[drawn]
-    total, occupancy = torch.zeros(2, len(answers.tree.prompt), dtype=torch.float64)
+def values_from_samples(completions: Enumeration, rng: np.random.Generator, count: int = SAMPLED_COMPLETIONS) -> Tensor:
+    """A learned V, [S]: the mean reward to go of sampled completions (the least squares fit); 0 in unvisited states."""
+    sampled = rng.choice(len(completions.probability), count, p=completions.probability.numpy())
+    states, mask = completions.states[sampled], completions.mask[sampled]
+    to_go = reward_to_go(completions.rewards, completions.mask)[sampled]
+    total, occupancy = torch.zeros(2, len(completions.tree.prompt), dtype=torch.float64)
     total.scatter_add_(0, states[mask], to_go[mask])
     occupancy.scatter_add_(0, states[mask], torch.ones_like(to_go[mask]))
     return torch.where(occupancy > 0, total / occupancy, 0.0)
 
 
-def ladder(answers: Enumeration, learned: Tensor) -> dict[str, Rung]:
-    """Every rung; `learned` is V(s_t) as it was learned, [N, T]."""
-    rewards, mask, known = answers.rewards, answers.mask, answers.evaluation
-    rows, _ = batches(answers)
+def ladder(completions: Enumeration, learned: Tensor) -> dict[str, Rung]:
+    """Returns every rung; `learned` is the learned V(s_t), [N, T]."""
+    rewards, mask, evaluation = completions.rewards, completions.mask, completions.evaluation
+    rows, _ = batches(completions)
     to_go = reward_to_go(rewards, mask)
     whole = to_go[:, :1].expand_as(to_go)
     returns = to_go[:, 0][rows]
-    q_values, values = answers.look_up(known.q_values), answers.look_up(known.values)
+    q_values, values = completions.look_up(evaluation.q_values), completions.look_up(evaluation.values)
     first = values[:, :1]
-    # given (s_t, a_t), a mean over continuations is Q and noise that knows nothing of the batch
-    spread = answers.conditional_mean(answers.edges, (to_go - q_values) ** 2)
+    # given (s_t, a_t), a mean over continuations is Q plus noise that is independent of the batch
+    spread = completions.conditional_mean(completions.edges, (to_go - q_values) ** 2)
     each = {
         "whole return": whole,
         "whole return - V(s_0)": whole - first,
@@ -131,28 +132,30 @@ def ladder(answers: Enumeration, learned: Tensor) -> dict[str, Rung]:
     return {name: rungs[name] for name in RUNGS}
 
 
-def bias_and_variance(answers: Enumeration, rung: Rung, gram: Tensor) -> dict[str, Any]:
-    """What one estimator does; `gram` [S V, S V] holds grad log pi(a|s) . grad log pi(b|s').
+def bias_and_variance(completions: Enumeration, rung: Rung, gram: Tensor) -> dict[str, Any]:
+    """Bias and variance of one estimator; `gram` [S V, S V] holds grad log pi(a|s) . grad log pi(b|s').
 
     Returns:
-        `bias`: |E g_hat - grad J| / |grad J|; `variance`: tr Cov(g_hat), for one answer (K times that of a batch);
-        `per_token`: the same of the part of each t; `noise_to_signal`: variance / |E g_hat|^2.
+        `bias`: |E g_hat - grad J| / |grad J|; `variance`: tr Cov(g_hat) for one completion (K times that of a batch);
+        `per_token`: the same for the terms of each t; `noise_to_signal`: variance / |E g_hat|^2.
     """
     size = rung.weights.shape[1]
-    rows, probability = batches(answers, size)
-    masked = torch.where(answers.mask[rows], rung.weights, 0.0)
+    rows, probability = batches(completions, size)
+    masked = torch.where(completions.mask[rows], rung.weights, 0.0)
     coefficients = torch.zeros(len(rows), len(gram), dtype=torch.float64)
-    coefficients.scatter_add_(1, answers.edges[rows].flatten(1), masked.flatten(1) / size)
-    noise = torch.zeros(len(gram), dtype=torch.float64)  # expected on each edge, an answer
+    coefficients.scatter_add_(1, completions.edges[rows].flatten(1), masked.flatten(1) / size)
+    noise = torch.zeros(len(gram), dtype=torch.float64)  # expected on each edge, per completion
     if rung.noise is not None:
-        noise.scatter_add_(0, answers.edges.flatten(), (answers.visit_weights() * rung.noise).flatten())
+        noise.scatter_add_(0, completions.edges.flatten(), (completions.token_weights() * rung.noise).flatten())
 
-    known = answers.evaluation
-    true = torch.as_tensor((known.occupancy[:, None] * np.exp(known.log_probs) * known.advantages).ravel())
+    evaluation = completions.evaluation
+    true = torch.as_tensor(
+        (evaluation.occupancy[:, None] * np.exp(evaluation.log_probs) * evaluation.advantages).ravel()
+    )
     mean = probability @ coefficients
-    levels = answers.tree.levels
+    levels = completions.tree.levels
     time = np.repeat(np.arange(len(levels)), [level.stop - level.start for level in levels])
-    token = torch.as_tensor(time).repeat_interleave(answers.tree.mdp.vocab_size)
+    token = torch.as_tensor(time).repeat_interleave(completions.tree.mdp.vocab_size)
 
     def variance(part: Tensor) -> float:
         some, centre, block = coefficients[:, part], mean[part], gram[part][:, part]
@@ -169,36 +172,36 @@ def bias_and_variance(answers: Enumeration, rung: Rung, gram: Tensor) -> dict[st
 
 
 def relative(numbers: dict[str, Any], name: str, key: str) -> Any:
-    """A rung's numbers over those of the whole return, toy by toy."""
+    """The numbers of a rung divided by those of the whole return, for each toy."""
     return np.array(numbers[name][key]) / np.array(numbers["whole return"][key])
 
 
 def table(numbers: dict[str, Any]) -> Table:
-    """A row an estimator."""
+    """A row per estimator."""
     horizon = len(numbers["whole return"]["per_token"][0])
-    made = Table(
+    result = Table(
         title=f"exact variance of the gradient, {len(numbers['whole return']['bias'])} toys",
-        caption="Over that of the whole return on the same toy, median [lowest, highest]. Variance is tr Cov of the "
+        caption="Relative to the whole return on the same toy, median [lowest, highest]. Variance is tr Cov of the "
         "gradient; t: the median share of token t in it (medians need not sum to 100%). Bias is "
         "|E g - grad J| / |grad J|, median.",
     )
-    made.add_column("w_t - b")
+    result.add_column("w_t - b")
     for column in ("noise / signal", "variance", *(f"t={t}" for t in range(horizon)), "bias"):
-        made.add_column(column, justify="right")
+        result.add_column(column, justify="right")
     for name, row in numbers.items():
         cells = []
         for key in ("noise_to_signal", "variance"):
             ratio = relative(numbers, name, key)
             cells.append(f"{np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]")
         shares = np.median(np.array(row["per_token"]) / np.array(row["variance"])[:, None], axis=0)
-        made.add_row(name, *cells, *(f"{share:.0%}" for share in shares), f"{np.median(row['bias']):.2f}")
-    return made
+        result.add_row(name, *cells, *(f"{share:.0%}" for share in shares), f"{np.median(row['bias']):.2f}")
+    return result
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """A dot a toy: noise to signal over that of the whole return; bars, the variance token by token."""
-    made = Figure(figsize=(12, 4.6), layout="constrained")
-    noise, tokens = made.subplots(1, 2, sharey=True)
+    """Dots, one per toy: noise to signal over that of the whole return. Bars: the variance by token."""
+    fig = Figure(figsize=(12, 4.6), layout="constrained")
+    noise, tokens = fig.subplots(1, 2, sharey=True)
     names = list(numbers)
     places = np.arange(len(names))[::-1]
     base = np.zeros(len(names))
@@ -215,8 +218,8 @@ def figure(numbers: dict[str, Any]) -> Figure:
     noise.axvline(1, color="gray", ls=":", lw=1)
     noise.set(xscale="log", xlabel="noise / signal over that of the whole return (hollow: biased)")
     noise.set_yticks(places, names)
-    tokens.set(xlabel="tr Cov(g), mean of the toys")
+    tokens.set(xlabel="tr Cov(g), mean over the toys")
     tokens.legend(title="token", frameon=False)
     for axis in (noise, tokens):
         axis.spines[["top", "right"]].set_visible(False)
-    return made
+    return fig

@@ -1,4 +1,4 @@
-"""Scalar products of the gradients of log pi(a|s), over all states and actions: with them any variance is a sum.
+"""Scalar products of the gradients of log pi(a|s), over all states and actions: any variance is a sum of them.
 
 A policy gradient is sum c(s, a) grad log pi(a|s); its squared norm is c . gram . c, whatever the parameters are.
 """
@@ -14,9 +14,9 @@ from experiments.lecture.enumeration import Enumeration
 from textenv.exact import Tree
 
 
-def tabular_gram(answers: Enumeration) -> Tensor:
-    """By the logits of a table, [S V, S V]: zero between different states."""
-    probs = torch.as_tensor(np.exp(answers.evaluation.log_probs))
+def tabular_gram(completions: Enumeration) -> Tensor:
+    """With respect to the logits of a table, [S V, S V]: zero between different states."""
+    probs = torch.as_tensor(np.exp(completions.evaluation.log_probs))
     states, vocab = probs.shape
     scores = torch.zeros(states, vocab, states, vocab, dtype=torch.float64)
     here = torch.arange(states)
@@ -26,7 +26,7 @@ def tabular_gram(answers: Enumeration) -> Tensor:
 
 
 def parameter_gram(policy: TransformerPolicy, tree: Tree) -> Tensor:
-    """By the policy's own weights, [S V, S V]; for a tree where nothing is masked."""
+    """With respect to the policy's weights, [S V, S V]; for a tree without masked actions."""
     log_probs = policy.next_token_logits(*tree.observations(slice(None))).log_softmax(dim=1)
     parameters = list(policy.model.parameters())
     scores = [

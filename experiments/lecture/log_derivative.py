@@ -1,11 +1,10 @@
-"""Log-derivative trick and Monte Carlo: the sampled gradient tends to the exact one, with the error of an average.
+"""Log-derivative trick and Monte Carlo: the sampled gradient converges to the exact one, with the error of a mean.
 
     grad J = E sum_t grad log pi(a_t|s_t) w_t     ~     1/n sum_k sum_t grad log pi(a_t^k|s_t^k) w_t^k
 
-n answers to each prompt are written by the policy and make REINFORCE's loss; its gradient is compared with
-`exact.policy_gradient`. The exact covariance of the estimate, by enumeration, says what the error must be:
-sqrt(tr Cov) / |grad J|, a line of slope -1/2 (steeper where few answers are left out of each other's baseline) that is
-predicted and not fitted.
+The policy samples n completions of each prompt; the gradient of REINFORCE's loss on them is compared with
+`exact.policy_gradient`. Its exact covariance, by enumeration, predicts the error: sqrt(tr Cov) / |grad J|, a line of
+slope -1/2 (steeper at small n with the leave-one-out baseline). The line is predicted, not fitted.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from agents import REINFORCE
 from agents.functional import policy_gradient_loss, reward_to_go
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
-from experiments.lecture.enumeration import Enumeration, started_policy
+from experiments.lecture.enumeration import Enumeration, partly_trained_policy
 from experiments.lecture.gram import parameter_gram
 from textenv import exact, get_mdp
 
-SAMPLES = tuple(2**i for i in range(13))  # answers a prompt
-REPEATS = 8  # at least; few answers are noisy, so they are drawn more often
+SAMPLES = tuple(2**i for i in range(13))  # completions per prompt
+REPEATS = 8  # at least; more at small n, where the estimates are noisier
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "whole return": {"credit": "sequence", "baseline": None},
     "reward to go, leave-one-out": {"credit": "reward_to_go", "baseline": "leave_one_out"},
@@ -38,43 +37,45 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 
 
 def measure() -> dict[str, Any]:
-    """For each estimator and n: relative error (root mean square over repeats), what it must be, and mean cosine."""
+    """For each estimator and n: relative error (root mean square over repeats), its prediction, and mean cosine."""
     env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=4, num_prompts=2, task_seed=0)
-    policy = started_policy(env)
-    answers = Enumeration.of(exact.evaluate(env, policy))
-    true = flat(gradient for name, gradient in exact.policy_gradient(answers.tree, policy).items() if "model." in name)
-    gram = parameter_gram(policy, answers.tree)
+    policy = partly_trained_policy(env)
+    completions = Enumeration.of(exact.evaluate(env, policy))
+    true = flat(
+        gradient for name, gradient in exact.policy_gradient(completions.tree, policy).items() if "model." in name
+    )
+    gram = parameter_gram(policy, completions.tree)
     generator = new_generator(policy.device, seed=0)
     numbers: dict[str, Any] = {}
     for name, settings in ESTIMATORS.items():
         numbers[name] = []
         for n in SAMPLES:
             if n == 1 and settings["baseline"]:
-                continue  # nothing to leave one out of
-            found = [sampled_gradient(env, policy, n, generator, settings) for _ in range(max(REPEATS, 512 // n))]
-            errors = torch.stack([(g - true).norm() / true.norm() for g in found])
-            cosines = torch.stack([torch.cosine_similarity(g, true, dim=0) for g in found])
+                continue  # leave-one-out needs two
+            gradients = [sampled_gradient(env, policy, n, generator, settings) for _ in range(max(REPEATS, 512 // n))]
+            errors = torch.stack([(g - true).norm() / true.norm() for g in gradients])
+            cosines = torch.stack([torch.cosine_similarity(g, true, dim=0) for g in gradients])
             row = {"n": n, "error": float((errors**2).mean().sqrt()), "cosine": float(cosines.mean())}
-            predicted = gradient_std(answers, gram, n, **settings) / float(true.norm())
-            numbers[name].append(row | {"predicted": predicted, "repeats": len(found)})
+            predicted = gradient_std(completions, gram, n, **settings) / float(true.norm())
+            numbers[name].append(row | {"predicted": predicted, "repeats": len(gradients)})
     return numbers
 
 
 def flat(gradients: Iterable[Tensor]) -> Tensor:
-    """One vector."""
+    """Concatenates the gradients into one vector."""
     return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
 def sampled_gradient(
     env: Any, policy: TransformerPolicy, n: int, generator: torch.Generator, settings: dict[str, Any]
 ) -> Tensor:
-    """REINFORCE's estimate of grad J from n answers to each prompt."""
+    """REINFORCE's estimate of grad J from n completions of each prompt."""
     mdp = get_mdp(env)
     prompts = len(mdp.prompts.texts)
-    texts = mdp.empty_state(n * prompts)
-    mdp.reset_rows(texts, np.arange(n * prompts), np.arange(prompts).repeat(n))
+    state = mdp.empty_state(n * prompts)
+    mdp.reset_rows(state, np.arange(n * prompts), np.arange(prompts).repeat(n))
     agent = REINFORCE(policy, env, n_episodes=n * prompts, num_generations=n, **settings)
-    rollout = collect(env, policy, generator=generator, values=False, start=texts)
+    rollout = collect(env, policy, generator=generator, values=False, start=state)
     log_probs = policy.evaluate_actions(
         rollout.input_ids, rollout.attention_mask, rollout.num_tokens, values=False
     ).log_probs
@@ -82,28 +83,28 @@ def sampled_gradient(
     return -flat(torch.autograd.grad(loss, list(policy.model.parameters())))
 
 
-def gradient_std(answers: Enumeration, gram: Tensor, n: int, credit: str, baseline: str | None) -> float:
-    """The square root of tr Cov of the gradient from n answers to each prompt, exactly.
+def gradient_std(completions: Enumeration, gram: Tensor, n: int, credit: str, baseline: str | None) -> float:
+    """The exact square root of tr Cov of the gradient from n completions of each prompt.
 
-    With leave-one-out the answers depend on each other; with S = grad log pi(y|x) and e = G_0 - V(s_0),
+    With leave-one-out the terms of a group depend on each other. With S = grad log pi(y|x) and e = G_0 - V(s_0),
 
-        n tr Cov = tr Cov(one answer, baseline V(s_0)) + (E|S|^2 E e^2 + |E S e|^2) / (n - 1)
+        n tr Cov = tr Cov(one completion, baseline V(s_0)) + (E|S|^2 E e^2 + |E S e|^2) / (n - 1)
     """
-    to_go = reward_to_go(answers.rewards, answers.mask)
-    errors = to_go[:, :1] - torch.as_tensor(answers.evaluation.values)[answers.prompt][:, None]
+    to_go = reward_to_go(completions.rewards, completions.mask)
+    errors = to_go[:, :1] - torch.as_tensor(completions.evaluation.values)[completions.prompt][:, None]
     weights = to_go[:, :1].expand_as(to_go) if credit == "sequence" else to_go
     if baseline is not None:
         weights = weights - (to_go[:, :1] - errors)
-    prompts = len(answers.tree.mdp.prompts.texts)
+    prompts = len(completions.tree.mdp.prompts.texts)
     variance = 0.0
     for prompt in range(prompts):
-        rows = answers.prompt == prompt
-        probability = answers.probability[rows] * prompts
+        rows = completions.prompt == prompt
+        probability = completions.probability[rows] * prompts
 
         def moments(of: Tensor, rows: Tensor = rows, probability: Tensor = probability) -> tuple[float, float]:
             """|E g|^2 and E|g|^2 of g = sum_t grad log pi(a_t|s_t) of_t."""
             coefficients = torch.zeros(len(probability), len(gram), dtype=torch.float64)
-            coefficients.scatter_add_(1, answers.edges[rows], torch.where(answers.mask, of, 0.0)[rows])
+            coefficients.scatter_add_(1, completions.edges[rows], torch.where(completions.mask, of, 0.0)[rows])
             mean = probability @ coefficients
             return float(mean @ gram @ mean), float(probability @ ((coefficients @ gram) * coefficients).sum(dim=1))
 
@@ -117,35 +118,35 @@ def gradient_std(answers: Enumeration, gram: Tensor, n: int, credit: str, baseli
 
 
 def table(numbers: dict[str, Any]) -> Table:
-    """A row an estimator and n."""
-    made = Table(
+    """A row per estimator and n."""
+    result = Table(
         title="the sampled gradient against the exact one",
         caption=f"Relative error |g - grad J| / |grad J|: root mean square over {REPEATS} repeats or more; predicted: "
         "from the exact covariance.",
     )
-    for column in ("w_t", "n, answers a prompt", "error", "predicted", "cosine"):
-        made.add_column(column, justify="left" if column == "w_t" else "right")
+    for column in ("w_t", "n, completions per prompt", "error", "predicted", "cosine"):
+        result.add_column(column, justify="left" if column == "w_t" else "right")
     for name, rows in numbers.items():
         for row in rows:
             cells = (f"{row[key]:.3f}" for key in ("error", "predicted", "cosine"))
-            made.add_row(name if row is rows[0] else "", str(row["n"]), *cells)
-        made.add_section()
-    return made
+            result.add_row(name if row is rows[0] else "", str(row["n"]), *cells)
+        result.add_section()
+    return result
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """Error and cosine against n; dashed, what the error must be."""
-    made = Figure(figsize=(11, 3.8), layout="constrained")
-    error, cosine = made.subplots(1, 2)
+    """Error and cosine against n; dashed: the predicted error."""
+    fig = Figure(figsize=(11, 3.8), layout="constrained")
+    error, cosine = fig.subplots(1, 2)
     for name, rows in numbers.items():
         n = [row["n"] for row in rows]
         (line,) = error.plot(n, [row["error"] for row in rows], "o", label=f"{name}, sampled")
         predicted = [row["predicted"] for row in rows]
         error.plot(n, predicted, "--", color=line.get_color(), label="predicted: exact covariance")
         cosine.plot(n, [row["cosine"] for row in rows], "o-", label=name)
-    error.set(xscale="log", yscale="log", xlabel="n, answers a prompt", ylabel="|g - grad J| / |grad J|")
-    cosine.set(xscale="log", xlabel="n, answers a prompt", ylabel="cosine of g and grad J", ylim=(None, 1.02))
+    error.set(xscale="log", yscale="log", xlabel="n, completions per prompt", ylabel="|g - grad J| / |grad J|")
+    cosine.set(xscale="log", xlabel="n, completions per prompt", ylabel="cosine of g and grad J", ylim=(None, 1.02))
     for axis in (error, cosine):
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    return made
+    return fig

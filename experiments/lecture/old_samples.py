@@ -1,10 +1,10 @@
-"""Old samples: importance weights allow learning again from the same answers, until they explode; the clip delays it.
+"""Old samples: importance weights allow several epochs on the same completions, until they explode; the clip delays it.
 
     rho_t = pi(a_t|s_t) / pi_old(a_t|s_t),    sum_t rho_t A_t    against    sum_t min(rho_t A_t, clip(rho_t) A_t)
 
-PPO with and without the clip, a fixed number of tokens to learn from, each batch of answers used for 1, 2, 4 ...
-epochs, over 10 seeds. The objective at the end is exact. The effective sample size (sum rho)^2 / (n sum rho^2) says how
-much of a batch is left when few tokens carry all the weight.
+PPO with and without the clip, on a fixed number of tokens, with 1, 2, 4 ... epochs on each batch of completions, over
+10 seeds. The final objective is exact. The effective sample size (sum rho)^2 / (n sum rho^2) is the share of a batch
+that remains when few tokens carry all the weight.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ EPOCHS = (1, 2, 4, 8, 16, 32)
 SEEDS = tuple(range(10))
 CLIPS: dict[str, float | None] = {"no clip": None, "clip 0.2": 0.2}
 TIMESTEPS = 3000
-COLLAPSED = 0.25  # of the way from the reference to the optimum
+COLLAPSED = 0.25  # share of the way from the reference to the optimum
 
 
 def measure() -> dict[str, Any]:
-    """For each clip and number of epochs what `run` says of each seed, and the estimate over the seeds."""
+    """For each clip and number of epochs the results of `run` for each seed, and the estimate over the seeds."""
     env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
     start = TransformerPolicy.for_env(env)
     evaluator = Evaluator.for_env(env, episodes=2)
@@ -43,13 +43,13 @@ def measure() -> dict[str, Any]:
 
 
 def over_seeds(evaluator: Evaluator, start: TransformerPolicy, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
-    """What `run` says of each seed, and the interquartile mean of the share with its interval."""
+    """The results of `run` for each seed, and the interquartile mean of the share with its interval."""
     runs = [run(evaluator, start, seed, **settings) for seed in seeds]
     return {"runs": runs, "share": interquartile_mean([row["share"] for row in runs])._asdict()}
 
 
 def run(evaluator: Evaluator, start: TransformerPolicy, seed: int, **settings: Any) -> dict[str, Any]:
-    """One PPO run: share of the way to J*, KL, 1 + largest |rho - 1|, least effective sample, where the clip binds."""
+    """One PPO run: share of the way to J*, KL, 1 + largest |rho - 1|, least effective sample, rate of clipping."""
     rows: list[dict[str, float]] = []
     agent = PPO(copy.deepcopy(start), evaluator.env, learning_rate=1e-3, seed=seed, **settings)
     agent.learn(TIMESTEPS, callback=lambda agent, rollout, metrics: rows.append(metrics))
@@ -65,28 +65,28 @@ def run(evaluator: Evaluator, start: TransformerPolicy, seed: int, **settings: A
 
 
 def collapsed(runs: list[dict[str, float]]) -> tuple[int, float, float]:
-    """How many runs ended below COLLAPSED, and Wilson's 95% interval of their share."""
+    """Number of runs that ended below COLLAPSED, and Wilson's 95% interval of their share."""
     count = sum(row["share"] < COLLAPSED for row in runs)
     interval = stats.binomtest(count, len(runs)).proportion_ci(method="wilson")
     return count, float(interval.low), float(interval.high)
 
 
 def table(numbers: dict[str, Any]) -> Table:
-    """A row a clip and number of epochs."""
+    """A row per clip and number of epochs."""
     seeds = len(next(iter(numbers.values()))[0]["runs"])
-    made = Table(
+    result = Table(
         title=f"PPO on old samples, {TIMESTEPS:,} tokens, {seeds} seeds",
         caption="Share: (J - J_ref) / (J* - J_ref), interquartile mean with its 95% bootstrap interval; collapsed: "
-        f"below {COLLAPSED}, with Wilson's 95% interval. Ratio and effective sample: the worst of each run, median of "
-        "the runs.",
+        f"below {COLLAPSED}, with Wilson's 95% interval. Ratio and effective sample: the worst of each run, median "
+        "over the runs.",
     )
     for column in ("", "epochs", "share of the way to J*", "largest |rho - 1|", "effective sample", "collapsed"):
-        made.add_column(column, justify="right" if column else "left")
+        result.add_column(column, justify="right" if column else "left")
     for name, rows in numbers.items():
         for row in rows:
             runs = row["runs"]
             count, low, high = collapsed(runs)
-            made.add_row(
+            result.add_row(
                 name if row is rows[0] else "",
                 str(row["n_epochs"]),
                 str(Estimate(**row["share"])),
@@ -94,19 +94,19 @@ def table(numbers: dict[str, Any]) -> Table:
                 f"{np.median([r['ess'] for r in runs]):.1%}",
                 f"{count} of {len(runs)} [{low:.0%}, {high:.0%}]",
             )
-        made.add_section()
-    return made
+        result.add_section()
+    return result
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """Objective, largest ratio and effective sample against the number of epochs; a dot a run."""
-    made = Figure(figsize=(12, 3.8), layout="constrained")
+    """Objective, largest ratio and effective sample against the number of epochs; one dot per run."""
+    fig = Figure(figsize=(12, 3.8), layout="constrained")
     panels = {
         "share": "share of the way to J*",
         "largest_ratio": "1 + largest |rho - 1|",
         "ess": "smallest effective sample",
     }
-    axes = made.subplots(1, len(panels))
+    axes = fig.subplots(1, len(panels))
     for i, (name, rows) in enumerate(numbers.items()):
         epochs = np.array([row["n_epochs"] for row in rows])
         for axis, key in zip(axes, panels, strict=True):
@@ -121,4 +121,4 @@ def figure(numbers: dict[str, Any]) -> Figure:
     axes[0].axhline(0, color="gray", ls=":", lw=1)
     axes[1].set_yscale("log")
     axes[0].legend(frameon=False)
-    return made
+    return fig

@@ -1,10 +1,10 @@
-"""Reward hacking and beta: what is paid rises, what was wanted falls, and beta decides how far it goes.
+"""Reward hacking and beta: the proxy score rises while the gold score falls, and beta decides how far this goes.
 
-`textenv/RewardHacking-v0` pays a proxy with a hole and shows the gold score beside it. The optimum for each beta is
-known, pi* ~ pi_ref exp(proxy / beta), and so is the curve that it draws as beta falls: the most proxy that a KL can
-buy. PPO comes near to it from below, for beta from 0 up and over three seeds; with a small beta it passes the gold
-score's summit and learns to write smileys (compare Gao, Schulman, Hilton 2023, arXiv:2210.10760). In the last row beta
-is steered to a KL instead.
+The score of `textenv/RewardHacking-v0` is a proxy with a flaw; the gold score is only measured. The optimum for each
+beta is pi* ~ pi_ref exp(proxy / beta). As beta falls it traces the frontier: the highest proxy score at each KL. PPO
+approaches the frontier from below, for six values of beta and three seeds. With a small beta it passes the maximum of
+the gold score and learns to sample smileys (compare Gao, Schulman, Hilton 2023, arXiv:2210.10760). In the last row beta
+is adapted to a target KL instead.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ID = "textenv/RewardHacking-v0"
 
 
 def measure() -> dict[str, Any]:
-    """The exact frontier; for each beta PPO's runs; answers before and after."""
+    """The exact frontier; for each beta the PPO runs; completions before and after training."""
     env: Any = gym.make(ID)
     tree = exact.enumerate_tree(env)
     start = TransformerPolicy.for_env(env)
@@ -42,7 +42,7 @@ def measure() -> dict[str, Any]:
     return {
         "reference": point(exact.evaluate_log_probs(tree, tree.ref_log_probs)),
         "frontier": [optimum(tree, beta) for beta in FRONTIER],
-        "before": answers_of(env, start),
+        "before": completions_of(env, start),
         "runs": [
             options
             | {"optimum": optimum(tree, options["kl_coef"]), "seeds": [train(start, seed, **options) for seed in SEEDS]}
@@ -51,40 +51,40 @@ def measure() -> dict[str, Any]:
     }
 
 
-def point(known: exact.Evaluation) -> dict[str, Any]:
-    """What a policy is worth."""
-    return {"kl": known.kl, "proxy": known.score, "gold": known.gold_score}
+def point(evaluation: exact.Evaluation) -> dict[str, Any]:
+    """KL, proxy and gold score of a policy."""
+    return {"kl": evaluation.kl, "proxy": evaluation.score, "gold": evaluation.gold_score}
 
 
 def optimum(tree: Tree, beta: float) -> dict[str, Any]:
-    """The best policy's, for this beta."""
+    """KL, proxy and gold score of the optimal policy for this beta."""
     best = exact.solve(tree, kl_coef=beta).action_log_probs
     return point(exact.evaluate_log_probs(tree, best)) | {"kl_coef": beta}
 
 
 def train(start: TransformerPolicy, seed: int, kl_coef: float, **settings: Any) -> dict[str, Any]:
-    """One PPO run: what its policy was worth on the way, the last row at its end; and what it says then."""
+    """One PPO run: `point` along the way, the last one at its end, and completions of the final policy."""
     env: Any = gym.make(ID, kl_coef=kl_coef)
     tree = exact.enumerate_tree(env)
     trajectory: list[dict[str, Any]] = []
     agent = PPO(copy.deepcopy(start), env, learning_rate=1e-3, seed=seed, **settings)
 
-    def look(agent: PPO, rollout: Any, metrics: dict[str, float]) -> None:
+    def record(agent: PPO, rollout: Any, metrics: dict[str, float]) -> None:
         if agent.num_updates % 4 == 1 or agent.num_timesteps >= TIMESTEPS:
             trajectory.append(point(exact.evaluate(tree, agent.policy)) | {"tokens": agent.num_timesteps})
 
-    agent.learn(TIMESTEPS, callback=look)
-    return {"trajectory": trajectory, "last_kl_coef": agent.kl_coef, "answers": answers_of(env, agent.policy)}
+    agent.learn(TIMESTEPS, callback=record)
+    return {"trajectory": trajectory, "last_kl_coef": agent.kl_coef, "completions": completions_of(env, agent.policy)}
 
 
-def answers_of(env: Any, policy: TransformerPolicy) -> list[dict[str, Any]]:
-    """An answer to each prompt, with both scores."""
-    answers = sample_completions(env, policy, list(range(len(env.unwrapped.prompts))))
-    return [{key: row[key] for key in ("prompt", "completion", "score", "gold_score")} for row in answers]
+def completions_of(env: Any, policy: TransformerPolicy) -> list[dict[str, Any]]:
+    """A completion of each prompt, with both scores."""
+    completions = sample_completions(env, policy, list(range(len(env.unwrapped.prompts))))
+    return [{key: row[key] for key in ("prompt", "completion", "score", "gold_score")} for row in completions]
 
 
 def name_of(run: dict[str, Any]) -> str:
-    """How tables and figures call the runs of a beta."""
+    """The label of the runs of a beta in tables and figures."""
     return f"kl_target = {run['kl_target']:g}" if "kl_target" in run else f"beta = {run['kl_coef']:g}"
 
 
@@ -94,41 +94,41 @@ def ends(run: dict[str, Any], key: str) -> NDArray[np.float64]:
 
 
 def table(numbers: dict[str, Any]) -> Group:
-    """PPO's ends beside the exact optimum of each beta; and answers before and after."""
-    made = Table(
+    """The final policies beside the exact optimum of each beta; and completions before and after training."""
+    result = Table(
         title=f"PPO on {ID}, {TIMESTEPS:,} tokens, {len(numbers['runs'][0]['seeds'])} seeds",
-        caption="Mean [lowest, highest] of the seeds; pi*: the exact optimum for this beta. kl_target: beta is "
-        f"steered, from {TARGET['kl_coef']:g} on.",
+        caption="Mean [lowest, highest] over the seeds; pi*: the exact optimum for this beta. kl_target: beta is "
+        f"adapted, starting at {TARGET['kl_coef']:g}.",
     )
-    made.add_column("")
+    result.add_column("")
     for column in ("KL", "pi*", "proxy", "pi*", "gold", "pi*"):
-        made.add_column(column, justify="right")
+        result.add_column(column, justify="right")
     reference = (f"{numbers['reference'][key]:.2f}" for key in ("kl", "proxy", "gold"))
-    made.add_row("reference", *(cell for value in reference for cell in (value, "")))
+    result.add_row("reference", *(cell for value in reference for cell in (value, "")))
     for run in numbers["runs"]:
         cells = []
         for key in ("kl", "proxy", "gold"):
             values = ends(run, key)
             best = "" if "kl_target" in run else f"{run['optimum'][key]:.2f}"
             cells += [f"{values.mean():.2f} [{values.min():.2f}, {values.max():.2f}]", best]
-        made.add_row(name_of(run), *cells)
+        result.add_row(name_of(run), *cells)
     prompt = numbers["before"][0]["prompt"]
-    said = Table(title=f"{prompt}? One answer of the reference, and of each run at its end")
-    for column in ("", "seed", "answer", "proxy", "gold"):
-        said.add_column(column, justify="left" if column in ("", "answer") else "right")
-    spoken = [("reference", "", numbers["before"][0])]
-    spoken += [(name_of(r), str(i), seed["answers"][0]) for r in numbers["runs"] for i, seed in enumerate(r["seeds"])]
-    for name, seed, row in spoken:
+    samples = Table(title=f"{prompt}? A completion of the reference, and of each run at its end")
+    for column in ("", "seed", "completion", "proxy", "gold"):
+        samples.add_column(column, justify="left" if column in ("", "completion") else "right")
+    rows = [("reference", "", numbers["before"][0])]
+    rows += [(name_of(r), str(i), seed["completions"][0]) for r in numbers["runs"] for i, seed in enumerate(r["seeds"])]
+    for name, seed, row in rows:
         first = name if seed in ("", "0") else ""
-        said.add_row(first, seed, row["completion"] or "(nothing)", f"{row['score']:.2f}", f"{row['gold_score']:.2f}")
-    return Group(made, said)
+        samples.add_row(first, seed, row["completion"] or "(empty)", f"{row['score']:.2f}", f"{row['gold_score']:.2f}")
+    return Group(result, samples)
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """Proxy and gold against the KL, the exact frontier over the runs; and over training, the mean of the seeds."""
-    made = Figure(figsize=(13, 7), layout="constrained")
-    axes = made.subplots(2, 3)
-    keys = {"proxy": "proxy score: what is paid", "gold": "gold score: what was wanted"}
+    """Proxy and gold score against the KL, with the exact frontier; and over training, the mean of the seeds."""
+    fig = Figure(figsize=(13, 7), layout="constrained")
+    axes = fig.subplots(2, 3)
+    keys = {"proxy": "proxy score", "gold": "gold score"}
     frontier = [numbers["reference"], *numbers["frontier"]]
     for i, run in enumerate(numbers["runs"]):
         for axis, key in zip(axes[0], keys, strict=False):
@@ -152,9 +152,9 @@ def figure(numbers: dict[str, Any]) -> Figure:
         )
         axis.set(xlabel="KL to the reference, nats (dots: the ends)", ylabel=label)
     for axis, label in zip(axes[1], [*keys.values(), "KL to the reference, nats"], strict=True):
-        axis.set(xlabel="tokens (mean and range of the seeds)", ylabel=label)
+        axis.set(xlabel="tokens (mean and range over the seeds)", ylabel=label)
     axes[0, 2].axis("off")
     axes[0, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    return made
+    return fig

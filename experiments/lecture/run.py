@@ -1,4 +1,4 @@
-"""lecture: run the claims, each in a process of its own; print its table, write its figure."""
+"""python -m experiments lecture: measures the claims in worker processes, prints tables, and writes figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.errors import FlagError
 from experiments.launch import resume_hint, run_in_workers
 from experiments.run_folder import open_folder
 
-# In the lecture's order. Each is a module of this package with `measure() -> numbers` (what JSON can hold),
+# In the order of the lecture. Each claim is a module of this package with `measure() -> numbers` (what JSON can hold),
 # `table(numbers)` and `figure(numbers)`.
 Claim = Literal[
     "log_derivative",
@@ -37,27 +37,27 @@ Claim = Literal[
     "gamma_lambda",
 ]
 CLAIMS: tuple[Claim, ...] = get_args(Claim)
-LONG = ("old_samples", "reward_hacking", "clip")  # begun first, so that no processor is left with one at the end
+LONG = ("old_samples", "reward_hacking", "clip")  # started first, so that none of them runs alone at the end
 
 
 @dataclass
 class LectureConfig:
-    """Measure the claims of the lecture on toys, each beside its exact value."""
+    """Measure the claims of the lecture on toys, beside their exact values."""
 
     claims: list[Claim] = field(default_factory=lambda: list(CLAIMS))
-    """Which claims."""
+    """The claims to measure."""
     num_workers: int = 0
-    """Claims at once, each on one thread; 0 is one a processor."""
+    """Number of workers, each with one thread; 0 means one per processor."""
     out: Path | None = None
-    """The folder to write to; by default a new one under runs/."""
+    """The output folder; by default a new one under runs/."""
     resume: bool = False
-    """Go on in --out where an interrupted run stopped."""
+    """Resume the interrupted run in --out."""
 
 
 def lecture(config: LectureConfig) -> Path:
-    """Measure, then print each claim's table and write `<claim>.json`, `<claim>.txt` and `<claim>.png`."""
+    """Measures the claims, prints their tables, and writes `<claim>.json`, `<claim>.txt` and `<claim>.png`."""
     if config.num_workers < 0:
-        raise FlagError(f"--num-workers must not be negative, got {config.num_workers}; 0 is one a processor.")
+        raise FlagError(f"--num-workers must not be negative, got {config.num_workers}; 0 means one per processor.")
     if not config.claims or len(set(config.claims)) < len(config.claims):
         raise FlagError(f"--claims must be one or more, each once, got {config.claims}.")
     folder = open_folder(config, "lecture", time.strftime("%Y%m%d-%H%M%S"))
@@ -74,21 +74,21 @@ def lecture(config: LectureConfig) -> Path:
 
 
 def _measure(config: LectureConfig, folder: Path) -> dict[str, Any]:
-    """The numbers of every claim; those that the folder already holds are not measured again."""
+    """Returns the numbers of every claim; measures those that are not in the folder yet."""
     missing = [claim for claim in config.claims if not (folder / f"{claim}.json").is_file()]
     missing.sort(key=lambda claim: claim not in LONG)
     workers = max(1, min(config.num_workers or os.cpu_count() or 1, len(missing)))
     unfinished = list(missing)
     with tqdm(total=len(config.claims), initial=len(config.claims) - len(missing), unit="claim") as bar:
         bar.set_postfix_str(", ".join(unfinished[:workers]))
-        again = f"go on with the same flags, --out {folder} --resume"
+        again = f"resume with the same flags, --out {folder} --resume"
         calls = [partial(_measure_one, claim, folder) for claim in missing]
         with resume_hint(bar, again), contextlib.closing(run_in_workers(calls, workers, poll=1)) as results:
-            for ended in results:
-                if ended is not None:
-                    bar.write(ended[1])
+            for result in results:
+                if result is not None:
+                    bar.write(result[1])
                     bar.update()
-                    unfinished.remove(missing[ended[0]])
+                    unfinished.remove(missing[result[0]])
                 bar.set_postfix_str(", ".join(unfinished[:workers]))
     return {claim: json.loads((folder / f"{claim}.json").read_text()) for claim in config.claims}
 
@@ -96,12 +96,12 @@ def _measure(config: LectureConfig, folder: Path) -> dict[str, Any]:
 def _measure_one(claim: str, folder: Path) -> str:
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    began = time.monotonic()
+    started = time.monotonic()
     numbers = _module(claim).measure()
-    new = folder / f"{claim}.json.new"
-    new.write_text(json.dumps(numbers, indent=1) + "\n")
-    os.replace(new, folder / f"{claim}.json")  # whole or not at all
-    return f"{claim}: {time.monotonic() - began:.0f} s"
+    temporary = folder / f"{claim}.json.new"
+    temporary.write_text(json.dumps(numbers, indent=1) + "\n")
+    os.replace(temporary, folder / f"{claim}.json")  # atomic
+    return f"{claim}: {time.monotonic() - started:.0f} s"
 
 
 def _module(claim: str) -> ModuleType:

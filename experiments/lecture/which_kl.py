@@ -1,13 +1,13 @@
-"""Which KL: what k1, k2 and k3 estimate, and what they turn into when they are differentiated.
+"""Which KL: what k1, k2 and k3 estimate, and what their gradients estimate.
 
     log_ratio = log pi(a|s) - log pi_ref(a|s)
     k1 = log_ratio,    k2 = log_ratio^2 / 2,    k3 = exp(-log_ratio) - 1 + log_ratio
 
-The KL over whole texts is E sum_t k1. Each estimator is looked at as a number (bias and standard deviation of its sum
-over a text), *in the reward* (grad log pi(a_t|s_t) sum_{l >= t} k_l, the log-derivative trick with k as a cost) and *in
-the loss* (grad k). For random tabular policies, near the reference and far from it, every text enumerated: nothing is
-sampled. (Tang and Munos 2025, arXiv:2506.09477, say why differentiating an estimate of the KL is not estimating its
-gradient.)
+The sequence KL is E sum_t k1. Each estimator is measured as a number (bias and standard deviation of its sum over a
+completion), *in the reward* (grad log pi(a_t|s_t) sum_{l >= t} k_l, the log-derivative trick with k as a cost) and *in
+the loss* (grad k). The policies are random tables, near the reference and far from it. Every completion is enumerated:
+nothing is sampled. (Tang and Munos 2025, arXiv:2506.09477, explain why the gradient of an estimate of the KL is no
+estimate of its gradient.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from experiments.lecture.enumeration import Enumeration, random_log_probs
 from textenv import exact
 
 POLICIES = 20
-# How far from the reference: logits log pi_ref + distance N(0, 1); or logits N(0, 1) that know nothing of it.
+# Distance from the reference: logits log pi_ref + distance N(0, 1); or logits N(0, 1), independent of it.
 DISTANCES: dict[str, float | None] = {"near": 0.1, "between": 0.5, "far": 1.0, "independent": None}
 
 
@@ -43,98 +43,99 @@ def over_policies(distance: float | None) -> dict[str, Any]:
     for seed in range(POLICIES):
         env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=5, num_prompts=1, task_seed=seed)
         tree = exact.enumerate_tree(env)
-        known = exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(seed), distance))
-        answers = Enumeration.of(known)
-        true = kl_gradient(answers)
-        found["kl"].append(known.kl)
+        evaluation = exact.evaluate_log_probs(tree, random_log_probs(tree, np.random.default_rng(seed), distance))
+        completions = Enumeration.of(evaluation)
+        true = kl_gradient(completions)
+        found["kl"].append(evaluation.kl)
         for name, estimator in ESTIMATORS.items():
-            total = torch.where(answers.mask, estimator(log_ratios(answers)), 0.0).sum(dim=1)
-            mean = float(answers.probability @ total)
-            deviation = float((answers.probability @ (total - mean) ** 2).sqrt())
-            found[name]["bias"].append((mean - known.kl) / known.kl)
-            found[name]["std"].append(deviation / known.kl)
-            found[name]["in the reward"].append(cosine(in_reward(answers, estimator), true))
-            found[name]["in the loss"].append(cosine(in_loss(answers, estimator), true))
+            total = torch.where(completions.mask, estimator(log_ratios(completions)), 0.0).sum(dim=1)
+            mean = float(completions.probability @ total)
+            deviation = float((completions.probability @ (total - mean) ** 2).sqrt())
+            found[name]["bias"].append((mean - evaluation.kl) / evaluation.kl)
+            found[name]["std"].append(deviation / evaluation.kl)
+            found[name]["in the reward"].append(cosine(in_reward(completions, estimator), true))
+            found[name]["in the loss"].append(cosine(in_loss(completions, estimator), true))
     return found
 
 
-def log_ratios(answers: Enumeration, log_probs: Tensor | None = None) -> Tensor:
+def log_ratios(completions: Enumeration, log_probs: Tensor | None = None) -> Tensor:
     """log pi(a_t|s_t) - log pi_ref(a_t|s_t), [N, T]."""
-    own = answers.look_up(answers.evaluation.log_probs) if log_probs is None else log_probs
-    return own - answers.look_up(answers.tree.ref_log_probs)
+    if log_probs is None:
+        log_probs = completions.look_up(completions.evaluation.log_probs)
+    return log_probs - completions.look_up(completions.tree.ref_log_probs)
 
 
-def by_logits(answers: Enumeration, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """The gradient of `loss(log_probs [N, T])` by the logits of the table, flattened."""
-    logits = torch.tensor(answers.evaluation.log_probs, requires_grad=True)
-    return torch.autograd.grad(loss(answers.look_up(logits.log_softmax(dim=1))), logits)[0].flatten()
+def by_logits(completions: Enumeration, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient of `loss(log_probs [N, T])` with respect to the logits of the table, flattened."""
+    logits = torch.tensor(completions.evaluation.log_probs, requires_grad=True)
+    return torch.autograd.grad(loss(completions.look_up(logits.log_softmax(dim=1))), logits)[0].flatten()
 
 
-def kl_gradient(answers: Enumeration) -> Tensor:
-    """The gradient of KL(pi || pi_ref) over whole texts: autograd through sum_y pi(y) log(pi(y) / pi_ref(y))."""
-    prompts = len(answers.tree.mdp.prompts.texts)
+def kl_gradient(completions: Enumeration) -> Tensor:
+    """The gradient of the sequence KL(pi || pi_ref), by autograd through sum_y pi(y) log(pi(y) / pi_ref(y))."""
+    prompts = len(completions.tree.mdp.prompts.texts)
 
     def kl(log_probs: Tensor) -> Tensor:
-        return (log_probs.sum(dim=1).exp() * log_ratios(answers, log_probs).sum(dim=1)).sum() / prompts
+        return (log_probs.sum(dim=1).exp() * log_ratios(completions, log_probs).sum(dim=1)).sum() / prompts
 
-    return by_logits(answers, kl)
-
-
-def in_reward(answers: Enumeration, estimator: Callable[[Tensor], Tensor]) -> Tensor:
-    """The expected policy gradient where k is the cost of a token."""
-    costs = torch.where(answers.mask, estimator(log_ratios(answers)), 0.0)
-    weights = -reward_to_go(costs, answers.mask) * answers.probability[:, None] * len(answers.probability)
-    return by_logits(answers, lambda log_probs: policy_gradient_loss(log_probs, weights, answers.mask))
+    return by_logits(completions, kl)
 
 
-def in_loss(answers: Enumeration, estimator: Callable[[Tensor], Tensor]) -> Tensor:
-    """The expected gradient of sum_t k itself, the samples taken as given."""
+def in_reward(completions: Enumeration, estimator: Callable[[Tensor], Tensor]) -> Tensor:
+    """The expected policy gradient with k as the cost of a token."""
+    costs = torch.where(completions.mask, estimator(log_ratios(completions)), 0.0)
+    weights = -reward_to_go(costs, completions.mask) * completions.probability[:, None] * len(completions.probability)
+    return by_logits(completions, lambda log_probs: policy_gradient_loss(log_probs, weights, completions.mask))
+
+
+def in_loss(completions: Enumeration, estimator: Callable[[Tensor], Tensor]) -> Tensor:
+    """The expected gradient of sum_t k itself, with the samples held fixed."""
     return by_logits(
-        answers,
-        lambda log_probs: (answers.visit_weights() * estimator(log_ratios(answers, log_probs))).sum(),
+        completions,
+        lambda log_probs: (completions.token_weights() * estimator(log_ratios(completions, log_probs))).sum(),
     )
 
 
-def cosine(found: Tensor, true: Tensor) -> float | None:
-    """The cosine of two gradients; None where the first is zero (to rounding)."""
-    if found.norm() < 1e-9 * true.norm():
+def cosine(gradient: Tensor, true: Tensor) -> float | None:
+    """The cosine of two gradients; None where the first is zero up to rounding."""
+    if gradient.norm() < 1e-9 * true.norm():
         return None
-    return float(torch.dot(found, true) / (found.norm() * true.norm()))
+    return float(torch.dot(gradient, true) / (gradient.norm() * true.norm()))
 
 
 def table(numbers: dict[str, Any]) -> Table:
-    """A row an estimator and distance, means over the policies."""
-    made = Table(
-        title=f"estimators of the KL over whole texts, {len(numbers['near']['kl'])} random policies at each distance",
-        caption="Bias and standard deviation of the estimate from one text, in units of the KL. Cosine of the expected "
-        "gradient with that of the KL, by the logits of a table. Median [lowest, highest] of the policies.",
+    """A row per distance and estimator, medians over the policies."""
+    result = Table(
+        title=f"estimators of the sequence KL, {len(numbers['near']['kl'])} random policies at each distance",
+        caption="Bias and standard deviation of the estimate from one completion, in units of the KL. Cosine of the "
+        "expected gradient and that of the KL, by the logits of a table. Median [lowest, highest] over the policies.",
     )
     for column in ("policies", "KL", "", "bias", "std", "cosine, in the reward", "cosine, in the loss"):
-        made.add_column(column, justify="left" if column in ("policies", "") else "right")
+        result.add_column(column, justify="left" if column in ("policies", "") else "right")
     for distance, found in numbers.items():
         for name in ESTIMATORS:
-            made.add_row(
+            result.add_row(
                 *((distance, f"{np.median(found['kl']):.3f}") if name == "k1" else ("", "")),
                 name,
                 *(spread_of(found[name][key]) for key in ("bias", "std", "in the reward", "in the loss")),
             )
-        made.add_section()
-    return made
+        result.add_section()
+    return result
 
 
 def spread_of(values: list[float | None]) -> str:
-    """Median and range as text; "no gradient" where there is none to have a cosine."""
+    """Median and range as text; "no gradient" where the gradient is zero."""
     if None in values:
         return "no gradient"
-    known = np.array(values, dtype=np.float64)
-    known[abs(known) < 1e-6] = 0.0  # rounding
-    return f"{np.median(known):.2f} [{known.min():.2f}, {known.max():.2f}]"
+    array = np.array(values, dtype=np.float64)
+    array[abs(array) < 1e-6] = 0.0  # rounding
+    return f"{np.median(array):.2f} [{array.min():.2f}, {array.max():.2f}]"
 
 
 def figure(numbers: dict[str, Any]) -> Figure:
-    """Against the distance: the spread of the number, and the cosine of the gradients, median and range."""
-    made = Figure(figsize=(11, 3.8), layout="constrained")
-    number, gradient = made.subplots(1, 2)
+    """Standard deviation of the estimate, and cosine of the gradients (median and range), against the distance."""
+    fig = Figure(figsize=(11, 3.8), layout="constrained")
+    number, gradient = fig.subplots(1, 2)
     kls = [np.median(found["kl"]) for found in numbers.values()]
     for name, color, shift in zip(ESTIMATORS, ("C0", "C1", "C2"), (1.0, 0.93, 1.07), strict=True):
         number.plot(kls, [np.median(found[name]["std"]) for found in numbers.values()], "o-", color=color, label=name)
@@ -148,7 +149,9 @@ def figure(numbers: dict[str, Any]) -> Figure:
                 elinewidth=0.8, capsize=2, label=f"{name} {place}",
             )  # fmt: skip
             bars[-1][0].set_linestyle(style)
-    number.set(xscale="log", yscale="log", xlabel="KL of the policies, nats", ylabel="std of one text's estimate / KL")
+    number.set(
+        xscale="log", yscale="log", xlabel="KL of the policies, nats", ylabel="std of one completion's estimate / KL"
+    )
     gradient.set(
         xscale="log", xlabel="KL of the policies, nats", ylabel="cosine with the gradient of the KL", ylim=(-1.05, 1.05)
     )
@@ -156,4 +159,4 @@ def figure(numbers: dict[str, Any]) -> Figure:
     gradient.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     for axis in (number, gradient):
         axis.spines[["top", "right"]].set_visible(False)
-    return made
+    return fig

@@ -1,4 +1,4 @@
-"""Preference pairs: two answers to one prompt, of which people chose one; from a file or a `datasets` folder."""
+"""Preference pairs: two completions of one prompt, of which one was preferred; from a file or a `datasets` folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from textenv.data import read_jsonl
 
 
 class Pair(NamedTuple):
-    """Two answers to one prompt."""
+    """Two completions of one prompt: the preferred one, and the other."""
 
     prompt: str
     chosen: str
@@ -21,13 +21,13 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a JSONL file, or of a folder that `datasets`' `save_to_disk` wrote (its split "train").
+    """Returns the pairs of a JSONL file, or of a folder written by `save_to_disk` of `datasets` (its split "train").
 
     Raises:
-        FlagError: names the file and the line: no JSON, a missing field, an empty answer, twice the same answer.
+        FlagError: not JSON, a missing field, an empty completion, or two equal ones; names the file and the line.
     """
     try:
-        rows = _saved(path) if path.is_dir() else read_jsonl(path)
+        rows = _read_saved_dataset(path) if path.is_dir() else read_jsonl(path)
     except ValueError as error:
         raise FlagError(f"--pairs: {error}") from error
     pairs = [_pair(where, row) for where, row in rows]
@@ -40,23 +40,23 @@ def _pair(where: str, row: Any) -> Pair:
     for name in Pair._fields:
         if not isinstance(row, dict) or not isinstance(row.get(name), str):
             found = f"{name!r} is {row[name]!r}" if isinstance(row, dict) and name in row else f"no {name!r}"
-            raise FlagError(f'{where}: must be an object with the texts "prompt", "chosen", "rejected"; {found}.')
+            raise FlagError(f'{where}: must be an object with the strings "prompt", "chosen", "rejected"; {found}.')
         if name != "prompt" and not row[name].strip():
-            raise FlagError(f"{where}: the answer {name!r} is empty.")
+            raise FlagError(f"{where}: the completion {name!r} is empty.")
     if row["chosen"].strip() == row["rejected"].strip():
         raise FlagError(f"{where}: chosen and rejected are the same, {row['chosen']!r}.")
     return Pair(*(row[name] for name in Pair._fields))
 
 
 def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on, and about a share `held_out` of them that is not trained on.
+    """Splits pairs into those to train on and a share of about `held_out` that is not trained on.
 
-    All pairs of a prompt are on one side; where there is but one prompt, pairs are drawn one by one.
+    All pairs of a prompt are on one side. Where there is only one prompt, pairs are drawn one by one.
     """
     groups: dict[Any, list[Pair]] = {}
-    one = len({pair.prompt for pair in pairs}) == 1
+    one_prompt = len({pair.prompt for pair in pairs}) == 1
     for i, pair in enumerate(pairs):
-        groups.setdefault(i if one else pair.prompt, []).append(pair)
+        groups.setdefault(i if one_prompt else pair.prompt, []).append(pair)
     train: list[Pair] = []
     test: list[Pair] = []
     members = list(groups.values())
@@ -65,7 +65,7 @@ def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple
     return train, test
 
 
-def _saved(path: Path) -> list[tuple[str, Any]]:
+def _read_saved_dataset(path: Path) -> list[tuple[str, Any]]:
     if importlib.util.find_spec("datasets") is None:
         raise FlagError(f"--pairs {str(path)!r} is a folder, which needs datasets: pip install datasets.")
     import datasets
@@ -73,7 +73,7 @@ def _saved(path: Path) -> list[tuple[str, Any]]:
     try:
         data = datasets.load_from_disk(path)
     except (FileNotFoundError, ValueError) as error:
-        raise FlagError(f"--pairs {str(path)!r} is no folder that datasets' save_to_disk wrote: {error}") from error
+        raise FlagError(f"--pairs {str(path)!r} is not a folder written by datasets' save_to_disk: {error}") from error
     if isinstance(data, datasets.DatasetDict):
         if "train" not in data:
             raise FlagError(f"--pairs {str(path)!r} has no split 'train', only {', '.join(data)}.")

@@ -1,12 +1,12 @@
-"""reward-model: learn from preferences what people like (Stiennon et al. 2020, arXiv:2009.01325).
+"""reward-model: trains a reward model on preferences (Stiennon et al. 2020, arXiv:2009.01325).
 
     p(y > y' | x) = sigmoid(r(x, y) - r(x, y'))                      Bradley and Terry 1952
     L = -E[ log sigmoid(r(x, chosen) - r(x, rejected)) ]
 
-Pairs of a held-out part, never trained on, say how often r agrees (accuracy) and how far its probabilities can be
-believed (calibration). Preferences say nothing of r's mean, and its scale is that of probabilities, not of rewards: so
-mean and standard deviation over the training answers are stored with the model, and `textenv.rewards.RewardModel`
-scores with (r - mean) / std. (The calibration is that of r itself.)
+Held-out pairs, which are not trained on, measure how often r agrees with the preferences (accuracy) and how well its
+probabilities match the observed frequencies (calibration). Preferences do not determine r's mean, and its scale is that
+of probabilities, not of rewards: so mean and standard deviation over the training completions are stored with the
+model, and `textenv.rewards.RewardModel` scores with (r - mean) / std. (The calibration is that of r itself.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from agents.training import MasterWeights
-from experiments.config import check_device
+from experiments.env_flags import check_device
 from experiments.errors import FlagError
 from experiments.reward_model.pairs import Pair, read_pairs, split
 from textenv.rewards import RewardModel
@@ -33,32 +33,32 @@ from textenv.rewards import RewardModel
 
 @dataclass
 class RewardModelConfig:
-    """Train a reward model on pairs of answers, and say on held-out pairs how good it is."""
+    """Train a reward model on pairs of completions, and measure it on held-out pairs."""
 
     pairs: Path
-    """JSONL, a pair a line: {"prompt", "chosen", "rejected"}; or a folder that datasets' save_to_disk wrote."""
+    """JSONL file, one pair a line: {"prompt", "chosen", "rejected"}; or a folder written by datasets' save_to_disk."""
     model: str
-    """The model to start from, a path or hub id: a causal LM, an encoder or a classifier."""
+    """Path or hub id of the model to start from: a causal LM, an encoder or a classifier."""
     out: Path
-    """The folder to write the classifier to."""
+    """Output folder of the classifier."""
     epochs: int = 1
     """Passes over the pairs."""
     batch_size: int = 32
-    """Pairs an update."""
+    """Pairs per update."""
     learning_rate: float = 1e-4
     """AdamW's step size."""
     held_out: float = 0.1
-    """Share of the pairs that is not trained on."""
+    """Share of the pairs that is not trained on but measured."""
     seed: int = 0
-    """Seeds the split, the order and the new layer."""
+    """Seed of the split, the order and the new layer."""
     device: str = "cpu"
-    """cpu, cuda, ..."""
+    """Device of the model: cpu, cuda, ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights; AdamW's copies of them are in float32."""
+    """Dtype of the weights; the master weights that AdamW updates are in float32."""
 
 
 def reward_model(config: RewardModelConfig) -> dict[str, float]:
-    """Train, print and save; returns what was measured on the held-out pairs."""
+    """Trains and saves the reward model; prints and returns the metrics on the held-out pairs."""
     pairs = read_pairs(config.pairs)
     if not 0 < config.held_out < 1 or config.epochs < 1 or config.batch_size < 1:
         raise FlagError(
@@ -80,7 +80,7 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
         torch.manual_seed(config.seed)
         reward = _load(config)
         try:
-            config.out.mkdir(parents=True, exist_ok=True)  # before the work that would be lost
+            config.out.mkdir(parents=True, exist_ok=True)  # before training, which would be lost if it failed
         except OSError as error:
             raise FlagError(f"--out {str(config.out)!r} cannot be made: {error}") from error
         fit(reward, train, config, rng)
@@ -95,13 +95,13 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
     reward.tokenizer.save_pretrained(config.out)
     (config.out / "held_out.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(json.dumps(measured, indent=2))
-    print(f"written to {config.out}; textenv.rewards.RewardModel({str(config.out)!r}) scores with it")
+    print(f"saved to {config.out}; textenv.rewards.RewardModel({str(config.out)!r}) scores with it")
     return measured
 
 
 def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: np.random.Generator) -> None:
-    """Minimise the preference loss, in minibatches; the model is frozen again afterwards."""
-    reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # if it starts from a reward model
+    """Minimises the preference loss in minibatches, and freezes the model again."""
+    reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # it may start from a reward model
     reward.model.requires_grad_(True).train()
     master_weights = MasterWeights(reward.model.parameters())
     trained = master_weights.masters_of(reward.model.parameters())
@@ -124,7 +124,7 @@ def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: 
 
 
 def margins(reward: RewardModel, pairs: list[Pair]) -> Tensor:
-    """r(x, chosen) - r(x, rejected), [B], in one pass."""
+    """r(x, chosen) - r(x, rejected), [B], in one forward pass."""
     rows = [reward.tokens(p.prompt, p.chosen) for p in pairs] + [reward.tokens(p.prompt, p.rejected) for p in pairs]
     chosen, rejected = reward.logits(rows).chunk(2)
     return chosen - rejected
@@ -136,20 +136,21 @@ def preference_loss(margin: Tensor) -> Tensor:
 
 
 def agreement(margin: NDArray[np.float64], bins: int = 10) -> dict[str, float]:
-    """How often and how well margins [N] of held-out pairs agree with the people.
+    """Agreement of margins [N] of held-out pairs with the preferences.
 
-    `accuracy`: share of positive margins, half for ties. `log_loss`: -mean log p; log 2 = 0.693 is guessing.
-    `calibration_error` (Guo et al. 2017, arXiv:1706.04599): each pair is seen from the side that the model prefers,
-    with confidence p >= 1/2; mean |share that was right - mean confidence| over `bins` of equal width, by their size.
+    `accuracy`: share of positive margins, half for ties. `log_loss`: -mean log p; a guess has log 2 = 0.693.
+    `calibration_error` (Guo et al. 2017, arXiv:1706.04599): for each pair the side that the model prefers has
+    confidence p >= 1/2; mean of |share of correct pairs - mean confidence| over `bins` of equal width, weighted by
+    their size.
     """
-    wide = np.asarray(margin, dtype=np.float64)
-    confidence, right = 1 / (1 + np.exp(-np.abs(wide))), np.where(wide == 0, 0.5, wide > 0)
+    double = np.asarray(margin, dtype=np.float64)
+    confidence, correct = 1 / (1 + np.exp(-np.abs(double))), np.where(double == 0, 0.5, double > 0)
     group = np.minimum((2 * (confidence - 0.5) * bins).astype(int), bins - 1)
-    off = [abs(right[group == g].sum() - confidence[group == g].sum()) for g in np.unique(group)]
+    gaps = [abs(correct[group == g].sum() - confidence[group == g].sum()) for g in np.unique(group)]
     return {
-        "accuracy": float(right.mean()),
-        "log_loss": float(np.logaddexp(0, -wide).mean()),
-        "calibration_error": float(sum(off) / len(wide)),
+        "accuracy": float(correct.mean()),
+        "log_loss": float(np.logaddexp(0, -double).mean()),
+        "calibration_error": float(sum(gaps) / len(double)),
         "mean_confidence": float(confidence.mean()),
     }
 

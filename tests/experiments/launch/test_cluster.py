@@ -1,4 +1,4 @@
-"""A comparison on Ray: the same numbers as in processes; a worker that is killed is no loss."""
+"""A comparison on Ray: the same numbers as in local workers; a killed worker's call is run again."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from unittest import mock
 
 import pytest
 
-from experiments import trial
 from experiments.compare import CompareConfig, compare, run_with_progress
 from experiments.config import TrialConfig
 from experiments.launch import ray_queue, ray_workers, run_on_ray
 from experiments.trial import INITIAL, prepare, run_trial
+from experiments.trial_log import TrialLog
 
 ray = pytest.importorskip("ray")
 
@@ -41,8 +41,8 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def numbers(folder: Path) -> dict[str, Any]:
-    """What each trial of a comparison found, but for the time that it took."""
+def timeless_summaries(folder: Path) -> dict[str, Any]:
+    """The summary of each trial of a comparison, without the entries that depend on time."""
     found = {}
     for path in sorted(folder.glob("*/seed-*/summary.json")):
         summary = json.loads(path.read_text())
@@ -50,78 +50,78 @@ def numbers(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_ray_finds_what_processes_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two agents, two seeds, two workers: equal to the last bit, to one process after the other, and all in the bar."""
+def test_ray_and_local_workers_give_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two agents, two seeds, two Ray workers: bit-identical to one local worker, and the bar counts all tokens."""
     flags: dict[str, Any] = TINY | {"agents": ["reinforce", "ppo"], "seeds": [0, 1]}
     compare(CompareConfig(**flags, num_workers=1, out=tmp_path / "local"))
     capsys.readouterr()
     compare(CompareConfig(**flags, num_workers=2, launcher="ray", out=tmp_path / "ray"))
-    shown = capsys.readouterr()
-    assert numbers(tmp_path / "ray") == numbers(tmp_path / "local")
-    assert len(numbers(tmp_path / "ray")) == 4
-    assert "1.60k/1.60k" in shown.err
+    printed = capsys.readouterr()
+    assert timeless_summaries(tmp_path / "ray") == timeless_summaries(tmp_path / "local")
+    assert len(timeless_summaries(tmp_path / "ray")) == 4
+    assert "1.60k/1.60k" in printed.err
     assert (tmp_path / "ray" / "curves.png").is_file()
 
 
 class KilledOnce:
-    """A queue that kills the process that puts more than 100 tokens into it, once."""
+    """A queue that kills the worker that reports more than 100 tokens, once."""
 
     def __init__(self, queue: Any, killed: Path) -> None:
         self.queue, self.killed = queue, killed
 
-    def put(self, told: tuple[int, int]) -> None:
-        """Pass it on."""
-        self.queue.put(told)
-        if told[1] > 100 and not self.killed.exists():
+    def put(self, progress: tuple[int, int]) -> None:
+        """Forwards to the queue."""
+        self.queue.put(progress)
+        if progress[1] > 100 and not self.killed.exists():
             self.killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_saving(often: bool, *arguments: Any) -> dict[str, Any]:
-    """`run_with_progress`, with a checkpoint after each update, or none before the end."""
-    with mock.patch.object(trial.TrialLog, "_is_due", lambda log: often):
+    """`run_with_progress`, with a checkpoint after each update (`often`) or only at the end."""
+    with mock.patch.object(TrialLog, "_is_due", lambda log: often):
         return run_with_progress(*arguments)
 
 
 @pytest.mark.parametrize("often", [True, False])
-def test_a_trial_whose_worker_is_killed_goes_on(often: bool, tmp_path: Path) -> None:
-    """From its last checkpoint, or where there is none from its start; its summary is what it would have been."""
+def test_a_trial_whose_worker_is_killed_resumes(often: bool, tmp_path: Path) -> None:
+    """From its last checkpoint, or from its start where there is none; its summary is that of an undisturbed run."""
     config = TrialConfig(**TINY, agent="ppo", out=tmp_path / "serial")  # type: ignore[arg-type]
     _, serial, _ = prepare(config, "serial", [config])
-    wanted = run_trial(config, serial, serial / INITIAL)
-    with ray_queue() as written:
+    expected = run_trial(config, serial, serial / INITIAL)
+    with ray_queue() as queue:
         own = tmp_path / "on-ray"
-        killer = KilledOnce(written, tmp_path / "killed")
+        killer = KilledOnce(queue, tmp_path / "killed")
         call = partial(run_saving, often, 0, config, own, serial / INITIAL, killer)
         (found,) = [ended for ended in run_on_ray([call], workers=1, poll=0.1) if ended is not None]
-        told = [written.get_nowait() for _ in range(written.qsize())]
+        reports = [queue.get_nowait() for _ in range(queue.qsize())]
     assert (tmp_path / "killed").exists()
     assert {k: v for k, v in found[1].items() if "second" not in k} == {
-        k: v for k, v in wanted.items() if "second" not in k
+        k: v for k, v in expected.items() if "second" not in k
     }
-    counts = [tokens for _, tokens in told]
-    (again,) = [i for i in range(1, len(counts)) if counts[i] < counts[i - 1]]  # where the second worker began
-    assert counts[again] == (counts[again - 2] if often else 0)  # the count before that of the kill was saved
-    assert counts[-1] == wanted["num_timesteps"]
+    counts = [tokens for _, tokens in reports]
+    (restart,) = [i for i in range(1, len(counts)) if counts[i] < counts[i - 1]]  # where the second worker started
+    assert counts[restart] == (counts[restart - 2] if often else 0)  # the checkpoint is from the update before the kill
+    assert counts[-1] == expected["num_timesteps"]
 
 
-def free_processors(wanted: float) -> float:
-    """Those that no call has, once they are as many as wanted; or after a minute, if they never are."""
+def free_processors(expected: float) -> float:
+    """Waits up to a minute until the number of free processors is `expected`, and returns it."""
     for _ in range(600):
-        if (free := ray.available_resources().get("CPU", 0.0)) == wanted:
+        if (free := ray.available_resources().get("CPU", 0.0)) == expected:
             break
         time.sleep(0.1)
     return float(free)
 
 
 def test_results_errors_and_stops() -> None:
-    """Each result once with its index; an error reaches the caller as what it is; a stop ends what runs."""
+    """Each result once with its index; an error reaches the caller with its type; a stop ends running calls."""
     calls = [partial(operator.add, i, 10) for i in range(4)]
     found = list(run_on_ray(calls, workers=2, poll=0.01))
     assert sorted(ended for ended in found if ended is not None) == [(i, i + 10) for i in range(4)]
     with pytest.raises(ZeroDivisionError):
         list(run_on_ray([partial(time.sleep, 20), partial(operator.truediv, 1, 0)], workers=2, poll=0.1))
-    assert free_processors(2) == 2  # at the latest when it has slept: a call that has not begun may be cancelled late
+    assert free_processors(2) == 2  # at the latest after its sleep: a call that has not started may be cancelled late
     ended_early = run_on_ray([partial(time.sleep, 600)] * 2, workers=2, poll=0.1)
     assert next(ended_early) is None and free_processors(0) == 0
     ended_early.close()

@@ -1,0 +1,157 @@
+"""Flags that select the environment, and what they load: reward, device, attention."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import torch
+from transformers import AutoTokenizer
+
+import textenv.rewards
+from experiments.errors import FlagError
+from textenv import get_mdp
+from textenv.lm import check_causal
+from textenv.references import CausalLMReference
+from textenv.shaping import missing_eos_penalty
+
+
+@dataclass
+class EnvFlags:
+    """Which environment."""
+
+    env: str = "textenv/TajMahal-v0"
+    """Registered id of the environment."""
+    model: str | None = None
+    """Text-v0, Sentiment-v0: path or hub id of the causal language model that is the reference; the policy starts at
+    it."""
+    prompts: str | None = None
+    """Text-v0, Sentiment-v0: file of prompts, .txt (one prompt a line) or .jsonl (field "prompt")."""
+    reward: list[str] | None = None
+    """Text-v0, Sentiment-v0: one or more of "vader"; module:function with TRL's signature; path or hub id of a sequence
+    classifier, followed by #LABEL if it has several labels."""
+    reward_weights: list[float] | None = None
+    """Weight of each --reward in the score; by default 1."""
+    gold_reward: str | None = None
+    """Text-v0, Sentiment-v0: a reward as in --reward that is measured but not part of the score: the policy is not
+    trained on it."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted from the reward of a completion that is cut at max_new_tokens, without EOS."""
+    max_new_tokens: int | None = None
+    """Largest number of tokens of a completion; by default the task's."""
+    kl_coef: float | None = None
+    """beta, the weight of the KL to the reference; by default the task's."""
+    env_args: dict[str, int | float | str] = field(default_factory=dict)
+    """Further arguments of the task, e.g. vocab_size 4 task_seed 1."""
+    device: str = "cpu"
+    """Device of policy, reference and classifiers: cpu, cuda, ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the weights of policy, reference and classifiers. Log-probabilities, V and master weights are in
+    float32."""
+    float32_matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """Precision of float32 matrix products, a torch setting of the whole OS process. high: TF32, on a GPU that has it.
+    medium: bfloat16, on a CPU that has AMX. On a CPU with AVX-512 and without AMX, medium computes in float32 by oneDNN
+    instead of MKL. That is faster on AMD CPUs with eager attention and slower with other attention; `bench --parts
+    options` measures it."""
+    attn_implementation: str | None = None
+    """Attention of the policy and of a language model as reference, by its name in transformers: sdpa, eager,
+    flash_attention_2, ...; by default transformers chooses."""
+
+    def make_env(self) -> Any:
+        """Returns the batched environment that the flags name, its reference on `device`.
+
+        Raises:
+            FlagError: flags that are invalid or contradict each other.
+        """
+        check_device(self.device)
+        arguments: dict[str, Any] = dict(self.env_args)
+        if self.max_new_tokens is not None:
+            arguments["max_new_tokens"] = self.max_new_tokens
+        if self.kl_coef is not None:
+            arguments["kl_coef"] = self.kl_coef
+        if self.missing_eos_penalty:
+            arguments["shaping"] = missing_eos_penalty(self.missing_eos_penalty)
+        own = ("model", "prompts", "reward", "reward_weights", "gold_reward")
+        given = [name for name in own if getattr(self, name) is not None]
+        if self.env not in ("textenv/Text-v0", "textenv/Sentiment-v0") and given:
+            raise FlagError(
+                f"--{given[0].replace('_', '-')} is for --env textenv/Text-v0 and textenv/Sentiment-v0; {self.env} "
+                "brings its own."
+            )
+        try:
+            arguments |= self._text_arguments()
+            envs = gym.make_vec(self.env, num_envs=1, **arguments)
+            reference = get_mdp(envs).reference
+            if isinstance(reference, CausalLMReference):
+                reference.model.to(self.device, getattr(torch, self.dtype))
+                if self.attn_implementation is not None:
+                    set_attention(reference.model, self.attn_implementation)
+        except FlagError:
+            raise
+        except (ValueError, TypeError, OSError, ImportError, gym.error.Error) as error:
+            raise FlagError(f"{self.env}: {error}") from error
+        return envs
+
+    def _text_arguments(self) -> dict[str, Any]:
+        """Arguments of Text-v0 and Sentiment-v0 that the flags set."""
+        if self.env == "textenv/Text-v0" and (self.model is None or self.prompts is None or self.reward is None):
+            raise FlagError("--env textenv/Text-v0 needs --model, --prompts and --reward.")
+        if self.prompts is not None and not Path(self.prompts).is_file():
+            raise FlagError(f"The prompt file {self.prompts!r} does not exist.")
+        arguments: dict[str, Any] = {"prompts": self.prompts, "reward_weights": self.reward_weights}
+        if self.reward is not None:
+            arguments["reward"] = [load_reward(name, self.device, self.dtype) for name in self.reward]
+        if self.gold_reward is not None:
+            arguments["gold_reward"] = load_reward(self.gold_reward, self.device, self.dtype, "--gold-reward")
+        if self.env == "textenv/Text-v0":
+            arguments |= {"tokenizer": AutoTokenizer.from_pretrained(self.model), "reference": self.model}
+        else:
+            arguments["model"] = self.model
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+def set_attention(model: Any, name: str) -> None:
+    """Sets the attention implementation of a causal language model.
+
+    Raises:
+        ValueError, ImportError: transformers has none of that name, or it is not causal ("paged|eager" is not).
+    """
+    model.set_attn_implementation(name)
+    check_causal(model)
+
+
+def check_device(device: str) -> None:
+    """Raises a FlagError unless torch can use the device."""
+    try:
+        torch.zeros(1, device=device).item()  # `item` fails on devices without memory, such as "meta"
+    except (RuntimeError, AssertionError) as error:
+        raise FlagError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def load_reward(name: str, device: str = "cpu", dtype: str = "float32", flag: str = "--reward") -> Any:
+    """Returns the reward function that a flag names: "vader", `module:function`, or a classifier and its label."""
+    if name == "vader":
+        try:
+            textenv.rewards.vader([], [], [])
+        except ImportError as error:
+            raise FlagError(str(error)) from error
+        return textenv.rewards.vader
+    module, _, function = name.rpartition(":")
+    if not module:
+        path, _, label = name.partition("#")
+        try:
+            classifier = textenv.rewards.RewardModel(path, label=int(label) if label.isdigit() else label or None)
+        except (OSError, ValueError) as error:
+            raise FlagError(
+                f"{flag} must be 'vader', module:function, or a sequence classifier (path or hub id, #LABEL behind it "
+                f"if it has several), got {name!r}: {str(error).splitlines()[0]}"
+            ) from error
+        classifier.model.to(device, getattr(torch, dtype))
+        return classifier
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise FlagError(f"{flag} {name!r} could not be imported: {error}") from error

@@ -1,0 +1,126 @@
+"""The command, its results in the repository, and the README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.console import plain_console
+from experiments.errors import FlagError
+from experiments.lecture import (
+    LectureConfig,
+    clip,
+    credit_variance,
+    gamma_lambda,
+    lecture,
+    log_derivative,
+    old_samples,
+    reward_hacking,
+    value_head,
+    which_kl,
+)
+from experiments.lecture.run import CLAIMS, _module, _show
+from tests.helpers.commands import command
+from tests.helpers.paths import ROOT
+
+RESULTS = ROOT / "experiments" / "results" / "lecture"
+
+
+def test_the_command_measures_prints_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each claim's table is printed and written with its numbers and figure; --resume measures only what is missing."""
+    out, claims = tmp_path / "out", ["credit_seen", "which_kl"]
+    process = command("lecture", "--claims", *claims, "--out", str(out))
+    assert process.returncode == 0, process.stderr
+    for claim in claims:
+        assert (out / f"{claim}.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / f"{claim}.txt").read_text().strip() in process.stdout
+    numbers = json.loads((out / "credit_seen.json").read_text())
+    next(iter(numbers.values()))["tokens"][0] = "THE"
+    (out / "credit_seen.json").write_text(json.dumps(numbers))
+    (out / "which_kl.json").unlink()
+    lecture(LectureConfig(claims=claims, out=out, resume=True))
+    assert "THE" in capsys.readouterr().out and (out / "which_kl.json").is_file()
+
+
+def test_invalid_flags_are_errors(tmp_path: Path) -> None:
+    """No claim or a repeated one, or a folder in use without --resume. No file is created or lost."""
+    for claims in ([], ["clip", "clip"]):
+        with pytest.raises(FlagError, match="one or more, each once"):
+            lecture(LectureConfig(claims=claims, out=tmp_path / "none"))
+    with pytest.raises(FlagError, match="--num-workers must not be negative, got -1"):
+        lecture(LectureConfig(num_workers=-1, out=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(FlagError, match="not empty"):
+        lecture(LectureConfig(out=tmp_path))
+    with pytest.raises(FlagError, match="cannot be made"):
+        lecture(LectureConfig(out=tmp_path / "note.txt"))
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_the_committed_tables_come_from_the_committed_numbers(claim: str, tmp_path: Path) -> None:
+    """The committed table is the one made from the committed numbers; the figure can be drawn from them."""
+    numbers = json.loads((RESULTS / f"{claim}.json").read_text())
+    _show(_module(claim), numbers, tmp_path / claim, plain_console(quiet=True))
+    assert (tmp_path / f"{claim}.txt").read_text() == (RESULTS / f"{claim}.txt").read_text()
+    assert (tmp_path / f"{claim}.png").stat().st_size > 5000 and (RESULTS / f"{claim}.png").is_file()
+
+
+@pytest.mark.parametrize("claim", ["credit_seen", "which_kl", "credit_variance"])
+def test_measuring_again_gives_the_committed_numbers(claim: str) -> None:
+    """For claims without training, measuring again gives the committed numbers up to rounding."""
+    kept = json.loads((RESULTS / f"{claim}.json").read_text())
+    assert_close(json.loads(json.dumps(_module(claim).measure())), kept)
+
+
+def assert_close(found: Any, kept: Any) -> None:
+    """Nested dicts and lists with the same keys and, up to rounding, the same numbers."""
+    if isinstance(kept, dict):
+        assert list(found) == list(kept)
+        for key, value in kept.items():
+            assert_close(found[key], value)
+    elif isinstance(kept, list):
+        assert len(found) == len(kept)
+        for one, other in zip(found, kept, strict=True):
+            assert_close(one, other)
+    else:
+        assert found == (pytest.approx(kept, rel=1e-4, abs=1e-6) if isinstance(kept, float) else kept)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_the_readme_shows_every_claim(claim: str) -> None:
+    """Its figure, its table and the command that makes both."""
+    section = (ROOT / "README.md").read_text().split("## The lecture, measured")[1].split("\n## ")[0]
+    for part in (f"lecture/{claim}.png", f"lecture/{claim}.txt", f"lecture --claims {claim}"):
+        assert part in section, part
+
+
+@pytest.mark.slow
+def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All nine with small settings: numbers that JSON can hold, a table, a figure."""
+    small: list[tuple[Any, str, Any]] = [
+        (log_derivative, "SAMPLES", (1, 2, 64)),
+        (log_derivative, "REPEATS", 2),
+        (credit_variance, "TASK_SEEDS", (0, 1)),
+        (value_head, "STEPS", 20),
+        (old_samples, "EPOCHS", (1, 2)),
+        (old_samples, "SEEDS", (0, 1)),
+        (old_samples, "TIMESTEPS", 400),
+        (clip, "CLIP_RANGES", (0.1, None)),
+        (clip, "SEEDS", (0, 1)),
+        (reward_hacking, "BETAS", (0.0, 0.5)),
+        (reward_hacking, "SEEDS", (0, 1)),
+        (reward_hacking, "TIMESTEPS", 2000),
+        (which_kl, "POLICIES", 2),
+        (gamma_lambda, "CRITIC_STEPS", 5),
+    ]
+    for module, name, value in small:
+        monkeypatch.setattr(module, name, value)
+    for claim in CLAIMS:
+        module = _module(claim)
+        numbers = json.loads(json.dumps(module.measure()))
+        _show(module, numbers, tmp_path / claim, plain_console(quiet=True))
+        assert (tmp_path / f"{claim}.txt").stat().st_size > 300

@@ -1,0 +1,72 @@
+"""Flags of the environment: invalid ones, rewards, and the penalty for a missing EOS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from experiments.env_flags import EnvFlags, load_reward
+from experiments.errors import FlagError
+from tests.helpers.classifiers import random_classifier, word_tokenizer
+from tests.helpers.commands import TINY, tiny
+from textenv.testing import play
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"env": "textenv/Text-v0"}, "needs --model, --prompts and --reward"),
+        ({"env": "textenv/Text-v0", "model": "m", "prompts": "nowhere.txt", "reward": ["vader"]}, "nowhere.txt"),
+        ({"env": "textenv/Text-v0", "model": "m", "prompts": __file__, "reward": ["vadr"]}, "'vadr'"),
+        (
+            {"env": "textenv/Text-v0", "model": "m", "prompts": __file__, "reward": ["no.such:fn"]},
+            "could not be imported",
+        ),
+        ({"reward": ["vader"]}, "brings its own"),
+        ({"kl_coef": -1.0}, "kl_coef"),
+        ({"env": "CartPole-v1"}, "environment of textenv"),
+        ({"env": "textenv/Toi-v0"}, "Did you mean: `Toy`"),
+        ({"env_args": {"vocabulary": 3}}, "vocabulary"),
+        ({"device": "nowhere"}, "nowhere"),
+        ({"env": "textenv/Text-v0", "model": "/nowhere", "prompts": __file__, "reward": ["vader"]}, "nowhere"),
+    ],
+)
+def test_bad_flags_are_refused_before_loading(flags: dict[str, object], message: str) -> None:
+    """The error names the flag and the value."""
+    with pytest.raises(ValueError, match=message):
+        EnvFlags(**flags).make_env()  # type: ignore[arg-type]
+
+
+def save_classifier(folder: Path, labels: list[str]) -> str:
+    """Saves a tiny sequence classifier with its tokenizer, and returns the folder."""
+    model = random_classifier("gpt2", len(labels))
+    if len(labels) > 1:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: i for i, label in enumerate(labels)}
+    model.save_pretrained(folder)
+    word_tokenizer(eos_token="[END]").save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_classifier_can_be_the_reward(tmp_path: Path) -> None:
+    """By its folder, with #LABEL if it has several labels; a bad name is refused before anything runs."""
+    one = save_classifier(tmp_path / "one", ["good"])
+    two = save_classifier(tmp_path / "two", ["bad", "good"])
+    assert np.isfinite(load_reward(one)(["a"], ["b"])).all()
+    good, bad = (load_reward(f"{two}#{label}")(["a"], ["b"])[0] for label in ("good", "bad"))
+    assert good == pytest.approx(-bad) and good != 0
+    with pytest.raises(FlagError, match="has the labels .*pass label= one of them, got None"):
+        load_reward(two)
+    with pytest.raises(FlagError, match="--reward must be 'vader', module:function, or a sequence classifier.*nowhere"):
+        load_reward(str(tmp_path / "nowhere"))
+
+
+def test_missing_eos_penalty_is_a_shaping_term() -> None:
+    """A completion that is cut gets it on its last token, one that ends with EOS does not."""
+    shaping = tiny(missing_eos_penalty=2.5).make_env().unwrapped.mdp.shaping
+    env = gym.make("textenv/Toy-v0", **TINY, shaping=shaping)
+    assert play(env, 0, [1, 1]).terms["missing_eos"].tolist() == [0.0, -2.5]
+    assert play(env, 0, [1, 0]).terms["missing_eos"].tolist() == [0.0, 0.0]

@@ -1,0 +1,131 @@
+"""Trials: the output folder, resuming, and the flags that change training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents.policy import TransformerPolicy
+from experiments.config import AGENTS, TrialConfig
+from experiments.errors import FlagError
+from experiments.run_folder import read_config
+from experiments.trial import _agent, initial_policy, run_trial
+from experiments.trial_log import TrialLog, read_metrics
+from tests.helpers.commands import tiny
+from textenv import exact
+
+
+@pytest.mark.parametrize("agent", sorted(AGENTS))
+def test_a_trial_writes_its_folder(agent: str, tmp_path: Path, initial: Path) -> None:
+    """The folder holds flags, versions, a row per update, events, checkpoint, samples and the summary."""
+    reported: list[int] = []
+    config = tiny(agent=agent)
+    summary = run_trial(config, tmp_path, initial, reported.append)
+    rows = read_metrics(tmp_path)
+    assert len(rows) == summary["num_updates"] + 1  # and one before training
+    assert sum(reported) == summary["num_timesteps"] == rows[-1]["num_timesteps"] >= 400
+    assert sum("eval/objective" in row for row in rows) == config.num_evals + 1
+    assert read_config(tmp_path, TrialConfig) == config
+    assert {"torch", "gymnasium"} <= set(json.loads((tmp_path / "config.json").read_text())["versions"])
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
+    saved = TransformerPolicy.from_pretrained(tmp_path / "checkpoint")
+    assert exact.evaluate(config.make_env(), saved).objective == pytest.approx(summary["objective"], abs=1e-6)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_an_interrupted_trial_resumes_where_it_stopped(
+    tmp_path: Path, initial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped some updates after a checkpoint, then run again: the same rows and the same result as without a stop."""
+    whole = run_trial(tiny(), tmp_path / "whole", initial)
+    log_row = TrialLog.log_row
+
+    def stop(self: TrialLog, row: dict[str, float]) -> None:
+        log_row(self, row)
+        if row["num_updates"] == 5:
+            self.checkpoint()
+        if row["num_updates"] == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialLog, "log_row", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(tiny(), tmp_path / "stopped", initial)
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    resumed = run_trial(tiny(), tmp_path / "stopped", initial)
+    timeless = ("seconds", "tokens_per_second")
+    assert {k: v for k, v in resumed.items() if k not in timeless} == {
+        k: v for k, v in whole.items() if k not in timeless
+    }
+    before, after = (read_metrics(tmp_path / name) for name in ("whole", "stopped"))
+    for row in (*before, *after):
+        del row["seconds"]
+    assert before == after
+
+
+def test_a_gold_reward_does_not_change_training(tmp_path: Path, assets: Path) -> None:
+    """--gold-reward is measured and does not change the trained weights; other tasks refuse the flag."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon a time\nThe big dog\n")
+    flags: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
+    flags |= {
+        "prompts": str(prompts),
+        "reward": ["tests.helpers.tasks:count_words"],
+        "max_new_tokens": 4,
+        "eval_episodes": 8,
+    }
+    flags |= {"total_timesteps": 100, "n_episodes": 8, "num_evals": 1}
+    start = tmp_path / "start"
+    initial_policy(tiny(**flags), tiny(**flags).make_env(), start)
+    plain = run_trial(tiny(**flags), tmp_path / "plain", start)
+    with_gold = run_trial(tiny(**flags, gold_reward="vader"), tmp_path / "gold", start)
+    assert "gold_score" in with_gold and "gold_score" not in plain and with_gold["score"] == plain["score"]
+    weights = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("plain", "gold"))
+    assert all(map(torch.equal, *(each.values() for each in weights)))
+    assert "eval/gold_score" in read_metrics(tmp_path / "gold")[-1]
+    with pytest.raises(FlagError, match="--gold-reward is for --env textenv/Text-v0"):
+        tiny(gold_reward="vader").make_env()
+
+
+def test_completions_are_shown_during_training(
+    tmp_path: Path, initial: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every so many updates with --log-completions; never by default."""
+    run_trial(tiny(), tmp_path / "quiet", initial)
+    assert "completions of update" not in capsys.readouterr().out
+    summary = run_trial(tiny(log_completions=3), tmp_path / "loud", initial)
+    printed = capsys.readouterr().out
+    shown = [int(line.split()[-1]) for line in printed.splitlines() if "completions of update" in line]
+    assert shown == list(range(3, summary["num_updates"] + 1, 3))
+    assert "log-ratio" in printed and "prompt" in printed
+
+
+def test_gradient_checkpointing_does_not_change_training(tmp_path: Path, initial: Path) -> None:
+    """--gradient-checkpointing changes what is stored for the backward pass, not the result; resuming keeps it."""
+    plain, checkpointed = (
+        run_trial(tiny(gradient_checkpointing=flag), tmp_path / str(flag), initial) for flag in (False, True)
+    )
+    assert checkpointed["objective"] == pytest.approx(plain["objective"], abs=1e-5)
+    env = tiny().make_env()
+    assert initial_policy(tiny(gradient_checkpointing=True), env, initial).gradient_checkpointing
+    assert not initial_policy(tiny(), env, initial).gradient_checkpointing
+    resumed = _agent(tiny(gradient_checkpointing=True), env, tmp_path / "True", initial)
+    assert resumed.num_updates > 0 and resumed.policy.gradient_checkpointing
+
+
+def test_weights_and_biases_by_a_flag(tmp_path: Path, initial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is installed it mirrors TensorBoard; where it is not, the flag is refused before anything runs."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FlagError, match=r'needs Weights & Biases: pip install -e "\.\[wandb\]"'):
+        tiny(wandb_project="x")
+    monkeypatch.undo()
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_trial(tiny(wandb_project="x"), tmp_path, initial)
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
