@@ -1,4 +1,4 @@
-"""The README is true: its code runs as it stands, its links lead somewhere, and it names every flag right."""
+"""The README is correct: its code runs unchanged, its links exist, and its commands have valid flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tyro
 
-from experiments import __main__ as command_line
+from experiments import command_line
 from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -25,20 +25,20 @@ def test_the_readme_has_code() -> None:
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_its_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block by itself, copied into an empty folder."""
+    """Each block runs by itself in an empty folder."""
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
 
 
-def test_its_links_lead_somewhere() -> None:
+def test_its_links_exist() -> None:
     """Every relative link names a file of this repository."""
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert len(links) > 10
     assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
-def test_the_functions_that_it_names_are_where_it_says() -> None:
-    """`[file](path) `function`` in the ladder: the file defines it."""
+def test_the_linked_files_define_the_functions_named_with_them() -> None:
+    """`[file](path) `function`` in the ladder: the file defines the function."""
     named = [
         (path, name)
         for path, names in re.findall(r"\]\(([\w/]+\.py)\)((?:,? ?`\w+`)+)", README)
@@ -49,15 +49,34 @@ def test_the_functions_that_it_names_are_where_it_says() -> None:
         assert re.search(rf"def {name}\(", (ROOT / path).read_text()), f"{path} has no {name}"
 
 
+def modules_in(tree: str) -> set[str]:
+    """Paths of the modules in a file tree, whose lines are indented by two spaces per folder and start with names."""
+    modules: set[str] = set()
+    folders: list[str] = []
+    for line in tree.strip().splitlines():
+        names = line.strip().split("  ")[0].split()
+        del folders[(len(line) - len(line.lstrip())) // 2 :]
+        folders += [name.rstrip("/") for name in names if name.endswith("/")]
+        modules |= {"/".join([*folders, name]) for name in names if name.endswith(".py")}
+    return modules
+
+
 def test_its_file_tree_is_complete() -> None:
-    """Every module stands in the file tree."""
-    tree = README.split("## Files")[1].split("```")[1]
-    modules = [path.name for folder in ("textenv", "agents") for path in (ROOT / folder).glob("*.py")]
-    assert [name for name in modules if name != "__init__.py" and name not in tree] == []
+    """The file tree has every module of textenv and agents, in its folder, and no other."""
+    named = modules_in(README.split("## Files")[1].split("```")[1])
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("textenv", "agents")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert len(modules) > 50
+    assert sorted(modules - named) == []
+    assert sorted(named - modules) == []
 
 
 def commands() -> list[str]:
-    """Every `python -m experiments` command of the README, with its shell variables put in."""
+    """Every `python -m experiments` command of the README, with its shell variables replaced by their values."""
     commands = []
     for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
         block = re.sub(r"\\\n", " ", block)
@@ -70,18 +89,18 @@ def commands() -> list[str]:
     return commands
 
 
-VARIABLES: dict[str, str] = {}  # that an earlier block has set
+VARIABLES: dict[str, str] = {}  # of earlier blocks too
 
 
 @pytest.mark.parametrize("command", commands())
-def test_it_names_every_flag_right(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line takes each command as it stands, where what it needs is installed."""
+def test_its_commands_have_valid_flags(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line parses each command unchanged, where its optional packages are installed."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
     tyro.cli(Command, args=shlex.split(command))
 
 
-def test_a_wrong_flag_is_seen() -> None:
-    """Control: there are commands, and one with a flag that is not there is refused."""
+def test_an_unknown_flag_is_refused() -> None:
+    """Control: there are commands, and one with an unknown flag is refused."""
     assert len(commands()) > 5
     with pytest.raises(SystemExit):
         tyro.cli(Command, args=[*shlex.split(commands()[0]), "--no-such-flag", "1"])
