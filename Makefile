@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare bench test slow check lint types oldest tianshou rllib ray clean
+.PHONY: compare bench test slow check lint types oldest tianshou rllib ray wheel clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -22,7 +22,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
 
 # everything that must hold before a change lands
-check: lint types test slow oldest tianshou rllib ray
+check: lint types test slow oldest tianshou rllib ray wheel
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
@@ -55,6 +55,14 @@ rllib: .venv-rllib/ready
 ray: .venv-ray/ready
 	.venv-ray/bin/python -m pytest tests/experiments/launch/test_cluster.py
 
+# The wheel in a clean environment, without the checkout: the README's environment and agent run there.
+wheel: $(VENV)/ready
+	rm -rf build dist .venv-wheel
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet --constraint constraints.txt "$$(ls dist/textenv-*.whl)[agents]"
+	cd "$$(mktemp -d)" && $(CURDIR)/.venv-wheel/bin/python -I $(CURDIR)/tests/helpers/check_wheel.py $(CURDIR)/README.md
+
 .venv-%/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --upgrade pip
@@ -69,4 +77,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
