@@ -1,7 +1,8 @@
-"""Agents that learn to write text, from scratch: one file an agent, each the one before plus what the lecture adds."""
+"""Policy gradient agents for text, from scratch: one file per agent, each adds one idea to the one before."""
 
 from agents.actor_critic import ActorCritic
-from agents.agent import Agent, check_range
+from agents.agent import Agent
+from agents.checks import check_range
 from agents.format_version import FORMAT_VERSION, check_format
 from agents.grpo import GRPO
 from agents.policy import TransformerPolicy

@@ -1,13 +1,14 @@
-"""Actor-critic: ask how much better than expected a token was.
+"""Actor-critic: weights each token by how much better than expected it was.
 
-    V(s) = E[G_t | s_t = s]            learned, by MSE on the reward to go
+    V(s) = E[G_t | s_t = s]                                                      trained by MSE on the reward to go
     A_t  = r_t + gamma V(s_{t+1}) - V(s_t)                           lambda = 0
     A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE(lambda)
     grad J = E[ sum_t grad log pi(a_t|s_t) A_t ]
-    loss = -E[ sum_t log pi(a_t|s_t) A_t ] + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]    `losses`, in agents/critic.py
+    loss = -E[ sum_t log pi(a_t|s_t) A_t ] + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]
 
-What it adds to REINFORCE: the value head, which makes of the reward to go an advantage, token by token. (Sutton et al.
-2000; Mnih et al. 2016, arXiv:1602.01783; Schulman et al. 2016, arXiv:1506.02438.)
+What it adds to REINFORCE: the value head V, which turns the reward to go into an advantage for each token. `losses` in
+agents/actor_critic_base.py computes the loss. (Sutton et al. 2000; Mnih et al. 2016, arXiv:1602.01783; Schulman et al.
+2016, arXiv:1506.02438.)
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from agents.training import Info, Metrics, all_reduce_sum
 
 @dataclass(eq=False)
 class ActorCritic(ActorCriticBase):
-    """Advantage actor-critic; see this file's docstring."""
+    """Advantage actor-critic, see this file's docstring."""
 
     def train(self, rollout: Rollout) -> Metrics:
-        """One step up the gradient, and one down the value error."""
+        """Takes one step on the policy loss plus the value loss."""
         assert rollout.values is not None
         advantages, returns = self.advantages(rollout)
-        answers = rollout.without_strings()
+        batch = rollout.without_strings()
         rows = torch.arange(len(rollout), device=returns.device)
-        metrics = self.backward(rows, lambda rows: self.losses(answers[rows], advantages[rows], returns[rows]))
+        metrics = self.backward(rows, lambda rows: self.losses(batch[rows], advantages[rows], returns[rows]))
         explained = explained_variance(rollout.values, returns, rollout.mask, all_reduce_sum)
         metrics["val/explained_variance"] = float(explained)
         metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask, all_reduce_sum))

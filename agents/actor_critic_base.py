@@ -1,8 +1,8 @@
-"""What agents with a critic share: how V is trained, and what it makes of the rewards.
+"""The base of ActorCritic and PPO: training of V, and the advantages that V gives.
 
-V(s) = E[G_t | s_t = s]                                                      learned, by MSE on the reward to go
+V(s) = E[G_t | s_t = s]                                                      trained by MSE on the reward to go
 A_t  = sum_l (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l}))    GAE (Schulman et al. 2016)
-loss = policy loss + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]                 what an update goes down
+loss = policy loss + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, check_range
+from agents.agent import Agent
+from agents.checks import check_range
 from agents.functional import gae, masked_whiten, reward_to_go, value_loss
 from agents.sampling import Rollout
 from agents.training import Info, all_reduce_sum
@@ -23,20 +24,20 @@ from agents.training import Info, all_reduce_sum
 
 @dataclass(eq=False)
 class ActorCriticBase(Agent, ABC):
-    """An agent whose advantages come from V; see this file's docstring."""
+    """An agent whose advantages come from V, see this file's docstring."""
 
     gae_lambda: float = 0.95
-    """0 trusts V after one step, 1 not at all."""
+    """lambda of GAE: 0 bootstraps from V after one step, 1 never."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     vf_learning_rate: float | None = None
-    """Adam's step size for the value head, and for a separate critic; None is learning_rate. A head begins at zero: the
-    small steps that a pretrained model wants take it nowhere."""
+    """Adam's step size for the value head and a separate critic; None is learning_rate. The value head starts at zero:
+    the small steps that suit a pretrained model hardly train it."""
     value_warmup: int = 0
-    """Updates at first (of a `learn` that counts from zero) that train the value head, and a separate critic, alone, so
-    that advantages mean something."""
+    """The first updates, counted by num_updates, train only the value head and a separate critic, so that V is useful
+    before the policy is trained with its advantages."""
     normalize_advantage: bool = False
-    """Whiten the advantages of a batch, over its real tokens."""
+    """Whiten the advantages over the real tokens of a batch."""
 
     def __post_init__(self) -> None:
         check_range("gae_lambda", self.gae_lambda, 0, 1)
@@ -46,23 +47,23 @@ class ActorCriticBase(Agent, ABC):
         super().__post_init__()
 
     def step(self) -> float:
-        """As any agent's; in the first `value_warmup` updates the policy stays where it is."""
+        """Takes an optimizer step; in the first `value_warmup` updates without the policy's model."""
         if self.num_updates < self.value_warmup:
-            for master in self.master_weights.masters_of(self.policy.model.parameters()):
+            for master in self.master_weights.for_parameters(self.policy.model.parameters()):
                 master.grad = None
         return super().step()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The policy's model, and the critic with its own step size."""
-        parameters: dict[bool, list[Any]] = {True: [], False: []}  # whether they are the model's
+        """Adam's parameter groups: the policy's model, and the critic with its own step size."""
+        parameters: dict[bool, list[Any]] = {True: [], False: []}  # by whether they belong to the model
         for name, parameter in self.policy.named_parameters():
             if parameter.requires_grad:
                 parameters[name.startswith("model.")].append(parameter)
-        rate = self.learning_rate if self.vf_learning_rate is None else self.vf_learning_rate
-        return [{"params": parameters[True], "lr": self.learning_rate}, {"params": parameters[False], "lr": rate}]
+        vf_lr = self.learning_rate if self.vf_learning_rate is None else self.vf_learning_rate
+        return [{"params": parameters[True], "lr": self.learning_rate}, {"params": parameters[False], "lr": vf_lr}]
 
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """A_t and the value head's target G_t, [B, T] each."""
+        """Advantages A_t and value targets G_t, [B, T] each."""
         assert rollout.values is not None
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
         advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
@@ -72,25 +73,25 @@ class ActorCriticBase(Agent, ABC):
 
     @abstractmethod
     def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
-        """What the agent makes of log pi(a_t|s_t) and A_t, [B, T] each; and what is worth watching."""
+        """Policy loss from log pi(a_t|s_t) and A_t, [B, T] each, and metrics."""
 
     def critic_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
-        """What it makes of V(s_t) and G_t, [B, T] each: half the squared error."""
+        """Value loss from V(s_t) and G_t, [B, T] each: half the squared error."""
         return value_loss(values, returns, rollout.mask)
 
     def losses(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> Iterator[tuple[Tensor, Info]]:
-        """The loss of some answers, and what is worth watching.
+        """Yields the losses of a micro-batch, to be added up, each with metrics.
 
-        One pass says pi and V where they share a trunk. A separate critic reads when the policy's part is done
-        with: of two networks one at a time is in memory, and in a CPU's caches.
+        If pi and V share a trunk, one forward pass computes both. A separate critic runs after the backward pass of the
+        policy loss: the activations of only one network are in memory, and in a CPU's caches, at a time.
         """
-        texts = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+        inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
         shared = self.policy.critic is None
-        log_probs, values = self.learner(*texts, rollout.action_mask, values=shared)
+        log_probs, values = self.learner(*inputs, rollout.action_mask, values=shared)
         loss, info = self.policy_loss(log_probs, rollout, advantages)
         info["loss/policy_avg"] = loss.detach()
         if not shared:
             yield loss, info
-            loss, info, values = torch.zeros_like(loss), {}, self.learner(*texts, method="values")
+            loss, info, values = torch.zeros_like(loss), {}, self.learner(*inputs, method="values")
         critic_loss = self.critic_loss(values, rollout, returns)
         yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}

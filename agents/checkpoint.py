@@ -1,7 +1,7 @@
-"""Saving and loading agents: the policy as a Hugging Face checkpoint, and beside it all that learning needs to resume.
+"""Saving and loading agents: the policy as a Hugging Face checkpoint, and the state that resuming needs.
 
-agent.json              format_version, the agent's class, its settings, its counts
-training_state.pt       Adam's moments, master weights, generators
+agent.json              format_version, the agent's class, settings, counts and beta
+training_state.pt       Adam's moments, master weights, random generators
 policy.json, ...        see `TransformerPolicy.save_pretrained`
 """
 
@@ -22,7 +22,7 @@ def save_agent(agent: Any, folder: Path) -> None:
     """Writes an `Agent` to a folder. Every rank calls it; rank 0 writes."""
     training_state = {
         "optimizer": gather_moments(agent.optimizer.state_dict()),
-        "masters": agent.master_weights.state(),
+        "master_weights": agent.master_weights.state(),
         "generators": gather_objects(agent.generator.get_state()),
         "generator_device": agent.generator.device.type,
     }
@@ -45,14 +45,14 @@ def save_agent(agent: Any, folder: Path) -> None:
 
 
 def read_agent(folder: Path, name: str) -> dict[str, Any]:
-    """The content of `agent.json`.
+    """Returns the content of `agent.json`.
 
     Args:
-        folder: of `save_agent`.
-        name: the class that the agent must have.
+        folder: the folder given to `save_agent`.
+        name: the expected class of the agent.
 
     Raises:
-        ValueError: no saved agent, one of another format, or another agent.
+        ValueError: the folder holds no agent, one of another class, or one of another format.
     """
     path = folder / "agent.json"
     if not path.is_file():
@@ -60,31 +60,31 @@ def read_agent(folder: Path, name: str) -> dict[str, Any]:
     saved: dict[str, Any] = json.loads(path.read_text())
     check_format(path, saved)
     if saved["agent"] != name:
-        raise ValueError(f"{str(folder)!r} holds the agent {saved['agent']}, not {name}.")
+        raise ValueError(f"{str(folder)!r} holds the agent {saved['agent']}, not {name}; use {saved['agent']}.load().")
     return saved
 
 
 def restore_training_state(agent: Any, folder: Path, saved: dict[str, Any], generator: bool = True) -> None:
-    """Puts optimizer, master weights, generator, counts and beta back as they were saved.
+    """Restores optimizer, master weights, generator, counts and beta.
 
     Args:
         agent: a new agent with the saved policy and settings.
-        folder: of `save_agent`.
-        saved: of `read_agent`.
+        folder: the folder given to `save_agent`.
+        saved: the content of `agent.json`, from `read_agent`.
         generator: False keeps the agent's own generator.
     """
     state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
-    # A merged adapter is loaded to predict only: its optimizer state belongs to other parameters.
+    # An agent whose adapter was merged can only predict: the saved optimizer state belongs to other parameters.
     if agent.policy.has_adapter == (folder / ADAPTER).is_dir():
         agent.optimizer.load_state_dict(shard_moments(state["optimizer"], agent.optimizer))
-        agent.master_weights.load_state(state["masters"])
-    for group, own in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
-        group["lr"] = own["lr"]
-    same_device = agent.generator.device.type == state["generator_device"]  # states of other devices do not fit
+        agent.master_weights.load_state(state["master_weights"])
+    for group, new in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
+        group["lr"] = new["lr"]  # `load` may override the saved learning rates
+    same_device = agent.generator.device.type == state["generator_device"]  # a state fits generators of one device type
     if same_device and generator:
         if len(state["generators"]) == world_size():
             agent.generator.set_state(state["generators"][rank()])
-        else:  # another world size than before: each rank gets a new stream
+        else:  # the world size has changed: each rank gets a new stream of random numbers
             agent.generator.manual_seed(agent.generator.initial_seed() + saved["num_updates"])
     agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
     if agent.kl_target is not None and saved.get("kl_coef") is not None:

@@ -1,11 +1,11 @@
-"""The format of saved files: `config.json`, `agent.json` and `policy.json` carry it as `format_version`.
+"""The format of saved files: the field `format_version` of `config.json`, `agent.json` and `policy.json`.
 
     format    written by
     1         textenv 0.1, without a format_version
     2         textenv 0.2: --sampler loop | generate | graph, normalized_objective
 
-A run or an agent of another format is refused. A policy of every earlier format is loaded: what `policy.json` says has
-only grown.
+Runs and agents of another format are refused. Policies of every earlier format are loaded: later formats of
+`policy.json` only added fields.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ READERS = {1: "textenv 0.1 (commit b8391f7)"}  # the last version that reads eac
 
 
 def check_format(path: Path, content: dict[str, Any], oldest: int = FORMAT_VERSION) -> None:
-    """Checks that this version reads a saved file.
+    """Checks that this version reads the format of a saved file.
 
     Args:
-        path: the file, for the error.
-        content: what it holds.
-        oldest: the first format that is read.
+        path: the file, for the error message.
+        content: the file's parsed content.
+        oldest: the oldest format that is read.
 
     Raises:
-        ValueError: another format; the message names the version that reads it.
+        ValueError: the format is another one; the message names the version that reads it.
     """
     found = content.get("format_version", 1)
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
@@ -38,5 +38,6 @@ def check_format(path: Path, content: dict[str, Any], oldest: int = FORMAT_VERSI
     reader = READERS.get(found, "a later version of textenv")
     formats = f"format {FORMAT_VERSION}" if oldest == FORMAT_VERSION else f"formats {oldest} to {FORMAT_VERSION}"
     raise ValueError(
-        f"{path} is in format {found}, which {reader} reads; this is textenv {textenv.__version__}, which reads {formats}."
+        f"{path} is in format {found}, which {reader} reads; this is textenv {textenv.__version__}, which reads "
+        f"{formats}."
     )

@@ -1,14 +1,15 @@
-"""GRPO: the other answers to the same prompt in the critic's place (Shao et al. 2024, arXiv:2402.03300).
+"""GRPO: the other completions of the prompt replace the critic (Shao et al. 2024, arXiv:2402.03300).
 
-    A_t   = (G_i - mean(G_1 .. G_K)) / std(G_1 .. G_K)              for every token of answer i of K
+    A_t   = (G_i - mean(G_1 .. G_K)) / std(G_1 .. G_K)              for every token of completion i of K
     L     = E[ sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps_high) A_t) ]
 
-What it adds to PPO: no critic, no V; an advantage relative to the group, and the same for all tokens of an answer. With
-eps_high > eps ("clip-higher", Yu et al. 2025, arXiv:2503.14476) unlikely tokens have more room to become likely.
+What it changes in PPO: there is no critic. The advantage is relative to the group, and the same for all tokens of a
+completion. With eps_high > eps ("clip-higher", Yu et al. 2025, arXiv:2503.14476) the probability of unlikely tokens can
+rise further.
 
 Unlike Shao et al.: the KL is in the reward and not in the loss (`python -m experiments lecture --claims which_kl`
-measures why), and the loss is a sum per answer rather than a mean over its tokens, which favours short right answers
-and long wrong ones (Liu et al. 2025, arXiv:2503.20783). They also argue against dividing by the standard deviation:
+measures why), and the loss is a sum over a completion's tokens and not a mean. The mean favours short correct and long
+wrong completions (Liu et al. 2025, arXiv:2503.20783). Liu et al. also argue against dividing by the standard deviation:
 `scale_rewards=False`.
 """
 
@@ -19,7 +20,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from agents.agent import Agent, check_range
+from agents.agent import Agent
+from agents.checks import check_range
 from agents.functional import clipped_surrogate_loss, group_relative, reward_to_go
 from agents.sampling import Rollout
 from agents.training import Info, Metrics, run_epochs
@@ -27,22 +29,22 @@ from agents.training import Info, Metrics, run_epochs
 
 @dataclass(eq=False)
 class GRPO(Agent):
-    """Group-relative policy optimisation; see this file's docstring."""
+    """Group-relative policy optimisation, see this file's docstring."""
 
     num_generations: int = 8
-    """K, answers to the same prompt, side by side among the n_episodes; at least 2."""
+    """K, completions per prompt, a group; contiguous among the n_episodes; at least 2."""
     scale_rewards: bool = True
-    """Divide by the group's standard deviation."""
+    """Divide advantages by the group's standard deviation."""
     n_epochs: int = 4
-    """How often each answer is used."""
+    """Passes over each batch of completions."""
     batch_size: int | None = None
-    """Answers a minibatch; None is all of them."""
+    """Completions per minibatch; None is all of them."""
     clip_range: float | None = 0.2
     """eps; None is importance weights without a clip."""
     clip_range_high: float | None = 0.28
     """eps_high, for rho > 1; None is eps."""
     target_kl: float | None = None
-    """Stop the epochs of a batch when KL(pi_old || pi) a token exceeds 1.5 times this; None never does."""
+    """Stop the epochs of a batch when KL(pi_old || pi) per token exceeds 1.5 times this; None never stops."""
 
     needs_values: ClassVar[bool] = False
 
@@ -55,14 +57,14 @@ class GRPO(Agent):
             check_range(name, getattr(self, name), 0)
 
     def train(self, rollout: Rollout) -> Metrics:
-        """`n_epochs` passes over the answers, in minibatches."""
+        """Takes `n_epochs` passes over the completions, in minibatches."""
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = group_relative(returns, self.num_generations, self.scale_rewards)[:, None].expand_as(rollout.mask)
-        answers = rollout.without_strings()
-        return run_epochs(self, len(rollout), lambda rows: [self.loss(answers[rows], advantages[rows])])
+        batch = rollout.without_strings()
+        return run_epochs(self, len(rollout), lambda rows: [self.loss(batch[rows], advantages[rows])])
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
-        """The loss of some answers with advantages [B, T], and what is worth watching."""
+        """Loss of a micro-batch with advantages [B, T], and metrics."""
         log_probs = self.learner(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
         ).log_probs

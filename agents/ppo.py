@@ -1,15 +1,15 @@
-"""PPO: learn several times from the same answers (Schulman et al. 2017, arXiv:1707.06347).
+"""PPO: several optimizer steps from the same completions (Schulman et al. 2017, arXiv:1707.06347).
 
-    rho_t = pi(a_t|s_t) / pi_old(a_t|s_t)                            importance weight of an older policy's sample
+    rho_t = pi(a_t|s_t) / pi_old(a_t|s_t)                            importance weight, pi_old the behaviour policy
     L     = E[ sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t) ]
-    loss  = -L + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]             `losses`, in agents/critic.py
+    loss  = -L + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]             `losses` in agents/actor_critic_base.py
 
-What it adds to ActorCritic: the answers come from a fixed older policy, each is used `n_epochs` times in minibatches,
-weighted by rho_t, and the clip takes away the reason to move rho_t far from 1. In the first minibatch rho = 1, and the
-gradient is ActorCritic's.
+What it adds to ActorCritic: the completions come from a fixed older policy. Each is used `n_epochs` times in
+minibatches, weighted by rho_t. The clip removes the incentive to push rho_t far from 1. In the first minibatch rho = 1,
+and the gradient is that of ActorCritic.
 
-Unlike Huang et al. 2024 (arXiv:2403.17031), by default: advantages are not whitened, V regresses on the reward to go
-and is not clipped, losses are sums per answer. Like them: V(s_T) = 0 at the end, gamma = 1, Adam's eps.
+Unlike Huang et al. 2024 (arXiv:2403.17031), by default: advantages are not whitened, V is regressed on the reward to go
+and not clipped, losses are sums over a completion's tokens. Like them: V(s_T) = 0 at the end, gamma = 1, Adam's eps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents.actor_critic_base import ActorCriticBase
-from agents.agent import check_range
+from agents.checks import check_range
 from agents.functional import clipped_surrogate_loss, explained_variance, value_loss
 from agents.sampling import Rollout
 from agents.training import Info, Metrics, all_reduce_sum, run_epochs
@@ -27,18 +27,18 @@ from agents.training import Info, Metrics, all_reduce_sum, run_epochs
 
 @dataclass(eq=False)
 class PPO(ActorCriticBase):
-    """Proximal policy optimisation; see this file's docstring."""
+    """Proximal policy optimisation, see this file's docstring."""
 
     n_epochs: int = 4
-    """How often each answer is used."""
+    """Passes over each batch of completions."""
     batch_size: int | None = None
-    """Answers a minibatch; None is all of them."""
+    """Completions per minibatch; None is all of them."""
     clip_range: float | None = 0.2
     """eps; None is importance weights without a clip."""
     clip_range_vf: float | None = None
-    """The same for V; None does not clip it."""
+    """The clip range of V around its old value; None does not clip V."""
     target_kl: float | None = None
-    """Stop the epochs of a batch when KL(pi_old || pi) a token exceeds 1.5 times this; None never does."""
+    """Stop the epochs of a batch when KL(pi_old || pi) per token exceeds 1.5 times this; None never stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,13 +48,11 @@ class PPO(ActorCriticBase):
             check_range(name, getattr(self, name), 0)
 
     def train(self, rollout: Rollout) -> Metrics:
-        """`n_epochs` passes over the answers, in minibatches."""
+        """Takes `n_epochs` passes over the completions, in minibatches."""
         assert rollout.values is not None
         advantages, returns = self.advantages(rollout)
-        answers = rollout.without_strings()
-        metrics = run_epochs(
-            self, len(rollout), lambda rows: self.losses(answers[rows], advantages[rows], returns[rows])
-        )
+        batch = rollout.without_strings()
+        metrics = run_epochs(self, len(rollout), lambda rows: self.losses(batch[rows], advantages[rows], returns[rows]))
         explained = explained_variance(rollout.values, returns, rollout.mask, all_reduce_sum)
         metrics["val/explained_variance"] = float(explained)
         return metrics
@@ -64,5 +62,5 @@ class PPO(ActorCriticBase):
         return clipped_surrogate_loss(log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range)
 
     def critic_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
-        """As any critic's, V clipped around what it was by `clip_range_vf`."""
+        """Value loss, with V clipped to `clip_range_vf` around its value when the batch was collected."""
         return value_loss(values, returns, rollout.mask, rollout.values, self.clip_range_vf)

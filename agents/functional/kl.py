@@ -1,14 +1,14 @@
-"""The KL to the reference: its estimators, for *measuring*, and the beta that steers it.
+"""The KL to the reference: estimators that *measure* it, and a controller of beta.
 
 Estimators of KL(pi || pi_ref) from samples of pi (Schulman, "Approximating KL divergence", 2020), token by token, with
 `log_ratio = log pi(a|s) - log pi_ref(a|s)` at a ~ pi:
 
-    k1 = log_ratio                       unbiased, can be negative; the one in the reward (textenv.process)
+    k1 = log_ratio                       unbiased, can be negative; the one in the reward (textenv/mdp.py)
     k2 = log_ratio^2 / 2                 biased, never negative, low variance near pi_ref
     k3 = exp(-log_ratio) - 1 + log_ratio unbiased, never negative, low variance near pi_ref
 
-Differentiated, they are something else: of these only k1 in the reward has the gradient of the KL over whole texts.
-Measured, with bias and variance: `python -m experiments lecture --claims which_kl`, shown in the README.
+Their gradients are another matter: only k1 in the reward has the gradient of the KL over whole sequences.
+`python -m experiments lecture --claims which_kl` measures bias and variance of each.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def adaptive_kl_coef(kl_coef: float, kl: float, target: float, num_episodes: int, horizon: int = 10_000) -> float:
-    """beta for the next batch: higher where the KL was above its target, lower where it was below.
+    """Returns beta for the next batch: higher if the KL was above its target, lower if it was below.
 
         beta <- beta (1 + clip(kl / target - 1, -0.2, 0.2) num_episodes / horizon)
 
     Ziegler et al. 2019 (arXiv:1909.08593), section 2.2, with `num_episodes / horizon` for the paper's gain K_beta, as
-    their code has it. A fixed point only where kl = target.
+    their code has it. The only fixed point is kl = target.
 
     Args:
         kl_coef: beta of the batch.
-        kl: mean over its answers of the KL over whole texts, in nats.
-        target: the KL wanted, > 0.
-        num_episodes: answers in the batch.
-        horizon: answers after which beta has changed by a factor of about e^0.2, if the KL is far off all the time.
+        kl: the batch's estimate of the KL over whole sequences, in nats.
+        target: the target of that KL, > 0.
+        num_episodes: completions in the batch.
+        horizon: completions after which beta has changed by a factor of about e^0.2 if the KL stays far off target.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * num_episodes / horizon)

@@ -1,8 +1,8 @@
 """Losses: pure functions of [B, T] tensors and a mask.
 
-All of them are means *per answer*: sums over an answer's tokens, divided by the number of answers B. So the policy
-losses' gradient is an estimate of the gradient of J itself, whatever the lengths in the batch. (A mean over all tokens
-divides by the batch's total length, which depends on the samples: the gradient is then biased towards short answers.)
+Each loss is a mean *per completion*: sums over a completion's tokens, divided by the number of completions B. So the
+gradient of a policy loss estimates the gradient of J itself, whatever the lengths in the batch. (A mean over all tokens
+divides by the batch's total length, which depends on the samples: its gradient is biased towards short completions.)
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def mean_over_completions(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def policy_gradient_loss(log_probs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
-    """- sum_t log pi(a_t|s_t) w_t: its gradient is that of -J when w_t estimates Q(s_t, a_t), up to a baseline.
+    """- sum_t log pi(a_t|s_t) w_t: its gradient estimates that of -J if w_t estimates Q(s_t, a_t), up to a baseline.
 
     The log-derivative trick, grad pi = pi grad log pi (Williams 1992; Sutton et al. 2000).
 
     Args:
         log_probs: log pi(a_t|s_t), with gradient, [B, T].
-        weights: w_t: whole return, reward to go, Q or advantage, [B, T]; taken as constants.
+        weights: w_t: whole return, reward to go, Q or advantage, [B, T]; detached.
         mask: bool [B, T].
     """
     return -mean_over_completions(log_probs * weights.detach(), mask)
@@ -46,18 +46,22 @@ def clipped_surrogate_loss(
 
     Args:
         log_probs: log pi(a_t|s_t), with gradient, [B, T].
-        old_log_probs: log pi_old(a_t|s_t) of the policy that sampled, [B, T].
-        advantages: A_t, [B, T]; taken as constants.
+        old_log_probs: log pi_old(a_t|s_t) of the behaviour policy, [B, T].
+        advantages: A_t, [B, T]; detached.
         mask: bool [B, T].
         clip_range: eps; None is the importance-weighted loss without a clip, - sum_t rho_t A_t.
         clip_range_high: eps_high; None is eps.
 
     Returns:
-        The loss, and what is worth watching, a token: `val/ratio`, the mean of rho; `val/ratio_error_max`, its largest
-        distance from 1; `val/ess`, (sum rho)^2 / (n sum rho^2), the effective share of the sample (Kong 1992);
-        `policy/approxkl_avg`, KL(pi_old || pi) by k3; `policy/clipfrac_avg`, where the clip binds; the same among the
-        tokens with A > 0 (rho > 1 + eps_high), `policy/clipfrac_high_avg`, and among those with A < 0 (rho < 1 - eps),
-        `policy/clipfrac_low_avg`; and how many tokens these are means of.
+        The loss, and metrics over the n real tokens:
+        `val/ratio`, the mean of rho;
+        `val/ratio_error_max`, the largest distance of rho from 1;
+        `val/ess`, (sum rho)^2 / (n sum rho^2), the effective sample size as a share of n (Kong 1992);
+        `policy/approxkl_avg`, KL(pi_old || pi) per token, by k3;
+        `policy/clipfrac_avg`, the share of tokens where the clip binds;
+        `policy/clipfrac_high_avg`, that share among tokens with A > 0 (rho > 1 + eps_high);
+        `policy/clipfrac_low_avg`, that share among tokens with A < 0 (rho < 1 - eps);
+        `num_tokens`, `num_high`, `num_low`, the numbers of tokens that these are means over.
     """
     advantages = advantages.detach()
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
@@ -71,10 +75,10 @@ def clipped_surrogate_loss(
         surrogate = torch.minimum(surrogate, clipped)
     tokens = mask.sum().clamp(min=1)
     with torch.no_grad():
-        paid, high, low = torch.where(mask, ratio, 0.0), mask & (advantages > 0), mask & (advantages < 0)
+        rho, high, low = torch.where(mask, ratio, 0.0), mask & (advantages > 0), mask & (advantages < 0)
         info = {
-            "val/ratio": paid.sum() / tokens,
-            "val/ess": paid.sum() ** 2 / (tokens * (paid**2).sum()).clamp(min=1e-30),
+            "val/ratio": rho.sum() / tokens,
+            "val/ess": rho.sum() ** 2 / (tokens * (rho**2).sum()).clamp(min=1e-30),
             "val/ratio_error_max": (ratio - 1.0).abs().max(),
             "policy/approxkl_avg": k3(-log_ratio).sum() / tokens,
             "policy/clipfrac_avg": (binds & mask).sum() / tokens,
@@ -90,20 +94,21 @@ def clipped_surrogate_loss(
 def value_loss(
     values: Tensor, returns: Tensor, mask: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
 ) -> Tensor:
-    """1/2 sum_t (V(s_t) - G_t)^2: the mean squared error on the reward to go, whose minimum is the true V; per answer.
+    """1/2 sum_t (V(s_t) - G_t)^2 per completion: the squared error on the reward to go, least at the true V.
 
     Args:
         values: V(s_t), with gradient, [B, T].
-        returns: G_t, [B, T]; taken as constants.
+        returns: G_t, [B, T]; detached.
         mask: bool [B, T].
-        old_values: V(s_t) when the batch was collected; needed with `clip_range`.
-        clip_range: keep V within this distance of `old_values`, pessimistically (OpenAI's PPO); None is the plain MSE.
+        old_values: V(s_t) when the batch was collected; required with `clip_range`.
+        clip_range: the larger of the errors of V and of V clipped to this distance from `old_values` (OpenAI's PPO);
+            None is the plain squared error.
     """
     returns = returns.detach()
     error = (values - returns) ** 2
     if clip_range is not None:
         if old_values is None:
-            raise ValueError("value_loss needs old_values to clip against.")
-        near = old_values + (values - old_values).clamp(-clip_range, clip_range)
-        error = torch.maximum(error, (near - returns) ** 2)
+            raise ValueError("value_loss needs old_values where clip_range is set, got None; pass rollout.values.")
+        clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+        error = torch.maximum(error, (clipped - returns) ** 2)
     return 0.5 * mean_over_completions(error, mask)

@@ -1,8 +1,8 @@
 """Returns, advantages and masked statistics: pure functions of [B, T] tensors and a mask.
 
-`mask` is True on the tokens that were written. Column t of a row is time t; what stands where the mask is False is
-never looked at, so padding changes nothing. Time indices: `rewards[:, t]` is r_t, paid for a_t; `values[:, t]` is
-V(s_t), before a_t; V(s_T) = 0, since an answer that was cut at `max_new_tokens` was scored there.
+`mask` is True on the sampled tokens. Entries where it is False are never used, so padding changes nothing. Column t is
+time t: `rewards[:, t]` is r_t, the reward of a_t; `values[:, t]` is V(s_t), before a_t. V(s_T) = 0: a completion that
+reaches `max_new_tokens` terminates and is scored there.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Total = Callable[[Tensor], Tensor]  # the sum of what stands in several processes (`agents.distributed`)
+Total = Callable[[Tensor], Tensor]  # sums a tensor over the ranks (`all_reduce_sum` in agents/training/ranks.py)
 
 
 def local_total(x: Tensor) -> Tensor:
-    """The total where one process has all answers: x."""
+    """The sum over one rank: x itself."""
     return x
 
 
 def masked_mean(x: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:
-    """Mean of `x` over the True entries of `mask`: divides by `mask.sum()`, never by B * T."""
+    """Mean of `x` over the True entries of `mask`: the divisor is `mask.sum()`, never B * T."""
     _check(x, mask)
     return total(torch.where(mask, x, 0.0).sum()) / total(mask.sum()).clamp(min=1)
 
@@ -34,20 +34,20 @@ def masked_whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8, total: Total =
 
 
 def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
-    """G_t = sum_{l >= 0} gamma^l r_{t+l}: what a token is followed by, [B, T].
+    """Reward to go G_t = sum_{l >= 0} gamma^l r_{t+l}, [B, T].
 
     Args:
         rewards: r_t, [B, T].
-        mask: bool [B, T]; rewards where it is False count nothing.
+        mask: bool [B, T]; rewards where it is False are ignored.
         gamma: discount, 1 for text.
     """
     _check(rewards, mask)
-    paid = torch.where(mask, rewards, 0.0)
-    returns = torch.zeros_like(paid)
-    following = torch.zeros_like(paid[:, 0])
-    for t in reversed(range(paid.shape[1])):
-        following = paid[:, t] + gamma * following
-        returns[:, t] = following
+    rewards = torch.where(mask, rewards, 0.0)
+    returns = torch.zeros_like(rewards)
+    to_go = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        to_go = rewards[:, t] + gamma * to_go
+        returns[:, t] = to_go
     return torch.where(mask, returns, 0.0)
 
 
@@ -62,7 +62,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, gae_l
     Args:
         rewards: r_t, [B, T].
         values: V(s_t), [B, T]. V(s_T) = 0 needs no column.
-        mask: bool [B, T], True from the first token that counts to the last one.
+        mask: bool [B, T], True from the first sampled token to the last one.
         gamma: discount.
         gae_lambda: lambda in [0, 1].
     """
@@ -75,29 +75,29 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, gae_l
 
 
 def batch_mean(returns: Tensor, total: Total = local_total) -> Tensor:
-    """The mean of all N returns as a baseline for each, [N].
+    """The mean of all N returns as the baseline of each, [N].
 
-    A return counts in its own baseline, which shrinks the expected gradient by the factor 1 - 1/N.
+    Each return is part of its own baseline, which shrinks the expected gradient by the factor 1 - 1/N.
     """
-    everything = torch.ones_like(returns, dtype=torch.bool)
-    return masked_mean(returns, everything, total).expand_as(returns)
+    mask = torch.ones_like(returns, dtype=torch.bool)
+    return masked_mean(returns, mask, total).expand_as(returns)
 
 
 def leave_one_out(returns: Tensor, num_generations: int) -> Tensor:
-    """For each answer the mean return of the *other* answers to the same prompt, [N]: a baseline without bias.
+    """For each completion the mean return of the *others* in its group, [N]: a baseline without bias.
 
     Kool, van Hoof, Welling 2019; Ahmadian et al. 2024 (RLOO, arXiv:2402.14740).
 
     Args:
-        returns: [N], answers to the same prompt side by side.
-        num_generations: answers a prompt, at least 2.
+        returns: [N]; the completions of one prompt are contiguous.
+        num_generations: completions per prompt, at least 2.
 
     Raises:
-        ValueError: fewer than two answers a prompt, or N is not a multiple of it.
+        ValueError: fewer than two completions per prompt, or N is not a multiple of it.
     """
     if num_generations < 2 or len(returns) % num_generations:
         raise ValueError(
-            "leave_one_out needs num_generations >= 2 answers to each prompt, side by side; got "
+            "leave_one_out needs num_generations >= 2 contiguous completions of each prompt, got "
             f"{num_generations} for {len(returns)} returns."
         )
     groups = returns.view(-1, num_generations)
@@ -106,23 +106,23 @@ def leave_one_out(returns: Tensor, num_generations: int) -> Tensor:
 
 
 def group_relative(returns: Tensor, num_generations: int, scale: bool = True, epsilon: float = 1e-4) -> Tensor:
-    """How much better than the other answers to its prompt an answer is, [N] (Shao et al. 2024, arXiv:2402.03300).
+    """Advantage of each completion relative to its group, [N] (Shao et al. 2024, arXiv:2402.03300).
 
-    (G - mean) / (std + epsilon) over the group; the mean counts the answer itself, which shrinks the expected gradient
-    by 1 - 1/K, and the division weighs prompts by how much their answers differ.
+    (G - mean) / (std + epsilon) over the group. The mean includes the completion itself, which shrinks the expected
+    gradient by the factor 1 - 1/K. The division gives a prompt more weight the less its completions' returns differ.
 
     Args:
-        returns: [N], answers to the same prompt side by side.
-        num_generations: K, answers a prompt, at least 2.
+        returns: [N]; the completions of one prompt are contiguous.
+        num_generations: K, completions per prompt, at least 2.
         scale: divide by the standard deviation (that of a sample, K - 1).
-        epsilon: where all answers are paid the same.
+        epsilon: avoids a division by zero where all returns of a group are equal.
 
     Raises:
-        ValueError: fewer than two answers a prompt, or N is not a multiple of it.
+        ValueError: fewer than two completions per prompt, or N is not a multiple of it.
     """
     if num_generations < 2 or len(returns) % num_generations:
         raise ValueError(
-            "group_relative needs num_generations >= 2 answers to each prompt, side by side; got "
+            "group_relative needs num_generations >= 2 contiguous completions of each prompt, got "
             f"{num_generations} for {len(returns)} returns."
         )
     groups = returns.view(-1, num_generations)
@@ -131,17 +131,18 @@ def group_relative(returns: Tensor, num_generations: int, scale: bool = True, ep
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:
-    """1 - Var[G - V] / Var[G] over the True entries: 1 is a perfect critic, 0 one that knows nothing.
+    """1 - Var[G - V] / Var[G] over the True entries: 1 for a perfect critic, 0 for a constant one.
 
-    NaN where all returns are equal, but for rounding: nothing is there to explain."""
+    NaN where all returns are equal up to rounding: there is no variance to explain.
+    """
     returns, values = returns.double(), values.double()
 
     def variance(x: Tensor) -> Tensor:
         return masked_mean((x - masked_mean(x, mask, total)) ** 2, mask, total)
 
-    spread = variance(returns)
-    some = spread > 1e-24 * masked_mean(returns**2, mask, total)
-    return torch.where(some, 1.0 - variance(returns - values) / spread, torch.nan)
+    return_variance = variance(returns)
+    varies = return_variance > 1e-24 * masked_mean(returns**2, mask, total)
+    return torch.where(varies, 1.0 - variance(returns - values) / return_variance, torch.nan)
 
 
 def _check(x: Tensor, mask: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Adapters (LoRA) on the weights of the reference."""
+"""Adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on the reference's own weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from typing import Any
 
 from textenv.references import CausalLMReference
 
+ADAPTER = "adapter"  # the folder of the adapter in a checkpoint
+
 
 def load_adapter(reference: Any, adapter: Any) -> Any:
-    """A `PeftModel` on the reference's own weights: a new one of a `LoraConfig`, or the one saved in a folder."""
+    """Returns a `PeftModel` on the reference's own weights.
+
+    Args:
+        reference: a `CausalLMReference`; from now on it computes its log-probabilities with the adapter off.
+        adapter: a `LoraConfig` for a new adapter, or the folder (a `Path`) of a saved one.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: another kind of reference, one that carries an adapter already, or an adapter that adds tokens.
+    """
     try:
         import peft
     except ImportError as error:
@@ -25,6 +36,3 @@ def load_adapter(reference: Any, adapter: Any) -> Any:
         model = peft.get_peft_model(reference.model, adapter)
     reference.attach(model)
     return model
-
-
-ADAPTER = "adapter"  # the folder of it in a checkpoint

@@ -5,22 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LARGE_VOCABULARY = 256  # from this V on, `sample_categorical` draws one random number per row instead of V
+
 
 def sample_categorical(probs: Tensor, source: torch.Generator | Tensor) -> Tensor:
-    """A token of each row of probabilities [B, V], by a generator or by numbers in [0, 1), float64 [B, 1].
+    """Samples one token per row of probabilities [B, V]; returns int64 [B].
 
-    torch.multinomial draws a random number for each word, which is a third of the time of sampling where words are many
-    (5000). There one number a row is drawn: the token is the first whose cumulated probability exceeds it. So on a GPU,
-    which multinomial makes the host wait for in some versions of torch.
+    torch.multinomial draws a random number per token of the vocabulary, a third of the time of sampling at V = 5000.
+    For a large V one number per row is drawn instead: the token is the first whose cumulative probability exceeds it.
+    The same is done on a GPU, where multinomial makes the host wait in some versions of torch.
+
+    Args:
+        probs: probabilities [B, V].
+        source: a generator, or numbers in [0, 1), float64 [B, 1].
     """
     if isinstance(source, torch.Generator):
         if probs.shape[1] < LARGE_VOCABULARY and not probs.is_cuda:
             return torch.multinomial(probs, 1, generator=source).squeeze(1)
         source = torch.rand(len(probs), 1, generator=source, device=probs.device, dtype=torch.float64)
-    # in place, for this is the most that sampling holds; on a copy also where probabilities are float64 themselves
-    heights = probs.to(torch.float64, copy=True).cumsum_(dim=1)
-    chosen = torch.searchsorted(heights, source * heights[:, -1:], right=True).squeeze(1)
-    return chosen.clamp_(max=probs.shape[1] - 1)  # beyond it where probabilities are nan, which `collect` tells of
-
-
-LARGE_VOCABULARY = 256  # from here on `sample_categorical` does not draw a random number a word
+    # cumsum in place, since this is the peak memory of sampling; copy=True spares `probs` where they are float64
+    cumulative = probs.to(torch.float64, copy=True).cumsum_(dim=1)
+    tokens = torch.searchsorted(cumulative, source * cumulative[:, -1:], right=True).squeeze(1)
+    return tokens.clamp_(max=probs.shape[1] - 1)  # out of range where probabilities are nan; `collect` raises for these

@@ -1,4 +1,4 @@
-"""Starting at the reference: train a small model to say what a table says."""
+"""Training a small model to imitate a tabulated reference, so that the policy starts at the reference."""
 
 from __future__ import annotations
 
@@ -23,14 +23,23 @@ def imitate(
     cycles: tuple[int, ...] = (200, 400, 800, 1600),
     seed: int = 0,
 ) -> float:
-    """Minimise E_{y ~ pi_ref} sum_t KL(pi_ref(.|s_t) || pi(.|s_t)), the KL over whole texts, in place.
+    """Minimises E_{y ~ pi_ref} sum_t KL(pi_ref(.|s_t) || pi(.|s_t)), the KL over whole completions, in place.
 
-    Texts are drawn from the reference, and at each state of theirs the whole next-token distribution is the target:
-    that is far less noisy than the tokens alone. Each cycle of steps raises and lowers the learning rate once (Smith
-    2018); the next, longer one begins only if the mean over the last 20 batches has not come below `tolerance`.
+    Completions are sampled from the reference. At each of their states the target is the whole next-token distribution,
+    which is far less noisy than the sampled tokens alone. Each cycle of steps raises and lowers the learning rate once
+    (Smith 2018). The next, longer cycle starts only if the mean loss of the last 20 batches is not below `tolerance`.
+
+    Args:
+        policy: a `TransformerPolicy`.
+        mdp: the MDP with the reference.
+        tolerance: the KL at which training stops, in nats.
+        batch_size: completions per step.
+        learning_rate: the peak of Adam's step size.
+        cycles: steps of each cycle.
+        seed: seeds the sampling of prompts and completions.
 
     Returns:
-        That mean. A warning says so if `tolerance` was not reached.
+        The mean loss of the last 20 batches. A warning is issued if it is above `tolerance`.
     """
     generator = torch.Generator().manual_seed(seed)
     reached = float("inf")
@@ -39,8 +48,8 @@ def imitate(
         if reached < tolerance:
             return reached
     warnings.warn(
-        f"The policy starts at a KL of {reached:.2g} from the reference, above {tolerance:.2g}: this table is too rich "
-        "for the model; raise hidden_size or num_hidden_layers.",
+        f"The policy starts at a KL of {reached:.2g} from the reference, above {tolerance:.2g}: the model is too small "
+        "for this table; raise hidden_size or num_hidden_layers.",
         stacklevel=3,
     )
     return reached
@@ -55,6 +64,7 @@ def _cycle(
     learning_rate: float,
     generator: torch.Generator,
 ) -> float:
+    """Trains for one cycle of the learning rate; returns the mean loss of the last 20 batches."""
     optimizer = torch.optim.Adam(policy.model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     recent: list[float] = []
@@ -63,8 +73,8 @@ def _cycle(
         logits = forward_completions(policy.model, ids, attention, mask.shape[1]).logits
         allowed = targets > -torch.inf
         log_probs = policy.log_softmax(logits, allowed)
-        gap = torch.where(allowed, targets.exp() * (targets - log_probs), 0.0).sum(dim=2)
-        loss = torch.where(mask, gap, 0.0).sum() / len(ids)
+        kl = torch.where(allowed, targets.exp() * (targets - log_probs), 0.0).sum(dim=2)
+        loss = torch.where(mask, kl, 0.0).sum() / len(ids)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
@@ -77,23 +87,27 @@ def _cycle(
 
 
 def sample_reference(mdp: TextMDP, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Texts of the reference: `input_ids`, `attention_mask` [n, L], log pi_ref(.|s_t) [n, T, V], mask [n, T]."""
-    texts = mdp.empty_state(n)
+    """Samples completions of the reference, with prompts drawn uniformly.
+
+    Returns:
+        `input_ids` and `attention_mask` [n, L], log pi_ref(.|s_t) [n, T, V], and the mask of sampled tokens [n, T].
+    """
+    state = mdp.empty_state(n)
     rows, horizon = np.arange(n), mdp.max_new_tokens
-    mdp.reset_rows(texts, rows, torch.randint(len(mdp.prompts.texts), (n,), generator=generator).numpy())
+    mdp.reset_rows(state, rows, torch.randint(len(mdp.prompts.texts), (n,), generator=generator).numpy())
     targets = torch.zeros(n, horizon, mdp.vocab_size)
     live = np.ones(n, dtype=np.bool_)
     for t in range(horizon):
-        log_probs = torch.as_tensor(mdp.next_ref_log_probs(texts)).float()
+        log_probs = torch.as_tensor(mdp.next_ref_log_probs(state)).float()
         log_probs[~torch.as_tensor(live)] = 0.0
         targets[:, t] = log_probs
         tokens = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1).numpy()
-        texts.input_ids[live, mdp.prompt_width + t] = tokens[live]
-        texts.attention_mask[live, mdp.prompt_width + t] = 1
+        state.input_ids[live, mdp.prompt_width + t] = tokens[live]
+        state.attention_mask[live, mdp.prompt_width + t] = 1
         live &= ~mdp.is_eos[tokens]
         if not live.any():
             break
-    ids, attention = torch.as_tensor(texts.input_ids), torch.as_tensor(texts.attention_mask)
+    ids, attention = torch.as_tensor(state.input_ids), torch.as_tensor(state.attention_mask)
     longest = int(attention[:, mdp.prompt_width :].sum(dim=1).max())
     columns = mdp.prompt_width + longest
     mask = attention[:, mdp.prompt_width : columns] == 1

@@ -1,4 +1,4 @@
-"""The policy: any Hugging Face causal language model, and a linear value head."""
+"""The policy: any Hugging Face causal language model with a linear value head."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from textenv.references import CausalLMReference
 
 
 class ActionEvaluation(NamedTuple):
-    """log pi(a_t|s_t) and V(s_t) of the tokens of B answers, [B, T] each; `values` is None if not asked for."""
+    """log pi(a_t|s_t) and V(s_t) of B completions, [B, T] each; `values` is None if they were not requested."""
 
     log_probs: Tensor
     values: Tensor | None
 
 
 class TransformerPolicy(nn.Module):
-    """pi(a|s) = softmax(logits / temperature), over the first `vocab_size` tokens that the mask allows.
+    """pi(a|s) = softmax(logits / temperature) over the allowed ones of the first `vocab_size` tokens.
 
-    The same scaled and masked logits serve sampling, the KL and the update. The policy is always in eval mode: with
-    dropout in the update, the ratio to the policy that sampled would not be 1 where nothing has changed.
+    Sampling, the KL and the update use the same scaled and masked logits. The policy is always in eval mode: with
+    dropout in the update, the ratio to the behaviour policy would not be 1 before the first step.
 
     Args:
         model: a causal LM.
-        vocab_size: V; logits beyond it (padded vocabularies) are cut off. By default all of the model's.
-        temperature: divides the logits, everywhere.
-        separate_critic: a critic with a trunk of its own (a copy of the model's), instead of one linear layer on the
-            policy's.
+        vocab_size: V; logits beyond it (padded vocabularies) are cut off. By default the model's vocabulary size.
+        temperature: divides the logits everywhere.
+        separate_critic: whether the critic has its own trunk, a copy of the model's. Otherwise it is one linear layer
+            on the policy's trunk.
     """
 
     def __init__(
@@ -71,17 +71,20 @@ class TransformerPolicy(nn.Module):
         config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or config.vocab_size)
         if self.vocab_size > config.vocab_size:
-            raise ValueError(f"The model writes {config.vocab_size} tokens, fewer than vocab_size = {self.vocab_size}.")
+            raise ValueError(
+                f"vocab_size must be at most the model's, {config.vocab_size}, got {self.vocab_size}; leave it out to "
+                "use the model's."
+            )
         self.critic = copy.deepcopy(self.trunk) if separate_critic else None
-        # without drawing from the global generator the weights that are 0 at once
+        # skip_init: the default initialisation would draw from the global generator
         self.value_head: nn.Linear = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)  # type: ignore[no-untyped-call]
-        nn.init.zeros_(self.value_head.weight)  # V = 0 at first, as if nothing were expected
+        nn.init.zeros_(self.value_head.weight)  # V = 0 at first
         nn.init.zeros_(self.value_head.bias)
         self.gradient_checkpointing = False
-        self.share_prefixes = True  # read those that answers have in common once (`textenv.prefix`)
+        self.share_prefixes = True  # prefix sharing: compute the common prefixes of sequences once
         self.train(False)
 
-    # -- making, loading, saving -------------------------------------------------------------------------------------
+    # -- construction, loading, saving -------------------------------------------------------------------------------
 
     @classmethod
     def for_env(
@@ -96,13 +99,21 @@ class TransformerPolicy(nn.Module):
         seed: int = 0,
         lora: Any = None,
     ) -> TransformerPolicy:
-        """The policy that starts at the environment's reference, KL < 1e-3.
+        """Returns a policy that starts at the environment's reference, with KL < 1e-3.
 
-        A language-model reference is copied (with a temperature other than 1 the copy is at that temperature, and so no
-        longer at the reference). With `lora`, a `peft.LoraConfig`, it is not: the policy is an adapter (Hu et al. 2021,
-        arXiv:2106.09685) on the reference's own weights, which reads with the adapter off. For a table a small GPT-2 is
-        made and trained to imitate it (seconds on a toy); `hidden_size`, `num_hidden_layers` and `num_attention_heads`
-        are its. `seed` draws the weights that are new.
+        A language-model reference is copied. With a temperature other than 1 the copy is no longer at the reference.
+        For a tabulated reference a small GPT-2 is created and trained to imitate it (seconds on a toy task).
+
+        Args:
+            env: an environment of textenv.
+            temperature: divides the logits everywhere.
+            separate_critic: whether the critic has its own trunk.
+            hidden_size: of the small GPT-2, like the next two.
+            num_hidden_layers: see `hidden_size`.
+            num_attention_heads: see `hidden_size`.
+            seed: seeds the initialisation of new weights.
+            lora: a `peft.LoraConfig`: the policy is an adapter (Hu et al. 2021, arXiv:2106.09685) on the weights of a
+                language-model reference, which are not copied; the reference computes with the adapter off.
         """
         mdp = get_mdp(env)
         if lora is not None:
@@ -113,7 +124,7 @@ class TransformerPolicy(nn.Module):
         if isinstance(mdp.reference, CausalLMReference):
             model = mdp.reference.copy_model().requires_grad_(True)
             return cls(model, vocab_size=mdp.vocab_size, temperature=temperature, separate_critic=separate_critic)
-        config = GPT2Config(  # learned positions: rotary ones cannot count repetitions of one word, a toy's machine can
+        config = GPT2Config(  # learned positions: a table can count repetitions of one token, rotary ones cannot
             vocab_size=mdp.vocab_size,
             n_embd=hidden_size,
             n_inner=2 * hidden_size,
@@ -144,10 +155,10 @@ class TransformerPolicy(nn.Module):
         reference: Any = None,
         dtype: torch.dtype | None = None,
     ) -> TransformerPolicy:
-        """Load a folder of `save_pretrained`, or any Hugging Face causal LM (path or hub id) with a new value head.
+        """Loads a folder of `save_pretrained`, or any Hugging Face causal LM (path or hub id) with a new value head.
 
-        Arguments that are None are as they were saved. Where an adapter was saved, it is put on the weights of
-        `reference` (an environment's `mdp.reference`), to be trained on; without one the merged model is loaded.
+        Arguments that are None keep their saved values. A saved adapter is loaded onto the weights of `reference` (an
+        environment's `mdp.reference`) and can be trained further. Without `reference` the merged model is loaded.
         """
         folder = Path(path)
         saved = json.loads((folder / "policy.json").read_text()) if (folder / "policy.json").is_file() else {}
@@ -165,22 +176,22 @@ class TransformerPolicy(nn.Module):
         )
         if saved:
             state = load_file(folder / "value_head.safetensors")
-            wanted = {name for name in policy.state_dict() if not name.startswith("model.")}
-            policy.load_state_dict({name: state[name] for name in wanted & set(state)}, strict=False)
+            names = {name for name in policy.state_dict() if not name.startswith("model.")}
+            policy.load_state_dict({name: state[name] for name in names & set(state)}, strict=False)
         return policy.cast(getattr(torch, saved.get("dtype", "float32")) if dtype is None else dtype)
 
     def cast(self, dtype: torch.dtype) -> TransformerPolicy:
-        """Hold the weights in `dtype`, in place; V stays in float32, and so do an adapter and the log-probabilities."""
-        if not self.has_adapter:  # which sits on the reference's weights, in their dtype
+        """Converts the weights to `dtype` in place; value head, adapter and log-probabilities stay in float32."""
+        if not self.has_adapter:  # the weights below an adapter are the reference's, in its dtype
             self.model.to(dtype)
         if self.critic is not None:
             self.critic.to(dtype)
         return self
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic beside it.
+        """Saves a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic in the same folder.
 
-        An adapter is merged into the checkpoint, and stands by itself in the folder `adapter`.
+        An adapter is merged into the checkpoint, and also saved separately in the subfolder `adapter`.
         """
         path = Path(folder)
         if self.has_adapter:
@@ -201,7 +212,7 @@ class TransformerPolicy(nn.Module):
         (path / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     def _generation_config(self) -> Any:
-        """For `generate`: the temperature, and that the tokenizer has fewer tokens than the model."""
+        """The saved settings of `generate`: the temperature, and logits beyond `vocab_size` suppressed."""
         config = copy.deepcopy(self.model.generation_config)
         if self.temperature != 1.0:
             config.do_sample, config.temperature = True, self.temperature
@@ -211,7 +222,7 @@ class TransformerPolicy(nn.Module):
 
     @property
     def has_adapter(self) -> bool:
-        """Whether the model is a `PeftModel`, whose weights are another's."""
+        """Whether the model is a `PeftModel` on the reference's weights."""
         return hasattr(self.model, "get_base_model")
 
     @property
@@ -220,14 +231,14 @@ class TransformerPolicy(nn.Module):
         return base_model(self.model).base_model
 
     def train(self, mode: bool = True) -> TransformerPolicy:
-        """Stays in eval mode, whatever is asked for: see the class's docstring."""
+        """Stays in eval mode whatever `mode` is: see the class docstring."""
         return super().train(False)
 
     def gradient_checkpointing_enable(self) -> None:
-        """From now on keep each layer's input alone for the backward pass, and compute the rest again: less memory.
+        """Switches gradient checkpointing on: the backward pass recomputes activations from each layer's input.
 
         Raises:
-            ValueError: the model's layers do not know how.
+            ValueError: the model does not support it.
         """
         if not self.model.supports_gradient_checkpointing:
             raise ValueError(f"{type(self.model).__name__} has no gradient checkpointing.")
@@ -235,34 +246,34 @@ class TransformerPolicy(nn.Module):
             newer = getattr(trunk, "activation_checkpointing_enable", None)  # its name since transformers 5.20
             (newer or trunk.gradient_checkpointing_enable)({"use_reentrant": False})
         self.gradient_checkpointing = True
-        self.share_prefixes = False  # transformers drops the cache of a layer that is checkpointed
+        self.share_prefixes = False  # transformers drops the KV cache of a checkpointed layer
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """From now on let `torch.compile` make the kernels of the update's pass, the same for answers of all lengths.
+        """Compiles the update's forward and backward pass with `torch.compile`, with kernels for all lengths.
 
-        The first update takes a minute longer. Sampling, and all that is not asked by calling the policy itself, stays
-        as it is. Arguments are torch.compile's.
+        The first update takes a minute longer. Only calls of the policy itself (`forward`) are compiled; sampling is
+        not. Arguments are those of torch.compile.
 
         Raises:
-            ValueError: the policy is on a CPU, and there is no C++ compiler.
+            ValueError: the policy is on a CPU and there is no C++ compiler.
         """
         if self.device.type == "cpu":
             check_compiler()
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        with torch.no_grad():  # on its first call transformers puts hooks into the model, which cannot be compiled
+        with torch.no_grad():  # on its first call transformers adds hooks to the model, which cannot be compiled
             self.evaluate_actions(ids, torch.ones_like(ids), 1)
         super().compile(*args, **{"dynamic": True, **kwargs})
 
     @contextmanager
     def _checkpointed(self) -> Iterator[None]:
-        """transformers checkpoints only layers that are training; what is inside them, dropout too, is not."""
+        """Puts the layers, but not the modules inside them (dropout), in training mode, as transformers requires."""
         if not self.gradient_checkpointing or not torch.is_grad_enabled():
             yield
             return
         layers = [layer for layer in self.modules() if isinstance(layer, GradientCheckpointingLayer)]
         for layer in layers:
             layer.training = True
-            if isinstance(getattr(layer, "dropout", None), float):  # OPT's layers drop out by themselves
+            if isinstance(getattr(layer, "dropout", None), float):  # OPT's layers apply dropout themselves
                 layer.dropout = 0.0  # type: ignore[assignment]
         try:
             yield
@@ -272,16 +283,17 @@ class TransformerPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.value_head.weight.device
 
     # -- the distribution --------------------------------------------------------------------------------------------
 
     def log_softmax(self, logits: Tensor, action_mask: Tensor | None = None) -> Tensor:
-        """log pi(.|s) in float32, [..., V], from the model's logits; -inf where `action_mask` is False."""
+        """Returns log pi(.|s) in float32, [..., V], from the model's logits; -inf where `action_mask` is False."""
         return self._scaled(logits, action_mask).log_softmax(dim=-1).float()
 
     def _scaled(self, logits: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Cuts the model's logits to V, divides them by the temperature and masks them."""
         scaled = logits[..., : self.vocab_size].to(torch.promote_types(logits.dtype, torch.float32))
         if self.temperature != 1.0:
             scaled = scaled / self.temperature
@@ -290,18 +302,18 @@ class TransformerPolicy(nn.Module):
     def sample(
         self, logits: Tensor, action_mask: Tensor | None, source: torch.Generator | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A token of each row of the model's logits [B, V], sampled from pi, and log pi of it, [B] each.
+        """Samples one token per row of the model's logits [B, V]; returns the tokens and their log pi, [B] each.
 
-        `source` is a generator, or what it has drawn: numbers in [0, 1), float64 [B, 1].
+        `source` is a generator, or numbers in [0, 1) drawn before, float64 [B, 1].
         """
         probs = self._scaled(logits, action_mask).softmax(dim=-1)
         token = sample_categorical(probs, source)
         return token, probs.gather(1, token[:, None]).squeeze(1).log().float()
 
     def next_token_logits(self, input_ids: Any, attention_mask: Any) -> Tensor:
-        """Logits over temperature, [B, V], of the next token of texts [B, L] (arrays or tensors, blanks anywhere).
+        """Returns logits over temperature, [B, V], of the next token of sequences [B, L].
 
-        What `env.unwrapped.bind_policy` and `textenv.exact` ask of a policy.
+        Arguments are arrays or tensors, with padding anywhere. `env.unwrapped.bind_policy` and `textenv.exact` call it.
         """
         output = self.model(**self._packed(input_ids, attention_mask), logits_to_keep=1)
         return self._scaled(output.logits[:, -1])
@@ -309,18 +321,18 @@ class TransformerPolicy(nn.Module):
     def next_token_logits_and_values(
         self, input_ids: Tensor, attention_mask: Tensor, action_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `next_token_logits`, -inf where `action_mask` [B, V] is False, and V(s) of the same texts, [B].
+        """Returns `next_token_logits`, -inf where `action_mask` [B, V] is False, and V(s) of the same states, [B].
 
-        For agents that choose token by token; `evaluate_actions` reads whole answers in one pass.
+        For agents that act token by token; `evaluate_actions` computes whole completions in one pass.
         """
-        texts = self._packed(input_ids, attention_mask)
+        inputs = self._packed(input_ids, attention_mask)
         with self._checkpointed():
-            output = self.model(**texts, logits_to_keep=1, output_hidden_states=self.critic is None)
-            hidden = output.hidden_states[-1] if self.critic is None else self.critic(**texts).last_hidden_state
+            output = self.model(**inputs, logits_to_keep=1, output_hidden_states=self.critic is None)
+            hidden = output.hidden_states[-1] if self.critic is None else self.critic(**inputs).last_hidden_state
         return self._scaled(output.logits[:, -1], action_mask), self.values_from_hidden(hidden, 1).squeeze(1)
 
     def _packed(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
-        """What a model is called with to read whole texts: blanks on the left, so that the last column is a token."""
+        """The model's arguments for whole sequences: padding moved to the left, so the last column is a token."""
         ids, mask = (torch.as_tensor(array, device=self.device) for array in (input_ids, attention_mask))
         ids, mask = pack_left(ids, mask)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
@@ -333,15 +345,15 @@ class TransformerPolicy(nn.Module):
         action_mask: Tensor | None = None,
         values: bool = True,
     ) -> ActionEvaluation:
-        """log pi and V of the last `num_tokens` columns of texts [B, L], in parallel, prompts in common once.
+        """Computes log pi and V of the last `num_tokens` columns of sequences [B, L] in one pass, with prefix sharing.
 
-        Where each token has a text of its own, [B, T, L], it stands in the last column of it (`agents.episodes`).
+        Inputs [B, T, L] have one observation per token, with a_t in its last column (`agents.sampling.external`).
 
         Args:
-            input_ids, attention_mask: prompts and answers, answer token t in column L - T + t.
+            input_ids, attention_mask: sequences, with a_t in column L - T + t.
             num_tokens: T.
-            action_mask: bool [B, T, V], what the policy was allowed; None where nothing is masked.
-            values: whether V is wanted.
+            action_mask: bool [B, T, V], the allowed tokens; None if nothing is masked.
+            values: whether to compute V.
         """
         if input_ids.ndim == 3:
             masks = None if action_mask is None else action_mask.flatten(0, 1)[:, None]
@@ -360,9 +372,9 @@ class TransformerPolicy(nn.Module):
             )
         logits = self._scaled(output.logits, action_mask)
         tokens = input_ids[:, -num_tokens:]
-        # one kernel for log-softmax and choice, forward and back
-        surprise = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
-        log_probs = -surprise.view(tokens.shape).float()
+        # one kernel for log-softmax and gather, forward and backward
+        negative = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+        log_probs = -negative.view(tokens.shape).float()
         if not values:
             return ActionEvaluation(log_probs, None)
         if shared:
@@ -372,20 +384,20 @@ class TransformerPolicy(nn.Module):
     def forward(
         self, *args: Any, method: Literal["evaluate_actions", "values"] = "evaluate_actions", **kwargs: Any
     ) -> Any:
-        """`evaluate_actions` or `values`, under the name that is called where a module is wrapped or compiled."""
+        """Calls `evaluate_actions` or `values`: a wrapped or compiled module only intercepts `forward`."""
         return getattr(self, method)(*args, **kwargs)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
-        """V(s_t) alone, [B, T]: in parallel through the critic's trunk, no logits. Texts as in `evaluate_actions`."""
+        """Computes V(s_t) alone, [B, T], in one pass without logits. Arguments as of `evaluate_actions`."""
         if input_ids.ndim == 3:
             return self.values(input_ids.flatten(0, 1), attention_mask.flatten(0, 1), 1).view(-1, num_tokens)
         trunk = self.trunk if self.critic is None else self.critic
-        texts = (input_ids[:, :-1], attention_mask[:, :-1], num_tokens)
+        inputs = (input_ids[:, :-1], attention_mask[:, :-1], num_tokens)
         with self._checkpointed():
-            output = forward_sequences(trunk, *texts, self.share_prefixes)
+            output = forward_sequences(trunk, *inputs, self.share_prefixes)
         return self.values_from_hidden(output.last_hidden_state, num_tokens)
 
     def values_from_hidden(self, hidden: Tensor, num_tokens: int) -> Tensor:
-        """V in the last T columns of hidden states [B, L, H], [B, T]."""
+        """Computes V in the last T columns of hidden states [B, L, H], [B, T]."""
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value

@@ -1,7 +1,7 @@
-"""The second sampler: transformers' `generate`.
+"""The generate sampler: samples with transformers' `generate`.
 
-Slower than `agents.sampling.write`; it shows how what somebody else wrote, an inference server say, is put in its
-place: `agent.sampler = generate`.
+It is slower than `agents.sampling.loop`. It shows how to plug in another generator, an inference server for example:
+`agent.sampler = generate_sampler`.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ from textenv.lm import base_model, pack_left
 
 
 def generate_sampler(
-    policy: TransformerPolicy, mdp: TextMDP, texts: TextState, generator: torch.Generator
+    policy: TransformerPolicy, mdp: TextMDP, state: TextState, generator: torch.Generator
 ) -> Generation:
-    """Sample until every text has ended, by `policy.model.generate`.
+    """Samples until all completions have ended, with `policy.model.generate`.
 
-    pi is what `policy.log_softmax` says, whoever samples: temperature and masks go in as a logits processor, log pi is
-    read off the scores that were sampled from, and the model's own `generation_config` is left out.
+    pi is defined by `policy.log_softmax` for every sampler. So temperature and masks are applied by a logits processor,
+    log pi comes from the scores that were sampled from, and the model's own `generation_config` is ignored.
     """
     device, width, horizon = policy.device, mdp.prompt_width, mdp.max_new_tokens
-    ids = torch.as_tensor(texts.input_ids, device=device).clone()
-    attention = torch.as_tensor(texts.attention_mask, device=device).clone()
-    time = torch.as_tensor(texts.time, device=device)
+    ids = torch.as_tensor(state.input_ids, device=device).clone()
+    attention = torch.as_tensor(state.attention_mask, device=device).clone()
+    time = torch.as_tensor(state.time, device=device)
     is_eos = torch.as_tensor(mdp.is_eos, device=device)
     packed, packed_attention = pack_left(ids, attention)
-    known: list[Tensor] = []  # log pi_ref [B, V], a step each, where it forbids something
+    next_ref_log_probs: list[Tensor] = []  # log pi_ref(.|s_t) [B, V] of each step, where it masks tokens
 
-    def scores(seen: Tensor, logits: Tensor) -> Tensor:
+    def process_logits(input_ids: Tensor, logits: Tensor) -> Tensor:
         if mdp.full_support:
             return policy.log_softmax(logits)
-        mask = torch.ones_like(seen)
+        mask = torch.ones_like(input_ids)
         mask[:, : packed.shape[1]] = packed_attention
-        known.append(torch.as_tensor(mdp.reference.log_probs(seen.cpu().numpy(), mask.cpu().numpy())).to(device))
-        allowed = known[-1] > -torch.inf
-        return policy.log_softmax(logits, allowed | ~allowed.any(dim=1, keepdim=True))  # an ended text: any token
+        ref = mdp.reference.log_probs(input_ids.cpu().numpy(), mask.cpu().numpy())
+        next_ref_log_probs.append(torch.as_tensor(ref).to(device))
+        allowed = next_ref_log_probs[-1] > -torch.inf
+        return policy.log_softmax(logits, allowed | ~allowed.any(dim=1, keepdim=True))  # a finished row: any token
 
-    # generate draws from the global generator, which stays as it was
+    # generate draws from the global generator, whose state is restored afterwards
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), no_generation_config(policy.model):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
-        said = policy.model.generate(
+        output = policy.model.generate(
             input_ids=packed,
             attention_mask=packed_attention.long(),
-            logits_processor=LogitsProcessorList([scores]),
+            logits_processor=LogitsProcessorList([process_logits]),
             do_sample=True,
             top_k=0,
             max_new_tokens=horizon - int(time.min()),
@@ -64,20 +65,20 @@ def generate_sampler(
     log_probs, ref_log_probs = torch.zeros(2, len(ids), horizon, device=device)
     action_mask = torch.ones(len(ids), horizon, mdp.vocab_size, dtype=torch.bool, device=device)
     live = torch.ones_like(time, dtype=torch.bool)
-    for step, (token, score) in enumerate(zip(said.sequences[:, packed.shape[1] :].T, said.scores, strict=True)):
-        here, now, chosen = live.nonzero().squeeze(1), (time + step)[live], token[live]
-        ids[here, width + now], attention[here, width + now] = chosen, 1
-        log_probs[here, now] = score[here, chosen].float()
-        if known:
-            ref_log_probs[here, now] = known[step][here, chosen].float()
-            action_mask[here, now] = known[step][here] > -torch.inf
+    for step, (token, scores) in enumerate(zip(output.sequences[:, packed.shape[1] :].T, output.scores, strict=True)):
+        rows, now, action = live.nonzero().squeeze(1), (time + step)[live], token[live]
+        ids[rows, width + now], attention[rows, width + now] = action, 1
+        log_probs[rows, now] = scores[rows, action].float()
+        if next_ref_log_probs:
+            ref_log_probs[rows, now] = next_ref_log_probs[step][rows, action].float()
+            action_mask[rows, now] = next_ref_log_probs[step][rows] > -torch.inf
         live = live & ~is_eos[token] & (time + step + 1 < horizon)
-    return Generation(ids, attention, log_probs, *((ref_log_probs, action_mask) if known else ()))
+    return Generation(ids, attention, log_probs, *((ref_log_probs, action_mask) if next_ref_log_probs else ()))
 
 
 @contextmanager
 def no_generation_config(model: Any) -> Iterator[None]:
-    """Without what a checkpoint says of how to generate: an adapter's, and that of the model within."""
+    """Replaces the generation config of a checkpoint by the default: an adapter's, and that of its base model."""
     models = {model, base_model(model)}
     saved = [each.generation_config for each in models]
     for each in models:

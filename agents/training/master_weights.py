@@ -1,15 +1,16 @@
-"""Weights in bfloat16 learn through float32 copies of themselves, their masters.
+"""Master weights: float32 copies of bfloat16 parameters, which the optimizer steps.
 
-bfloat16 has 8 bits of precision: a step smaller than 1/256 of a weight would be rounded away, and a learning rate of
-1e-5 takes no other steps. So gradients are added up in float32, Adam steps there, and the weights are rounded from it:
+bfloat16 has 8 bits of precision. A step smaller than 1/256 of a weight would be rounded away, and a learning rate of
+1e-5 makes no larger steps. So gradients are accumulated in float32, Adam steps the float32 copy, and the weights are
+rounded from it:
 
     master <- Adam(master, grad),    weight <- round(master)
 
-In memory a trained number takes 2 + 4 + 8 bytes beside its gradient, where float32 takes 4 + 8; what is gained is in
-the reference, the KV cache, the activations, and the arithmetic.
+A trained parameter then takes 2 + 4 + 8 bytes besides its gradient, where float32 takes 4 + 8. bfloat16 saves in the
+reference, the KV cache, the activations and the arithmetic.
 
-Where a sharded copy learns in the policy's place (`agents.sharding`), it is held in float32 itself: its parameters are
-the masters, and the policy's weights are gathered from it, rounded.
+A sharded copy that is trained in the policy's place (`agents.training.sharding`) is held in float32. Its parameters are
+the master weights, and the policy's weights are gathered from it and rounded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from agents.training.sharding import gather_on_rank0, gather_tensor, shard_like
 
 
 class TrainedParameter(NamedTuple):
-    """A parameter, the one that has its gradient, and the one that Adam steps; often one and the same."""
+    """The policy's parameter, the one that receives the gradient, and the one that Adam steps; often all the same."""
 
     parameter: Tensor
     learner: Tensor
@@ -32,9 +33,9 @@ class TrainedParameter(NamedTuple):
 
 
 class MasterWeights:
-    """What an optimizer steps in the place of each of some parameters.
+    """The tensors that an optimizer steps in place of some parameters.
 
-    The parameter itself; where it has few bits, its float32 copy.
+    That is the parameter itself, or the float32 copy of a bfloat16 or float16 parameter.
 
     Args:
         trained: the parameters.
@@ -51,21 +52,21 @@ class MasterWeights:
             )
             for parameter, learner in zip(trained, trained if learners is None else learners, strict=True)
         ]
-        self.copies = [one for one in self.all if one.master is not one.learner]
-        self.rounded = [one for one in self.all if is_low_precision(one.parameter)]
-        self._of = {id(one.parameter): one.master for one in self.all}
+        self.copies = [each for each in self.all if each.master is not each.learner]
+        self.rounded = [each for each in self.all if is_low_precision(each.parameter)]
+        self._master_by_id = {id(each.parameter): each.master for each in self.all}
 
-    def masters_of(self, parameters: Iterable[Tensor]) -> list[Tensor]:
-        """The masters of some parameters."""
-        return [self._of.get(id(parameter), parameter) for parameter in parameters]
+    def for_parameters(self, parameters: Iterable[Tensor]) -> list[Tensor]:
+        """Returns the master weights of some parameters."""
+        return [self._master_by_id.get(id(parameter), parameter) for parameter in parameters]
 
     def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """An optimizer's parameter groups with the masters in the parameters' places."""
-        return [group | {"params": self.masters_of(group["params"])} for group in groups]
+        """Returns an optimizer's parameter groups with master weights in place of the parameters."""
+        return [group | {"params": self.for_parameters(group["params"])} for group in groups]
 
     @torch.no_grad()
     def accumulate_gradients(self) -> None:
-        """Add the parameters' gradients to the masters', and free them."""
+        """Adds the parameters' gradients to those of the master weights, and frees them."""
         for _, learner, master in self.copies:
             if learner.grad is not None:
                 if master.grad is None:
@@ -76,7 +77,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def update_weights(self) -> None:
-        """Round the masters to the parameters."""
+        """Rounds the master weights to the parameters."""
         for parameter, learner, master in self.all:
             if learner is not master:
                 learner.copy_(master)
@@ -84,14 +85,14 @@ class MasterWeights:
                 parameter.copy_(gather_tensor(learner.to(parameter.dtype)))
 
     def state(self) -> list[Tensor | None]:
-        """What rounding took from the parameters, to be saved: every rank calls, the first gets them."""
-        return [gather_on_rank0(one.master.detach()) for one in self.rounded]
+        """Returns the master weights of rounded parameters, to be saved. All ranks call it; rank 0 gets the tensors."""
+        return [gather_on_rank0(each.master.detach()) for each in self.rounded]
 
     @torch.no_grad()
     def load_state(self, state: list[Tensor]) -> None:
-        """The masters as they were saved."""
-        for one, saved in zip(self.rounded, state, strict=True):
-            one.master.copy_(shard_like(saved, one.master))
+        """Restores the master weights from `state()`."""
+        for each, saved in zip(self.rounded, state, strict=True):
+            each.master.copy_(shard_like(saved, each.master))
 
 
 def is_low_precision(parameter: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Learning several times from the same answers: what PPO, RLOO and GRPO share."""
+"""The update of PPO, RLOO and GRPO: several epochs of minibatches over the same rollout."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from torch import Tensor
 from agents.training.metrics import Metrics, reduce_minibatches
 from agents.training.ranks import per_rank
 
-Info = dict[str, Tensor]  # what is worth watching of a loss
-Losses = Callable[[Tensor], Iterable[tuple[Tensor, Info]]]  # of the answers in some rows (int64), to be added up
+Info = dict[str, Tensor]  # the metrics of a loss
+Losses = Callable[[Tensor], Iterable[tuple[Tensor, Info]]]  # losses of some rows (int64) of a rollout, to be summed
 
 
 def run_epochs(agent: Any, count: int, losses: Losses) -> Metrics:
-    """`agent.n_epochs` passes over `count` answers, a step of Adam each minibatch; what the minibatches said.
+    """Runs `agent.n_epochs` epochs over `count` completions, an Adam step per minibatch; returns the reduced metrics.
 
-    Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3. Of several
-    processes each shuffles its own answers, and brings its share of every minibatch; all see the same KL, and stop at
-    the same one.
+    Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3. Each rank
+    shuffles its own completions and contributes its share of every minibatch. All ranks compute the same KL, so they
+    stop at the same minibatch.
 
     Args:
-        agent: has `n_epochs`, `batch_size`, `target_kl` and `generator`, and what every `Agent` has.
+        agent: has `n_epochs`, `batch_size`, `target_kl` and `generator`, and the attributes of every `Agent`.
         count: B.
-        losses: of the answers in some rows, and what is worth watching, `policy/approxkl_avg` among it.
+        losses: returns losses of some rows and their metrics, which include `policy/approxkl_avg`.
     """
-    seen: list[Metrics] = []
+    rows_of_metrics: list[Metrics] = []
     size = agent.batch_size and per_rank(agent.batch_size)
     for rows in minibatches(count, agent.n_epochs, size, agent.generator):
         info = agent.backward(rows, losses)
         if agent.target_kl is not None and info["policy/approxkl_avg"] > 1.5 * agent.target_kl:
             break
-        seen.append(info | {"grad_norm": agent.step()})
-    return reduce_minibatches(seen) | {"num_minibatches": float(len(seen))}
+        rows_of_metrics.append(info | {"grad_norm": agent.step()})
+    return reduce_minibatches(rows_of_metrics) | {"num_minibatches": float(len(rows_of_metrics))}
 
 
 def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:
-    """The rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, cut into `batch_size` (None: all)."""
+    """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all)."""
     rows: list[Tensor] = []
     for _ in range(n_epochs):
         order = torch.randperm(count, generator=generator, device=generator.device)

@@ -104,7 +104,7 @@ def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: 
     reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # it may start from a reward model
     reward.model.requires_grad_(True).train()
     master_weights = MasterWeights(reward.model.parameters())
-    trained = master_weights.masters_of(reward.model.parameters())
+    trained = master_weights.for_parameters(reward.model.parameters())
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
     with tqdm(total=config.epochs * len(pairs), unit="pair") as bar:
         for _ in range(config.epochs):

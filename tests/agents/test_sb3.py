@@ -1,4 +1,4 @@
-"""Stable-Baselines3 and sb3-contrib on texts, unforked."""
+"""Stable-Baselines3 and sb3-contrib, unmodified, on environments of textenv."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from textenv.testing import play
 from textenv.wrappers import FlatTokens
 
 TOY = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2, "kl_coef": 0.5}
-PAID = {"rollout_buffer_class": KLDictRolloutBuffer}
+KL_BUFFER = {"rollout_buffer_class": KLDictRolloutBuffer}
 
 
 def vec(env_id: str = "textenv/Toy-v0", num_envs: int = 4, **arguments: Any) -> TextVecEnv:
@@ -45,7 +45,7 @@ def vec(env_id: str = "textenv/Toy-v0", num_envs: int = 4, **arguments: Any) -> 
 
 
 class KeepRollout(BaseCallback):
-    """Keeps the first rollout as the buffer holds it: arrays [n_steps, n_envs]."""
+    """Keeps the first rollout of the buffer: arrays [n_steps, n_envs]."""
 
     def _on_step(self) -> bool:
         return True
@@ -55,8 +55,8 @@ class KeepRollout(BaseCallback):
             buffer = self.locals["rollout_buffer"]
             names = ("rewards", "actions", "log_probs", "episode_starts", "values")
             self.kept = {name: getattr(buffer, name).copy() for name in names}
-            seen = buffer.observations if isinstance(buffer.observations, dict) else {"flat": buffer.observations}
-            self.kept |= {name: values.copy() for name, values in seen.items()}
+            arrays = buffer.observations if isinstance(buffer.observations, dict) else {"flat": buffer.observations}
+            self.kept |= {name: values.copy() for name, values in arrays.items()}
 
 
 Episode = tuple[tuple[int, ...], tuple[int, ...], np.ndarray]
@@ -67,8 +67,8 @@ def episodes(kept: dict[str, np.ndarray], width: int) -> list[Episode]:
     found = []
     steps, envs = kept["rewards"].shape
     for env in range(envs):
-        begins = [t for t in range(steps) if kept["episode_starts"][t, env]]
-        for start, stop in itertools.pairwise(begins):
+        starts = [t for t in range(steps) if kept["episode_starts"][t, env]]
+        for start, stop in itertools.pairwise(starts):
             mask = kept["attention_mask"][start, env, :width] == 1
             prompt = kept["input_ids"][start, env, :width][mask]
             tokens = kept["actions"][start:stop, env].ravel()
@@ -84,8 +84,8 @@ def episodes(kept: dict[str, np.ndarray], width: int) -> list[Episode]:
         (MaskablePPO, MaskableCausalLMPolicy, KLMaskableDictRolloutBuffer),
     ],
 )
-def test_the_buffer_is_paid_what_collect_pays(algorithm: Any, policy: Any, buffer: Any) -> None:
-    """Reward by reward, the same texts in Stable-Baselines3's buffer and in `collect`: score, both halves of the KL."""
+def test_the_buffers_rewards_equal_those_of_collect(algorithm: Any, policy: Any, buffer: Any) -> None:
+    """For the same completions each r_t, with the score and both halves of the KL, equals that of `collect`."""
     envs = vec(**TOY)
     language_model = random_policy(envs).float()
     agent = algorithm(
@@ -96,51 +96,51 @@ def test_the_buffer_is_paid_what_collect_pays(algorithm: Any, policy: Any, buffe
         rollout_buffer_class=buffer,
         policy_kwargs={"language_model": language_model},
     )
-    assert agent.rollout_buffer.kl_coef == TOY["kl_coef"]  # the environment's, untold
+    assert agent.rollout_buffer.kl_coef == TOY["kl_coef"]  # read from the environment
     keep = KeepRollout()
     agent.learn(1, callback=keep)
     ours = collect(envs, language_model, 1024, generator=new_generator("cpu", 0))
     width = envs.mdp.prompt_width
-    paid = {}
+    expected = {}
     for row in range(len(ours)):
         columns = ours.attention_mask[row, : -ours.num_tokens] == 1
         prompt = ours.input_ids[row, : -ours.num_tokens][columns]
-        written = ours.mask[row]
-        paid[tuple(prompt.tolist()), tuple(ours.tokens[row][written].tolist())] = ours.rewards[row][written]
-    compared = [episode for episode in episodes(keep.kept, width) if episode[:2] in paid]
+        mask = ours.mask[row]
+        expected[tuple(prompt.tolist()), tuple(ours.tokens[row][mask].tolist())] = ours.rewards[row][mask]
+    compared = [episode for episode in episodes(keep.kept, width) if episode[:2] in expected]
     assert len(compared) > 30 and len({(prompt, tokens) for prompt, tokens, _ in compared}) > 5
     for prompt, tokens, rewards in compared:
-        np.testing.assert_allclose(rewards, paid[prompt, tokens].numpy(), atol=2e-5)
-    # control: what the environment pays alone is something else
+        np.testing.assert_allclose(rewards, expected[prompt, tokens].numpy(), atol=2e-5)
+    # control: the environment's reward alone differs
     halves = keep.kept | {"rewards": keep.kept["rewards"] + TOY["kl_coef"] * keep.kept["log_probs"]}
-    compared = [episode for episode in episodes(halves, width) if episode[:2] in paid]
-    assert all(np.abs(half - paid[prompt, tokens].numpy()).max() > 1e-3 for prompt, tokens, half in compared)
+    compared = [episode for episode in episodes(halves, width) if episode[:2] in expected]
+    assert all(np.abs(half - expected[prompt, tokens].numpy()).max() > 1e-3 for prompt, tokens, half in compared)
 
 
 @pytest.mark.parametrize(
     ("algorithm", "buffer", "env_id"),
     [(PPO, KLRolloutBuffer, "textenv/Toy-v0"), (MaskablePPO, KLMaskableRolloutBuffer, "textenv/TajMahal-v0")],
 )
-def test_flat_observations_are_paid_what_a_bound_policy_is(algorithm: Any, buffer: Any, env_id: str) -> None:
-    """Reward by reward, with a plain network; beta must be told there, for `FlatTokens` hides it."""
+def test_rewards_on_flat_observations_equal_those_of_a_bound_policy(algorithm: Any, buffer: Any, env_id: str) -> None:
+    """Each r_t, with a plain network; the buffer needs `kl_coef`, since `FlatTokens` hides the environment's."""
     envs = DummyVecEnv([lambda: FlatTokens(gym.make(env_id))])
     with pytest.raises(TypeError, match="pass rollout_buffer_kwargs={'kl_coef': ...}"):
         algorithm("MlpPolicy", envs, n_steps=200, rollout_buffer_class=buffer)
-    told = {"rollout_buffer_class": buffer, "rollout_buffer_kwargs": {"kl_coef": 0.1}}
-    agent = algorithm("MlpPolicy", envs, n_steps=200, seed=0, learning_rate=0.0, **told)
+    settings = {"rollout_buffer_class": buffer, "rollout_buffer_kwargs": {"kl_coef": 0.1}}
+    agent = algorithm("MlpPolicy", envs, n_steps=200, seed=0, learning_rate=0.0, **settings)
     keep = KeepRollout()
     agent.learn(1, callback=keep)
     mdp = get_mdp(gym.make(env_id))
-    blank, width = mdp.vocab_size, mdp.prompt_width
+    padding, width = mdp.vocab_size, mdp.prompt_width
 
     def network(ids: np.ndarray, attention: np.ndarray) -> torch.Tensor:
-        tensors, _ = agent.policy.obs_to_tensor(np.where(attention == 1, ids, blank))
+        tensors, _ = agent.policy.obs_to_tensor(np.where(attention == 1, ids, padding))
         logits: torch.Tensor = agent.policy.get_distribution(tensors).distribution.logits
         return logits
 
     env = gym.make(env_id, policy=network)
     assert mdp.kl_coef == 0.1
-    keep.kept["input_ids"], keep.kept["attention_mask"] = keep.kept["flat"], keep.kept["flat"] != blank
+    keep.kept["input_ids"], keep.kept["attention_mask"] = keep.kept["flat"], keep.kept["flat"] != padding
     whole = episodes(keep.kept, width)
     halves = episodes(keep.kept | {"rewards": keep.kept["rewards"] + 0.1 * keep.kept["log_probs"]}, width)
     assert len(whole) > 30
@@ -152,8 +152,8 @@ def test_flat_observations_are_paid_what_a_bound_policy_is(algorithm: Any, buffe
     assert missing > 0.05  # control
 
 
-def test_who_forgets_the_buffer_is_told() -> None:
-    """Before the first update; likewise a beta that is not the environment's. Without a KL there is nothing to pay."""
+def test_a_missing_buffer_is_an_error() -> None:
+    """Before the first update; so is a beta other than the environment's. With beta = 0 no such buffer is needed."""
     envs = vec(**TOY)
     settings = {"n_steps": 8, "seed": 0, "policy_kwargs": {"language_model": random_policy(envs).float()}}
     for algorithm, policy in ((PPO, CausalLMPolicy), (A2C, CausalLMPolicy), (MaskablePPO, MaskableCausalLMPolicy)):
@@ -163,18 +163,18 @@ def test_who_forgets_the_buffer_is_told() -> None:
             agent.learn(64)
         assert all(torch.equal(p, q) for p, q in zip(before, agent.policy.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"The environment's kl_coef is 0.5, the buffer's 0.4: leave the buffer's out"):
-        PPO(CausalLMPolicy, envs, **PAID, rollout_buffer_kwargs={"kl_coef": 0.4}, **settings)
-    PPO(CausalLMPolicy, envs, **PAID, rollout_buffer_kwargs={"kl_coef": 0.5}, **settings).learn(64)
+        PPO(CausalLMPolicy, envs, **KL_BUFFER, rollout_buffer_kwargs={"kl_coef": 0.4}, **settings)
+    PPO(CausalLMPolicy, envs, **KL_BUFFER, rollout_buffer_kwargs={"kl_coef": 0.5}, **settings).learn(64)
     PPO(CausalLMPolicy, vec(**(TOY | {"kl_coef": 0.0})), **settings).learn(64)
 
 
 @pytest.mark.parametrize(("temperature", "separate_critic"), [(1.0, False), (0.7, False), (1.0, True)])
-def test_the_pretrained_weights_are_kept(temperature: float, separate_critic: bool) -> None:
-    """Before learning, probabilities and values are the language model's; learning changes a copy, trunk and heads."""
+def test_the_policy_starts_with_the_pretrained_weights(temperature: float, separate_critic: bool) -> None:
+    """Probabilities and values are the language model's at first; training changes a copy, trunk and heads."""
     envs = vec(**TOY)
     language_model = random_policy(envs, temperature=temperature, separate_critic=separate_critic).float()
     before = {name: p.clone() for name, p in language_model.named_parameters()}
-    agent = PPO(CausalLMPolicy, envs, n_steps=8, seed=0, policy_kwargs={"language_model": language_model}, **PAID)
+    agent = PPO(CausalLMPolicy, envs, n_steps=8, seed=0, policy_kwargs={"language_model": language_model}, **KL_BUFFER)
     observation = envs.reset()
     tensors, _ = agent.policy.obs_to_tensor(observation)
     with torch.no_grad():
@@ -193,29 +193,27 @@ def test_the_pretrained_weights_are_kept(temperature: float, separate_critic: bo
 
 
 def test_a_language_model_that_does_not_fit_is_refused() -> None:
-    """Another vocabulary, or no `TransformerPolicy` at all; an agent that sees no masks is told how to."""
+    """Another vocabulary, other observations, no `TransformerPolicy`; the error for a masked action has the remedy."""
     envs = vec(**TOY)
     other = random_policy(vec(**(TOY | {"vocab_size": TOY["vocab_size"] + 2}))).float()
-    with pytest.raises(ValueError, match=r"writes 5 tokens, the environment's actions are 3.*for_env"):
+    with pytest.raises(ValueError, match=r"number of actions, got 5 and 3.*for_env"):
         PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": other})
     with pytest.raises(TypeError, match="must be a TransformerPolicy.*'gpt2'"):
         PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": "gpt2"})
     flat = FlatTokens(gym.make("textenv/Toy-v0", **TOY))
-    with pytest.raises(
-        ValueError, match="A language model reads a Dict of input_ids and attention_mask.*MultiDiscrete"
-    ):
+    with pytest.raises(ValueError, match="observation must be a Dict of input_ids and attention_mask.*MultiDiscrete"):
         PPO(CausalLMPolicy, flat, policy_kwargs={"language_model": random_policy(envs).float()})
-    blind = TextVecEnv(gym.make_vec("textenv/TajMahal-v0", num_envs=4, autoreset_mode="SameStep"))
+    without_mask = TextVecEnv(gym.make_vec("textenv/TajMahal-v0", num_envs=4, autoreset_mode="SameStep"))
     with pytest.raises(InvalidAction) as refused:
-        A2C("MultiInputPolicy", blind, seed=0).learn(200)
+        A2C("MultiInputPolicy", without_mask, seed=0).learn(200)
     assert "mask_in_observation=True" in refused.value.__notes__[0]
 
 
 def test_an_agent_is_saved_and_loaded(tmp_path: Path) -> None:
-    """`PPO.load` gives the same probabilities and goes on, with its beta alone; a policy alone says what to save."""
+    """`PPO.load` restores the probabilities and resumes, only with the same beta; a policy alone cannot be saved."""
     envs = vec(**TOY)
     start = random_policy(envs).float()
-    agent = PPO(CausalLMPolicy, envs, n_steps=8, seed=0, policy_kwargs={"language_model": start}, **PAID)
+    agent = PPO(CausalLMPolicy, envs, n_steps=8, seed=0, policy_kwargs={"language_model": start}, **KL_BUFFER)
     agent.learn(32).save(tmp_path / "agent")
     loaded = PPO.load(tmp_path / "agent", env=envs)
     tensors, _ = agent.policy.obs_to_tensor(envs.reset())
@@ -231,8 +229,8 @@ def test_an_agent_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separate_critic", [False, True])
-def test_checkpointing_keeps_less_here_too(separate_critic: bool) -> None:
-    """Fewer numbers for the backward pass of an update of Stable-Baselines3's, and the same gradient."""
+def test_gradient_checkpointing_saves_memory(separate_critic: bool) -> None:
+    """An update of Stable-Baselines3 stores fewer numbers for the backward pass, and has the same gradient."""
     envs = vec(**TOY)
     observation, kept, found = envs.reset(), [], []
     for checkpointing in (False, True):
@@ -254,7 +252,7 @@ def test_checkpointing_keeps_less_here_too(separate_critic: bool) -> None:
 
 
 def test_a_bound_single_environment_measures_j() -> None:
-    """`evaluate_policy` on it comes to the exact J, both halves of the KL paid."""
+    """`evaluate_policy` on it estimates the exact J, with both halves of the KL."""
     envs = vec(**TOY)
     language_model = random_policy(envs).float()
     agent = PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": language_model})
@@ -269,45 +267,45 @@ def test_a_bound_single_environment_measures_j() -> None:
     mean, error = returns[language_model]
     assert abs(mean - objective) < 4 * error
     mean, error = returns[None]
-    assert abs(mean - objective) > 8 * error  # control: one half alone
+    assert abs(mean - objective) > 8 * error  # control: without the policy's half
 
 
-def test_texts_that_end_are_reported_and_no_step_is_dead() -> None:
-    """Row for row, infos and all, `TextVecEnv` equals Stable-Baselines3's own loop over single environments."""
+def test_it_equals_a_loop_over_single_environments() -> None:
+    """In each row and its infos, at ends too, `TextVecEnv` equals Stable-Baselines3's `DummyVecEnv`."""
     envs = vec(num_envs=3, **TOY)
-    own = DummyVecEnv([lambda: gym.make("textenv/Toy-v0", **TOY) for _ in range(3)])
+    loop = DummyVecEnv([lambda: gym.make("textenv/Toy-v0", **TOY) for _ in range(3)])
     envs.seed(5)
-    own.seed(5)
-    ours, theirs = envs.reset(), own.reset()
+    loop.seed(5)
+    ours, theirs = envs.reset(), loop.reset()
     rng = np.random.default_rng(0)
     for _ in range(25):
         for name in ours:
             np.testing.assert_array_equal(ours[name], theirs[name])
         actions = rng.integers(3, size=3)
         ours, rewards, dones, infos = envs.step(actions)
-        theirs, their_rewards, their_dones, their_infos = own.step(actions)
+        theirs, their_rewards, their_dones, their_infos = loop.step(actions)
         np.testing.assert_allclose(rewards, their_rewards, atol=1e-6)
         np.testing.assert_array_equal(dones, their_dones)
         for info, other, reward in zip(infos, their_infos, rewards, strict=True):
             assert info["TimeLimit.truncated"] is other["TimeLimit.truncated"] is False
             assert {"action_mask", "ref_log_prob", "reward_terms"} < set(info) == set(other)
-            np.testing.assert_equal(info, other)  # into dicts and arrays too
+            np.testing.assert_equal(info, other)  # compares nested dicts and arrays too
             assert sum(info["reward_terms"].values()) == pytest.approx(reward, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
 def test_other_autoreset_modes_are_refused(mode: str) -> None:
-    """A dead step would be learned from; the error says which mode is needed."""
+    """A dead step would be stored as a transition; the error has the required mode."""
     with pytest.raises(ValueError, match=r"autoreset_mode='SameStep'.*dead step"):
         TextVecEnv(gym.make_vec("textenv/Toy-v0", num_envs=2, autoreset_mode=mode))
     with pytest.raises(TypeError, match=r"gym.make_vec\('textenv"):
         TextVecEnv(gym.make("textenv/Toy-v0"))
 
 
-def test_what_would_be_paid_wrong_is_refused() -> None:
-    """Wrappers that would not be seen, a bound policy whose KL would be paid twice, options, another critic."""
+def test_setups_with_wrong_rewards_are_refused() -> None:
+    """Wrappers that would be bypassed, a bound policy whose KL would count twice, options, another architecture."""
     inner = gym.make_vec("textenv/Toy-v0", num_envs=2, autoreset_mode="SameStep", **TOY)
-    with pytest.raises(TypeError, match="TransformReward around the environment would not be seen"):
+    with pytest.raises(TypeError, match="without wrappers, which it would bypass, got TransformReward"):
         TextVecEnv(gym.wrappers.vector.TransformReward(inner, lambda reward: reward + 7))
     envs = vec(**TOY)
     language_model = random_policy(envs).float()
@@ -325,7 +323,7 @@ def test_what_would_be_paid_wrong_is_refused() -> None:
 
 
 def test_the_rows_are_one_environment() -> None:
-    """An attribute is set for all rows or for none; under wrappers of Stable-Baselines3's it is still found."""
+    """An attribute is set for all rows or none; the MDP is found through wrappers of Stable-Baselines3."""
     envs = vec(**TOY)
     with pytest.raises(ValueError, match="num_things is set for all of them"):
         envs.set_attr("num_things", 3, indices=[0])
@@ -338,7 +336,7 @@ def test_the_rows_are_one_environment() -> None:
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
 @pytest.mark.parametrize("flat", [False, True])
 def test_plain_networks_run_on_dict_and_on_flat_observations(algorithm: Any, flat: bool) -> None:
-    """Its own policies take the `Dict`, and through `FlatTokens` a `MultiDiscrete`, which they one-hot."""
+    """Its own policies take the `Dict`, and with `FlatTokens` a `MultiDiscrete`, which they one-hot encode."""
     envs = DummyVecEnv([lambda: FlatTokens(gym.make("textenv/Toy-v0", **TOY))]) if flat else vec(num_envs=1, **TOY)
     options: dict[str, Any] = {"learning_starts": 20} if algorithm is DQN else {"n_steps": 16}
     agent = algorithm("MlpPolicy" if flat else "MultiInputPolicy", VecMonitor(envs), seed=0, **options)
@@ -346,27 +344,26 @@ def test_plain_networks_run_on_dict_and_on_flat_observations(algorithm: Any, fla
     assert agent.num_timesteps >= 64 and len(agent.ep_info_buffer) > 5
 
 
-def test_masks_keep_a_masked_agent_within_the_rules() -> None:
-    """On TajMahal, where most words are masked, MaskablePPO and PPO that sees masks meet no error; PPO alone does."""
+def test_agents_with_masks_sample_no_masked_action() -> None:
+    """On TajMahal, where most tokens are masked: MaskablePPO, and PPO and A2C with masks as observations, not PPO."""
     envs = vec("textenv/TajMahal-v0")
     language_model = random_policy(envs).float()
     settings = {"n_steps": 32, "seed": 0, "policy_kwargs": {"language_model": language_model}}
     masked = {"rollout_buffer_class": KLMaskableDictRolloutBuffer}
     MaskablePPO(MaskableCausalLMPolicy, envs, **masked, **settings).learn(256)
     for algorithm in (PPO, A2C):
-        seen = TextVecEnv(envs.envs, mask_in_observation=True)
-        observation, ended = seen.reset(), 0
+        masked_envs = TextVecEnv(envs.envs, mask_in_observation=True)
+        observation, ended = masked_envs.reset(), 0
         while not ended:
-            assert all(
-                np.array_equal(seen.envs.action_masks()[row], observation["action_mask"][row]) for row in range(4)
-            )
-            observation, _, dones, infos = seen.step(observation["action_mask"].argmax(axis=1))
+            masks = masked_envs.envs.action_masks()
+            assert all(np.array_equal(masks[row], observation["action_mask"][row]) for row in range(4))
+            observation, _, dones, infos = masked_envs.step(observation["action_mask"].argmax(axis=1))
             ended = int(dones.sum())
         last = infos[int(dones.argmax())]["terminal_observation"]
-        assert seen.observation_space.contains(last)
-        algorithm(CausalLMPolicy, seen, ent_coef=0.01, **PAID, **settings).learn(256)
+        assert masked_envs.observation_space.contains(last)
+        algorithm(CausalLMPolicy, masked_envs, ent_coef=0.01, **KL_BUFFER, **settings).learn(256)
     with pytest.raises(gym.error.InvalidAction, match="masked after"):
-        PPO(CausalLMPolicy, vec("textenv/TajMahal-v0"), **PAID, **settings).learn(256)
+        PPO(CausalLMPolicy, vec("textenv/TajMahal-v0"), **KL_BUFFER, **settings).learn(256)
 
 
 def test_a_vocabulary_of_fifty_thousand() -> None:
@@ -396,8 +393,8 @@ def test_a_vocabulary_of_fifty_thousand() -> None:
     assert np.isfinite(keep.kept["rewards"]).all()
 
 
-class PaysNothing(KLDictRolloutBuffer):
-    """What the environment pays is all there is."""
+class WithoutPolicyKL(KLDictRolloutBuffer):
+    """Control: the environment's reward alone, without the policy's half of the KL."""
 
     def add(self, obs: Any, action: Any, reward: Any, start: Any, value: Any, log_prob: torch.Tensor) -> None:  # type: ignore[override]
         super().add(obs, action, reward + self.kl_coef * log_prob.numpy(), start, value, log_prob)
@@ -405,12 +402,12 @@ class PaysNothing(KLDictRolloutBuffer):
 
 @pytest.mark.slow
 def test_ppo_goes_most_of_the_way_to_the_optimum() -> None:
-    """Stable-Baselines3's, with the language model and both halves of the KL; without the policy's half it does not."""
+    """With the language model and both halves of the KL; control: not without the policy's half."""
     envs = vec(num_envs=16, vocab_size=5, max_new_tokens=4, kl_coef=0.5)
     start = TransformerPolicy.for_env(envs)
     solution = exact.solve(envs)
     shares = []
-    for buffer in (KLDictRolloutBuffer, PaysNothing):
+    for buffer in (KLDictRolloutBuffer, WithoutPolicyKL):
         agent = PPO(
             CausalLMPolicy,
             envs,

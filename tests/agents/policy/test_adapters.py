@@ -1,4 +1,4 @@
-"""An adapter on the reference's own weights: one copy of them, and a reference that stays what it was."""
+"""Adapters on the reference's own weights: the weights are shared, and the reference is unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from agents import GRPO, PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
-from experiments.trial import initial_policy, read_metrics, run_trial
+from experiments.trial import initial_policy, run_trial
+from experiments.trial_log import read_metrics
+from tests.helpers.adapters import adapted, config
 from tests.helpers.commands import tiny
 from tests.helpers.models import CONFIGS, arguments, task
 from textenv.testing import play
@@ -25,25 +27,9 @@ peft = pytest.importorskip("peft")
 every_shape = pytest.mark.parametrize("kind", sorted(CONFIGS))
 
 
-def config(**settings: Any) -> Any:
-    """An adapter on every linear layer."""
-    return peft.LoraConfig(**({"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings))
-
-
-def adapted(env: Any, move: float = 0.0, **settings: Any) -> TransformerPolicy:
-    """A policy that is an adapter, moved away from the reference."""
-    policy = TransformerPolicy.for_env(env, lora=config(), **settings)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_" in name:
-                parameter.add_(move * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return policy
-
-
 @every_shape
-def test_there_is_one_copy_of_the_weights(kind: str) -> None:
-    """The policy's weights lie where the reference's lie; the adapter alone is trained, and is a small part."""
+def test_policy_and_reference_share_their_weights(kind: str) -> None:
+    """The policy's weights have the reference's addresses; only the adapter and the value head are trained."""
     env = task(kind)
     reference = env.unwrapped.mdp.reference.model
     theirs = {parameter.data_ptr() for parameter in reference.parameters()}
@@ -59,8 +45,8 @@ def test_there_is_one_copy_of_the_weights(kind: str) -> None:
 
 
 @every_shape
-def test_the_reference_reads_without_the_adapter(kind: str) -> None:
-    """KL 0 at first; moved, the policy is another and the reference is bit for bit what it was, on every way to it."""
+def test_the_reference_computes_without_the_adapter(kind: str) -> None:
+    """KL 0 at first. With another adapter the policy differs, and every interface of the reference is bit-identical."""
     env = task(kind)
     before = collect(env, TransformerPolicy.for_env(env), 16, generator=new_generator("cpu", 0))
     policy = adapted(env)
@@ -80,38 +66,38 @@ def test_the_reference_reads_without_the_adapter(kind: str) -> None:
         np.testing.assert_array_equal(episode.ref_log_probs, untouched.ref_log_probs)
         np.testing.assert_allclose(rollout.ref_log_probs[row][rollout.mask[row]], episode.ref_log_probs, atol=1e-5)
         np.testing.assert_allclose(rollout.rewards[row][rollout.mask[row]], episode.rewards, atol=1e-5)
-    again = collect(env, TransformerPolicy.for_env(env), 16, generator=new_generator("cpu", 0))  # the baselines' way
+    again = collect(env, TransformerPolicy.for_env(env), 16, generator=new_generator("cpu", 0))  # as baselines do
     assert torch.equal(again.tokens, before.tokens) and again.kl.abs().max() < 1e-5
-    aside = copy.deepcopy(env.unwrapped.mdp.reference)
+    copied = copy.deepcopy(env.unwrapped.mdp.reference)
     ids, mask = rollout.input_ids[:, :-1].numpy(), rollout.attention_mask[:, :-1].numpy()
-    np.testing.assert_array_equal(aside.log_probs(ids, mask), plain.unwrapped.mdp.reference.log_probs(ids, mask))
+    np.testing.assert_array_equal(copied.log_probs(ids, mask), plain.unwrapped.mdp.reference.log_probs(ids, mask))
 
 
-def test_a_batch_steps_as_it_would_without_the_adapter() -> None:
-    """Rows that end at different times are read anew in the middle of the others: the same rewards."""
-    whole, adapted_env = (
+def test_a_batch_steps_as_without_the_adapter() -> None:
+    """Rows end at different times and are prefilled again while others are in progress: the same rewards."""
+    plain_env, adapted_env = (
         gym.make_vec("textenv/Text-v0", num_envs=6, autoreset_mode="SameStep", **arguments("llama")) for _ in range(2)
     )
-    adapted(adapted_env, move=0.5)
+    adapted(adapted_env, scale=0.5)
     rng = np.random.default_rng(0)
     ends = np.zeros(6)
-    for envs in (whole, adapted_env):
+    for envs in (plain_env, adapted_env):
         envs.reset(seed=0)
     for _ in range(12):
         actions = rng.integers(0, 6, 6)
-        (_, paid, ended, *_), (_, expected, *_) = (envs.step(actions) for envs in (adapted_env, whole))
-        np.testing.assert_allclose(paid, expected, atol=1e-5)
-        ends += ended
+        (_, rewards, terminated, *_), (_, expected, *_) = (envs.step(actions) for envs in (adapted_env, plain_env))
+        np.testing.assert_allclose(rewards, expected, atol=1e-5)
+        ends += terminated
     assert len(set(ends)) > 1 and ends.min() > 0
 
 
-def test_a_new_adapter_repeats() -> None:
-    """The same seed, the same adapter, whatever the global generator says; another seed, another; it is left alone."""
-    elsewhere = itertools.count()
+def test_a_new_adapter_is_reproducible() -> None:
+    """A seed determines the adapter, whatever the state of the global generator, which does not change."""
+    global_seeds = itertools.count()
 
     def new(seed: int) -> list[torch.Tensor]:
         env = task("llama")
-        torch.manual_seed(next(elsewhere))
+        torch.manual_seed(next(global_seeds))
         policy = TransformerPolicy.for_env(env, lora=config(), seed=seed)
         return [p.detach() for name, p in policy.named_parameters() if "lora_A" in name]
 
@@ -125,8 +111,8 @@ def test_a_new_adapter_repeats() -> None:
 
 @pytest.mark.parametrize("kind", [PPO, REINFORCE, GRPO])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_it_learns_and_the_reference_stays(kind: Any, checkpointing: bool) -> None:
-    """The return rises; the reference's weights are bit for bit the same, gradient checkpointing or not."""
+def test_training_raises_the_return_and_keeps_the_reference(kind: Any, checkpointing: bool) -> None:
+    """The return rises; the reference's weights are bit-identical, with and without gradient checkpointing."""
     env = task("llama", kl_coef=0.01)
     reference = env.unwrapped.mdp.reference.model
     before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
@@ -142,15 +128,15 @@ def test_it_learns_and_the_reference_stays(kind: Any, checkpointing: bool) -> No
 
 
 def test_the_first_ratio_is_one() -> None:
-    """Dropout in the adapter's config too."""
+    """Also with dropout in the adapter's config."""
     env = task("qwen2")
     policy = TransformerPolicy.for_env(env, lora=config(lora_dropout=0.5))
     agent = PPO(policy, env, n_epochs=1, n_episodes=16, seed=0)
     assert agent.train(agent.collect())["val/ratio_error_max"] < 1e-5
 
 
-def test_it_is_saved_merged_and_goes_on_as_an_adapter(tmp_path: Path) -> None:
-    """Anyone loads the checkpoint; `load` with an environment goes on bit for bit, without one it predicts."""
+def test_it_is_saved_merged_and_resumes_as_an_adapter(tmp_path: Path) -> None:
+    """AutoModelForCausalLM loads the checkpoint; `load` resumes training with an environment, and predicts without."""
     env = task("llama")
     agent = PPO(TransformerPolicy.for_env(env, lora=config()), env, learning_rate=1e-2, n_episodes=16, seed=0).learn(
         200
@@ -162,22 +148,22 @@ def test_it_is_saved_merged_and_goes_on_as_an_adapter(tmp_path: Path) -> None:
         plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
         torch.testing.assert_close(plain(ids).logits, expected, rtol=0, atol=1e-6)
         assert not torch.allclose(env.unwrapped.mdp.reference.copy_model()(ids).logits, expected, atol=1e-2)
-    alone = PPO.load(tmp_path)
-    assert not alone.policy.has_adapter
+    without_env = PPO.load(tmp_path)
+    assert not without_env.policy.has_adapter
     other = task("llama")
     again = PPO.load(tmp_path, other)
     assert again.policy.has_adapter
     for each in (agent, again):
         each.learn(100, reset_num_timesteps=False)
-    mine, theirs = ({n: p for n, p in a.policy.named_parameters() if "lora_" in n} for a in (agent, again))
-    assert mine.keys() == theirs.keys()
-    for name, parameter in mine.items():
+    ours, theirs = ({n: p for n, p in a.policy.named_parameters() if "lora_" in n} for a in (agent, again))
+    assert ours.keys() == theirs.keys()
+    for name, parameter in ours.items():
         torch.testing.assert_close(theirs[name], parameter, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
 def test_a_separate_critic_is_an_adapter_too(kind: str) -> None:
-    """It has weights of its own, of which its adapter alone is trained; the policy's values are its."""
+    """It has its own weights, of which only its adapter is trained."""
     env = task(kind)
     policy = TransformerPolicy.for_env(env, lora=config(), separate_critic=True)
     assert policy.critic is not None
@@ -187,49 +173,49 @@ def test_a_separate_critic_is_an_adapter_too(kind: str) -> None:
     assert all(torch.equal(p, before[name]) == ("lora_" not in name) for name, p in policy.critic.named_parameters())
 
 
-def test_what_cannot_have_an_adapter_is_refused() -> None:
-    """A table, and a second adapter on the same weights."""
+def test_references_that_cannot_have_an_adapter_are_refused() -> None:
+    """A table, and weights that have an adapter already."""
     with pytest.raises(ValueError, match="needs a causal language model as reference, got TableReference"):
         TransformerPolicy.for_env(gym.make("textenv/Toy-v0"), lora=config())
     env = task("llama")
     TransformerPolicy.for_env(env, lora=config())
-    with pytest.raises(ValueError, match="carry an adapter already: make another environment"):
+    with pytest.raises(ValueError, match="have an adapter already: make another environment"):
         TransformerPolicy.for_env(env, lora=config())
 
 
 def test_an_adapter_by_a_flag(tmp_path: Path, assets: Path) -> None:
-    """--lora-rank: a trial learns, is stopped and goes on, and its baselines are the reference's."""
+    """--lora-rank: a trial trains and resumes, and its baselines are the reference's."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Once upon a time\nThe big dog\n")
-    text: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
-    text |= {
+    flags: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
+    flags |= {
         "prompts": str(prompts),
         "reward": ["tests.helpers.tasks:count_words"],
         "max_new_tokens": 4,
         "eval_episodes": 8,
     }
-    text |= {"total_timesteps": 200, "n_episodes": 8, "num_evals": 1, "lora_rank": 2, "learning_rate": 1e-2}
-    trial = tiny(**text)
+    flags |= {"total_timesteps": 200, "n_episodes": 8, "num_evals": 1, "lora_rank": 2, "learning_rate": 1e-2}
+    trial = tiny(**flags)
     summary = run_trial(trial, tmp_path / "run", tmp_path / "start")
-    plain = run_trial(tiny(**(text | {"lora_rank": 0})), tmp_path / "plain", _initial(tmp_path, text))
+    plain = run_trial(tiny(**(flags | {"lora_rank": 0})), tmp_path / "plain", _initial(tmp_path, flags))
     assert summary["baselines"] == plain["baselines"]
     assert (tmp_path / "run" / "checkpoint" / "adapter").is_dir() and read_metrics(tmp_path / "run")[0][
         "eval/kl"
     ] < 1e-6
     (tmp_path / "run" / "summary.json").unlink()
-    again = run_trial(tiny(**text), tmp_path / "run", tmp_path / "start")  # from its checkpoint, at its end
+    again = run_trial(tiny(**flags), tmp_path / "run", tmp_path / "start")  # from its last checkpoint
     assert again["num_timesteps"] == summary["num_timesteps"]
     assert again["objective"] == pytest.approx(summary["objective"], abs=1e-5)
 
 
-def _initial(folder: Path, text: dict[str, Any]) -> Path:
-    whole = tiny(**(text | {"lora_rank": 0}))
-    initial_policy(whole, whole.make_env(), folder / "whole")
-    return folder / "whole"
+def _initial(folder: Path, flags: dict[str, Any]) -> Path:
+    plain = tiny(**(flags | {"lora_rank": 0}))
+    initial_policy(plain, plain.make_env(), folder / "plain start")
+    return folder / "plain start"
 
 
 def test_an_adapter_that_adds_tokens_is_refused() -> None:
-    """Its texts are longer than those that are scored; the reference is left without an adapter."""
+    """Its sequences are longer than the scored ones; the reference is left without an adapter."""
     env = task("llama")
     with pytest.raises(ValueError, match="must not add tokens of its own, as PromptTuningConfig does"):
         TransformerPolicy.for_env(env, lora=peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))

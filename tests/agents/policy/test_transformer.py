@@ -1,4 +1,4 @@
-"""The policy: where it starts, what it saves, what its critic may touch, and what it refuses."""
+"""TransformerPolicy: its start at the reference, saving, its distribution, its critic, and its errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def toy() -> Any:
-    """A task whose policies are made in a second."""
+    """A task whose policies are trained to the reference in a second."""
     return gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
 
 
@@ -38,30 +38,30 @@ def weights(module: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Bit-identical."""
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are bit-identical."""
     return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
-# -- where it starts ---------------------------------------------------------------------------------------------------
+# -- the start at the reference ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", ["textenv/TajMahal-v0", "textenv/Toy-v0"])
 def test_it_starts_at_a_table(task: str) -> None:
-    """KL(pi || pi_ref) over whole texts is below 1e-3 on the tasks as they are by default."""
+    """KL(pi || pi_ref) over whole completions is below 1e-3 on the default tasks."""
     env = gym.make(task)
     policy = TransformerPolicy.for_env(env)
     found = exact.evaluate(env, policy)
     assert 0 <= found.kl < 1e-3
     assert found.objective == pytest.approx(exact.solve(env).reference_objective, abs=0.02)
-    with torch.no_grad():  # control: a policy that has moved is seen
+    with torch.no_grad():  # control: other weights have a larger KL
         policy.model.transformer.wte.weight.mul_(1.1)
     assert exact.evaluate(env, policy).kl > 1e-3
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_it_starts_at_a_table_at_any_temperature(temperature: float) -> None:
-    """The temperature is part of pi, and so of what is at the reference."""
+    """The temperature is part of pi, so imitation trains the scaled distribution."""
     env = toy()
     policy = TransformerPolicy.for_env(env, temperature=temperature, **SMALL)
     assert exact.evaluate(env, policy).kl < 1e-3
@@ -69,7 +69,7 @@ def test_it_starts_at_a_table_at_any_temperature(temperature: float) -> None:
 
 
 def test_it_starts_at_a_language_model(assets: Path) -> None:
-    """The log-ratio of every answer is 0 where the policy is a copy of the reference; a copy, not the same weights."""
+    """The policy is a copy of the reference, with its own weights; the log-ratio of every completion is 0."""
     env = make(stories(assets, max_new_tokens=16))
     policy = TransformerPolicy.for_env(env)
     rollout = collect(env, policy, 32, generator=new_generator("cpu", 0))
@@ -82,7 +82,7 @@ def test_it_starts_at_a_language_model(assets: Path) -> None:
     )
 
 
-def test_a_new_value_head_says_nothing() -> None:
+def test_a_new_value_head_is_zero() -> None:
     """V = 0 at first, so that the first advantages are the rewards."""
     env = toy()
     policy = TransformerPolicy.for_env(env, **SMALL)
@@ -90,18 +90,18 @@ def test_a_new_value_head_says_nothing() -> None:
     assert rollout.values is not None and not rollout.values.any()
 
 
-def test_making_a_policy_touches_no_global_generator() -> None:
-    """The same seed gives the same weights, whatever was drawn before, and draws nothing from global generators."""
+def test_a_new_policy_uses_no_global_generator() -> None:
+    """The seed alone determines the weights, and the states of the global generators do not change."""
     env = toy()
     made = []
-    for noise in (0, 1):
-        torch.manual_seed(noise)
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
         torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
         made.append(weights(TransformerPolicy.for_env(env, seed=1, **SMALL)))
         assert torch.equal(torch_state, torch.get_rng_state())
         assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
-    assert same(*made)
-    assert not same(made[0], weights(TransformerPolicy.for_env(env, seed=2, **SMALL)))
+    assert equal(*made)
+    assert not equal(made[0], weights(TransformerPolicy.for_env(env, seed=2, **SMALL)))
 
 
 # -- saving and loading ------------------------------------------------------------------------------------------------
@@ -109,13 +109,13 @@ def test_making_a_policy_touches_no_global_generator() -> None:
 
 @pytest.mark.parametrize("separate_critic", [False, True])
 def test_saving_and_loading_changes_nothing(tmp_path: Path, separate_critic: bool) -> None:
-    """Logits, log-probabilities, values and settings come back; `AutoModelForCausalLM` loads the same folder."""
+    """Logits, log-probabilities, values and settings are restored; `AutoModelForCausalLM` loads the same folder."""
     env = sparse()
     policy = random_policy(env, temperature=0.7, separate_critic=separate_critic).float()
     policy.save_pretrained(tmp_path / "policy")
     loaded = TransformerPolicy.from_pretrained(tmp_path / "policy")
     assert (loaded.temperature, loaded.vocab_size) == (0.7, 4) and (loaded.critic is not None) == separate_critic
-    assert same(weights(policy), weights(loaded))
+    assert equal(weights(policy), weights(loaded))
 
     rollout = collect(env, policy, 8, generator=new_generator("cpu", 0))
     inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
@@ -129,17 +129,17 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path, separate_critic: boo
 
 
 def test_settings_can_be_overridden_on_loading(tmp_path: Path) -> None:
-    """Another temperature; a critic of its own that starts as a copy of the trunk, with the saved head."""
+    """Another temperature; a separate critic that starts as a copy of the trunk, with the saved head."""
     policy = random_policy(sparse(), temperature=0.7).float()
     policy.save_pretrained(tmp_path)
     loaded = TransformerPolicy.from_pretrained(tmp_path, temperature=2.0, separate_critic=True)
     assert loaded.temperature == 2.0 and loaded.critic is not None
-    assert same(weights(loaded.critic), weights(policy.model.base_model))
+    assert equal(weights(loaded.critic), weights(policy.model.base_model))
     assert loaded.value_head.weight.equal(policy.value_head.weight)
 
 
 def test_any_causal_lm_can_be_a_policy(assets: Path) -> None:
-    """A folder that we did not write is loaded with a new value head."""
+    """A checkpoint without a value head is loaded with a new one."""
     policy = TransformerPolicy.from_pretrained(assets / "stories260k")
     assert policy.vocab_size == 512 and policy.temperature == 1.0 and policy.critic is None
     assert not policy.value_head.weight.any()
@@ -149,7 +149,7 @@ def test_any_causal_lm_can_be_a_policy(assets: Path) -> None:
 
 
 def test_temperature_divides_the_logits_everywhere() -> None:
-    """Next-token logits, log-probabilities of a parallel pass and those of sampling all know it."""
+    """In next-token logits, in log-probabilities of a parallel pass, and in sampling."""
     env = sparse()
     hot = random_policy(env, temperature=2.0)
     plain = TransformerPolicy(hot.model)
@@ -163,7 +163,7 @@ def test_temperature_divides_the_logits_everywhere() -> None:
 
 
 def test_logits_beyond_the_vocabulary_are_cut() -> None:
-    """A model with a padded vocabulary never says what the tokenizer does not know, and its rest sums to one."""
+    """A model with a padded vocabulary samples only ids of the tokenizer, whose probabilities sum to one."""
     env = sparse()
     config = GPT2Config(vocab_size=7, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=None, eos_token_id=0)
     with torch.random.fork_rng(devices=[]):
@@ -182,7 +182,7 @@ def test_logits_beyond_the_vocabulary_are_cut() -> None:
 
 
 def test_it_stays_in_eval_mode() -> None:
-    """`train()` and `train(True)` turn no dropout on."""
+    """`train()` and `train(True)` do not switch dropout on."""
     policy = random_policy(sparse(), resid_pdrop=0.5)
     for mode in (True, False):
         policy.train(mode)
@@ -193,8 +193,8 @@ def test_it_stays_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize("separate_critic", [False, True])
-def test_what_the_value_loss_may_touch(separate_critic: bool) -> None:
-    """With a critic of its own the value loss does not reach the policy's weights; with the shared trunk it does."""
+def test_gradients_of_the_value_loss(separate_critic: bool) -> None:
+    """With a separate critic the value loss has no gradient in the policy's weights; with a shared trunk it has."""
     env = sparse()
     policy = random_policy(env, separate_critic=separate_critic)
     rollout = collect(env, policy, 8, generator=new_generator("cpu", 0))
@@ -205,38 +205,38 @@ def test_what_the_value_loss_may_touch(separate_critic: bool) -> None:
     assert reached == {"value_head", "critic" if separate_critic else "model"}
 
 
-def test_the_critic_of_its_own_starts_as_a_copy() -> None:
-    """Same values as the shared trunk at first, in weights of its own."""
+def test_a_separate_critic_starts_as_a_copy() -> None:
+    """Its weights equal those of the policy's trunk at first, and are not shared."""
     env = toy()
     policy = TransformerPolicy.for_env(env, separate_critic=True, **SMALL)
-    assert policy.critic is not None and same(weights(policy.critic), weights(policy.model.base_model))
+    assert policy.critic is not None and equal(weights(policy.critic), weights(policy.model.base_model))
     ours = {p.data_ptr() for p in policy.model.parameters()}
     assert not ours & {p.data_ptr() for p in policy.critic.parameters()}
 
 
-# -- the reference stays -----------------------------------------------------------------------------------------------
+# -- the reference is unchanged ----------------------------------------------------------------------------------------
 
 
-def test_training_leaves_a_table_as_it_was() -> None:
-    """Bit-identical table, while the policy has moved."""
+def test_training_does_not_change_a_table() -> None:
+    """The table is bit-identical, while the policy has changed."""
     env = sparse()
     reference: TableReference = env.unwrapped.mdp.reference
     policy = random_policy(env, scale=0.1)
     table, before = reference.table.copy(), weights(policy)
     PPO(policy, env, learning_rate=1e-2, n_episodes=16, seed=0).learn(100)
-    assert np.array_equal(table, reference.table) and not same(before, weights(policy))
+    assert np.array_equal(table, reference.table) and not equal(before, weights(policy))
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_training_leaves_a_language_model_as_it_was(assets: Path, shared: bool) -> None:
-    """Bit-identical weights, also where one model object was handed to both reference and policy."""
+def test_training_does_not_change_a_language_model(assets: Path, shared: bool) -> None:
+    """Its weights are bit-identical, also if reference and policy were created from one model object."""
     model = AutoModelForCausalLM.from_pretrained(assets / "stories260k", dtype=torch.float32)
     env = make(stories(assets, reference=model))
     reference = env.unwrapped.mdp.reference.model
     policy = TransformerPolicy(model) if shared else TransformerPolicy.for_env(env)
     before, start = weights(reference), weights(policy)
     PPO(policy, env, learning_rate=1e-3, n_episodes=8, seed=0).learn(30)
-    assert same(before, weights(reference)) and not same(start, weights(policy))
+    assert equal(before, weights(reference)) and not equal(start, weights(policy))
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -244,14 +244,14 @@ def test_training_leaves_a_language_model_as_it_was(assets: Path, shared: bool) 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_must_be_positive(temperature: float) -> None:
-    """The error says what to do for the most likely token."""
+    """The error explains how to get the most likely token."""
     with pytest.raises(ValueError, match="predict"):
         TransformerPolicy(random_policy(sparse()).model, temperature=temperature)
 
 
 def test_a_policy_of_another_vocabulary_is_refused() -> None:
-    """The error names both sizes."""
-    with pytest.raises(ValueError, match=r"writes 4 tokens.* knows 3"):
+    """The error has both sizes."""
+    with pytest.raises(ValueError, match=r"got 4 and 3 tokens.*for_env"):
         PPO(random_policy(sparse()), toy())
 
 
@@ -260,7 +260,7 @@ def test_a_policy_of_another_vocabulary_is_refused() -> None:
     "settings", [{"n_episodes": 6, "num_generations": 4}, {"n_episodes": 0}, {"num_generations": 0}]
 )
 def test_groups_must_fill_the_batch(kind: Any, settings: dict[str, int]) -> None:
-    """n_episodes that num_generations does not divide, or none at all."""
+    """n_episodes not divisible by num_generations, and zero."""
     env = sparse()
     with pytest.raises(ValueError, match="n_episodes must be a positive multiple of num_generations"):
         kind(random_policy(env), env, **settings)
@@ -274,15 +274,15 @@ def test_groups_must_fill_the_batch(kind: Any, settings: dict[str, int]) -> None
         ({"num_generations": 1}, "num_generations >= 2"),
     ],
 )
-def test_reinforce_refuses_what_it_does_not_know(settings: dict[str, Any], message: str) -> None:
-    """Wrong names, and leave_one_out with nobody left."""
+def test_reinforce_refuses_unknown_settings(settings: dict[str, Any], message: str) -> None:
+    """Wrong names, and leave_one_out in groups of one completion."""
     env = sparse()
     with pytest.raises(ValueError, match=message):
         REINFORCE(random_policy(env), env, **settings)
 
 
 def test_a_folder_without_an_agent_is_refused(tmp_path: Path) -> None:
-    """Also one that holds only a policy."""
+    """Also a folder that holds only a policy."""
     random_policy(sparse()).save_pretrained(tmp_path / "policy")
     for folder in (tmp_path / "nothing", tmp_path / "policy"):
         with pytest.raises(ValueError, match="no saved agent"):
@@ -290,17 +290,17 @@ def test_a_folder_without_an_agent_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_agent_of_another_kind_is_refused(tmp_path: Path) -> None:
-    """The error names both."""
+    """The error names both classes."""
     env = sparse()
     ActorCritic(random_policy(env).float(), env).save(tmp_path)
     with pytest.raises(ValueError, match="holds the agent ActorCritic, not PPO"):
         PPO.load(tmp_path)
 
 
-def test_a_foreign_environment_is_refused() -> None:
-    """By agents where it shows no text (`test_episodes` has more), and by for_env, with what is needed."""
-    foreign = gym.make("CartPole-v1")
-    with pytest.raises(ValueError, match="Agents read texts"):
-        PPO(random_policy(sparse()), foreign)
+def test_an_external_environment_without_tokens_is_refused() -> None:
+    """By agents, since it has no token observations (test_external.py has more cases), and by for_env."""
+    external = gym.make("CartPole-v1")
+    with pytest.raises(ValueError, match="Agents need token observations"):
+        PPO(random_policy(sparse()), external)
     with pytest.raises(TypeError, match="environment of textenv"):
-        TransformerPolicy.for_env(foreign)
+        TransformerPolicy.for_env(external)

@@ -1,4 +1,4 @@
-"""Our agents in environments of other libraries: stepped through, and held against what we know of ours."""
+"""Agents in external environments, compared with the same environment of textenv."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ TOY = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2, "kl_coef": 0.5}
 
 
 class Hidden(gym.Env[Any, Any]):
-    """One of our environments that nobody recognises: blanks on the right, and the KL is not owed but simply absent."""
+    """An environment of textenv disguised as an external one: right padding, and no KL."""
 
     def __init__(self, truncate_at: int | None = None, **arguments: Any) -> None:
-        self.ours: Any = gym.make("textenv/Toy-v0", **(TOY | {"kl_coef": 0.0} | arguments)).unwrapped
-        self.observation_space, self.action_space = self.ours.observation_space, spaces.Discrete(3)
+        self.inner: Any = gym.make("textenv/Toy-v0", **(TOY | {"kl_coef": 0.0} | arguments)).unwrapped
+        self.observation_space, self.action_space = self.inner.observation_space, spaces.Discrete(3)
         self.truncate_at = truncate_at
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.time = 0
-        observation, _ = self.ours.reset(seed=seed)
-        return self.shown(observation), {}
+        observation, _ = self.inner.reset(seed=seed)
+        return self.right_padded(observation), {}
 
     def step(self, action: Any) -> Any:
         self.time += 1
-        observation, reward, terminated, _, _ = self.ours.step(action)
+        observation, reward, terminated, _, _ = self.inner.step(action)
         truncated = self.time == self.truncate_at and not terminated
-        return self.shown(observation), reward, terminated, truncated, {}
+        return self.right_padded(observation), reward, terminated, truncated, {}
 
-    def shown(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """Blanks on the right, filled with a token that must not be read."""
+    def right_padded(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """The observation with right padding, filled with a token that must be ignored."""
         mask = observation["attention_mask"] == 1
         ids = np.full_like(observation["input_ids"], 2)
         ids[: mask.sum()] = observation["input_ids"][mask]
@@ -50,7 +50,7 @@ class Hidden(gym.Env[Any, Any]):
 
 
 class Masked(Hidden):
-    """As `Hidden`, but after a 1 the text must end (token 0), and after anything else `info` says nothing of masks."""
+    """As `Hidden`, but only token 0 is allowed after a 1; after other tokens `info` has no mask."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.must_end = False
@@ -63,8 +63,8 @@ class Masked(Hidden):
         return *step, ({"action_mask": np.array([1, 0, 0], dtype=np.int8)} if self.must_end else {})
 
 
-class MaskShown(Masked):
-    """As `Masked`, with the mask in every observation and an info that says nothing."""
+class MaskInObservation(Masked):
+    """As `Masked`, with the mask in every observation instead of the info."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         observation, info = super().reset(seed=seed)
@@ -75,48 +75,48 @@ class MaskShown(Masked):
         return observation | {"action_mask": info.get("action_mask", np.ones(3, dtype=np.int8))}, *rest, {}
 
 
-def wide_policy(env: Any, seed: int = 0) -> TransformerPolicy:
-    """A policy with arbitrary weights."""
+def float32_policy(env: Any, seed: int = 0) -> TransformerPolicy:
+    """A policy with random weights."""
     return random_policy(env, seed=seed).float()
 
 
-def test_a_foreign_environment_gives_the_rollouts_of_ours() -> None:
-    """Same texts, log-probabilities, values and rewards as `collect`, wherever the blanks stand; no KL."""
+def test_an_external_environment_gives_the_rollouts_of_the_inner_one() -> None:
+    """Same completions, log-probabilities, values and rewards as `collect`, whatever the padding; no KL."""
     env = Hidden()
-    policy = wide_policy(env.ours)
+    policy = float32_policy(env.inner)
     found = collect_external(env, policy, 200, generator=new_generator("cpu", 0))
-    ours = collect(env.ours, policy, 512, generator=new_generator("cpu", 1))
-    known = {}
-    for row in range(len(ours)):
-        prompt = ours.input_ids[row, : -ours.num_tokens][ours.attention_mask[row, : -ours.num_tokens] == 1]
-        tokens = ours.tokens[row][ours.mask[row]]
-        known[tuple(prompt.tolist()), tuple(tokens.tolist())] = row
+    inner = collect(env.inner, policy, 512, generator=new_generator("cpu", 1))
+    row_of = {}
+    for row in range(len(inner)):
+        prompt = inner.input_ids[row, : -inner.num_tokens][inner.attention_mask[row, : -inner.num_tokens] == 1]
+        tokens = inner.tokens[row][inner.mask[row]]
+        row_of[tuple(prompt.tolist()), tuple(tokens.tolist())] = row
     compared = set()
     for row in range(len(found)):
         length = int(found.mask[row].sum())
         first = found.input_ids[row, 0, :-1][found.attention_mask[row, 0, :-1] == 1]
-        text = tuple(first.tolist()), tuple(found.tokens[row, :length].tolist())
-        if text not in known:
+        sequence = tuple(first.tolist()), tuple(found.tokens[row, :length].tolist())
+        if sequence not in row_of:
             continue
-        compared.add(text)
+        compared.add(sequence)
         for name in ("rewards", "log_probs", "values"):
-            theirs, other = getattr(found, name)[row], getattr(ours, name)[known[text]]
-            torch.testing.assert_close(theirs[:length], other[:length], rtol=0, atol=1e-5)
-            assert not theirs[length:].any()
-        assert found.scores[row] == pytest.approx(float(ours.rewards[known[text]].sum()), abs=1e-5)
+            external, expected = getattr(found, name)[row], getattr(inner, name)[row_of[sequence]]
+            torch.testing.assert_close(external[:length], expected[:length], rtol=0, atol=1e-5)
+            assert not external[length:].any()
+        assert found.scores[row] == pytest.approx(float(inner.rewards[row_of[sequence]].sum()), abs=1e-5)
     assert len(compared) >= 10
-    assert found.attention_mask[..., :-1].any(dim=-1).all()  # beyond the ends too there is something to read
+    assert found.attention_mask[..., :-1].any(dim=-1).all()  # padding steps have a token too
     evaluation = policy.evaluate_actions(found.input_ids, found.attention_mask, found.num_tokens)
     torch.testing.assert_close(evaluation.log_probs[found.mask], found.log_probs[found.mask], rtol=0, atol=1e-5)
-    # control: a policy that reads the blanks says something else
+    # control: a policy that attends to padding has other log-probabilities
     other = policy.evaluate_actions(found.input_ids, torch.ones_like(found.attention_mask), found.num_tokens)
     assert (other.log_probs[found.mask] - found.log_probs[found.mask]).abs().max() > 1e-2
 
 
 def test_the_first_ratio_is_one_and_padding_has_no_gradient() -> None:
-    """PPO's first minibatch has rho = 1; changing what stands beyond the ends changes nothing in the loss."""
+    """PPO's first minibatch has rho = 1; changing the tokens of padding steps does not change the loss."""
     env = Hidden()
-    agent = PPO(wide_policy(env.ours), env, n_episodes=32, n_epochs=1, seed=0)
+    agent = PPO(float32_policy(env.inner), env, n_episodes=32, n_epochs=1, seed=0)
     rollout = agent.collect()
     advantages = torch.randn(rollout.mask.shape, generator=torch.Generator().manual_seed(0))
     [(loss, info)] = agent.losses(rollout, advantages, rollout.rewards)
@@ -130,29 +130,30 @@ def test_the_first_ratio_is_one_and_padding_has_no_gradient() -> None:
 
 
 def test_a_truncated_episode_is_bootstrapped_and_a_terminated_one_is_not() -> None:
-    """Where the environment cut, gamma V(s_T) stands in the last reward."""
+    """At a truncation, gamma V(s_T) is added to the last reward."""
     env = Hidden(truncate_at=2)
-    policy = wide_policy(env.ours)
+    policy = float32_policy(env.inner)
     with torch.no_grad():
         policy.value_head.bias += 10.0
-    whole = collect_external(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.5)
+    boot = collect_external(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.5)
     none = collect_external(env, policy, 64, generator=new_generator("cpu", 0), gamma=0.0)
-    cut = ~whole.stopped
-    assert cut.any() and whole.stopped.any()
-    assert torch.equal(whole.rewards[whole.stopped], none.rewards[whole.stopped])
-    added = (whole.rewards - none.rewards)[cut]
+    truncated = ~boot.stopped
+    assert truncated.any() and boot.stopped.any()
+    assert torch.equal(boot.rewards[boot.stopped], none.rewards[boot.stopped])
+    added = (boot.rewards - none.rewards)[truncated]
     assert not added[:, 0].any()
     with torch.no_grad():
-        text = torch.cat([whole.input_ids[cut][:, 1], torch.zeros(int(cut.sum()), 1, dtype=torch.long)], dim=1)
-        mask = torch.cat([whole.attention_mask[cut][:, 1], torch.ones(int(cut.sum()), 1, dtype=torch.long)], dim=1)
-        torch.testing.assert_close(added[:, 1], 0.5 * policy.values(text, mask, 1).squeeze(1), rtol=0, atol=1e-4)
-    assert torch.equal(whole.scores, none.scores)  # what the environment paid
+        column = torch.zeros(int(truncated.sum()), 1, dtype=torch.long)
+        ids = torch.cat([boot.input_ids[truncated][:, 1], column], dim=1)
+        mask = torch.cat([boot.attention_mask[truncated][:, 1], column + 1], dim=1)
+        torch.testing.assert_close(added[:, 1], 0.5 * policy.values(ids, mask, 1).squeeze(1), rtol=0, atol=1e-4)
+    assert torch.equal(boot.scores, none.scores)  # the environment's own rewards
 
 
-def test_without_a_critic_a_cut_is_an_end() -> None:
-    """REINFORCE trains no V, so nothing of it is added to a reward."""
+def test_without_a_critic_a_truncation_is_a_termination() -> None:
+    """REINFORCE trains no V, so no V is added to a reward."""
     env = Hidden(truncate_at=2)
-    policy = wide_policy(env.ours)
+    policy = float32_policy(env.inner)
     with torch.no_grad():
         policy.value_head.bias += 10.0
     rollout = REINFORCE(policy, env, num_generations=1, baseline="mean", seed=0).collect()
@@ -162,14 +163,14 @@ def test_without_a_critic_a_cut_is_an_end() -> None:
     assert not torch.allclose(boot.rewards.sum(dim=1), boot.scores)
 
 
-def test_masks_of_the_info_are_obeyed() -> None:
-    """Masked actions are never taken, and have probability 0 in the update too."""
+def test_masks_in_the_info_are_applied() -> None:
+    """Masked actions are never sampled, and have probability 0 in the update too."""
     env = Masked()
-    policy = wide_policy(env.ours)
+    policy = float32_policy(env.inner)
     rollout = collect_external(env, policy, 64, generator=new_generator("cpu", 0))
     assert rollout.action_mask is not None
-    chosen = rollout.action_mask.gather(2, rollout.tokens[..., None]).squeeze(2)
-    assert chosen[rollout.mask].all() and not rollout.action_mask[rollout.mask].all()
+    allowed = rollout.action_mask.gather(2, rollout.tokens[..., None]).squeeze(2)
+    assert allowed[rollout.mask].all() and not rollout.action_mask[rollout.mask].all()
     found = policy.evaluate_actions(
         rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
     ).log_probs
@@ -177,44 +178,44 @@ def test_masks_of_the_info_are_obeyed() -> None:
     after_one = torch.zeros_like(rollout.mask)
     after_one[:, 1:] = (rollout.tokens[:, :-1] == 1) & rollout.mask[:, 1:]
     assert torch.equal(~rollout.action_mask.all(dim=2) & rollout.mask, after_one)
-    base_model = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
-    assert (base_model - rollout.log_probs)[after_one].abs().max() > 1e-2  # control
+    unmasked = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
+    assert (unmasked - rollout.log_probs)[after_one].abs().max() > 1e-2  # control
     agent = PPO(policy, env, n_episodes=16, seed=0).learn(20)
     assert all(parameter.isfinite().all() for parameter in agent.policy.parameters())
 
 
-def test_masks_of_the_observation_are_obeyed() -> None:
-    """While learning and by `predict`, which sees no info: as if they stood in the info."""
-    env, shown = Masked(), MaskShown()
-    policy = wide_policy(env.ours)
-    rollout, expected = (collect_external(e, policy, 32, generator=new_generator("cpu", 0)) for e in (shown, env))
+def test_masks_in_the_observation_are_applied() -> None:
+    """In training and by `predict`, which has no info: the same as masks in the info."""
+    env, with_mask = Masked(), MaskInObservation()
+    policy = float32_policy(env.inner)
+    rollout, expected = (collect_external(e, policy, 32, generator=new_generator("cpu", 0)) for e in (with_mask, env))
     assert expected.action_mask is not None and rollout.action_mask is not None
     assert torch.equal(rollout.action_mask, expected.action_mask) and torch.equal(rollout.tokens, expected.tokens)
-    agent = PPO(policy, shown, seed=0)
-    observation, _ = shown.reset(seed=0)
+    agent = PPO(policy, with_mask, seed=0)
+    observation, _ = with_mask.reset(seed=0)
     only = np.arange(policy.vocab_size) == 2
     assert {int(agent.predict(observation | {"action_mask": only})[0]) for _ in range(20)} == {2}
     assert len({int(agent.predict(observation)[0]) for _ in range(50)}) > 1  # control
 
 
 @pytest.mark.parametrize("agent", [PPO, ActorCritic, REINFORCE])
-def test_every_agent_learns_saves_and_goes_on(agent: Any, tmp_path: Path) -> None:
-    """The same run with and without a stop; metrics without a KL."""
+def test_every_agent_trains_saves_and_resumes(agent: Any, tmp_path: Path) -> None:
+    """A resumed run equals an uninterrupted one; there are no KL metrics."""
     settings: dict[str, Any] = {"n_episodes": 8, "seed": 3}
     if agent is REINFORCE:
         settings |= {"num_generations": 1, "baseline": "mean"}
-    seen: list[dict[str, float]] = []
-    whole = agent(wide_policy(Hidden().ours), Hidden(), **settings)
-    whole.learn(80, lambda agent, rollout, metrics: seen.append(metrics))
-    assert all("objective/scores" in row and "objective/kl" not in row for row in seen)
-    assert all(np.isfinite(value) for row in seen for value in row.values())
-    stopped = agent(wide_policy(Hidden().ours), Hidden(), **settings).learn(40)
+    updates: list[dict[str, float]] = []
+    whole = agent(float32_policy(Hidden().inner), Hidden(), **settings)
+    whole.learn(80, lambda agent, rollout, metrics: updates.append(metrics))
+    assert all("objective/scores" in row and "objective/kl" not in row for row in updates)
+    assert all(np.isfinite(value) for row in updates for value in row.values())
+    stopped = agent(float32_policy(Hidden().inner), Hidden(), **settings).learn(40)
     stopped.save(tmp_path)
-    going = agent.load(tmp_path, env=Hidden()).learn(80 - stopped.num_timesteps, reset_num_timesteps=False)
-    assert going.num_timesteps == whole.num_timesteps
-    for one, other in zip(whole.policy.parameters(), going.policy.parameters(), strict=True):
+    resumed = agent.load(tmp_path, env=Hidden()).learn(80 - stopped.num_timesteps, reset_num_timesteps=False)
+    assert resumed.num_timesteps == whole.num_timesteps
+    for one, other in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
         torch.testing.assert_close(one, other)
-    action, _ = going.predict(Hidden().reset(seed=0)[0], deterministic=True)
+    action, _ = resumed.predict(Hidden().reset(seed=0)[0], deterministic=True)
     assert action in range(3)
 
 
@@ -239,7 +240,7 @@ def test_every_agent_learns_saves_and_goes_on(agent: Any, tmp_path: Path) -> Non
         (
             spaces.Dict(input_ids=spaces.MultiDiscrete([9] * 4), attention_mask=spaces.MultiBinary(4)),
             spaces.Discrete(3),
-            r"ids 0 .. 2, the observation may have 0 .. 8",
+            r"in 0 .. 2, the model's ids; the observation may have 0 .. 8",
         ),
         (
             spaces.Dict(input_ids=spaces.Box(-1, 2, (4,), np.int64), attention_mask=spaces.MultiBinary(4)),
@@ -253,10 +254,10 @@ def test_every_agent_learns_saves_and_goes_on(agent: Any, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_spaces_that_cannot_be_taken_are_refused(observation: Any, action: Any, message: str) -> None:
-    """Before anything is played, with what the space must be and what it is."""
+def test_spaces_that_do_not_fit_are_refused(observation: Any, action: Any, message: str) -> None:
+    """Before any step; the error has the required space and the received one."""
     env = Hidden()
-    policy = wide_policy(env.ours)
+    policy = float32_policy(env.inner)
     env.observation_space = observation or env.observation_space
     env.action_space = action
     with pytest.raises(ValueError, match=message):
@@ -264,39 +265,39 @@ def test_spaces_that_cannot_be_taken_are_refused(observation: Any, action: Any, 
 
 
 @pytest.mark.parametrize(
-    ("shown", "info", "message"),
+    ("changes", "info", "message"),
     [
         ({"attention_mask": np.zeros(4, dtype=np.int8)}, {}, "at least one token"),
-        ({"input_ids": np.full(4, 3)}, {}, r"ids 0 .. 2 \(blanks too\)"),
+        ({"input_ids": np.full(4, 3)}, {}, r"ids 0 .. 2 \(padding too\)"),
         ({"input_ids": np.full(4, -1)}, {}, r"ids 0 .. 2"),
         ({}, {"action_mask": np.zeros(3, dtype=np.int8)}, "allows no action"),
-        ({}, {"action_mask": np.ones(4, dtype=np.int8)}, r"one value an action \(3\)"),
+        ({}, {"action_mask": np.ones(4, dtype=np.int8)}, r"one value per action \(3\)"),
     ],
 )
-def test_observations_against_the_spaces_are_refused(shown: Any, info: Any, message: str) -> None:
-    """What an environment shows although its spaces say otherwise: an error with the observation."""
+def test_observations_outside_the_spaces_are_refused(changes: Any, info: Any, message: str) -> None:
+    """An observation or a mask outside the declared space is an error that contains it."""
 
     class Wrong(Hidden):
         def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
             observation, _ = super().reset(seed=seed)
-            return observation | shown, info
+            return observation | changes, info
 
     env = Wrong()
     with pytest.raises(ValueError, match=message):
-        PPO(wide_policy(env.ours), env, seed=0).learn(1)
+        PPO(float32_policy(env.inner), env, seed=0).learn(1)
 
 
-def test_a_reward_that_is_no_number_is_refused_before_it_is_learned_from() -> None:
-    """The weights stay finite."""
+def test_a_reward_that_is_not_finite_is_refused() -> None:
+    """Before an update, so the weights stay finite."""
     env = gym.wrappers.TransformReward(Hidden(), lambda reward: float("nan"))
     with pytest.raises(ValueError, match="finite number, got nan"):
-        PPO(wide_policy(Hidden().ours), env, seed=0).learn(1)
+        PPO(float32_policy(Hidden().inner), env, seed=0).learn(1)
 
 
-def test_what_needs_a_process_is_refused() -> None:
-    """Repeated prompts, beta, continuations, batches; and `for_env` has no reference to start from."""
+def test_settings_that_need_an_mdp_are_refused() -> None:
+    """Groups, kl_target, continuations, batches; and `for_env` has no reference to start from."""
     env = Hidden()
-    policy = wide_policy(env.ours)
+    policy = float32_policy(env.inner)
     for settings in ({"num_generations": 2}, {"kl_target": 1.0}):
         with pytest.raises(ValueError, match="need an environment of textenv"):
             PPO(policy, env, **settings)
@@ -309,12 +310,12 @@ def test_what_needs_a_process_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_it_learns_what_is_hidden() -> None:
-    """PPO, which sees a stranger, goes most of the way to the oracle's best answer; flipped it does not."""
+def test_ppo_optimises_an_external_environment() -> None:
+    """Its share of the way to the oracle's optimum is above 0.8; with flipped rewards it is negative."""
     shares = []
     for sign in (1.0, -1.0):
         env = gym.wrappers.TransformReward(Hidden(), lambda reward, sign=sign: sign * reward)  # type: ignore[misc]
-        solution = exact.solve(env.unwrapped.ours)  # type: ignore[attr-defined]
+        solution = exact.solve(env.unwrapped.inner)  # type: ignore[attr-defined]
         torch.manual_seed(0)
         shape = GPT2Config(vocab_size=3, n_embd=32, n_layer=1, n_head=2, n_positions=16)
         agent = PPO(TransformerPolicy(GPT2LMHeadModel(shape)), env, learning_rate=3e-3, seed=0)
@@ -326,6 +327,6 @@ def test_it_learns_what_is_hidden() -> None:
 
 @pytest.mark.slow
 def test_blackjack() -> None:
-    """The example plays better than always sticking, and far better than it began."""
+    """The example's return exceeds that of always sticking, and by far that of the first update."""
     _, returns = blackjack.train(blackjack.Args(total_timesteps=20_000))
     assert returns[0] < -0.25 and np.mean(returns[-10:]) > -0.16

@@ -1,4 +1,4 @@
-"""Whatever generates, the same test: the distribution, and the log-probabilities that it hands back."""
+"""Every sampler: the distribution of its completions, and the log-probabilities that it returns."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 
 @SAMPLERS
 @pytest.mark.parametrize("kind", ["open", "masked", "model"])
-def test_texts_come_as_often_as_they_should(sampler: Sampler, kind: str) -> None:
-    """Toys of every kind, and every sampler; a recorded step as it is called, see test_compile.py for it compiled."""
+def test_completions_are_distributed_as_pi(sampler: Sampler, kind: str) -> None:
+    """Chi-square tests on toys of every kind; the graph sampler's step in eager mode (compiled: test_compile.py)."""
     check_frequencies(sampler, kind)
 
 
 @SAMPLERS
 @pytest.mark.parametrize("kind", ["open", "masked", "model", "language model"])
 def test_log_probs_are_those_of_a_teacher_forced_pass(sampler: Sampler, kind: str) -> None:
-    """log pi of each token, as it was sampled, equals one parallel pass; prompts and answers differ in length."""
+    """log pi of each sampled token equals that of one parallel pass; prompts and completions differ in length."""
     env, policy = language_model() if kind == "language model" else sampling_task(kind)
     rollout = collect(env, policy, 48, generator=new_generator("cpu", 0), sampler=sampler)
     assert len(set(rollout.mask.sum(dim=1).tolist())) > 1
@@ -48,8 +48,8 @@ def test_log_probs_are_those_of_a_teacher_forced_pass(sampler: Sampler, kind: st
     assert (rollout.action_mask is not None) == (kind == "masked")
 
 
-def test_generate_leaves_the_checkpoints_own_settings_out() -> None:
-    """What would change the distribution is not pi's; it is back in its place afterwards."""
+def test_generate_ignores_the_checkpoints_generation_config() -> None:
+    """It would change the distribution and is no part of pi; it is restored afterwards."""
     env, policy = language_model()
     config = policy.model.generation_config
     config.no_repeat_ngram_size, config.min_new_tokens, config.suppress_tokens = 1, 5, [40, 41]
@@ -61,49 +61,49 @@ def test_generate_leaves_the_checkpoints_own_settings_out() -> None:
 
 
 @pytest.mark.parametrize("kind", ["open", "masked", "model"])
-def test_ids_and_log_probs_are_all_that_a_server_must_say(kind: str) -> None:
-    """As arrays of any integers and floats; the reference, and what it forbids, is asked afterwards."""
+def test_a_sampler_may_return_only_ids_and_log_probs(kind: str) -> None:
+    """As arrays of any integer and float dtype; `collect` computes the reference's log-probabilities and masks."""
     env, policy = sampling_task(kind)
 
-    def server(policy: Any, mdp: Any, texts: Any, generator: Any) -> Generation:
-        said = sample(policy, mdp, texts, generator)
-        return Generation(said.input_ids.int().numpy(), said.attention_mask.numpy(), said.log_probs.double().numpy())  # type: ignore[arg-type]
+    def server(policy: Any, mdp: Any, state: Any, generator: Any) -> Generation:
+        own = sample(policy, mdp, state, generator)
+        return Generation(own.input_ids.int().numpy(), own.attention_mask.numpy(), own.log_probs.double().numpy())  # type: ignore[arg-type]
 
-    known, asked = (collect(env, policy, 24, generator=new_generator("cpu", 0), sampler=s) for s in (sample, server))
+    full, minimal = (collect(env, policy, 24, generator=new_generator("cpu", 0), sampler=s) for s in (sample, server))
     for name in ("input_ids", "mask", "log_probs", "ref_log_probs", "rewards", "scores", "values"):
-        assert torch.allclose(getattr(known, name), getattr(asked, name), rtol=0, atol=1e-6), name
+        assert torch.allclose(getattr(full, name), getattr(minimal, name), rtol=0, atol=1e-6), name
     if kind == "masked":
-        assert known.action_mask is not None and asked.action_mask is not None
-        assert known.action_mask.equal(asked.action_mask) and not known.action_mask.all()
-    assert asked.input_ids.dtype == torch.int64 and asked.log_probs.dtype == torch.float32
+        assert full.action_mask is not None and minimal.action_mask is not None
+        assert full.action_mask.equal(minimal.action_mask) and not full.action_mask.all()
+    assert minimal.input_ids.dtype == torch.int64 and minimal.log_probs.dtype == torch.float32
 
 
-def test_what_a_sampler_gets_wrong_is_told() -> None:
-    """A shape, or a token that is forbidden, in a sentence."""
+def test_a_wrong_generation_is_an_error() -> None:
+    """A wrong shape, or a masked token."""
     env, policy = sampling_task("masked")
 
     def short(*arguments: Any) -> Generation:
-        said = sample(*arguments)
-        return said._replace(log_probs=said.log_probs[:, 1:])
+        generation = sample(*arguments)
+        return generation._replace(log_probs=generation.log_probs[:, 1:])
 
     def narrow(*arguments: Any) -> Generation:
-        said = sample(*arguments)
-        return said._replace(values=said.log_probs[:, :2])
+        generation = sample(*arguments)
+        return generation._replace(values=generation.log_probs[:, :2])
 
-    def wild(*arguments: Any) -> Generation:
-        said = sample(*arguments)
-        return Generation(said.input_ids.clamp(min=1), said.attention_mask, said.log_probs)
+    def unmasked(*arguments: Any) -> Generation:
+        generation = sample(*arguments)
+        return Generation(generation.input_ids.clamp(min=1), generation.attention_mask, generation.log_probs)
 
-    with pytest.raises(ValueError, match=r"hand back log_probs of shape \(24, 4\), got \(24, 3\)"):
+    with pytest.raises(ValueError, match=r"return log_probs of shape \(24, 4\), got \(24, 3\)"):
         collect(env, policy, 24, sampler=short)
-    with pytest.raises(ValueError, match=r"hand back values of shape \(24, 4\), got \(24, 2\)"):
+    with pytest.raises(ValueError, match=r"return values of shape \(24, 4\), got \(24, 2\)"):
         collect(env, policy, 24, sampler=narrow)
     with pytest.raises(ValueError, match="the reference gives probability 0: it must obey the mask"):
-        collect(env, policy, 24, sampler=wild)
+        collect(env, policy, 24, sampler=unmasked)
 
 
-def test_a_policy_that_says_nan_is_told_of() -> None:
-    """In a sentence, also where many words are drawn from; one that says numbers is not."""
+def test_nan_probabilities_are_an_error() -> None:
+    """Also with a large vocabulary; finite probabilities are not."""
     env, policy = language_model()
     collect(env, policy, 4)
     with torch.no_grad():
@@ -114,18 +114,18 @@ def test_a_policy_that_says_nan_is_told_of() -> None:
 
 
 @SAMPLERS
-def test_an_agent_learns_from_any_sampler(sampler: Sampler) -> None:
-    """Put in its place, and the first minibatch's ratio is 1."""
+def test_an_agent_trains_with_any_sampler(sampler: Sampler) -> None:
+    """The first minibatch's ratio is 1."""
     env, policy = language_model()
     agent = PPO(policy, env, n_episodes=16, n_epochs=1, seed=0)
     agent.sampler = sampler
-    seen: list[dict[str, float]] = []
-    agent.learn(100, callback=lambda agent, rollout, metrics: seen.append(metrics))
-    assert all(metrics["val/ratio_error_max"] < CLOSE for metrics in seen)
+    updates: list[dict[str, float]] = []
+    agent.learn(100, callback=lambda agent, rollout, metrics: updates.append(metrics))
+    assert all(metrics["val/ratio_error_max"] < CLOSE for metrics in updates)
 
 
-def test_many_words_are_drawn_as_often_as_they_should() -> None:
-    """From so many words on another method draws; a word of probability 0 never comes, not even at the ends."""
+def test_sampling_from_a_large_vocabulary() -> None:
+    """Chi-square test of the method for large V; tokens of probability 0 are never sampled, not even at the ends."""
     generator = new_generator("cpu", 0)
     probs = torch.rand(LARGE_VOCABULARY, generator=generator) ** 4
     probs[[0, 7, 8, LARGE_VOCABULARY - 1]] = 0.0
@@ -138,15 +138,15 @@ def test_many_words_are_drawn_as_often_as_they_should() -> None:
     assert chi2.sf(statistic, int(often.sum()) - 1) > 1e-3
 
 
-def test_texts_that_have_ended_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model reads fewer and fewer rows, and those that go on are not disturbed: the log-probs are still right."""
+def test_finished_rows_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of decoded rows falls, and the log-probabilities of the live rows are still right."""
     env, policy = language_model(max_new_tokens=16)
     rows: list[int] = []
     decode_step = CachedDecoder.decode_step
 
-    def count(self: CachedDecoder, tokens: Any, reads: Any = None) -> Any:
+    def count(self: CachedDecoder, tokens: Any, live: Any = None) -> Any:
         rows.append(len(tokens))
-        return decode_step(self, tokens, reads)
+        return decode_step(self, tokens, live)
 
     monkeypatch.setattr(CachedDecoder, "decode_step", count)
     rollout = collect(env, policy, 8 * MIN_FINISHED_ROWS, generator=new_generator("cpu", 0))
@@ -157,7 +157,7 @@ def test_texts_that_have_ended_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_fused_activation_is_the_same_function() -> None:
-    """In single precision to rounding, with its gradient; in double to the last bit."""
+    """With its gradient: up to rounding in single precision, bit-identical values in double precision."""
     x = torch.linspace(-6, 6, 1001)
     for dtype, close in ((torch.float32, 1e-6), (torch.float64, 0.0)):
         values, slopes = [], []

@@ -1,4 +1,4 @@
-"""`collect` is the environment stepped token by token, only faster."""
+"""`collect` gives the same results as the environment stepped token by token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from textenv import TextMDP, TextState, exact, get_mdp
 from textenv.rewards import vader
 from textenv.testing import play
 
-CLOSE = 1e-5  # absolute, and relative to log-probabilities of rare words (float32 models)
+CLOSE = 1e-5  # absolute, and relative to log-probabilities of rare tokens (float32 models)
 Pair = tuple[Any, TransformerPolicy]
 
 
@@ -32,7 +32,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def perturbed(policy: TransformerPolicy, scale: float, seed: int = 0) -> TransformerPolicy:
-    """The policy moved away from where it was, value head and all; in float64, to see more than rounding."""
+    """The policy with noise added to all weights, in float64, so that errors are not hidden by rounding."""
     policy.model.double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -62,20 +62,20 @@ def shaped(assets: Path) -> Pair:
 
 
 def cold(assets: Path) -> Pair:
-    """A temperature below one, and a critic of its own."""
+    """A temperature below one, and a separate critic."""
     env = make(words(5, reference=random_reference(5, 4, sparse=False), max_new_tokens=4))
     return env, random_policy(env, 1, scale=0.15, temperature=0.5, separate_critic=True)
 
 
 def language_model(assets: Path) -> Pair:
-    """A real language model as reference, and a policy that has moved away from it."""
+    """A real language model as reference, and a perturbed copy of it as policy."""
     prompts = (assets / "tinystories" / "prompts.txt").read_text().splitlines()[:8]
     env = make(stories(assets, prompts=prompts, reward=vader, max_new_tokens=16))
     return env, perturbed(TransformerPolicy.for_env(env), 0.02)
 
 
 def shaped_language_model(assets: Path) -> Pair:
-    """The same with shaping, a temperature, and end tokens that many answers reach."""
+    """The same with shaping, a temperature, and so many end tokens that many completions reach one."""
     eos = list(range(1, 40)) + list(range(400, 440))
     env = make(stories(assets, reward=vader, max_new_tokens=12, shaping=SHAPING, eos_token_id=eos))
     policy = TransformerPolicy.from_pretrained(assets / "stories260k", temperature=1.3)
@@ -96,29 +96,29 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return made[maker.__name__]
 
 
-def answer(rollout: Rollout, row: int) -> list[int]:
-    """The ids of an answer that began at its prompt."""
+def sampled_ids(rollout: Rollout, row: int) -> list[int]:
+    """The ids of a completion that started at its prompt."""
     return [int(token) for token in rollout.tokens[row][rollout.mask[row]]]
 
 
 def states(mdp: TextMDP, starts: list[tuple[Any, Any]]) -> TextState:
-    """States to start from: `(prompt, completion)` each."""
-    texts = mdp.empty_state(len(starts))
+    """Initial states from pairs `(prompt, completion)`."""
+    state = mdp.empty_state(len(starts))
     for row, (prompt, completion) in enumerate(starts):
-        texts.put(row, mdp.make_state(prompt, completion))
-    return texts
+        state.put(row, mdp.make_state(prompt, completion))
+    return state
 
 
-# -- the same process --------------------------------------------------------------------------------------------------
+# -- the same MDP ------------------------------------------------------------------------------------------------------
 
 
 def test_a_rollout_is_the_environment_stepped_token_by_token(pair: Pair) -> None:
-    """Rewards, log-probabilities, score, KL and ending of every answer are those of single steps with pi bound."""
+    """Rewards, log-probabilities, score, KL and end of every completion are those of single steps with pi bound."""
     env, policy = pair
     rollout = collect(env, policy, 24, generator=seeded())
     env.unwrapped.bind_policy(policy)
     for row in range(len(rollout)):
-        tokens, mask = answer(rollout, row), rollout.mask[row]
+        tokens, mask = sampled_ids(rollout, row), rollout.mask[row]
         observation, info = env.reset(options={"prompt": int(rollout.prompt[row])})
         rewards, ref_log_probs, log_probs = [], [], []
         for token in tokens:
@@ -139,13 +139,13 @@ def test_a_rollout_is_the_environment_stepped_token_by_token(pair: Pair) -> None
         assert bool(rollout.stopped[row]) == (info["finish_reason"] == "stop")
         assert (rollout.prompts[row], rollout.completions[row]) == (info["prompt"], info["completion"])
         for name in ("rewards", "log_probs", "ref_log_probs", "values"):
-            assert not getattr(rollout, name)[row][~mask].any(), f"{name} is not 0 behind the answer"
+            assert not getattr(rollout, name)[row][~mask].any(), f"{name} is not 0 behind the completion"
     env.unwrapped.bind_policy(None)
 
 
 @pytest.mark.parametrize("name", ["textenv/RewardHacking-v0", "words"])
 def test_a_rollout_has_the_gold_scores_of_single_steps(name: str) -> None:
-    """gold_scores [B] are info["gold_score"] of the same answers stepped token by token, and follow their rows."""
+    """gold_scores [B] are info["gold_score"] of the same completions stepped token by token; indexing selects them."""
     arguments = words(4, reference=random_reference(4, 3, sparse=True), max_new_tokens=5, gold_reward=golden)
     env = make(arguments) if name == "words" else gym.make(name)
     policy = random_policy(env, scale=0.2)
@@ -154,7 +154,7 @@ def test_a_rollout_has_the_gold_scores_of_single_steps(name: str) -> None:
     stepped = []
     for row in range(len(rollout)):
         env.reset(options={"prompt": int(rollout.prompt[row])})
-        info = [env.step(token)[-1] for token in answer(rollout, row)][-1]
+        info = [env.step(token)[-1] for token in sampled_ids(rollout, row)][-1]
         stepped.append([info["gold_score"], info["score"]])
     gold, scores = np.array(stepped).T
     assert rollout.gold_scores.numpy() == pytest.approx(gold, abs=1e-6)
@@ -166,35 +166,36 @@ def test_a_rollout_has_the_gold_scores_of_single_steps(name: str) -> None:
 
 
 def test_a_gold_reward_changes_nothing_else_in_a_rollout() -> None:
-    """Without one gold_scores is None, also in a part of the rollout; every other field is the same."""
+    """Without one gold_scores is None, also after indexing; every other field is the same."""
     policy = random_policy(make(words()), scale=0.2)
-    plain, told = (collect(make(words(gold_reward=gold)), policy, 16, generator=seeded()) for gold in (None, golden))
-    assert plain.gold_scores is None and plain[:3].gold_scores is None and told.gold_scores is not None
+    envs = [make(words(gold_reward=gold)) for gold in (None, golden)]
+    plain, with_gold = (collect(env, policy, 16, generator=seeded()) for env in envs)
+    assert plain.gold_scores is None and plain[:3].gold_scores is None and with_gold.gold_scores is not None
     for name, value in vars(plain).items():
         if isinstance(value, Tensor):
-            assert value.equal(getattr(told, name)), name
+            assert value.equal(getattr(with_gold, name)), name
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.2, 3.0])
-def test_a_rollout_can_be_paid_with_another_beta(beta: float) -> None:
-    """kl_coef in `collect` pays what an environment with that kl_coef pays, and leaves the environment's alone."""
+def test_a_rollout_can_have_another_beta(beta: float) -> None:
+    """kl_coef in `collect` gives the rewards of an environment with that kl_coef; the environment's does not change."""
     env, other = (make(words(max_new_tokens=4, shaping=SHAPING, kl_coef=b)) for b in (0.5, beta))
     policy = random_policy(env, scale=0.2)
-    own, paid = (collect(env, policy, 16, generator=seeded(), kl_coef=b) for b in (None, beta))
-    assert paid.rewards.equal(collect(other, policy, 16, generator=seeded()).rewards)
-    assert (paid.rewards - own.rewards).abs().max() > 0.05  # control
+    own, changed = (collect(env, policy, 16, generator=seeded(), kl_coef=b) for b in (None, beta))
+    assert changed.rewards.equal(collect(other, policy, 16, generator=seeded()).rewards)
+    assert (changed.rewards - own.rewards).abs().max() > 0.05  # control
     assert env.unwrapped.mdp.kl_coef == 0.5
 
 
-def test_answers_differ_in_length_and_ending(pair: Pair) -> None:
-    """The comparison above sees answers of several lengths, and distributions that are not the reference's."""
+def test_completions_differ_in_length(pair: Pair) -> None:
+    """The comparison above covers several lengths, and distributions other than the reference's."""
     rollout = collect(*pair, 24, generator=seeded())
     assert len(set(rollout.mask.sum(dim=1).tolist())) > 1 or pair is made.get("language_model")
     assert float((rollout.log_probs - rollout.ref_log_probs).abs().max()) > 0.05
 
 
-def test_a_teacher_forced_pass_says_what_was_sampled(pair: Pair) -> None:
-    """Decoding with a cache and one parallel pass give the same log-probabilities and values."""
+def test_a_teacher_forced_pass_equals_decoding(pair: Pair) -> None:
+    """Decoding with a KV cache and one parallel pass give the same log-probabilities and values."""
     env, policy = pair
     rollout = collect(env, policy, 32, generator=seeded(1))
     with torch.no_grad():
@@ -205,7 +206,7 @@ def test_a_teacher_forced_pass_says_what_was_sampled(pair: Pair) -> None:
     mask = rollout.mask
     assert torch.allclose(log_probs[mask], rollout.log_probs[mask], rtol=CLOSE, atol=CLOSE)
     assert torch.allclose(values[mask], rollout.values[mask], rtol=CLOSE, atol=CLOSE)
-    assert float(rollout.values[rollout.mask].std()) > 0  # the value head says something
+    assert float(rollout.values[rollout.mask].std()) > 0  # the value head is not constant
     hot = TransformerPolicy(policy.model, vocab_size=policy.vocab_size, temperature=policy.temperature * 1.5)
     with torch.no_grad():
         other = hot.evaluate_actions(
@@ -214,22 +215,22 @@ def test_a_teacher_forced_pass_says_what_was_sampled(pair: Pair) -> None:
     assert float((other - rollout.log_probs)[rollout.mask].abs().max()) > 1e-2  # control: another temperature
 
 
-def test_only_allowed_tokens_are_written() -> None:
-    """Where the reference says never, the policy's mass is on the rest, and its log-probabilities know it."""
+def test_only_allowed_tokens_are_sampled() -> None:
+    """Where the reference gives probability 0, the policy is renormalised over the other tokens."""
     env, policy = shaped(Path())
     rollout = collect(env, policy, 64, generator=seeded())
     assert rollout.action_mask is not None and not rollout.action_mask.all()
     assert torch.isfinite(rollout.ref_log_probs).all()
-    chosen = rollout.action_mask.gather(2, rollout.tokens[..., None]).squeeze(2)
-    assert chosen[rollout.mask].all()
+    allowed = rollout.action_mask.gather(2, rollout.tokens[..., None]).squeeze(2)
+    assert allowed[rollout.mask].all()
     with torch.no_grad():
         unmasked = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens).log_probs
     assert float((unmasked - rollout.log_probs)[rollout.mask].min()) < -0.1  # control: without the mask they are lower
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
-def test_texts_come_as_often_as_they_should(temperature: float) -> None:
-    """Chi-square of 4000 answers against the exact pi(y|x): p > 1e-4, the false-failure rate of another seed."""
+def test_completions_are_distributed_as_pi(temperature: float) -> None:
+    """Chi-square of 4000 completions against the exact pi(y|x): p > 1e-4, the false-failure rate of another seed."""
     env = make(words(3, prompts=["a"], reference=random_reference(3, 1, sparse=False)))
     policy, tree = random_policy(env, temperature=temperature), exact.enumerate_tree(env)
     state, action = tree.leaves()
@@ -238,15 +239,15 @@ def test_texts_come_as_often_as_they_should(temperature: float) -> None:
         for i, (s, a) in enumerate(zip(state, action, strict=True))
     }
     rollout = collect(env, policy, 4000, generator=seeded(), values=False)
-    counts = np.bincount([index[tuple(answer(rollout, i))] for i in range(len(rollout))], minlength=len(index))
+    counts = np.bincount([index[tuple(sampled_ids(rollout, i))] for i in range(len(rollout))], minlength=len(index))
 
     def p_value(of: TransformerPolicy) -> float:
         expected = len(rollout) * np.exp(tree.completion_log_probs(exact.evaluate(tree, of).log_probs))
-        rare = expected < 5  # texts too rare for chi-square are one cell
+        rare = expected < 5  # completions too rare for chi-square are one cell
         cells = np.append(expected[~rare], expected[rare].sum())
-        seen = np.append(counts[~rare], counts[rare].sum())
-        cells, seen = cells[cells > 0], seen[cells > 0]
-        return float(chi2.sf(((seen - cells) ** 2 / cells).sum(), len(cells) - 1))
+        observed = np.append(counts[~rare], counts[rare].sum())
+        cells, observed = cells[cells > 0], observed[cells > 0]
+        return float(chi2.sf(((observed - cells) ** 2 / cells).sum(), len(cells) - 1))
 
     assert p_value(policy) > 1e-4
     assert p_value(TransformerPolicy(policy.model, temperature=temperature * 1.3)) < 1e-6  # control
@@ -256,36 +257,38 @@ def test_texts_come_as_often_as_they_should(temperature: float) -> None:
 
 
 def test_padding_changes_nothing(pair: Pair) -> None:
-    """Blank columns on the left or on the right, with garbage in them, change no log-probability and no value."""
+    """Padding columns on the left or on the right, with garbage in them, change no log-probability and no value."""
     env, policy = pair
     rollout = collect(env, policy, 8, generator=seeded())
     ids, mask, count, allowed = rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask
-    blank, garbage = torch.zeros(len(ids), 1, dtype=mask.dtype), torch.full((len(ids), 1), 2)
+    padding, garbage = torch.zeros(len(ids), 1, dtype=mask.dtype), torch.full((len(ids), 1), 2)
     with torch.no_grad():
         plain = policy.evaluate_actions(ids, mask, count, allowed)
         left = policy.evaluate_actions(
-            torch.cat([garbage, garbage, ids], dim=1), torch.cat([blank, blank, mask], dim=1), count, allowed
+            torch.cat([garbage, garbage, ids], dim=1), torch.cat([padding, padding, mask], dim=1), count, allowed
         )
         wider = None if allowed is None else torch.nn.functional.pad(allowed, (0, 0, 0, 1), value=True)
         right = policy.evaluate_actions(
-            torch.cat([ids, garbage], dim=1), torch.cat([mask, blank], dim=1), count + 1, wider
+            torch.cat([ids, garbage], dim=1), torch.cat([mask, padding], dim=1), count + 1, wider
         )
         logits = policy.next_token_logits(ids, mask)
-        blanks_anywhere = policy.next_token_logits(
-            torch.cat([garbage, ids, garbage], dim=1).numpy(), torch.cat([blank, mask, blank], dim=1).numpy()
+        padded_logits = policy.next_token_logits(
+            torch.cat([garbage, ids, garbage], dim=1).numpy(), torch.cat([padding, mask, padding], dim=1).numpy()
         )
     for name in ("log_probs", "values"):
         expected: Tensor = getattr(plain, name)[rollout.mask]
         assert torch.allclose(getattr(left, name)[rollout.mask], expected, rtol=CLOSE, atol=CLOSE)
         assert torch.allclose(getattr(right, name)[:, :count][rollout.mask], expected, rtol=CLOSE, atol=CLOSE)
-    assert float((logits - blanks_anywhere).abs().max()) < CLOSE
-    with torch.no_grad():  # control: columns that count are seen
-        seen = policy.evaluate_actions(torch.cat([garbage, ids], dim=1), torch.cat([blank + 1, mask], dim=1), count)
-    assert float((seen.log_probs - plain.log_probs)[rollout.mask].abs().max()) > 1e-3
+    assert float((logits - padded_logits).abs().max()) < CLOSE
+    with torch.no_grad():  # control: the same columns, attended to
+        attended = policy.evaluate_actions(
+            torch.cat([garbage, ids], dim=1), torch.cat([padding + 1, mask], dim=1), count
+        )
+    assert float((attended.log_probs - plain.log_probs)[rollout.mask].abs().max()) > 1e-3
 
 
 def test_room_for_longer_prompts_changes_nothing() -> None:
-    """An environment with a wider observation gives the same answers, and the blank columns are cut."""
+    """An environment with a wider observation gives the same completions, and the padding columns are cut."""
     arguments = words(4, reference=random_reference(4, 3, sparse=True), shaping=SHAPING)
     narrow, wide = make(arguments), make(arguments | {"max_prompt_length": 9})
     policy = random_policy(wide)
@@ -295,17 +298,17 @@ def test_room_for_longer_prompts_changes_nothing() -> None:
     assert one.input_ids.shape[1] == int(one.attention_mask[:, : -one.num_tokens].sum(dim=1).max()) + one.num_tokens
 
 
-# -- how it is done ----------------------------------------------------------------------------------------------------
+# -- cost and randomness -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", [True, False])
-def test_no_token_is_encoded_twice_while_writing(values: bool) -> None:
-    """Through the model goes each token once, and once more in the one parallel pass if values are wanted."""
+def test_each_token_is_decoded_once(values: bool) -> None:
+    """The model computes each token once, and once more in one parallel pass if values are requested."""
     env = make(words(4, prompts=["a b", "b b"], reference=random_reference(4, 2, sparse=False), max_new_tokens=6))
     policy, shapes = random_policy(env, scale=0.1), []
 
     def count(module: Any, args: Any, kwargs: Any) -> None:
-        ids = args[0] if args else kwargs["input_ids"]  # the model hands them on by position
+        ids = args[0] if args else kwargs["input_ids"]  # the model passes them by position
         shapes.append(tuple(ids.shape))
 
     hook = policy.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
@@ -317,7 +320,7 @@ def test_no_token_is_encoded_twice_while_writing(values: bool) -> None:
 
 
 def test_one_call_of_the_reward_and_one_pass_of_the_reference(assets: Path) -> None:
-    """A batch costs one batched call of each reward function and one parallel pass of a language-model reference."""
+    """Each reward function is called once per batch, and a language-model reference computes one parallel pass."""
     calls: list[int] = []
 
     def counted(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
@@ -332,8 +335,8 @@ def test_one_call_of_the_reward_and_one_pass_of_the_reference(assets: Path) -> N
     assert calls == [12] and len(passes) == 1
 
 
-def test_the_same_generator_gives_the_same_answers_and_no_global_one_is_touched(pair: Pair) -> None:
-    """Everything random comes from the generator that was passed."""
+def test_the_generator_determines_the_rollout(pair: Pair) -> None:
+    """All random numbers come from the given generator; the states of the global ones do not change."""
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002, the global one
     first, again, other = (collect(*pair, 8, generator=seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -344,18 +347,18 @@ def test_the_same_generator_gives_the_same_answers_and_no_global_one_is_touched(
     assert first.input_ids.shape != other.input_ids.shape or not first.input_ids.equal(other.input_ids)
 
 
-def test_without_a_generator_every_call_is_new() -> None:
-    """The default generator is seeded by the system, not by a constant."""
+def test_without_a_generator_every_call_differs() -> None:
+    """The system seeds the default generator, not a constant."""
     env, policy = toy(Path())
     first, second = collect(env, policy, 64), collect(env, policy, 64)
     assert first.completions.tolist() != second.completions.tolist()
 
 
-def test_the_environments_own_episode_is_left_alone(pair: Pair) -> None:
-    """Collecting in the middle of an episode changes nothing in it."""
+def test_the_environments_own_episode_is_not_changed(pair: Pair) -> None:
+    """`collect` in the middle of an episode has no effect on its next steps."""
     env, policy = pair
     mdp = env.unwrapped.mdp
-    tokens = answer(collect(env, policy, 1, start=states(mdp, [(0, ())]), generator=seeded()), 0)
+    tokens = sampled_ids(collect(env, policy, 1, start=states(mdp, [(0, ())]), generator=seeded()), 0)
     expected = play(env, 0, tokens)
     env.reset(options={"prompt": 0})
     rewards = []
@@ -368,8 +371,8 @@ def test_the_environments_own_episode_is_left_alone(pair: Pair) -> None:
 # -- prompts, groups, starts -------------------------------------------------------------------------------------------
 
 
-def test_answers_to_the_same_prompt_stand_side_by_side() -> None:
-    """`num_generations` answers to each of n / num_generations prompts, and they are different answers."""
+def test_groups_are_contiguous() -> None:
+    """`num_generations` completions for each of n / num_generations prompts, and they differ."""
     env, policy = toy(Path())
     rollout = collect(env, policy, 24, num_generations=4, generator=seeded())
     groups = rollout.prompt.view(6, 4)
@@ -386,26 +389,26 @@ def test_prompts_are_drawn_uniformly() -> None:
 
 
 @pytest.mark.parametrize(("n", "groups"), [(0, 1), (-4, 1), (5, 2), (4, 0)])
-def test_answers_must_fill_their_groups(n: int, groups: int) -> None:
+def test_completions_must_fill_their_groups(n: int, groups: int) -> None:
     """n that is not a positive multiple of num_generations is an error."""
     env, policy = toy(Path())
     with pytest.raises(ValueError, match="positive multiple of num_generations"):
         collect(env, policy, n, num_generations=groups)
 
 
-def test_start_continues_from_given_states_only() -> None:
-    """The mask covers the new tokens, each paid as by single steps from there; the whole answer is scored."""
+def test_start_sets_the_initial_states() -> None:
+    """The mask covers the sampled tokens, with the rewards of single steps; the score is the whole completion's."""
     env, policy = shaped(Path())
     mdp = env.unwrapped.mdp
-    whole = [answer(collect(env, policy, 12, generator=seeded()), row) for row in range(12)]
+    whole = [sampled_ids(collect(env, policy, 12, generator=seeded()), row) for row in range(12)]
     prompts = collect(env, policy, 12, generator=seeded()).prompt.tolist()
     starts = [(p, tokens[: row % len(tokens)]) for row, (p, tokens) in enumerate(zip(prompts, whole, strict=True))]
     assert {len(completion) for _, completion in starts} > {0, 1, 2}
-    texts = states(mdp, starts)
-    before = {name: np.copy(value) for name, value in vars(texts).items()}
-    rollout = collect(env, policy, 0, generator=seeded(1), start=texts)
+    state = states(mdp, starts)
+    before = {name: np.copy(value) for name, value in vars(state).items()}
+    rollout = collect(env, policy, 0, generator=seeded(1), start=state)
     for name, value in before.items():
-        assert np.array_equal(getattr(texts, name), value), f"{name} of the given states was changed"
+        assert np.array_equal(getattr(state, name), value), f"{name} of the given states was changed"
 
     env.unwrapped.bind_policy(policy)
     for row, (prompt, completion) in enumerate(starts):
@@ -426,17 +429,17 @@ def test_start_continues_from_given_states_only() -> None:
 
 
 def test_starts_of_different_lengths_fit_the_context() -> None:
-    """A row that ends early goes on taking up no position while a row that began from nothing fills its room."""
+    """A finished row takes up no further positions, while a row that started at its prompt fills the context."""
     env = make(words(4, prompts=["a b"], reference=random_reference(4, 2, sparse=False), max_new_tokens=8))
     policy = random_policy(env, scale=0.1)
     starts = [(0, [1] * 7)] * 4 + [(0, ())] * 12
     rollout = collect(env, policy, 0, generator=seeded(), start=states(get_mdp(env), starts))
-    assert int(rollout.mask[4:].sum(dim=1).max()) > 2  # else nothing was asked of the positions
+    assert int(rollout.mask[4:].sum(dim=1).max()) > 2  # else the context would not be filled
     assert rollout.mask[:4].sum(dim=1).tolist() == [1] * 4
 
 
-def test_reinforce_with_q_learns_where_answers_are_long() -> None:
-    """Continuations start at every length at once."""
+def test_reinforce_with_q_trains_on_long_completions() -> None:
+    """One batch of continuations starts at every length."""
     env = make(words(4, prompts=["a b"], reference=random_reference(4, 2, sparse=False), max_new_tokens=8))
     agent = REINFORCE(random_policy(env, scale=0.1), env, n_episodes=16, credit="q", num_continuations=2, seed=0)
     assert agent.learn(100).num_timesteps >= 100
@@ -445,8 +448,8 @@ def test_reinforce_with_q_learns_where_answers_are_long() -> None:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_can_be_taken() -> None:
-    """A slice and a tensor of rows give the same answers, in every field."""
+def test_a_rollout_can_be_indexed() -> None:
+    """A slice and a tensor of rows select the same completions, in every field."""
     env, policy = taj_mahal(Path())
     rollout = collect(env, policy, 6, generator=seeded())
     for rows in (slice(1, 4), torch.tensor([1, 2, 3])):
@@ -460,12 +463,12 @@ def test_rows_can_be_taken() -> None:
     assert collect(env, policy, 2, values=False)[:1].values is None
     shuffled = rollout[torch.tensor([5, 0])]
     assert shuffled.completions.tolist() == [rollout.completions[5], rollout.completions[0]]
-    base_model = rollout.without_strings()
-    assert base_model[1:4].completions is None and base_model[torch.tensor([5, 0])].rewards.equal(shuffled.rewards)
+    tensors_only = rollout.without_strings()
+    assert tensors_only[1:4].completions is None and tensors_only[torch.tensor([5, 0])].rewards.equal(shuffled.rewards)
     assert rollout.completions is not None
 
 
-def test_something_else_than_a_text_environment_is_refused() -> None:
-    """The error says what is needed."""
+def test_other_environments_are_refused() -> None:
+    """The error names the required kind of environment."""
     with pytest.raises(TypeError, match="environment of textenv"):
         collect(gym.make("CartPole-v1"), toy(Path())[1], 4)

@@ -1,0 +1,133 @@
+"""Checks of an agent's settings, its environment, and the sharded copy of its policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from agents.functional import ESTIMATORS
+from agents.policy import TransformerPolicy
+from agents.sampling import check_spaces
+from agents.training import world_size
+from textenv import TextMDP
+
+
+def check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    """Raises a ValueError that names the setting unless its value is None or in [low, high]."""
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}.")
+
+
+def check_settings(agent: Any) -> None:
+    """Checks the settings that every `Agent` has.
+
+    Raises:
+        TypeError: the policy is not a TransformerPolicy.
+        ValueError: a setting is out of range.
+    """
+    if agent.n_episodes < 1 or agent.num_generations < 1 or agent.n_episodes % agent.num_generations:
+        raise ValueError(
+            f"n_episodes must be a positive multiple of num_generations, got {agent.n_episodes} and "
+            f"{agent.num_generations}."
+        )
+    for name, unit in (("n_episodes", agent.num_generations), ("batch_size", 1)):
+        if (number := getattr(agent, name, None)) and number % (unit * world_size()):
+            raise ValueError(
+                f"{name} must be a multiple of {unit * world_size()}, so that each of {world_size()} ranks has "
+                f"equally many whole groups, got {number}."
+            )
+    if not isinstance(agent.policy, TransformerPolicy):
+        raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {agent.policy!r}.")
+    check_range("gamma", agent.gamma, 0, 1)
+    check_range("max_grad_norm", agent.max_grad_norm, 1e-12)
+    check_range("micro_batch_size", agent.micro_batch_size, 1)
+    check_range("learning_rate", agent.learning_rate, 0)
+    check_range("kl_target", agent.kl_target, 1e-12)
+    if agent.kl_target is not None:
+        check_range("kl_horizon", agent.kl_horizon, agent.n_episodes)  # one batch changes beta by at most 20%
+    if agent.kl_estimator not in ESTIMATORS:
+        raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {agent.kl_estimator!r}.")
+
+
+def check_external(agent: Any) -> None:
+    """Checks that an agent can be trained in another library's environment.
+
+    Raises:
+        ValueError: the spaces do not fit the policy, or a setting needs an MDP of textenv.
+    """
+    check_spaces(agent.env, agent.policy)
+    if agent.num_generations > 1 or agent.kl_target is not None:
+        raise ValueError(
+            "num_generations > 1 and kl_target need an environment of textenv: one of another library chooses its own "
+            f"start and has no reference; got num_generations={agent.num_generations} and kl_target={agent.kl_target}. "
+            "Use num_generations=1 and kl_target=None (REINFORCE: baseline='mean')."
+        )
+
+
+def check_mdp(agent: Any, mdp: TextMDP) -> None:
+    """Checks that policy and settings fit the environment's MDP.
+
+    Raises:
+        ValueError: another vocabulary, sequences too long for the policy, or a kl_target without a beta to start from.
+    """
+    policy = agent.policy
+    if policy.vocab_size != mdp.vocab_size:
+        raise ValueError(
+            f"The vocabularies of policy and environment must be the same, got {policy.vocab_size} and "
+            f"{mdp.vocab_size} tokens; use TransformerPolicy.for_env(env), or pass vocab_size= to from_pretrained."
+        )
+    config, longest = policy.model.config.get_text_config(), mdp.prompt_width + mdp.max_new_tokens
+    sizes = f"{mdp.prompt_width} + {mdp.max_new_tokens}"
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and context < longest:
+        raise ValueError(
+            f"The environment's sequences must fit the policy's context of {context} tokens, got up to {sizes}; "
+            "shorten the prompts or lower max_new_tokens."
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    short_context = rope.get("original_max_position_embeddings", longest)
+    if rope.get("rope_type") == "longrope" and short_context < longest:
+        raise ValueError(
+            f"With longrope the environment's sequences must fit the policy's original context of {short_context} "
+            f"tokens, got up to {sizes}: longer ones get other position embeddings, and the update's log-probabilities "
+            "would differ from the sampled ones; shorten the prompts or lower max_new_tokens."
+        )
+    if agent.kl_target is not None and mdp.kl_coef == 0:
+        raise ValueError(
+            "kl_target needs an environment with kl_coef > 0 to start from, got 0; "
+            "set kl_coef in the environment, or kl_target=None."
+        )
+
+
+def check_copy(agent: Any, learner: torch.nn.Module, started: bool) -> None:
+    """Checks that an agent can compute its losses with a copy of its policy.
+
+    Args:
+        agent: the agent, with `policy` and its trained parameters in `trained`.
+        learner: the copy.
+        started: the agent has optimizer state already.
+
+    Raises:
+        ValueError: the policy itself was sharded, or the copy would start without Adam's moments.
+    """
+    if not same_parameters(trainable_parameters(agent.policy), agent.trained):
+        raise ValueError(
+            "The policy must stay whole, because it samples, got one whose own parameters were sharded; "
+            "shard a copy with `agents.training.shard`."
+        )
+    if started and not same_parameters(trainable_parameters(learner), agent.trained):
+        raise ValueError(
+            "distribute() with a copy of the policy must be called before learning, got an agent with optimizer state; "
+            "for a saved agent use load(..., wrap=)."
+        )
+
+
+def trainable_parameters(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The module's parameters that require a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def same_parameters(left: list[torch.nn.Parameter], right: list[torch.nn.Parameter]) -> bool:
+    """Whether two lists hold the same objects, not only equal ones."""
+    return [id(parameter) for parameter in left] == [id(parameter) for parameter in right]

@@ -1,0 +1,73 @@
+"""Saving and loading agents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+
+from agents import PPO, REINFORCE
+from tests.helpers.agents import FOREVER, agent_of, every_kind, stop_after, task, weights
+from tests.helpers.policies import random_policy
+from tests.helpers.tasks import random_reference
+
+
+@every_kind
+@pytest.mark.parametrize("separate_critic", [False, True])
+def test_a_loaded_agent_resumes_bit_identically(tmp_path: Path, kind: Any, separate_critic: bool) -> None:
+    """Six updates equal three, save, load, and three more: weights, counts and optimizer state."""
+    env = task()
+
+    def new() -> Any:
+        return kind(random_policy(env, scale=0.1, separate_critic=separate_critic).float(), env, n_episodes=16, seed=0)
+
+    whole = new().learn(FOREVER, callback=stop_after(6))
+    new().learn(FOREVER, callback=stop_after(3)).save(tmp_path / "agent")
+    resumed = kind.load(tmp_path / "agent", env=env)
+    assert resumed.num_updates == 3 and not weights(resumed).equal(weights(whole))
+    resumed.learn(FOREVER, callback=stop_after(6), reset_num_timesteps=False)
+    assert weights(resumed).equal(weights(whole))
+    assert (resumed.num_timesteps, resumed.num_updates) == (whole.num_timesteps, whole.num_updates)
+
+    forgetful = kind.load(tmp_path / "agent", env=env)  # control: without the optimizer state
+    forgetful.optimizer = torch.optim.Adam(forgetful.policy.parameters(), lr=forgetful.learning_rate, eps=1e-5)
+    forgetful.learn(FOREVER, callback=stop_after(6), reset_num_timesteps=False)
+    assert not weights(forgetful).equal(weights(whole))
+
+
+def test_settings_are_saved_and_can_be_overridden(tmp_path: Path) -> None:
+    """Every setting is restored; arguments of `load` override it, also the optimizer's learning rate."""
+    agent = agent_of(PPO, learning_rate=1e-2, clip_range=None, batch_size=4, gae_lambda=0.5).learn(20)
+    agent.save(tmp_path)
+    loaded = PPO.load(tmp_path)
+    assert {name: getattr(loaded, name) for name in PPO.hyperparameters()} == {
+        name: getattr(agent, name) for name in PPO.hyperparameters()
+    }
+    faster = PPO.load(tmp_path, env=task(), learning_rate=0.5)
+    assert {group["lr"] for group in faster.optimizer.param_groups} == {0.5} and faster.clip_range is None
+    json.loads((tmp_path / "agent.json").read_text())
+
+
+def test_an_agent_without_an_environment_predicts(tmp_path: Path) -> None:
+    """`load(folder)` is enough to predict where no token is masked."""
+    env = task(reference=random_reference(4, 3, sparse=False))
+    agent = agent_of(REINFORCE, env)
+    agent.save(tmp_path)
+    observation, _ = env.reset(seed=0)
+    loaded = REINFORCE.load(tmp_path)
+    assert loaded.predict(observation, deterministic=True)[0] == agent.predict(observation, deterministic=True)[0]
+
+
+def test_a_loaded_agent_can_have_another_seed(tmp_path: Path) -> None:
+    """With the saved seed it samples what the saved agent samples, with another seed other completions."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
+    agent = REINFORCE(random_policy(env), env, seed=0)
+    agent.learn(1)
+    agent.save(tmp_path)
+    same, other = REINFORCE.load(tmp_path, env), REINFORCE.load(tmp_path, env, seed=7)
+    expected = agent.collect().input_ids
+    assert expected.equal(same.collect().input_ids) and not expected.equal(other.collect().input_ids)

@@ -1,0 +1,85 @@
+"""Bad settings and environments are refused with a message that names the rule and the value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents.sampling import collect
+from tests.helpers.agents import agent_of, every_kind, task
+from tests.helpers.policies import random_policy
+from tests.helpers.tasks import make, words
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (PPO, {"n_epochs": 0}, "n_epochs"),
+        (PPO, {"batch_size": 0}, "batch_size"),
+        (PPO, {"value_warmup": -1}, "value_warmup"),
+        (ActorCritic, {"value_warmup": -1}, "value_warmup"),
+        (PPO, {"vf_learning_rate": -1e-3}, "vf_learning_rate"),
+        (RLOO, {"num_generations": 1}, "num_generations"),
+        (RLOO, {"n_epochs": 0}, "n_epochs"),
+        (GRPO, {"num_generations": 1}, "num_generations"),
+        (GRPO, {"clip_range_high": -0.1}, "clip_range_high"),
+        (GRPO, {"micro_batch_size": 0}, "micro_batch_size"),
+        (PPO, {"clip_range": -0.1}, "clip_range"),
+        (ActorCritic, {"gae_lambda": 1.5}, "gae_lambda"),
+        (REINFORCE, {"gamma": -1.0}, "gamma"),
+        (REINFORCE, {"learning_rate": float("nan")}, "learning_rate"),
+        (REINFORCE, {"kl_target": 0.0}, "kl_target"),
+        (PPO, {"kl_target": -1.0}, "kl_target"),
+        (ActorCritic, {"kl_target": float("nan")}, "kl_target"),
+        (PPO, {"kl_target": 1.0, "kl_horizon": 0}, "kl_horizon"),
+        (PPO, {"kl_target": 1.0, "kl_horizon": 31, "n_episodes": 32}, "kl_horizon"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind: Any, settings: dict[str, Any], message: str) -> None:
+    """The error names the setting, its range and the value."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
+    with pytest.raises(ValueError, match=rf"{message} must be in \[.*\], got"):
+        kind(random_policy(env), env, **settings)
+
+
+@every_kind
+@pytest.mark.parametrize("estimator", ["k4", "K1", "", None])
+def test_an_unknown_kl_estimator_is_refused(kind: Any, estimator: Any) -> None:
+    """The error lists the three estimators, and the value."""
+    with pytest.raises(ValueError, match=f"kl_estimator must be one of k1, k2, k3, got {estimator!r}"):
+        agent_of(kind, kl_estimator=estimator)
+
+
+@every_kind
+def test_a_kl_target_needs_a_beta_to_start_from(kind: Any) -> None:
+    """In a task with kl_coef = 0 a target is refused; without a target the task is accepted."""
+    env = task(kl_coef=0.0)
+    with pytest.raises(ValueError, match=r"kl_target needs an environment with kl_coef > 0 to start from, got 0"):
+        agent_of(kind, env, kl_target=1.0)
+    agent_of(kind, env)
+
+
+@pytest.mark.parametrize("wrong", [[float("nan")], []])
+def test_a_broken_gold_reward_is_refused_by_collect(wrong: list[float]) -> None:
+    """`collect` checks the gold reward as a step does; the same task without it is accepted."""
+
+    def appraiser(prompts: Any, **_: Any) -> list[float]:
+        return wrong * len(prompts)
+
+    env, plain = make(words(gold_reward=appraiser)), make(words())
+    with pytest.raises(
+        ValueError, match=r"'appraiser' must return (finite numbers, got nan|one score per completion: \d+, got 0)"
+    ):
+        collect(env, random_policy(env), 4)
+    assert len(collect(plain, random_policy(plain), 4)) == 4
+
+
+def test_a_wrapper_that_changes_the_reward_is_refused_by_collect() -> None:
+    """`collect` reads the MDP, where such a wrapper has no effect; other wrappers are accepted."""
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
+    with pytest.raises(TypeError, match="TransformReward may change .* rewards.*reward="):
+        collect(gym.wrappers.TransformReward(env, lambda reward: reward - 100.0), None)
+    assert len(collect(gym.wrappers.RecordEpisodeStatistics(env), random_policy(env), 4)) == 4

@@ -1,0 +1,106 @@
+"""Saved files carry a format_version: agents of another format are refused, policies of every earlier one load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+import textenv
+from agents import FORMAT_VERSION, PPO, TransformerPolicy, check_format
+from tests.helpers.paths import DATA
+from textenv.references import CausalLMReference
+
+
+def check_expected(policy: TransformerPolicy, folder: Path) -> None:
+    """The policy computes what the version that saved it computed."""
+    expected: dict[str, Any] = json.loads((folder / "expected.json").read_text())
+    ids = torch.tensor(expected["input_ids"])
+    with torch.no_grad():
+        found = policy.evaluate_actions(ids, torch.ones_like(ids), len(expected["log_probs"][0]))
+    torch.testing.assert_close(found.log_probs, torch.tensor(expected["log_probs"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.values, torch.tensor(expected["values"]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_policy_of_format_1_loads() -> None:
+    """Temperature and separate critic too."""
+    policy = TransformerPolicy.from_pretrained(DATA / "format_1")
+    assert policy.temperature == 0.8 and policy.critic is not None
+    check_expected(policy, DATA / "format_1")
+
+
+def test_the_comparison_would_notice_another_policy() -> None:
+    """Control: one value of the temperature changes the log-probabilities."""
+    policy = TransformerPolicy.from_pretrained(DATA / "format_1", temperature=0.9)
+    with pytest.raises(AssertionError):
+        check_expected(policy, DATA / "format_1")
+
+
+@pytest.mark.parametrize("on_reference", [False, True], ids=["merged", "adapter"])
+def test_an_adapter_of_format_1_loads(on_reference: bool) -> None:
+    """Merged, and as an adapter on the weights that it was trained on."""
+    folder = DATA / "format_1_adapter"
+    reference = CausalLMReference(AutoModelForCausalLM.from_pretrained(folder / "base")) if on_reference else None
+    policy = TransformerPolicy.from_pretrained(folder, reference=reference)
+    assert policy.has_adapter == on_reference
+    check_expected(policy, folder)
+
+
+@pytest.mark.parametrize("missing", ["dtype", "separate_critic", "temperature", "vocab_size"])
+def test_a_policy_without_the_newer_settings_loads(missing: str, tmp_path: Path) -> None:
+    """Before format 1 was complete `policy.json` had fewer settings; each has a default."""
+    folder = Path(shutil.copytree(DATA / "format_1", tmp_path / "policy"))
+    settings = json.loads((folder / "policy.json").read_text())
+    del settings[missing]
+    (folder / "policy.json").write_text(json.dumps(settings))
+    policy = TransformerPolicy.from_pretrained(folder)
+    assert policy.vocab_size == 4 and policy.temperature == (1.0 if missing == "temperature" else 0.8)
+
+
+def test_an_agent_of_format_1_is_refused() -> None:
+    """The message names the version that reads it."""
+    env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3, num_prompts=2)
+    message = rf"agent\.json is in format 1, which textenv 0\.1 .* reads; this is textenv {textenv.__version__}, which"
+    with pytest.raises(ValueError, match=message):
+        PPO.load(DATA / "format_1", env=env)
+
+
+def test_what_is_saved_carries_the_format(tmp_path: Path) -> None:
+    """`agent.json` and `policy.json`; a later format is refused by policy and agent alike."""
+    env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3, num_prompts=2)
+    policy = TransformerPolicy.from_pretrained(DATA / "format_1")
+    PPO(policy, env, seed=0).save(tmp_path)
+    for name in ("agent.json", "policy.json"):
+        content = json.loads((tmp_path / name).read_text())
+        assert content["format_version"] == FORMAT_VERSION
+        (tmp_path / name).write_text(json.dumps(content | {"format_version": FORMAT_VERSION + 1}))
+    for load in (lambda: PPO.load(tmp_path, env=env), lambda: TransformerPolicy.from_pretrained(tmp_path)):
+        with pytest.raises(
+            ValueError, match=f"is in format {FORMAT_VERSION + 1}, which a later version of textenv reads"
+        ):
+            load()
+
+
+@given(st.none() | st.booleans() | st.floats() | st.text() | st.integers(max_value=0))
+def test_a_format_that_is_no_format_is_an_error(value: Any) -> None:
+    """Whatever stands in the file, the message names file and value."""
+    with pytest.raises(ValueError, match=r"somewhere\.json: format_version must be an integer"):
+        check_format(Path("somewhere.json"), {"format_version": value})
+
+
+@given(st.integers(1, FORMAT_VERSION + 5), st.integers(1, FORMAT_VERSION))
+def test_formats_are_read_from_the_oldest_to_the_current_one(found: int, oldest: int) -> None:
+    """Nothing else is read."""
+    if oldest <= found <= FORMAT_VERSION:
+        check_format(Path("agent.json"), {"format_version": found}, oldest)
+    else:
+        with pytest.raises(ValueError, match=f"agent.json is in format {found}, "):
+            check_format(Path("agent.json"), {"format_version": found}, oldest)
