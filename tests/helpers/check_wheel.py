@@ -1,6 +1,6 @@
 """Runs the README's environment and agent against the installed wheel: `python check_wheel.py README.md`, anywhere.
 
-`make wheel` calls it in a clean environment with `python -I`, so that neither the checkout nor this folder is on the path.
+`make wheel` calls it in a clean environment with `python -I`: neither the checkout nor this folder is on the path.
 """
 
 from __future__ import annotations
