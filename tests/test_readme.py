@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
 Command: Any = command_line.Command
+PACKAGES = ("textenv", "agents", "experiments")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -104,3 +106,23 @@ def test_an_unknown_flag_is_refused() -> None:
     assert len(commands()) > 5
     with pytest.raises(SystemExit):
         tyro.cli(Command, args=[*shlex.split(commands()[0]), "--no-such-flag", "1"])
+
+
+def sources() -> list[Path]:
+    """The README and every module."""
+    return [ROOT / "README.md", *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
+
+
+def test_nothing_is_to_be_installed_from_an_index() -> None:
+    """textenv is on no package index: every hint says what works from a clone, `pip install -e ".[extra]"`."""
+    hint = re.compile(r"pip install [^\n]*textenv")
+    assert hint.search("pip install textenv[peft]")  # control
+    assert [str(path) for path in sources() if hint.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_hints_name_extras_that_exist() -> None:
+    """Every `.[extra]` in a hint is in pyproject.toml."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    hint = re.compile(r"""pip install -e ['"\\]*\.\[(\w+)\]""")
+    named = {name for path in sources() for name in hint.findall(path.read_text(encoding="utf-8"))}
+    assert {"peft", "sentiment", "vader"} <= named <= set(extras)

