@@ -10,7 +10,7 @@ ARGS ?=
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
 
-# speed beside the peers'; the last TRL that had PPO lies beside the newest, which has not
+# Speed compared with the peers'. TRL 1.12, the last release with PPO, is installed beside the newest.
 bench: $(VENV)/ready .venv-bench/trl-1.12
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments bench $(ARGS)
 
@@ -44,7 +44,7 @@ NEEDS_bench := ".[bench]"
 
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -n auto -m "not slow" \
-		tests/textenv tests/agents/sampling tests/agents/test_sb3.py
+		tests/textenv tests/agents/sampling tests/agents/sb3
 
 tianshou: .venv-tianshou/ready
 	.venv-tianshou/bin/python -m pytest tests/experiments/examples/test_tianshou.py

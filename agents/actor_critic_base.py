@@ -47,7 +47,7 @@ class ActorCriticBase(Agent, ABC):
         super().__post_init__()
 
     def step(self) -> float:
-        """Takes an optimizer step; in the first `value_warmup` updates without the policy's model."""
+        """Takes an optimizer step. The first `value_warmup` updates leave the policy's model unchanged."""
         if self.num_updates < self.value_warmup:
             for master in self.master_weights.for_parameters(self.policy.model.parameters()):
                 master.grad = None

@@ -81,7 +81,7 @@ class Agent(ABC):
     """Target of the KL over whole completions, in nats, as measured by kl_estimator (k2 is biased). beta starts at the
     task's kl_coef and is adapted after each update; None keeps it fixed."""
     kl_horizon: int = 10_000
-    """With kl_target: completions over which beta changes at most by a factor of e^0.2 or e^-0.2; >= n_episodes."""
+    """With kl_target: completions over which beta changes by at most about a factor of e^0.2; >= n_episodes."""
     seed: int | None = None
     """Seed of prompts, tokens and minibatches; None draws one from the operating system."""
 
@@ -101,12 +101,12 @@ class Agent(ABC):
             broadcast_parameters(self.policy.parameters())
         self.trained = trainable_parameters(self.policy)
         self.generator = new_generator(self.policy.device, rank_seed(self.seed))
-        self.learner: Any = self.policy
+        self.learner: Any = self.policy  # computes the losses: the policy itself, or its sharded copy (`distribute`)
         self.num_timesteps = self.num_updates = 0
 
     @cached_property
     def master_weights(self) -> MasterWeights:
-        """What Adam steps; created at first use, so that no device has to hold all weights of a copy to be sharded."""
+        """What Adam steps, created after `distribute`: a copy made before would hold unsharded weights."""
         return MasterWeights(self.trained, trainable_parameters(self.learner))
 
     @cached_property
@@ -121,7 +121,7 @@ class Agent(ABC):
 
     @abstractmethod
     def train(self, rollout: Rollout) -> Metrics:
-        """Updates the policy from completions that it has just sampled; returns the metrics to log."""
+        """Updates the policy by `backward` and `step`, or by `run_epochs`; returns the metrics to log."""
 
     def learn(
         self,

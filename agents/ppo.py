@@ -8,6 +8,16 @@ What it adds to ActorCritic: the completions come from a fixed older policy. Eac
 minibatches, weighted by rho_t. The clip removes the incentive to push rho_t far from 1. In the first minibatch rho = 1,
 and the gradient is that of ActorCritic.
 
+One update, from top to bottom:
+
+    Agent.learn -> collect                                             agents/agent.py, agents/sampling/rollout.py
+    PPO.train -> ActorCriticBase.advantages -> reward_to_go, gae       agents/functional/returns.py
+              -> run_epochs, and for each minibatch                    agents/training/updater.py
+                 -> Agent.backward -> ActorCriticBase.losses           agents/actor_critic_base.py
+                    -> PPO.policy_loss -> clipped_surrogate_loss       agents/functional/losses.py
+                    -> PPO.critic_loss -> value_loss
+                 -> ActorCriticBase.step -> Agent.step
+
 Unlike Huang et al. 2024 (arXiv:2403.17031), by default: advantages are not whitened, V is regressed on the reward to go
 and not clipped, losses are sums over a completion's tokens. Like them: V(s_T) = 0 at the end, gamma = 1, Adam's eps.
 """
@@ -59,6 +69,7 @@ class PPO(ActorCriticBase):
 
     def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
+        # rollout.log_probs: log pi_old, stored when the completions were sampled
         return clipped_surrogate_loss(log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range)
 
     def critic_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:

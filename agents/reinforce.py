@@ -1,4 +1,4 @@
-"""REINFORCE: raises the probability of tokens that a high return followed (Williams 1992).
+"""REINFORCE: raises the probability of tokens that were followed by a high return (Williams 1992).
 
     grad J = E[ sum_t grad log pi(a_t|s_t) (w_t - b) ]
 

@@ -36,7 +36,7 @@ from experiments.trial import INITIAL, prepare, run_trial
 
 
 @dataclass
-class Run:
+class RunFlags:
     """The folder of a trained agent, and how to load it."""
 
     run: Path
@@ -62,7 +62,7 @@ class Run:
 
 
 @dataclass
-class EvaluateConfig(Run):
+class EvaluateConfig(RunFlags):
     """Measure a trained policy: exactly where the task can be enumerated, else from new completions."""
 
     eval_episodes: int = 1024
@@ -70,7 +70,7 @@ class EvaluateConfig(Run):
 
 
 @dataclass
-class SampleConfig(Run):
+class SampleConfig(RunFlags):
     """Print completions of a trained policy."""
 
     prompt: list[str] | None = None

@@ -11,7 +11,7 @@ OWN = Path(__file__).resolve().parents[1] / "agents" / "__init__.py"
 def agents_clash() -> str | None:
     """Returns what is wrong if `import agents` finds another package than textenv's; None if it is textenv's.
 
-    Imports nothing. The other package may stand before textenv's on the path, or have overwritten its files where both
+    Imports nothing. The other package may come before textenv's on the path, or have overwritten its files where both
     were installed into one environment.
     """
     spec = importlib.util.find_spec("agents")

@@ -61,7 +61,7 @@ def report(
 
 
 def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> Table:
-    """One row per agent: interquartile means over seeds with 95% bootstrap intervals; baselines stand above them."""
+    """One row per agent: interquartile means over seeds with 95% bootstrap intervals; baselines are above them."""
     seeds = len(next(iter(summaries.values())))
     table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
     if seeds < 10:

@@ -136,7 +136,7 @@ class StableBaselines(ABC):
 
     @classmethod
     def load(cls, folder: str | PathLike[str], env: Any, device: str = "cpu") -> Self:
-        """Returns an agent as it was saved, except for random numbers and unfinished completions, which start anew."""
+        """Returns an agent as it was saved, except for random numbers and unfinished completions."""
         folder = Path(folder)
         saved = json.loads((folder / "agent.json").read_text())
         check_format(folder / "agent.json", saved)

@@ -1,6 +1,7 @@
 """textenv: Gymnasium environments in which an agent generates text token by token.
 
-Importing this package registers the tasks with Gymnasium and does not import torch:
+Public are the names below, and the modules `exact`, `shaping`, `testing`, `wrappers`, `rewards`, `references`, `data`
+and, with torch, `lm`. Importing this package registers the tasks with Gymnasium and does not import torch:
 
 >>> import gymnasium as gym, textenv
 >>> env = gym.make("textenv/TajMahal-v0", kl_coef=0.1)

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from textenv.categorical import masked_log_softmax
+from textenv.state import Array
+
 PolicyFunction = Callable[[Any, Any], Any]
 
 
@@ -31,7 +33,7 @@ def policy_logits(
         ValueError: the policy returns another shape, or a NaN.
     """
     call = getattr(policy, "next_token_logits", policy)
-    torch = sys.modules.get("torch")  # not imported: the policy does not use it
+    torch = sys.modules.get("torch")  # None if nothing has imported torch: then the policy does not use it
     with torch.no_grad() if torch else nullcontext():
         output = call(input_ids, attention_mask)
     if hasattr(output, "detach"):
@@ -44,10 +46,3 @@ def policy_logits(
     if np.isnan(logits).any():
         raise ValueError("A policy's logits must be numbers, got nan.")
     return logits
-
-
-def masked_log_softmax(logits: Array, mask: Any) -> NDArray[np.float64]:
-    """log softmax over the last axis, restricted to where `mask` is True; -inf elsewhere."""
-    allowed = np.where(mask, logits, -np.inf)
-    shifted = allowed - allowed.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

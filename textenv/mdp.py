@@ -19,12 +19,11 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.bound_policy import Array
 from textenv.data import PromptSource, Tokenizer, load_prompts, resolve_prompt, validate_token_ids
 from textenv.references import as_reference, first_tokens
 from textenv.rewards import FinishedCompletions, RewardFunction, WeightedReward
 from textenv.shaping import ShapingTerm, Transitions, shaping_name
-from textenv.state import TextState
+from textenv.state import Array, TextState
 
 
 class InvalidAction(gym.error.InvalidAction, ValueError):
@@ -263,7 +262,7 @@ class TextMDP:
         log_probs: Any = None,
         kl_coef: float | None = None,
     ) -> dict[str, Any]:
-        """The terms whose sum is r_t: the one place that composes the reward.
+        """The terms whose sum is r_t, for the environments and `collect`. (`textenv.exact` works on distributions.)
 
         Takes numbers, or arrays that are zero where there is no transition. `score` is zero before the last step;
         `shaping` holds the value of each shaping term; the other arguments are those of `reward_terms`.

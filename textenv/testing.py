@@ -52,13 +52,14 @@ def play(env: gym.Env[Any, Any], prompt: Any, completion: Any) -> Episode:
 
     Args:
         env: a single text environment (of `gym.make`).
-        prompt: index, text or ids.
+        prompt: index, text, messages or ids.
         completion: text or ids. The end token is appended to text that leaves room for it (`max_new_tokens`); ids are
             played as they are.
 
     Raises:
         ValueError: the completion is empty, too long or continues after its end, or a token is masked
             (`InvalidAction`).
+        TypeError: not a single environment of textenv.
     """
     mdp = get_mdp(env)
     if not isinstance(env.unwrapped, TextEnv):

@@ -223,9 +223,8 @@ def _rewards(
             if (gold := mdp.gold_score(completions)) is not None:
                 all_gold[states[finished], actions[finished]] = gold
         transitions = mdp.transitions(before, actions[:, None], np.ones((len(states), 1), dtype=np.bool_))
-        terms = mdp.reward_terms(transitions, np.zeros((len(states), 1)), scores)
         all_scores[states, actions] = scores
-        all_shaping[states, actions] = sum(terms[name][:, 0] for name in mdp.term_names[2:])
+        all_shaping[states, actions] = sum(values[:, 0] for values in mdp.shaping_terms(transitions).values())
     return all_scores, all_shaping, all_gold
 
 

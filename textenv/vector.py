@@ -141,14 +141,14 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
                 f"The episodes in rows {np.flatnonzero(~episodes.live).tolist()} have ended; with autoreset DISABLED "
                 "call reset(options={'reset_mask': terminated}) before the next step."
             )
-        step = episodes.step(actions)
+        step = episodes.step(actions)  # which by itself resets ended rows, as NEXT_STEP has it
         final: Info = {}
         if mode == AutoresetMode.SAME_STEP and step.final is not None:
             final = self._same_step_info(step)
             episodes.start(step.terminated.nonzero()[0])
         episodes.refresh()
 
-        info = final | {"action_mask": self._action_mask(), "_action_mask": all_rows(self.num_envs)}
+        info = final | {"action_mask": self._action_mask(), "_action_mask": _all_rows(self.num_envs)}
         if mode == AutoresetMode.SAME_STEP:
             step = step.restrict_to(step.stepped & ~step.terminated)
         if step.stepped.any():
@@ -204,7 +204,7 @@ def _pack(info: Info, rows: NDArray[np.bool_]) -> Info:
 
 
 @cache
-def all_rows(num: int) -> NDArray[np.bool_]:
+def _all_rows(num: int) -> NDArray[np.bool_]:
     """The mask `_key` of what every row has, bool [B]; read-only."""
     rows = np.ones(num, dtype=np.bool_)
     rows.flags.writeable = False

@@ -94,7 +94,9 @@ def clipped_surrogate_loss(
 def value_loss(
     values: Tensor, returns: Tensor, mask: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
 ) -> Tensor:
-    """1/2 sum_t (V(s_t) - G_t)^2 per completion: the squared error on the reward to go, least at the true V.
+    """1/2 sum_t (V(s_t) - G_t)^2 per completion: squared error on the reward to go.
+
+    In expectation the true V minimises it.
 
     Args:
         values: V(s_t), with gradient, [B, T].

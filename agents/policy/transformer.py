@@ -102,7 +102,7 @@ class TransformerPolicy(nn.Module):
         """Returns a policy that starts at the environment's reference, with KL < 1e-3.
 
         A language-model reference is copied. With a temperature other than 1 the copy is no longer at the reference.
-        For a tabulated reference a small GPT-2 is created and trained to imitate it (seconds on a toy task).
+        For any other reference, such as a table, a small GPT-2 is created and trained to imitate it (seconds on toys).
 
         Args:
             env: an environment of textenv.

@@ -38,8 +38,8 @@ class Generation(NamedTuple):
 class Sampler(Protocol):
     """Samples completions: given initial states, returns ids and log-probabilities. Agents take any sampler.
 
-    It samples from pi of `policy.log_softmax`, with a mask that forbids the tokens to which the reference gives
-    probability 0 (none, if `mdp.full_support`). A completion ends at `mdp.is_eos` or after `max_new_tokens`.
+    It samples from pi as `policy.log_softmax` defines it. A mask forbids the tokens with reference probability 0
+    (none, if `mdp.full_support`). A completion ends at `mdp.is_eos` or after `max_new_tokens`.
     """
 
     def __call__(

@@ -19,18 +19,14 @@ from agents.sb3.buffers import (
     KLRolloutBuffer,
 )
 from agents.sb3.policies import (
-    CausalLMExtractor,
     CausalLMPolicy,
-    Columns,
     MaskableCausalLMPolicy,
     PretrainedPolicy,
 )
-from agents.sb3.vec_env import TextObservationSpace, TextVecEnv
+from agents.sb3.vec_env import TextVecEnv
 
 __all__ = [
-    "CausalLMExtractor",
     "CausalLMPolicy",
-    "Columns",
     "KLDictRolloutBuffer",
     "KLMaskableDictRolloutBuffer",
     "KLMaskableRolloutBuffer",
@@ -38,6 +34,5 @@ __all__ = [
     "KLRolloutBuffer",
     "MaskableCausalLMPolicy",
     "PretrainedPolicy",
-    "TextObservationSpace",
     "TextVecEnv",
 ]

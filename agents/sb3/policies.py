@@ -30,7 +30,7 @@ class CausalLMExtractor(BaseFeaturesExtractor):
         return torch.cat([logits, values[:, None]], dim=1)
 
 
-class Columns(nn.Module):
+class SelectColumns(nn.Module):
     """A head that selects some columns of the features."""
 
     def __init__(self, columns: slice) -> None:
@@ -89,11 +89,11 @@ class PretrainedPolicy:
     def _build(self: Any, lr_schedule: Any) -> None:
         self._build_mlp_extractor()
         vocab_size = self.features_dim - 1
-        self.action_net, self.value_net = Columns(slice(vocab_size)), Columns(slice(vocab_size, None))
+        self.action_net, self.value_net = SelectColumns(slice(vocab_size)), SelectColumns(slice(vocab_size, None))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        """Raises: `save` calls it, and its file would have weights without the language model that they belong to."""
+        """Refuses to save the policy alone: the file would lack the language model."""
         raise NotImplementedError(
             "A policy alone cannot be saved: save the agent (agent.save), or the language model as a Hugging Face "
             "checkpoint (agent.policy.features_extractor.language_model.save_pretrained)."

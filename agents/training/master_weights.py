@@ -44,7 +44,7 @@ class MasterWeights:
 
     def __init__(self, trained: Iterable[Tensor], learners: Iterable[Tensor] | None = None) -> None:
         trained = list(trained)
-        self.all = [
+        self.entries = [
             TrainedParameter(
                 parameter,
                 learner,
@@ -52,9 +52,9 @@ class MasterWeights:
             )
             for parameter, learner in zip(trained, trained if learners is None else learners, strict=True)
         ]
-        self.copies = [each for each in self.all if each.master is not each.learner]
-        self.rounded = [each for each in self.all if is_low_precision(each.parameter)]
-        self._master_by_id = {id(each.parameter): each.master for each in self.all}
+        self.copies = [each for each in self.entries if each.master is not each.learner]
+        self.rounded = [each for each in self.entries if is_low_precision(each.parameter)]
+        self._master_by_id = {id(each.parameter): each.master for each in self.entries}
 
     def for_parameters(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Returns the master weights of some parameters."""
@@ -78,7 +78,7 @@ class MasterWeights:
     @torch.no_grad()
     def update_weights(self) -> None:
         """Rounds the master weights to the parameters."""
-        for parameter, learner, master in self.all:
+        for parameter, learner, master in self.entries:
             if learner is not master:
                 learner.copy_(master)
             if parameter is not learner:

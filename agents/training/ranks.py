@@ -14,7 +14,7 @@ The equation holds only if L_i is the same as with one rank. So a statistic that
 from it, must be that of all completions. Ranks can add up sums, so such statistics are computed from sums with
 `all_reduce_sum`.
 
-With world size 1 every function here is a no-op.
+With world size 1 no function here communicates: each returns what one rank has.
 """
 
 from __future__ import annotations

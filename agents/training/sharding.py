@@ -9,7 +9,7 @@ The copy is held in float32 and computes in the policy's dtype. Its gradients ar
 micro-batch, since no rank has memory for whole gradients. On each of R ranks a trained parameter in bfloat16 then takes
 2 + 16 / R bytes, in float32 4 + 16 / R; with whole weights on each rank it takes 18 and 16.
 
-If nothing is sharded, every function here but `shard` is a no-op.
+If nothing is sharded, every function here but `shard` and `hold_in_float32` is a no-op.
 """
 
 from __future__ import annotations

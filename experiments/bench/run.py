@@ -43,7 +43,7 @@ OPTIONS = ["ppo", "ppo, bfloat16", "ppo, medium", "ppo, compiled", "ppo, graph"]
 SAMPLING = [
     "sampling",
     "sampling, graph",
-    "sampling, our generate",
+    "sampling, generate",
     "sampling, tight loop",
     "sampling, transformers",
 ]

@@ -24,7 +24,7 @@ class VariantProcess:
     """A variant in a process of its own, which runs a round on request.
 
     Args:
-        name: the variant's name in `worker.py`.
+        name: the variant's name in `variant_main.py`.
         work: the work of a round, a dataclass.
         peers: the virtual environment of the other libraries.
         threads: number of threads of the process.
@@ -43,7 +43,7 @@ class VariantProcess:
         self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (an unread pipe would fill up and block)
         started = time.perf_counter()
         self.process = subprocess.Popen(
-            [python, "-m", "experiments.bench.worker", name, json.dumps(dataclasses.asdict(work)), str(threads)],
+            [python, "-m", "experiments.bench.variant_main", name, json.dumps(dataclasses.asdict(work)), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,

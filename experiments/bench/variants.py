@@ -201,7 +201,7 @@ VARIANTS: dict[str, Callable[[Work], Round]] = {
     "tight loop, separate critic": lambda work: tight(work, separate_critic=True),
     "sampling": lambda work: sampling(work, sample),
     "sampling, graph": lambda work: sampling(work, GraphSampler()),
-    "sampling, our generate": lambda work: sampling(work, generate_sampler),
+    "sampling, generate": lambda work: sampling(work, generate_sampler),
     "sampling, tight loop": tight_sampling,
     "sampling, transformers": plain_generate,
 }

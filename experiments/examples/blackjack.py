@@ -34,7 +34,7 @@ class Args:
     """Seed of all random numbers."""
 
 
-class HandAsText(gym.ObservationWrapper[Any, Any, Any]):
+class HandAsTokens(gym.ObservationWrapper[Any, Any, Any]):
     """Encodes (player's sum, dealer's card, usable ace) as three tokens with disjoint ids."""
 
     FIRST_IDS = np.array([0, 32, 43])
@@ -53,10 +53,10 @@ class HandAsText(gym.ObservationWrapper[Any, Any, Any]):
 
 def train(args: Args) -> tuple[PPO, list[float]]:
     """Trains; returns the agent and the mean return of the games of each update."""
-    env = HandAsText(gym.make("Blackjack-v1"))
+    env = HandAsTokens(gym.make("Blackjack-v1"))
     torch.manual_seed(args.seed)  # the initial weights of the network
     shape = GPT2Config(
-        vocab_size=HandAsText.VOCAB_SIZE,
+        vocab_size=HandAsTokens.VOCAB_SIZE,
         n_embd=32,
         n_layer=1,
         n_head=2,

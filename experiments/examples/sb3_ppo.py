@@ -72,8 +72,7 @@ def train(args: Args) -> tuple[Any, float]:
     agent.learn(args.total_timesteps)
     solution = exact.solve(envs)
     evaluation = exact.evaluate(solution.tree, agent.policy.features_extractor.language_model)
-    gap = solution.objective - solution.reference_objective
-    return agent, (evaluation.objective - solution.reference_objective) / gap
+    return agent, solution.normalized_objective(evaluation.objective)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Saving and loading agents."""
+"""Saving and loading agents, and the folders that are refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import gymnasium as gym
 import pytest
 import torch
 
-from agents import PPO, REINFORCE
+from agents import PPO, REINFORCE, ActorCritic
 from tests.helpers.agents import FOREVER, agent_of, every_kind, stop_after, task, weights
 from tests.helpers.policies import random_policy
-from tests.helpers.tasks import random_reference
+from tests.helpers.tasks import random_reference, sparse
 
 
 @every_kind
@@ -71,3 +71,19 @@ def test_a_loaded_agent_can_have_another_seed(tmp_path: Path) -> None:
     same, other = REINFORCE.load(tmp_path, env), REINFORCE.load(tmp_path, env, seed=7)
     expected = agent.collect().input_ids
     assert expected.equal(same.collect().input_ids) and not expected.equal(other.collect().input_ids)
+
+
+def test_a_folder_without_an_agent_is_refused(tmp_path: Path) -> None:
+    """Also a folder that holds only a policy."""
+    random_policy(sparse()).save_pretrained(tmp_path / "policy")
+    for folder in (tmp_path / "nothing", tmp_path / "policy"):
+        with pytest.raises(ValueError, match="no saved agent"):
+            PPO.load(folder)
+
+
+def test_an_agent_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """The error names both classes."""
+    env = sparse()
+    ActorCritic(random_policy(env).float(), env).save(tmp_path)
+    with pytest.raises(ValueError, match="holds the agent ActorCritic, not PPO"):
+        PPO.load(tmp_path)

@@ -11,7 +11,7 @@ from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
 from agents.sampling import collect
 from tests.helpers.agents import agent_of, every_kind, task
 from tests.helpers.policies import random_policy
-from tests.helpers.tasks import make, words
+from tests.helpers.tasks import make, sparse, toy, words
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,35 @@ def test_a_wrapper_that_changes_the_reward_is_refused_by_collect() -> None:
     with pytest.raises(TypeError, match="TransformReward may change .* rewards.*reward="):
         collect(gym.wrappers.TransformReward(env, lambda reward: reward - 100.0), None)
     assert len(collect(gym.wrappers.RecordEpisodeStatistics(env), random_policy(env), 4)) == 4
+
+
+def test_a_policy_of_another_vocabulary_is_refused() -> None:
+    """The error has both sizes."""
+    with pytest.raises(ValueError, match=r"got 4 and 3 tokens.*for_env"):
+        PPO(random_policy(sparse()), toy())
+
+
+@pytest.mark.parametrize("kind", [REINFORCE, ActorCritic, PPO])
+@pytest.mark.parametrize(
+    "settings", [{"n_episodes": 6, "num_generations": 4}, {"n_episodes": 0}, {"num_generations": 0}]
+)
+def test_groups_must_fill_the_batch(kind: Any, settings: dict[str, int]) -> None:
+    """n_episodes not divisible by num_generations, and zero."""
+    env = sparse()
+    with pytest.raises(ValueError, match="n_episodes must be a positive multiple of num_generations"):
+        kind(random_policy(env), env, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"credit": "tokens"}, "credit must be 'sequence', 'reward_to_go' or 'q', got 'tokens'"),
+        ({"baseline": "median"}, "baseline must be None, 'mean' or 'leave_one_out', got 'median'"),
+        ({"num_generations": 1}, "num_generations >= 2"),
+    ],
+)
+def test_reinforce_refuses_unknown_settings(settings: dict[str, Any], message: str) -> None:
+    """Wrong names, and leave_one_out in groups of one completion."""
+    env = sparse()
+    with pytest.raises(ValueError, match=message):
+        REINFORCE(random_policy(env), env, **settings)

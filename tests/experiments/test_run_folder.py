@@ -1,14 +1,19 @@
-"""Folders of runs: never overwritten, and resumed only with the same flags."""
+"""Folders of runs: never overwritten, resumed only with the same flags; a run of another format is refused."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from agents import FORMAT_VERSION
 from experiments.config import TrialConfig
+from experiments.errors import FlagError
 from experiments.run_folder import open_folder, read_config, write_config
-from tests.helpers.commands import tiny
+from tests.helpers.commands import command, tiny
+from tests.helpers.paths import DATA
 
 
 def test_folders_are_never_overwritten(tmp_path: Path) -> None:
@@ -26,3 +31,33 @@ def test_folders_are_never_overwritten(tmp_path: Path) -> None:
         read_config(tmp_path, TrialConfig)
     write_config(config, tmp_path)
     assert read_config(tmp_path, TrialConfig) == config
+
+
+REFUSED = r"config\.json is in format 1, which textenv 0\.1 \(commit b8391f7\) reads; this is textenv 0\.2"
+
+
+def test_a_run_of_format_1_is_refused(tmp_path: Path) -> None:
+    """By what reads its flags, and by what would resume it; nothing in its folder changes."""
+    folder = Path(shutil.copytree(DATA / "format_1_run", tmp_path / "run"))
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(FlagError, match=REFUSED):
+        read_config(folder, TrialConfig)
+    with pytest.raises(FlagError, match=REFUSED):
+        open_folder(TrialConfig(out=folder, resume=True), "run", "now")
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_run_of_this_format_is_read(tmp_path: Path) -> None:
+    """Control: the same flags, written by this version, are read again."""
+    config = TrialConfig(total_timesteps=123)
+    write_config(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == FORMAT_VERSION
+    assert read_config(tmp_path, TrialConfig) == config
+
+
+def test_the_command_line_refuses_it_in_a_sentence() -> None:
+    """Exit code 2, no traceback."""
+    done = command("evaluate", "--run", str(DATA / "format_1_run"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "is in format 1" in " ".join(done.stderr.split())

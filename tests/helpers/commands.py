@@ -5,11 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments.config import TrialConfig
 from tests.helpers.policies import random_policy
 
 TINY = {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1}
+# Flags of `train` for a trial of about two updates on the smallest toy.
+TRIAL: dict[str, Any] = {
+    "env": "textenv/Toy-v0",
+    "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},
+    "total_timesteps": 100,
+    "n_episodes": 16,
+    "num_evals": 1,
+}
 
 
 def tiny(**flags: object) -> TrialConfig:

@@ -33,6 +33,11 @@ def count_words(prompts: Any, completions: Any, completion_ids: Any, **columns: 
     return [float(len(completion.split())) for completion in completions]
 
 
+def half(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+    """Half a point for every completion."""
+    return [0.5] * len(completions)
+
+
 def golden(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
     """A gold reward: an arbitrary number in [5, 6) for each prompt and completion, unlike any of `letter_values`."""
     return [
@@ -151,6 +156,16 @@ def make(arguments: dict[str, Any], **more: Any) -> Any:
     return gym.make("textenv/Text-v0", **arguments, **more)
 
 
+def toy() -> Any:
+    """A task whose policies are trained to the reference in a second."""
+    return gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
+
+
+def sparse(**arguments: Any) -> Any:
+    """A task with masks."""
+    return make(words(4, reference=random_reference(4, 3, sparse=True), **arguments))
+
+
 def allowed_action(mask: np.ndarray, rng: np.random.Generator) -> int:
     """One of the allowed tokens, uniformly."""
     return int(rng.choice(np.flatnonzero(mask)))
@@ -185,13 +200,3 @@ def assert_same(left: Any, right: Any, atol: float = 0.0, where: str = "") -> No
         a, b = np.asarray(left), np.asarray(right)
         assert a.shape == b.shape and a.dtype == b.dtype, f"{where}: {a.dtype}{a.shape} and {b.dtype}{b.shape}"
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=where)
-
-
-# Flags of `train` for a trial of about two updates on the smallest toy.
-TRIAL: dict[str, Any] = {
-    "env": "textenv/Toy-v0",
-    "env_args": {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1},
-    "total_timesteps": 100,
-    "n_episodes": 16,
-    "num_evals": 1,
-}

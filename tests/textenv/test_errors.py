@@ -85,49 +85,6 @@ def test_a_toy_that_is_too_small_is_refused(arguments: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"prompt": "a"', "not valid JSON"),
-        ('{"text": "a"}', "object with the string field 'prompt'"),
-        ('{"prompt": 3}', "object with the string field 'prompt'"),
-        ('["a"]', "object with the string field 'prompt'"),
-    ],
-)
-def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: str, message: str) -> None:
-    """The error names file, line number and content; without the broken line the file is accepted."""
-    path = tmp_path / "prompts.jsonl"
-    good = '{"prompt": "a"}\n\n{"prompt": "b a"}\n'
-    path.write_text(good + line + "\n")
-    with pytest.raises(ValueError, match=rf"prompts\.jsonl:4: .*{message}") as error:
-        TextMDP(**words(prompts=path))
-    assert repr(line)[1:-1] in str(error.value)
-    path.write_text(good)
-    assert TextMDP(**words(prompts=str(path))).prompts.texts == ["a", "b a"]
-    (tmp_path / "prompts.txt").write_text("a\n\n  b a \n")
-    assert TextMDP(**words(prompts=tmp_path / "prompts.txt")).prompts.texts == ["a", "b a"]
-
-
-def test_a_missing_or_empty_prompt_file(tmp_path: Path) -> None:
-    """The error names a file that does not exist, and one without a prompt."""
-    with pytest.raises(ValueError, match=r"The file '.*nowhere\.txt' does not exist"):
-        TextMDP(**words(prompts=str(tmp_path / "nowhere.txt")))
-    (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(ValueError, match=r"at least one prompt, got none from '.*empty\.txt'"):
-        TextMDP(**words(prompts=tmp_path / "empty.txt"))
-
-
-def test_encodings_of_prompt_files(tmp_path: Path) -> None:
-    """A byte-order mark is no word, U+2028 ends no line, another encoding than UTF-8 is an error with the file name."""
-    (tmp_path / "a.txt").write_bytes("\ufeffa b\nb\n".encode())
-    assert TextMDP(**words(prompts=tmp_path / "a.txt")).prompts.texts == ["a b", "b"]
-    (tmp_path / "b.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
-    assert TextMDP(**words(prompts=tmp_path / "b.jsonl")).prompts.texts == ["a\u2028b"]
-    (tmp_path / "c.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"c\.txt: not UTF-8 .* save it as UTF-8"):
-        TextMDP(**words(prompts=tmp_path / "c.txt"))
-
-
-@pytest.mark.parametrize(
     ("construct", "message"),
     [
         (lambda: WordTokenizer("agra india").encode("agra indai"), "'indai' is not.*3 tokens. Did you mean 'india'"),

@@ -1,7 +1,7 @@
 """Tokenizers, prompts and the files that hold them."""
 
-from textenv.data.files import read_jsonl, read_lines
-from textenv.data.prompts import Prompts, PromptSource, encode_prompt, is_conversation, load_prompts
+from textenv.data.files import read_jsonl
+from textenv.data.prompts import Prompts, PromptSource, load_prompts
 from textenv.data.resolve import resolve_prompt, validate_token_ids
 from textenv.data.tokenizers import Tokenizer, WordTokenizer
 
@@ -10,11 +10,8 @@ __all__ = [
     "Prompts",
     "Tokenizer",
     "WordTokenizer",
-    "encode_prompt",
-    "is_conversation",
     "load_prompts",
     "read_jsonl",
-    "read_lines",
     "resolve_prompt",
     "validate_token_ids",
 ]

@@ -1,6 +1,6 @@
 """The exact oracle of a toy: the optimum, and the values and the gradient of any policy, by full enumeration."""
 
-from textenv.bound_policy import masked_log_softmax
+from textenv.categorical import masked_log_softmax
 from textenv.exact.evaluation import Evaluation, evaluate, evaluate_log_probs
 from textenv.exact.gradient import policy_gradient
 from textenv.exact.solution import Solution, solve, suboptimality_by_state

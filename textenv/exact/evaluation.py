@@ -1,9 +1,9 @@
 """Exact evaluation of a policy: objective, values, advantages and occupancy, by enumerating every completion.
 
     J(pi)   = E_x E_{y ~ pi} [ r(x, y) - beta log(pi(y|x) / pi_ref(y|x)) ]
-    V(s_T)  = 0,   Q(s, a) = r(s, a) + V(s a),   V(s) = sum_a pi(a|s) Q(s, a),   A = Q - V
+    V(s_T)  = 0,   Q(s, a) = r_t(s, a) + V(s a),   V(s) = sum_a pi(a|s) Q(s, a),   A = Q - V
 
-with r(x, y) the score and the shaping along y, and r(s, a) the whole reward r_t, KL included.
+with r(x, y) the score and the shaping along y, and r_t(s, a) the whole reward of a in s, KL included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.bound_policy import PolicyFunction, masked_log_softmax, policy_logits
+from textenv.bound_policy import PolicyFunction, policy_logits
+from textenv.categorical import masked_log_softmax
 from textenv.state import Array
 from textenv.tree import MAX_COMPLETIONS, Tree, enumerate_tree, in_batches
 

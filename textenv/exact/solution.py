@@ -7,6 +7,7 @@ with r(x, y) the score and the shaping along y. By state, this is the soft Bellm
 
     V*(s) = beta log sum_a pi_ref(a|s) exp(Q*(s, a) / beta),    pi*(a|s) = pi_ref(a|s) exp((Q* - V*)(s, a) / beta)
 
+with Q*(s, a) the score and the shaping of a in s, and V*(s a): without the KL of a itself, unlike Q in evaluation.py.
 KL-regularized control: Todorov 2006; Peters et al. 2010; Rafailov et al. 2023 (arXiv:2305.18290), eq. 4.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.bound_policy import masked_log_softmax
+from textenv.categorical import masked_log_softmax
 from textenv.exact.evaluation import Evaluation, evaluate_log_probs
 from textenv.state import Array
 from textenv.tree import MAX_COMPLETIONS, Tree, enumerate_tree
@@ -103,7 +104,8 @@ def suboptimality_by_state(solution: Solution, evaluation: Evaluation) -> NDArra
                 = d(s) beta KL(pi(.|s) || pi*(.|s))                                              (beta > 0)
 
     with d(s) the probability that an episode visits s: the performance difference lemma (Kakade and Langford 2002),
-    which is the chain rule of J* - J = beta KL(pi || pi*) along the completion. beta, in J too, is the solution's.
+    which is the chain rule of J* - J = beta KL(pi || pi*) along the completion. J here is that of the solution's beta:
+    with a `solve(kl_coef=)` other than the task's, the sum is not `solution.objective - evaluation.objective`.
 
     Raises:
         ValueError: solution and evaluation belong to different environments.
@@ -113,8 +115,8 @@ def suboptimality_by_state(solution: Solution, evaluation: Evaluation) -> NDArra
     tree, beta = solution.tree, solution.kl_coef
     probs = np.exp(evaluation.log_probs)
     log_ratio = np.where(probs > 0, evaluation.log_probs - np.where(tree.child != -2, tree.ref_log_probs, 0.0), 0.0)
-    best = tree.rewards + np.append(solution.values, [0.0, 0.0])[tree.child]  # Q* without the KL, as in Tree.backward
-    shortfall = solution.values - (probs * (best - beta * log_ratio)).sum(axis=1)
+    q_values = tree.rewards + np.append(solution.values, [0.0, 0.0])[tree.child]  # Q*, as in Tree.backward
+    shortfall = solution.values - (probs * (q_values - beta * log_ratio)).sum(axis=1)
     return np.asarray(evaluation.occupancy * np.maximum(shortfall, 0.0))  # rounding may give -1e-16
 
 

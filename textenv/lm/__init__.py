@@ -2,7 +2,7 @@
 
 from textenv.lm.cached_decoder import BLOCK_COLUMNS, CachedDecoder
 from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
-from textenv.lm.inputs import base_model, cache_argument, last_columns, pack_left, position_ids
+from textenv.lm.inputs import base_model, cache_argument, pack_left, position_ids
 from textenv.lm.loading import check_causal, check_vocabulary, load_causal_lm
 from textenv.lm.prefix_sharing import forward_sequences
 from textenv.lm.smollm2 import load_smollm2
@@ -18,7 +18,6 @@ __all__ = [
     "forward_completions",
     "forward_sequences",
     "fuse_activations",
-    "last_columns",
     "load_causal_lm",
     "load_smollm2",
     "pack_left",

@@ -1,6 +1,7 @@
-"""EpisodeBatch: B episodes in progress, on arrays. `step` composes one step of any task.
+"""EpisodeBatch: B episodes in progress, on arrays; `step` composes one step of any task.
 
-`TextVectorEnv` runs on it, and `TextEnv` on its case B = 1, `SingleEpisode`. Small toys run on a `TabulatedBatch`.
+The same step exists twice more, for speed: `SingleEpisode._step_table` for one episode with a table as the reference,
+and `TabulatedBatch.step` for small tasks whose rewards have `score_tokens` (of ours, Toy-v0).
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class EpisodeBatch:
         self.cursor = make_cursor(mdp, self.state)
         # the index of each row's first completion token in the flattened `input_ids`
         self.completion_start = np.arange(num) * self.state.input_ids.shape[1] + mdp.prompt_width
-        self.live = np.zeros(num, dtype=np.bool_)  # a new array at every step: callers keep the last one
+        self.live = np.zeros(num, dtype=np.bool_)  # replaced, not changed, by `step`: a `StepResult` holds the last one
         self.started = False  # whether every row has had an episode, and so a stream of prompts
         self.streams = PromptStreams(num, len(mdp.prompts.texts))
         self.kl = np.zeros(num)
@@ -168,7 +169,8 @@ class EpisodeBatch:
         self.kl, self.live = kl, ~terminated
         if len(idle):
             self.start(idle)
-        cell = self.completion_start + state.time  # rows that have just started get 0 and 0 there, which they have
+        # Rows that have just started are at t = 0: they get token 0 and attention 0 in a column that is empty already.
+        cell = self.completion_start + state.time
         state.input_ids.reshape(-1)[cell] = tokens
         state.attention_mask.reshape(-1)[cell] = live
         state.time += live

@@ -39,7 +39,7 @@ class TabulatedBatch:
         self.mdp, self.num = mdp, num
         self.streams = PromptStreams(num, len(mdp.prompts.texts))
         self.started = False
-        self.live = np.zeros(num, dtype=np.bool_)  # a new array at every step: callers keep the last one
+        self.live = np.zeros(num, dtype=np.bool_)  # replaced, not changed, by `step`: a `StepResult` holds the last one
         self._tabulate_edges(tree)
         self._tabulate_nodes(tree)
         self.node = np.full(num, self.num_states)

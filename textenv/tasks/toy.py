@@ -42,7 +42,7 @@ from typing import Any
 
 import numpy as np
 
-from textenv.bound_policy import masked_log_softmax
+from textenv.categorical import masked_log_softmax
 from textenv.data import WordTokenizer
 from textenv.mdp import TextMDP
 from textenv.references import TableReference

@@ -16,10 +16,7 @@ from transformers import AutoModelForCausalLM
 from agents import GRPO, PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
-from experiments.trial import initial_policy, run_trial
-from experiments.trial_log import read_metrics
 from tests.helpers.adapters import adapted, config
-from tests.helpers.commands import tiny
 from tests.helpers.models import CONFIGS, arguments, task
 from textenv.testing import play
 
@@ -181,37 +178,6 @@ def test_references_that_cannot_have_an_adapter_are_refused() -> None:
     TransformerPolicy.for_env(env, lora=config())
     with pytest.raises(ValueError, match="have an adapter already: make another environment"):
         TransformerPolicy.for_env(env, lora=config())
-
-
-def test_an_adapter_by_a_flag(tmp_path: Path, assets: Path) -> None:
-    """--lora-rank: a trial trains and resumes, and its baselines are the reference's."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("Once upon a time\nThe big dog\n")
-    flags: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
-    flags |= {
-        "prompts": str(prompts),
-        "reward": ["tests.helpers.tasks:count_words"],
-        "max_new_tokens": 4,
-        "eval_episodes": 8,
-    }
-    flags |= {"total_timesteps": 200, "n_episodes": 8, "num_evals": 1, "lora_rank": 2, "learning_rate": 1e-2}
-    trial = tiny(**flags)
-    summary = run_trial(trial, tmp_path / "run", tmp_path / "start")
-    plain = run_trial(tiny(**(flags | {"lora_rank": 0})), tmp_path / "plain", _initial(tmp_path, flags))
-    assert summary["baselines"] == plain["baselines"]
-    assert (tmp_path / "run" / "checkpoint" / "adapter").is_dir() and read_metrics(tmp_path / "run")[0][
-        "eval/kl"
-    ] < 1e-6
-    (tmp_path / "run" / "summary.json").unlink()
-    again = run_trial(tiny(**flags), tmp_path / "run", tmp_path / "start")  # from its last checkpoint
-    assert again["num_timesteps"] == summary["num_timesteps"]
-    assert again["objective"] == pytest.approx(summary["objective"], abs=1e-5)
-
-
-def _initial(folder: Path, flags: dict[str, Any]) -> Path:
-    plain = tiny(**(flags | {"lora_rank": 0}))
-    initial_policy(plain, plain.make_env(), folder / "plain start")
-    return folder / "plain start"
 
 
 def test_an_adapter_that_adds_tokens_is_refused() -> None:

@@ -17,11 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agents import PPO
 from agents.policy import TransformerPolicy
 from agents.sampling import Generation, GraphSampler, Rollout, new_generator, sample, sample_prompts
-from experiments.config import TrialConfig
-from experiments.errors import FlagError
-from experiments.trial import INITIAL, _agent, prepare, run_trial
 from tests.helpers.models import CLOSE, ROWS, WORST, check_frequencies, half_stories, language_model
-from tests.helpers.tasks import TRIAL, make, stories
+from tests.helpers.tasks import make, stories
 from textenv import get_mdp
 
 TAJ = "textenv/TajMahal-v0"  # most tokens are masked
@@ -72,40 +69,6 @@ def test_the_compiled_gradient_is_the_eager_one(separate_critic: bool, monkeypat
     assert networks <= counters["stats"]["unique_graphs"] <= 2 * networks
     assert not counters["graph_break"]
     assert largest_error(gradients(agent, rollouts[0], 8), eager[1]) > 1e-2  # control: the gradient of another rollout
-
-
-def test_a_missing_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Raised before anything is computed; the command prints one line."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    policy = TransformerPolicy.for_env(gym.make(TAJ))
-    with pytest.raises(ValueError, match="needs a C.. compiler on a CPU, no-such-compiler is not there"):
-        policy.compile()
-    for flags in ({"compile": True}, {"sampler": "graph"}):
-        config = TrialConfig(agent="ppo", out=tmp_path / "run", **flags)  # type: ignore[arg-type]
-        with pytest.raises(FlagError, match="no-such-compiler is not there"):
-            prepare(config, "run", [config])
-        assert not (tmp_path / "run").exists()
-
-
-def is_compiled(policy: Any) -> bool:
-    """Whether a call of the policy is compiled."""
-    return policy._compiled_call_impl is not None
-
-
-@pytest.mark.slow
-def test_a_trial_compiles(tmp_path: Path) -> None:
-    """It reaches the same objective; a loaded checkpoint is compiled too; agents of other libraries refuse the flag."""
-    reached = {}
-    for compiled in (False, True):
-        config = TrialConfig(**TRIAL, agent="grpo", compile=compiled, out=tmp_path / str(compiled))
-        env = config.make_env()
-        _, folder, policy = prepare(config, "run", [config])
-        assert is_compiled(policy) == compiled
-        reached[compiled] = run_trial(config, folder, folder / INITIAL)["objective"]
-        assert is_compiled(_agent(config, env, folder, folder / INITIAL).policy) == compiled
-    assert reached[True] == pytest.approx(reached[False], abs=1e-4)
-    with pytest.raises(FlagError, match="--compile is for our agents, not for sb3-ppo"):
-        TrialConfig(**TRIAL, agent="sb3-ppo", compile=True)
 
 
 SLOW = ["llama", "adapter"]

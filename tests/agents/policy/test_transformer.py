@@ -11,26 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from agents import PPO, REINFORCE, ActorCritic
+from agents import PPO
 from agents.functional import value_loss
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from tests.helpers.policies import random_policy
-from tests.helpers.tasks import make, random_reference, stories, words
+from tests.helpers.tasks import make, sparse, stories, toy
 from textenv import exact
 from textenv.references import TableReference
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-def toy() -> Any:
-    """A task whose policies are trained to the reference in a second."""
-    return gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3)
-
-
-def sparse(**arguments: Any) -> Any:
-    """A task with masks."""
-    return make(words(4, reference=random_reference(4, 3, sparse=True), **arguments))
 
 
 def weights(module: Any) -> dict[str, torch.Tensor]:
@@ -247,60 +237,3 @@ def test_a_temperature_must_be_positive(temperature: float) -> None:
     """The error explains how to get the most likely token."""
     with pytest.raises(ValueError, match="predict"):
         TransformerPolicy(random_policy(sparse()).model, temperature=temperature)
-
-
-def test_a_policy_of_another_vocabulary_is_refused() -> None:
-    """The error has both sizes."""
-    with pytest.raises(ValueError, match=r"got 4 and 3 tokens.*for_env"):
-        PPO(random_policy(sparse()), toy())
-
-
-@pytest.mark.parametrize("kind", [REINFORCE, ActorCritic, PPO])
-@pytest.mark.parametrize(
-    "settings", [{"n_episodes": 6, "num_generations": 4}, {"n_episodes": 0}, {"num_generations": 0}]
-)
-def test_groups_must_fill_the_batch(kind: Any, settings: dict[str, int]) -> None:
-    """n_episodes not divisible by num_generations, and zero."""
-    env = sparse()
-    with pytest.raises(ValueError, match="n_episodes must be a positive multiple of num_generations"):
-        kind(random_policy(env), env, **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"credit": "tokens"}, "credit must be 'sequence', 'reward_to_go' or 'q', got 'tokens'"),
-        ({"baseline": "median"}, "baseline must be None, 'mean' or 'leave_one_out', got 'median'"),
-        ({"num_generations": 1}, "num_generations >= 2"),
-    ],
-)
-def test_reinforce_refuses_unknown_settings(settings: dict[str, Any], message: str) -> None:
-    """Wrong names, and leave_one_out in groups of one completion."""
-    env = sparse()
-    with pytest.raises(ValueError, match=message):
-        REINFORCE(random_policy(env), env, **settings)
-
-
-def test_a_folder_without_an_agent_is_refused(tmp_path: Path) -> None:
-    """Also a folder that holds only a policy."""
-    random_policy(sparse()).save_pretrained(tmp_path / "policy")
-    for folder in (tmp_path / "nothing", tmp_path / "policy"):
-        with pytest.raises(ValueError, match="no saved agent"):
-            PPO.load(folder)
-
-
-def test_an_agent_of_another_kind_is_refused(tmp_path: Path) -> None:
-    """The error names both classes."""
-    env = sparse()
-    ActorCritic(random_policy(env).float(), env).save(tmp_path)
-    with pytest.raises(ValueError, match="holds the agent ActorCritic, not PPO"):
-        PPO.load(tmp_path)
-
-
-def test_an_external_environment_without_tokens_is_refused() -> None:
-    """By agents, since it has no token observations (test_external.py has more cases), and by for_env."""
-    external = gym.make("CartPole-v1")
-    with pytest.raises(ValueError, match="Agents need token observations"):
-        PPO(random_policy(sparse()), external)
-    with pytest.raises(TypeError, match="environment of textenv"):
-        TransformerPolicy.for_env(external)

@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from agents import PPO, REINFORCE, ActorCritic
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, collect_external, new_generator
-from experiments.examples import blackjack
 from tests.helpers.policies import random_policy
+from tests.helpers.tasks import sparse
 from textenv import exact
 
 TOY = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2, "kl_coef": 0.5}
@@ -264,6 +264,15 @@ def test_spaces_that_do_not_fit_are_refused(observation: Any, action: Any, messa
         PPO(policy, env)
 
 
+def test_an_external_environment_without_tokens_is_refused() -> None:
+    """By agents, since it has no token observations, and by for_env."""
+    external = gym.make("CartPole-v1")
+    with pytest.raises(ValueError, match="Agents need token observations"):
+        PPO(random_policy(sparse()), external)
+    with pytest.raises(TypeError, match="environment of textenv"):
+        TransformerPolicy.for_env(external)
+
+
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
@@ -323,10 +332,3 @@ def test_ppo_optimises_an_external_environment() -> None:
         known = exact.evaluate(solution.tree, agent.policy)
         shares.append(solution.normalized_objective(known.objective))
     assert shares[0] > 0.8 > 0.0 > shares[1]
-
-
-@pytest.mark.slow
-def test_blackjack() -> None:
-    """The example's return exceeds that of always sticking, and by far that of the first update."""
-    _, returns = blackjack.train(blackjack.Args(total_timesteps=20_000))
-    assert returns[0] < -0.25 and np.mean(returns[-10:]) > -0.16

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +16,7 @@ from agents import PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from agents.sampling import GraphSampler, collect, new_generator, sample, sample_prompts
 from agents.sampling.graph import CHECK_INTERVAL, CapturedStep
-from experiments import trial
-from experiments.config import TrialConfig
-from experiments.errors import FlagError
 from tests.helpers.models import CLOSE, DEVICES, ROWS, language_model
-from tests.helpers.tasks import TRIAL
 from textenv import get_mdp
 
 SYNCHRONISING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default"}
@@ -273,23 +268,3 @@ def test_a_step_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step.counts["aten.addmm.default"] > 4
     assert not (SYNCHRONISING | HOST_COPIES) & set(step.counts)
     assert SYNCHRONISING & set(loop.counts)
-
-
-def test_a_flag_selects_the_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--sampler loop | generate | graph; agents of other libraries refuse the flag."""
-    used: list[str] = []
-
-    def watched(name: str, call: Any) -> Any:
-        return lambda *args: (used.append(name), call(*args))[1]
-
-    for name, function in (("loop", "sample"), ("generate", "generate_sampler")):
-        monkeypatch.setattr(trial, function, watched(name, getattr(trial, function)))
-    monkeypatch.setattr(GraphSampler, "__call__", watched("graph", GraphSampler.__call__))
-    for name in ("loop", "generate", "graph"):
-        config = TrialConfig(**TRIAL, sampler=name, out=tmp_path / name)  # type: ignore[arg-type]
-        _, folder, _ = trial.prepare(config, name, [config])
-        used.clear()
-        trial.run_trial(config, folder, folder / trial.INITIAL)
-        assert set(used) == {name}
-    with pytest.raises(FlagError, match="--sampler generate is for our agents, not for sb3-a2c"):
-        TrialConfig(**TRIAL, sampler="generate", agent="sb3-a2c")

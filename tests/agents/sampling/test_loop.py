@@ -6,16 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chi2
-from transformers.activations import NewGELUActivation
 
 from agents import PPO
-from agents.policy.categorical import LARGE_VOCABULARY, sample_categorical
 from agents.sampling import Generation, GraphSampler, Sampler, collect, generate_sampler, new_generator, sample
 from agents.sampling.loop import MIN_FINISHED_ROWS
 from tests.helpers.models import CLOSE, check_frequencies, language_model, sampling_task
 from textenv.lm import CachedDecoder
-from textenv.lm.forward import FusedGELU
 
 SAMPLERS = pytest.mark.parametrize(
     "sampler", [sample, generate_sampler, GraphSampler()], ids=["loop", "generate", "graph"]
@@ -124,20 +120,6 @@ def test_an_agent_trains_with_any_sampler(sampler: Sampler) -> None:
     assert all(metrics["val/ratio_error_max"] < CLOSE for metrics in updates)
 
 
-def test_sampling_from_a_large_vocabulary() -> None:
-    """Chi-square test of the method for large V; tokens of probability 0 are never sampled, not even at the ends."""
-    generator = new_generator("cpu", 0)
-    probs = torch.rand(LARGE_VOCABULARY, generator=generator) ** 4
-    probs[[0, 7, 8, LARGE_VOCABULARY - 1]] = 0.0
-    probs /= probs.sum()
-    drawn = sample_categorical(probs.expand(60_000, -1), generator)
-    counts = torch.bincount(drawn, minlength=LARGE_VOCABULARY)
-    assert counts[probs == 0].sum() == 0
-    often = 60_000 * probs >= 5
-    statistic = float((((counts - 60_000 * probs) ** 2) / (60_000 * probs))[often].sum())
-    assert chi2.sf(statistic, int(often.sum()) - 1) > 1e-3
-
-
 def test_finished_rows_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of decoded rows falls, and the log-probabilities of the live rows are still right."""
     env, policy = language_model(max_new_tokens=16)
@@ -154,16 +136,3 @@ def test_finished_rows_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
     assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
-
-
-def test_the_fused_activation_is_the_same_function() -> None:
-    """With its gradient: up to rounding in single precision, bit-identical values in double precision."""
-    x = torch.linspace(-6, 6, 1001)
-    for dtype, close in ((torch.float32, 1e-6), (torch.float64, 0.0)):
-        values, slopes = [], []
-        for activation in (NewGELUActivation(), FusedGELU()):
-            point = x.to(dtype).requires_grad_()
-            values.append(activation(point))
-            slopes.append(torch.autograd.grad(values[-1].sum(), point)[0])
-        assert float((values[0] - values[1]).abs().max()) <= close
-        assert float((slopes[0] - slopes[1]).abs().max()) <= 10 * close

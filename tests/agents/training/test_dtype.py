@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,8 @@ from agents import PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
 from agents.training import MasterWeights
-from experiments.command_line import Run
-from experiments.config import TrialConfig
-from experiments.errors import FlagError
-from experiments.trial import INITIAL, _agent, prepare, run_trial
 from tests.helpers.models import DEVICES, HALF, MEAN, WORST, half_stories
-from tests.helpers.tasks import TRIAL, make, stories
+from tests.helpers.tasks import make, stories
 from textenv import exact, get_mdp
 
 GRADIENT = 0.1  # of a gradient's length
@@ -188,60 +183,6 @@ def test_value_warmup_does_not_change_the_model() -> None:
     PPO(policy, env, value_warmup=1, n_episodes=8, seed=0).learn(1)
     assert all(torch.equal(before[name], tensor) for name, tensor in policy.model.state_dict().items())
     assert not policy.value_head.weight.equal(head)
-
-
-def test_a_trial_in_bfloat16(tmp_path: Path) -> None:
-    """--dtype reaches policy and checkpoint; agents of other libraries refuse it."""
-    flags = TRIAL | {"dtype": "bfloat16"}
-    config = TrialConfig(**flags, agent="grpo", out=tmp_path / "run")
-    _, folder, policy = prepare(config, "run", [config])
-    assert policy.model.dtype == HALF
-    run_trial(config, folder, folder / INITIAL)
-    assert TransformerPolicy.from_pretrained(folder / "checkpoint").model.dtype == HALF
-    assert TransformerPolicy.from_pretrained(folder / "checkpoint", dtype=torch.float32).model.dtype == torch.float32
-    with pytest.raises(FlagError, match="--dtype bfloat16 is for our agents, not for sb3-ppo"):
-        TrialConfig(**flags, agent="sb3-ppo")
-
-
-def test_a_trial_with_other_kernels(assets: Path, tmp_path: Path) -> None:
-    """The flags reach torch, the reference, the policy and its critic, and a resumed run; the run trains."""
-    task = {
-        "env": "textenv/Text-v0",
-        "model": str(assets / "stories260k"),
-        "reward": ["tests.helpers.tasks:count_words"],
-    }
-    (tmp_path / "prompts.txt").write_text("Once\n")
-    flags: dict[str, Any] = {"total_timesteps": 8, "n_episodes": 4, "max_new_tokens": 2, "num_evals": 1}
-    flags |= task | {"eval_episodes": 2, "prompts": str(tmp_path / "prompts.txt"), "separate_critic": True}
-    kernels: dict[str, Any] = {"float32_matmul_precision": "medium", "attn_implementation": "eager"}
-    plain = TrialConfig(**flags, out=tmp_path / "plain")
-    _, _, policy = prepare(plain, "run", [plain])
-    assert torch.get_float32_matmul_precision() == "highest" and attention(policy.model) == "sdpa"
-    torch.set_float32_matmul_precision("high")
-    prepare(replace(plain, out=tmp_path / "again"), "run", [plain])
-    assert torch.get_float32_matmul_precision() == "high"  # without the flag it does not change
-    config = TrialConfig(**flags, **kernels, out=tmp_path / "run")
-    evaluator, folder, policy = prepare(config, "run", [config])
-    assert torch.get_float32_matmul_precision() == "medium"
-    reference: Any = get_mdp(evaluator.env).reference
-    assert attention(policy.model) == attention(policy.critic) == attention(reference.model) == "eager"
-    assert run_trial(config, folder, folder / INITIAL)["num_updates"] >= 1
-    assert attention(_agent(config, config.make_env(), folder, folder / INITIAL).policy.model) == "eager"
-    here, _ = Run(folder).load()
-    assert here.attn_implementation is here.float32_matmul_precision is None  # evaluation sets its own
-    wrong = TrialConfig(**flags | {"env": "textenv/Toy-v0"} | dict.fromkeys(["model", "prompts", "reward"]))
-    for unknown in (replace(config, attn_implementation="none"), replace(wrong, attn_implementation="none")):
-        with pytest.raises(FlagError, match='attn_implementation="none"'):
-            prepare(replace(unknown, out=tmp_path / "other"), "run", [])
-        assert not (tmp_path / "other").exists()
-    with pytest.raises(FlagError, match="attends to later tokens"):  # an attention of transformers that is not causal
-        replace(config, attn_implementation="paged|eager").make_env()
-
-
-def attention(model: Any) -> str:
-    """The name of the model's attention implementation."""
-    name: str = model.config._attn_implementation
-    return name
 
 
 def test_an_adapter_on_a_bfloat16_reference(assets: Path) -> None:

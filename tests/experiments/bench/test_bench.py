@@ -25,6 +25,7 @@ from experiments.bench.variant_process import share_of_a_core, take_turns
 from experiments.bench.variants import VARIANTS, distinct_scores, environment, largest_ratio, rounds_of, sampling
 from experiments.bench.work import Work, distinct
 from experiments.errors import FlagError
+from tests.helpers.paths import ROOT
 from textenv import get_mdp
 from textenv.tree import enumerate_tree
 
@@ -288,3 +289,15 @@ def test_bad_flags_are_errors_of_one_line() -> None:
         assert process.returncode == 2 and flags[0] in process.stderr and "Traceback" not in process.stderr
     with pytest.raises(FlagError, match="--model: 'x' is not the folder of a language model"):
         bench(BenchConfig(model="x"))
+
+
+@pytest.mark.parametrize("name", ["bench/bench", "bench/scaling", "prompts/bench"])
+def test_the_committed_tables_are_those_of_the_committed_numbers(name: str) -> None:
+    """And would not be of other numbers."""
+    path = ROOT / "experiments" / "results" / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    committed = path.with_suffix(".txt").read_text(encoding="utf-8")
+    assert tables.table(found) + "\n" == committed
+    part = next(part for part in ("updates", "scaling") if part in found)
+    found["machine"][part]["load_before"] += 1.0  # control
+    assert tables.table(found) + "\n" != committed

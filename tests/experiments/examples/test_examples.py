@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
-from experiments.examples import cleanrl_ppo, preference_pairs, sb3_ppo
+from experiments.examples import blackjack, cleanrl_ppo, preference_pairs, sb3_ppo
 from experiments.reward_model.pairs import read_pairs
 
 
@@ -95,3 +96,10 @@ def test_pairs_prefer_texts_with_label_1(tmp_path: Path) -> None:
     pairs = read_pairs(tmp_path / "pairs.jsonl")
     assert all(p.chosen.startswith("good") and p.rejected.startswith("bad") for p in pairs)
     assert len({p.chosen for p in pairs}) == len({p.rejected for p in pairs}) == 2
+
+
+@pytest.mark.slow
+def test_blackjack() -> None:
+    """The example's return exceeds that of always sticking, and by far that of the first update."""
+    _, returns = blackjack.train(blackjack.Args(total_timesteps=20_000))
+    assert returns[0] < -0.25 and np.mean(returns[-10:]) > -0.16

@@ -1,17 +1,14 @@
-"""Reward functions: their columns, their weighted sum, and the values that they may return."""
+"""Reward functions: their columns, their weighted sum, their two forms, and the values that they may return."""
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import numpy as np
+import pytest
 
-from tests.helpers.tasks import (
-    count_words,
-    letter_values,
-    make,
-    words,
-)
+from tests.helpers.tasks import count_words, letter_values, make, words
 from textenv import TextMDP, TextVectorEnv
 from textenv.rewards import WeightedReward
 from textenv.testing import play
@@ -77,3 +74,92 @@ def test_columns_reach_the_gold_reward_and_several_are_summed() -> None:
     for prompt, completion, gold in (("a", [2], 2.0), ("a", [3], 1.0), ("b a", [3], 2.0), ([2], [2, 3], 2.0)):
         env.reset(options={"prompt": prompt, "completion": completion})
         assert env.step(0)[-1]["gold_score"] == gold
+
+
+class BothForms:
+    """A reward with both forms, which records which of them was called."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        """From lists."""
+        self.called.append("lists")
+        return letter_values(prompts, completions, completion_ids)
+
+    def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+        """From arrays: `letter_values` of the prompts of `words()`."""
+        self.called.append("arrays")
+        prompts = np.array([len(text) for text in words()["prompts"]])
+        return prompts[prompt] / 8 + (np.arange(1, tokens.shape[1] + 1) * tokens).sum(axis=1) / 16
+
+
+def test_a_reward_may_take_arrays() -> None:
+    """`score_tokens` is called where a reward has it, with the same scores; an unlisted prompt needs the lists."""
+    reward = BothForms()
+    env, plain = make(words(reward=reward)), make(words())
+    for prompt, completion in ((0, "b c"), (3, ""), (1, "a a a")):
+        assert play(env, prompt, completion).rewards.tolist() == play(plain, prompt, completion).rewards.tolist()
+    assert reward.called == ["arrays"] * 3
+    assert play(env, "c a", "b").rewards.tolist() == play(plain, "c a", "b").rewards.tolist()
+    assert reward.called[3:] == ["lists"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (np.array([0.0, np.nan]), "'Broken' must return finite numbers, got nan for 'b' after 'b a b'"),
+        (np.zeros(3), "'Broken' must return one score per completion: 2, got 3"),
+        (np.zeros((2, 1)), "'Broken' must return a list of numbers or None"),
+        (None, "'Broken' must return one score per completion, got None"),
+    ],
+)
+def test_scores_from_arrays_are_checked(scores: Any, message: str) -> None:
+    """By the same rules as scores from lists."""
+
+    class Broken(BothForms):
+        def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+            return scores
+
+    mdp = TextMDP(**words())
+    finished = mdp.finished(np.array([0, 1]), mdp.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
+    with pytest.raises(ValueError, match=message):
+        WeightedReward(Broken()).score(finished)
+
+
+def test_a_wrapped_reward_is_not_bypassed() -> None:
+    """functools.wraps copies `score_tokens` of the inner function; the scores must still be the wrapper's."""
+
+    def base(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        return [1.0] * len(prompts)
+
+    base.score_tokens = lambda prompt, tokens, length: np.ones(len(prompt))  # type: ignore[attr-defined]
+
+    @wraps(base)
+    def doubled(*args: Any, **arguments: Any) -> list[float]:
+        return [2 * score for score in base(*args, **arguments)]
+
+    for reward, expected in ((base, 1.0), (doubled, 2.0)):
+        env = make(words(3, prompts=["a"], reward=reward, kl_coef=0.0))
+        env.reset()
+        assert env.step(0)[1] == expected
+
+
+def test_a_reward_may_change_its_lists() -> None:
+    """The next reward function gets them unchanged."""
+    received: list[Any] = []
+
+    def clears(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        received.append(
+            (list(prompts), list(completions), [list(ids) for ids in completion_ids], list(columns["label"]))
+        )
+        scores = [0.0] * len(prompts)
+        for argument in (prompts, completions, *completion_ids, *columns.values()):
+            argument.clear()
+        return scores
+
+    env = make(words(3, prompts=[{"prompt": "a", "label": 1}], reward=[clears, clears]))
+    env.reset()
+    env.step(1)
+    env.step(0)
+    assert len(received) == 2 and received[0] == received[1] == (["a"], ["a"], [[1, 0]], [1])

@@ -6,7 +6,6 @@ import copy
 import pickle
 import sys
 import tracemalloc
-from functools import wraps
 from typing import Any
 
 import gymnasium as gym
@@ -16,12 +15,10 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.bench.environments import environments
-from tests.helpers.tasks import letter_values, make, random_reference, words, zero
+from tests.helpers.tasks import make, random_reference, words, zero
 from textenv import TextMDP, TextVectorEnv
 from textenv.data import WordTokenizer
 from textenv.references import TableReference
-from textenv.rewards import WeightedReward
 from textenv.testing import play
 
 WIDE = 50_000
@@ -224,151 +221,3 @@ def test_work_on_the_prefix_is_detected() -> None:
     for _ in range(200):
         taken.append(calls_of(lambda: envs.step(np.ones(4, dtype=np.int64))))
     assert max(taken[100:]) > 1.01 * max(taken[2:20])
-
-
-# -- arrays in place of lists ------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    vocabulary=st.lists(
-        st.text(st.characters(exclude_categories=["Z"])).filter(lambda word: word.split() == [word] != ["<eos>"]),
-        min_size=1,
-        unique=True,
-    ),
-    seed=st.integers(0, 99),
-)
-def test_rows_are_decoded_like_single_sequences(vocabulary: list[str], seed: int) -> None:
-    """Words of any script and length, EOS tokens anywhere, empty columns at the end."""
-    tokenizer = WordTokenizer(vocabulary)
-    rows = np.random.default_rng(seed).integers(len(tokenizer), size=(4, 5))
-    rows[0, 2:] = 0
-    one_by_one = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-    assert tokenizer.decode_rows(rows) == one_by_one
-    assert tokenizer.decode_rows(rows[:, :0]) == [""] * 4
-
-
-class BothForms:
-    """A reward with both forms, which records which of them was called."""
-
-    def __init__(self) -> None:
-        self.called: list[str] = []
-
-    def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-        """From lists."""
-        self.called.append("lists")
-        return letter_values(prompts, completions, completion_ids)
-
-    def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
-        """From arrays: `letter_values` of the prompts of `words()`."""
-        self.called.append("arrays")
-        prompts = np.array([len(text) for text in words()["prompts"]])
-        return prompts[prompt] / 8 + (np.arange(1, tokens.shape[1] + 1) * tokens).sum(axis=1) / 16
-
-
-def test_a_reward_may_take_arrays() -> None:
-    """`score_tokens` is called where a reward has it, with the same scores; an unlisted prompt needs the lists."""
-    reward = BothForms()
-    env, plain = make(words(reward=reward)), make(words())
-    for prompt, completion in ((0, "b c"), (3, ""), (1, "a a a")):
-        assert play(env, prompt, completion).rewards.tolist() == play(plain, prompt, completion).rewards.tolist()
-    assert reward.called == ["arrays"] * 3
-    assert play(env, "c a", "b").rewards.tolist() == play(plain, "c a", "b").rewards.tolist()
-    assert reward.called[3:] == ["lists"]
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        (np.array([0.0, np.nan]), "'Broken' must return finite numbers, got nan for 'b' after 'b a b'"),
-        (np.zeros(3), "'Broken' must return one score per completion: 2, got 3"),
-        (np.zeros((2, 1)), "'Broken' must return a list of numbers or None"),
-        (None, "'Broken' must return one score per completion, got None"),
-    ],
-)
-def test_scores_from_arrays_are_checked(scores: Any, message: str) -> None:
-    """By the same rules as scores from lists."""
-
-    class Broken(BothForms):
-        def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
-            return scores
-
-    mdp = TextMDP(**words())
-    finished = mdp.finished(np.array([0, 1]), mdp.prompt_texts[:2], np.array([[1, 0], [2, 0]]), np.array([2, 2]))
-    with pytest.raises(ValueError, match=message):
-        WeightedReward(Broken()).score(finished)
-
-
-def test_the_toys_reward_is_the_same_from_lists_and_arrays() -> None:
-    """Completions of every length, in one batch."""
-    mdp = gym.make("textenv/Toy-v0", max_new_tokens=12, num_prompts=5).unwrapped.mdp  # type: ignore[attr-defined]
-    reward, rng = mdp.reward.functions[0], np.random.default_rng(0)
-    length = rng.integers(1, 13, size=40)
-    length[0] = 12
-    prompt, tokens = rng.integers(5, size=40), rng.integers(6, size=(40, 12)) * (np.arange(12) < length[:, None])
-    finished = mdp.finished(prompt, mdp.prompt_texts[prompt], tokens, length)
-    assert mdp.score(finished).tolist() == reward(finished.prompts, finished.completions, finished.completion_ids)
-    assert [len(ids) for ids in finished.completion_ids] == length.tolist()
-
-
-# -- the benchmark -----------------------------------------------------------------------------------------------------
-
-
-def test_the_benchmark_of_environments() -> None:
-    """A short run: every case has a rate, the mask is one array."""
-    results = environments(seconds=0.5)
-    rates = results["steps_per_second"]
-    assert {"numpy loop", "CartPoleVectorEnv", "TextVectorEnv", "gym.make"} <= set(rates)
-    assert all(rate > 0 for case in rates.values() for rate in case.values())
-    assert set(rates["TextVectorEnv"]) == {1, 64, 1024}
-    assert results["mask"]["one_read_only_array"] and results["mask"]["bytes"] == 50_000
-    assert results["prefix"].keys() == {"first", "last"}
-
-
-def test_a_wrapped_reward_is_not_bypassed() -> None:
-    """functools.wraps copies `score_tokens` of the inner function; the scores must still be the wrapper's."""
-
-    def base(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-        return [1.0] * len(prompts)
-
-    base.score_tokens = lambda prompt, tokens, length: np.ones(len(prompt))  # type: ignore[attr-defined]
-
-    @wraps(base)
-    def doubled(*args: Any, **arguments: Any) -> list[float]:
-        return [2 * score for score in base(*args, **arguments)]
-
-    for reward, expected in ((base, 1.0), (doubled, 2.0)):
-        env = make(words(3, prompts=["a"], reward=reward, kl_coef=0.0))
-        env.reset()
-        assert env.step(0)[1] == expected
-
-
-def test_a_tokenizer_that_overrides_decode_is_called() -> None:
-    """`decode_rows` uses the overriding `decode`, not that of the base class."""
-
-    class Glued(WordTokenizer):
-        def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
-            return super().decode(token_ids, skip_special_tokens=skip_special_tokens).replace(" ", "")
-
-    ids = np.array([[1, 2], [2, 0]])
-    assert Glued("a b").decode_rows(ids) == ["ab", "b"] and WordTokenizer("a b").decode_rows(ids) == ["a b", "b"]
-
-
-def test_a_reward_may_change_its_lists() -> None:
-    """The next reward function gets them unchanged."""
-    received: list[Any] = []
-
-    def clears(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-        received.append(
-            (list(prompts), list(completions), [list(ids) for ids in completion_ids], list(columns["label"]))
-        )
-        scores = [0.0] * len(prompts)
-        for argument in (prompts, completions, *completion_ids, *columns.values()):
-            argument.clear()
-        return scores
-
-    env = make(words(3, prompts=[{"prompt": "a", "label": 1}], reward=[clears, clears]))
-    env.reset()
-    env.step(1)
-    env.step(0)
-    assert len(received) == 2 and received[0] == received[1] == (["a"], ["a"], [[1, 0]], [1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,22 +67,3 @@ def test_a_policy_may_be_bound_within_an_episode() -> None:
         steps += [each.step(3), each.step(0)]
     assert_same(*results)
     assert "kl_policy" in results[0][1][-1]["reward_terms"] and "kl_policy" not in results[0][2][-1]["reward_terms"]
-
-
-def test_scores_of_a_toy() -> None:
-    """The sum of the weights along each completion; other weights give other scores."""
-    scores = []
-    for task_seed in (0, 1):
-        env: Any = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3, task_seed=task_seed).unwrapped
-        reward, weights = env.mdp.reward.functions[0], env.mdp.reward.functions[0].weights
-        completions = [[1, 2, 3], [3, 0], [0], [2, 1, 0], [1, 1]]
-        for prompt in (0, 1):
-            for completion in completions:
-                expected, last = 0.0, 0
-                for t, token in enumerate(completion):
-                    expected, last = expected + weights[prompt, t, last, token], token
-                tokens, length = np.array([completion]), np.array([len(completion)])
-                assert reward.score_tokens(np.array([prompt]), tokens, length)[0] == pytest.approx(expected, abs=1e-12)
-                scores.append(expected)
-    half = len(scores) // 2
-    assert all(a != b for a, b in zip(scores[:half], scores[half:], strict=True))  # negative control

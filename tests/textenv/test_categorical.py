@@ -1,4 +1,4 @@
-"""The masked log-softmax of a bound policy."""
+"""masked_log_softmax: the categorical distribution over the tokens that a mask allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.helpers.tasks import (
     log_softmax,
 )
-from textenv.bound_policy import masked_log_softmax
+from textenv.categorical import masked_log_softmax
 
 
 @settings(max_examples=50, deadline=None)

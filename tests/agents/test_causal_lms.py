@@ -1,32 +1,19 @@
-"""Hugging Face causal language models of many families, as small random models in float64."""
+"""Agents with Hugging Face causal language models of many families, as small random models in float64."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BertConfig,
-    BertLMHeadModel,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    OPTConfig,
-    T5Config,
-)
+from transformers import AutoModelForCausalLM, OPTConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents import PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
-from tests.helpers.models import CONFIGS, PADDED, SMALL, SPECIAL, WORDS, drifted, model, task, tokenizer
-from tests.helpers.tasks import letter_values
-from textenv.lm import check_causal
+from tests.helpers.models import CONFIGS, PADDED, SPECIAL, WORDS, drifted, model, task
 from textenv.testing import play
 
 every_family = pytest.mark.parametrize("kind", sorted(CONFIGS))
@@ -80,75 +67,6 @@ def test_training_keeps_the_reference_and_saves_the_policy(kind: str, tmp_path: 
     assert not torch.allclose(loaded(ids).logits, reference(ids).logits, atol=1e-3)  # control: training changed it
     resumed = PPO.load(tmp_path, env)
     assert resumed.policy.vocab_size == len(WORDS)
-
-
-TEMPLATE = "{% for m in messages %}{% if m.role == 'system' %}c {% elif m.role == 'user' %}<p> {% else %}b {% endif %}"
-
-
-TEMPLATE += "{{ m.content }} {% endfor %}{% if add_generation_prompt %}b{% endif %}"
-
-
-CHATS = [
-    [{"role": "user", "content": "a a"}],
-    [{"role": "system", "content": "c"}, {"role": "user", "content": "b"}],
-]
-
-
-def chat_task(prompts: Any, reward: Any = letter_values, template: str | None = TEMPLATE) -> Any:
-    """Conversations as prompts."""
-    chat_tokenizer = tokenizer("pad")
-    chat_tokenizer.chat_template = template
-    return gym.make(
-        "textenv/Text-v0",
-        tokenizer=chat_tokenizer,
-        prompts=prompts,
-        reward=reward,
-        reference=model("qwen2"),
-        max_new_tokens=5,
-    )
-
-
-@pytest.mark.parametrize("form", ["list", "prompt", "messages", "jsonl"])
-def test_a_conversation_is_a_prompt(form: str, tmp_path: Path) -> None:
-    """In each form it is the chat template's output up to the assistant's turn; rewards get the messages."""
-    received: list[Any] = []
-
-    def reward(prompts: Any, completions: Any, completion_ids: Any, messages: Any, **columns: Any) -> list[float]:
-        received.extend(zip(prompts, messages, strict=True))
-        return [float(len(each)) for each in messages]
-
-    rows: Any = [{form: chat} for chat in CHATS]
-    if form == "list":
-        rows = CHATS
-    elif form == "jsonl":
-        rows = tmp_path / "chats.jsonl"
-        rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
-    env = chat_task(rows, reward)
-    assert env.unwrapped.prompts == ["<p> a a b", "c c <p> b b"]
-    chat_tokenizer = env.unwrapped.mdp.tokenizer
-    for i, chat in enumerate(CHATS):
-        observation, _ = env.reset(options={"prompt": i})
-        ids = chat_tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True)["input_ids"]
-        assert observation["input_ids"][observation["attention_mask"] == 1].tolist() == ids
-        again, _ = env.reset(options={"prompt": chat})
-        assert np.array_equal(again["input_ids"], observation["input_ids"])
-    rollout = collect(env, drifted(env), 8, generator=new_generator("cpu", 0))
-    assert set(rollout.scores.tolist()) == {1.0, 2.0}
-    assert all(chat == CHATS[env.unwrapped.prompts.index(text)] for text, chat in received)
-    own, _ = env.reset(options={"prompt": [{"role": "user", "content": "c"}]})
-    assert own["input_ids"][own["attention_mask"] == 1].tolist() == chat_tokenizer.encode("<p> c b")
-
-
-def test_bad_conversations_are_refused() -> None:
-    """No template, a template that raises, messages without a role: the error names the prompt and the reason."""
-    with pytest.raises(ValueError, match="prompt 0: messages need a tokenizer with a chat template"):
-        chat_task(CHATS, template=None)
-    with pytest.raises(ValueError, match="prompt 0: the chat template refuses .*no system"):
-        chat_task(CHATS[1:], template="{{ raise_exception('no system') }}")
-    with pytest.raises(ValueError, match="prompt 1: a prompt must be a string, or messages with the strings role"):
-        chat_task(["a", [{"role": "user"}]])
-    with pytest.raises(ValueError, match="prompt 1: must have the field 'prompt' and the first one's fields"):
-        chat_task([{"messages": CHATS[0]}, {"prompt": "a"}])
 
 
 def test_several_eos_tokens() -> None:
@@ -215,28 +133,6 @@ def test_unsuitable_models_are_refused() -> None:
         task("gpt2", reference=model("gpt2", vocab_size=5))
 
 
-def test_encoders_are_refused(tmp_path: Path) -> None:
-    """An encoder loads as a causal language model but attends to later tokens: its log-probabilities are wrong."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    encoder = BertLMHeadModel(BertConfig(vocab_size=PADDED, initializer_range=0.5, **sizes)).eval()
-    ids = torch.tensor([[3, 4], [3, 5]])
-    with torch.no_grad():
-        first = encoder(ids).logits[:, 0]
-    assert not torch.allclose(first[0], first[1], atol=1e-3)  # the later token changes the first one's logits
-    with pytest.raises(ValueError, match="BertLMHeadModel attends to later tokens"):
-        check_causal(encoder)
-    encoder.save_pretrained(tmp_path / "bert")
-    for load in (TransformerPolicy.from_pretrained, lambda path: task("gpt2", reference=path)):
-        with pytest.raises(ValueError, match="so it is not a causal language model"):
-            load(str(tmp_path / "bert"))
-    T5Config().save_pretrained(tmp_path / "t5")
-    with pytest.raises(ValueError, match="t5' is not a causal language model.*but a t5"):
-        task("gpt2", reference=str(tmp_path / "t5"))
-    for kind in CONFIGS:  # controls
-        check_causal(model(kind).eval())
-
-
 def test_generate_samples_from_the_policy(tmp_path: Path) -> None:
     """A checkpoint's generation config has its temperature and excludes tokens that the tokenizer does not have."""
     policy = TransformerPolicy.for_env(task("llama"), temperature=0.5)
@@ -251,15 +147,6 @@ def test_generate_samples_from_the_policy(tmp_path: Path) -> None:
     assert not frequencies[len(WORDS) :].any()
     torch.testing.assert_close(frequencies[: len(WORDS)], expected, rtol=0, atol=0.04)
     assert (expected.sqrt() / expected.sqrt().sum() - expected).abs().max() > 0.1  # control: T = 1 differs
-
-
-def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
-    """A classifier has no weights for the next token; transformers would draw them at random."""
-    small = LlamaConfig(vocab_size=PADDED, tie_word_embeddings=False, num_labels=1, pad_token_id=0, **SMALL)
-    LlamaForSequenceClassification(small).save_pretrained(tmp_path)
-    for load in (TransformerPolicy.from_pretrained, lambda path: task("gpt2", reference=path)):
-        with pytest.raises(ValueError, match=r"is not a complete causal language model: lm_head.weight is missing"):
-            load(str(tmp_path))
 
 
 @every_family

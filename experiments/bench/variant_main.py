@@ -1,7 +1,7 @@
 """The entry point of a variant process: runs a round for each line on stdin and reports it as a line of JSON on stdout.
 
 Rounds of all variants thus alternate, and each variant has its own memory.
-`python -m experiments.bench.worker NAME WORK THREADS`.
+`python -m experiments.bench.variant_main NAME WORK THREADS`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,23 @@
+"""Sampling one token per row from a categorical distribution."""
+
+from __future__ import annotations
+
+import torch
+from scipy.stats import chi2
+
+from agents.policy.categorical import LARGE_VOCABULARY, sample_categorical
+from agents.sampling import new_generator
+
+
+def test_sampling_from_a_large_vocabulary() -> None:
+    """Chi-square test of the method for large V; tokens of probability 0 are never sampled, not even at the ends."""
+    generator = new_generator("cpu", 0)
+    probs = torch.rand(LARGE_VOCABULARY, generator=generator) ** 4
+    probs[[0, 7, 8, LARGE_VOCABULARY - 1]] = 0.0
+    probs /= probs.sum()
+    drawn = sample_categorical(probs.expand(60_000, -1), generator)
+    counts = torch.bincount(drawn, minlength=LARGE_VOCABULARY)
+    assert counts[probs == 0].sum() == 0
+    often = 60_000 * probs >= 5
+    statistic = float((((counts - 60_000 * probs) ** 2) / (60_000 * probs))[often].sum())
+    assert chi2.sf(statistic, int(often.sum()) - 1) > 1e-3

@@ -1,0 +1,124 @@
+"""Prompts: the files that hold them, and conversations, which a chat template writes as text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from agents.sampling import collect, new_generator
+from tests.helpers.models import drifted, model, tokenizer
+from tests.helpers.tasks import letter_values, words
+from textenv import TextMDP
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', "not valid JSON"),
+        ('{"text": "a"}', "object with the string field 'prompt'"),
+        ('{"prompt": 3}', "object with the string field 'prompt'"),
+        ('["a"]', "object with the string field 'prompt'"),
+    ],
+)
+def test_a_broken_line_is_named_with_its_file(tmp_path: Path, line: str, message: str) -> None:
+    """The error names file, line number and content; without the broken line the file is accepted."""
+    path = tmp_path / "prompts.jsonl"
+    good = '{"prompt": "a"}\n\n{"prompt": "b a"}\n'
+    path.write_text(good + line + "\n")
+    with pytest.raises(ValueError, match=rf"prompts\.jsonl:4: .*{message}") as error:
+        TextMDP(**words(prompts=path))
+    assert repr(line)[1:-1] in str(error.value)
+    path.write_text(good)
+    assert TextMDP(**words(prompts=str(path))).prompts.texts == ["a", "b a"]
+    (tmp_path / "prompts.txt").write_text("a\n\n  b a \n")
+    assert TextMDP(**words(prompts=tmp_path / "prompts.txt")).prompts.texts == ["a", "b a"]
+
+
+def test_a_missing_or_empty_prompt_file(tmp_path: Path) -> None:
+    """The error names a file that does not exist, and one without a prompt."""
+    with pytest.raises(ValueError, match=r"The file '.*nowhere\.txt' does not exist"):
+        TextMDP(**words(prompts=str(tmp_path / "nowhere.txt")))
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"at least one prompt, got none from '.*empty\.txt'"):
+        TextMDP(**words(prompts=tmp_path / "empty.txt"))
+
+
+def test_encodings_of_prompt_files(tmp_path: Path) -> None:
+    """A byte-order mark is no word, U+2028 ends no line, another encoding than UTF-8 is an error with the file name."""
+    (tmp_path / "a.txt").write_bytes("\ufeffa b\nb\n".encode())
+    assert TextMDP(**words(prompts=tmp_path / "a.txt")).prompts.texts == ["a b", "b"]
+    (tmp_path / "b.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
+    assert TextMDP(**words(prompts=tmp_path / "b.jsonl")).prompts.texts == ["a\u2028b"]
+    (tmp_path / "c.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c\.txt: not UTF-8 .* save it as UTF-8"):
+        TextMDP(**words(prompts=tmp_path / "c.txt"))
+
+
+TEMPLATE = "{% for m in messages %}{% if m.role == 'system' %}c {% elif m.role == 'user' %}<p> {% else %}b {% endif %}"
+TEMPLATE += "{{ m.content }} {% endfor %}{% if add_generation_prompt %}b{% endif %}"
+CHATS = [
+    [{"role": "user", "content": "a a"}],
+    [{"role": "system", "content": "c"}, {"role": "user", "content": "b"}],
+]
+
+
+def chat_task(prompts: Any, reward: Any = letter_values, template: str | None = TEMPLATE) -> Any:
+    """Conversations as prompts."""
+    chat_tokenizer = tokenizer("pad")
+    chat_tokenizer.chat_template = template
+    return gym.make(
+        "textenv/Text-v0",
+        tokenizer=chat_tokenizer,
+        prompts=prompts,
+        reward=reward,
+        reference=model("qwen2"),
+        max_new_tokens=5,
+    )
+
+
+@pytest.mark.parametrize("form", ["list", "prompt", "messages", "jsonl"])
+def test_a_conversation_is_a_prompt(form: str, tmp_path: Path) -> None:
+    """In each form it is the chat template's output up to the assistant's turn; rewards get the messages."""
+    received: list[Any] = []
+
+    def reward(prompts: Any, completions: Any, completion_ids: Any, messages: Any, **columns: Any) -> list[float]:
+        received.extend(zip(prompts, messages, strict=True))
+        return [float(len(each)) for each in messages]
+
+    rows: Any = [{form: chat} for chat in CHATS]
+    if form == "list":
+        rows = CHATS
+    elif form == "jsonl":
+        rows = tmp_path / "chats.jsonl"
+        rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+    env = chat_task(rows, reward)
+    assert env.unwrapped.prompts == ["<p> a a b", "c c <p> b b"]
+    chat_tokenizer = env.unwrapped.mdp.tokenizer
+    for i, chat in enumerate(CHATS):
+        observation, _ = env.reset(options={"prompt": i})
+        ids = chat_tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True)["input_ids"]
+        assert observation["input_ids"][observation["attention_mask"] == 1].tolist() == ids
+        again, _ = env.reset(options={"prompt": chat})
+        assert np.array_equal(again["input_ids"], observation["input_ids"])
+    rollout = collect(env, drifted(env), 8, generator=new_generator("cpu", 0))
+    assert set(rollout.scores.tolist()) == {1.0, 2.0}
+    assert all(chat == CHATS[env.unwrapped.prompts.index(text)] for text, chat in received)
+    own, _ = env.reset(options={"prompt": [{"role": "user", "content": "c"}]})
+    assert own["input_ids"][own["attention_mask"] == 1].tolist() == chat_tokenizer.encode("<p> c b")
+
+
+def test_bad_conversations_are_refused() -> None:
+    """No template, a template that raises, messages without a role: the error names the prompt and the reason."""
+    with pytest.raises(ValueError, match="prompt 0: messages need a tokenizer with a chat template"):
+        chat_task(CHATS, template=None)
+    with pytest.raises(ValueError, match="prompt 0: the chat template refuses .*no system"):
+        chat_task(CHATS[1:], template="{{ raise_exception('no system') }}")
+    with pytest.raises(ValueError, match="prompt 1: a prompt must be a string, or messages with the strings role"):
+        chat_task(["a", [{"role": "user"}]])
+    with pytest.raises(ValueError, match="prompt 1: must have the field 'prompt' and the first one's fields"):
+        chat_task([{"messages": CHATS[0]}, {"prompt": "a"}])

@@ -1,0 +1,17 @@
+"""Categorical distributions over the tokens that a mask allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.state import Array
+
+
+def masked_log_softmax(logits: Array, mask: Any) -> NDArray[np.float64]:
+    """log softmax over the last axis, restricted to where `mask` is True; -inf elsewhere."""
+    allowed = np.where(mask, logits, -np.inf)
+    shifted = allowed - allowed.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
