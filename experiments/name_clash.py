@@ -15,11 +15,18 @@ def agents_clash() -> str | None:
     were installed into one environment.
     """
     spec = importlib.util.find_spec("agents")
-    found = Path(spec.origin).resolve() if spec is not None and spec.origin is not None else None
-    if found == OWN and "TransformerPolicy" in OWN.read_text(encoding="utf-8"):
-        return None
-    other = f"another one, {found}" if found != OWN else f"{found}, which another package has overwritten"
+    if spec is None:
+        found = "none"
+    else:
+        # a folder without __init__.py has no origin, only locations
+        places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+        if [Path(place).resolve() for place in places] != [OWN]:
+            found = f"another one, {', '.join(places)}"
+        elif "TransformerPolicy" in OWN.read_text(encoding="utf-8"):
+            return None
+        else:
+            found = f"{OWN}, which another package has overwritten"
     return (
-        f"textenv needs its own package `agents` ({OWN.parent}), but Python finds {other}. OpenAI's Agents SDK "
+        f"textenv needs its own package `agents` ({OWN.parent}), but Python finds {found}. OpenAI's Agents SDK "
         "(openai-agents) installs a module of that name too: install each into a virtual environment of its own."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.machinery
 import shutil
 import subprocess
 import sys
@@ -20,17 +22,17 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "experiments", "--help"], cwd=folder, capture_output=True, text=True)
 
 
-def foreign_agents(folder: Path, module: bool = False) -> None:
-    """Another `agents`, as a package or as a single file."""
-    path = folder / "agents.py" if module else folder / "agents" / "__init__.py"
+def foreign_agents(folder: Path, file: str = "agents/__init__.py") -> None:
+    """Another `agents`: a package, or a single file, or a folder without `__init__.py`."""
+    path = folder / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(FOREIGN)
 
 
-@pytest.mark.parametrize("module", [False, True], ids=["package", "module"])
-def test_another_package_on_the_path_is_named(module: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["agents/__init__.py", "agents.py"])
+def test_another_package_on_the_path_is_named(file: str, tmp_path: Path) -> None:
     """Exit code 2, one sentence with both places and the cure, no traceback."""
-    foreign_agents(tmp_path, module)
+    foreign_agents(tmp_path, file)
     done = run(tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     message = " ".join(done.stderr.split())
@@ -45,6 +47,26 @@ def test_an_overwritten_package_is_noticed(tmp_path: Path) -> None:
     foreign_agents(tmp_path)
     done = run(tmp_path)
     assert done.returncode == 2 and "which another package has overwritten" in " ".join(done.stderr.split())
+
+
+def test_what_python_finds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without `__init__.py`, where nothing else is found; and no `agents` at all."""
+    foreign_agents(tmp_path, "agents/other.py")
+    monkeypatch.setattr(sys, "meta_path", [importlib.machinery.PathFinder])
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert f"Python finds another one, {tmp_path / 'agents'}." in str(agents_clash_anew())
+    monkeypatch.setattr(sys, "path", [])
+    assert "Python finds none." in str(agents_clash_anew())
+
+
+def agents_clash_anew() -> str | None:
+    """`agents_clash` in a process that has not imported `agents` yet."""
+    loaded = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "agents"}
+    importlib.invalidate_caches()
+    try:
+        return agents_clash()
+    finally:
+        sys.modules.update(loaded)
 
 
 def test_without_a_clash_nothing_is_said(tmp_path: Path) -> None:
