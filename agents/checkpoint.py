@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from agents.format_version import FORMAT_VERSION, check_format
+from agents.format_version import FORMAT_VERSION, read_saved
 from agents.policy import ADAPTER
 from agents.training import gather_moments, gather_objects, rank, shard_moments, world_size
 
@@ -57,8 +57,9 @@ def read_agent(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "agent.json"
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} holds no saved agent (no agent.json); pass the folder given to save().")
-    saved: dict[str, Any] = json.loads(path.read_text())
-    check_format(path, saved)
+    saved = read_saved(path)
+    if "agent" not in saved:
+        raise ValueError(f"{path} must name its agent: it was saved by another library's agent, not by {name}.")
     if saved["agent"] != name:
         raise ValueError(f"{str(folder)!r} holds the agent {saved['agent']}, not {name}; use {saved['agent']}.load().")
     return saved

@@ -10,6 +10,7 @@ Runs and agents of another format are refused. Policies of every earlier format 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,26 @@ import textenv
 
 FORMAT_VERSION = 2
 READERS = {1: "textenv 0.1 (commit b8391f7)"}  # the last version that reads each earlier format
+
+
+def read_saved(path: Path, oldest: int = FORMAT_VERSION) -> dict[str, Any]:
+    """Reads a saved file, a JSON object, and checks its format.
+
+    Args:
+        path: the file.
+        oldest: the first format that is read.
+
+    Raises:
+        ValueError: not a JSON object, or one of another format; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ValueError(f"{path} must be a JSON object, but cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object, got {content!r:.100}.")
+    check_format(path, content, oldest)
+    return content
 
 
 def check_format(path: Path, content: dict[str, Any], oldest: int = FORMAT_VERSION) -> None:

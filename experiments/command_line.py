@@ -57,7 +57,10 @@ class RunFlags:
         )
         if not (self.run / "checkpoint").is_dir():
             raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")
-        policy = TransformerPolicy.from_pretrained(self.run / "checkpoint", dtype=getattr(torch, self.dtype))
+        try:
+            policy = TransformerPolicy.from_pretrained(self.run / "checkpoint", dtype=getattr(torch, self.dtype))
+        except ValueError as error:
+            raise FlagError(str(error)) from error
         return config, policy.to(self.device)
 
 
@@ -172,7 +175,9 @@ def main() -> None:
             raise FlagError("a launcher of several ranks is for `train`; start this command without one.")
         commands[type(config)](config)
     except FlagError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False)
+        Console(stderr=True).print(
+            f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False, soft_wrap=True
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -77,7 +77,7 @@ class TrainFlags(EnvFlags):
     gradient_checkpointing: bool = False
     """Store only each layer's input for the backward pass and recompute the rest: less memory, more time."""
     compile: bool = False
-    """Compile the policy's forward pass in updates (torch.compile). That takes about a minute at the start;
+    """Compile the policy's forward pass in updates (torch.compile). That takes up to a minute at the start;
     `bench --parts options` measures what it saves. On a CPU it needs a C++ compiler."""
     sampler: Literal["loop", "generate", "graph"] = "loop"
     """How completions are sampled. loop: agents/sampling/loop.py. generate: transformers' `generate`. graph: one decode

@@ -22,7 +22,7 @@ def agents_clash() -> str | None:
         places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
         if [Path(place).resolve() for place in places] != [OWN]:
             found = f"another one, {', '.join(places)}"
-        elif "TransformerPolicy" in OWN.read_text(encoding="utf-8"):
+        elif "TransformerPolicy" in OWN.read_text(encoding="utf-8", errors="replace"):
             return None
         else:
             found = f"{OWN}, which another package has overwritten"

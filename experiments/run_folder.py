@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import textenv
 from agents import FORMAT_VERSION, check_format
 from experiments.config import AgentFlags
 from experiments.errors import FlagError
@@ -18,8 +19,9 @@ from experiments.errors import FlagError
 
 def write_config(config: Any, folder: Path) -> None:
     """Writes `config.json`: the flags, and the versions of the packages that the run uses."""
-    packages = ("textenv", "gymnasium", "torch", "transformers", "numpy", "scipy", "stable-baselines3", "sb3-contrib")
-    versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
+    packages = ("gymnasium", "torch", "transformers", "numpy", "scipy", "stable-baselines3", "sb3-contrib")
+    versions = {"textenv": textenv.__version__} | {name: version(name) for name in packages}
+    versions["python"] = platform.python_version()
     content = {
         "format_version": FORMAT_VERSION,
         "flags": plain(config),
@@ -33,16 +35,24 @@ def read_flags(folder: Path) -> dict[str, Any]:
     """Returns the flags in a folder's `config.json` as JSON values.
 
     Raises:
-        FlagError: the file has another format version.
+        FlagError: the file is not that of a run (a checkpoint has a `config.json` too), or has another format version.
     """
     path = folder / "config.json"
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise FlagError(f"{path} must be a JSON object, but cannot be read: {error}.") from error
+    flags: Any = content.get("flags") if isinstance(content, dict) else None
+    if not isinstance(flags, dict):
+        raise FlagError(
+            f"{str(folder)!r} holds no run ({path.name} has no flags); pass the folder of one agent and seed."
+        )
     try:
         check_format(path, content)
     except ValueError as error:
         raise FlagError(str(error)) from error
-    flags: dict[str, Any] = content["flags"]
-    return flags
+    checked: dict[str, Any] = flags
+    return checked
 
 
 def read_config(folder: Path, kind: type[Any]) -> Any:

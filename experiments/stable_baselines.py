@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tqdm.auto import tqdm
 
-from agents import FORMAT_VERSION, check_format, check_range
+from agents import FORMAT_VERSION, check_range, read_saved
 from agents.policy import TransformerPolicy
 from agents.sb3 import (
     CausalLMPolicy,
@@ -138,8 +138,7 @@ class StableBaselines(ABC):
     def load(cls, folder: str | PathLike[str], env: Any, device: str = "cpu") -> Self:
         """Returns an agent as it was saved, except for random numbers and unfinished completions."""
         folder = Path(folder)
-        saved = json.loads((folder / "agent.json").read_text())
-        check_format(folder / "agent.json", saved)
+        saved = read_saved(folder / "agent.json")
         agent = cls(TransformerPolicy.from_pretrained(folder).to(device), env, **saved["settings"])
         state = torch.load(folder / "training_state.pt", map_location=device, weights_only=True)
         agent.algorithm.set_parameters(state, device=device)

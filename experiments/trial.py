@@ -190,12 +190,16 @@ def _agent(
         return policy if wrap is None else wrap(policy)
 
     for name in CHECKPOINTS:
-        if (folder / name / "training_state.pt").is_file():  # it is saved last: the checkpoint is complete
+        if not (folder / name / "training_state.pt").is_file():  # it is saved last: the checkpoint is not complete
+            continue
+        try:
             if issubclass(kind, Agent):
                 return kind.load(folder / name, env, device=config.device, wrap=restore)
             theirs = kind.load(folder / name, env, device=config.device)
-            restore(theirs.policy)
-            return theirs
+        except ValueError as error:  # of another format, or of other settings
+            raise FlagError(str(error)) from error
+        restore(theirs.policy)
+        return theirs
     agent = config.make_agent(initial_policy(config, env, initial), env)
     if wrap is not None and isinstance(agent, Agent):
         agent.distribute(wrap)

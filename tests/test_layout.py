@@ -56,6 +56,25 @@ def test_no_test_module_imports_another() -> None:
     assert len(found) > 50 and {path: names for path, names in wrong.items() if names} == {}
 
 
+def ancestors_imported(path: Path) -> set[str]:
+    """The packages above a module that it imports itself: a cycle, since a package's `__init__` imports its modules."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    above = {".".join(parts[:length]) for length in range(1, len(parts))}
+    return above & imported(path.read_text(encoding="utf-8"))
+
+
+def test_no_module_imports_a_package_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """import-linter looks for cycles among siblings alone. Control: such an import in a function is found."""
+    sources = [p for name in PACKAGES for p in (ROOT / name).rglob("*.py") if p.name != "__init__.py"]
+    assert len(sources) > 100
+    assert {str(path): found for path in sources if (found := ancestors_imported(path))} == {}
+    control = tmp_path / "agents" / "training" / "metrics.py"
+    control.parent.mkdir(parents=True)
+    control.write_text("def late():\n    from agents.training import run_epochs\n")
+    monkeypatch.setattr("tests.test_layout.ROOT", tmp_path)
+    assert ancestors_imported(control) == {"agents.training"}
+
+
 def test_test_files_are_short() -> None:
     """One subject a file."""
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents.format_version import FORMAT_VERSION, check_format
+from agents.format_version import FORMAT_VERSION, read_saved
 from agents.policy.adapters import ADAPTER, load_adapter
 from agents.policy.categorical import sample_categorical
 from agents.policy.compiler import check_compiler
@@ -161,8 +161,7 @@ class TransformerPolicy(nn.Module):
         environment's `mdp.reference`) and can be trained further. Without `reference` the merged model is loaded.
         """
         folder = Path(path)
-        saved = json.loads((folder / "policy.json").read_text()) if (folder / "policy.json").is_file() else {}
-        check_format(folder / "policy.json", saved, oldest=1)
+        saved = read_saved(folder / "policy.json", oldest=1) if (folder / "policy.json").is_file() else {}
         if reference is not None and (folder / ADAPTER).is_dir():
             model = load_adapter(reference, folder / ADAPTER)
         else:

@@ -1,7 +1,7 @@
 """Steps per second of textenv's environments, of Gymnasium's CartPoleVectorEnv, and of a bare loop over numpy arrays.
 
-A step of B slots counts as B. Actions are prepared beforehand. The rounds of all cases alternate, and the medians are
-reported. Set OMP_NUM_THREADS=1.
+A step of B environments counts as B. Actions are prepared beforehand. The rounds of all cases alternate, and the
+medians are reported. Set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import textenv
 from textenv import get_mdp
 
 Case = Callable[[int], float]  # runs the given number of steps, returns the seconds that they took
-SLOTS = (1, 64, 1024)
+NUM_ENVS = (1, 64, 1024)
 TOY: dict[str, Any] = {
     "vocab_size": 6,
     "max_new_tokens": 4,
@@ -33,31 +33,33 @@ def environments(seconds: float = 20.0) -> dict[str, Any]:
     """Runs all measurements of this file, in about `seconds` seconds.
 
     Returns:
-        `steps_per_second`: case -> slots -> median. `live`: the share of steps that are not resets. `mask`: the cost of
-        a step where none of 50,000 tokens is masked, and whether every step returns the same mask array. `prefix`:
+        `steps_per_second`: case -> num_envs -> median. `live`: the share of steps that are not resets. `mask`: the cost
+        of a step where none of 50,000 tokens is masked, and whether every step returns the same mask array. `prefix`:
         microseconds per step after short and after long prefixes.
     """
     cases: dict[tuple[str, int], Case] = {}
-    for slots in SLOTS:
-        cases["numpy loop", slots] = vector_case(BareTokens(slots), slots, TOY["vocab_size"])
-        cases["CartPoleVectorEnv", slots] = vector_case(CartPoleVectorEnv(num_envs=slots), slots, 2)
+    for num_envs in NUM_ENVS:
+        cases["numpy loop", num_envs] = vector_case(BareTokens(num_envs), num_envs, TOY["vocab_size"])
+        cases["CartPoleVectorEnv", num_envs] = vector_case(CartPoleVectorEnv(num_envs=num_envs), num_envs, 2)
         toys: dict[str, dict[str, Any]] = {
             "TextVectorEnv": TOY,
             "TextVectorEnv, SAME_STEP": TOY | {"autoreset_mode": "SameStep"},
             "TextVectorEnv, longer completions": LONGER,
         }
         for name, arguments in toys.items():
-            envs = gym.make_vec("textenv/Toy-v0", num_envs=slots, **arguments)
-            cases[name, slots] = vector_case(envs, slots, arguments["vocab_size"])
-        cases["TextVectorEnv, a reward of lists", slots] = vector_case(toy_of_lists(slots), slots, TOY["vocab_size"])
+            envs = gym.make_vec("textenv/Toy-v0", num_envs=num_envs, **arguments)
+            cases[name, num_envs] = vector_case(envs, num_envs, arguments["vocab_size"])
+        cases["TextVectorEnv, a reward of lists", num_envs] = vector_case(
+            toy_of_lists(num_envs), num_envs, TOY["vocab_size"]
+        )
     for checker in (True, False):
         env = gym.make("textenv/Toy-v0", disable_env_checker=not checker, **TOY)
         cases["gym.make" if checker else "gym.make, disable_env_checker=True", 1] = single_case(env)
     cases["TextEnv, without Gymnasium's wrappers", 1] = single_case(gym.make("textenv/Toy-v0", **TOY).unwrapped)
     rates = medians(cases, 0.85 * seconds)
     steps_per_second: dict[str, dict[int, float]] = {}
-    for (name, slots), rate in rates.items():
-        steps_per_second.setdefault(name, {})[slots] = rate * slots
+    for (name, num_envs), rate in rates.items():
+        steps_per_second.setdefault(name, {})[num_envs] = rate * num_envs
     live = {
         "TextVectorEnv": live_share(gym.make_vec("textenv/Toy-v0", num_envs=64, **TOY), TOY["vocab_size"]),
         "CartPoleVectorEnv": live_share(CartPoleVectorEnv(num_envs=64), 2),
@@ -82,12 +84,12 @@ def medians(cases: dict[Any, Case], seconds: float, round_seconds: float = 0.003
 class BareTokens:
     """The minimum for a token environment: append, terminate, reset, copy the observation. No strings, no KL."""
 
-    def __init__(self, slots: int, max_new_tokens: int = TOY["max_new_tokens"]) -> None:
-        self.rows, self.time = np.arange(slots), np.zeros(slots, dtype=np.int64)
-        self.tokens = np.zeros((slots, max_new_tokens + 1), dtype=np.int64)
+    def __init__(self, num_envs: int, max_new_tokens: int = TOY["max_new_tokens"]) -> None:
+        self.rows, self.time = np.arange(num_envs), np.zeros(num_envs, dtype=np.int64)
+        self.tokens = np.zeros((num_envs, max_new_tokens + 1), dtype=np.int64)
 
     def reset(self, seed: int) -> None:
-        """Resets all slots."""
+        """Resets all episodes."""
         self.time[:] = 0
 
     def step(self, actions: NDArray[np.int64]) -> Any:
@@ -101,9 +103,9 @@ class BareTokens:
         return observation, rewards, ended
 
 
-def vector_case(envs: Any, slots: int, actions: int) -> Case:
+def vector_case(envs: Any, num_envs: int, actions: int) -> Case:
     """Steps a batch of environments with random actions, the same in every round."""
-    batches = itertools.cycle(np.random.default_rng(0).integers(actions, size=(64, slots)))
+    batches = itertools.cycle(np.random.default_rng(0).integers(actions, size=(64, num_envs)))
     envs.reset(seed=0)
 
     def run_steps(steps: int) -> float:
@@ -116,12 +118,12 @@ def vector_case(envs: Any, slots: int, actions: int) -> Case:
     return run_steps
 
 
-def toy_of_lists(slots: int) -> Any:
+def toy_of_lists(num_envs: int) -> Any:
     """The toy with a reward that only has TRL's signature, like most rewards: it needs strings and lists of ids."""
     mdp = get_mdp(gym.make("textenv/Toy-v0", **TOY))
     (reward,) = mdp.reward.functions
     mdp.reward.functions = (lambda **columns: reward(**columns),)
-    return textenv.TextVectorEnv(mdp, slots)
+    return textenv.TextVectorEnv(mdp, num_envs)
 
 
 def live_share(envs: Any, actions: int, steps: int = 512) -> float:
@@ -150,12 +152,12 @@ def single_case(env: Any) -> Case:
     return run_steps
 
 
-def unmasked(vocab_size: int, slots: int, max_new_tokens: int) -> Any:
+def unmasked(vocab_size: int, num_envs: int, max_new_tokens: int) -> Any:
     """Environments over a large vocabulary without masks, with a uniform reference."""
     words = [f"w{i}" for i in range(vocab_size - 1)]
     return gym.make_vec(
         "textenv/Text-v0",
-        num_envs=slots,
+        num_envs=num_envs,
         tokenizer=textenv.WordTokenizer(words),
         prompts=words[:8],
         reward=zero_score,
@@ -168,12 +170,12 @@ def zero_score(prompts: list[str], **columns: Any) -> list[float]:
     return [0.0] * len(prompts)
 
 
-def wide_mask(slots: int = 64) -> dict[str, Any]:
+def wide_mask(num_envs: int = 64) -> dict[str, Any]:
     """Compares the cost of a step with 50,000 and with 50 unmasked tokens, and checks that the mask is one array."""
-    rates = medians({size: vector_case(unmasked(size, slots, 8), slots, 50) for size in (50, WIDE)}, 0.2)
-    envs = unmasked(WIDE, slots, 8)
+    rates = medians({size: vector_case(unmasked(size, num_envs, 8), num_envs, 50) for size in (50, WIDE)}, 0.2)
+    envs = unmasked(WIDE, num_envs, 8)
     masks = [envs.reset(seed=0)[1]["action_mask"]]
-    masks += [envs.step(np.ones(slots, dtype=np.int64))[-1]["action_mask"] for _ in range(12)]
+    masks += [envs.step(np.ones(num_envs, dtype=np.int64))[-1]["action_mask"] for _ in range(12)]
     return {
         "vocabulary": WIDE,
         "one_read_only_array": all(mask is masks[0] and not mask.flags.writeable for mask in masks),
@@ -182,10 +184,10 @@ def wide_mask(slots: int = 64) -> dict[str, Any]:
     }
 
 
-def prefix(seconds: float, slots: int = 64, longest: int = 512, part: int = 64) -> dict[str, float]:
-    """Microseconds per step of 64 slots, for the first and for the last 64 of 512 tokens."""
-    envs = unmasked(50, slots, longest)
-    ones = np.ones(slots, dtype=np.int64)  # never EOS
+def prefix(seconds: float, num_envs: int = 64, longest: int = 512, part: int = 64) -> dict[str, float]:
+    """Microseconds per step of 64 environments, for the first and for the last 64 of 512 tokens."""
+    envs = unmasked(50, num_envs, longest)
+    ones = np.ones(num_envs, dtype=np.int64)  # never EOS
     medians_of_part: dict[str, list[float]] = {"first": [], "last": []}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not medians_of_part["last"]:

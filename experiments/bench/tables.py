@@ -105,19 +105,19 @@ def exact(found: dict[str, Any]) -> list[str]:
 
 
 def environments(found: dict[str, Any]) -> list[str]:
-    """Steps per second by the number of slots, and the smaller measurements."""
-    lines = ["", "steps per second by slots"]
+    """Steps per second by the number of environments, and the smaller measurements."""
+    lines = ["", "steps per second by number of environments"]
     for name, rates in found["steps_per_second"].items():
-        lines.append(f"  {name:36s}" + "".join(f"  {slots}: {rate:,.0f}" for slots, rate in rates.items()))
+        lines.append(f"  {name:36s}" + "".join(f"  {num_envs}: {rate:,.0f}" for num_envs, rate in rates.items()))
     share = ", ".join(f"{name} {value:.0%}" for name, value in found["live"].items())
     steps = ", ".join(f"{size} tokens {us:.0f}" for size, us in found["mask"]["microseconds_a_step"].items())
     first, last = found["prefix"]["first"], found["prefix"]["last"]
     return [
         *lines,
         f"share of steps that are not resets: {share}",
-        f"microseconds per step of 64 slots by vocabulary, no token masked: {steps}; one read-only mask: "
+        f"microseconds per step of 64 environments by vocabulary, no token masked: {steps}; one read-only mask: "
         f"{found['mask']['one_read_only_array']}",
-        f"microseconds per step of 64 slots, first and last 64 of 512 tokens: {first:.0f}, {last:.0f}",
+        f"microseconds per step of 64 environments, first and last 64 of 512 tokens: {first:.0f}, {last:.0f}",
     ]
 
 

@@ -45,10 +45,10 @@ def resident_bytes(agent: Any, reference: Any) -> int:
 
     No reference to a gradient is kept, so that it can be freed.
     """
-    masters = agent.master_weights.for_parameters(agent.trained)
+    trained = agent.master_weights.for_parameters(agent.trained)
     states = [x for state in agent.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
-    gradients = [p.grad for p in masters if p.grad is not None]
-    weights = [*agent.policy.parameters(), *reference.parameters(), *masters]
+    gradients = [p.grad for p in trained if p.grad is not None]
+    weights = [*agent.policy.parameters(), *reference.parameters(), *trained]
     return sum({x.data_ptr(): x.nbytes for x in (*weights, *gradients, *states)}.values())
 
 

@@ -91,9 +91,27 @@ def test_what_is_saved_carries_the_format(tmp_path: Path) -> None:
 
 @given(st.none() | st.booleans() | st.floats() | st.text() | st.integers(max_value=0))
 def test_a_format_that_is_no_format_is_an_error(value: Any) -> None:
-    """Whatever stands in the file, the message names file and value."""
+    """For any other value in the file the message names file and value."""
     with pytest.raises(ValueError, match=r"somewhere\.json: format_version must be an integer"):
         check_format(Path("somewhere.json"), {"format_version": value})
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"null", b'"x"', b"\xff"])
+@pytest.mark.parametrize("name", ["agent.json", "policy.json"])
+def test_a_file_that_is_no_json_object_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    """The error names the file, whatever it holds."""
+    folder = Path(shutil.copytree(DATA / "format_1", tmp_path / "agent"))
+    (folder / name).write_bytes(content)
+    load = PPO.load if name == "agent.json" else TransformerPolicy.from_pretrained
+    with pytest.raises(ValueError, match=rf"{name} must be a JSON object, "):
+        load(folder)
+
+
+def test_the_agent_of_another_library_is_refused(tmp_path: Path) -> None:
+    """Stable-Baselines3's agents save an `agent.json` without a name."""
+    (tmp_path / "agent.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "settings": {}}))
+    with pytest.raises(ValueError, match=r"agent\.json must name its agent: .* not by PPO"):
+        PPO.load(tmp_path)
 
 
 @given(st.integers(1, FORMAT_VERSION + 5), st.integers(1, FORMAT_VERSION))

@@ -69,7 +69,7 @@ def agents_clash_anew() -> str | None:
         sys.modules.update(loaded)
 
 
-def test_without_a_clash_nothing_is_said(tmp_path: Path) -> None:
+def test_without_a_clash_there_is_no_message(tmp_path: Path) -> None:
     """Control: in an empty folder the command runs, and there is no clash here."""
     assert agents_clash() is None
     done = run(tmp_path)

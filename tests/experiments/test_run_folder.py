@@ -61,3 +61,44 @@ def test_the_command_line_refuses_it_in_a_sentence() -> None:
     done = command("evaluate", "--run", str(DATA / "format_1_run"))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "is in format 1" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"config\.json must be a JSON object, but cannot be read"),
+        (b"not json", r"config\.json must be a JSON object, but cannot be read"),
+        (b"\xff", r"config\.json must be a JSON object, but cannot be read"),
+        (b"[]", r"holds no run \(config\.json has no flags\)"),
+        (b"null", r"holds no run \(config\.json has no flags\)"),
+        (b'{"model_type": "gpt2"}', r"holds no run \(config\.json has no flags\)"),  # that of a checkpoint
+        (b'{"format_version": 2, "flags": 1}', r"holds no run \(config\.json has no flags\)"),
+        (b'{"format_version": "2", "flags": {}}', r"format_version must be an integer"),
+    ],
+)
+def test_a_config_that_is_not_that_of_a_run_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    """By what reads its flags, and by what would resume it."""
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(FlagError, match=message):
+        read_config(tmp_path, TrialConfig)
+    with pytest.raises(FlagError, match=message):
+        open_folder(TrialConfig(out=tmp_path, resume=True), "run", "now")
+
+
+def test_a_saved_format_below_the_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """A policy or an agent of a later format, in a run of this one: `evaluate` and `--resume` exit with 2."""
+    run = tmp_path / "run"
+    flags = ["--out", str(run), "--env", "textenv/Toy-v0", "--total-timesteps", "100", "--n-episodes", "16"]
+    assert command("train", *flags).returncode == 0
+    (run / "summary.json").unlink()
+    for name, arguments in (
+        ("agent.json", ["train", *flags, "--resume"]),
+        ("policy.json", ["evaluate", "--run", str(run)]),
+    ):
+        path = run / "checkpoint" / name
+        saved = path.read_text()
+        path.write_text(json.dumps(json.loads(saved) | {"format_version": FORMAT_VERSION + 1}))
+        done = command(*arguments)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert f"{name} is in format {FORMAT_VERSION + 1}" in " ".join(done.stderr.split())
+        path.write_text(saved)

@@ -231,9 +231,13 @@ def test_a_copy_continues_like_the_original(case: tuple[str, dict[str, Any]], co
 
 
 def test_the_core_imports_no_torch() -> None:
-    """Importing textenv, and stepping TajMahal to its end, imports neither torch nor transformers."""
+    """Importing what needs no model, and stepping the tasks without one, imports neither torch nor transformers."""
     code = """
-import sys, gymnasium as gym, textenv, textenv.exact, textenv.testing
+import sys, gymnasium as gym, textenv, textenv.data, textenv.exact, textenv.references, textenv.rewards
+import textenv.shaping, textenv.testing, textenv.wrappers
+for task in ("TajMahal-v0", "Toy-v0", "RewardHacking-v0"):
+    env = gym.make(f"textenv/{task}")
+    env.reset(seed=0); env.step(env.action_space.sample())
 env = gym.make("textenv/TajMahal-v0")
 textenv.testing.play(env, "where is the taj mahal", "it is in agra")
 envs = gym.make_vec("textenv/TajMahal-v0", num_envs=2)
