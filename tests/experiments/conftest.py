@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.trial import initial_policy
-from tests.helpers.commands import tiny
-
 
 @pytest.fixture(scope="session")
 def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the initial policy of the tiny task."""
+    # imported here: the environments that test Tianshou and RLlib have no transformers
+    from experiments.trial import initial_policy
+    from tests.helpers.commands import tiny
+
     folder = tmp_path_factory.mktemp("initial")
     initial_policy(tiny(), tiny().make_env(), folder)
     return folder
