@@ -91,6 +91,27 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def check_gradients(name: str, ranks: list[dict[str, Any]]) -> None:
+    """Two ranks have the gradient of one rank with all completions; half of them alone has another."""
+    whole = gradient(agent_of(name), all_completions())
+    found = [each[name] for each in ranks]
+    assert torch.equal(*found)
+    assert distance(found[0], whole) < EXACT
+    assert distance(gradient(agent_of(name), half(all_completions(), 0)), whole) > BROKEN
+
+
+def check_bfloat16_gradients(ranks: list[dict[str, Any]]) -> None:
+    """The same in bfloat16, where a mean of bfloat16 gradients is far away."""
+    whole = gradient(bfloat16_agent(), all_completions())
+    found = [each["bfloat16"] for each in ranks]
+    assert torch.equal(*found)
+    assert distance(found[0], whole) < EXACT
+    halves = [gradient(bfloat16_agent(), half(all_completions(), r)) for r in range(2)]
+    assert distance(halves[0], whole) > BROKEN
+    assert distance(sum(halves) / 2, whole) < EXACT
+    assert distance((halves[0].bfloat16() + halves[1].bfloat16()) / 2, whole) > 100 * EXACT
+
+
 def run_on_two_ranks(results: Callable[[int, Path], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Calls `results(rank, folder)` on two ranks, joined by accelerate over gloo; returns what each rank returned."""
     torch.multiprocessing.spawn(_run_rank, (results, folder), nprocs=2)

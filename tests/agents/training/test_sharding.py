@@ -27,6 +27,8 @@ from tests.helpers.ranks import (
     agent_of,
     all_completions,
     bfloat16_agent,
+    check_bfloat16_gradients,
+    check_gradients,
     distance,
     gradient,
     half,
@@ -132,24 +134,13 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_have_the_gradient_of_one(name: str, ranks: list[dict[str, Any]]) -> None:
     """Equal on both ranks, within 1e-5 of one rank with all completions; half of them alone has another gradient."""
-    whole = gradient(agent_of(name), all_completions())
-    found = [each[name] for each in ranks]
-    assert torch.equal(*found)
-    assert distance(found[0], whole) < EXACT
-    assert distance(gradient(agent_of(name), half(all_completions(), 0)), whole) > BROKEN
+    check_gradients(name, ranks)
 
 
 @pytest.mark.slow
 def test_two_ranks_in_bfloat16_have_the_gradient_of_one(ranks: list[dict[str, Any]]) -> None:
     """Within 1e-5: micro-batches and ranks are summed in float32; a mean of bfloat16 gradients is far away."""
-    whole = gradient(bfloat16_agent(), all_completions())
-    found = [each["bfloat16"] for each in ranks]
-    assert torch.equal(*found)
-    assert distance(found[0], whole) < EXACT
-    halves = [gradient(bfloat16_agent(), half(all_completions(), r)) for r in range(2)]
-    assert distance(halves[0], whole) > BROKEN
-    assert distance(sum(halves) / 2, whole) < EXACT
-    assert distance((halves[0].bfloat16() + halves[1].bfloat16()) / 2, whole) > 100 * EXACT
+    check_bfloat16_gradients(ranks)
 
 
 @pytest.mark.slow
