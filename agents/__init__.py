@@ -3,7 +3,7 @@
 from agents.actor_critic import ActorCritic
 from agents.agent import Agent
 from agents.checks import check_range
-from agents.format_version import FORMAT_VERSION, check_format, read_saved
+from agents.format_version import FORMAT_VERSION, check_format, read_object, read_saved
 from agents.grpo import GRPO
 from agents.policy import TransformerPolicy
 from agents.ppo import PPO
@@ -24,5 +24,6 @@ __all__ = [
     "check_format",
     "check_range",
     "collect",
+    "read_object",
     "read_saved",
 ]

@@ -20,15 +20,11 @@ FORMAT_VERSION = 2
 READERS = {1: "textenv 0.1 (commit b8391f7)"}  # the last version that reads each earlier format
 
 
-def read_saved(path: Path, oldest: int = FORMAT_VERSION) -> dict[str, Any]:
-    """Reads a saved file, a JSON object, and checks its format.
-
-    Args:
-        path: the file.
-        oldest: the first format that is read.
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
 
     Raises:
-        ValueError: not a JSON object, or one of another format; the message names the file.
+        ValueError: it holds none; the message names the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -36,6 +32,20 @@ def read_saved(path: Path, oldest: int = FORMAT_VERSION) -> dict[str, Any]:
         raise ValueError(f"{path} must be a JSON object, but cannot be read: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a JSON object, got {content!r:.100}.")
+    return content
+
+
+def read_saved(path: Path, oldest: int = FORMAT_VERSION) -> dict[str, Any]:
+    """Reads a saved file and checks its format.
+
+    Args:
+        path: the file.
+        oldest: the oldest format that is read.
+
+    Raises:
+        ValueError: not a JSON object, or one of another format; the message names the file.
+    """
+    content = read_object(path)
     check_format(path, content, oldest)
     return content
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import textenv
-from agents import FORMAT_VERSION, check_format
+from agents import FORMAT_VERSION, check_format, read_object
 from experiments.config import AgentFlags
 from experiments.errors import FlagError
 
@@ -39,20 +39,16 @@ def read_flags(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise FlagError(f"{path} must be a JSON object, but cannot be read: {error}.") from error
-    flags: Any = content.get("flags") if isinstance(content, dict) else None
-    if not isinstance(flags, dict):
-        raise FlagError(
-            f"{str(folder)!r} holds no run ({path.name} has no flags); pass the folder of one agent and seed."
-        )
-    try:
+        content = read_object(path)
+        flags: Any = content.get("flags")
+        if not isinstance(flags, dict):  # before its format: a file without flags has none of ours
+            raise ValueError(
+                f"{str(folder)!r} holds no run ({path.name} has no flags); pass the folder of one agent and seed."
+            )
         check_format(path, content)
     except ValueError as error:
         raise FlagError(str(error)) from error
-    checked: dict[str, Any] = flags
-    return checked
+    return dict(flags)
 
 
 def read_config(folder: Path, kind: type[Any]) -> Any:

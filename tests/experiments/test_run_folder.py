@@ -69,8 +69,8 @@ def test_the_command_line_refuses_it_in_a_sentence() -> None:
         (b"", r"config\.json must be a JSON object, but cannot be read"),
         (b"not json", r"config\.json must be a JSON object, but cannot be read"),
         (b"\xff", r"config\.json must be a JSON object, but cannot be read"),
-        (b"[]", r"holds no run \(config\.json has no flags\)"),
-        (b"null", r"holds no run \(config\.json has no flags\)"),
+        (b"[]", r"config\.json must be a JSON object, got \[\]"),
+        (b"null", r"config\.json must be a JSON object, got None"),
         (b'{"model_type": "gpt2"}', r"holds no run \(config\.json has no flags\)"),  # that of a checkpoint
         (b'{"format_version": 2, "flags": 1}', r"holds no run \(config\.json has no flags\)"),
         (b'{"format_version": "2", "flags": {}}', r"format_version must be an integer"),
