@@ -1,23 +1,31 @@
-"""Prompts: reads a list or a file into left-padded token ids, and keeps the extra columns that rewards may use."""
+"""Prompts: tokenizes what users pass into left-padded ids, and keeps the further fields that rewards may use."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.data.files import read_jsonl, read_lines
+from textenv.arguments import shown
+from textenv.data.control_characters import printable
+from textenv.data.conversations import ConversationText, Message, messages_of, read_messages
+from textenv.data.files import check_characters
+from textenv.data.prompt_sources import read_rows
+from textenv.data.special_tokens import EncodedText, encode_beginning, encode_chat
 from textenv.data.tokenizers import Tokenizer
 
-RESERVED = {"prompts", "completions", "completion_ids"}
-Messages = Sequence[Mapping[str, str]]
-PromptSource = str | PathLike[str] | Sequence[str] | Sequence[Messages] | Sequence[Mapping[str, Any]]
+PROMPT_FIELDS = ("prompt", "messages")  # where a row has both, its prompt is "prompt"
+# arguments of every reward, or of the methods that rewards may be
+RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "self", "cls"}
+TEMPLATE_FIELD = "chat_template_kwargs"  # TRL's name
+SET_HERE = {"conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"}
+PromptSource = str | PathLike[str] | Mapping[str, Sequence[Any]] | Iterable[Any]
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Prompts:
     """P prompts, left-padded to W columns.
 
     Attributes:
-        texts: the P prompts as text.
+        texts: the P prompts as text; those of conversations are `ConversationText`, with the messages.
         input_ids: int64 [P, W].
         attention_mask: int8 [P, W], 1 on real tokens.
         columns: further fields of the prompts, P values per name. Reward functions get them as keyword arguments.
@@ -36,131 +44,218 @@ class Prompts:
     attention_mask: NDArray[np.int8]
     columns: dict[str, list[Any]]
 
+    def columns_of(self, prompt: Sequence[int], texts: Sequence[str]) -> dict[str, list[Any]]:
+        """Returns the columns of some prompts, as a reward gets them.
 
-def load_prompts(source: PromptSource, tokenizer: Tokenizer, width: int | None = None) -> Prompts:
+        Args:
+            prompt: K indices, -1 for a prompt that is not in the list; its fields are None.
+            texts: their K texts. The messages of conversations are the column "messages", unless the prompts have a
+                field of that name beside "prompt".
+        """
+        columns = {name: [values[i] if i >= 0 else None for i in prompt] for name, values in self.columns.items()}
+        if "messages" not in columns and any(isinstance(text, ConversationText) for text in (self.texts[0], *texts)):
+            columns["messages"] = [messages_of(text) for text in texts]
+        return columns
+
+
+def load_prompts(
+    source: PromptSource,
+    tokenizer: Tokenizer,
+    width: int | None = None,
+    *,
+    special_tokens_in_prompts: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Prompts:
     """Reads and tokenizes prompts.
 
     Args:
-        source: a list of strings; a list of mappings with a "prompt" field (the other fields become columns); or a
-            path: `.jsonl` has one such mapping per line, any other file one prompt per line (empty lines are skipped).
-            A conversation, `[{"role": ..., "content": ...}]`, may replace the string or be the field "messages". Its
-            prompt is the tokenizer's chat template applied to it, up to the start of the assistant's turn. The messages
-            become the column `messages`.
-        tokenizer: encodes each prompt, with the special tokens that it adds at the beginning.
+        source: one row per prompt, in a list, a generator or another iterable, a `datasets.Dataset`, or a data frame;
+            or columns, a mapping such as `{"prompt": [...], "answer": [...]}`; or the path of a `.txt`, `.jsonl`,
+            `.ndjson`, `.json`, `.csv` or `.parquet` file (see `textenv.data.prompt_files`). A row is a text; or a
+            conversation, `[{"role": ..., "content": ...}]`; or a mapping with one of them as "prompt" (or, without a
+            "prompt", as "messages"), whose other fields become columns. All rows are of one kind.
+            A conversation is rendered by the tokenizer's chat template, up to the start of the assistant's turn. If its
+            last message is the assistant's, the completion continues that message. A mapping in the field
+            "chat_template_kwargs" holds further arguments of the template for that row.
+        tokenizer: encodes each prompt, with the special tokens that it adds at the beginning, and not with those that
+            it appends.
         width: W, the number of columns; by default the length of the longest prompt.
+        special_tokens_in_prompts: whether the spelling of a special token in a prompt is that token, for prompts that a
+            chat template has written. By default it is ordinary text, and a warning names the first such prompt.
+        chat_template_kwargs: further arguments of the chat template, such as `enable_thinking`.
 
     Raises:
-        ValueError: there are no prompts, one is empty or longer than `width`, or a line is malformed (the message
-            names file and line).
+        ValueError: there are no prompts, one is empty or longer than `width`, or a row is malformed (the message
+            names it: file and line, or its index).
     """
-    if isinstance(source, str | PathLike):
-        rows = _read_rows(Path(source))
-    else:
-        rows = [(f"prompt {i}", row) for i, row in enumerate(source)]
+    rows = [(where, *_split_row(where, row)) for where, row in read_rows(source)]
     if not rows:
         name = repr(str(source)) if isinstance(source, str | PathLike) else "the list"
         raise ValueError(f"There must be at least one prompt, got none from {name}.")
-    rows = [(where, _normalize_row(row)) for where, row in rows]
-    first = rows[0][1]
-    fields = list(first) if isinstance(first, Mapping) else None
-    prompts: list[Any] = []
-    columns: dict[str, list[Any]] = {name: [] for name in fields or () if name != "prompt"}
-    if reserved := RESERVED & columns.keys():
-        raise ValueError(f"{rows[0][0]}: the name {min(reserved)!r} is an argument of every reward; rename the field.")
-    for where, row in rows:
-        if fields is None:
-            prompts.append(row)
-            continue
-        if not isinstance(row, Mapping) or not {"prompt", "messages"} & set(row) or set(row) != set(fields):
-            raise ValueError(f"{where}: must have the field 'prompt' and the first one's fields {fields}, got {row!r}.")
-        prompts.append(row["prompt"] if "prompt" in row else row["messages"])
-        for name, values in columns.items():
-            values.append(row[name])
-    encoded = [encode_prompt(prompt, tokenizer, where) for prompt, (where, _) in zip(prompts, rows, strict=True)]
-    texts, ids = [text for text, _ in encoded], [tokens for _, tokens in encoded]
+    _check_alike(rows)
+    encoded = [
+        encode_prompt(
+            prompt,
+            tokenizer,
+            where,
+            special_tokens_in_prompts,
+            {**(chat_template_kwargs or {}), **_template_arguments(prompt, row, where)},
+        )
+        for where, prompt, row in rows
+    ]
+    fields = rows[0][2]
+    columns = {name: [row[name] for _, _, row in rows] for name in fields if name != "prompt"}
+    if "prompt" not in fields:
+        columns.pop("messages", None)  # they are the prompts
+    if typed := [(where, prompt.special) for prompt, (where, *_) in zip(encoded, rows, strict=True) if prompt.special]:
+        warn_of_special_token(*typed[0])
+    texts, ids = [prompt.text for prompt in encoded], [prompt.ids for prompt in encoded]
     width = max(map(len, ids)) if width is None else width
-    input_ids = np.full((len(ids), width), padding_id(tokenizer), dtype=np.int64)
-    attention_mask = np.zeros((len(ids), width), dtype=np.int8)
-    for index, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
-        if len(tokens) > width:
-            raise ValueError(
-                f"{rows[index][0]}: the prompt {text!r} has {len(tokens)} tokens, more than the {width} allowed; "
-                "shorten it or raise max_prompt_length."
-            )
-        input_ids[index, width - len(tokens) :] = tokens
-        attention_mask[index, width - len(tokens) :] = 1
-    return Prompts(texts, input_ids, attention_mask, columns)
+    return Prompts(texts, *_pad_left([row[0] for row in rows], texts, ids, width, tokenizer), columns)
 
 
-def encode_prompt(prompt: Any, tokenizer: Tokenizer, where: str = "the prompt") -> tuple[str, list[int]]:
-    """Returns one prompt, a string or a conversation, as text and as ids.
+def encode_prompt(
+    prompt: str | list[Message],
+    tokenizer: Tokenizer,
+    where: str = "the prompt",
+    special_tokens_in_prompts: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> EncodedText:
+    """Encodes one prompt, a text or a conversation; the last arguments are those of `load_prompts`.
 
     Raises:
-        ValueError: it is neither, it is empty, or the tokenizer refuses it; the message begins with `where`.
+        ValueError: it is empty, or the tokenizer refuses it; the message begins with `where`.
     """
     try:
-        if is_conversation(prompt):
-            prompt = _render_chat(prompt, tokenizer)
-            ids = tokenizer.encode(prompt, add_special_tokens=False)  # the template has added them
-        elif isinstance(prompt, str):
-            ids = tokenizer.encode(prompt)
+        if isinstance(prompt, str):
+            encoded = encode_beginning(prompt, tokenizer, read_special_tokens=special_tokens_in_prompts)
         else:
-            raise ValueError(
-                f"a prompt must be a string, or messages with the strings role and content, got {prompt!r}."
+            template = check_template_arguments(chat_template_kwargs)
+            encoded = encode_chat(
+                prompt, tokenizer, complete=False, read_special_tokens=special_tokens_in_prompts, **template
             )
+            encoded = encoded._replace(text=ConversationText(encoded.text, prompt))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    if not prompt.strip() or not ids:
-        raise ValueError(f"{where}: a prompt must have at least one token, got {prompt!r}; drop it.")
-    return prompt, ids
+    except Exception as error:  # a tokenizer may raise anything, where it has no token for a word for one
+        raise ValueError(
+            f"{where}: the tokenizer cannot encode {shown(prompt)} ({type(error).__name__}: {error})"
+        ) from error
+    check_characters(encoded.text, where)
+    if not encoded.text.strip() or not encoded.ids:
+        raise ValueError(f"{where}: a prompt must have at least one token, got {encoded.text!r}; drop it.")
+    return encoded
 
 
-def is_conversation(prompt: Any) -> bool:
-    """Whether it is a list of messages, each with the strings `role` and `content`."""
-    return (
-        isinstance(prompt, Sequence)
-        and not isinstance(prompt, str)
-        and len(prompt) > 0
-        and all(isinstance(m, Mapping) and all(isinstance(m.get(k), str) for k in ("role", "content")) for m in prompt)
+def check_template_arguments(given: Any) -> dict[str, Any]:
+    """Returns further arguments of a chat template; those that are None, as tables have them, are left out.
+
+    Raises:
+        ValueError: they are no mapping, or set what is set here.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{TEMPLATE_FIELD} must be a mapping of the template's arguments, got {shown(given)}.")
+    if not all(isinstance(name, str) for name in given) or SET_HERE & set(given):
+        raise ValueError(f"{TEMPLATE_FIELD} must have names other than {sorted(SET_HERE)}, got {shown(dict(given))}.")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def warn_of_special_token(where: str, special: str) -> None:
+    """Warns that a prompt has the spelling of a special token."""
+    warnings.warn(
+        f"{printable(where)}: has the spelling of the special token {special!r}, which is read as ordinary text. For "
+        "prompts that a chat template has written, pass special_tokens_in_prompts=True (--special-tokens-in-prompts).",
+        stacklevel=4,
     )
 
 
 def padding_id(tokenizer: Tokenizer) -> int:
     """Token id of padding columns: any valid id, because attention skips padding."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token_id, int):
+        if isinstance(token_id, int) and 0 <= token_id < len(tokenizer):
             return token_id
     return 0
 
 
-def _render_chat(messages: Messages, tokenizer: Any) -> str:
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise ValueError("messages need a tokenizer with a chat template: set tokenizer.chat_template or pass strings.")
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template may raise anything, jinja's own errors included
-        raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
-    return str(text)
-
-
-def _normalize_row(row: Any) -> Any:
-    """Moves a conversation that is the row, or its "prompt" field, to the field "messages"."""
-    if is_conversation(row):
-        return {"messages": row}
-    if isinstance(row, Mapping) and is_conversation(row.get("prompt")):
-        return {"messages" if name == "prompt" else name: value for name, value in row.items()}
-    return row
-
-
-def _read_rows(path: Path) -> list[tuple[str, Any]]:
-    """Returns the rows of a file, each with its `file:line`."""
-    if path.suffix != ".jsonl":
-        return list(read_lines(path))
-    rows = read_jsonl(path)
-    for where, row in rows:
-        if not isinstance(row, dict) or not isinstance(row.get("prompt", row.get("messages")), str | list):
+def _check_alike(rows: Sequence[tuple[str, Any, Mapping[str, Any]]]) -> None:
+    """Raises a ValueError unless all rows (place, prompt, fields) have the same fields, and prompts of one kind."""
+    first, first_prompt, fields = rows[0]
+    for where, prompt, row in rows:
+        if set(row) != set(fields):
             raise ValueError(
-                f"{where}: a line must be an object with the string field 'prompt', or 'messages', got "
-                f"{json.dumps(row, ensure_ascii=False)!r}"
+                f"{where}: must have the field 'prompt' and the first one's fields {list(fields)}, got {shown(row)}."
             )
-    return rows
+        if isinstance(prompt, str) != isinstance(first_prompt, str):
+            kinds = ("a conversation after a text", "a text after a conversation")
+            raise ValueError(
+                f"{where}: prompts must be all texts or all conversations, got {kinds[isinstance(prompt, str)]} "
+                f'({first}); write a text as [{{"role": "user", "content": text}}].'
+            )
+
+
+def _pad_left(
+    places: Sequence[str], texts: Sequence[str], ids: Sequence[Sequence[int]], width: int, tokenizer: Tokenizer
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """Ids and attention mask, [P, width]; raises a ValueError where a prompt is too long, or an id is outside of V."""
+    size = len(tokenizer)
+    input_ids = np.full((len(ids), width), padding_id(tokenizer), dtype=np.int64)
+    attention_mask = np.zeros((len(ids), width), dtype=np.int8)
+    for index, (where, text, tokens) in enumerate(zip(places, texts, ids, strict=True)):
+        if len(tokens) > width:
+            raise ValueError(
+                f"{where}: the prompt {text!r} has {len(tokens)} tokens, more than the {width} allowed; "
+                "shorten it or raise max_prompt_length."
+            )
+        if min(tokens) < 0 or max(tokens) >= size:
+            raise ValueError(
+                f"{where}: the tokenizer must give ids in 0 .. {size - 1}, got {shown(list(tokens))}; where its ids "
+                "have holes, it needs get_vocab()."
+            )
+        input_ids[index, width - len(tokens) :] = tokens
+        attention_mask[index, width - len(tokens) :] = 1
+    return input_ids, attention_mask
+
+
+def _split_row(where: str, row: Any) -> tuple[str | list[Message], dict[str, Any]]:
+    """The prompt of a row, a text or messages, and the row's fields: none where the row is the prompt itself."""
+    fields = row if isinstance(row, Mapping) else {}
+    name = next((name for name in PROMPT_FIELDS if name in fields), None)
+    if isinstance(row, Mapping) and name is None:
+        hint = "; a conversation must be in a list of its own" if {"role", "content"} <= set(row) else ""
+        raise ValueError(
+            f"{where}: a prompt must be a string, messages, or an object with the string field 'prompt', or "
+            f"'messages', got {_shown_row(row)}{hint}."
+        )
+    for key in fields:
+        if not isinstance(key, str) or key in RESERVED:
+            rule = "is an argument of rewards" if isinstance(key, str) else "must be a string"
+            raise ValueError(f"{where}: the name {key!r} {rule}; rename the field.")
+    value = row if name is None else fields[name]
+    try:
+        prompt = messages_of(value) or (str(value) if isinstance(value, str) else read_messages(value))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if prompt is None:
+        raise ValueError(
+            f"{where}: a prompt must be a string, messages, or an object with the string field 'prompt', or "
+            f"'messages', got {_shown_row(row)}."
+        )
+    return prompt, dict(fields)
+
+
+def _shown_row(row: Any) -> str:
+    """A row as a JSON file has it, or its `repr` where it is no JSON."""
+    try:
+        return shown(json.dumps(row, ensure_ascii=False))
+    except (TypeError, ValueError):
+        return shown(row)
+
+
+def _template_arguments(prompt: Any, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The template's arguments of a row; for texts, the field has no meaning."""
+    try:
+        return {} if isinstance(prompt, str) else check_template_arguments(row.get(TEMPLATE_FIELD))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.data.prompts import Prompts, encode_prompt, is_conversation
+from textenv.arguments import integer_array, shown
+from textenv.data.conversations import messages_of, read_messages
+from textenv.data.prompts import Prompts, encode_prompt, warn_of_special_token
 from textenv.data.tokenizers import Tokenizer
 
 
-def resolve_prompt(prompt: Any, prompts: Prompts, tokenizer: Tokenizer) -> tuple[int, str, NDArray[np.int64]]:
+def resolve_prompt(
+    prompt: Any,
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    special_tokens_in_prompts: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[int, str, NDArray[np.int64]]:
     """Index, text and ids of a prompt given as an index, text, messages or ids; index -1 if it is not in the list.
+
+    The last arguments are those of `load_prompts`.
 
     Raises:
         ValueError: the index is out of range, or the prompt is empty or too long.
     """
-    if isinstance(prompt, int | np.integer):
+    if isinstance(prompt, int | np.integer) and not isinstance(prompt, bool):
         if not 0 <= prompt < len(prompts.texts):
             raise ValueError(f"A prompt's index must be in 0 .. {len(prompts.texts) - 1}, got {prompt}.")
         return _listed(int(prompt), prompts)
-    if isinstance(prompt, str) and prompt in prompts.texts:
-        return _listed(prompts.texts.index(prompt), prompts)
-    if isinstance(prompt, str) or is_conversation(prompt):
-        prompt, tokens = encode_prompt(prompt, tokenizer)
+    messages = messages_of(prompt) if isinstance(prompt, str) else read_messages(prompt)
+    if messages is not None:  # a conversation is the same as another if its messages are
+        known = next((i for i, text in enumerate(prompts.texts) if messages_of(text) == messages), None)
     else:
-        tokens = prompt
+        known = prompts.texts.index(prompt) if isinstance(prompt, str) and prompt in prompts.texts else None
+    if known is not None:
+        return _listed(known, prompts)
+    text: str | None = None
+    tokens = prompt
+    if messages is not None or isinstance(prompt, str):
+        text, tokens, special = encode_prompt(
+            prompt if messages is None else messages,
+            tokenizer,
+            special_tokens_in_prompts=special_tokens_in_prompts,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        if special is not None:
+            warn_of_special_token("the prompt", special)
     ids = validate_token_ids(tokens, len(tokenizer))
     width = prompts.input_ids.shape[1]
     if not 0 < len(ids) <= width:
         raise ValueError(
-            f"A prompt must have 1 to {width} tokens here, got {len(ids)} in {prompt!r}; "
+            f"A prompt must have 1 to {width} tokens here, got {len(ids)} in {shown(prompt)}; "
             "make the environment with a larger max_prompt_length for longer ones."
         )
     same = (prompts.attention_mask.sum(axis=1) == len(ids)) & (prompts.input_ids[:, width - len(ids) :] == ids).all(
         axis=1
     )
-    if same.any():
+    if messages is None and same.any():
         return _listed(int(np.argmax(same)), prompts)
-    text = prompt if isinstance(prompt, str) else str(tokenizer.decode(ids, skip_special_tokens=True))
-    return -1, text, ids
+    return -1, str(tokenizer.decode(ids, skip_special_tokens=True)) if text is None else text, ids
 
 
 def _listed(index: int, prompts: Prompts) -> tuple[int, str, NDArray[np.int64]]:
@@ -53,11 +75,9 @@ def validate_token_ids(ids: Any, vocab_size: int) -> NDArray[np.int64]:
     Raises:
         ValueError: `ids` is not a flat list of integers in 0 .. V-1.
     """
-    tokens = np.asarray(ids)
-    if tokens.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"Expected text or a list of token ids, got {ids!r}.")
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
-        raise ValueError(f"Token ids must be in 0 .. {vocab_size - 1}, got {ids!r}.")
+    tokens = integer_array(ids)
+    if tokens is None or tokens.ndim != 1:
+        raise ValueError(f"Expected text or a list of token ids, got {shown(ids)}.")
+    if ((tokens < 0) | (tokens >= vocab_size)).any():
+        raise ValueError(f"Token ids must be in 0 .. {vocab_size - 1}, got {shown(ids)}.")
     return tokens.astype(np.int64)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 class Tokenizer(Protocol):
     """The part of Hugging Face's tokenizer interface that the environment uses.
 
-    Optional method: `decode_rows(token_ids [K, T]) -> list[str]` decodes K completions in one call, without special
-    tokens; 0 fills a row after its end.
+    Optional methods: `get_vocab() -> dict[str, int]`, all tokens with their ids, without which the ids are
+    0 .. `len(tokenizer)` - 1; and `decode_rows(token_ids [K, T]) -> list[str]`, which decodes K completions in one
+    call, without special tokens; 0 fills a row after its end.
     """
 
     eos_token_id: Any
@@ -55,7 +56,7 @@ class WordTokenizer:
         if broken := [word for word in distinct if not word or word.split() != [word]]:
             raise ValueError(f"A word must not be empty or contain spaces, got {broken[0]!r}.")
         self.tokens = [eos_token, *distinct]
-        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        self.ids = {word: i for i, word in enumerate(distinct, start=1)}
         self.eos_token_id = self.pad_token_id = 0
         # for `decode_rows`: a space and the word in UTF-8, padded to one width; the last cell begins a row
         cells = [b"", *((" " + word).encode(errors="surrogatepass") for word in distinct), b"\n"]
@@ -65,13 +66,21 @@ class WordTokenizer:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def get_vocab(self) -> dict[str, int]:
+        """Returns the id of each token."""
+        return {token: i for i, token in enumerate(self.tokens)}
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Returns the ids of the words of `text`. `add_special_tokens` has no effect: there are none to add."""
+        """Returns the ids of the words of `text`. `add_special_tokens` has no effect: there are none to add.
+
+        Raises:
+            ValueError: a word is unknown; the spelling of the end token is no word.
+        """
         try:
             return [self.ids[word] for word in text.split()]
         except KeyError as error:
             word = error.args[0]
-            near = difflib.get_close_matches(word, self.tokens, n=1)
+            near = difflib.get_close_matches(word, self.ids, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"The word {word!r} is not in the vocabulary of {len(self)} tokens.{hint}") from None
 

@@ -13,7 +13,7 @@ import pytest
 from agents.sampling import collect, new_generator
 from tests.helpers.models import drifted, model, tokenizer
 from tests.helpers.tasks import letter_values, words
-from textenv import TextMDP
+from textenv import TextMDP, WordTokenizer
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,36 @@ def test_encodings_of_prompt_files(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(ValueError, match=r"c\.txt: not UTF-8 .* save it as UTF-8"):
         TextMDP(**words(prompts=tmp_path / "c.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("p.txt", "a\0b", "a NUL character"),
+        ("p.txt", "a\ufeffb", "a byte-order mark"),
+        ("p.jsonl", '{"prompt": "a\\u0000"}', "a NUL character"),
+        ("p.jsonl", '{"prompt": "a\\ufeff"}', "a byte-order mark"),
+        ("p.jsonl", '{"prompt": "a", "fact": [{"x": "\\u0000"}]}', "a NUL character"),
+        ("p.jsonl", '{"prompt": "a", "x\\u0000": 1}', "a NUL character"),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}', "not valid JSON .*'prompt' occurs twice"),
+        ("p.jsonl", '{"prompt": "a", "fact": {"b": 1, "c": 2, "b": 1}}', "not valid JSON .*'b' occurs twice"),
+    ],
+)
+def test_invisible_characters_and_keys_that_occur_twice(tmp_path: Path, name: str, line: str, message: str) -> None:
+    """They are refused with file and line, written plainly or as an escape."""
+    path = tmp_path / name
+    path.write_text("\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name}:2: {message}"):
+        TextMDP(**words(prompts=path))
+
+
+def test_invisible_characters_in_a_list_and_in_reset() -> None:
+    """The same characters in prompts that are no file."""
+    with pytest.raises(ValueError, match="prompt 1: a NUL character"):
+        TextMDP(**words(prompts=["a", "b\0"], tokenizer=WordTokenizer(["a", "b", "b\0"])))
+    mdp = TextMDP(**words(tokenizer=WordTokenizer(["a", "b", "c", "\ufeff"])))
+    with pytest.raises(ValueError, match="the prompt: a byte-order mark"):
+        mdp.make_state("a \ufeff")
 
 
 TEMPLATE = "{% for m in messages %}{% if m.role == 'system' %}c {% elif m.role == 'user' %}<p> {% else %}b {% endif %}"
@@ -107,7 +137,7 @@ def test_a_conversation_is_a_prompt(form: str, tmp_path: Path) -> None:
         assert np.array_equal(again["input_ids"], observation["input_ids"])
     rollout = collect(env, drifted(env), 8, generator=new_generator("cpu", 0))
     assert set(rollout.scores.tolist()) == {1.0, 2.0}
-    assert all(chat == CHATS[env.unwrapped.prompts.index(text)] for text, chat in received)
+    assert len(received) == 8 and all(prompt == chat and chat in CHATS for prompt, chat in received)
     own, _ = env.reset(options={"prompt": [{"role": "user", "content": "c"}]})
     assert own["input_ids"][own["attention_mask"] == 1].tolist() == chat_tokenizer.encode("<p> c b")
 

@@ -1,0 +1,69 @@
+"""Conversations as prompts: lists of messages, and the text that a chat template makes of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from textenv.arguments import shown
+
+Message = dict[str, Any]
+
+
+class ConversationText(str):
+    """The text of a conversation, as its chat template renders it up to the completion, with its messages.
+
+    It travels as the prompt's text, so that a conversation is scored alike wherever it came from: in the list of
+    prompts, in `reset`, or in a rollout that is replayed.
+
+    Attributes:
+        messages: the messages that were rendered.
+    """
+
+    messages: list[Message]
+
+    def __new__(cls, text: str, messages: Sequence[Message] = ()) -> ConversationText:
+        """Makes the text. (Copying and unpickling set `messages` afterwards.)"""
+        self = super().__new__(cls, text)
+        self.messages = list(messages)
+        return self
+
+
+def messages_of(text: Any) -> list[Message] | None:
+    """Returns a copy of the messages of a prompt's text; None where the prompt is no conversation."""
+    return [dict(message) for message in text.messages] if isinstance(text, ConversationText) else None
+
+
+def read_messages(value: Any) -> list[Message] | None:
+    """Returns the messages of a conversation as a list of dicts, without fields that are None.
+
+    Tables such as Arrow's give every message the fields of all, and None where there is none. Returns None if the value
+    is no list, or has no message.
+
+    Raises:
+        ValueError: it holds messages, and one of its elements has not the strings `role` and `content`.
+    """
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1:
+        value = value.tolist()
+    if not isinstance(value, Sequence) or not any(isinstance(message, Mapping) for message in value):
+        return None
+    for message in value:
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise ValueError(
+                "a prompt must be a string, or messages with the strings role and content (images and tool calls are "
+                f"not supported), got {shown(message)} in {shown(value)}."
+            )
+    return [{str(name): field for name, field in message.items() if field is not None} for message in value]
+
+
+def continues_last_message(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the completion continues the last message, which is the beginning of an assistant's turn."""
+    return bool(messages) and messages[-1].get("role") == "assistant"
+
+
+def with_completion(messages: Sequence[Mapping[str, Any]], completion: str) -> list[Message]:
+    """Returns the whole conversation: the completion is a turn of the assistant, or continues one that has begun."""
+    if continues_last_message(messages):
+        *before, last = messages
+        return [*map(dict, before), {**last, "content": last["content"] + completion}]
+    return [*map(dict, messages), {"role": "assistant", "content": completion}]

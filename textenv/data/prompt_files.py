@@ -1,0 +1,148 @@
+"""Prompt files: the rows of a .txt, .jsonl, .ndjson, .json, .csv or .parquet file."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from textenv.arguments import shown
+from textenv.data.columns import Row, column_rows, is_messages
+from textenv.data.files import (
+    check_characters,
+    check_file,
+    parse_json,
+    parse_json_at,
+    read_lines,
+    read_text,
+    strings_in,
+)
+
+
+def read_prompt_file(path: Path) -> list[Row]:
+    """Returns the rows of a prompt file, each with its place.
+
+    The end of the name is the format, and the content must be of that format. `.txt`: a prompt a line, as plain text.
+    `.jsonl`, `.ndjson`, `.json`: a JSON value a line, or one array, or an object of columns. `.csv`, `.parquet`:
+    columns.
+
+    Raises:
+        ValueError: the name has no such end, the content is of another format, or pyarrow is missing.
+    """
+    if os.path.isdir(path):
+        raise ValueError(
+            f"The prompts must be a file, got the folder {str(path)!r}; load it and pass what it holds, for example "
+            "datasets.load_from_disk(folder)['train']."
+        )
+    reader = READERS.get(path.suffix.lower())
+    if reader is None and not os.path.exists(path):
+        raise ValueError(f"The file {shown(str(path))} does not exist; pass prompts themselves as a list: [text, ...].")
+    check_file(path)
+    if reader is None:
+        raise ValueError(
+            f"A prompt file's name must end in one of {', '.join(READERS)}, got {str(path)!r}; convert it."
+        )
+    return reader(path)
+
+
+def _text_rows(path: Path) -> list[Row]:
+    lines = read_lines(path)
+    if lines and any(_is_json_row(text) for text in (lines[0][1], "\n".join(line for _, line in lines))):
+        raise ValueError(
+            f"{lines[0][0]}: a .txt file must have a prompt a line as plain text, got JSON: {lines[0][1][:200]!r}; "
+            "rename the file to .json."
+        )
+    return list(lines)
+
+
+def _json_rows(path: Path) -> list[Row]:
+    lines = read_lines(path)
+    if not lines:
+        return []
+    first = lines[0][1]
+    whole = first[0] == "[" or path.suffix.lower() == ".json"  # else an error names its line
+    if len(lines) > 1 and (_is_json(first) or not whole):
+        return [(where, parse_json_at(where, line)) for where, line in lines]
+    where, value = lines[0][0], parse_json_at(str(path) if len(lines) > 1 else lines[0][0], read_text(path))
+    if isinstance(value, list) and not is_messages(value):
+        return [(f"{path}, prompt {i}", row) for i, row in enumerate(value)]
+    prompts = value.get("prompt", value.get("messages")) if isinstance(value, dict) else None
+    if isinstance(value, dict) and not isinstance(prompts, str) and not is_messages(prompts):
+        return column_rows(value, str(path))
+    return [(where, value)]
+
+
+def _csv_rows(path: Path) -> list[Row]:
+    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
+    rows: list[Row] = []
+    names: list[str] = []
+    start = 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}:{start}: not valid CSV ({error}).") from None
+        if cells is None:
+            return rows
+        where, start = f"{path}:{start}", reader.line_num + 1
+        if not cells:
+            continue
+        if not names:
+            names = cells
+            if "prompt" not in names or len(set(names)) < len(names):
+                raise ValueError(
+                    f"{where}: the first line must name the columns, each once, with 'prompt' among them, got {names}."
+                )
+        elif len(cells) != len(names):
+            raise ValueError(f"{where}: must have {len(names)} values, one per column {names}, got {cells}.")
+        else:
+            rows.append((where, dict(zip(names, cells, strict=True))))
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f"{str(path)!r} needs pyarrow: pip install pyarrow. Or save it as .jsonl.")
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        columns = {name: table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
+    except Exception as error:  # damaged files raise Arrow's errors, OSError, UnicodeDecodeError, ...
+        raise ValueError(f"{path}: not valid Parquet ({str(error).splitlines()[0]}).") from error
+    if len(columns) < table.num_columns:
+        raise ValueError(f"{path}: each column must have a name of its own, got {table.column_names}.")
+    rows = column_rows(columns, str(path))
+    for where, row in rows:
+        for string in strings_in(row):
+            check_characters(string, where)
+    return rows
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_json_row(text: str) -> bool:
+    """Whether a text is a JSON object, or an array of objects or strings."""
+    value: Any = parse_json(text) if text[0] in "[{" and _is_json(text) else None
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and all(isinstance(row, dict | str) for row in value)
+    )
+
+
+READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".txt": _text_rows,
+    ".jsonl": _json_rows,
+    ".ndjson": _json_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
