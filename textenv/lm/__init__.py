@@ -1,25 +1,51 @@
 """Causal language models: loading, one parallel forward pass, KV-cached decoding, prefix sharing. Needs torch."""
 
+from textenv.lm.adapters import (
+    copy_with_adapters,
+    frozen_copy,
+    has_adapters,
+    merge_adapters,
+    merge_and_check_adapters,
+    probe_logits,
+    remove_adapters,
+)
 from textenv.lm.cached_decoder import BLOCK_COLUMNS, CachedDecoder
 from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
-from textenv.lm.inputs import base_model, cache_argument, pack_left, position_ids
-from textenv.lm.loading import check_causal, check_vocabulary, load_causal_lm
+from textenv.lm.inputs import base_model, cache_argument, max_length, pack_left, position_ids, trunk_of
+from textenv.lm.loading import check_vocabulary, load_causal_lm, load_pretrained, load_tokenizer
 from textenv.lm.prefix_sharing import forward_sequences
+from textenv.lm.reading import Reading, find_reading, reading_of
 from textenv.lm.smollm2 import load_smollm2
+from textenv.lm.whole_decoder import WholeDecoder, new_decoder
 
 __all__ = [
     "BLOCK_COLUMNS",
     "MAX_LOGITS",
     "CachedDecoder",
+    "Reading",
+    "WholeDecoder",
     "base_model",
     "cache_argument",
-    "check_causal",
     "check_vocabulary",
+    "copy_with_adapters",
+    "find_reading",
     "forward_completions",
     "forward_sequences",
+    "frozen_copy",
     "fuse_activations",
+    "has_adapters",
     "load_causal_lm",
+    "load_pretrained",
     "load_smollm2",
+    "load_tokenizer",
+    "max_length",
+    "merge_adapters",
+    "merge_and_check_adapters",
+    "new_decoder",
     "pack_left",
     "position_ids",
+    "probe_logits",
+    "reading_of",
+    "remove_adapters",
+    "trunk_of",
 ]

@@ -50,9 +50,10 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 class CachedDecoder:
     """Decodes B sequences token by token: each token passes through the model once.
 
-    The cache's columns are in order of arrival, not of position. A model with positions in its keys (rotary) or its
-    inputs (learned) attends by position ids and mask alone, so one row can restart while the others continue. The
-    outputs are inference tensors: autograd refuses them, so they cannot be trained through.
+    A sequence lies in adjacent columns that end at the last one, whatever company it has: a row that is replaced gets
+    the last columns, and the others stay where they are. So distances between columns are distances between tokens, as
+    windows of attention require, and positions come from the position ids. Only a row that sat out a step has a gap.
+    The outputs are inference tensors: autograd refuses them, so they cannot be trained through.
     """
 
     def __init__(self, model: Any) -> None:
@@ -104,23 +105,24 @@ class CachedDecoder:
         other = CachedDecoder(self.model)
         output = other.prefill(input_ids, attention_mask)
         width = other.mask.shape[1]
-        self._keep_columns(self.mask.any(dim=0), at_least=width)
         self.mask[rows] = 0
-        self.mask[rows, :width] = other.mask
+        self._keep_columns(self.mask.any(dim=0), at_least=width)
+        self.mask[rows, -width:] = other.mask
         self.length[rows] = other.length
         for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            ours.keys[rows, :, :width] = theirs.keys[:, :, :width]
-            ours.values[rows, :, :width] = theirs.values[:, :, :width]
+            last = slice(ours.num_columns - width, ours.num_columns)
+            ours.keys[rows, :, last] = theirs.keys[:, :, :width]
+            ours.values[rows, :, last] = theirs.values[:, :, :width]
         return output
 
     def _keep_columns(self, used: Tensor, at_least: int) -> None:
-        """Drops the columns that no sequence uses, then adds empty columns on the right up to `at_least`."""
+        """Drops the columns that no sequence uses, then adds empty columns on the left up to `at_least`."""
         missing = max(0, at_least - int(used.sum()))
-        self.mask = F.pad(self.mask[:, used], (0, missing))
+        self.mask = F.pad(self.mask[:, used], (missing, 0))
         for layer in self.cache.layers:
             num_columns = layer.num_columns
-            layer.keys = F.pad(layer.keys[:, :, :num_columns][:, :, used], (0, 0, 0, missing))
-            layer.values = F.pad(layer.values[:, :, :num_columns][:, :, used], (0, 0, 0, missing))
+            layer.keys = F.pad(layer.keys[:, :, :num_columns][:, :, used], (0, 0, missing, 0))
+            layer.values = F.pad(layer.values[:, :, :num_columns][:, :, used], (0, 0, missing, 0))
             layer.num_columns = self.mask.shape[1]
 
     def _forward(self, input_ids: Tensor, positions: Tensor) -> Any:

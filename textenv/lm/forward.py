@@ -42,7 +42,7 @@ def forward_completions(
     logits[:, t] predict the token in column L - T + t from the columns before it, so the last column is not an input.
     Prompts that several sequences share are processed once (`forward_sequences`), unless `share_prefix` is False.
     """
-    return forward_sequences(
+    output = forward_sequences(
         model,
         input_ids[:, :-1],
         attention_mask[:, :-1],
@@ -51,3 +51,5 @@ def forward_completions(
         logits_to_keep=num_tokens if torch.is_grad_enabled() else last_columns(num_tokens, input_ids),
         **kwargs,
     )
+    output.logits = output.logits[:, -num_tokens:]  # some models do not know `logits_to_keep`
+    return output

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 # The least number, and the least fraction, of tokens to save before sharing is worth its overhead. On a CPU and a GPT-2
 # of two layers a second pass costs as much as a few hundred tokens; attention to a cache costs a little more.
@@ -37,6 +38,27 @@ def last_columns(number: int, like: Tensor) -> Tensor:
 def base_model(model: Any) -> Any:
     """Returns the model inside an adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trunk_of(model: Any) -> Any:
+    """Returns the part of a causal LM below its output layer, which computes hidden states; a trunk itself.
+
+    Raises:
+        ValueError: no module of its own computes them.
+    """
+    model = base_model(model)
+    trunk = model.base_model  # the model itself where transformers knows no such part
+    if trunk is model and model.get_output_embeddings() is not None:
+        trunk = next((child for child in model.children() if isinstance(child, PreTrainedModel)), None)
+    if trunk is None:
+        raise ValueError(f"{type(model).__name__} has no part that computes hidden states without the output layer.")
+    return trunk
+
+
+def max_length(model: Any) -> int | None:
+    """The number of tokens that a model has positions for, at least 2; None where it has no limit."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 1 else None  # XLNet's is -1
 
 
 def cache_argument(model: Any) -> str:

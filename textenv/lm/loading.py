@@ -1,4 +1,4 @@
-"""Loads causal language models, and checks that they are causal and fit the tokenizer."""
+"""Loads causal language models and tokenizers, and checks that they fit each other."""
 
 from __future__ import annotations
 
@@ -6,26 +6,72 @@ from os import PathLike
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from textenv.lm.forward import forward_completions
+from textenv.lm.trust import check_folder, never_asking
 
 
-def load_causal_lm(path: str | PathLike[str]) -> Any:
-    """Loads the causal language model of a folder or hub id, in float32.
+def load_pretrained(kind: Any, path: str | PathLike[str], *, trust_remote_code: bool = False, **arguments: Any) -> Any:
+    """Returns `kind.from_pretrained(path)` of transformers: no code of the folder is run, and no pickle is read.
+
+    Args:
+        kind: `AutoTokenizer`, `AutoConfig`, `AutoModelForCausalLM`, ...
+        path: a folder or a hub id.
+        trust_remote_code: whether the folder or hub id may run code of its own.
+        arguments: further arguments of `from_pretrained`.
 
     Raises:
-        ValueError: it is another kind of model, or lacks weights, which transformers would draw at random.
+        ValueError: it needs code of its own, or its weights are pickles (see `textenv.lm.trust`).
+        OSError: there is nothing to load.
+    """
+    check_folder(path, trust_remote_code)
+    if kind not in (AutoConfig, AutoTokenizer):
+        arguments["use_safetensors"] = True
+    try:
+        with never_asking():
+            return kind.from_pretrained(path, trust_remote_code=trust_remote_code, **arguments)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # damaged files raise KeyError, AttributeError, SafetensorError, ...
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{str(path)!r} brings Python code, which is run only with trust_remote_code=True "
+                "(--trust-remote-code)."
+            ) from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise ValueError(f"{str(path)!r}: the shapes of its weights are not those of its config.json.") from error
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{str(path)!r} cannot be loaded ({type(error).__name__}): {error}") from error
+
+
+def load_tokenizer(path: str | PathLike[str], *, trust_remote_code: bool = False) -> Any:
+    """Loads the tokenizer of a folder or hub id, see `load_pretrained`."""
+    return load_pretrained(AutoTokenizer, path, trust_remote_code=trust_remote_code)
+
+
+def load_causal_lm(path: str | PathLike[str], *, trust_remote_code: bool = False) -> Any:
+    """Loads the causal language model of a folder or hub id, in float32, see `load_pretrained`.
+
+    Raises:
+        ValueError: it is another kind of model, or lacks weights, which transformers would draw at random; or see
+            `load_pretrained`.
         OSError: there is no model.
     """
-    config = AutoConfig.from_pretrained(path)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    config = load_pretrained(AutoConfig, path, trust_remote_code=trust_remote_code)
+    own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
         raise ValueError(
             f"{str(path)!r} is not a causal language model (one that predicts the next token), but a "
             f"{config.model_type}."
         )
-    result: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    model, loaded = result
+    model, loaded = load_pretrained(
+        AutoModelForCausalLM,
+        path,
+        trust_remote_code=trust_remote_code,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{str(path)!r} is not a complete causal language model: {missing[0]} is missing.")
     return model
@@ -38,21 +84,3 @@ def check_vocabulary(tokens: int, size: int, name: str) -> None:
             f"The {name} has a vocabulary of {size} tokens, the tokenizer one of {tokens}; they must be the same, "
             "token for token, apart from some padding of the model's."
         )
-
-
-@torch.no_grad()
-def check_causal(model: Any) -> None:
-    """Checks that later tokens do not change the logits of earlier ones: completions could not be scored in parallel.
-
-    Raises:
-        ValueError: the model attends to later tokens, as an encoder like BERT does, or lacks a required argument.
-    """
-    name, ids = type(model).__name__, torch.tensor([[0, 0], [0, 1]], device=model.device)
-    try:
-        output = forward_completions(
-            model, torch.nn.functional.pad(ids, (0, 1)), torch.ones(2, 3, device=ids.device).long(), 2
-        )
-    except TypeError as error:
-        raise ValueError(f"{name} must take the arguments position_ids and logits_to_keep: {error}") from None
-    if not torch.allclose(output.logits[0, 0].float(), output.logits[1, 0].float(), rtol=1e-4, atol=1e-4):
-        raise ValueError(f"{name} attends to later tokens, so it is not a causal language model (an encoder?).")

@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from textenv.lm.inputs import base_model, cache_argument, deduplicate, position_ids
+from textenv.lm.inputs import cache_argument, deduplicate, position_ids, trunk_of
+from textenv.lm.reading import Reading, reading_of
+from textenv.lm.right_padded import forward_right_padded
 
 
 class SharedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -59,8 +61,13 @@ def forward_sequences(
     Returns:
         The model's output, for all columns or fewer; the last T are always included.
     """
+    reading = reading_of(model)
+    if reading is Reading.RIGHT_PADDED:
+        kwargs.pop("logits_to_keep", None)  # the columns that are kept differ from row to row
+        return forward_right_padded(model, input_ids, attention_mask, num_tokens, **kwargs)
     inputs = {"input_ids": input_ids, "position_ids": position_ids(attention_mask)}
     start, cache = input_ids.shape[1] - num_tokens, None
+    share_prefix = share_prefix and reading is Reading.CACHED
     if share_prefix and start > 0 and not torch.compiler.is_compiling():  # a compiled graph cannot depend on the data
         cache = prefix_cache(model, input_ids[:, :start], attention_mask[:, :start], input_ids.numel())
     if cache is not None:
@@ -78,12 +85,10 @@ def prefix_cache(model: Any, input_ids: Tensor, attention_mask: Tensor, total: i
     if found is None or not supports_prefix_sharing(model.config):
         return None
     ids, mask, row = found
-    trunk = base_model(model).base_model
+    trunk = trunk_of(model)
     cache: Any = Cache(layer_class_to_replicate=SharedPrefixLayer)
     arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
     trunk(**arguments, use_cache=True, **{cache_argument(trunk): cache})
-    if cache.get_seq_length() != ids.shape[1]:  # a model without a cache ignores it silently
-        return None
     for layer in cache.layers:
         layer.row = row
     return cache

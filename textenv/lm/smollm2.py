@@ -27,8 +27,8 @@ def load_smollm2() -> tuple[Any, Any]:
     if not weights or importlib.util.find_spec("gguf") is None:
         raise ImportError(f"SmolLM2 needs its weights and gguf, which reads them: {INSTALL}")
     folder, name = weights[0].parent, weights[0].name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False)
     model.hf_quantizer = None  # type: ignore[assignment]  # the weights are floats now, and are trained and saved as such
     vars(model.config).pop("quantization_config", None)
     # <|im_end|> ends a turn of a chat, <|endoftext|> a document

@@ -2,14 +2,23 @@
 
 from typing import TYPE_CHECKING, Any
 
-from textenv.references.checks import as_reference, first_tokens
+from textenv.references.checks import as_reference, first_tokens, resolve_eos
 from textenv.references.protocol import Reference
 from textenv.references.tables import TableReference
+from textenv.references.tokenizers import as_tokenizer
 
 if TYPE_CHECKING:
     from textenv.references.causal_lm import CausalLMReference
 
-__all__ = ["CausalLMReference", "Reference", "TableReference", "as_reference", "first_tokens"]
+__all__ = [
+    "CausalLMReference",
+    "Reference",
+    "TableReference",
+    "as_reference",
+    "as_tokenizer",
+    "first_tokens",
+    "resolve_eos",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,12 +14,17 @@ from torch import Tensor
 
 from textenv.lm import (
     MAX_LOGITS,
-    CachedDecoder,
-    check_causal,
+    Reading,
     check_vocabulary,
+    find_reading,
     forward_completions,
+    frozen_copy,
     fuse_activations,
     load_causal_lm,
+    max_length,
+    new_decoder,
+    reading_of,
+    remove_adapters,
 )
 from textenv.references.incremental import IncrementalInput
 
@@ -32,29 +37,31 @@ class CausalLMReference:
 
     Args:
         model: a Hugging Face causal LM, or a path or hub id to load one from. A model is copied, so that training the
-            original does not change the reference.
+            original does not change the reference. The adapters of a `PeftModel` are merged into the copy's weights.
         vocab_size: V, if the tokenizer has fewer tokens than the model has logits (padded vocabularies); the logits
             beyond V are dropped.
+        trust_remote_code: whether a path or hub id may run code of its own.
 
     Raises:
-        ValueError: the model has fewer logits than V, or too many more for padding; or it is not causal.
+        ValueError: the model has fewer logits than V, or too many more for padding; it is not causal; or it has
+            adapters that cannot be merged.
         TypeError: it is not a causal LM.
     """
 
     full_support = True
 
-    def __init__(self, model: Any, *, vocab_size: int | None = None) -> None:
+    def __init__(self, model: Any, *, vocab_size: int | None = None, trust_remote_code: bool = False) -> None:
         if isinstance(model, str | PathLike):
-            model = load_causal_lm(model)
+            model = load_causal_lm(model, trust_remote_code=trust_remote_code)
         elif hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
-            model = copy.deepcopy(model)
+            model = frozen_copy(model)
         else:
             raise TypeError(
                 "A reference must be None, have log_probs(input_ids, attention_mask), or be a causal language model "
                 f"or a path to one, got {type(model).__name__}."
             )
         self.model = fuse_activations(model).eval().requires_grad_(False)
-        check_causal(self.model)
+        find_reading(self.model)
         self.adapter: Any = None
         self.config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or self.config.vocab_size)
@@ -62,10 +69,10 @@ class CausalLMReference:
         generation = getattr(model, "generation_config", None)
         eos_token_id = getattr(generation, "eos_token_id", None)
         self.eos_token_id = self.config.eos_token_id if eos_token_id is None else eos_token_id
-        self.max_length: int | None = getattr(self.config, "max_position_embeddings", None)
-        self._input, self._decoder, self._logits = IncrementalInput(), CachedDecoder(self.model), torch.zeros(0, 0)
-        # A sliding window counts cache columns, which are not in token order here: such models run without the cache.
-        self._use_cache = not getattr(self.config, "sliding_window", None)
+        self.max_length = max_length(self.model)
+        self._input, self._logits = IncrementalInput(), torch.zeros(0, 0)
+        self._decoder: Any = None  # made where all rows are new, as they are at first
+        self._paused = np.zeros(0, dtype=np.bool_)  # rows that sat out a step: the cache cannot go on with them
 
     def check_no_adapter(self) -> None:
         """Raises a ValueError if a policy's adapter is attached to these weights."""
@@ -79,7 +86,7 @@ class CausalLMReference:
 
     def copy_model(self) -> Any:
         """Returns a separate causal LM with the reference's weights."""
-        return copy.deepcopy(self.model) if self.adapter is None else copy.deepcopy(self.adapter).unload()
+        return copy.deepcopy(self.model) if self.adapter is None else remove_adapters(copy.deepcopy(self.adapter))
 
     def _without_adapter(self) -> Any:
         return contextlib.nullcontext() if self.adapter is None else self.adapter.disable_adapter()
@@ -90,19 +97,25 @@ class CausalLMReference:
         device = self.model.device
         ids, mask = torch.as_tensor(input_ids, device=device), torch.as_tensor(attention_mask, device=device)
         extended, unchanged, last = self._input.match(input_ids, attention_mask)
+        if extended.any():
+            extended &= ~self._paused
         new = ~(extended | unchanged)
         with self._without_adapter():
-            if new.all() or not self._use_cache:
+            if new.all() or reading_of(self.model) is not Reading.CACHED:
+                self._decoder = new_decoder(self.model)
                 self._logits = self._decoder.prefill(ids, mask).logits[:, -1]
+                self._paused = np.zeros_like(new)
             else:
                 if extended.any():
                     live = torch.as_tensor(extended, device=device)
                     logits = self._decoder.decode_step(torch.as_tensor(last, device=device), live).logits[:, -1]
                     self._logits = torch.where(live[:, None], logits, self._logits)
+                    self._paused |= ~extended
                 if new.any():
                     rows = torch.as_tensor(np.flatnonzero(new), device=device)
                     self._logits = self._logits.clone()
                     self._logits[rows] = self._decoder.reset_rows(rows, ids[rows], mask[rows]).logits[:, -1]
+                    self._paused[new] = False
         self._input.store(input_ids, attention_mask)
         logits = self._logits
         log_probs: NDArray[np.float32] = logits[:, : self.vocab_size].float().log_softmax(dim=-1).cpu().numpy()
@@ -130,7 +143,3 @@ class CausalLMReference:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_input": IncrementalInput(), "_decoder": None, "_logits": torch.zeros(0, 0)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._decoder = CachedDecoder(self.model)

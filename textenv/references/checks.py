@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.data import Prompts
+from textenv.arguments import is_scalar
+from textenv.data import Prompts, Tokenizer, token_id
 from textenv.references.protocol import Reference
 from textenv.references.tables import uniform
 
@@ -33,6 +34,32 @@ def as_reference(reference: Any, vocab_size: int) -> Reference:
         )
     checked: Reference = reference
     return checked
+
+
+def resolve_eos(eos_token_id: Any, reference: Reference, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+    """Returns the EOS tokens: those that are given, else the reference's, else the tokenizer's.
+
+    Args:
+        eos_token_id: the id of a token, or its spelling, or several of them; None for those of reference or tokenizer.
+        reference: may have an `eos_token_id` of its own.
+        tokenizer: its `eos_token_id` is the last choice.
+        vocab_size: V.
+
+    Raises:
+        ValueError: one of them is not in the vocabulary, or is neither an id nor a spelling.
+    """
+    if eos_token_id is None:
+        eos_token_id = getattr(reference, "eos_token_id", None)
+    if eos_token_id is None:
+        eos_token_id = tokenizer.eos_token_id
+    if eos_token_id is None:
+        return []
+    given = [eos_token_id] if is_scalar(eos_token_id) else list(eos_token_id)
+    ids = [token_id(token, tokenizer) if isinstance(token, str) else token for token in given]
+    for i in ids:
+        if not isinstance(i, int | np.integer) or isinstance(i, bool) or not 0 <= i < vocab_size:
+            raise ValueError(f"eos_token_id must be in 0 .. {vocab_size - 1}, or a token's spelling, got {i!r}.")
+    return [int(i) for i in ids]
 
 
 def first_tokens(reference: Reference, prompts: Prompts, vocab_size: int) -> NDArray[np.bool_]:

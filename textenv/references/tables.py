@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from textenv.data import Tokenizer
+from textenv.data import Tokenizer, encode_beginning, fill_holes
 from textenv.references.incremental import IncrementalInput
 
 
@@ -66,6 +66,7 @@ class TableReference:
             tokenizer: encodes prompts and completions; its `eos_token_id` ends every completion.
             completions: `{prompt: {completion: probability}}`; the weights of a prompt are normalized to one.
         """
+        tokenizer = fill_holes(tokenizer)
         tree: list[dict[int, int]] = [{}]  # the children of each state: token -> state
         mass: list[dict[int, float]] = [{}]  # the probability of each edge that belongs to a completion
 
@@ -80,7 +81,7 @@ class TableReference:
 
         for prompt, choices in completions.items():
             start = 0
-            for token in tokenizer.encode(prompt):
+            for token in encode_beginning(prompt, tokenizer).ids:
                 start = grow(start, token, 0.0)
             for completion, weight in choices.items():
                 if weight < 0:
@@ -93,7 +94,7 @@ class TableReference:
 
         for prompt, choices in completions.items():
             state = 0
-            for token in tokenizer.encode(prompt):
+            for token in encode_beginning(prompt, tokenizer).ids:
                 if token in mass[state]:
                     raise ValueError(
                         f"The prompt {prompt!r} is another prompt followed by the beginning of a completion."

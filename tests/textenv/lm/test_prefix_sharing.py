@@ -141,7 +141,7 @@ def test_models_that_cannot_share_run_in_one_pass(kind: str, monkeypatch: pytest
         counts[least] = tokens_embedded(policy.critic, lambda inputs=inputs: policy.values(*inputs))
         outputs[least] = policy.evaluate_actions(*inputs)
     assert torch.allclose(outputs[1].log_probs, outputs[PLAIN].log_probs, atol=EXACT)
-    assert counts[PLAIN] == 6 * 8 and counts[1] == {"llama": 3 + 6 * 5, "no cache": 3 + 6 * 8}.get(kind, 6 * 8)
+    assert counts[PLAIN] == 6 * 8 and counts[1] == (3 + 6 * 5 if kind == "llama" else 6 * 8)
     if kind in ("dynamic rope", "long rope"):  # control: sharing would give other log-probabilities
         share(monkeypatch, 1)
         monkeypatch.setattr("textenv.lm.prefix_sharing.supports_prefix_sharing", lambda config: True)

@@ -223,14 +223,14 @@ def test_the_cache_has_a_bounded_width() -> None:
     assert len(widths) > 60 and max(widths) <= 2 * (task.prompt_width + task.max_new_tokens)
 
 
-def test_a_model_with_a_sliding_window_runs_without_the_cache() -> None:
-    """A sliding window counts columns, which are not in token order in the cache: each call is a full forward."""
+def test_a_model_with_a_sliding_window_uses_the_cache() -> None:
+    """The columns of a row are adjacent and in token order, so that a window of columns is a window of tokens."""
     reference = CausalLMReference(tiny_llama("Mistral", sliding_window=3))
     forwards = ForwardShapes(reference.model)
     sequence = [1, 2, 3, 4, 5, 6]
     for length in (4, 5, 6):
         reference.log_probs(*padded([sequence[:length]], right=6 - length))
-    assert forwards.shapes == [(1, 4), (1, 5), (1, 6)]
+    assert forwards.shapes == [(1, 4), (1, 1), (1, 1)]
 
 
 def test_training_the_original_does_not_change_the_reference(model: Any, assets: Path) -> None:

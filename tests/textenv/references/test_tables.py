@@ -44,6 +44,20 @@ def test_from_completions_has_the_given_probabilities(prompt: str) -> None:
     assert not reference.full_support
 
 
+def test_special_tokens_are_added_to_prompts_alone() -> None:
+    """A tokenizer that begins a text with such a token does not begin a completion with it."""
+
+    class Begins(WordTokenizer):
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return [1] * add_special_tokens + super().encode(text)
+
+    tokenizer = Begins("begin a b")
+    reference = TableReference.from_completions(tokenizer, {"a": {"b": 1.0}})
+    assert tokenizer.encode("a") == [1, 2]
+    for sequence, following in (([1, 2], 3), ([1, 2, 3], 0)):
+        assert np.exp(reference.log_probs(*padded([sequence])))[0].argmax() == following
+
+
 def test_a_prompt_that_begins_another_keeps_its_own_completions() -> None:
     """ "a" and "a a" share their beginning: the completions of the second add no probability to those of the first."""
     reference = TableReference.from_completions(WordTokenizer("a b"), {"a": {"b": 1.0}, "a a": {"a": 1.0}})

@@ -1,0 +1,184 @@
+"""What a language model says does not depend on company, found by behaviour: read as it bears it, or refused."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from agents.policy import TransformerPolicy
+from tests.helpers.company import PROMPTS, environment, errors, log_probs_alone, stepping_error
+from tests.helpers.sequences import padded
+from tests.helpers.tiny_models import SPECIAL, VOCABULARY, causal_lm_configs, tiny_causal_lm
+from tests.scan import judge
+from textenv.lm import Reading, find_reading, reading_of
+from textenv.references import CausalLMReference
+
+CLOSE = 1e-3
+FAMILIES = {  # with a window, windows in some layers, biases by distance, positions from the cache, recurrent states
+    "GPT2": Reading.CACHED,
+    "Mistral": Reading.CACHED,
+    "GPTNeo": Reading.CACHED,
+    "Bart": Reading.RIGHT_PADDED,
+    "Mpt": Reading.CACHED,
+    "Mamba": Reading.RIGHT_PADDED,
+    "Lfm2": Reading.RIGHT_PADDED,
+    "Jamba": Reading.RIGHT_PADDED,
+}
+
+
+def tiny(name: str) -> Any:
+    """A tiny model of a family."""
+    return tiny_causal_lm(causal_lm_configs()[f"{name}Config"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_company_changes_nothing(name: str) -> None:
+    """Stepping, sampling, evaluating and values equal what the model says of each sequence alone; it can be trained."""
+    model = tiny(name)
+    found = errors(model)
+    assert max(found.values()) < CLOSE, found
+    assert find_reading(model) is FAMILIES[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", random.Random(0).sample(sorted(causal_lm_configs()), 40))
+def test_a_sample_of_all_classes(name: str) -> None:
+    """Right or refused; `make scan` tries all of them."""
+    found = judge(name)
+    if found.verdict == "not made":
+        pytest.skip(found.reason)
+    assert found.verdict in ("right", "refused"), found
+
+
+@pytest.mark.parametrize("name", ["Bart", "Mamba", "Jamba"])
+def test_a_model_that_is_read_wrongly_is_seen(name: str) -> None:
+    """Control: these families are wrong, or fail, where they are read as GPT-2 is."""
+    model = tiny(name)
+    envs = environment(model)
+    reference = envs.unwrapped.mdp.reference
+    for module in (reference.model, reference.model.base_model):
+        module.reading = Reading.CACHED
+    try:
+        wrong = stepping_error(envs, model) > 10 * CLOSE
+    except (TypeError, AttributeError, ValueError, IndexError):
+        wrong = True
+    assert wrong
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Bart", "Mamba", "CpmAnt"])
+def test_it_costs_four_passes_of_64_tokens(name: str) -> None:
+    """At most; and it is done once, also for the policy that copies the reference."""
+    model, calls = tiny(name), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        reference = CausalLMReference(model)
+    except ValueError:
+        assert name == "CpmAnt"
+    else:
+        policy = TransformerPolicy(reference.copy_model())
+        assert reading_of(policy.trunk) is FAMILIES[name]
+    assert 1 < len(calls) <= 4 and max(calls) <= 64
+
+
+class Odd(GPT2LMHeadModel):  # type: ignore[misc]
+    """GPT-2 with a fault in what it does with company."""
+
+    fault = ""
+
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As GPT-2."""
+        if self.fault == "no positions":
+            kwargs.pop("position_ids", None)
+        if self.fault == "other arguments" and set(kwargs) - {"use_cache"}:
+            raise TypeError("unexpected keyword argument")
+        if self.fault == "no batches" and len(input_ids) > 1:
+            raise RuntimeError("one row at a time")
+        if self.fault == "broken":
+            raise KeyError("broken")
+        output = super().forward(input_ids, **kwargs)
+        if self.fault == "rows":
+            output.logits = output.logits + output.logits.mean(dim=0, keepdim=True)
+        if self.fault == "chance":
+            output.logits = output.logits + torch.rand_like(output.logits)
+        if self.fault == "later":
+            output.logits = output.logits + output.logits.mean(dim=1, keepdim=True)
+        return output
+
+
+def odd(fault: str) -> Odd:
+    """GPT-2 with a fault."""
+    torch.manual_seed(0)
+    model = Odd(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2, **SPECIAL
+        )
+    ).eval()
+    model.fault = fault
+    return model
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("rows", "depends on the rest of the batch, or on chance"),
+        ("chance", "depends on the rest of the batch, or on chance"),
+        ("later", "attends to later tokens"),
+        ("no batches", "reads one sequence, but not two in a batch: RuntimeError: one row at a time"),
+        ("broken", "cannot read a sequence of tokens alone: KeyError"),
+    ],
+)
+def test_what_company_changes_is_refused(fault: str, message: str) -> None:
+    """As reference and as policy, in a sentence that says what was seen."""
+    for make in (CausalLMReference, TransformerPolicy):
+        with pytest.raises(ValueError, match=f"^Odd .*{message}"):
+            make(odd(fault))
+
+
+@pytest.mark.parametrize("fault", ["no positions", "other arguments"])
+def test_a_model_without_positions_is_padded_on_the_right(fault: str) -> None:
+    """What it is passed by name is not asked; it is right."""
+    model = odd(fault)
+    assert find_reading(model) is Reading.RIGHT_PADDED
+    assert stepping_error(environment(model), model) < CLOSE
+
+
+def test_it_leaves_no_trace() -> None:
+    """The global generator, and each module's mode, are as before."""
+    model = tiny("GPT2").train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    find_reading(model)
+    assert torch.equal(torch.rand(3), expected)
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("name", ["Mistral", "GPTNeo", "GPT2"])
+def test_a_row_that_sat_out_steps_goes_on(name: str) -> None:
+    """Others went on meanwhile. Its columns have a gap then, which a window would count."""
+    model = tiny(name)
+    reference = CausalLMReference(model)
+    rows = [model_ids(prompt) for prompt in PROMPTS[:2]]
+    rng = np.random.default_rng(0)
+    for step in range(12):
+        for row in range(2):
+            if row == 0 or step in (0, 9, 10):
+                rows[row].append(int(rng.integers(1, VOCABULARY)))
+        ids, mask = padded(rows, right=20 - max(map(len, rows)))
+        found = reference.log_probs(ids, mask)
+        for row in range(2):
+            assert np.allclose(found[row], log_probs_alone(model, rows[row])[-1].numpy(), atol=CLOSE)
+
+
+def model_ids(prompt: str) -> list[int]:
+    """The ids of a prompt."""
+    return [int(word.removeprefix("w")) for word in prompt.split()]

@@ -1,0 +1,170 @@
+"""How a causal language model is read, found by what it does.
+
+The truth is what the model says of one sequence alone. Company must not change it: padding, other rows of a batch, a
+KV cache, a row of the cache that began anew, more tokens than a window of attention holds. Few forward passes over
+sequences of our own show what a model bears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textenv.lm.cached_decoder import CachedDecoder
+from textenv.lm.inputs import base_model, max_length, trunk_of
+from textenv.lm.right_padded import forward_alone, forward_right_padded
+
+LENGTH = 32  # tokens of the sequence that is read alone; two rows of it are 64
+ATTRIBUTE = "reading"  # of a model, where `find_reading` keeps what it found; copies of the model have it too
+
+
+class Reading(Enum):
+    """What a model bears; the first that it bears is the fastest."""
+
+    CACHED = "padded on the left, with position ids, through a KV cache"
+    WHOLE = "padded on the left, with position ids, but without a cache"
+    RIGHT_PADDED = "padded on the right, without position ids and a cache"
+
+
+def reading_of(model: Any) -> Reading:
+    """How a causal LM, or its trunk, is read: as `find_reading` has found, which is called where it was not yet."""
+    model = base_model(model)
+    if not hasattr(model, ATTRIBUTE):
+        find_reading(model)
+    reading: Reading = getattr(model, ATTRIBUTE)
+    return reading
+
+
+@torch.no_grad()
+def find_reading(model: Any) -> Reading:
+    """Finds out how a causal LM must be read, in at most four forward passes of 64 tokens, and keeps it.
+
+    Raises:
+        ValueError: the model attends to later tokens, as an encoder like BERT does; what it says of a sequence depends
+            on other rows of a batch; it cannot read one sequence alone; or its weights are not finite.
+    """
+    model = base_model(model)
+    ids = _sequence(model)
+    with _undisturbed(model):
+        alone = _read_alone(model, ids)
+        if not alone.isfinite().all():
+            raise ValueError(f"The weights of the {_name(model)} are not finite: its logits are nan or infinite.")
+        reading = _with_positions(model, ids, alone)
+        if reading is None:
+            _check_right_padded(model, ids, alone)
+            reading = Reading.RIGHT_PADDED
+    for module in (model, trunk_of(model)):
+        setattr(module, ATTRIBUTE, reading)
+    return reading
+
+
+def _with_positions(model: Any, ids: Tensor, alone: Tensor) -> Reading | None:
+    """CACHED, WHOLE, or None where padding on the left changes what the model says.
+
+    Two beginnings of the sequence are prefilled. Then one row is replaced by a third beginning, and both go on.
+    """
+    long, short, other = _beginnings(len(ids))
+    decoder = CachedDecoder(model)
+    rows = torch.zeros(2, long, dtype=torch.long, device=ids.device)
+    mask = torch.zeros_like(rows)
+    for row, length in enumerate((long, short)):
+        rows[row, long - length :], mask[row, long - length :] = ids[:length], 1
+    try:
+        if _distance(alone[[long - 1, short - 1]], decoder.prefill(rows, mask).logits[:, -1]) > _tolerance(alone):
+            return None
+    except Exception:  # whatever a model does that takes no positions, or no such cache
+        return None
+    try:
+        second, new = torch.tensor([1], device=ids.device), ids[None, :other]
+        first = decoder.reset_rows(second, new, torch.ones_like(new)).logits[:, -1]
+        then = decoder.decode_step(ids[[long, other]]).logits[:, -1]
+        wrong = _distance(alone[[other - 1, long, other]], torch.cat([first, then])) > _tolerance(alone)
+    except Exception:
+        wrong = True
+    return Reading.WHOLE if wrong else Reading.CACHED
+
+
+def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
+    """Checks that neither a second row nor later tokens, which padding is, change what the model says."""
+    length = _beginnings(len(ids))[1]
+    rows = torch.stack([ids, torch.cat([ids[:length], ids.flip(0)[: len(ids) - length]])])
+    lengths = torch.tensor([len(ids), length], device=ids.device)
+    mask = (torch.arange(len(ids), device=ids.device) < lengths[:, None]).long()
+    try:
+        logits = forward_right_padded(model, rows, mask, len(ids)).logits
+    except Exception as error:
+        raise ValueError(f"{_name(model)} reads one sequence, but not two in a batch: {_told(error)}") from error
+    if (distance := _distance(alone, logits[0])) > _tolerance(alone):
+        raise ValueError(
+            f"{_name(model)} cannot be used: what it says of a sequence depends on the rest of the batch, or on chance "
+            f"(logits of one sequence, alone and beside another one, differ by {distance:.2g})."
+        )
+    others = (_read_alone(model, ids[:length]), logits[1, :length])
+    if (distance := max(_distance(alone[:length], other) for other in others)) > _tolerance(alone):
+        raise ValueError(
+            f"{_name(model)} attends to later tokens, so it is not a causal language model (an encoder?): they change "
+            f"the logits of earlier ones by {distance:.2g}."
+        )
+
+
+def _sequence(model: Any) -> Tensor:
+    """Token ids [L] of a sequence, special tokens among them, which some models treat in a way of their own."""
+    config = model.config.get_text_config()
+    length = min(LENGTH, max_length(model) or LENGTH)
+    ids = torch.randint(config.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+    special = (getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    for place, token in enumerate(special, start=1):
+        if isinstance(token, int) and 0 <= token < config.vocab_size and length > 3 * place:
+            ids[3 * place] = token
+    return ids.to(model.device)
+
+
+def _beginnings(length: int) -> tuple[int, int, int]:
+    """Lengths of three beginnings of a sequence, each shorter than it."""
+    return length - 1, max(1, (length - 1) // 3), max(1, (length - 1) // 2)
+
+
+def _read_alone(model: Any, ids: Tensor) -> Tensor:
+    try:
+        logits: Tensor = forward_alone(model, ids[None]).logits[0]
+    except Exception as error:
+        raise ValueError(f"{_name(model)} cannot read a sequence of tokens alone: {_told(error)}") from error
+    return logits
+
+
+def _distance(logits: Tensor, others: Tensor) -> float:
+    """The largest difference, apart from a constant that the softmax takes away."""
+    one, other = (x.double() - x.double().mean(dim=-1, keepdim=True) for x in (logits, others))
+    return float((one - other).abs().max())
+
+
+def _tolerance(logits: Tensor) -> float:
+    """How far rounding may bring logits apart, in proportion to their range."""
+    precision = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)  # parts compute in float32 always
+    return float(precision**0.5 * (logits.max() - logits.min()))
+
+
+def _name(model: Any) -> str:
+    return type(model).__name__
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+@contextmanager
+def _undisturbed(model: Any) -> Iterator[None]:
+    """Without dropout; the model's mode and the global generator are left as they were."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module in training:
+            module.training = True
