@@ -23,8 +23,7 @@ CLASSIFIERS = {
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=16,
-        max_position_embeddings=12,
-        **s,
+        **{"max_position_embeddings": 12} | s,
     ),
     "gpt2": lambda **s: GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=12, **s),
     "llama": lambda **s: LlamaConfig(
@@ -32,8 +31,7 @@ CLASSIFIERS = {
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=16,
-        max_position_embeddings=12,
-        **s,
+        **{"max_position_embeddings": 12} | s,
     ),
 }
 

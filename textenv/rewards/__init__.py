@@ -2,14 +2,28 @@
 
 from typing import TYPE_CHECKING, Any
 
+from textenv.rewards.errors import RewardError
 from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.lexicon import vader
-from textenv.rewards.weighted import RewardFunction, WeightedReward
+from textenv.rewards.messages import completion_text
+from textenv.rewards.training import TrainerState, TrainingContext
+from textenv.rewards.weighted import OnRewardError, RewardFunction, WeightedReward
 
 if TYPE_CHECKING:
     from textenv.rewards.classifier import RewardModel
 
-__all__ = ["FinishedCompletions", "RewardFunction", "RewardModel", "WeightedReward", "vader"]
+__all__ = [
+    "FinishedCompletions",
+    "OnRewardError",
+    "RewardError",
+    "RewardFunction",
+    "RewardModel",
+    "TrainerState",
+    "TrainingContext",
+    "WeightedReward",
+    "completion_text",
+    "vader",
+]
 
 
 def __getattr__(name: str) -> Any:

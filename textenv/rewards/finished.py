@@ -1,13 +1,15 @@
-"""A batch of finished completions: arrays, and the lists and strings that reward functions take, made on demand."""
+"""A batch of finished completions: as arrays, with lists and strings made on demand, or as lists."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
 
-from textenv.data import Tokenizer
+from textenv.data import Prompts, Tokenizer, messages_of
+from textenv.rewards.messages import as_messages
 
 
 class FinishedCompletions:
@@ -15,28 +17,40 @@ class FinishedCompletions:
 
     Args:
         tokenizer: decodes the completions.
-        prompt_columns: the further fields of the prompts: per name, a list with one value per prompt.
+        listed: the prompts of the task, with their further fields.
         prompt: int64 [K], the index of each prompt, or -1 for one that is not in the list.
-        prompt_text: object [K], the prompts as text.
+        prompt_text: object [K], the prompts as text; those of conversations hold their messages
+            (`textenv.data.messages_of`).
         tokens: int64 [K, T], the token ids as sampled, end tokens included, 0 after the end.
         length: int64 [K], the number of tokens of each completion.
+
+    Attributes:
+        extra: the columns that reward functions have logged (`log_extra`): per name, a list with one value per
+            completion.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        prompt_columns: dict[str, list[Any]],
+        listed: Prompts,
         prompt: NDArray[Any],
         prompt_text: NDArray[Any],
         tokens: NDArray[Any],
         length: NDArray[Any],
     ) -> None:
-        self.tokenizer, self.prompt_columns = tokenizer, prompt_columns
+        self.tokenizer, self.listed = tokenizer, listed
         self.prompt, self.prompt_text = prompt, prompt_text
         self.tokens, self.length = tokens, length
+        self.extra: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+    def select(self, row: int) -> FinishedCompletions:
+        """One of the completions alone."""
+        one = slice(row, row + 1)
+        arrays = (self.prompt[one], self.prompt_text[one], self.tokens[one], self.length[one])
+        return FinishedCompletions(self.tokenizer, self.listed, *arrays)
 
     @cached_property
     def prompts(self) -> list[str]:
@@ -60,6 +74,52 @@ class FinishedCompletions:
 
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
-        """The further fields of each completion's prompt; None for a prompt that is not in the list."""
-        rows = self.prompt.tolist()
-        return {name: [values[i] if i >= 0 else None for i in rows] for name, values in self.prompt_columns.items()}
+        """The further fields of each completion's prompt, see `Prompts.columns_of`."""
+        return self.listed.columns_of(self.prompt.tolist(), self.prompt_text.tolist())
+
+    def arguments(self) -> dict[str, list[Any]]:
+        """The arguments of a reward function, as lists of its own: one that changes them does not affect the next.
+
+        Prompts and completions are texts, or messages where the prompt is a conversation.
+        """
+        messages = [messages_of(text) for text in self.prompts]
+        chats = [each is not None for each in messages]
+        return {
+            "prompts": [text if each is None else each for text, each in zip(self.prompts, messages, strict=True)],
+            "completions": [
+                as_messages(text) if chat else text for text, chat in zip(self.completions, chats, strict=True)
+            ],
+            "completion_ids": [list(ids) for ids in self.completion_ids],
+            **{name: list(values) for name, values in self.columns.items()},
+        }
+
+
+@dataclass
+class CompletionLists:
+    """Finished completions as the lists that a reward function takes."""
+
+    prompts: list[Any]
+    completions: list[Any]
+    completion_ids: list[list[int]]
+    columns: dict[str, list[Any]]
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, row: int) -> CompletionLists:
+        """One of the completions alone."""
+        columns = {name: [values[row]] for name, values in self.columns.items()}
+        return CompletionLists([self.prompts[row]], [self.completions[row]], [self.completion_ids[row]], columns)
+
+    def arguments(self) -> dict[str, list[Any]]:
+        """The arguments of a reward function, as lists of its own."""
+        return {
+            "prompts": list(self.prompts),
+            "completions": list(self.completions),
+            "completion_ids": [list(ids) for ids in self.completion_ids],
+            **{name: list(values) for name, values in self.columns.items()},
+        }
+
+
+Completions = FinishedCompletions | CompletionLists

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from textenv.rewards.messages import Completion, completion_text
+
 
 def vader(
-    prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: list[Any]
+    prompts: Sequence[Any], completions: Sequence[Completion], completion_ids: list[list[int]], **columns: Any
 ) -> list[float]:
     """Sentiment of each completion in [-1, 1]: VADER's compound score (Hutto and Gilbert 2014), a lexicon with rules.
 
     Requires the package `vaderSentiment` (`pip install -e ".[vader]"`).
     """
     analyzer = _vader_analyzer()
-    return [analyzer.polarity_scores(completion)["compound"] for completion in completions]
+    return [analyzer.polarity_scores(completion_text(completion))["compound"] for completion in completions]
 
 
 @cache  # reads the lexicon once

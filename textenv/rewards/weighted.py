@@ -1,11 +1,18 @@
-"""Scores of finished completions: reward functions and their weighted sum.
+"""The score of finished completions: the weighted sum of reward functions, and what is done about one that fails.
 
 A reward function has TRL's signature:
 
     fn(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-It is called once per batch. `None` means "does not apply to this completion". `columns` are the prompts' further
-fields.
+It is called once per batch; `None` means "does not apply to this completion", and `columns` are the prompts' further
+fields. `prompts` and `completions` are texts; where a prompt is a conversation they are its messages, and the
+completion as a message of the assistant in a list of its own. A function whose signature takes them also gets
+`trainer_state`, `log_extra` and `log_metric` (`textenv.rewards.training`). What async functions return is awaited, all
+together, after the other functions were called.
+
+It is called again where a function fails (`on_reward_error` of `textenv.TextMDP`). If a call with several completions
+fails as a whole, they are scored alone, one by one up to the first that fails, so that the error can name it: up to B
+more calls for a batch of B, also with `on_error="raise"`.
 
 A reward function that depends only on token ids may also have `score_tokens(prompt, tokens, length)`, which computes
 the same scores from arrays: `prompt` [K] the index of each prompt, `tokens` [K, T] the completions, 0 after their ends,
@@ -16,29 +23,27 @@ pure, because its scores are reused: a `TextVectorEnv` of a small task scores ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.rewards.finished import FinishedCompletions
+from textenv.arguments import is_scalar, shown
+from textenv.rewards.calls import call_rewards, score_tokens_of
+from textenv.rewards.errors import RewardError, describe, reward_error
+from textenv.rewards.finished import CompletionLists, Completions
+from textenv.rewards.functions import as_functions
+from textenv.rewards.scores import FLOAT32_MAX, Scores, all_finite, as_number, is_finite, not_finite
+from textenv.rewards.training import TrainingContext, trainer_arguments
 
-RewardFunction = Callable[..., Sequence[float | None]]
+RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
+OnRewardError = Literal["raise", "retry", "skip"]
 
-
-@dataclass
-class CompletionLists:
-    """Finished completions as the lists that a reward function takes."""
-
-    prompts: list[str]
-    completions: list[str]
-    completion_ids: list[list[int]]
-    columns: dict[str, list[Any]]
-
-    def __len__(self) -> int:
-        return len(self.prompts)
+MAX_TRIES = 1000
+MAX_WAIT = 3600.0  # seconds
 
 
 class WeightedReward:
@@ -47,36 +52,44 @@ class WeightedReward:
         score(x, y) = sum_k w_k fn_k(x, y),    over the functions that do not return None
 
     Args:
-        functions: one reward function or several.
+        functions: one reward function or several. A sequence classifier, or the path or hub id of one, is a
+            `RewardModel`.
         weights: w_k, by default 1 each.
         name: the name of the argument in error messages.
+        context: what the functions learn of the training, and where they log metrics; by default one of their own.
+        on_error, tries, wait: see `on_reward_error`, `reward_tries` and `reward_wait` of `textenv.TextMDP`.
 
     Raises:
-        TypeError: something is not callable.
-        ValueError: the weights are not one finite number per function.
+        TypeError: something is no function.
+        ValueError: the weights are not one finite number per function; another argument is out of range.
     """
 
     def __init__(
         self,
-        functions: RewardFunction | Sequence[RewardFunction],
+        functions: Any,
         weights: Sequence[float] | None = None,
         name: str = "reward",
+        *,
+        context: TrainingContext | None = None,
+        on_error: OnRewardError = "raise",
+        tries: int = 3,
+        wait: float = 1.0,
     ) -> None:
-        self.functions = (functions,) if callable(functions) else tuple(functions)
-        if not self.functions or not all(map(callable, self.functions)):
-            raise TypeError(
-                f"{name} must be a function (prompts, completions, completion_ids, **columns) -> list[float | None], "
-                f"or a list of them, got {functions!r}."
-            )
-        self.weights = tuple([1.0] * len(self.functions) if weights is None else map(float, weights))
-        if len(self.weights) != len(self.functions) or not np.isfinite(self.weights).all():
-            raise ValueError(
-                f"reward_weights must be one finite number per function ({len(self.functions)}), "
-                f"got {list(self.weights)}."
-            )
+        self.functions = as_functions(functions, name)
+        self.weights = _read_weights(weights, len(self.functions))
+        self.context = context or TrainingContext()
+        self._inspected: tuple[tuple[Any, ...], tuple[tuple[str, ...], ...]] = (), ()  # functions, and what each takes
+        if on_error not in ("raise", "retry", "skip"):
+            raise ValueError(f"on_reward_error must be 'raise', 'retry' or 'skip', got {on_error!r}.")
+        if isinstance(tries, bool) or not isinstance(tries, int | np.integer) or not 1 <= tries <= MAX_TRIES:
+            raise ValueError(f"reward_tries must be a whole number from 1 to {MAX_TRIES}, got {tries!r}.")
+        if isinstance(wait, bool) or not isinstance(wait, int | float | np.number) or not 0 <= wait <= MAX_WAIT:
+            raise ValueError(f"reward_wait must be a number of seconds from 0 to {MAX_WAIT:g}, got {wait!r}.")
+        self.name, self.on_error, self.tries, self.wait = name, on_error, int(tries), float(wait)
+        self.last_skip: RewardError | None = None  # the last error for which a completion was skipped
 
     def __call__(
-        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], columns: dict[str, list[Any]]
+        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], columns: dict[str, list[Any]]
     ) -> NDArray[np.float64]:
         """Scores completions that are given as lists, as `score` does."""
         return self.score(CompletionLists(prompts, completions, completion_ids, columns))
@@ -84,73 +97,133 @@ class WeightedReward:
     @property
     def is_pure(self) -> bool:
         """Whether each function has `score_tokens`: the same completion always has the same score."""
-        return all(_score_tokens(function) is not None for function in self.functions)
+        return all(score_tokens_of(function) is not None for function in self.functions)
 
-    def score(self, finished: FinishedCompletions | CompletionLists) -> NDArray[np.float64]:
+    def score(self, finished: Completions, may_skip: bool = False) -> NDArray[np.float64]:
         """Scores [B] of B finished completions.
 
+        Args:
+            finished: the completions.
+            may_skip: with `on_error="skip"`, return nan for completions that cannot be scored, instead of raising.
+
         Raises:
-            ValueError: a function returns the wrong number of scores, a NaN or an infinity, or all of them return
-                None for one completion.
+            RewardError: a function failed, or did not return one finite number or None for each completion; or all of
+                them returned None for a completion; or the weighted sum is not finite in float32.
         """
-        total, unscored = np.zeros(len(finished)), None
-        for weight, function in zip(self.weights, self.functions, strict=True):
-            scores, none = _call(function, finished)
-            total += weight * scores
-            unscored = none if unscored is None else unscored & none
-        if unscored:
-            bad = min(unscored)
-            raise ValueError(
-                f"Every reward function returned None for {finished.completions[bad]!r} after "
-                f"{finished.prompts[bad]!r}; at least one must score each completion (0.0 is a score)."
+        done: dict[int, Scores] = {}
+        total, error = self._attempt(finished, done)
+        for _ in range(0 if self.on_error == "raise" else self.tries - 1):
+            if error is None:
+                break
+            time.sleep(self.wait)
+            total, error = self._attempt(finished, done)
+        if error is None:
+            return total
+        if may_skip and self.on_error == "skip":
+            return self._score_alone(finished, done, total, error)
+        raise self._locate(finished, done, error)
+
+    def _attempt(
+        self, finished: Completions, done: dict[int, Scores]
+    ) -> tuple[NDArray[np.float64], RewardError | None]:
+        """Calls the functions that are not `done`; returns the scores, nan where there is none, and the first error.
+
+        Adds to `done` the scores of each function that has one for every completion.
+        """
+        total, error = np.zeros(len(finished)), None
+        none: list[NDArray[np.bool_]] = []  # of the functions that returned a None
+        if self.functions is not self._inspected[0]:
+            self._inspected = self.functions, tuple(map(trainer_arguments, self.functions))
+        called = {
+            k: (function, takes)
+            for k, (function, takes) in enumerate(zip(*self._inspected, strict=True))
+            if k not in done
+        }
+        new, failed = call_rewards(called, finished, self.context, self.name)
+        for k, (weight, function) in enumerate(zip(self.weights, self.functions, strict=True)):
+            scores = done[k] if k in done else new.get(k)
+            if scores is None:
+                continue
+            if all_finite(scores.values):
+                done[k] = scores
+                total += weight * scores.values
+            else:
+                finite = is_finite(scores.values)
+                bad = int(np.argmin(finite))
+                error = error or reward_error(function, not_finite(scores.values[bad]), finished, bad, self.name)
+                total += weight * np.where(finite, scores.values, np.nan)
+            if scores.none is not None:
+                none.append(scores.none)
+        if failed is not None:
+            return np.full(len(finished), np.nan), failed
+        unscored = np.logical_and.reduce(none) if len(none) == len(self.functions) else None
+        if error is None and (error := self._check_total(finished, total, unscored)) is not None:
+            done.clear()  # each function returned something valid: all are called again
+        if error is not None:
+            total[~is_finite(total) | (False if unscored is None else unscored)] = np.nan
+        return total, error
+
+    def _check_total(
+        self, finished: Completions, total: NDArray[np.float64], unscored: NDArray[np.bool_] | None
+    ) -> RewardError | None:
+        """The error of the first completion that no function scores, or whose weighted sum is too large."""
+        if unscored is not None and unscored.any():
+            return RewardError(
+                f"Every reward function returned None for {describe(finished, int(np.argmax(unscored)))}; at least one "
+                "must score each completion (0.0 is a score)."
             )
+        if not all_finite(total):
+            bad = int(np.argmin(is_finite(total)))
+            return RewardError(
+                f"The weighted sum of the scores must be finite in float32, got {total[bad]} for "
+                f"{describe(finished, bad)}; lower reward_weights."
+            )
+        return None
+
+    def _score_alone(
+        self, finished: Completions, done: dict[int, Scores], total: NDArray[np.float64], error: RewardError
+    ) -> NDArray[np.float64]:
+        """Calls the functions once more for each completion without a score, alone; nan where that fails too."""
+        rows: list[int] = np.flatnonzero(np.isnan(total)).tolist() if len(finished) > 1 else []
+        for row in rows:
+            alone = {k: scores.select(row) for k, scores in done.items()}
+            one = finished.select(row)
+            total[row : row + 1], failed = self._attempt(one, alone)
+            error = failed or error
+            for name, values in one.extra.items():
+                finished.extra.setdefault(name, [None] * len(finished))[row] = values[0]
+        if skipped := int(np.isnan(total).sum()):
+            if self.last_skip is None:
+                warnings.warn(
+                    f"{skipped} of {len(finished)} completions are skipped, and so will be others that fail, without "
+                    f"another warning: {error}",
+                    stacklevel=2,
+                )
+            self.last_skip = error
         return total
 
+    def _locate(self, finished: Completions, done: dict[int, Scores], error: RewardError) -> RewardError:
+        """The error with the first completion that fails alone, where the error is about a whole batch."""
+        if not error.whole_batch:
+            return error
+        found = "None of the completions fails alone."
+        for row in range(len(finished)):
+            alone = {k: scores.select(row) for k, scores in done.items()}
+            if (failed := self._attempt(finished.select(row), alone)[1]) is not None:
+                if failed.__cause__ is not None:
+                    return failed
+                found = f"The first that fails alone is {describe(finished, row)}."
+                break
+        located = RewardError(f"{error} {found}")
+        located.__cause__ = error.__cause__
+        return located
 
-def _score_tokens(function: RewardFunction) -> Any:
-    """Returns `function.score_tokens` or None; ignores a copy by functools.wraps: the wrapper may score differently."""
-    return None if hasattr(function, "__wrapped__") else getattr(function, "score_tokens", None)
 
-
-def _call(
-    function: RewardFunction, finished: FinishedCompletions | CompletionLists
-) -> tuple[NDArray[np.float64], set[int]]:
-    """Returns a function's score of each completion, 0 where it is None, and the rows where it is None."""
-    score_tokens = _score_tokens(function)
-    if score_tokens is not None and isinstance(finished, FinishedCompletions) and finished.prompt.min() >= 0:
-        returned = score_tokens(finished.prompt, finished.tokens, finished.length)
-    else:
-        returned = function(
-            prompts=list(finished.prompts),  # copies: a function that changes them does not affect the next one
-            completions=list(finished.completions),
-            completion_ids=[list(ids) for ids in finished.completion_ids],
-            **{name: list(values) for name, values in finished.columns.items()},
-        )
-    name = getattr(function, "__name__", type(function).__name__)
-    if returned is None:
-        raise ValueError(f"The reward function {name!r} must return one score per completion, got None: no return?")
-    if isinstance(returned, np.ndarray) and returned.ndim == 1 and returned.dtype.kind == "f":
-        scores, none = returned.astype(np.float64, copy=False), set()
-    else:
-        try:
-            returned = returned.tolist() if hasattr(returned, "tolist") else list(returned)
-            scores = np.array([0.0 if score is None else score for score in returned], dtype=np.float64)
-        except (TypeError, ValueError):
-            scores = np.zeros((0, 0))
-        if scores.ndim != 1:
-            raise ValueError(
-                f"The reward function {name!r} must return a list of numbers or None, one per completion, got "
-                f"{returned!r}."
-            )
-        none = {row for row, score in enumerate(returned) if score is None}
-    if len(returned) != len(finished):
-        raise ValueError(
-            f"The reward function {name!r} must return one score per completion: {len(finished)}, got {len(returned)}."
-        )
-    if not np.isfinite(scores).all():
-        bad = int(np.argmin(np.isfinite(scores)))
-        raise ValueError(
-            f"The reward function {name!r} must return finite numbers, got {scores[bad]} "
-            f"for {finished.completions[bad]!r} after {finished.prompts[bad]!r}."
-        )
-    return scores, none
+def _read_weights(weights: Any, count: int) -> tuple[float, ...]:
+    """One finite number per function; 1 each where there are none given."""
+    if weights is None:
+        return (1.0,) * count
+    read = None if is_scalar(weights) else [as_number(weight) for weight in weights]
+    if read is None or len(read) != count or not all(w is not None and np.abs(w) <= FLOAT32_MAX for w in read):
+        raise ValueError(f"reward_weights must be one finite number per function ({count}), got {shown(weights)}.")
+    return tuple(w for w in read if w is not None)

@@ -12,10 +12,13 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import textenv.rewards
 from agents.sampling import collect, new_generator
 from tests.helpers.classifiers import CLASSIFIERS, random_classifier, word_tokenizer
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import PROMPTS, words
+from tests.helpers.tokenizers import byte_level
+from textenv.data import ConversationText
 from textenv.rewards import RewardModel
 
 COMPLETIONS = ["a", "b a", "a b c d", "d", "c c c", "b d a c b", "a a", "d c"]
@@ -100,10 +103,10 @@ class SpyTokenizer:
     def __init__(self, inputs: list[str]) -> None:
         self.inputs = inputs
 
-    def __call__(self, text: str, add_special_tokens: bool, **limits: Any) -> dict[str, list[int]]:
+    def encode(self, text: str, add_special_tokens: bool, **limits: Any) -> list[int]:
         """Tokenises a string."""
         self.inputs.append(text if add_special_tokens else f"{text} (no special tokens)")
-        return {"input_ids": [0]}
+        return [0]
 
     def apply_chat_template(self, messages: Any, tokenize: bool) -> str:
         """A conversation as one string."""
@@ -129,12 +132,18 @@ def test_prompt_and_completion_are_joined_by_at_most_one_space() -> None:
         reward.tokens(prompt, completion)
     assert inputs == list(cases.values())
     # conversations: the classifier's own template, else the contents alone, never another model's markers
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    messages = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
     inputs.clear()
-    reward.tokens("<rendered by the policy>", "c", messages)
-    spy.chat_template = "own"
-    reward.tokens("<rendered by the policy>", "c", messages)
-    assert inputs == ["a\nb\nc", "user: a|assistant: b|assistant: c (no special tokens)"]
+    for prompt in (messages, ConversationText("<rendered by the policy>", messages)):
+        for completion in ("c", [{"role": "assistant", "content": "c"}]):
+            spy.chat_template = None
+            reward.tokens(prompt, completion)
+            spy.chat_template = "own"
+            reward.tokens(prompt, completion)
+    assert inputs == ["a\nb\nc", "assistant: a|user: b|assistant: c (no special tokens)"] * 4
+    inputs.clear()
+    reward.tokens([*messages, {"role": "assistant", "content": "c"}], "d")  # the completion continues a turn
+    assert inputs == ["assistant: a|user: b|assistant: cd (no special tokens)"]
 
 
 def test_a_label_or_a_tokenizer_that_does_not_fit_is_refused() -> None:
@@ -176,3 +185,40 @@ def test_bad_models_are_refused() -> None:
         RewardModel(random_classifier("gpt2"), word_tokenizer())
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         RewardModel(random_classifier("gpt2"), word_tokenizer(eos_token="[END]"), batch_size=0)
+
+
+def test_special_tokens_in_prompts_and_completions_are_text() -> None:
+    """The classifier's own special tokens come from its tokenizer and template alone, never from a text."""
+    tokenizer = byte_level()
+    reward = RewardModel(random_classifier("gpt2", vocab_size=len(tokenizer)), tokenizer)
+    reward.max_length = None
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    plain, typed = reward.tokens("hello", "world"), reward.tokens("hello </s>", "</s> world")
+    assert plain == tokenizer.encode("hello world") and end not in typed and typed.count(tokenizer.bos_token_id) == 1
+    assert end in tokenizer.encode("hello </s> </s> world")  # by default the tokenizer reads it
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    messages = [{"role": "user", "content": "hello </s>"}]
+    assert reward.tokens(messages, "</s>").count(end) == 2
+    reward.max_length = 5
+    ordinary = tokenizer.encode("hello </s> world", add_special_tokens=False, split_special_tokens=True)
+    assert reward.tokens("hello </s>", "world") == [tokenizer.bos_token_id, *ordinary[-4:]]
+
+
+@pytest.mark.parametrize(("name", "value"), [("score_std", 0.0), ("score_std", -1.0), ("score_mean", float("nan"))])
+def test_a_normalization_that_is_no_number_is_refused(name: str, value: float) -> None:
+    """It comes from a file: the scores would not be finite."""
+    model = random_classifier("gpt2")
+    RewardModel(model, word_tokenizer(eos_token="[END]"))
+    setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+        RewardModel(model, word_tokenizer(eos_token="[END]"))
+    setattr(model.config, name, "os")
+    with pytest.raises(ValueError, match=f"{name} must be a finite number.*got 'os'"):
+        RewardModel(model, word_tokenizer(eos_token="[END]"))
+
+
+def test_the_package_imports_it_on_first_use() -> None:
+    """By its name, and no other."""
+    assert textenv.rewards.__getattr__("RewardModel") is RewardModel
+    with pytest.raises(AttributeError, match="has no attribute 'REWARDMODEL'"):
+        textenv.rewards.__getattr__("REWARDMODEL")

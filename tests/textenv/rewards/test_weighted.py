@@ -20,7 +20,7 @@ def test_columns_reach_the_reward_with_their_prompts() -> None:
 
     def target(prompts: Any, completions: Any, completion_ids: Any, goal: Any, weight: Any, **columns: Any) -> Any:
         calls.append((list(prompts), list(completions), [list(ids) for ids in completion_ids], list(goal)))
-        assert not columns
+        assert set(columns) == {"trainer_state", "log_extra", "log_metric"}
         return [0.0 if g is None else w * (y == g) for y, g, w in zip(completions, goal, weight, strict=True)]
 
     rows = [{"prompt": "a", "goal": "b", "weight": 2.0}, {"prompt": "b a", "goal": "c", "weight": 3.0}]
@@ -108,7 +108,10 @@ def test_a_reward_may_take_arrays() -> None:
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (np.array([0.0, np.nan]), "'Broken' must return finite numbers, got nan for 'b' after 'b a b'"),
+        (
+            np.array([0.0, np.nan]),
+            "'Broken' must return finite numbers, got nan, for the completion 'b' after the prompt 'b a b'",
+        ),
         (np.zeros(3), "'Broken' must return one score per completion: 2, got 3"),
         (np.zeros((2, 1)), "'Broken' must return a list of numbers or None"),
         (None, "'Broken' must return one score per completion, got None"),
@@ -154,7 +157,7 @@ def test_a_reward_may_change_its_lists() -> None:
             (list(prompts), list(completions), [list(ids) for ids in completion_ids], list(columns["label"]))
         )
         scores = [0.0] * len(prompts)
-        for argument in (prompts, completions, *completion_ids, *columns.values()):
+        for argument in (prompts, completions, *completion_ids, columns["label"]):
             argument.clear()
         return scores
 

@@ -1,0 +1,85 @@
+"""Calls of reward functions: from their arguments to their checked scores, or a RewardError."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from textenv.rewards.awaiting import await_all, discard
+from textenv.rewards.errors import RewardError, reward_error, what_failed
+from textenv.rewards.finished import Completions, FinishedCompletions
+from textenv.rewards.scores import NotScores, Scores, read_scores
+from textenv.rewards.training import CallLog, TrainingContext
+
+
+def call_rewards(
+    functions: Mapping[int, tuple[Any, tuple[str, ...]]],
+    finished: Completions,
+    context: TrainingContext,
+    role: str = "reward",
+) -> tuple[dict[int, Scores], RewardError | None]:
+    """Calls functions in order, up to the first that fails; then awaits the async ones, all together.
+
+    Args:
+        functions: reward functions by index, each with the `trainer_arguments` that it takes.
+        finished: the completions; gets the columns that the functions log.
+        context: gives the functions `trainer_state`, and gets the metrics that they log.
+        role: "reward" or "gold_reward".
+
+    Returns:
+        The scores of the functions that did not fail, by index, and the error of the first that did, or None. A
+        function fails if it raises an error, calls `sys.exit`, or returns no list of numbers or None.
+    """
+    scores: dict[int, Scores] = {}
+    waiting: dict[int, tuple[Any, CallLog]] = {}  # what async functions returned
+    errors: dict[int, RewardError] = {}
+
+    def finish(k: int, returned: Any, log: CallLog) -> None:
+        read = read_scores(returned, len(finished))
+        log.finish()
+        scores[k] = read
+        context.add_metrics(log.metrics)
+        finished.extra |= log.columns
+
+    def failed(k: int, error: BaseException) -> None:
+        problem = str(error) if isinstance(error, NotScores) else what_failed(functions[k][0], error)
+        errors[k] = reward_error(functions[k][0], problem, finished, role=role)
+        errors[k].__cause__ = None if isinstance(error, NotScores) else error
+
+    for k, (function, takes) in functions.items():
+        log = CallLog(len(finished))
+        try:
+            returned = _call(function, takes, finished, context, log)
+            if inspect.isawaitable(returned):
+                waiting[k] = returned, log
+            else:
+                finish(k, returned, log)
+        except (Exception, SystemExit, GeneratorExit) as error:  # KeyboardInterrupt passes
+            failed(k, error)
+            discard([returned for returned, _ in waiting.values()])
+            return scores, errors[k]
+    outcomes = await_all([returned for returned, _ in waiting.values()]) if waiting else []
+    for (k, (_, log)), outcome in zip(waiting.items(), outcomes, strict=True):
+        try:
+            if outcome.error is not None:
+                raise outcome.error
+            finish(k, outcome.value, log)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an awaitable that was cancelled, too
+            failed(k, error)
+    return scores, errors[min(errors)] if errors else None
+
+
+def score_tokens_of(function: Any) -> Any:
+    """Returns `function.score_tokens` or None; ignores a copy by functools.wraps: the wrapper may score differently."""
+    return None if hasattr(function, "__wrapped__") else getattr(function, "score_tokens", None)
+
+
+def _call(function: Any, takes: tuple[str, ...], finished: Completions, context: TrainingContext, log: CallLog) -> Any:
+    score_tokens = score_tokens_of(function)
+    if score_tokens is not None and isinstance(finished, FinishedCompletions) and finished.prompt.min() >= 0:
+        return score_tokens(finished.prompt, finished.tokens, finished.length)
+    given = {"trainer_state": context.state, "log_extra": log.log_extra, "log_metric": log.log_metric}
+    return function(**finished.arguments(), **{name: given[name] for name in takes})

@@ -1,0 +1,221 @@
+"""What a sequence classifier can be given, found out by its behaviour on a few short sequences.
+
+    alone      logits = f(x),  one sequence without padding: what a score means
+    padded     sequences of several lengths in a batch, padded on the right
+    even       sequences of one length in a batch
+
+Padding changes the scores of some models, for example where a convolution reads the tokens beside each other. A batch
+changes those of a few, for example where experts have a capacity. At most four forward passes of at most 64 tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from textenv.data import encode_text
+
+SHORT, LONG = 7, 12  # tokens of sequences
+ROWS = 4  # short sequences; with a long one they fill 60 tokens
+LARGEST_CONTEXT = 2**17
+ROUNDING = 8  # in units of the dtype's precision: rounding may change a logit by this share of it
+
+Forward = Callable[[list[list[int]]], Tensor]  # the logits [B, labels] of a batch
+
+
+class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches the look-ups in tables during a forward pass of one sequence of T tokens.
+
+    A table of positions is a weight or buffer of the model that is read at T consecutive rows. The first may be another
+    than 0: RoBERTa's kind leaves rows for padding.
+
+    Args:
+        model: the model.
+        num_tokens: T.
+
+    Attributes:
+        limits: the longest sequence that each such table has rows for.
+    """
+
+    def __init__(self, model: Any, num_tokens: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tables = {(each.data_ptr(), each.shape) for each in (*model.parameters(), *model.buffers())}
+        self.num_tokens = num_tokens
+        self.limits: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation; looks at its arguments if it reads rows of a table."""
+        rows = {
+            torch.ops.aten.embedding.default: lambda: (args[0], args[1]),
+            torch.ops.aten.index_select.default: lambda: (args[0], args[2]),
+            torch.ops.aten.index.Tensor: lambda: (args[0], args[1][0]),
+        }.get(func)
+        if rows is not None:
+            self._look(*rows())
+        return func(*args, **(kwargs or {}))
+
+    def _look(self, table: Tensor, rows: Tensor | None) -> None:
+        if rows is None or table.ndim != 2 or rows.dtype not in (torch.int32, torch.int64):
+            return
+        if (table.data_ptr(), table.shape) not in self.tables:  # made for sequences of this length
+            return
+        # one row, maybe padded to a multiple of a window; matrices are of relative positions
+        if rows.numel() < self.num_tokens or rows.shape[:-1] not in ((), (1,)):
+            return
+        positions = rows.flatten()[: self.num_tokens].tolist()
+        if positions == list(range(positions[0], positions[0] + self.num_tokens)):
+            self.limits.append(len(table) - positions[0])
+
+
+def sample_rows(tokenizer: Any, vocab_size: int, length: int, count: int, seed: int = 0) -> list[list[int]]:
+    """Sequences of one length: ordinary tokens, and the special tokens that the tokenizer adds around them.
+
+    Args:
+        tokenizer: the classifier's.
+        vocab_size: its vocabulary.
+        length: the number of tokens; more where there would not be two ordinary ones.
+        count: the number of sequences.
+        seed: of the choice of tokens.
+    """
+    special = set(tokenizer.all_special_ids)
+    ordinary = [i for i in sorted(set(tokenizer.get_vocab().values())) if i not in special and i < vocab_size] or [0]
+    word = tokenizer.decode(ordinary[:1])
+    inner = encode_text(word, tokenizer, add_special_tokens=False).ids
+    whole = encode_text(word, tokenizer).ids
+    start = next((i for i in range(len(whole)) if whole[i : i + len(inner)] == inner), 0)
+    before, after = whole[:start], whole[start + len(inner) :]
+    chosen = np.random.default_rng(seed).choice(ordinary, (count, max(2, length - len(before) - len(after))))
+    # from high to low ids, so that no run of them looks like positions
+    return [before + sorted(row, reverse=True) + after for row in chosen.tolist()]
+
+
+def find_limit(model: Any, row: list[int]) -> tuple[Tensor, int | None]:
+    """The logits [1, labels] of a sequence alone, and the longest sequence that the model has positions for.
+
+    None where no table of positions was seen, as with rotary embeddings.
+
+    Raises:
+        ValueError: the model is no classifier of token sequences.
+    """
+    tables = PositionTables(model, len(row))
+    with tables:
+        logits = logits_alone(model, row)
+    labels = len(model.config.id2label)
+    if logits.shape != (1, labels):
+        raise ValueError(
+            f"RewardModel needs a sequence classifier: the logits of one sequence must have the shape (1, {labels}), "
+            f"one for each label; {type(model).__name__} gives {tuple(logits.shape)}."
+        )
+    if not logits.isfinite().all():
+        raise ValueError(f"The weights of the {type(model).__name__} are not finite: its logits are nan or infinite.")
+    return logits, min(tables.limits, default=None)
+
+
+def logits_alone(model: Any, row: list[int]) -> Tensor:
+    """The logits of one sequence, as the model gives them without any other argument.
+
+    Raises:
+        ValueError: the model fails.
+    """
+    try:
+        logits: Tensor = model(input_ids=torch.tensor([row], device=model.device)).logits.float()
+    except Exception as error:
+        raise ValueError(
+            f"RewardModel needs a sequence classifier; {type(model).__name__} fails on a sequence of {len(row)} tokens "
+            f"with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    return logits
+
+
+def find_shape_limit(model: Any) -> int | None:
+    """The longest sequence for which the shapes in a model fit, where that is a number in its config; else None.
+
+    It is found without computing: the model runs on the meta device, where tensors have only shapes.
+    """
+    with contextlib.suppress(Exception), torch.device("meta"):  # a model that needs the tensors' values: not known
+        shapes = type(model)(copy.deepcopy(model.config)).eval()
+
+        def fits(length: int) -> bool:
+            shapes(input_ids=torch.zeros(1, length, dtype=torch.long))
+            return True
+
+        numbers = {number for number in model.config.to_dict().values() if type(number) is int}
+        for length in sorted(number for number in numbers if fits(LONG) and LONG < number <= LARGEST_CONTEXT):
+            if fits(length) and _fails(fits, length + 1):
+                return length
+    return None
+
+
+def _fails(function: Callable[[int], Any], argument: int) -> bool:
+    try:
+        function(argument)
+    except Exception:
+        return True
+    return False
+
+
+def may_pad(model: Any, short: list[list[int]], long: list[int], alone: Tensor, forward: Forward) -> bool:
+    """Whether padded batches leave scores alone; if not, batches of sequences of one length do.
+
+    Args:
+        model: the classifier.
+        short: sequences of one length.
+        long: a longer sequence.
+        alone: the logits of the first short one alone, [1, labels].
+        forward: computes the logits of a batch as it will be called.
+
+    Raises:
+        ValueError: a sequence has other logits in any batch than alone.
+    """
+    long_alone = logits_alone(model, long)
+    even, padded = _logits_or_error(forward, short), _logits_or_error(forward, [*short, long])
+    computed = torch.cat([long_alone, alone, *(each for each in (even, padded) if isinstance(each, Tensor))])
+    tolerance = tolerated(computed, model.dtype)
+
+    def error(found: Tensor | str, truth: Tensor) -> float:
+        return float("inf") if isinstance(found, str) else float((found - truth).abs().max())
+
+    even_error = error(even if isinstance(even, str) else even[:1], alone)
+    # a batch of one length shows the scores of more sequences than one, if it is right itself
+    truth = even if isinstance(even, Tensor) and even_error <= tolerance else alone
+    rows = [*range(len(truth)), -1]
+    padded_error = error(padded if isinstance(padded, str) else padded[rows], torch.cat([truth, long_alone]))
+    if padded_error <= tolerance and spread(computed) > 0:  # without a spread nothing is seen: even batches are safer
+        return True
+    if even_error <= tolerance:
+        return False
+    seen = [
+        found if isinstance(found, str) else f"it is off by {off:.2g}"
+        for found, off in ((padded, padded_error), (even, even_error))
+    ]
+    raise ValueError(
+        f"The score of a sequence must not depend on the rest of its batch. That of {type(model).__name__} does: in a "
+        f"padded batch {seen[0]}, in one of equal lengths {seen[1]}; scores spread over {spread(computed):.2g}. Use "
+        "another classifier."
+    )
+
+
+def _logits_or_error(forward: Forward, rows: list[list[int]]) -> Tensor | str:
+    """The logits of a batch, or a clause that says how it fails."""
+    try:
+        return forward(rows)
+    except Exception as error:
+        return f"it fails with {type(error).__name__} ({' '.join(str(error).split())[:100]})"
+
+
+def spread(logits: Tensor) -> float:
+    """The largest difference between two sequences' logits of a label; `logits` is [B, labels]."""
+    return float((logits.amax(dim=0) - logits.amin(dim=0)).max())
+
+
+def tolerated(logits: Tensor, dtype: torch.dtype) -> float:
+    """The largest difference between logits that rounding explains."""
+    eps = torch.finfo(dtype).eps
+    return float(eps**0.5) * spread(logits) + ROUNDING * eps * float(logits.abs().max())
