@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +12,9 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
+from textenv.arguments import check_options, check_seed, shown
 from textenv.bound_policy import PolicyFunction
+from textenv.data import printable
 from textenv.mdp import TextMDP
 from textenv.spaces import action_space, observation_space
 from textenv.state import Array
@@ -31,7 +36,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
     Info, on reset and on every step: `action_mask` int8 [V]. On every step: `ref_log_prob`, and `reward_terms`, whose
     sum is the reward: `score`, `kl_reference` (beta log pi_ref of the token), each shaping term by its name and, with a
     bound policy, `kl_policy` (-beta log pi of the token). On the last step also: `prompt`, `completion`, `score`,
-    `finish_reason` ("stop" or "length"), `gold_score` where the task has one and, with a bound policy, `kl`.
+    `finish_reason` ("stop" or "length"), `gold_score` where the task has one and, with a bound policy, `kl`. A masked
+    action is an error, unless the environment is wrapped in `textenv.wrappers.TerminateIllegal`.
 
     Reset options: `prompt` (an index into `prompts`, text, messages or ids) and `completion` (its first tokens, as text
     or ids).
@@ -45,14 +51,16 @@ class TextEnv(gym.Env[Observation, np.int64]):
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012, Gymnasium's form
 
     def __init__(self, mdp: TextMDP, policy: PolicyFunction | None = None, render_mode: str | None = None) -> None:
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise RenderModeError(f"render_mode must be None, 'ansi' or 'human', got {render_mode!r}.")
+        if not isinstance(render_mode, str | None) or render_mode not in (None, *self.metadata["render_modes"]):
+            raise RenderModeError(f"render_mode must be None, 'ansi' or 'human', got {shown(render_mode)}.")
         self.mdp = mdp
         self.render_mode = render_mode
         self.observation_space: Any = observation_space(mdp)  # Any: Gymnasium's Space is invariant
         self.action_space: Any = action_space(mdp)
+        self.illegal_reward: float | None = None  # set by `textenv.wrappers.TerminateIllegal`
         self.episodes = SingleEpisode(mdp, policy)
         self._rewards: list[float] = []  # since the last reset
+        self._illegal = False  # whether the last of them is that of a masked token
 
     @property
     def prompts(self) -> list[str]:
@@ -69,27 +77,22 @@ class TextEnv(gym.Env[Observation, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
-        if options:
-            with self.episodes.streams.restore_on_error():
-                self._seed(seed)
-                self.episodes.start(np.array([0]), options)
-        else:  # cannot raise
-            self._seed(seed)
-            self.episodes.start(0)
+        seed, options = check_seed(seed), check_options(options)
+        with self.episodes.streams.restore_on_error(self) if options else nullcontext():
+            super().reset(seed=seed)
+            if seed is not None or not self.episodes.started:
+                self.episodes.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
+            self.episodes.start(np.array([0]) if options else 0, options)
         self.episodes.refresh()
-        self._rewards = []
+        self._rewards, self._illegal = [], False
         if self.render_mode == "human":
             print(self._rendered(), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
 
-    def _seed(self, seed: int | None) -> None:
-        if seed is not None or not self.episodes.started:
-            self.episodes.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
-
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        reward, terminated, ref_log_prob, terms, final = self.episodes.step_scalar(action)
+        reward, terminated, ref_log_prob, terms, final = self.episodes.step_scalar(action, self.illegal_reward)
         self._rewards.append(reward)
+        self._illegal = final.get("finish_reason") == "illegal"
         if self.render_mode == "human":
             print(self._rendered(), flush=True)
         observation = self._observe()
@@ -100,6 +103,19 @@ class TextEnv(gym.Env[Observation, np.int64]):
             **final,
         }
         return observation, reward, terminated, False, info
+
+    @contextmanager
+    def restore_on_error(self) -> Iterator[None]:
+        """Restores the episode in progress if its block, of several steps, raises."""
+        episodes, rewards, illegal = self.episodes, list(self._rewards), self._illegal
+        state, live, kl = copy.deepcopy(episodes.state), episodes.live.copy(), episodes.kl.copy()
+        try:
+            yield
+        except BaseException:
+            episodes.state.put(0, state)
+            episodes.cursor.reset_rows(np.array([0]), None)
+            episodes.live, episodes.kl, self._rewards, self._illegal = live, kl, rewards, illegal
+            raise
 
     def action_masks(self) -> NDArray[np.bool_]:
         """bool [V], which tokens are allowed now: sb3-contrib's convention."""
@@ -116,10 +132,11 @@ class TextEnv(gym.Env[Observation, np.int64]):
         state, width = self.episodes.state, self.mdp.prompt_width
         completion = state.input_ids[0, width : width + state.time[0]]
         names = self.mdp.tokenizer.convert_ids_to_tokens(completion.tolist())
+        names = [*names, "(masked token)"] if self._illegal else names
         rewards = [None] * (len(names) - len(self._rewards)) + self._rewards  # tokens of a reset have no reward
-        lines = [f"prompt: {state.prompt_text[0]}"]
+        lines = [f"prompt: {printable(state.prompt_text[0])}"]
         for name, reward in zip(names, rewards, strict=True):
-            lines.append(f"  {name:<16} {'' if reward is None else format(reward, '+.4f')}")
+            lines.append(f"  {printable(name):<16} {'' if reward is None else format(reward, '+.4f')}")
         return "\n".join(lines)
 
     def _observe(self) -> Observation:

@@ -11,18 +11,35 @@ completions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.data import PromptSource, Tokenizer, load_prompts, resolve_prompt, validate_token_ids
-from textenv.references import as_reference, first_tokens
-from textenv.rewards import FinishedCompletions, RewardFunction, WeightedReward
-from textenv.shaping import ShapingTerm, Transitions, shaping_name
+from textenv.arguments import array_type, check_count, integer_array, is_number, shown
+from textenv.data import (
+    PromptSource,
+    Tokenizer,
+    check_template_arguments,
+    encode_text,
+    load_prompts,
+    resolve_prompt,
+    validate_token_ids,
+)
+from textenv.references import as_reference, as_tokenizer, first_tokens, resolve_eos
+from textenv.rewards import (
+    FinishedCompletions,
+    OnRewardError,
+    RewardError,
+    RewardFunction,
+    TrainingContext,
+    WeightedReward,
+)
+from textenv.shaping import ShapingTerm, Transitions, shaping_name, shaping_terms, shaping_values
 from textenv.state import Array, TextState
 
 
@@ -34,10 +51,13 @@ class TextMDP:
     """Tokenizer, prompts, reference and reward: everything that defines a task.
 
     Args:
-        tokenizer: a Hugging Face tokenizer or a `WordTokenizer`. V = len(tokenizer).
-        prompts: a list of strings or of mappings, or a path (see `textenv.data.load_prompts`). Fields other than
-            "prompt" reach the reward by name; they are None for a prompt of `reset` that is not in the list.
-        reward: a function `(prompts, completions, completion_ids, **columns) -> list[float | None]`, or several.
+        tokenizer: a Hugging Face tokenizer, the path or hub id of one, or a `WordTokenizer`. V is its largest id + 1;
+            an id without a token is decoded to no text.
+        prompts: texts, conversations or mappings, in a list, a data set, a table or a file (see
+            `textenv.data.load_prompts`). Fields other than "prompt" reach the reward by name; they are None for a
+            prompt of `reset` that is not in the list.
+        reward: a function `(prompts, completions, completion_ids, **columns) -> list[float | None]`, or several; see
+            `textenv.rewards.WeightedReward`.
         reference: pi_ref: None (uniform), an object with `log_probs`, a causal LM, or the path or hub id of one.
         max_new_tokens: T_max, the largest number of tokens of a completion.
         kl_coef: beta >= 0.
@@ -45,9 +65,24 @@ class TextMDP:
         shaping: terms added to the reward at every step (see `textenv.shaping`).
         gold_reward: a reward function that is reported (`info["gold_score"]`) and never part of the reward: the true
             objective, where `reward` is a proxy of it.
-        eos_token_id: the EOS token or tokens; by default those of the reference's generation config, else the
-            tokenizer's.
+        eos_token_id: the EOS token or tokens, ids or spellings; by default those of the reference's generation config,
+            else the tokenizer's.
         max_prompt_length: W, by default the length of the longest prompt.
+        on_reward_error: what happens where `reward` or `gold_reward` fails: it raises an error, calls `sys.exit`, or
+            does not return one finite number or None for each completion. "raise": `RewardError`. "retry": the batch is
+            scored again, in up to `reward_tries` attempts, before the error; functions that have scored all completions
+            are not called again. "skip": as "retry"; then each completion that has no score yet is scored once more
+            alone, and `collect` skips those that fail: their rows of `Rollout.mask` are False. `TextEnv`,
+            `TextVectorEnv` and `textenv.exact`, which cannot leave a completion out, raise the error after the last
+            attempt. Before an error about a whole batch is raised, its completions are scored alone, up to the first
+            that fails, so that the error can name it: a batch of B completions may cost B more calls.
+        reward_tries: attempts at scoring a batch, the first one included; all reward functions share them.
+        reward_wait: seconds between these attempts, the same each time.
+        special_tokens_in_prompts: whether the spelling of a special token ("</s>") in a prompt, or in a prompt or
+            completion of `reset`, is that token; by default it is ordinary text. For prompts that a chat template has
+            written.
+        chat_template_kwargs: further arguments of the tokenizer's chat template, for all conversations, such as
+            `{"enable_thinking": False}`; a row's own field of that name comes first.
 
     Raises:
         ValueError: a value breaks the rule that the message names.
@@ -55,7 +90,7 @@ class TextMDP:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | str | PathLike[str],
         prompts: PromptSource,
         reward: RewardFunction | Sequence[RewardFunction],
         reference: Any = None,
@@ -65,32 +100,37 @@ class TextMDP:
         reward_weights: Sequence[float] | None = None,
         shaping: ShapingTerm | Sequence[ShapingTerm] = (),
         gold_reward: RewardFunction | Sequence[RewardFunction] | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
+        eos_token_id: int | str | Sequence[int | str] | None = None,
         max_prompt_length: int | None = None,
+        on_reward_error: OnRewardError = "raise",
+        reward_tries: int = 3,
+        reward_wait: float = 1.0,
+        special_tokens_in_prompts: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        if max_new_tokens < 1 or max_new_tokens != int(max_new_tokens):
-            raise ValueError(f"max_new_tokens must be a whole number, at least 1, got {max_new_tokens}.")
-        if not 0 <= kl_coef < float("inf"):
-            raise ValueError(f"kl_coef (beta) must be a finite number >= 0, got {kl_coef}; 0 switches the KL off.")
-        self.tokenizer = tokenizer
+        self.max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+        if not is_number(kl_coef) or not 0 <= kl_coef <= float(np.finfo(np.float32).max):
+            raise ValueError(
+                f"kl_coef (beta) must be finite in float32, >= 0, got {shown(kl_coef)}; 0 switches the KL off."
+            )
+        self.tokenizer = tokenizer = as_tokenizer(tokenizer)
         self.vocab_size = len(tokenizer)
-        self.prompts = load_prompts(prompts, tokenizer, max_prompt_length)
-        self.reward = WeightedReward(reward, reward_weights)
-        self.gold_reward = None if gold_reward is None else WeightedReward(gold_reward, name="gold_reward")
+        self.encoding: dict[str, Any] = {
+            "special_tokens_in_prompts": bool(special_tokens_in_prompts),
+            "chat_template_kwargs": check_template_arguments(chat_template_kwargs),
+        }
+        if max_prompt_length is not None:
+            max_prompt_length = check_count("max_prompt_length", max_prompt_length)
+        self.prompts = load_prompts(prompts, tokenizer, max_prompt_length, **self.encoding)
+        self.training = TrainingContext()  # shared by reward functions and the agent that is trained on them
+        calls: Any = {"on_error": on_reward_error, "tries": reward_tries, "wait": reward_wait, "context": self.training}
+        self.reward = WeightedReward(reward, reward_weights, **calls)
+        self.gold_reward = None if gold_reward is None else WeightedReward(gold_reward, name="gold_reward", **calls)
         self.reference = as_reference(reference, self.vocab_size)
         # whether every token is allowed in every state, which makes masks unnecessary
         self.full_support = bool(getattr(self.reference, "full_support", False))
-        self.max_new_tokens = int(max_new_tokens)
         self.kl_coef = float(kl_coef)
-        self.shaping = (shaping,) if callable(shaping) else tuple(shaping)
-        if not all(map(callable, self.shaping)):
-            raise TypeError(f"shaping must be functions of transitions (see textenv.shaping), got {shaping!r}.")
-        self.term_names = ["score", "kl_reference", *map(shaping_name, self.shaping)]
-        if len({*self.term_names, "kl_policy"}) < len(self.term_names) + 1:
-            raise ValueError(
-                "Each shaping term needs a __name__ of its own, other than score, kl_reference and kl_policy, got "
-                f"{self.term_names[2:]}."
-            )
+        self.shaping = shaping_terms(shaping)
         self.prompt_width = width = int(self.prompts.input_ids.shape[1])
         empty_columns = ((0, 0), (0, self.max_new_tokens))
         self.initial_input_ids = np.pad(self.prompts.input_ids, empty_columns)  # s_0 of each prompt, [P, L]
@@ -100,29 +140,17 @@ class TextMDP:
             input_ids=self.initial_input_ids[:, :width],
             attention_mask=self.initial_attention_mask[:, :width],
         )
-        self.eos_token_ids = self._resolve_eos(eos_token_id)
+        self.eos_token_ids = resolve_eos(eos_token_id, self.reference, tokenizer, self.vocab_size)
         self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
         self.is_eos[self.eos_token_ids] = True
         self.prompt_texts = np.array(self.prompts.texts, dtype=object)
-        self.initial_action_mask = first_tokens(self.reference, self.prompts, self.vocab_size)
         context = getattr(self.reference, "max_length", None)
         if context is not None and self.prompt_width + self.max_new_tokens > context:
             raise ValueError(
                 f"Prompt and completion may take {self.prompt_width} + {self.max_new_tokens} tokens, more than the "
                 f"reference's context of {context}; shorten the prompts or lower max_new_tokens."
             )
-
-    def _resolve_eos(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
-        if eos_token_id is None:
-            eos_token_id = getattr(self.reference, "eos_token_id", None)
-        if eos_token_id is None:
-            eos_token_id = self.tokenizer.eos_token_id
-        if eos_token_id is None:
-            return []
-        ids = [int(eos_token_id)] if isinstance(eos_token_id, int | np.integer) else [int(i) for i in eos_token_id]
-        if bad := [i for i in ids if not 0 <= i < self.vocab_size]:
-            raise ValueError(f"eos_token_id must be in 0 .. {self.vocab_size - 1}, got {bad[0]}.")
-        return ids
+        self.initial_action_mask = first_tokens(self.reference, self.prompts, self.vocab_size)
 
     # -- states ------------------------------------------------------------------------------------------------------
 
@@ -152,7 +180,7 @@ class TextMDP:
         Raises:
             ValueError: there is no such prompt, it is empty or too long, or the state has no next token.
         """
-        index, text, ids = resolve_prompt(prompt, self.prompts, self.tokenizer)
+        index, text, ids = resolve_prompt(prompt, self.prompts, self.tokenizer, **self.encoding)
         state = self.empty_state(1)
         if index >= 0:
             self.reset_rows(state, 0, index)
@@ -164,7 +192,7 @@ class TextMDP:
         if len(tokens) >= self.max_new_tokens or self.is_eos[tokens].any():
             raise ValueError(
                 f"The completion to start from must leave a token to sample: fewer than max_new_tokens = "
-                f"{self.max_new_tokens} tokens and no EOS token, got {tokens.tolist()}."
+                f"{self.max_new_tokens} tokens and no EOS token, got {shown(tokens.tolist())}."
             )
         columns = slice(self.prompt_width, self.prompt_width + len(tokens))
         state.input_ids[0, columns] = tokens
@@ -181,7 +209,9 @@ class TextMDP:
     def encode_completion(self, completion: Any) -> Array:
         """Ids of a completion given as text (no special tokens are added) or as ids."""
         if isinstance(completion, str):
-            return np.asarray(self.tokenizer.encode(completion, add_special_tokens=False), dtype=np.int64)
+            read = self.encoding["special_tokens_in_prompts"]
+            encoded = encode_text(completion, self.tokenizer, add_special_tokens=False, read_special_tokens=read)
+            return np.asarray(encoded.ids, dtype=np.int64)
         return validate_token_ids(completion, self.vocab_size)
 
     def decode(self, ids: Any) -> str:
@@ -194,9 +224,12 @@ class TextMDP:
 
     def validate_actions(self, actions: Any, idle: Array, num: int) -> Array:
         """`actions` as int64 [num], 0 in the rows `idle`; raises `InvalidAction` unless the others are token ids."""
-        given = np.asarray(actions)
-        if given.shape != (num,) or given.dtype.kind not in "iu":
-            raise InvalidAction(f"Expected {num} integer token ids, got {actions!r} ({given.dtype}{given.shape}).")
+        given = integer_array(actions)
+        if given is None or given.shape != (num,):
+            raise InvalidAction(
+                f"Expected {num} integer token ids, got {shown(actions)}{array_type(actions)}; each must be in "
+                f"0 .. {self.vocab_size - 1}."
+            )
         tokens = given.astype(np.int64)
         tokens[idle] = 0
         if tokens.view(np.uint64).max() >= self.vocab_size:  # as unsigned, negative ids are large
@@ -275,24 +308,34 @@ class TextMDP:
 
     def shaping_terms(self, transitions: Transitions) -> dict[str, Array]:
         """The value of each shaping term, [B, T], zero where the mask is False."""
-        mask, terms = transitions.mask, {}
-        for term in self.shaping:
-            name, values = shaping_name(term), term(transitions)
-            if np.shape(values) != mask.shape or not np.isfinite(values[mask]).all():
-                raise ValueError(
-                    f"The shaping term {name!r} must return finite numbers, [B, T] = {mask.shape}, got {values!r}."
-                )
-            terms[name] = np.where(mask, values, 0.0)
-        return terms
+        return {shaping_name(term): shaping_values(term, transitions) for term in self.shaping}
 
     def finished(self, prompt: Array, prompt_text: Array, tokens: Array, length: Array) -> FinishedCompletions:
         """Makes the `FinishedCompletions` of this task; the arguments are those of that class."""
-        return FinishedCompletions(self.tokenizer, self.prompts.columns, prompt, prompt_text, tokens, length)
+        return FinishedCompletions(self.tokenizer, self.prompts, prompt, prompt_text, tokens, length)
+
+    @property
+    def last_skip(self) -> RewardError | None:
+        """The last error for which a completion was skipped; None before the first."""
+        return self.reward.last_skip or (None if self.gold_reward is None else self.gold_reward.last_skip)
 
     def score(self, finished: FinishedCompletions) -> NDArray[np.float64]:
-        """score(x, y) of finished completions, [K]."""
+        """score(x, y) of finished completions, [K]; raises `RewardError` where one cannot be scored."""
         return self.reward.score(finished)
 
     def gold_score(self, finished: FinishedCompletions) -> NDArray[np.float64] | None:
         """The gold reward's score of finished completions, [K]; None where the task has no gold reward."""
         return None if self.gold_reward is None else self.gold_reward.score(finished)
+
+    def scores_or_nan(self, finished: FinishedCompletions) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """`score` and `gold_score`, both nan for a completion that is skipped (see `on_reward_error`).
+
+        A completion is skipped if one of the two fails, so that both are measured on the same completions.
+        """
+        scores = self.reward.score(finished, may_skip=True)
+        if self.gold_reward is None:
+            return scores, None
+        gold_scores = self.gold_reward.score(finished, may_skip=True)
+        skipped = np.isnan(scores) | np.isnan(gold_scores)
+        scores[skipped] = gold_scores[skipped] = np.nan
+        return scores, gold_scores

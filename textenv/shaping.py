@@ -6,11 +6,13 @@ transitions; a step of the environment is T = 1. Its `__name__` is its key in `r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from textenv.arguments import shown, takes_arguments
 
 
 class Transitions(NamedTuple):
@@ -104,6 +106,44 @@ def missing_eos_penalty(penalty: float) -> ShapingTerm:
     return missing_eos
 
 
+def shaping_terms(shaping: ShapingTerm | Sequence[ShapingTerm]) -> tuple[ShapingTerm, ...]:
+    """One term or several as a tuple.
+
+    Raises:
+        TypeError: one cannot be called with transitions.
+        ValueError: two have the same name, or one has that of another term of the reward.
+    """
+    terms = tuple(shaping) if isinstance(shaping, list | tuple) else (shaping,)
+    if not all(takes_arguments(term, 1) for term in terms):
+        raise TypeError(
+            f"shaping must be a function of transitions or a list of them (see textenv.shaping), got {shown(shaping)}."
+        )
+    names = [*map(shaping_name, terms)]
+    if len({"score", "kl_reference", "kl_policy", "illegal", *names}) < len(names) + 4:
+        raise ValueError(
+            "Each shaping term needs a __name__ of its own, other than score, kl_reference, kl_policy and illegal, "
+            f"got {names}."
+        )
+    return terms
+
+
 def shaping_name(term: Any) -> str:
     """The key of a shaping term in `reward_terms`."""
     return str(getattr(term, "__name__", type(term).__name__))
+
+
+def shaping_values(term: ShapingTerm, transitions: Transitions) -> NDArray[np.float64]:
+    """A shaping term's value of each transition, [B, T], zero where the mask is False.
+
+    Raises:
+        ValueError: it does not return an array of that shape, with numbers that are finite in float32.
+    """
+    values, mask = term(transitions), transitions.mask
+    numbers = np.asarray(values) if np.shape(values) == mask.shape else np.empty(0)
+    valid = numbers.shape == mask.shape and numbers.dtype.kind in "biuf"
+    if not valid or not (np.abs(numbers[mask].astype(np.float64)) <= np.finfo(np.float32).max).all():
+        raise ValueError(
+            f"The shaping term {shaping_name(term)!r} must return finite numbers, [B, T] = {mask.shape}, got "
+            f"{values!r}. Numbers must be finite in float32."
+        )
+    return np.where(mask, numbers, 0.0)

@@ -42,8 +42,12 @@ class MaskedDiscrete(spaces.Discrete):
         self.initial_mask = self.mask = initial_mask
 
     def seed(self, seed: int | None = None) -> Any:
-        """Seeds the sampler and restores the initial mask, until the environment sets another."""
-        self.mask = self.initial_mask
+        """Seeds the sampler and restores the initial mask, until the environment sets another.
+
+        The first sample of a space that was never seeded calls this too; it keeps the mask.
+        """
+        if seed is not None or self._np_random is not None:
+            self.mask = self.initial_mask
         return super().seed(seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> Any:
@@ -63,7 +67,8 @@ class MaskedMultiDiscrete(spaces.MultiDiscrete):
 
     def seed(self, seed: Any = None) -> Any:
         """As `MaskedDiscrete.seed`."""
-        self.mask = self.initial_mask
+        if seed is not None or self._np_random is not None:
+            self.mask = self.initial_mask
         return super().seed(seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> Any:

@@ -35,6 +35,8 @@ def get_mdp(env: Any) -> TextMDP:
     wrapper = env
     while isinstance(wrapper, gym.Wrapper | gym.vector.VectorWrapper):
         if not isinstance(wrapper, PASSIVE_WRAPPERS):
+            if reason := getattr(type(wrapper), "no_mdp", None):
+                raise TypeError(reason)
             raise TypeError(
                 f"{type(wrapper).__name__} may change observations, actions or rewards, which agents and the oracle "
                 "would miss, as they use the environment's MDP: put the change into the task (reward=, shaping=, "

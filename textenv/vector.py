@@ -14,7 +14,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textenv.bound_policy import PolicyFunction
+from textenv.arguments import Seeds, check_count, check_options, check_reset_mask, check_seeds, shown
+from textenv.bound_policy import PolicyFunction, check_policy
+from textenv.data import printable
 from textenv.mdp import TextMDP
 from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
 from textenv.state import Array
@@ -49,19 +51,21 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         policy: PolicyFunction | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
-        if render_mode not in (None, "ansi"):
-            raise ValueError(f"render_mode must be None or 'ansi' for a vector environment, got {render_mode!r}.")
+        if not isinstance(num_envs, int | np.integer) or isinstance(num_envs, bool) or num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {shown(num_envs)}; pass an integer.")
+        check_count("num_envs", num_envs)
+        if not isinstance(render_mode, str | None) or render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode must be None or 'ansi' for a vector environment, got {shown(render_mode)}.")
         self.mdp = mdp
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": ["ansi"], "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observation_space(mdp)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = action_space(mdp)
         self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.initial_mask, num_envs)
+        self.illegal_reward: float | None = None  # set by `textenv.wrappers.TerminateIllegal`
         self.episodes = self._default_episodes = make_episodes(mdp, num_envs)
         self.bind_policy(policy)
 
@@ -72,6 +76,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
         """Binds pi, as `TextEnv.bind_policy`: the reward is then the whole r_t."""
+        check_policy(policy)
         if policy is not None or isinstance(self.episodes, EpisodeBatch):
             self.episodes = self._general_episodes()
             self.episodes.bind(policy)
@@ -87,8 +92,8 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
         The other options are those of `TextEnv.reset`, the same for every row that is reset.
         """
-        options = dict(options or {})
-        rows = self._rows_to_reset(options.pop("reset_mask", None))
+        seeds, options = check_seeds(seed, self.num_envs), check_options(options, "reset_mask")
+        rows = check_reset_mask(options.pop("reset_mask", None), self.num_envs)
         if not (self.episodes.started or rows.all()):
             raise gym.error.ResetNeeded("The first reset() must start every row: leave reset_mask out.")
         episodes: EpisodeBatch | TabulatedBatch = self.episodes
@@ -97,9 +102,8 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         elif rows.all() and episodes.policy is None:  # back to a TabulatedBatch, where the task allows one
             episodes = self._default_episodes
             episodes.started = self.episodes.started
-        may_raise = bool(options) or seed is not None
-        with episodes.streams.restore_on_error() if may_raise else nullcontext():
-            self._seed(seed, np.flatnonzero(rows), first=not episodes.started)
+        with episodes.streams.restore_on_error(self) if options else nullcontext():
+            self._seed(seeds, np.flatnonzero(rows), first=not episodes.started)
             if isinstance(episodes, EpisodeBatch):
                 episodes.start(np.flatnonzero(rows), options)
             else:
@@ -109,30 +113,19 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         mask = self._action_mask()
         return self.episodes.observation(), _pack({"action_mask": mask}, rows.copy())
 
-    def _rows_to_reset(self, mask: Any) -> NDArray[np.bool_]:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
-            raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},), got {mask!r}.")
-        if not mask.any():
-            raise ValueError("options['reset_mask'] must be True in at least one row, got none.")
-        return mask
-
-    def _seed(self, seed: int | Sequence[int | None] | None, rows: Array, first: bool) -> None:
+    def _seed(self, seeds: Seeds, rows: Array, first: bool) -> None:
         """Seeds the rows that are reset; a row whose seed in a list is None keeps its stream."""
-        each = None if seed is None or isinstance(seed, int | np.integer) else list(seed)
-        if each is not None and len(each) != self.num_envs:
-            raise ValueError(f"A list of seeds must have one per row: {self.num_envs}, got {len(each)}.")
-        if each is not None and any(own is not None and own < 0 for own in each):
-            raise ValueError(f"Seeds must not be negative, got {each}.")
-        if first or (seed is not None and each is None):
-            super().reset(seed=None if each is not None else seed)  # type: ignore[arg-type]
+        one = None if isinstance(seeds, list) else seeds
+        if first or one is not None:
+            super().reset(seed=one)
             start = np.uint64((self.np_random_seed or 0) % 2**64)
             with np.errstate(over="ignore"):
                 self.episodes.streams.seed(rows, start + rows.astype(np.uint64))
-        if each is not None:
-            given = np.array([row for row in rows if each[row] is not None], dtype=np.int64)
-            self.episodes.streams.seed(given, np.array([each[row] % 2**64 for row in given], dtype=np.uint64))
+        if isinstance(seeds, list):
+            given = {row: each for row in rows.tolist() if (each := seeds[row]) is not None}
+            self.episodes.streams.seed(
+                np.array([*given], dtype=np.int64), np.array([each % 2**64 for each in given.values()], dtype=np.uint64)
+            )
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         mode, episodes = self.autoreset_mode, self.episodes
@@ -141,7 +134,11 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
                 f"The episodes in rows {np.flatnonzero(~episodes.live).tolist()} have ended; with autoreset DISABLED "
                 "call reset(options={'reset_mask': terminated}) before the next step."
             )
-        step = episodes.step(actions)  # which by itself resets ended rows, as NEXT_STEP has it
+        if self.illegal_reward is None:
+            step = episodes.step(actions)  # which by itself resets ended rows, as NEXT_STEP has it
+        else:
+            self.episodes = episodes = self._general_episodes()
+            step = episodes.step(actions, self.illegal_reward)
         final: Info = {}
         if mode == AutoresetMode.SAME_STEP and step.final is not None:
             final = self._same_step_info(step)
@@ -167,7 +164,8 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
             return None
         state, width = self.episodes.state, self.mdp.prompt_width
         rows = zip(state.prompt_text, state.input_ids, state.time, strict=True)
-        return tuple(f"{prompt} | {self.mdp.decode(ids[width : width + time])}" for prompt, ids, time in rows)
+        texts = ((prompt, self.mdp.decode(ids[width : width + time])) for prompt, ids, time in rows)
+        return tuple(f"{printable(prompt)} | {printable(completion)}" for prompt, completion in texts)
 
     def _action_mask(self) -> NDArray[np.int8]:
         mask = self.episodes.action_mask()
@@ -176,15 +174,22 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def _step_info(self, step: StepResult) -> Info:
         """`ref_log_prob` and `reward_terms` of the rows that were stepped."""
-        rows = step.stepped
-        return _pack({"ref_log_prob": step.ref_log_prob, "reward_terms": _pack(step.terms, rows)}, rows)
+        rows, terms = step.stepped, _pack(step.terms, step.stepped)
+        if (illegal := step.illegal) is not None:
+            ended = {"illegal": np.where(illegal, step.rewards, 0.0)}
+            terms = _pack_some(step.terms, rows & ~illegal) | _pack_some(ended, illegal)
+        return _pack({"ref_log_prob": step.ref_log_prob, "reward_terms": terms}, rows)
 
     def _final_info(self, step: StepResult) -> Info:
         """`prompt`, `completion`, `score` and the other fields of the rows that terminated."""
         if step.final is None:
             return {}
         info = {name: values for name, values in vars(step.final).items() if values is not None}
-        return _pack(info | {"score": step.terms["score"].copy()}, step.terminated.copy())
+        info["score"] = step.terms["score"].copy()
+        if step.illegal is None:
+            return _pack(info, step.terminated.copy())
+        numbers: Info = {name: info.pop(name) for name in ("score", "gold_score", "kl") if name in info}
+        return _pack(info, step.terminated.copy()) | _pack_some(numbers, step.terminated & ~step.illegal)
 
     def _same_step_info(self, step: StepResult) -> Info:
         """`final_obs` and `final_info` of the rows that terminated, as Gymnasium's SAME_STEP has them."""
@@ -198,9 +203,24 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         return _pack({"final_obs": observations, "final_info": info}, terminated)
 
 
+def _autoreset_mode(mode: Any) -> AutoresetMode:
+    """The mode, given as itself or by its value."""
+    if isinstance(mode, AutoresetMode):
+        return mode
+    values = [each.value for each in AutoresetMode]
+    if not isinstance(mode, str) or mode not in values:
+        raise ValueError(f"autoreset_mode must be one of {', '.join(map(repr, values))}, got {shown(mode)}.")
+    return AutoresetMode(mode)
+
+
 def _pack(info: Info, rows: NDArray[np.bool_]) -> Info:
     """Adds to each key the mask `_key` of the rows that have it, as in Gymnasium's vector infos."""
     return info | {f"_{name}": rows for name in info}
+
+
+def _pack_some(info: Info, rows: NDArray[np.bool_]) -> Info:
+    """As `_pack`; without the keys that no row has."""
+    return _pack(info, rows) if rows.any() else {}
 
 
 @cache

@@ -24,10 +24,10 @@ from textenv.testing import play
         ({"prompts": []}, "at least one prompt.* none"),
         ({"prompts": ["a", ""]}, "at least one token, got ''.*drop it"),
         ({"prompts": ["a", "  "]}, "at least one token, got '  '.*drop it"),
-        ({"prompts": ["a", 7]}, "must be a string, or messages.*, got 7"),
+        ({"prompts": ["a", 7]}, "must be a string, messages.*, got '7'"),
         ({"prompts": [{"prompt": "a", "x": 1}, {"prompt": "b"}]}, "prompt 1: .*first one's fields.*'x'.*got .*'b'"),
-        ({"prompts": [{"text": "a"}]}, "field 'prompt'.*got .*'text'"),
-        ({"prompts": [{"prompt": "a", "completions": "b"}]}, "'completions' is an argument of every reward; rename"),
+        ({"prompts": [{"text": "a"}]}, "field 'prompt'.*got .*\"text\""),
+        ({"prompts": [{"prompt": "a", "completions": "b"}]}, "'completions' is an argument of rewards; rename"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, at least 1, got 2.5"),
         (
             {"prompts": ["a", "a b a"], "max_prompt_length": 2},
@@ -38,7 +38,7 @@ from textenv.testing import play
         ({"kl_coef": -0.1}, r"kl_coef \(beta\).*>= 0, got -0.1; 0 switches"),
         ({"kl_coef": float("nan")}, "kl_coef.*finite.*got nan"),
         ({"kl_coef": float("inf")}, "kl_coef.*finite.*got inf"),
-        ({"eos_token_id": 4}, r"eos_token_id must be in 0 \.\. 3, got 4"),
+        ({"eos_token_id": 4}, r"eos_token_id must be in 0 \.\. 3, .*got 4"),
         ({"reference": random_reference(5, 0, False)}, "vocabulary of 5 tokens, the tokenizer one of 4.*same"),
         ({"reward": [zero, zero], "reward_weights": [1.0]}, r"one finite number per function \(2\), got \[1.0\]"),
         ({"reward_weights": [float("nan")]}, "one finite number per function .*nan"),
@@ -56,9 +56,9 @@ def test_a_broken_task_is_refused(arguments: dict[str, Any], message: str) -> No
     ("arguments", "message"),
     [
         ({"reward": "count"}, "reward must be a function.*got 'count'"),
-        ({"reward": []}, r"reward must be a function.*got \[\]"),
+        ({"reward": []}, r"^reward must be a reward function.*got \[\]"),
         ({"gold_reward": "count"}, "^gold_reward must be a function.*got 'count'"),
-        ({"gold_reward": []}, r"^gold_reward must be a function.*got \[\]"),
+        ({"gold_reward": []}, r"^gold_reward must be a reward function.*got \[\]"),
         ({"reference": 3}, "reference must be None.*log_probs.*causal language model.*got int"),
     ],
 )
@@ -125,6 +125,14 @@ def test_a_model_must_have_the_tokenizers_vocabulary(assets: Path) -> None:
         TextMDP(**arguments | {"max_new_tokens": 510})
 
 
+def test_a_prompt_beyond_the_context_is_not_read(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before the reference gets it: that would take long."""
+    arguments = stories(assets)
+    monkeypatch.setattr("textenv.mdp.first_tokens", lambda *_: pytest.fail("the reference was called"))
+    with pytest.raises(ValueError, match="more than the reference's context of 512"):
+        TextMDP(**arguments | {"prompts": ["once " * 600]})
+
+
 def test_a_larger_vocabulary_is_not_mistaken_for_a_padded_one(assets: Path) -> None:
     """A model with many more tokens than the tokenizer has another vocabulary; a few more are padding."""
     few = WordTokenizer("is it yes no")
@@ -168,14 +176,16 @@ def test_a_broken_reference_is_refused(reference: BrokenReference, message: str)
         TextMDP(**words(reference=reference))
 
 
-def test_a_shaping_term_may_not_have_the_name_of_a_reward_term() -> None:
+@pytest.mark.parametrize("name", ["score", "kl_reference", "kl_policy", "illegal"])
+def test_a_shaping_term_may_not_have_the_name_of_a_reward_term(name: str) -> None:
     """The names of the reward's own terms are reserved."""
 
-    def kl_policy(transitions: Any) -> np.ndarray:
+    def term(transitions: Any) -> np.ndarray:
         return np.zeros(transitions.tokens.shape)
 
-    with pytest.raises(ValueError, match="other than score, kl_reference and kl_policy"):
-        TextMDP(**words(shaping=[kl_policy]))
+    term.__name__ = name
+    with pytest.raises(ValueError, match=f"other than score, kl_reference, kl_policy and illegal, got.*{name}"):
+        TextMDP(**words(shaping=[term]))
 
 
 def test_play_is_for_a_single_environment() -> None:

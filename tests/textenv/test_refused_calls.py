@@ -82,10 +82,10 @@ def test_a_refused_batch_changes_nothing(actions: Any, message: str, one_is_fini
     [
         (
             lambda n: [0.0] * (n - 1) + [float("nan")],
-            "'judge' must return finite .*nan for 'a b' after 'b a b'",
+            "'judge' must return finite .*nan, for the completion 'a b' after the prompt 'b a b'",
         ),
         (lambda n: [float("inf")] * n, "'judge' must return finite numbers, got inf"),
-        (lambda n: [None] * n, "returned None for 'a b' after 'b a b'.*at least one"),
+        (lambda n: [None] * n, "returned None for the completion 'a b' after the prompt 'b a b'.*at least one"),
         (lambda n: [1.0] * (n + 1), r"'judge' must return one score per completion: 1, got 2"),
         (lambda n: [], "'judge' must return one score per completion: 1, got 0"),
     ],

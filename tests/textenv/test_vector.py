@@ -194,6 +194,19 @@ def test_later_steps_do_not_change_returned_arrays() -> None:
             assert_same(returned, copies)
 
 
+def test_a_mask_that_a_user_changes_is_a_copy() -> None:
+    """The environment's own mask is as it was. (One that cannot be written needs no copy.)"""
+    for sparse in (False, True):
+        envs = TextVectorEnv(TextMDP(**words(reference=random_reference(4, 1, sparse=sparse))), 3)
+        _, info = envs.reset(seed=0)
+        for _ in range(4):
+            before = envs.action_masks().copy()
+            if info["action_mask"].flags.writeable:
+                info["action_mask"][:] = 0
+            assert (envs.action_masks() == before).all()
+            _, _, _, _, info = envs.step(before.argmax(axis=1))
+
+
 def test_reset_to_a_completion_keeps_each_rows_own_prompt() -> None:
     """As a single environment with the same seed does; a refused completion changes nothing."""
     arguments: dict[str, Any] = {"vocab_size": 4, "max_new_tokens": 3, "num_prompts": 5}

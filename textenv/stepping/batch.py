@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.bound_policy import PolicyFunction, action_log_probs
+from textenv.bound_policy import PolicyFunction, action_log_probs, check_policy
 from textenv.mdp import TextMDP
 from textenv.state import Array
 from textenv.stepping.cursors import make_cursor
@@ -32,7 +32,7 @@ class FinalInfo:
         completion: the completions as text.
         gold_score: their gold scores; None where the task has no gold reward.
         kl: sum_t (log pi - log pi_ref) over each completion; None without a bound policy.
-        finish_reason: "stop" (EOS) or "length" (`max_new_tokens`).
+        finish_reason: "stop" (EOS), "length" (`max_new_tokens`) or "illegal" (a masked action).
     """
 
     prompt: Array
@@ -53,6 +53,8 @@ class StepResult:
         ref_log_prob: float64 [B], log pi_ref(a_t | s_t).
         terms: the terms of r_t, float64 [B] each; empty where no row was stepped.
         final: the completions that ended, None if there are none.
+        illegal: bool [B], the rows that a masked action ended, None if there are none: they have a reward, log pi_ref =
+            -inf and no terms.
     """
 
     rewards: NDArray[np.float64]
@@ -61,11 +63,14 @@ class StepResult:
     ref_log_prob: NDArray[np.float64]
     terms: dict[str, NDArray[np.float64]]
     final: FinalInfo | None
+    illegal: NDArray[np.bool_] | None = None
 
     def restrict_to(self, rows: NDArray[np.bool_]) -> StepResult:
-        """Zeroes `stepped`, `ref_log_prob` and `terms` outside these rows; the other fields keep all rows."""
+        """Zeroes `stepped`, `ref_log_prob`, `terms` and `illegal` outside these rows; other fields keep all rows."""
         terms = {name: np.where(rows, values, 0.0) for name, values in self.terms.items()}
-        return replace(self, stepped=rows, ref_log_prob=np.where(rows, self.ref_log_prob, 0.0), terms=terms)
+        illegal = None if self.illegal is None else self.illegal & rows
+        ref_log_prob = np.where(rows, self.ref_log_prob, 0.0)
+        return replace(self, stepped=rows, ref_log_prob=ref_log_prob, terms=terms, illegal=illegal)
 
 
 class EpisodeBatch:
@@ -94,10 +99,7 @@ class EpisodeBatch:
 
     def bind(self, policy: PolicyFunction | None) -> None:
         """Includes this policy's log-probabilities in the reward; None: no policy's."""
-        if policy is not None and not callable(getattr(policy, "next_token_logits", policy)):
-            raise TypeError(
-                f"A policy must be a function (input_ids, attention_mask) -> logits [B, V], got {policy!r}."
-            )
+        check_policy(policy)
         self.policy = policy
 
     def start(self, rows: Any, options: dict[str, Any] | None = None) -> None:
@@ -110,8 +112,6 @@ class EpisodeBatch:
             self.mdp.reset_rows(self.state, rows, drawn)
             self.cursor.reset_rows(rows, drawn)
         else:  # all states are made before anything changes: a refused reset leaves the episodes as they were
-            if unknown := set(options) - {"prompt", "completion"}:
-                raise ValueError(f"reset's options are 'prompt' and 'completion', got {sorted(map(str, unknown))}.")
             prompt, rows, drawn = options.get("prompt"), np.atleast_1d(rows), np.atleast_1d(drawn)
             groups = [(prompt, rows)] if prompt is not None else [(i, rows[drawn == i]) for i in np.unique(drawn)]
             states = [self.mdp.make_state(first, options.get("completion", ())) for first, _ in groups]
@@ -126,35 +126,39 @@ class EpisodeBatch:
         """Brings log pi_ref up to date with the states."""
         self.cursor.refresh(self.live)
 
-    def step(self, actions: Any) -> StepResult:
+    def step(self, actions: Any, illegal_reward: float | None = None) -> StepResult:
         """Appends one token to every live episode and computes the rewards.
 
         Rows whose episode had ended start a new one instead: their actions are ignored, their rewards are zero.
+        A masked action raises `InvalidAction`; with an `illegal_reward` it ends its episode with that reward instead.
         """
         if not self.started:
             raise gym.error.ResetNeeded("No episode is in progress: call reset() before step().")
         mdp, state, live = self.mdp, self.state, self.live
         idle = (~live).nonzero()[0]
+        tokens = mdp.validate_actions(actions, idle, len(live))
         if len(idle) == len(live):
             self.start(idle)
             zeros = np.zeros(len(live))
             return StepResult(zeros, zeros != 0, zeros != 0, zeros, {}, None)
-        tokens = mdp.validate_actions(actions, idle, len(live))
         ref_log_prob, after = self.cursor.lookup(tokens)
         ref_log_prob[idle] = 0.0
+        illegal = None
         if not mdp.full_support and ref_log_prob.min() == -np.inf:
-            bad = int(np.flatnonzero(np.isneginf(ref_log_prob))[0])
-            raise mdp.masked_action_error(state, bad, int(tokens[bad]))
+            illegal = np.isneginf(ref_log_prob)
+            if illegal_reward is None:
+                bad = int(illegal.argmax())
+                raise mdp.masked_action_error(state, bad, int(tokens[bad]))
+            tokens[illegal], ref_log_prob[illegal] = 0, 0.0
+            live = live & ~illegal
         log_prob, kl = None, self.kl
-        if self.policy is not None:
+        if self.policy is not None and live.any():
             allowed = self.action_mask() == 1
-            log_prob = action_log_probs(self.policy, state.input_ids, state.attention_mask, tokens, allowed)
-            log_prob[idle] = 0.0
+            log_prob = action_log_probs(self.policy, state.input_ids, state.attention_mask, tokens, allowed, live)
             kl = kl + (log_prob - ref_log_prob)
 
         stop = mdp.is_eos.take(tokens)
-        terminated = stop | (state.time == mdp.max_new_tokens - 1)
-        terminated[idle] = False
+        terminated = (stop | (state.time == mdp.max_new_tokens - 1)) & live
         scores, ending, final = np.zeros(len(live)), terminated.nonzero()[0], None
         if len(ending):
             scores[ending], final = self._finish(ending, tokens, stop, kl)
@@ -174,7 +178,34 @@ class EpisodeBatch:
         state.input_ids.reshape(-1)[cell] = tokens
         state.attention_mask.reshape(-1)[cell] = live
         state.time += live
-        return StepResult(reduce(np.add, terms.values()), terminated, live, ref_log_prob, terms, final)
+        step = StepResult(reduce(np.add, terms.values()), terminated, live, ref_log_prob, terms, final)
+        if illegal is None or illegal_reward is None:
+            return step
+        return self._end_illegal(step, illegal, illegal_reward)
+
+    def _end_illegal(self, step: StepResult, illegal: NDArray[np.bool_], reward: float) -> StepResult:
+        """Ends the episodes in the rows `illegal`, which `step` left unchanged: this reward, no token, no score."""
+        self.live = self.live & ~illegal
+        final = step.final
+        if final is None:
+            completion, finish_reason = np.full((2, len(illegal)), None, dtype=object)
+            final = FinalInfo(self.state.prompt_text.copy(), completion, None, None, finish_reason)
+        final.completion[illegal] = [self.completion(row) for row in illegal.nonzero()[0].tolist()]
+        final.finish_reason[illegal] = "illegal"
+        return replace(
+            step,
+            rewards=np.where(illegal, reward, step.rewards),
+            terminated=step.terminated | illegal,
+            stepped=step.stepped | illegal,
+            ref_log_prob=np.where(illegal, -np.inf, step.ref_log_prob),
+            final=final,
+            illegal=illegal,
+        )
+
+    def completion(self, row: int) -> str:
+        """The completion so far of one row, as text."""
+        width = self.mdp.prompt_width
+        return self.mdp.decode(self.state.input_ids[row, width : width + self.state.time[row]])
 
     def _finish(self, rows: Array, tokens: Array, stop: Array, kl: Array) -> tuple[Array, FinalInfo]:
         """Scores the completions that end with these tokens, [K]; and their `FinalInfo`."""

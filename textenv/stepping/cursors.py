@@ -22,7 +22,14 @@ class ReferenceCursor:
     def __init__(self, mdp: TextMDP, state: TextState) -> None:
         self.mdp, self.state = mdp, state
         self.rows = np.arange(len(state))
-        self.log_probs: Array = np.broadcast_to(0.0, (len(state), mdp.vocab_size))
+        self.known: Array | None = np.broadcast_to(0.0, (len(state), mdp.vocab_size))
+
+    @property
+    def log_probs(self) -> Array:
+        """log pi_ref of every next token, [B, V]; calls the reference where no result is known."""
+        if self.known is None:
+            self.known = self.mdp.next_ref_log_probs(self.state)
+        return self.known
 
     def lookup(self, tokens: Array) -> tuple[NDArray[np.float64], Any]:
         """log pi_ref of one token per row, [B]; and the argument of `advance`."""
@@ -32,12 +39,14 @@ class ReferenceCursor:
         """No-op: `refresh` reads the states after the tokens of `lookup`."""
 
     def reset_rows(self, rows: Any, prompt: Any) -> None:
-        """No-op: `refresh` reads the new states."""
+        """Forgets the result of the last call; `refresh` reads the new states."""
+        self.known = None
 
     def refresh(self, live: Array) -> None:
         """Calls the reference on the current states, unless none is `live`."""
         if live.any():
-            self.log_probs = self.mdp.next_ref_log_probs(self.state)
+            self.known = None  # stays so if the reference raises
+            self.known = self.mdp.next_ref_log_probs(self.state)
 
     def allowed(self) -> NDArray[np.bool_]:
         """The next tokens of positive probability, [B, V]."""

@@ -43,13 +43,14 @@ class PromptStreams:
         self._hash_ahead()
 
     @contextmanager
-    def restore_on_error(self) -> Iterator[None]:
-        """Restores the streams if its block raises."""
-        before = copy.deepcopy(vars(self))
+    def restore_on_error(self, env: Any) -> Iterator[None]:
+        """Restores the streams, and the generator of the environment that seeds them, if its block raises."""
+        before, generator = copy.deepcopy(vars(self)), (env._np_random, env._np_random_seed)
         try:
             yield
-        except Exception:
+        except BaseException:
             vars(self).update(before)
+            env._np_random, env._np_random_seed = generator
             raise
 
     def draw(self, rows: Any) -> Any:

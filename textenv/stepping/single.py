@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from textenv.arguments import is_scalar, shown
 from textenv.bound_policy import PolicyFunction
 from textenv.mdp import InvalidAction, TextMDP
 from textenv.stepping.batch import FINISH_REASONS, EpisodeBatch
@@ -33,19 +34,21 @@ class SingleEpisode(EpisodeBatch):
         # the results of `_finish_one` where rewards are pure, by prompt and completion
         self.finished_before: dict[tuple[int, bytes], dict[str, Any]] = {}
 
-    def step_scalar(self, action: Any) -> ScalarStep:
-        """Appends one token and computes its reward."""
+    def step_scalar(self, action: Any, illegal_reward: float | None = None) -> ScalarStep:
+        """Appends one token and computes its reward; `illegal_reward` is that of `EpisodeBatch.step`."""
         if not self.live[0]:
             raise gym.error.ResetNeeded(
                 "No episode is in progress (none has started, or it has ended): call reset() before step()."
             )
         table = self.cursor if type(self.cursor) is TableCursor else None
         if table and self.policy is None and not self.mdp.shaping and type(action) in SCALAR_TYPES:
-            return self._step_table(table, int(action))
-        if np.ndim(action) != 0:
-            raise InvalidAction(f"An action is one token id, got {action!r}.")
-        step = self.step(np.asarray(action)[None])
+            return self._step_table(table, int(action), illegal_reward)
+        if not is_scalar(action):
+            raise InvalidAction(f"An action is one token id, got {shown(action)}.")
+        step = self.step(np.asarray(action)[None], illegal_reward)
         self.refresh()
+        if step.illegal is not None:
+            return self._end_scalar(float(step.rewards[0]))
         final: dict[str, Any] = {}
         if step.final is not None:
             final = {"prompt": step.final.prompt[0], "completion": step.final.completion[0]}
@@ -57,7 +60,13 @@ class SingleEpisode(EpisodeBatch):
         terms = {name: float(values[0]) for name, values in step.terms.items()}
         return float(step.rewards[0]), bool(step.terminated[0]), float(step.ref_log_prob[0]), terms, final
 
-    def _step_table(self, cursor: TableCursor, token: int) -> ScalarStep:
+    def _end_scalar(self, illegal_reward: float) -> ScalarStep:
+        """`EpisodeBatch._end_illegal` in numbers."""
+        self.live[0] = False
+        final = {"prompt": self.state.prompt_text[0], "completion": self.completion(0), "finish_reason": "illegal"}
+        return illegal_reward, True, -np.inf, {"illegal": illegal_reward}, final
+
+    def _step_table(self, cursor: TableCursor, token: int, illegal_reward: float | None) -> ScalarStep:
         """`EpisodeBatch.step` in numbers, for a table without bound policy and shaping."""
         mdp, state = self.mdp, self.state
         if not 0 <= token < mdp.vocab_size:
@@ -65,7 +74,9 @@ class SingleEpisode(EpisodeBatch):
         edge = cursor.table_state.item(0) * mdp.vocab_size + token
         ref_log_prob = cursor.table.table.item(edge)
         if ref_log_prob == -np.inf:
-            raise mdp.masked_action_error(state, 0, token)
+            if illegal_reward is None:
+                raise mdp.masked_action_error(state, 0, token)
+            return self._end_scalar(illegal_reward)
         time = state.time.item(0)
         stop = token in self.eos_token_ids
         terminated = stop or time == mdp.max_new_tokens - 1

@@ -109,7 +109,7 @@ class TabulatedBatch:
         """No-op: log-probabilities are tabulated."""
 
     def step(self, actions: Any) -> StepResult:
-        """As `EpisodeBatch.step`."""
+        """As `EpisodeBatch.step` without an `illegal_reward`, which needs `to_batch`."""
         if not self.started:
             raise gym.error.ResetNeeded("No episode is in progress: call reset() before step().")
         mdp, live = self.mdp, self.live

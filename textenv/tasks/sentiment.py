@@ -32,7 +32,8 @@ End
 Arguments
     model=None (SmolLM2), a path or hub id of a causal language model, whose tokenizer is loaded with it.
     prompts=OPENINGS, reward=vader, max_new_tokens=24, kl_coef=0.05, gold_reward, reward_weights, shaping,
-    max_prompt_length: see `textenv.mdp.TextMDP`.
+    max_prompt_length, special_tokens_in_prompts, chat_template_kwargs, on_reward_error, reward_tries,
+    reward_wait: see `textenv.mdp.TextMDP`. trust_remote_code=False: whether `model` may run code of its own.
 
 Version history
     v0: first version.
@@ -49,7 +50,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from textenv.data import PromptSource
+from textenv.data import PromptSource, fill_holes
 from textenv.mdp import TextMDP
 from textenv.rewards import vader
 
@@ -112,15 +113,16 @@ def sentiment(
     *,
     max_new_tokens: int = 24,
     kl_coef: float = 0.05,
+    trust_remote_code: bool = False,
     **arguments: Any,
 ) -> TextMDP:
     """Makes the task."""
-    from transformers import AutoTokenizer  # here, so that registering the task imports no torch
-
-    from textenv.lm import load_smollm2
+    from textenv.lm import load_smollm2, load_tokenizer  # here, so that registering the task imports no torch
+    from textenv.references import CausalLMReference
 
     if model is None:
         reference, tokenizer = load_smollm2()
     else:
-        reference, tokenizer = model, AutoTokenizer.from_pretrained(model)
+        tokenizer = fill_holes(load_tokenizer(model, trust_remote_code=trust_remote_code))
+        reference = CausalLMReference(model, vocab_size=len(tokenizer), trust_remote_code=trust_remote_code)
     return TextMDP(tokenizer, prompts, reward, reference, max_new_tokens=max_new_tokens, kl_coef=kl_coef, **arguments)

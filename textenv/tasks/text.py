@@ -21,8 +21,9 @@ End
 
 Arguments
     tokenizer, prompts, reward, reference, max_new_tokens, kl_coef, reward_weights, shaping, gold_reward,
-    eos_token_id, max_prompt_length: see `textenv.mdp.TextMDP`. Also `policy` and `render_mode` (single),
-    `num_envs` and `autoreset_mode` (batched).
+    eos_token_id, max_prompt_length, special_tokens_in_prompts, chat_template_kwargs, on_reward_error, reward_tries,
+    reward_wait: see `textenv.mdp.TextMDP`. Also `policy` and `render_mode` (single), `num_envs` and `autoreset_mode`
+    (batched).
 
 Version history
     v0: first version.

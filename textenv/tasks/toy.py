@@ -42,6 +42,7 @@ from typing import Any
 
 import numpy as np
 
+from textenv.arguments import check_count, is_number, shown
 from textenv.categorical import masked_log_softmax
 from textenv.data import WordTokenizer
 from textenv.mdp import TextMDP
@@ -60,11 +61,16 @@ def toy(
     shaping: Sequence[ShapingTerm] = (),
 ) -> TextMDP:
     """Makes the toy of these numbers: the same numbers give the same toy."""
-    if vocab_size < 3 or max_new_tokens < 1 or num_prompts < 1:
+    numbers = {"vocab_size": vocab_size, "max_new_tokens": max_new_tokens, "num_prompts": num_prompts}
+    if not all(map(is_number, numbers.values())) or vocab_size < 3 or max_new_tokens < 1 or num_prompts < 1:
         raise ValueError(
             "Toy-v0 needs vocab_size >= 3 (the end token and two letters), max_new_tokens >= 1 and num_prompts >= 1, "
-            f"got {vocab_size}, {max_new_tokens}, {num_prompts}."
+            f"got {', '.join(map(shown, numbers.values()))}."
         )
+    vocab_size, max_new_tokens, num_prompts = (
+        check_count(name, number, high=2**31) for name, number in numbers.items()
+    )
+    task_seed = check_count("task_seed", task_seed, 0, 2**63 - 1)
     if (size := num_prompts * max_new_tokens * vocab_size**2) > MAX_WEIGHTS:
         raise ValueError(
             f"Toy-v0 draws num_prompts x max_new_tokens x vocab_size^2 weights: {size:,} here, the limit is "

@@ -17,7 +17,7 @@ from textenv.stepping import SingleEpisode
 
 def in_arrays(env: TextEnv) -> TextEnv:
     """The environment with every action passed on as an array of one number, which is stepped with arrays."""
-    env.episodes.step_scalar = lambda action: SingleEpisode.step_scalar(env.episodes, np.array(action))  # type: ignore[method-assign]
+    env.episodes.step_scalar = lambda action, *more: SingleEpisode.step_scalar(env.episodes, np.array(action), *more)  # type: ignore[method-assign]
     return env
 
 
