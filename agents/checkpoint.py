@@ -1,37 +1,47 @@
 """Saving and loading agents: the policy as a Hugging Face checkpoint, and the state that resuming needs.
 
-agent.json              format_version, the agent's class, settings, counts and beta
-training_state.pt       Adam's moments, master weights, random generators
-policy.json, ...        see `TransformerPolicy.save_pretrained`
+agent.json                    format_version, the agent's class, settings, counts, beta, what the warnings remember
+training_state.safetensors    Adam's moments, master weights, random generators (`agents.training_state`)
+policy.json, ...              see `agents.policy.saved_policy`
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
+from agents.files import DamagedFile, check_names, check_types, read_tensors, write_folder, write_json, write_tensors
+from agents.format_version import FORMAT_VERSION, find_saved, read_saved
+from agents.policy import STALE, write_policy
+from agents.training import health_state, rank, restore_health
+from agents.training_state import collect_training_state, restore_generator, restore_optimizer
 
-from agents.format_version import FORMAT_VERSION, read_saved
-from agents.policy import ADAPTER
-from agents.training import gather_moments, gather_objects, rank, shard_moments, world_size
+AGENT = "agent.json"
+TRAINING_STATE = "training_state.safetensors"
+# files of another tokenizer that transformers would read beside the saved one's
+OTHER_TOKENIZER = (
+    *("tokenizer*.json", "tokenizer.model", "added_tokens.json", "special_tokens_map.json"),
+    *("vocab.*", "merges.txt", "spiece.model", "sentencepiece*.model"),
+    *("chat_template.*", "additional_chat_templates/*"),
+)
+TYPES = {
+    "settings": dict,
+    "num_timesteps": int,
+    "num_updates": int,
+    "kl_coef": float | None,
+    "generator_device": str,
+    "adapter": bool,
+    "bad_steps_in_a_row": int,
+    "health": dict,
+}
 
 
-def save_agent(agent: Any, folder: Path) -> None:
-    """Writes an `Agent` to a folder. Every rank calls it; rank 0 writes."""
-    training_state = {
-        "optimizer": gather_moments(agent.optimizer.state_dict()),
-        "master_weights": agent.master_weights.state(),
-        "generators": gather_objects(agent.generator.get_state()),
-        "generator_device": agent.generator.device.type,
-    }
+def save_agent(agent: Any, folder: Path, keep: int = 1, attach: dict[str, Any] | None = None) -> None:
+    """Writes an `Agent` to a folder, see `write_folder`. Every rank calls it; rank 0 writes."""
+    tensors = collect_training_state(agent)
     if rank() > 0:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    agent.policy.save_pretrained(folder)
-    if agent.mdp is not None and hasattr(tokenizer := agent.mdp.tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(folder)
+    health, probe = health_state(agent.health)
     content = {
         "format_version": FORMAT_VERSION,
         "agent": type(agent).__name__,
@@ -39,54 +49,74 @@ def save_agent(agent: Any, folder: Path) -> None:
         "num_timesteps": agent.num_timesteps,
         "num_updates": agent.num_updates,
         "kl_coef": agent.kl_coef,
+        "generator_device": agent.generator.device.type,
+        "adapter": agent.policy.has_adapter,
+        "bad_steps_in_a_row": agent.step_guard.in_a_row,
+        "health": health,
     }
-    (folder / "agent.json").write_text(json.dumps(content, indent=2) + "\n")
-    torch.save(training_state, folder / "training_state.pt")
+
+    save_tokenizer = None if agent.mdp is None else getattr(agent.mdp.tokenizer, "save_pretrained", None)
+
+    def fill(new: Path) -> None:
+        write_policy(agent.policy, new)
+        if save_tokenizer is not None:
+            save_tokenizer(new)
+        write_json(new / AGENT, content)
+        write_tensors(new / TRAINING_STATE, tensors | probe)
+
+    write_folder(folder, fill, keep, attach, STALE if save_tokenizer is None else STALE + OTHER_TOKENIZER)
 
 
-def read_agent(folder: Path, name: str) -> dict[str, Any]:
-    """Returns the content of `agent.json`.
+def find_agent(folder: Path, name: str, settings: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Returns the newest whole version of a folder that `save_agent` wrote, and the content of its `agent.json`.
 
     Args:
         folder: the folder given to `save_agent`.
         name: the expected class of the agent.
+        settings: the names of its settings.
 
     Raises:
+        DamagedFile: a file is missing, was changed, or holds something else than an agent's.
         ValueError: the folder holds no agent, one of another class, or one of another format.
     """
-    path = folder / "agent.json"
-    if not path.is_file():
-        raise ValueError(f"{str(folder)!r} holds no saved agent (no agent.json); pass the folder given to save().")
+    found = find_saved(folder, AGENT)
+    if found is None:
+        raise ValueError(f"{str(folder)!r} holds no saved agent (no {AGENT}); pass the folder given to save().")
+    path = found / AGENT
     saved = read_saved(path)
-    if "agent" not in saved:
+    if not isinstance(saved.get("agent"), str):
         raise ValueError(f"{path} must name its agent: it was saved by another library's agent, not by {name}.")
     if saved["agent"] != name:
         raise ValueError(f"{str(folder)!r} holds the agent {saved['agent']}, not {name}; use {saved['agent']}.load().")
-    return saved
+    check_types(path, saved, TYPES)
+    check_names(path, "settings", saved["settings"], settings)
+    return found, saved
 
 
 def restore_training_state(agent: Any, folder: Path, saved: dict[str, Any], generator: bool = True) -> None:
-    """Restores optimizer, master weights, generator, counts and beta.
+    """Restores optimizer, master weights, generator, counts, beta, and what the warnings remember.
 
     Args:
         agent: a new agent with the saved policy and settings.
-        folder: the folder given to `save_agent`.
-        saved: the content of `agent.json`, from `read_agent`.
+        folder: the folder of `find_agent`.
+        saved: the content of `agent.json`, from `find_agent`.
         generator: False keeps the agent's own generator.
+
+    Raises:
+        DamagedFile: the saved tensors do not fit the policy.
     """
-    state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
+    path = folder / TRAINING_STATE
+    tensors = read_tensors(path)
+    states = tensors.pop("generators", None)
+    if states is None or states.ndim != 2:
+        raise DamagedFile(f"{path} must hold generators, uint8 [ranks, bytes].")
     # An agent whose adapter was merged can only predict: the saved optimizer state belongs to other parameters.
-    if agent.policy.has_adapter == (folder / ADAPTER).is_dir():
-        agent.optimizer.load_state_dict(shard_moments(state["optimizer"], agent.optimizer))
-        agent.master_weights.load_state(state["master_weights"])
-    for group, new in zip(agent.optimizer.param_groups, agent.parameter_groups(), strict=True):
-        group["lr"] = new["lr"]  # `load` may override the saved learning rates
-    same_device = agent.generator.device.type == state["generator_device"]  # a state fits generators of one device type
-    if same_device and generator:
-        if len(state["generators"]) == world_size():
-            agent.generator.set_state(state["generators"][rank()])
-        else:  # the world size has changed: each rank gets a new stream of random numbers
-            agent.generator.manual_seed(agent.generator.initial_seed() + saved["num_updates"])
+    if agent.policy.has_adapter == saved["adapter"]:
+        restore_health(agent, saved["health"], tensors, folder)
+        restore_optimizer(agent, tensors, path)
+    agent.step_guard.in_a_row = saved["bad_steps_in_a_row"]
+    if agent.generator.device.type == saved["generator_device"] and generator:  # a state fits one type of device
+        restore_generator(agent, states, saved["num_updates"], path)
     agent.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
-    if agent.kl_target is not None and saved.get("kl_coef") is not None:
+    if agent.kl_target is not None and saved["kl_coef"] is not None:
         agent.kl_coef = saved["kl_coef"]

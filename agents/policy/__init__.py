@@ -2,6 +2,15 @@
 
 from agents.policy.adapters import ADAPTER
 from agents.policy.compiler import check_compiler, cpp_compiler
+from agents.policy.saved_policy import STALE, write_policy
 from agents.policy.transformer import ActionEvaluation, TransformerPolicy
 
-__all__ = ["ADAPTER", "ActionEvaluation", "TransformerPolicy", "check_compiler", "cpp_compiler"]
+__all__ = [
+    "ADAPTER",
+    "STALE",
+    "ActionEvaluation",
+    "TransformerPolicy",
+    "check_compiler",
+    "cpp_compiler",
+    "write_policy",
+]

@@ -15,15 +15,21 @@ def sample_categorical(probs: Tensor, source: torch.Generator | Tensor) -> Tenso
     For a large V one number per row is drawn instead: the token is the first whose cumulative probability exceeds it.
     The same is done on a GPU, where multinomial makes the host wait in some versions of torch.
 
+    Where probabilities are nan the token is arbitrary; their log-probability shows it, and `collect` raises for it.
+
     Args:
         probs: probabilities [B, V].
         source: a generator, or numbers in [0, 1), float64 [B, 1].
     """
     if isinstance(source, torch.Generator):
         if probs.shape[1] < LARGE_VOCABULARY and not probs.is_cuda:
-            return torch.multinomial(probs, 1, generator=source).squeeze(1)
+            try:
+                return torch.multinomial(probs, 1, generator=source).squeeze(1)
+            except RuntimeError:
+                if bool(probs.isfinite().all()):
+                    raise
         source = torch.rand(len(probs), 1, generator=source, device=probs.device, dtype=torch.float64)
     # cumsum in place, since this is the peak memory of sampling; copy=True spares `probs` where they are float64
     cumulative = probs.to(torch.float64, copy=True).cumsum_(dim=1)
     tokens = torch.searchsorted(cumulative, source * cumulative[:, -1:], right=True).squeeze(1)
-    return tokens.clamp_(max=probs.shape[1] - 1)  # out of range where probabilities are nan; `collect` raises for these
+    return tokens.clamp_(max=probs.shape[1] - 1)  # out of range where probabilities are nan

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents.format_version import FORMAT_VERSION, read_saved
-from agents.policy.adapters import ADAPTER, load_adapter
+from agents.files import resolved, write_folder
+from agents.policy.adapters import check_adapter, load_adapter
 from agents.policy.categorical import sample_categorical
 from agents.policy.compiler import check_compiler
 from agents.policy.imitation import imitate
+from agents.policy.saved_policy import STALE, read_policy, write_policy
+from agents.ranges import check_integer, is_number
 from textenv import get_mdp
 from textenv.lm import (
-    base_model,
-    check_causal,
     forward_completions,
     forward_sequences,
     fuse_activations,
-    load_causal_lm,
     pack_left,
-    position_ids,
+    reading_of,
+    trunk_of,
 )
 from textenv.references import CausalLMReference
+
+LARGEST_SIZE = 65_536  # of the small GPT-2 that `for_env` creates
 
 
 class ActionEvaluation(NamedTuple):
@@ -50,7 +50,7 @@ class TransformerPolicy(nn.Module):
     dropout in the update, the ratio to the behaviour policy would not be 1 before the first step.
 
     Args:
-        model: a causal LM.
+        model: a causal LM, or a `PeftModel` around one with one LoRA adapter, which is what is trained.
         vocab_size: V; logits beyond it (padded vocabularies) are cut off. By default the model's vocabulary size.
         temperature: divides the logits everywhere.
         separate_critic: whether the critic has its own trunk, a copy of the model's. Otherwise it is one linear layer
@@ -61,20 +61,22 @@ class TransformerPolicy(nn.Module):
         self, model: Any, *, vocab_size: int | None = None, temperature: float = 1.0, separate_critic: bool = False
     ) -> None:
         super().__init__()
-        if not 0 < temperature < float("inf"):
+        if not is_number(temperature) or not 1e-10 <= temperature <= 1e10:
             raise ValueError(
-                f"temperature must be a finite number > 0, got {temperature}; for the likeliest token, predict() has "
-                "deterministic=True."
+                f"temperature must be a finite number > 0, in [1e-10, 1e10], got {temperature!r}; for the likeliest "
+                "token, predict() has deterministic=True."
             )
+        check_adapter(model)
         self.model = fuse_activations(model)
-        self.temperature = temperature
+        self.temperature = float(temperature)
         config = model.config.get_text_config()
-        self.vocab_size = int(vocab_size or config.vocab_size)
+        self.vocab_size = check_integer("vocab_size", config.vocab_size if vocab_size is None else vocab_size, 1)
         if self.vocab_size > config.vocab_size:
             raise ValueError(
                 f"vocab_size must be at most the model's, {config.vocab_size}, got {self.vocab_size}; leave it out to "
                 "use the model's."
             )
+        reading_of(model)  # finds out how it is read, before its trunk is copied
         self.critic = copy.deepcopy(self.trunk) if separate_critic else None
         # skip_init: the default initialisation would draw from the global generator
         self.value_head: nn.Linear = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)  # type: ignore[no-untyped-call]
@@ -116,6 +118,13 @@ class TransformerPolicy(nn.Module):
                 language-model reference, which are not copied; the reference computes with the adapter off.
         """
         mdp = get_mdp(env)
+        sizes = {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers}
+        for name, size in (sizes | {"num_attention_heads": num_attention_heads}).items():
+            check_integer(name, size, 1, LARGEST_SIZE)
+        if hidden_size % num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {hidden_size} and {num_attention_heads}."
+            )
         if lora is not None:
             with torch.random.fork_rng(devices=[]):  # peft draws an adapter's weights from the global generator
                 torch.manual_seed(seed)
@@ -154,30 +163,23 @@ class TransformerPolicy(nn.Module):
         separate_critic: bool | None = None,
         reference: Any = None,
         dtype: torch.dtype | None = None,
+        trust_remote_code: bool = False,
     ) -> TransformerPolicy:
         """Loads a folder of `save_pretrained`, or any Hugging Face causal LM (path or hub id) with a new value head.
 
         Arguments that are None keep their saved values. A saved adapter is loaded onto the weights of `reference` (an
-        environment's `mdp.reference`) and can be trained further. Without `reference` the merged model is loaded.
+        environment's `mdp.reference`) and can be trained further; so is a folder that holds nothing but a LoRA adapter.
+        Without `reference` the merged model is loaded.
+        Only with `trust_remote_code` does the folder or hub id run Python code of its own. Weights must be safetensors.
+
+        Raises:
+            DamagedFile: a file of the folder is missing or was changed.
+            ValueError: a later format, or not a causal language model.
         """
-        folder = Path(path)
-        saved = read_saved(folder / "policy.json", oldest=1) if (folder / "policy.json").is_file() else {}
-        if reference is not None and (folder / ADAPTER).is_dir():
-            model = load_adapter(reference, folder / ADAPTER)
-        else:
-            model = load_causal_lm(path)
-            check_causal(model.eval())
-        policy = cls(
-            model,
-            vocab_size=vocab_size or saved.get("vocab_size"),
-            temperature=saved.get("temperature", 1.0) if temperature is None else temperature,
-            separate_critic=saved.get("separate_critic", False) if separate_critic is None else separate_critic,
+        policy: TransformerPolicy = read_policy(
+            cls, path, vocab_size, temperature, separate_critic, reference, dtype, trust_remote_code
         )
-        if saved:
-            state = load_file(folder / "value_head.safetensors")
-            names = {name for name in policy.state_dict() if not name.startswith("model.")}
-            policy.load_state_dict({name: state[name] for name in names & set(state)}, strict=False)
-        return policy.cast(getattr(torch, saved.get("dtype", "float32")) if dtype is None else dtype)
+        return policy
 
     def cast(self, dtype: torch.dtype) -> TransformerPolicy:
         """Converts the weights to `dtype` in place; value head, adapter and log-probabilities stay in float32."""
@@ -190,34 +192,13 @@ class TransformerPolicy(nn.Module):
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Saves a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic in the same folder.
 
-        An adapter is merged into the checkpoint, and also saved separately in the subfolder `adapter`.
-        """
-        path = Path(folder)
-        if self.has_adapter:
-            self.model.save_pretrained(path / ADAPTER)
-            copy.deepcopy(self.model).merge_and_unload().save_pretrained(path)
-        else:
-            self.model.save_pretrained(path)
-        self._generation_config().save_pretrained(path)
-        critic = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("model.")}
-        save_file({name: tensor.contiguous() for name, tensor in critic.items()}, path / "value_head.safetensors")
-        settings = {
-            "format_version": FORMAT_VERSION,
-            "vocab_size": self.vocab_size,
-            "temperature": self.temperature,
-            "separate_critic": self.critic is not None,
-            "dtype": "bfloat16" if self.model.dtype == torch.bfloat16 else "float32",
-        }
-        (path / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
+        An adapter is merged into the checkpoint, and also saved separately in the subfolder `adapter`. A crash leaves
+        the earlier content of the folder or the new one. Files of others in the folder are kept.
 
-    def _generation_config(self) -> Any:
-        """The saved settings of `generate`: the temperature, and logits beyond `vocab_size` suppressed."""
-        config = copy.deepcopy(self.model.generation_config)
-        if self.temperature != 1.0:
-            config.do_sample, config.temperature = True, self.temperature
-        if padding := list(range(self.vocab_size, self.model.config.get_text_config().vocab_size)):
-            config.suppress_tokens = padding
-        return config
+        Raises:
+            StorageError: the disk is full or cannot be written.
+        """
+        write_folder(resolved(folder), partial(write_policy, self), replaced=STALE)
 
     @property
     def has_adapter(self) -> bool:
@@ -227,7 +208,7 @@ class TransformerPolicy(nn.Module):
     @property
     def trunk(self) -> Any:
         """The model without its output layer."""
-        return base_model(self.model).base_model
+        return trunk_of(self.model)
 
     def train(self, mode: bool = True) -> TransformerPolicy:
         """Stays in eval mode whatever `mode` is: see the class docstring."""
@@ -314,7 +295,7 @@ class TransformerPolicy(nn.Module):
 
         Arguments are arrays or tensors, with padding anywhere. `env.unwrapped.bind_policy` and `textenv.exact` call it.
         """
-        output = self.model(**self._packed(input_ids, attention_mask), logits_to_keep=1)
+        output = forward_sequences(self.model, *self._packed(input_ids, attention_mask), 1, False, logits_to_keep=1)
         return self._scaled(output.logits[:, -1])
 
     def next_token_logits_and_values(
@@ -324,17 +305,16 @@ class TransformerPolicy(nn.Module):
 
         For agents that act token by token; `evaluate_actions` computes whole completions in one pass.
         """
-        inputs = self._packed(input_ids, attention_mask)
+        inputs = (*self._packed(input_ids, attention_mask), 1, False)
+        shared = self.critic is None
         with self._checkpointed():
-            output = self.model(**inputs, logits_to_keep=1, output_hidden_states=self.critic is None)
-            hidden = output.hidden_states[-1] if self.critic is None else self.critic(**inputs).last_hidden_state
+            output = forward_sequences(self.model, *inputs, logits_to_keep=1, output_hidden_states=shared)
+            hidden = output.hidden_states[-1] if shared else forward_sequences(self.critic, *inputs).last_hidden_state
         return self._scaled(output.logits[:, -1], action_mask), self.values_from_hidden(hidden, 1).squeeze(1)
 
-    def _packed(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
-        """The model's arguments for whole sequences: padding moved to the left, so the last column is a token."""
-        ids, mask = (torch.as_tensor(array, device=self.device) for array in (input_ids, attention_mask))
-        ids, mask = pack_left(ids, mask)
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask), "use_cache": False}
+    def _packed(self, input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor]:
+        """Whole sequences with padding moved to the left, so the last column is a token."""
+        return pack_left(*(torch.as_tensor(array, device=self.device) for array in (input_ids, attention_mask)))
 
     def evaluate_actions(
         self,

@@ -9,11 +9,13 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from agents import PPO, REINFORCE, ActorCritic
 from tests.helpers.agents import FOREVER, agent_of, every_kind, stop_after, task, weights
+from tests.helpers.classifiers import word_tokenizer
 from tests.helpers.policies import random_policy
-from tests.helpers.tasks import random_reference, sparse
+from tests.helpers.tasks import make, random_reference, sparse, words
 
 
 @every_kind
@@ -87,3 +89,14 @@ def test_an_agent_of_another_kind_is_refused(tmp_path: Path) -> None:
     ActorCritic(random_policy(env).float(), env).save(tmp_path)
     with pytest.raises(ValueError, match="holds the agent ActorCritic, not PPO"):
         PPO.load(tmp_path)
+
+
+def test_the_tokenizer_is_saved_with_the_policy(tmp_path: Path) -> None:
+    """Where it can be saved: the folder is a language model for others. A `WordTokenizer` is the task's own."""
+    tokenizer = word_tokenizer(eos_token="[END]")
+    env = make(words(4) | {"tokenizer": tokenizer, "prompts": ["a b", "c"], "reference": None})
+    agent_of(PPO, env).save(tmp_path / "theirs")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert loaded.get_vocab() == tokenizer.get_vocab() and loaded.eos_token == "[END]"
+    agent_of(PPO).save(tmp_path / "own")
+    assert not list((tmp_path / "own").glob("tokenizer*"))

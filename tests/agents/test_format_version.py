@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM
 
 import textenv
 from agents import FORMAT_VERSION, PPO, TransformerPolicy, check_format
+from agents.files import MANIFEST, DamagedFile, write_folder, write_json
+from tests.helpers.agents import agent_of, task
 from tests.helpers.paths import DATA
+from tests.helpers.storage import seal
 from textenv.references import CausalLMReference
 
 
@@ -30,25 +33,32 @@ def check_expected(policy: TransformerPolicy, folder: Path) -> None:
     torch.testing.assert_close(found.values, torch.tensor(expected["values"]), rtol=1e-5, atol=1e-5)
 
 
-def test_a_policy_of_format_1_loads() -> None:
+every_earlier_format = pytest.mark.parametrize("version", [1, 2])
+
+
+@every_earlier_format
+def test_a_policy_of_an_earlier_format_loads(version: int) -> None:
     """Temperature and separate critic too."""
-    policy = TransformerPolicy.from_pretrained(DATA / "format_1")
+    policy = TransformerPolicy.from_pretrained(DATA / f"format_{version}")
     assert policy.temperature == 0.8 and policy.critic is not None
-    check_expected(policy, DATA / "format_1")
+    check_expected(policy, DATA / f"format_{version}")
 
 
 def test_the_comparison_would_notice_another_policy() -> None:
-    """Control: one value of the temperature changes the log-probabilities."""
+    """Control: one value of the temperature changes the log-probabilities, and so does another format's policy."""
     policy = TransformerPolicy.from_pretrained(DATA / "format_1", temperature=0.9)
     with pytest.raises(AssertionError):
         check_expected(policy, DATA / "format_1")
+    with pytest.raises(AssertionError):
+        check_expected(TransformerPolicy.from_pretrained(DATA / "format_1"), DATA / "format_2")
 
 
+@every_earlier_format
 @pytest.mark.parametrize("on_reference", [False, True], ids=["merged", "adapter"])
-def test_an_adapter_of_format_1_loads(on_reference: bool) -> None:
+def test_an_adapter_of_an_earlier_format_loads(version: int, on_reference: bool) -> None:
     """Merged, and as an adapter on the weights that it was trained on."""
-    folder = DATA / "format_1_adapter"
-    reference = CausalLMReference(AutoModelForCausalLM.from_pretrained(folder / "base")) if on_reference else None
+    folder, base = DATA / f"format_{version}_adapter", DATA / "format_1_adapter" / "base"
+    reference = CausalLMReference(AutoModelForCausalLM.from_pretrained(base)) if on_reference else None
     policy = TransformerPolicy.from_pretrained(folder, reference=reference)
     assert policy.has_adapter == on_reference
     check_expected(policy, folder)
@@ -65,12 +75,31 @@ def test_a_policy_without_the_newer_settings_loads(missing: str, tmp_path: Path)
     assert policy.vocab_size == 4 and policy.temperature == (1.0 if missing == "temperature" else 0.8)
 
 
-def test_an_agent_of_format_1_is_refused() -> None:
+@every_earlier_format
+def test_an_agent_of_an_earlier_format_is_refused(version: int) -> None:
     """The message names the version that reads it."""
     env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=3, num_prompts=2)
-    message = rf"agent\.json is in format 1, which textenv 0\.1 .* reads; this is textenv {textenv.__version__}, which"
-    with pytest.raises(ValueError, match=message):
-        PPO.load(DATA / "format_1", env=env)
+    reader = {1: r"0\.1 \(commit b8391f7\)", 2: r"0\.2 \(commit 13092f1\)"}[version]
+    message = rf"agent\.json is in format {version}, which textenv {reader} reads; this is textenv "
+    with pytest.raises(ValueError, match=message + textenv.__version__):
+        PPO.load(DATA / f"format_{version}", env=env)
+
+
+def test_a_policy_of_this_format_needs_its_manifest(tmp_path: Path) -> None:
+    """Without it nothing shows whether its files are whole; earlier formats had none."""
+    TransformerPolicy.from_pretrained(DATA / "format_2").save_pretrained(tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    with pytest.raises(DamagedFile, match=r"manifest\.json must be a JSON object, but cannot be read"):
+        TransformerPolicy.from_pretrained(tmp_path)
+
+
+def test_a_format_that_was_changed_back_does_not_avoid_the_checksums(tmp_path: Path) -> None:
+    """A folder with a manifest is checked, whatever format its `policy.json` names."""
+    TransformerPolicy.from_pretrained(DATA / "format_2").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "policy.json").read_text())
+    (tmp_path / "policy.json").write_text(json.dumps(saved | {"format_version": 2, "temperature": 0.5}))
+    with pytest.raises(DamagedFile, match=r"policy\.json is damaged"):
+        TransformerPolicy.from_pretrained(tmp_path)
 
 
 def test_what_is_saved_carries_the_format(tmp_path: Path) -> None:
@@ -109,9 +138,10 @@ def test_a_file_that_is_no_json_object_is_named(name: str, content: bytes, tmp_p
 
 def test_the_agent_of_another_library_is_refused(tmp_path: Path) -> None:
     """Stable-Baselines3's agents save an `agent.json` without a name."""
-    (tmp_path / "agent.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "settings": {}}))
+    saved = {"format_version": FORMAT_VERSION, "settings": {}}
+    write_folder(tmp_path / "agent", lambda new: write_json(new / "agent.json", saved))
     with pytest.raises(ValueError, match=r"agent\.json must name its agent: .* not by PPO"):
-        PPO.load(tmp_path)
+        PPO.load(tmp_path / "agent")
 
 
 @given(st.integers(1, FORMAT_VERSION + 5), st.integers(1, FORMAT_VERSION))
@@ -122,3 +152,15 @@ def test_formats_are_read_from_the_oldest_to_the_current_one(found: int, oldest:
     else:
         with pytest.raises(ValueError, match=f"agent.json is in format {found}, "):
             check_format(Path("agent.json"), {"format_version": found}, oldest)
+
+
+@pytest.mark.parametrize("name", ["policy.json", "agent.json"])
+def test_files_of_this_format_need_their_checksum(name: str, tmp_path: Path) -> None:
+    """Without it a changed file could not be told from a whole one."""
+    agent_of(PPO).save(tmp_path)
+    content = json.loads((tmp_path / name).read_text())
+    del content["checksum"]
+    (tmp_path / name).write_text(json.dumps(content))
+    seal(tmp_path)
+    with pytest.raises(DamagedFile, match=f"{name} was changed after it was written"):
+        PPO.load(tmp_path, env=task())

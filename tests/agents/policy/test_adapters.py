@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import GRPO, PPO, REINFORCE
 from agents.policy import TransformerPolicy
+from agents.policy.adapters import load_adapter
 from agents.sampling import collect, new_generator
 from tests.helpers.adapters import adapted, config
 from tests.helpers.models import CONFIGS, arguments, task
@@ -158,6 +160,21 @@ def test_it_is_saved_merged_and_resumes_as_an_adapter(tmp_path: Path) -> None:
         torch.testing.assert_close(theirs[name], parameter, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("manifest", [True, False], ids=["this format", "without a manifest"])
+def test_an_adapter_does_not_come_back(manifest: bool, tmp_path: Path) -> None:
+    """A whole policy is saved over an adapter: it is loaded whole, on a reference too."""
+    adapted(task("gpt2"), scale=0.1).save_pretrained(tmp_path)
+    if not manifest:  # nothing says whose the files are
+        (tmp_path / "manifest.json").unlink()
+    whole = TransformerPolicy.for_env(task("gpt2"))
+    whole.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter").is_dir() != manifest
+    loaded = TransformerPolicy.from_pretrained(tmp_path, reference=task("gpt2").unwrapped.mdp.reference)
+    assert not loaded.has_adapter
+    for one, other in zip(whole.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(one.float(), other)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
 def test_a_separate_critic_is_an_adapter_too(kind: str) -> None:
     """It has its own weights, of which only its adapter is trained."""
@@ -186,3 +203,35 @@ def test_an_adapter_that_adds_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="must not add tokens of its own, as PromptTuningConfig does"):
         TransformerPolicy.for_env(env, lora=peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     assert TransformerPolicy.for_env(env, lora=config()).has_adapter
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"megatron_config": {"x": 1}, "megatron_core": "os"}, "must not have megatron_config, .*imports"),
+        ({"corda_config": {"cache_file": "x.pt"}}, "must not have corda_config"),
+        ({"lora_ga_config": {"cache_file": "x.pt"}}, "must not have lora_ga_config"),
+        ({"peft_type": "XLORA"}, "must be a LoRA adapter, got 'XLORA'"),
+        ({"peft_type": None}, "must be a LoRA adapter, got None"),
+    ],
+)
+def test_a_saved_adapter_that_names_code_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    """Before peft reads the folder; the merged model beside it needs no adapter."""
+    env = task("gpt2")
+    TransformerPolicy.for_env(env, lora=config()).model.save_pretrained(tmp_path)
+    load_adapter(task("gpt2").unwrapped.mdp.reference, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ValueError, match=message):
+        load_adapter(task("gpt2").unwrapped.mdp.reference, tmp_path)
+
+
+def test_weights_of_an_adapter_in_a_pickle_are_refused(tmp_path: Path) -> None:
+    """adapter_model.bin is not read; other adapters than LoRA are refused when they are new."""
+    env = task("gpt2")
+    TransformerPolicy.for_env(env, lora=config()).model.save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors is missing; .* a pickle, which is not read"):
+        load_adapter(task("gpt2").unwrapped.mdp.reference, tmp_path)
+    with pytest.raises(ValueError, match="must be a LoRA adapter, got .*IA3"):
+        TransformerPolicy.for_env(task("gpt2"), lora=peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[]))

@@ -97,6 +97,15 @@ def test_a_new_policy_uses_no_global_generator() -> None:
 # -- saving and loading ------------------------------------------------------------------------------------------------
 
 
+def test_a_cast_is_of_model_and_separate_critic() -> None:
+    """The value head stays in float32."""
+    policy = random_policy(toy(), separate_critic=True).float()
+    assert policy.cast(torch.bfloat16) is policy and policy.critic is not None
+    for module in (policy.model, policy.critic):
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    assert policy.value_head.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("separate_critic", [False, True])
 def test_saving_and_loading_changes_nothing(tmp_path: Path, separate_critic: bool) -> None:
     """Logits, log-probabilities, values and settings are restored; `AutoModelForCausalLM` loads the same folder."""

@@ -1,0 +1,84 @@
+"""What resuming an agent needs besides the policy, as named tensors.
+
+    optimizer. ...              Adam's state, see `agents.training.adam_state`
+    master_weights.PARAMETER    float32, of each trained parameter in bfloat16
+    generators                  uint8 [R, bytes], the state of each rank's generator
+
+The tensors are whole, sharded training or not, so that another number of ranks can load them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.files import DamagedFile
+from agents.training import (
+    adam_tensors,
+    gather_objects,
+    load_adam_tensors,
+    parameter_names,
+    rank,
+    take_tensor,
+    world_size,
+)
+
+
+def collect_training_state(agent: Any) -> dict[str, Tensor]:
+    """Returns the tensors of an agent. Every rank calls it; those of rank 0 are whole."""
+    tensors = adam_tensors(agent.policy, agent.optimizer, _optimized(agent))
+    tensors |= dict(zip(_master_names(agent), agent.master_weights.state(), strict=True))
+    return tensors | {"generators": torch.stack(gather_objects(agent.generator.get_state()))}
+
+
+def restore_optimizer(agent: Any, tensors: dict[str, Tensor], path: Path) -> None:
+    """Restores Adam's state and the master weights; step sizes stay those of the agent's settings.
+
+    Args:
+        agent: an agent with the saved policy.
+        tensors: see `collect_training_state`, without generators.
+        path: their file, for error messages.
+
+    Raises:
+        DamagedFile: a tensor is missing or has another shape than its parameter, or there is one too many.
+    """
+    load_adam_tensors(agent.policy, agent.optimizer, _optimized(agent), tensors, path)
+    shapes = [each.parameter.shape for each in agent.master_weights.rounded]
+    masters = zip(_master_names(agent), shapes, strict=True)
+    agent.master_weights.load_state([take_tensor(tensors, name, shape, path) for name, shape in masters])
+    if tensors:
+        raise DamagedFile(f"{path} holds {min(tensors)!r:.100}, which no trained parameter of the policy has.")
+
+
+def restore_generator(agent: Any, states: Tensor, num_updates: int, path: Path) -> None:
+    """Restores this rank's generator.
+
+    Args:
+        agent: the agent.
+        states: uint8 [R, bytes].
+        num_updates: of the saved agent.
+        path: the file of the states, for error messages.
+
+    Raises:
+        DamagedFile: they are not states of a generator.
+    """
+    if len(states) != world_size():  # each rank gets a new stream of random numbers
+        agent.generator.manual_seed(agent.generator.initial_seed() + num_updates)
+        return
+    try:
+        agent.generator.set_state(states[rank()].clone())  # an aligned copy: torch crashes on others
+    except (RuntimeError, TypeError) as error:
+        raise DamagedFile(f"{path}: generators must be states of torch's generators: {error}") from error
+
+
+def _optimized(agent: Any) -> list[Tensor]:
+    """The policy's parameters in the order of the optimizer's."""
+    return [parameter for group in agent.parameter_groups() for parameter in group["params"]]
+
+
+def _master_names(agent: Any) -> list[str]:
+    names = parameter_names(agent.policy)
+    return [f"master_weights.{names[id(each.parameter)]}" for each in agent.master_weights.rounded]
