@@ -1,5 +1,9 @@
 """Training: optimizer steps, metrics, and what serves scale (master weights, ranks, sharding)."""
 
+from agents.training.adam_state import adam_tensors, load_adam_tensors, parameter_names, take_tensor
+from agents.training.divergence import MOST_SKIPPED, StepGuard, advice, check_policy, explain_divergence, shown
+from agents.training.gradients import compute_gradients
+from agents.training.health import HealthMonitor
 from agents.training.master_weights import MasterWeights
 from agents.training.metrics import Metrics, merge_micro_batches, reduce_ranks, rollout_metrics
 from agents.training.ranks import (
@@ -13,29 +17,47 @@ from agents.training.ranks import (
     run_on_rank0,
     world_size,
 )
-from agents.training.sharding import gather_moments, gather_tensor, shard, shard_moments
+from agents.training.reward_log import reward_metrics, trainer_state
+from agents.training.saved_health import health_state, restore_health
+from agents.training.sharding import gather_tensor, shard
+from agents.training.statistics import batch_statistics
 from agents.training.updater import Info, Losses, run_epochs
 
 __all__ = [
+    "MOST_SKIPPED",
+    "HealthMonitor",
     "Info",
     "Losses",
     "MasterWeights",
     "Metrics",
+    "StepGuard",
+    "adam_tensors",
+    "advice",
     "all_reduce_gradients",
     "all_reduce_sum",
+    "batch_statistics",
     "broadcast_parameters",
-    "gather_moments",
+    "check_policy",
+    "compute_gradients",
+    "explain_divergence",
     "gather_objects",
     "gather_tensor",
+    "health_state",
+    "load_adam_tensors",
     "merge_micro_batches",
+    "parameter_names",
     "per_rank",
     "rank",
     "rank_seed",
     "reduce_ranks",
+    "restore_health",
+    "reward_metrics",
     "rollout_metrics",
     "run_epochs",
     "run_on_rank0",
     "shard",
-    "shard_moments",
+    "shown",
+    "take_tensor",
+    "trainer_state",
     "world_size",
 ]

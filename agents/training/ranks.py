@@ -1,8 +1,8 @@
 """Distributed training: several ranks train one policy.
 
 A launcher (`accelerate launch`, `torchrun`) starts R processes, the ranks. Each rank collects its share of the
-n_episodes completions, in whole groups of num_generations. All ranks have equally many completions, so a mean over all
-completions is the mean over ranks:
+n_episodes completions, in whole groups of num_generations. Of B completions that all ranks have and that are not
+skipped, the gradient of the mean loss is a mean over ranks:
 
     grad L = 1/B sum_i grad L_i = 1/R sum_r (R/B sum_{i of r} grad L_i)
 

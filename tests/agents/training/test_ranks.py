@@ -38,11 +38,14 @@ from tests.helpers.ranks import (
     run_on_two_ranks,
     task,
 )
+from tests.helpers.skips import with_skips
 
 # cases whose advantages have statistics over all groups
 GLOBAL = [name for name in CASES if "mean" in name or "whitened" in name or "separate" in name]
 GROUPED = ["REINFORCE, leave one out", "RLOO", "GRPO"]
 ADAPTIVE_KL = {"kl_target": 0.16, "kl_horizon": COUNT}
+# completions whose rewards failed: rank 0 has 5 of 8 left, rank 1 has 7; or rank 1 has none
+SKIPPED = {"some": [0, 3, 5, 12], "all of rank 1": list(range(COUNT // 2, COUNT))}
 
 
 def all_reduced(agent: Any, rollout: Rollout) -> list[tuple[int, torch.dtype]]:
@@ -83,6 +86,10 @@ def results(r: int, folder: Path) -> dict[str, Any]:
     rollout, found = all_completions(), {}
     for name in CASES:
         found[name] = gradient(agent_of(name), half(rollout, r))
+    for case, rows in SKIPPED.items():
+        for name in CASES:
+            found[f"{name}, {case}"] = gradient(agent_of(name), half(with_skips(rollout, rows), r))
+        found[f"update, {case}"] = update(agent_of("PPO", **ADAPTIVE_KL), half(with_skips(rollout, rows), r))
     found["bfloat16"] = gradient(bfloat16_agent(), half(rollout, r))
     found["all-reduced"] = all_reduced(bfloat16_agent("RLOO", n_epochs=2), half(rollout, r))
     policy = random_policy(task(), seed=r)
@@ -138,12 +145,45 @@ def test_two_ranks_in_bfloat16_have_the_gradient_of_one(ranks: list[dict[str, An
 
 @pytest.mark.slow
 def test_gradients_are_all_reduced_once_per_step(ranks: list[dict[str, Any]]) -> None:
-    """In float32, in two epochs of two micro-batches each; RLOO's unused value head is not all-reduced."""
+    """In float32, in two epochs of two micro-batches each; RLOO's unused value head is not all-reduced.
+
+    Besides these, once per step, one integer: the number of completions that are not skipped.
+    """
     agent = bfloat16_agent("RLOO")
     num_trained = sum(p.numel() for p in agent.policy.model.parameters())
     for found in ranks:
-        assert {dtype for _, dtype in found["all-reduced"]} == {torch.float32}
-        assert sum(number for number, _ in found["all-reduced"]) == 2 * num_trained
+        assert [number for number, dtype in found["all-reduced"] if dtype != torch.float32] == [1, 1]
+        assert sum(number for number, dtype in found["all-reduced"] if dtype == torch.float32) == 2 * num_trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SKIPPED)
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_skip_what_one_skips(name: str, case: str, ranks: list[dict[str, Any]]) -> None:
+    """The gradient is that of one rank, where the ranks have different numbers of completions left, or one has none.
+
+    Control: a mean over ranks that is not weighted by these numbers is another gradient.
+    """
+    rollout = with_skips(all_completions(), SKIPPED[case])
+    whole = gradient(agent_of(name), rollout)
+    found = [each[f"{name}, {case}"] for each in ranks]
+    assert torch.equal(*found)
+    assert distance(found[0], whole) < EXACT
+    unweighted = sum(gradient(agent_of(name), half(rollout, r)) for r in range(2)) / 2
+    assert distance(unweighted, whole) > BROKEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SKIPPED)
+def test_metrics_of_two_ranks_are_those_of_what_is_left(case: str, ranks: list[dict[str, Any]]) -> None:
+    """Metrics, beta and timesteps equal those of one rank; skipped completions are counted over both."""
+    rollout = with_skips(all_completions(), SKIPPED[case])
+    whole = update(agent_of("PPO", **ADAPTIVE_KL), rollout)
+    for found in ranks:
+        assert found[f"update, {case}"]["metrics"] == pytest.approx(whole["metrics"], rel=1e-5, abs=1e-9)
+        assert found[f"update, {case}"]["kl_coef"] == pytest.approx(whole["kl_coef"], rel=1e-6)
+        assert found[f"update, {case}"]["num_timesteps"] == whole["num_timesteps"]
+    assert whole["metrics"]["completions/skipped"] == len(SKIPPED[case])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,44 @@
+"""The gradient of a minibatch, in micro-batches, over all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.training.metrics import Metrics, merge_micro_batches
+from agents.training.ranks import all_reduce_gradients, all_reduce_sum, gather_objects, world_size
+from agents.training.updater import Info, Losses
+
+
+def compute_gradients(agent: Any, rows: Tensor, losses: Losses, valid: Tensor | None = None) -> Metrics:
+    """Leaves the gradient of a minibatch's losses at the agent's master weights, see `Agent.backward`.
+
+    Losses are means per completion, so the micro-batches' gradients, each weighted by its share of the completions,
+    add up to the minibatch's. The backward pass of each loss ends before the next loss is computed, so that the
+    activations of one loss at a time are in memory. Then the gradients are averaged over the ranks, once.
+    """
+    agent.optimizer.zero_grad()
+    if agent.micro_batch_size is not None:  # groups stay contiguous, so that a shared prompt is encoded once
+        rows = rows.sort().values
+    kept = torch.ones_like(rows, dtype=torch.bool) if valid is None else valid[rows]
+    total = all_reduce_sum(kept.sum()).clamp(min=1).double() / world_size()  # gradients are averaged over ranks
+    size = agent.micro_batch_size or len(rows)
+    micro_metrics = []
+    for micro_batch, kept_there in zip(rows.split(size), kept.split(size), strict=True):  # type: ignore[no-untyped-call]
+        info: Info = {"num_completions": kept_there.sum()}
+        share = info["num_completions"] / total
+        for loss, loss_info in losses(micro_batch):
+            (share.to(loss.dtype) * loss).backward()  # type: ignore[no-untyped-call]
+            agent.master_weights.accumulate_gradients()
+            info |= loss_info
+        numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one device synchronisation
+        micro_metrics.append(dict(zip(info, numbers, strict=True)))
+    all_reduce_gradients(agent.master_weights.for_parameters(agent.trained))
+    metrics = merge_micro_batches(gather_objects(merge_micro_batches(micro_metrics)))
+    agent.step_guard.watch(rows, metrics)
+    if metrics["num_completions"] == 0:
+        agent.optimizer.zero_grad()
+        return {}
+    return {name: value for name, value in metrics.items() if not name.startswith("num_")}

@@ -1,0 +1,152 @@
+"""Signs of trouble in the metrics of the last updates, which the table of warnings names.
+
+Metrics are those of the README's glossary. A metric that is missing, because an agent does not have it, never holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agents.training.metrics import Metrics
+
+Rows = Sequence[Metrics]  # one an update
+RISEN = 4.0  # standard errors from which J counts as higher than at the start
+
+
+@dataclass
+class Run:
+    """What the conditions need besides the metrics of the last updates.
+
+    Attributes:
+        n_episodes, max_grad_norm: settings of the agent.
+        regularized: whether the reward has a KL, so that the optimum is not deterministic.
+        precision: the relative rounding error of the policy's arithmetic.
+        start: the metrics of the first updates; none where J is not comparable over time (beta is adapted).
+        expected_ends: the mean number of times that the reference would end a completion of a batch; None without a
+            reference or an end token.
+    """
+
+    n_episodes: int = 64
+    max_grad_norm: float = 1.0
+    regularized: bool = True
+    precision: float = 2.0**-23
+    start: list[Metrics] = field(default_factory=list)
+    expected_ends: Callable[[], float | None] = lambda: None
+
+
+Test = Callable[[Rows, float, Run], bool]
+
+
+def above(name: str) -> Test:
+    """A metric is above the threshold in every row."""
+    return lambda rows, limit, run: all(row.get(name, math.nan) > limit for row in rows)
+
+
+def below(name: str) -> Test:
+    """A metric is below the threshold in every row."""
+    return lambda rows, limit, run: all(row.get(name, math.nan) < limit for row in rows)
+
+
+def estimated_objective(rows: Rows) -> float:
+    """An estimate of J: the mean return, or the mean score of an agent that has no mean return; nan without rows."""
+    means = [row.get("objective/rlhf_reward", row.get("objective/scores", math.nan)) for row in rows]
+    return float(np.mean(means)) if means else math.nan
+
+
+def change_of_objective(rows: Rows, run: Run) -> float:
+    """How far J has come since the start of the run, in standard errors; nan where it is not measured."""
+
+    def estimate(some: Rows) -> tuple[float, float]:
+        errors = [row.get("objective/rlhf_reward_stderr", math.nan) for row in some]
+        return estimated_objective(some), float(np.mean(np.square(errors))) / len(some)
+
+    if not run.start:
+        return math.nan
+    (now, now_variance), (first, first_variance) = estimate(rows), estimate(run.start)
+    return (now - first) / max(1e-12, math.sqrt(now_variance + first_variance))
+
+
+def trend(rows: Rows, name: str) -> float:
+    """The change of a metric from the first half of the rows to the second, in standard errors."""
+    values = np.array([row.get(name, math.nan) for row in rows])
+    first, second = np.array_split(values, 2)
+    error = math.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
+    return float(second.mean() - first.mean()) / max(1e-12, error)
+
+
+def scores_equal(rows: Rows, limit: float, run: Run) -> bool:
+    """Nearly all groups have equal scores, and not because J has risen until all completions are good."""
+    return above("groups/equal_scores_ratio")(rows, limit, run) and not change_of_objective(rows, run) > RISEN
+
+
+def entropy_gone(rows: Rows, limit: float, run: Run) -> bool:
+    """The policy is deterministic. Without a KL in the reward it may be the best: then only if J has not risen."""
+    return below("objective/entropy")(rows, limit, run) and (run.regularized or change_of_objective(rows, run) <= RISEN)
+
+
+def ratio_off(rows: Rows, limit: float, run: Run) -> bool:
+    """The mean of rho, which is 1 in expectation, is far from 1."""
+    return all(abs(row.get("val/ratio", math.nan) - 1.0) > limit for row in rows)
+
+
+def first_ratio_off(rows: Rows, limit: float, run: Run) -> bool:
+    """rho is not 1 before the first step; rounding in low precision is allowed for."""
+    return above("val/first_ratio_error_avg")(rows, max(limit, 20 * run.precision), run)
+
+
+def kl_negative(rows: Rows, limit: float, run: Run) -> bool:
+    """The mean of k1 is below 0 by more than chance: by its standard error, and by completions too rare to be seen."""
+    kl = float(np.mean([row.get("objective/kl", math.nan) for row in rows]))
+    error = math.sqrt(float(np.mean([row.get("objective/kl_stderr", math.nan) ** 2 for row in rows])) / len(rows))
+    return kl < -max(limit, 4 * error, 10 / (run.n_episodes * len(rows)))
+
+
+def never_ends(rows: Rows, limit: float, run: Run) -> bool:
+    """No completion ends itself, J has not risen, and it is not by design.
+
+    It is by design where the reference, a model of long texts, would hardly have ended any of these completions. Where
+    it gives the end tokens next to no probability at all, they are probably not the model's: this is no design.
+    """
+    clipped = "completions/clipped_ratio"
+    if not all(row.get(clipped, math.nan) >= limit for row in rows) or change_of_objective(rows, run) > RISEN:
+        return False
+    if any(row.get(clipped, limit) < limit for row in run.start):
+        return True
+    ends = run.expected_ends()
+    return ends is not None and (ends * run.n_episodes * len(rows) > 5 or ends < 1e-6)
+
+
+def objective_fell(rows: Rows, limit: float, run: Run) -> bool:
+    """J is below its value at the start of the run, by several standard errors, also in the last row alone."""
+    return change_of_objective(rows, run) < -limit and change_of_objective(rows[-1:], run) < 0
+
+
+def kl_runs_away(rows: Rows, limit: float, run: Run) -> bool:
+    """The KL has at least doubled, to more than the threshold, and score and J have not risen."""
+    kl = [row.get("objective/kl", math.nan) for row in rows]
+    doubled = float(np.mean(kl[-2:])) > max(limit, 2 * float(np.mean(kl[:2])))
+    return doubled and trend(rows, "objective/scores") < 1 and not change_of_objective(rows, run) > RISEN
+
+
+def gold_falls(rows: Rows, limit: float, run: Run) -> bool:
+    """The score rises and the gold score falls."""
+    return trend(rows, "objective/scores") > limit and trend(rows, "objective/gold_scores") < -limit
+
+
+def gradient_large(rows: Rows, limit: float, run: Run) -> bool:
+    """The gradient is so large that max_grad_norm leaves next to nothing of its smaller parts."""
+    return above("grad_norm")(rows, limit * run.max_grad_norm, run)
+
+
+def below_reference(rows: Rows, limit: float, run: Run) -> bool:
+    """The measured J is below the reference's by a share of the way to the optimum, or by more than chance."""
+
+    def margin(row: Metrics) -> float:
+        error = math.sqrt(2) * row.get("eval/objective_stderr", 0.0)  # the reference's J has an error too
+        return max(limit * max(0.0, row.get("optimum", -math.inf) - row["reference"]), 3 * error)
+
+    return all(row["eval/objective"] < row["reference"] - margin(row) for row in rows)
