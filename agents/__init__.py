@@ -2,11 +2,13 @@
 
 from agents.actor_critic import ActorCritic
 from agents.agent import Agent
-from agents.checks import check_range
-from agents.format_version import FORMAT_VERSION, check_format, read_object, read_saved
+from agents.checks import check_fit
+from agents.errors import Diverged, TrainingWarning
+from agents.format_version import FORMAT_VERSION, check_format, find_saved, read_saved
 from agents.grpo import GRPO
 from agents.policy import TransformerPolicy
 from agents.ppo import PPO
+from agents.ranges import RANGES, check_fields, check_range
 from agents.reinforce import REINFORCE
 from agents.rloo import RLOO
 from agents.sampling import Rollout, collect
@@ -15,15 +17,20 @@ __all__ = [
     "FORMAT_VERSION",
     "GRPO",
     "PPO",
+    "RANGES",
     "REINFORCE",
     "RLOO",
     "ActorCritic",
     "Agent",
+    "Diverged",
     "Rollout",
+    "TrainingWarning",
     "TransformerPolicy",
+    "check_fields",
+    "check_fit",
     "check_format",
     "check_range",
     "collect",
-    "read_object",
+    "find_saved",
     "read_saved",
 ]

@@ -34,7 +34,9 @@ class ActorCritic(ActorCriticBase):
         advantages, returns = self.advantages(rollout)
         batch = rollout.without_strings()
         rows = torch.arange(len(rollout), device=returns.device)
-        metrics = self.backward(rows, lambda rows: self.losses(batch[rows], advantages[rows], returns[rows]))
+        metrics = self.backward(
+            rows, lambda rows: self.losses(batch[rows], advantages[rows], returns[rows]), rollout.valid
+        )
         explained = explained_variance(rollout.values, returns, rollout.mask, all_reduce_sum)
         metrics["val/explained_variance"] = float(explained)
         metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask, all_reduce_sum))

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.checks import check_range
-from agents.functional import gae, masked_whiten, reward_to_go, value_loss
+from agents.functional import first_ratio_error, gae, masked_whiten, reward_to_go, value_loss
 from agents.sampling import Rollout
 from agents.training import Info, all_reduce_sum
 
@@ -38,13 +37,6 @@ class ActorCriticBase(Agent, ABC):
     before the policy is trained with its advantages."""
     normalize_advantage: bool = False
     """Whiten the advantages over the real tokens of a batch."""
-
-    def __post_init__(self) -> None:
-        check_range("gae_lambda", self.gae_lambda, 0, 1)
-        check_range("vf_coef", self.vf_coef, 0)
-        check_range("vf_learning_rate", self.vf_learning_rate, 0)
-        check_range("value_warmup", self.value_warmup, 0)
-        super().__post_init__()
 
     def step(self) -> float:
         """Takes an optimizer step. The first `value_warmup` updates leave the policy's model unchanged."""
@@ -89,6 +81,7 @@ class ActorCriticBase(Agent, ABC):
         shared = self.policy.critic is None
         log_probs, values = self.learner(*inputs, rollout.action_mask, values=shared)
         loss, info = self.policy_loss(log_probs, rollout, advantages)
+        info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
         info["loss/policy_avg"] = loss.detach()
         if not shared:
             yield loss, info

@@ -14,37 +14,27 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from agents.checkpoint import read_agent, restore_training_state, save_agent
+from agents.checkpoint import find_agent, restore_training_state, save_agent
 from agents.checks import check_copy, check_external, check_mdp, check_settings, trainable_parameters
-from agents.functional import adaptive_kl_coef
+from agents.files import resolved
 from agents.policy import TransformerPolicy
 from agents.predict import predict_tokens
-from agents.sampling import (
-    Rollout,
-    Sampler,
-    collect,
-    collect_external,
-    is_external,
-    new_generator,
-    sample,
-)
+from agents.sampling import Rollout, Sampler, collect, collect_external, is_external, new_generator, sample
 from agents.training import (
-    Info,
+    HealthMonitor,
     Losses,
     MasterWeights,
     Metrics,
-    all_reduce_gradients,
-    all_reduce_sum,
+    StepGuard,
     broadcast_parameters,
+    compute_gradients,
     gather_objects,
     gather_tensor,
-    merge_micro_batches,
     per_rank,
     rank,
     rank_seed,
-    reduce_ranks,
-    rollout_metrics,
 )
+from agents.update import update
 from textenv import TextMDP, get_mdp
 
 
@@ -71,7 +61,7 @@ class Agent(ABC):
     gamma: float = 1.0
     """Discount; 1 for text, so that the score at the end counts in full after a completion of any length."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm."""
+    """The gradient is scaled down to this norm; inf never does."""
     micro_batch_size: int | None = None
     """Completions per forward and backward pass, to bound memory; gradients are accumulated. None is a minibatch."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -103,6 +93,7 @@ class Agent(ABC):
         self.generator = new_generator(self.policy.device, rank_seed(self.seed))
         self.learner: Any = self.policy  # computes the losses: the policy itself, or its sharded copy (`distribute`)
         self.num_timesteps = self.num_updates = 0
+        self.step_guard, self.health = StepGuard(), HealthMonitor()
 
     @cached_property
     def master_weights(self) -> MasterWeights:
@@ -139,25 +130,16 @@ class Agent(ABC):
             progress_bar: show a progress bar (on rank 0).
             reset_num_timesteps: count timesteps and updates from zero; False continues the counts of the last call.
         """
-        if total_timesteps < 0:
+        if not total_timesteps >= 0:
             raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
         if reset_num_timesteps:
             self.num_timesteps = self.num_updates = 0
+            self.health = HealthMonitor()
         total_timesteps += self.num_timesteps
         hidden = not progress_bar or rank() > 0
         with tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=hidden) as bar:
             while self.num_timesteps < total_timesteps:
-                before = self.num_timesteps
-                rollout = self.collect()
-                metrics = reduce_ranks(rollout_metrics(rollout, self.kl_estimator)) | self.train(rollout)
-                if self.kl_target is not None and self.kl_coef is not None:
-                    metrics["objective/kl_coef"] = self.kl_coef
-                    self.kl_coef = adaptive_kl_coef(
-                        self.kl_coef, metrics["objective/kl"], self.kl_target, self.n_episodes, self.kl_horizon
-                    )
-                sampled = rollout.mask.sum() + (self.num_timesteps - before)  # `train` may have sampled more
-                self.num_timesteps = before + int(all_reduce_sum(sampled))
-                self.num_updates += 1
+                rollout, metrics = update(self, total_timesteps)
                 bar.update(self.num_timesteps - bar.n)
                 shown = [name for name in ("scores", "kl") if f"objective/{name}" in metrics]
                 bar.set_postfix({name: f"{metrics[f'objective/{name}']:.3g}" for name in shown})
@@ -183,12 +165,7 @@ class Agent(ABC):
         count = per_rank(self.n_episodes)
         if is_external(self.env):
             return collect_external(
-                self.env,
-                self.policy,
-                count,
-                generator=self.generator,
-                gamma=self.gamma,
-                values=self.needs_values,
+                self.env, self.policy, count, generator=self.generator, gamma=self.gamma, values=self.needs_values
             )
         return collect(
             self.env,
@@ -201,42 +178,43 @@ class Agent(ABC):
             sampler=self.sampler,
         )
 
+    def trained_rows(self, rollout: Rollout) -> Tensor:
+        """The completions to train on, bool [B]: those that are not skipped.
+
+        An agent that compares the completions of a group leaves out groups with fewer than two of them.
+        """
+        return rollout.valid
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Adam's parameter groups, with their step sizes."""
         return [{"params": self.trained, "lr": self.learning_rate}]
 
-    def backward(self, rows: Tensor, losses: Losses) -> Metrics:
-        """Computes the gradient of a minibatch's losses, in micro-batches of `micro_batch_size`.
+    def backward(self, rows: Tensor, losses: Losses, valid: Tensor | None = None) -> Metrics:
+        """Computes the gradient of a minibatch's losses, in micro-batches of `micro_batch_size`, over all ranks.
 
-        Losses are means per completion, so the micro-batches' gradients, each weighted by its share of the completions,
-        add up to the minibatch's. The backward pass of each loss ends before the next loss is computed, so that the
-        activations of one loss at a time are in memory. Then the gradients are averaged over the ranks, once.
+        Args:
+            rows: the completions of the minibatch, int64.
+            losses: see `Losses`.
+            valid: bool [B], False for completions that are skipped, by default none. They do not count in the means.
 
         Returns:
-            Metrics over all completions of all ranks, so that all ranks take the same decisions.
+            Metrics over all completions of all ranks, so that all ranks take the same decisions. They are empty if all
+            completions are skipped; there is no gradient then, and `step` changes nothing.
         """
-        self.optimizer.zero_grad()
-        if self.micro_batch_size is not None:  # groups stay contiguous, so that a shared prompt is encoded once
-            rows = rows.sort().values
-        micro_metrics = []
-        for micro_batch in rows.split(self.micro_batch_size or len(rows)):  # type: ignore[no-untyped-call]
-            info: Info = {}
-            for loss, loss_info in losses(micro_batch):
-                (len(micro_batch) / len(rows) * loss).backward()  # type: ignore[no-untyped-call]
-                self.master_weights.accumulate_gradients()
-                info |= loss_info
-            numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one device synchronisation
-            micro_metrics.append(dict(zip(info, numbers, strict=True)) | {"num_completions": float(len(micro_batch))})
-        all_reduce_gradients(self.master_weights.for_parameters(self.trained))
-        metrics = merge_micro_batches(gather_objects(merge_micro_batches(micro_metrics)))
-        return {name: value for name, value in metrics.items() if not name.startswith("num_")}
+        return compute_gradients(self, rows, losses, valid)
 
     def step(self) -> float:
-        """Takes one Adam step; returns the gradient's norm before it was scaled down."""
-        norm = torch.nn.utils.clip_grad_norm_(self.master_weights.for_parameters(self.trained), self.max_grad_norm)
-        self.optimizer.step()
-        self.master_weights.update_weights()
-        return gather_tensor(norm).item()
+        """Takes one Adam step if loss and gradient are finite; returns the gradient's norm before it was scaled down.
+
+        Raises:
+            Diverged: several steps in a row could not be taken.
+        """
+        gradients = self.master_weights.for_parameters(self.trained)
+        norm = gather_tensor(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm)).item()
+        if self.step_guard.passes(self, norm):
+            self.optimizer.step()
+            self.master_weights.update_weights()
+        return norm
 
     def predict(
         self,
@@ -262,9 +240,20 @@ class Agent(ABC):
         """Names of the settings, without policy and env."""
         return [f.name for f in fields(cls) if f.name not in ("policy", "env")]
 
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Writes the agent to a folder, see agents/checkpoint.py. Every rank calls it; rank 0 writes."""
-        save_agent(self, Path(folder))
+    def save(self, folder: str | PathLike[str], keep: int = 1, attach: dict[str, Any] | None = None) -> None:
+        """Writes the agent to a folder, see agents/checkpoint.py. Every rank calls it; rank 0 writes.
+
+        A crash leaves the earlier content of the folder or the new one. Files of others in the folder are kept.
+
+        Args:
+            folder: the folder.
+            keep: how many versions to keep: FOLDER, and the earlier FOLDER.1, FOLDER.2, ...
+            attach: further content of its `manifest.json`.
+
+        Raises:
+            StorageError: the disk is full or cannot be written.
+        """
+        save_agent(self, resolved(folder), keep, attach)
 
     @classmethod
     def load(
@@ -273,6 +262,7 @@ class Agent(ABC):
         env: Any = None,
         device: str = "cpu",
         wrap: Callable[[Any], Any] | None = None,
+        trust_remote_code: bool = False,
         **settings: Any,
     ) -> Self:
         """Loads a saved agent; `learn(..., reset_num_timesteps=False)` resumes its training.
@@ -284,15 +274,17 @@ class Agent(ABC):
             env: a text environment; None for an agent that only predicts.
             device: the device of the policy.
             wrap: see `distribute`; the world size may differ from that at `save`.
+            trust_remote_code: whether the folder's model may run code of its own.
             **settings: override saved settings, e.g. `learning_rate`.
 
         Raises:
+            DamagedFile: a file of the folder is missing or was changed.
             ValueError: the folder holds no agent, one of another class, or one of another format.
         """
-        path = Path(folder)
-        saved = read_agent(path, cls.__name__)
+        path, saved = find_agent(Path(folder), cls.__name__, cls.hyperparameters())
         reference = None if env is None or is_external(env) else get_mdp(env).reference
-        policy = TransformerPolicy.from_pretrained(path, reference=reference).to(device)
+        policy = TransformerPolicy.from_pretrained(path, reference=reference, trust_remote_code=trust_remote_code)
+        policy = policy.to(device)
         agent = cls(policy, env, **(saved["settings"] | settings))
         if wrap is not None:
             agent.distribute(wrap)

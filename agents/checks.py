@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from agents.functional import ESTIMATORS
 from agents.policy import TransformerPolicy
+from agents.ranges import RANGES, check_fields, check_range
 from agents.sampling import check_spaces
 from agents.training import world_size
 from textenv import TextMDP
-
-
-def check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
-    """Raises a ValueError that names the setting unless its value is None or in [low, high]."""
-    if value is not None and not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value}.")
+from textenv.lm import max_length
 
 
 def check_settings(agent: Any) -> None:
-    """Checks the settings that every `Agent` has.
+    """Checks the settings of an `Agent`: types and ranges of all, and the rules of those that every agent has.
 
     Raises:
         TypeError: the policy is not a TransformerPolicy.
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or does not fit another.
     """
-    if agent.n_episodes < 1 or agent.num_generations < 1 or agent.n_episodes % agent.num_generations:
+    if not isinstance(agent.policy, TransformerPolicy):
+        raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {agent.policy!r}.")
+    if isinstance(agent.max_grad_norm, float) and agent.max_grad_norm == math.inf:  # nothing is scaled down
+        agent.max_grad_norm = RANGES["max_grad_norm"].high
+    check_fields(agent)
+    if agent.n_episodes % agent.num_generations:
         raise ValueError(
             f"n_episodes must be a positive multiple of num_generations, got {agent.n_episodes} and "
             f"{agent.num_generations}."
@@ -37,16 +39,9 @@ def check_settings(agent: Any) -> None:
                 f"{name} must be a multiple of {unit * world_size()}, so that each of {world_size()} ranks has "
                 f"equally many whole groups, got {number}."
             )
-    if not isinstance(agent.policy, TransformerPolicy):
-        raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {agent.policy!r}.")
-    check_range("gamma", agent.gamma, 0, 1)
-    check_range("max_grad_norm", agent.max_grad_norm, 1e-12)
-    check_range("micro_batch_size", agent.micro_batch_size, 1)
-    check_range("learning_rate", agent.learning_rate, 0)
-    check_range("kl_target", agent.kl_target, 1e-12)
     if agent.kl_target is not None:
         check_range("kl_horizon", agent.kl_horizon, agent.n_episodes)  # one batch changes beta by at most 20%
-    if agent.kl_estimator not in ESTIMATORS:
+    if not isinstance(agent.kl_estimator, str) or agent.kl_estimator not in ESTIMATORS:
         raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {agent.kl_estimator!r}.")
 
 
@@ -69,9 +64,22 @@ def check_mdp(agent: Any, mdp: TextMDP) -> None:
     """Checks that policy and settings fit the environment's MDP.
 
     Raises:
-        ValueError: another vocabulary, sequences too long for the policy, or a kl_target without a beta to start from.
+        ValueError: see `check_fit`; or a kl_target without a beta to start from.
     """
-    policy = agent.policy
+    check_fit(agent.policy, mdp)
+    if agent.kl_target is not None and mdp.kl_coef == 0:
+        raise ValueError(
+            "kl_target needs an environment with kl_coef > 0 to start from, got 0; "
+            "set kl_coef in the environment, or kl_target=None."
+        )
+
+
+def check_fit(policy: Any, mdp: TextMDP) -> None:
+    """Checks that a policy can write in an MDP.
+
+    Raises:
+        ValueError: another vocabulary, or sequences too long for the policy.
+    """
     if policy.vocab_size != mdp.vocab_size:
         raise ValueError(
             f"The vocabularies of policy and environment must be the same, got {policy.vocab_size} and "
@@ -79,7 +87,7 @@ def check_mdp(agent: Any, mdp: TextMDP) -> None:
         )
     config, longest = policy.model.config.get_text_config(), mdp.prompt_width + mdp.max_new_tokens
     sizes = f"{mdp.prompt_width} + {mdp.max_new_tokens}"
-    context = getattr(config, "max_position_embeddings", None)
+    context = max_length(policy.model)
     if context is not None and context < longest:
         raise ValueError(
             f"The environment's sequences must fit the policy's context of {context} tokens, got up to {sizes}; "
@@ -92,11 +100,6 @@ def check_mdp(agent: Any, mdp: TextMDP) -> None:
             f"With longrope the environment's sequences must fit the policy's original context of {short_context} "
             f"tokens, got up to {sizes}: longer ones get other position embeddings, and the update's log-probabilities "
             "would differ from the sampled ones; shorten the prompts or lower max_new_tokens."
-        )
-    if agent.kl_target is not None and mdp.kl_coef == 0:
-        raise ValueError(
-            "kl_target needs an environment with kl_coef > 0 to start from, got 0; "
-            "set kl_coef in the environment, or kl_target=None."
         )
 
 

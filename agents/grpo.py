@@ -21,8 +21,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.checks import check_range
-from agents.functional import clipped_surrogate_loss, group_relative, reward_to_go
+from agents.functional import clipped_surrogate_loss, first_ratio_error, group_relative, in_groups, reward_to_go
+from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
 from agents.training import Info, Metrics, run_epochs
 
@@ -50,18 +50,20 @@ class GRPO(Agent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("num_generations", self.num_generations, 2)
-        check_range("n_epochs", self.n_epochs, 1)
-        check_range("batch_size", self.batch_size, 1)
-        for name in ("clip_range", "clip_range_high", "target_kl"):
-            check_range(name, getattr(self, name), 0)
+        check_range("num_generations", self.num_generations, 2, RANGES["num_generations"].high)
 
     def train(self, rollout: Rollout) -> Metrics:
         """Takes `n_epochs` passes over the completions, in minibatches."""
-        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
-        advantages = group_relative(returns, self.num_generations, self.scale_rewards)[:, None].expand_as(rollout.mask)
-        batch = rollout.without_strings()
-        return run_epochs(self, len(rollout), lambda rows: [self.loss(batch[rows], advantages[rows])])
+        valid = self.trained_rows(rollout)
+        batch = rollout.skip(~valid).without_strings()
+        returns = reward_to_go(batch.rewards, batch.mask, self.gamma)[:, 0]
+        advantages = group_relative(returns, self.num_generations, self.scale_rewards, valid=valid)
+        advantages = advantages[:, None].expand_as(batch.mask)
+        return run_epochs(self, valid, lambda rows: [self.loss(batch[rows], advantages[rows])])
+
+    def trained_rows(self, rollout: Rollout) -> Tensor:
+        """The completions that are not skipped, in groups with at least two of them."""
+        return in_groups(rollout.valid, self.num_generations)
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """Loss of a micro-batch with advantages [B, T], and metrics."""
@@ -71,4 +73,5 @@ class GRPO(Agent):
         loss, info = clipped_surrogate_loss(
             log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range, self.clip_range_high
         )
+        info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
         return loss, info | {"loss/policy_avg": loss.detach()}

@@ -10,13 +10,16 @@ and the gradient is that of ActorCritic.
 
 One update, from top to bottom:
 
-    Agent.learn -> collect                                             agents/agent.py, agents/sampling/rollout.py
+    Agent.learn -> update, from top to bottom                          agents/agent.py, agents/update.py
+       -> Agent.collect -> collect                                     agents/sampling/rollout.py
     PPO.train -> ActorCriticBase.advantages -> reward_to_go, gae       agents/functional/returns.py
               -> run_epochs, and for each minibatch                    agents/training/updater.py
-                 -> Agent.backward -> ActorCriticBase.losses           agents/actor_critic_base.py
-                    -> PPO.policy_loss -> clipped_surrogate_loss       agents/functional/losses.py
-                    -> PPO.critic_loss -> value_loss
+                 -> Agent.backward -> compute_gradients                agents/training/gradients.py
+                    -> ActorCriticBase.losses                          agents/actor_critic_base.py
+                       -> PPO.policy_loss -> clipped_surrogate_loss    agents/functional/losses.py
+                       -> PPO.critic_loss -> value_loss
                  -> ActorCriticBase.step -> Agent.step
+                    -> StepGuard.passes, then a step of Adam           agents/training/divergence.py
 
 Unlike Huang et al. 2024 (arXiv:2403.17031), by default: advantages are not whitened, V is regressed on the reward to go
 and not clipped, losses are sums over a completion's tokens. Like them: V(s_T) = 0 at the end, gamma = 1, Adam's eps.
@@ -29,7 +32,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents.actor_critic_base import ActorCriticBase
-from agents.checks import check_range
 from agents.functional import clipped_surrogate_loss, explained_variance, value_loss
 from agents.sampling import Rollout
 from agents.training import Info, Metrics, all_reduce_sum, run_epochs
@@ -50,19 +52,14 @@ class PPO(ActorCriticBase):
     target_kl: float | None = None
     """Stop the epochs of a batch when KL(pi_old || pi) per token exceeds 1.5 times this; None never stops."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("n_epochs", self.n_epochs, 1)
-        check_range("batch_size", self.batch_size, 1)
-        for name in ("clip_range", "clip_range_vf", "target_kl"):
-            check_range(name, getattr(self, name), 0)
-
     def train(self, rollout: Rollout) -> Metrics:
         """Takes `n_epochs` passes over the completions, in minibatches."""
         assert rollout.values is not None
         advantages, returns = self.advantages(rollout)
         batch = rollout.without_strings()
-        metrics = run_epochs(self, len(rollout), lambda rows: self.losses(batch[rows], advantages[rows], returns[rows]))
+        metrics = run_epochs(
+            self, rollout.valid, lambda rows: self.losses(batch[rows], advantages[rows], returns[rows])
+        )
         explained = explained_variance(rollout.values, returns, rollout.mask, all_reduce_sum)
         metrics["val/explained_variance"] = float(explained)
         return metrics

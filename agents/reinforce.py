@@ -21,8 +21,14 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.checks import check_range
-from agents.functional import batch_mean, leave_one_out, policy_gradient_loss, reward_to_go
+from agents.functional import (
+    batch_mean,
+    first_ratio_error,
+    in_groups,
+    leave_one_out,
+    policy_gradient_loss,
+    reward_to_go,
+)
 from agents.sampling import Rollout, collect, is_external, states_after
 from agents.training import Info, Metrics, all_reduce_sum
 from textenv import get_mdp
@@ -47,11 +53,10 @@ class REINFORCE(Agent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.credit not in ("sequence", "reward_to_go", "q"):
+        if not isinstance(self.credit, str) or self.credit not in ("sequence", "reward_to_go", "q"):
             raise ValueError(f"credit must be 'sequence', 'reward_to_go' or 'q', got {self.credit!r}.")
-        if self.baseline not in (None, "mean", "leave_one_out"):
+        if not isinstance(self.baseline, str | None) or self.baseline not in (None, "mean", "leave_one_out"):
             raise ValueError(f"baseline must be None, 'mean' or 'leave_one_out', got {self.baseline!r}.")
-        check_range("num_continuations", self.num_continuations, 1)
         if self.credit == "q" and is_external(self.env):
             raise ValueError(
                 "credit='q' needs an environment of textenv, which can start in any state, got one of another library; "
@@ -62,14 +67,26 @@ class REINFORCE(Agent):
                 "baseline='leave_one_out' needs num_generations >= 2 completions per prompt, got 1; "
                 "raise num_generations, or use baseline='mean'."
             )
+        self.skipped_continuations = torch.zeros((), dtype=torch.int64, device=self.policy.device)  # of an update
 
     def train(self, rollout: Rollout) -> Metrics:
         """Takes one gradient step."""
+        self.skipped_continuations.zero_()
+        valid = self.trained_rows(rollout)
+        rollout = rollout.skip(~valid)
         weights = self.weights(rollout)
         batch = rollout.without_strings()
         rows = torch.arange(len(rollout), device=weights.device)
-        metrics = self.backward(rows, lambda rows: [self.loss(batch[rows], weights[rows])])
+        metrics = self.backward(rows, lambda rows: [self.loss(batch[rows], weights[rows])], valid)
+        if self.credit == "q":
+            metrics["completions/skipped_continuations"] = float(all_reduce_sum(self.skipped_continuations))
         return metrics | {"grad_norm": self.step()}
+
+    def trained_rows(self, rollout: Rollout) -> Tensor:
+        """The completions that are not skipped; with leave_one_out, in groups with at least two of them."""
+        if self.baseline == "leave_one_out":
+            return in_groups(rollout.valid, self.num_generations)
+        return rollout.valid
 
     def loss(self, rollout: Rollout, weights: Tensor) -> tuple[Tensor, Info]:
         """Loss of a micro-batch with weights w_t - b, [B, T], and metrics."""
@@ -77,7 +94,8 @@ class REINFORCE(Agent):
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
         ).log_probs
         loss = policy_gradient_loss(log_probs, weights, rollout.mask)
-        return loss, {"loss/policy_avg": loss.detach()}
+        info: Info = first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
+        return loss, info | {"loss/policy_avg": loss.detach()}
 
     def weights(self, rollout: Rollout) -> Tensor:
         """Weights w_t - b, [B, T]."""
@@ -92,16 +110,18 @@ class REINFORCE(Agent):
         if self.baseline is None:
             return weights
         if self.baseline == "mean":
-            return weights - batch_mean(returns, all_reduce_sum)[:, None]
-        return weights - leave_one_out(returns, self.num_generations)[:, None]
+            return weights - batch_mean(returns, all_reduce_sum, rollout.valid)[:, None]
+        return weights - leave_one_out(returns, self.num_generations, rollout.valid)[:, None]
 
     def q_values(self, rollout: Rollout) -> Tensor:
         """Estimates Q(s_t, a_t) ~ r_t + gamma mean_k G_{t+1}^(k) over continuations from s_{t+1}, [B, T].
 
-        At the last token Q is r_t.
+        At the last token Q is r_t. Continuations that are skipped are left out of the mean; where none is left, the
+        completion itself is the only continuation, and Q ~ G_t.
         """
         row, time = torch.nonzero(has_next_token(rollout), as_tuple=True)
         q_values = rollout.rewards.clone()
+        to_go = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
         if len(row) == 0:
             return q_values
         for rows, times in zip(row.split(CHUNK), time.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
@@ -115,11 +135,14 @@ class REINFORCE(Agent):
                 kl_coef=self.kl_coef,
                 sampler=self.sampler,
             )
-            self.num_timesteps += int(continuations.mask.sum())  # these are sampled tokens too
+            self.num_timesteps += int(continuations.num_sampled)  # these are sampled tokens too
             returns = reward_to_go(continuations.rewards, continuations.mask, self.gamma)
             first = (times + 1).repeat_interleave(self.num_continuations)
             sampled = returns.gather(1, first[:, None]).view(-1, self.num_continuations)
-            q_values[rows, times] += self.gamma * sampled.mean(dim=1)
+            valid = continuations.valid.view(-1, self.num_continuations)
+            self.skipped_continuations += (~valid).sum()
+            mean = torch.where(valid, sampled, 0.0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+            q_values[rows, times] += self.gamma * torch.where(valid.any(dim=1), mean, to_go[rows, times + 1])
         return q_values
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.checks import check_range
-from agents.functional import clipped_surrogate_loss, leave_one_out, reward_to_go
+from agents.functional import clipped_surrogate_loss, first_ratio_error, in_groups, leave_one_out, reward_to_go
+from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
 from agents.training import Info, Metrics, run_epochs
 
@@ -44,18 +44,19 @@ class RLOO(Agent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("num_generations", self.num_generations, 2)
-        check_range("n_epochs", self.n_epochs, 1)
-        check_range("batch_size", self.batch_size, 1)
-        check_range("clip_range", self.clip_range, 0)
-        check_range("target_kl", self.target_kl, 0)
+        check_range("num_generations", self.num_generations, 2, RANGES["num_generations"].high)
 
     def train(self, rollout: Rollout) -> Metrics:
         """Takes `n_epochs` passes over the completions, in minibatches."""
-        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
-        advantages = returns - leave_one_out(returns, self.num_generations)
-        batch = rollout.without_strings()
-        return run_epochs(self, len(rollout), lambda rows: [self.loss(batch[rows], advantages[rows])])
+        valid = self.trained_rows(rollout)
+        batch = rollout.skip(~valid).without_strings()
+        returns = reward_to_go(batch.rewards, batch.mask, self.gamma)[:, 0]
+        advantages = returns - leave_one_out(returns, self.num_generations, valid)
+        return run_epochs(self, valid, lambda rows: [self.loss(batch[rows], advantages[rows])])
+
+    def trained_rows(self, rollout: Rollout) -> Tensor:
+        """The completions that are not skipped, in groups with at least two of them."""
+        return in_groups(rollout.valid, self.num_generations)
 
     def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """Loss of a micro-batch with advantages [B], and metrics per completion."""
@@ -64,8 +65,8 @@ class RLOO(Agent):
         ).log_probs
         sequence_log_probs = torch.where(rollout.mask, log_probs, 0.0).sum(dim=1, keepdim=True)  # log pi(y|x), [B, 1]
         old_log_probs = rollout.log_probs.sum(dim=1, keepdim=True)
-        mask = torch.ones_like(sequence_log_probs, dtype=torch.bool)
         loss, info = clipped_surrogate_loss(
-            sequence_log_probs, old_log_probs, advantages[:, None], mask, self.clip_range
+            sequence_log_probs, old_log_probs, advantages[:, None], rollout.valid[:, None], self.clip_range
         )
+        info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
         return loss, info | {"loss/policy_avg": loss.detach()}

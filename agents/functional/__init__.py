@@ -1,12 +1,19 @@
 """Pure functions of [B, T] tensors and a mask: returns, advantages, losses, KL estimators."""
 
 from agents.functional.kl import ESTIMATORS, adaptive_kl_coef, k1, k2, k3
-from agents.functional.losses import clipped_surrogate_loss, mean_over_completions, policy_gradient_loss, value_loss
+from agents.functional.losses import (
+    clipped_surrogate_loss,
+    first_ratio_error,
+    mean_over_completions,
+    policy_gradient_loss,
+    value_loss,
+)
 from agents.functional.returns import (
     batch_mean,
     explained_variance,
     gae,
     group_relative,
+    in_groups,
     leave_one_out,
     masked_mean,
     masked_whiten,
@@ -19,8 +26,10 @@ __all__ = [
     "batch_mean",
     "clipped_surrogate_loss",
     "explained_variance",
+    "first_ratio_error",
     "gae",
     "group_relative",
+    "in_groups",
     "k1",
     "k2",
     "k3",

@@ -3,6 +3,7 @@
 Each loss is a mean *per completion*: sums over a completion's tokens, divided by the number of completions B. So the
 gradient of a policy loss estimates the gradient of J itself, whatever the lengths in the batch. (A mean over all tokens
 divides by the batch's total length, which depends on the samples: its gradient is biased towards short completions.)
+A row whose mask is all False is a completion that is skipped: it does not count.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from agents.functional.kl import k3
 
 
 def mean_over_completions(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `x` over the True entries of `mask`, divided by the number of rows."""
-    return torch.where(mask, x, 0.0).sum() / x.shape[0]
+    """Sum of `x` over the True entries of `mask`, divided by the number of rows that have one; 0 where none has."""
+    return torch.where(mask, x, 0.0).sum() / mask.any(dim=1).sum().clamp(min=1)
 
 
 def policy_gradient_loss(log_probs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
@@ -76,9 +77,10 @@ def clipped_surrogate_loss(
     tokens = mask.sum().clamp(min=1)
     with torch.no_grad():
         rho, high, low = torch.where(mask, ratio, 0.0), mask & (advantages > 0), mask & (advantages < 0)
+        weights = rho / rho.amax().clamp(min=1e-30)  # their squares are finite, however large rho is
         info = {
             "val/ratio": rho.sum() / tokens,
-            "val/ess": rho.sum() ** 2 / (tokens * (rho**2).sum()).clamp(min=1e-30),
+            "val/ess": weights.sum() ** 2 / (tokens * (weights**2).sum()).clamp(min=1e-30),
             "val/ratio_error_max": (ratio - 1.0).abs().max(),
             "policy/approxkl_avg": k3(-log_ratio).sum() / tokens,
             "policy/clipfrac_avg": (binds & mask).sum() / tokens,
@@ -89,6 +91,18 @@ def clipped_surrogate_loss(
             "num_low": low.sum(),
         }
     return -mean_over_completions(surrogate, mask), info
+
+
+@torch.no_grad()
+def first_ratio_error(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Returns `val/first_ratio_error_avg`, the mean of |rho_t - 1| over the real tokens, and their number.
+
+    Before the first step pi is the behaviour policy, so the metric of the first minibatch is 0 up to rounding, unless
+    the sampler's log-probabilities are not those of the policy. Arguments are those of `clipped_surrogate_loss`.
+    """
+    error = torch.where(mask, (log_probs - old_log_probs).exp() - 1.0, 0.0).abs()
+    tokens = mask.sum()
+    return {"val/first_ratio_error_avg": error.sum() / tokens.clamp(min=1), "num_ratios": tokens}
 
 
 def value_loss(

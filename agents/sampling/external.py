@@ -16,9 +16,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
+from agents.errors import Diverged
 from agents.policy import TransformerPolicy
 from agents.sampling.rollout import Rollout
 from textenv import TextEnv
+from textenv.lm import max_length
 
 
 def is_external(env: Any) -> bool:
@@ -54,7 +56,7 @@ def check_spaces(env: Any, policy: TransformerPolicy) -> None:
             f"input_ids must be in 0 .. {config.vocab_size - 1}, the model's ids; the observation may have "
             f"{low} .. {high}."
         )
-    context = getattr(config, "max_position_embeddings", None)
+    context = max_length(policy.model)
     if context is not None and ids.shape[0] > context:
         raise ValueError(f"The policy's context is {context} tokens, the observation has {ids.shape[0]}.")
 
@@ -79,7 +81,7 @@ def collect_external(
         values: whether to compute V.
     """
     episodes = [_episode(env, policy, generator, gamma if values else None) for _ in range(n)]
-    padded = {
+    padded: dict[str, Any] = {
         name: pad_sequence([episode[name] for episode in episodes], batch_first=True)
         for name in ("input_ids", "attention_mask", "log_probs", "rewards", "mask")
     }
@@ -137,10 +139,15 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
                 "end the episode before."
             )
         log_probs = logits.masked_fill(~masks[-1], -torch.inf).log_softmax(dim=0)
+        if bool(log_probs.isnan().any()):
+            raise Diverged(
+                f"The policy's probabilities are not finite after {len(steps['rewards'])} steps of an episode: the "
+                "last optimizer steps were too large."
+            )
         ids[-1] = action = int(torch.multinomial(log_probs.exp(), 1, generator=generator))
         observation, reward, terminated, truncated, info = env.step(action)
-        if not np.isfinite(reward := float(reward)):
-            raise ValueError(f"A reward must be a finite number, got {reward} for action {action}.")
+        if not abs(reward := float(reward)) <= float(np.finfo(np.float32).max):
+            raise ValueError(f"A reward must be a finite number, got {reward} for action {action} (in float32).")
         step = {"input_ids": ids, "attention_mask": attention, "log_probs": log_probs[action], "rewards": reward}
         for name, value in step.items():
             steps[name].append(value)

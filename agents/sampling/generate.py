@@ -35,8 +35,15 @@ def generate_sampler(
     is_eos = torch.as_tensor(mdp.is_eos, device=device)
     packed, packed_attention = pack_left(ids, attention)
     next_ref_log_probs: list[Tensor] = []  # log pi_ref(.|s_t) [B, V] of each step, where it masks tokens
+    diverged = torch.zeros(len(ids), dtype=torch.bool, device=device)
 
     def process_logits(input_ids: Tensor, logits: Tensor) -> Tensor:
+        log_probs = masked_log_probs(input_ids, logits)
+        wrong = log_probs.isnan().any(dim=1)
+        diverged.logical_or_(wrong)
+        return log_probs.masked_fill(wrong[:, None], 0.0)  # torch's multinomial must not see nan
+
+    def masked_log_probs(input_ids: Tensor, logits: Tensor) -> Tensor:
         if mdp.full_support:
             return policy.log_softmax(logits)
         mask = torch.ones_like(input_ids)
@@ -73,6 +80,7 @@ def generate_sampler(
             ref_log_probs[rows, now] = next_ref_log_probs[step][rows, action].float()
             action_mask[rows, now] = next_ref_log_probs[step][rows] > -torch.inf
         live = live & ~is_eos[token] & (time + step + 1 < horizon)
+    log_probs[diverged] = torch.nan  # `collect` raises
     return Generation(ids, attention, log_probs, *((ref_log_probs, action_mask) if next_ref_log_probs else ()))
 
 

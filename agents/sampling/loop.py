@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agents.policy import TransformerPolicy
 from textenv import TextMDP, TextState
-from textenv.lm import CachedDecoder
+from textenv.lm import new_decoder
 
 # A finished row costs as much as a live one until it is dropped, which copies the cache of the live rows. That pays off
 # once half of the rows have finished, and at least so many that they matter beside the fixed cost of a step.
@@ -62,7 +62,7 @@ def sample(policy: TransformerPolicy, mdp: TextMDP, state: TextState, generator:
 
     # `rows` are the rows that the decoder holds; `time` is t of each, or the horizon once it has finished
     rows, time = torch.arange(len(ids), device=device), torch.as_tensor(state.time, device=device)
-    decoder = CachedDecoder(policy.model)
+    decoder = new_decoder(policy.model)
     logits = decoder.prefill(ids, attention).logits[:, -1]
     while True:
         allowed = None
@@ -96,3 +96,26 @@ def new_generator(device: torch.device | str, seed: int | None = None) -> torch.
     else:
         generator.manual_seed(seed)
     return generator
+
+
+def validate_generation(generation: Generation, mdp: TextMDP, count: int, device: torch.device) -> Generation:
+    """Returns what a sampler returned, as tensors of the dtypes of `Generation` on `device`.
+
+    Raises:
+        ValueError: a tensor has another shape than `Generation` defines.
+    """
+    width, horizon = mdp.prompt_width, mdp.max_new_tokens
+    columns = {"input_ids": width + horizon, "attention_mask": width + horizon, "log_probs": horizon, "values": horizon}
+    for name, number in columns.items():
+        if name == "values" and generation.values is None:
+            continue
+        if (shape := tuple(getattr(generation, name).shape)) != (count, number):
+            raise ValueError(f"A sampler must return {name} of shape {(count, number)}, got {shape}.")
+    types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32}
+    return generation._replace(
+        **{
+            name: torch.as_tensor(value, dtype=types.get(name), device=device)
+            for name, value in generation._asdict().items()
+            if value is not None
+        }
+    )

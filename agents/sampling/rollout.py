@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.errors import Diverged
 from agents.policy import TransformerPolicy
-from agents.sampling.loop import Generation, Sampler, new_generator, sample
+from agents.sampling.loop import Sampler, new_generator, sample, validate_generation
 from textenv import TextMDP, TextState, get_mdp
 
 
@@ -21,20 +24,25 @@ from textenv import TextMDP, TextState, get_mdp
 class Rollout:
     """B completions; those of a group are contiguous. [B, T] tensors have token t in column t.
 
+    A completion is skipped where its reward failed and the MDP has `on_reward_error="skip"`. It keeps its row, with a
+    mask that is all False and scores that are nan; agents learn nothing from it.
+
     Attributes:
         prompt: int64 [B], index into the environment's prompts.
         input_ids, attention_mask: [B, W + T], prompts with left padding, completions with right padding; in external
             environments (`agents.sampling.external`) [B, T, L + 1], one observation per token.
-        mask: bool [B, T], the tokens sampled in this rollout, EOS included.
+        mask: bool [B, T], the tokens sampled in this rollout, EOS included; all False in a row that is skipped.
         log_probs: log pi(a_t|s_t) of the behaviour policy, [B, T]. 0 where the mask is False, like the next two.
         ref_log_probs: log pi_ref(a_t|s_t), [B, T]; nan where the environment has no reference.
         rewards: r_t, the sum of all its terms, [B, T].
-        scores: score(x, y), [B].
+        scores: score(x, y), [B]; nan where skipped.
         stopped: bool [B], whether the completion ended with EOS, rather than at the length limit.
         values: V(s_t), [B, T], or None if they were not requested.
         action_mask: bool [B, T, V], the allowed tokens, or None where nothing is masked.
         prompts, completions: as text, object arrays [B]; None in a rollout `without_strings`.
-        gold_scores: the gold reward's scores, [B], or None where the MDP has no gold reward.
+        gold_scores: the gold reward's scores, [B], nan where skipped; None where the MDP has no gold reward.
+        lengths: int64 [B], the number of tokens sampled, also where skipped; None means `mask.sum(dim=1)`.
+        extra: what reward functions have logged of each completion (`log_extra`), object arrays [B] by name; or None.
     """
 
     prompt: Tensor
@@ -51,6 +59,8 @@ class Rollout:
     prompts: Any
     completions: Any
     gold_scores: Tensor | None = None
+    lengths: Tensor | None = None
+    extra: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -59,6 +69,16 @@ class Rollout:
     def num_tokens(self) -> int:
         """T, the number of columns of the completions."""
         return self.mask.shape[1]
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B], False for completions that are skipped."""
+        return self.mask.any(dim=1)
+
+    @property
+    def num_sampled(self) -> Tensor:
+        """The number of tokens sampled, those of skipped completions included."""
+        return self.mask.sum() if self.lengths is None else self.lengths.sum()
 
     @property
     def tokens(self) -> Tensor:
@@ -78,13 +98,23 @@ class Rollout:
                 return value[rows]
             if value is None:
                 return None
+            if isinstance(value, dict):
+                return {name: select(values) for name, values in value.items()}
             return value[rows if isinstance(rows, slice) else rows.cpu().numpy()]  # strings, which are on the host
 
         return Rollout(**{f.name: select(getattr(self, f.name)) for f in fields(self)})
 
+    def skip(self, rows: Tensor) -> Rollout:
+        """The rollout with the masks of these rows, bool [B], all False: they are skipped too."""
+        return replace(self, mask=self.mask & ~rows[:, None])
+
+    def scored(self) -> Rollout:
+        """The rollout without the rows that are skipped."""
+        return self[torch.nonzero(self.valid)[:, 0]]
+
     def without_strings(self) -> Rollout:
         """The rollout without its strings, as a loss uses it: selecting rows then needs no synchronisation."""
-        return replace(self, prompts=None, completions=None)
+        return replace(self, prompts=None, completions=None, extra=None)
 
 
 @torch.no_grad()
@@ -102,6 +132,8 @@ def collect(
 ) -> Rollout:
     """Samples `n` completions of the policy and computes their rewards.
 
+    With `on_reward_error="skip"` in the MDP, completions whose reward failed are skipped (see `Rollout`).
+
     Args:
         env: an environment of textenv; only its MDP is used, its current episode is not touched.
         policy: the behaviour policy; it also estimates V.
@@ -114,8 +146,10 @@ def collect(
         sampler: samples the tokens, by default with the loop sampler.
 
     Raises:
-        ValueError: n is not a multiple of num_generations; the policy's probabilities are nan; the sampler returned
-            tensors of other shapes, or masked tokens.
+        textenv.rewards.RewardError: a reward function failed, with another `on_reward_error`.
+        agents.Diverged: the policy's probabilities are not finite.
+        ValueError: n is not a multiple of num_generations; the sampler returned tensors of other shapes, or masked
+            tokens; the terms of a reward are finite, and their sum is not in float32.
     """
     mdp = get_mdp(env)
     generator = generator or new_generator(policy.device)
@@ -133,6 +167,8 @@ def collect(
     ids, attention = ids[:, columns], attention[:, columns]
     completion, sampled = completion[:, :longest], sampled[:, :longest]
     log_probs = log_probs[:, :longest]
+    host_log_probs = log_probs.cpu().numpy()
+    check_log_probs(host_log_probs, state)  # before the reward sees tokens that were not sampled from pi
     action_mask = None if action_mask is None else action_mask[:, :longest]
     if ref_log_probs is None:
         ref_log_probs, action_mask = reference_log_probs(mdp, ids, attention, longest)
@@ -142,14 +178,16 @@ def collect(
     transitions = mdp.transitions(mdp.initial_state(state), tokens, completion.cpu().numpy())
     lengths = completion.sum(dim=1).cpu().numpy()
     finished = mdp.finished(state.prompt, state.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
-    scores, gold_scores = mdp.score(finished), mdp.gold_score(finished)
-    host_log_probs, host_ref_log_probs = log_probs.cpu().numpy(), ref_log_probs.cpu().numpy()
-    if not np.isfinite(host_log_probs).all():
-        raise ValueError("The policy's probabilities are nan: it has diverged. Lower learning_rate or max_grad_norm.")
+    scores, gold_scores = mdp.scores_or_nan(finished)
+    host_ref_log_probs = ref_log_probs.cpu().numpy()
     if not np.isfinite(host_ref_log_probs).all():
         raise ValueError("The sampler returned tokens that the reference gives probability 0: it must obey the mask.")
-    terms = mdp.reward_terms(transitions, host_ref_log_probs, scores, host_log_probs, kl_coef)
-    rewards = torch.as_tensor(sum(terms.values()), dtype=torch.float32, device=policy.device)
+    terms = mdp.reward_terms(transitions, host_ref_log_probs, np.nan_to_num(scores), host_log_probs, kl_coef)
+    rewards = torch.as_tensor(sum_of_terms(terms), dtype=torch.float32, device=policy.device)
+    sampled_lengths = sampled.sum(dim=1)
+    if (skipped := np.isnan(scores)).any():
+        sampled = sampled & torch.as_tensor(~skipped[:, None], device=policy.device)
+        log_probs, ref_log_probs = (torch.where(sampled, each, 0.0) for each in (log_probs, ref_log_probs))
     rollout = Rollout(
         prompt=torch.as_tensor(state.prompt, device=policy.device),
         input_ids=ids,
@@ -167,6 +205,8 @@ def collect(
         gold_scores=None
         if gold_scores is None
         else torch.as_tensor(gold_scores, dtype=torch.float32, device=policy.device),
+        lengths=sampled_lengths,
+        extra={name: object_array(values) for name, values in finished.extra.items()} or None,
     )
     if values:
         found = policy.values(ids, attention, longest) if sampler_values is None else sampler_values[:, :longest]
@@ -174,27 +214,44 @@ def collect(
     return rollout
 
 
-def validate_generation(generation: Generation, mdp: TextMDP, count: int, device: torch.device) -> Generation:
-    """Returns what a sampler returned, as tensors of the dtypes of `Generation` on `device`.
+def object_array(values: list[Any]) -> NDArray[Any]:
+    """Any values as an array [B], also where they are lists of the same length."""
+    array = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        array[row] = value
+    return array
+
+
+def sum_of_terms(terms: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """r_t, [B, T], the sum of the terms of `TextMDP.reward_terms`.
 
     Raises:
-        ValueError: a tensor has another shape than `Generation` defines.
+        ValueError: a sum is not finite in float32.
     """
-    width, horizon = mdp.prompt_width, mdp.max_new_tokens
-    columns = {"input_ids": width + horizon, "attention_mask": width + horizon, "log_probs": horizon, "values": horizon}
-    for name, number in columns.items():
-        if name == "values" and generation.values is None:
-            continue
-        if (shape := tuple(getattr(generation, name).shape)) != (count, number):
-            raise ValueError(f"A sampler must return {name} of shape {(count, number)}, got {shape}.")
-    types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32}
-    return generation._replace(
-        **{
-            name: torch.as_tensor(value, dtype=types.get(name), device=device)
-            for name, value in generation._asdict().items()
-            if value is not None
-        }
-    )
+    rewards: NDArray[np.float64] = reduce(np.add, terms.values())
+    if not (np.abs(rewards) <= np.finfo(np.float32).max).all():
+        largest = {name: float(np.abs(values).max()) for name, values in terms.items()}
+        raise ValueError(
+            f"A reward must be finite in float32, got {np.abs(rewards).max()}; the largest values of its terms are "
+            f"{largest}. Scale the reward, the shaping terms or kl_coef down."
+        )
+    return rewards
+
+
+def check_log_probs(log_probs: NDArray[np.float32], state: TextState) -> None:
+    """Checks the log-probabilities of sampled tokens, [B, T].
+
+    Raises:
+        Diverged: one is not finite; the message has the first prompt, with control characters escaped.
+    """
+    wrong = np.flatnonzero(~np.isfinite(log_probs).all(axis=1))
+    if len(wrong):
+        time = int(np.flatnonzero(~np.isfinite(log_probs[wrong[0]]))[0])
+        raise Diverged(
+            f"The policy's probabilities are not finite in {len(wrong)} of {len(log_probs)} completions, first at "
+            f"token {time} after the prompt {state.prompt_text[wrong[0]]!r:.200}: the last optimizer steps were too "
+            "large."
+        )
 
 
 def reference_log_probs(mdp: TextMDP, ids: Tensor, attention: Tensor, num_tokens: int) -> tuple[Tensor, Tensor | None]:

@@ -77,10 +77,12 @@ class TextVecEnv(VecEnv):
         super().__init__(inner.num_envs, TextObservationSpace(subspaces, inner.mdp.kl_coef), inner.single_action_space)
 
     def reset(self) -> Any:
-        if any(self._options):
-            raise ValueError(f"TextVecEnv starts at drawn prompts and takes no options, got {self._options[0]}.")
-        observations, info = self.envs.reset(seed=self._seeds if any(s is not None for s in self._seeds) else None)
+        options, seeds = self._options, self._seeds
+        self._reset_options()  # for the next reset, also where this one is refused
         self._reset_seeds()
+        if any(options):
+            raise ValueError(f"TextVecEnv starts at drawn prompts and takes no options, got {options[0]}.")
+        observations, info = self.envs.reset(seed=seeds if any(seed is not None for seed in seeds) else None)
         return self._observation(observations, info)
 
     def step_async(self, actions: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -43,6 +44,14 @@ def test_settings_out_of_range_are_refused(kind: Any, settings: dict[str, Any], 
     env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=2)
     with pytest.raises(ValueError, match=rf"{message} must be in \[.*\], got"):
         kind(random_policy(env), env, **settings)
+
+
+@pytest.mark.parametrize("kind", [RLOO, GRPO])
+@pytest.mark.parametrize("value", [1, 1_000_001])
+def test_the_message_has_the_range_of_a_group(kind: Any, value: int) -> None:
+    """Its upper end is that of the setting's own range."""
+    with pytest.raises(ValueError, match=rf"num_generations must be in \[{2 if value == 1 else 1}, 1000000\], got"):
+        agent_of(kind, num_generations=value)
 
 
 @every_kind
@@ -92,14 +101,14 @@ def test_a_policy_of_another_vocabulary_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [REINFORCE, ActorCritic, PPO])
-@pytest.mark.parametrize(
-    "settings", [{"n_episodes": 6, "num_generations": 4}, {"n_episodes": 0}, {"num_generations": 0}]
-)
-def test_groups_must_fill_the_batch(kind: Any, settings: dict[str, int]) -> None:
-    """n_episodes not divisible by num_generations, and zero."""
+def test_groups_must_fill_the_batch(kind: Any) -> None:
+    """n_episodes not divisible by num_generations, and zero of either."""
     env = sparse()
-    with pytest.raises(ValueError, match="n_episodes must be a positive multiple of num_generations"):
-        kind(random_policy(env), env, **settings)
+    with pytest.raises(ValueError, match="n_episodes must be a positive multiple of num_generations, got 6 and 4"):
+        kind(random_policy(env), env, n_episodes=6, num_generations=4)
+    for name in ("n_episodes", "num_generations"):
+        with pytest.raises(ValueError, match=rf"{name} must be in \[1, .*, got 0"):
+            kind(random_policy(env), env, **{name: 0})
 
 
 @pytest.mark.parametrize(
@@ -115,3 +124,15 @@ def test_reinforce_refuses_unknown_settings(settings: dict[str, Any], message: s
     env = sparse()
     with pytest.raises(ValueError, match=message):
         REINFORCE(random_policy(env), env, **settings)
+
+
+def test_a_copy_of_the_policy_is_made_before_learning() -> None:
+    """Adam's moments belong to the parameters that were trained; a wrapper that keeps the parameters is accepted."""
+    agent = agent_of(PPO)
+    agent.learn(1)
+    with pytest.raises(ValueError, match="must be called before learning"):
+        agent.distribute(copy.deepcopy)
+    agent.distribute(lambda policy: policy)
+    new = agent_of(PPO)
+    new.distribute(copy.deepcopy)
+    assert new.learner is not new.policy

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -10,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from agents import PPO
 from tests.helpers.agents import agent_of, task
 from tests.helpers.policies import random_policy
+from tests.helpers.refusals import ODD, NotRefused, refused
 from textenv import exact
 from textenv.testing import play
 
@@ -90,3 +95,71 @@ def test_the_mean_of_evaluate_policy_is_the_expected_reward() -> None:
     )
     assert abs(np.mean(returns) - expected) < 5 * np.std(returns) / np.sqrt(len(returns))
     assert abs(np.mean(returns) - known.objective) > 5 * np.std(returns) / np.sqrt(len(returns))  # control
+
+
+# -- refused arguments -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("where", ["argument", "observation"])
+def test_masks_that_allow_nothing_are_refused(where: str, deterministic: bool) -> None:
+    """Neither torch's error nor a masked token, for one observation and for a row of a batch."""
+    env = task()
+    agent = agent_of(PPO, env)
+    observation, info = env.reset(seed=0)
+    batch = {name: np.stack([value] * 2) for name, value in observation.items()}
+    nothing = np.zeros_like(info["action_mask"])
+    for given, masks, row in ((observation, nothing, 0), (batch, np.stack([info["action_mask"], nothing]), 1)):
+        arguments: dict[str, Any] = {"deterministic": deterministic, "action_masks": masks}
+        if where == "observation":
+            given = given | {"action_mask": arguments.pop("action_masks")}
+        with refused(ValueError, f"must allow a token in each row, got none in row {row}", package="agents"):
+            agent.predict(given, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.float32, list, torch.tensor])
+def test_masks_of_any_type_are_obeyed(dtype: Any) -> None:
+    """Control: one mask for all rows, or one each."""
+    env = task()
+    agent = agent_of(PPO, env)
+    observation, info = env.reset(seed=0)
+    only = np.eye(len(info["action_mask"]), dtype=np.int8)[2]
+    batch = {name: np.stack([value] * 3) for name, value in observation.items()}
+    for masks in (only, np.stack([only] * 3)):
+        given = masks.astype(dtype) if dtype not in (list, torch.tensor) else dtype(masks.tolist())
+        assert agent.predict(batch, action_masks=given)[0].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["observation", "action_masks", "input_ids", "attention_mask", "action_mask"])
+def test_what_is_no_observation_is_refused(name: str) -> None:
+    """Each argument and each array, given a value of every type: a token of the vocabulary, or an error of ours."""
+    env = task()
+    agent = agent_of(PPO, env)
+    observation, _ = env.reset(seed=0)
+    for value in ODD:
+        with suppress(NotRefused), refused(ValueError, package="agents"):
+            if name == "observation":
+                tokens = agent.predict(value)[0]
+            elif name == "action_masks":
+                tokens = agent.predict(observation, action_masks=value)[0]
+            else:
+                tokens = agent.predict(observation | {name: value})[0]
+            assert env.action_space.contains(np.int64(tokens))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_mask": np.ones(2, dtype=np.int8)}, r"of the same shape, \[L\] or \[B, L\].*and \(2,\)"),
+        ({"input_ids": np.full(7, 99)}, "must be in 0 .. 3, the policy's ids, got 99"),
+        ({"attention_mask": np.zeros(7, dtype=np.int8)}, "must be 1 on a row's tokens, at least one"),
+        ({"input_ids": np.zeros(7)}, "input_ids must be an array of integers, got ndarray of float64"),
+        ({"action_mask": np.ones(3, dtype=np.int8)}, r"of shape \(4,\) or \(1, 4\), got int8\(3,\)"),
+    ],
+)
+def test_the_error_names_the_rule_and_the_value(change: dict[str, Any], message: str) -> None:
+    """For arrays that do not fit the policy or each other."""
+    env = task()
+    observation, _ = env.reset(seed=0)
+    with refused(ValueError, message, package="agents"):
+        agent_of(PPO, env).predict(observation | change)

@@ -95,7 +95,8 @@ TARGETS = st.floats(1e-2, 50.0)
 )
 def test_adaptive_kl_coef_by_hand(kl_coef: float, kl: float, target: float, num_episodes: int, expected: float) -> None:
     """One step of the controller of Ziegler et al. 2019, computed by hand."""
-    assert adaptive_kl_coef(kl_coef, kl, target, num_episodes, 10_000) == pytest.approx(expected, rel=1e-12)
+    for horizon in ((10_000,), ()):  # it is the default
+        assert adaptive_kl_coef(kl_coef, kl, target, num_episodes, *horizon) == pytest.approx(expected, rel=1e-12)
 
 
 @properties

@@ -167,6 +167,12 @@ def test_whitened_tokens_have_mean_zero_and_deviation_one(batch: Batch) -> None:
     assert white.std(unbiased=False) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_epsilon_is_added_to_the_deviation() -> None:
+    """Where the deviation is epsilon the whitened values are a half, not one and not infinite."""
+    x = torch.tensor([[1.0 - 1e-8, 1.0 + 1e-8]], dtype=torch.float64)
+    assert torch.allclose(masked_whiten(x, torch.ones(1, 2, dtype=torch.bool)), torch.tensor([[-0.5, 0.5]]).double())
+
+
 def test_a_single_token_is_whitened_to_zero() -> None:
     """One token, or equal ones, have standard deviation 0: the result is 0, not NaN."""
     assert masked_whiten(torch.tensor([[5.0, 9.0]]), torch.tensor([[True, False]])).tolist() == [[0.0, 0.0]]

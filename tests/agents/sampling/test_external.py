@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from gymnasium import spaces
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from agents import PPO, REINFORCE, ActorCritic
+from agents import PPO, REINFORCE, ActorCritic, Diverged
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, collect_external, new_generator
+from agents.sampling.external import _input_row
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import sparse
 from textenv import exact
@@ -273,6 +275,15 @@ def test_an_external_environment_without_tokens_is_refused() -> None:
         TransformerPolicy.for_env(external)
 
 
+def test_the_row_of_an_observation() -> None:
+    """Padding, which may be anywhere, is moved to the left; any id of the vocabulary may occur; a column is added."""
+    policy = float32_policy(Hidden().inner)
+    for padding in (0, 2):
+        observation = {"input_ids": np.array([2, padding, 0, 1]), "attention_mask": np.array([1, 0, 1, 1])}
+        ids, mask = _input_row(observation, policy)
+        assert ids.tolist() == [padding, 2, 0, 1, 0] and mask.tolist() == [0, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
@@ -296,11 +307,24 @@ def test_observations_outside_the_spaces_are_refused(changes: Any, info: Any, me
         PPO(float32_policy(env.inner), env, seed=0).learn(1)
 
 
-def test_a_reward_that_is_not_finite_is_refused() -> None:
-    """Before an update, so the weights stay finite."""
-    env = gym.wrappers.TransformReward(Hidden(), lambda reward: float("nan"))
-    with pytest.raises(ValueError, match="finite number, got nan"):
+@pytest.mark.parametrize("value", ["nan", "inf", "1e+39"])
+def test_a_reward_that_is_not_finite_is_refused(value: str) -> None:
+    """In float32, before an update, so the weights stay finite."""
+    env = gym.wrappers.TransformReward(Hidden(), lambda reward: float(value))
+    with pytest.raises(ValueError, match=f"finite number, got {re.escape(value)} for"):
         PPO(float32_policy(Hidden().inner), env, seed=0).learn(1)
+
+
+def test_a_policy_that_is_not_finite_is_named() -> None:
+    """Before an action is chosen; torch's own error would not say what to do. Control: the policy before."""
+    env = Masked()
+    policy = float32_policy(env.inner)
+    agent = REINFORCE(policy, env, n_episodes=4, num_generations=1, baseline="mean", seed=0)
+    agent.learn(1)
+    with torch.no_grad():
+        policy.model.lm_head.weight[:] = torch.nan
+    with pytest.raises(Diverged, match=r"in update 1: .*not finite after 0 steps of an episode.*learning_rate"):
+        agent.learn(1)
 
 
 def test_settings_that_need_an_mdp_are_refused() -> None:

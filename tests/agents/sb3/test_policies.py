@@ -130,7 +130,15 @@ def test_agents_with_masks_sample_no_masked_action() -> None:
     language_model = random_policy(envs).float()
     settings = {"n_steps": 32, "seed": 0, "policy_kwargs": {"language_model": language_model}}
     masked = {"rollout_buffer_class": KLMaskableDictRolloutBuffer}
-    MaskablePPO(MaskableCausalLMPolicy, envs, **masked, **settings).learn(256)
+    agent = MaskablePPO(MaskableCausalLMPolicy, envs, **masked, **settings)
+    agent.learn(256)
+    tensors, _ = agent.policy.obs_to_tensor(envs.reset())  # the update has the log-probabilities of sampling
+    masks = np.stack(envs.env_method("action_masks"))
+    actions = torch.as_tensor(masks.argmax(axis=1))
+    expected = agent.policy.get_distribution(tensors, action_masks=masks).log_prob(actions)
+    _, found, _ = agent.policy.evaluate_actions(tensors, actions, action_masks=masks)
+    torch.testing.assert_close(found, expected)
+    assert (agent.policy.evaluate_actions(tensors, actions)[1] < found).all()  # control
     for algorithm in (PPO, A2C):
         masked_envs = TextVecEnv(envs.envs, mask_in_observation=True)
         observation, ended = masked_envs.reset(), 0

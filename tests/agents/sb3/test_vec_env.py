@@ -76,6 +76,8 @@ def test_the_rows_are_one_environment() -> None:
         envs.set_attr("num_things", 3, indices=[0])
     envs.set_attr("num_things", 3)
     assert envs.get_attr("num_things", indices=[1]) == [3] and envs.get_attr("num_things") == [3] * 4
+    assert envs.env_is_wrapped(VecMonitor, indices=[1, 2]) == [False] * 2
+    assert envs.env_is_wrapped(VecMonitor) == [False] * 4
     wrapped = VecMonitor(envs)
     assert wrapped.unwrapped is envs and get_mdp(wrapped) is envs.mdp and wrapped.unwrapped.prompts
 
@@ -89,3 +91,17 @@ def test_plain_networks_run_on_dict_and_on_flat_observations(algorithm: Any, fla
     agent = algorithm("MlpPolicy" if flat else "MultiInputPolicy", VecMonitor(envs), seed=0, **options)
     agent.learn(64)
     assert agent.num_timesteps >= 64 and len(agent.ep_info_buffer) > 5
+
+
+@pytest.mark.parametrize("arrange", [lambda envs: envs.set_options({"prompt": "a"}), lambda envs: envs.seed(-1)])
+def test_a_refused_reset_leaves_nothing(arrange: Any) -> None:
+    """Neither its options nor its seeds: the next reset is an ordinary one."""
+    envs, twin = vec(**TOY), vec(**TOY)
+    arrange(envs)
+    with pytest.raises(ValueError):
+        envs.reset()
+    for each in (envs, twin):
+        each.seed(3)
+    for name, values in envs.reset().items():
+        np.testing.assert_array_equal(values, twin.reset()[name])
+        twin.seed(3)

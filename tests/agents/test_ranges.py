@@ -1,0 +1,120 @@
+"""Every setting of every agent has a type and a range: absurd values are refused by name, or train."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents import PPO, REINFORCE, TransformerPolicy
+from agents.ranges import LARGEST, RANGES, check_fields, check_integer, check_range
+from tests.helpers.agents import KINDS, agent_of, every_kind, task
+from tests.helpers.policies import random_policy
+from tests.helpers.tasks import toy
+
+ABSURD: list[Any] = [
+    math.inf, -math.inf, math.nan, 1e308, -1e308, 1e-308, 10**30, -(10**30), 10**400, -1, 0, 0.5, 1.5, True, None,
+    [], {}, "3", "", b"1", object(), 1j, np.float32(np.inf), np.bool_(True), np.array([1, 2]),
+]  # fmt: skip
+SETTINGS = [(kind, f.name) for kind in KINDS for f in fields(kind) if f.name not in ("policy", "env")]
+
+
+@pytest.mark.parametrize(("kind", "name"), SETTINGS, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_an_absurd_value_is_refused_by_name_or_trains(kind: Any, name: str) -> None:
+    """Each value for each setting: an error with the setting's name, or an update whose metrics are finite."""
+    refused = 0
+    for value in ABSURD:
+        try:
+            agent = agent_of(kind, **{"n_episodes": 16, name: value})
+        except (ValueError, TypeError) as error:
+            assert name in str(error), f"{value!r}: {error}"
+            refused += 1
+            continue
+        rows: list[dict[str, float]] = []
+        agent.learn(1, callback=lambda agent, rollout, metrics, rows=rows: rows.append(metrics))
+        assert all(map(math.isfinite, rows[0].values())), f"{value!r}: {rows[0]}"
+        json.dumps(getattr(agent, name))
+    assert refused >= 15  # inf and nan, the huge ones, and other types are refused for every setting
+
+
+@every_kind
+def test_ordinary_values_are_accepted(kind: Any) -> None:
+    """Control: both ends of each range, and NumPy's numbers, which become Python's."""
+    agent = agent_of(kind, n_episodes=np.int64(16), learning_rate=np.float32(0.5), gamma=1, seed=np.uint32(7))
+    settings = {name: getattr(agent, name) for name in kind.hyperparameters()}
+    assert json.loads(json.dumps(settings)) == settings
+    assert (agent.n_episodes, agent.learning_rate, agent.seed) == (16, 0.5, 7)
+    small = {f.name: RANGES[f.name].low for f in fields(kind) if f.name in RANGES}
+    groups = {"n_episodes": 4, "num_generations": 2, "kl_horizon": 4, "micro_batch_size": 4}
+    agent_of(kind, **(small | groups))
+
+
+def test_every_number_of_an_agent_is_in_the_table() -> None:
+    """So that a new setting gets a range; the table has no other names of our agents."""
+    numbers = {f.name for kind in KINDS for f in fields(kind) if {"int", "float"} & set(str(f.type).split())}
+    assert numbers <= set(RANGES) and set(RANGES) - numbers == {"n_steps"}  # n_steps is Stable-Baselines3's
+
+
+def test_a_setting_of_a_new_agent_is_checked_by_its_type() -> None:
+    """A setting that the table does not have must be of its type, and in the range of all numbers."""
+    from dataclasses import dataclass
+
+    @dataclass
+    class Settings:
+        bonus: float = 0.0
+        rounds: int | None = None
+        fast: bool = False
+        mode: str = "plain"
+
+    check_fields(Settings(bonus=-2.5, rounds=3, fast=True, mode="other"))
+    floats = [{"bonus": value} for value in (math.nan, math.inf, 2 * LARGEST, -2 * LARGEST, None, "1")]
+    for wrong in (*floats, {"rounds": 2.0}, {"rounds": True}, {"rounds": 10**31}, {"fast": 1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            check_fields(Settings(**wrong))
+
+
+def test_the_message_has_rule_and_value() -> None:
+    """For a range, a number and an integer."""
+    with pytest.raises(ValueError, match=r"^gamma must be in \[0, 1\], got 1.5\.$"):
+        check_range("gamma", 1.5, 0, 1)
+    with pytest.raises(ValueError, match=r"^gamma must be a number, got '1'\.$"):
+        check_range("gamma", "1", 0, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^n_epochs must be an integer, got 1.0\.$"):
+        check_integer("n_epochs", 1.0, 1)
+    check_range("target_kl", None, 0)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, 1e-308, 1e308, None, "1", True, np.float32(np.nan)])
+def test_an_absurd_temperature_is_refused(value: Any) -> None:
+    """In the policy itself; control: a small and a large one sample."""
+    env = toy()
+    model = random_policy(env).model
+    with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
+        TransformerPolicy(model, temperature=value)
+    for temperature in (1e-6, 1e6):
+        PPO(TransformerPolicy(model.float(), temperature=temperature), env, n_episodes=8).learn(1)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "3", True, 10**30, math.inf])
+def test_absurd_sizes_of_a_policy_are_refused(name: str, value: Any) -> None:
+    """Those of the model, and of the small GPT-2 of a toy."""
+    env = toy()
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        if name == "vocab_size":
+            TransformerPolicy(random_policy(env).model, vocab_size=value)
+        else:
+            TransformerPolicy.for_env(env, **{name: value})
+    with pytest.raises(ValueError, match="hidden_size must be a multiple of num_attention_heads, got 6 and 4"):
+        TransformerPolicy.for_env(env, hidden_size=6)
+
+
+@pytest.mark.parametrize("total", [-1, math.nan])
+def test_learn_refuses_a_negative_number_of_tokens(total: Any) -> None:
+    """nan, which compares false with everything, too."""
+    with pytest.raises(ValueError, match="total_timesteps must not be negative"):
+        agent_of(REINFORCE, task()).learn(total)

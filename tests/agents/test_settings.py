@@ -1,0 +1,278 @@
+"""Each setting of each agent changes the update as its docstring says.
+
+`tests.helpers.equations` computes an update from the equations, in loops over tokens. With and without each setting the
+weights after `train` are those of the equations; control: the setting makes a difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import agents.reinforce as reinforce
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents.sampling import Rollout, collect, sample
+from tests.helpers import equations
+from tests.helpers.agents import FOREVER, KINDS, every_kind
+from tests.helpers.policies import random_policy
+from tests.helpers.rollouts import COUNT, GROUP, task, uneven_rollout
+
+EQUAL, DIFFERENT = 1e-3, 3e-2  # relative errors of the change of the weights; log-probabilities are in single precision
+
+# No setting has a value that hides another: gamma is not 1, the norm of the gradient is not scaled.
+ALL: dict[str, Any] = {"gamma": 0.8, "learning_rate": 1e-3, "max_grad_norm": 1e3, "n_episodes": COUNT}
+GROUPS: dict[str, Any] = ALL | {"num_generations": GROUP}
+CRITIC: dict[str, Any] = ALL | {"gae_lambda": 0.9, "vf_coef": 0.3}
+BASE: dict[Any, dict[str, Any]] = {
+    REINFORCE: GROUPS,
+    ActorCritic: CRITIC,
+    PPO: CRITIC | {"n_epochs": 2, "clip_range_vf": 0.3},
+    RLOO: GROUPS | {"n_epochs": 2},
+    GRPO: GROUPS | {"n_epochs": 2},
+}
+COMMON = [("gamma", 1.0), ("learning_rate", 3e-3), ("max_grad_norm", 0.01)]
+CRITICS = [
+    ("gae_lambda", 0.2),
+    ("vf_coef", 1.5),
+    ("vf_learning_rate", 0.1),
+    ("value_warmup", 1),
+    ("normalize_advantage", True),
+]
+EPOCHS = [("n_epochs", 1), ("batch_size", 2), ("clip_range", 0.05), ("clip_range", None)]
+CHANGES: dict[Any, list[tuple[str, Any]]] = {
+    REINFORCE: [("credit", "sequence"), ("baseline", None), ("baseline", "mean"), ("num_generations", 2)],
+    ActorCritic: CRITICS,
+    PPO: [*CRITICS, *EPOCHS, ("clip_range_vf", 1.0), ("clip_range_vf", None)],
+    RLOO: [*EPOCHS, ("num_generations", 2)],
+    GRPO: [
+        *EPOCHS,
+        ("num_generations", 2),
+        ("scale_rewards", False),
+        ("clip_range_high", 0.6),
+        ("clip_range_high", None),
+    ],
+}
+CASES = [(kind, name, value) for kind in KINDS for name, value in [*COMMON, *CHANGES[kind]]]
+
+
+def agent_of(kind: Any, separate_critic: bool = False, **settings: Any) -> Any:
+    """An agent far from the behaviour policy of `uneven_rollout`."""
+    env = task()
+    policy = random_policy(env, separate_critic=separate_critic).double()
+    return kind(policy, env, **(BASE[kind] | {"seed": 0} | settings))
+
+
+def change(before: Any, after: dict[str, Tensor]) -> Tensor:
+    """The change of all weights, as one vector."""
+    return torch.cat([(after[name] - p.detach()).flatten() for name, p in before.policy.named_parameters()])
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """The relative error."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def trained(agent: Any, rollout: Rollout) -> dict[str, Tensor]:
+    """The weights after `train`."""
+    agent.train(rollout)
+    return {name: p.detach() for name, p in agent.policy.named_parameters()}
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_a_setting_changes_the_update_as_the_equations_say(kind: Any, name: str, value: Any) -> None:
+    """The weights after one update, with the setting and (control) without it; they differ."""
+    separate = name == "vf_learning_rate"
+    start, rollout = agent_of(kind, separate), uneven_rollout(task())
+    changes = []
+    for settings in ({}, {name: value}):
+        expected = change(start, equations.update(agent_of(kind, separate, **settings), rollout).weights)
+        found = change(start, trained(agent_of(kind, separate, **settings), rollout))
+        assert distance(found, expected) < EQUAL
+        changes.append(expected)
+    assert distance(*changes) > DIFFERENT
+
+
+@every_kind
+def test_the_default_settings_are_those_of_the_equations(kind: Any) -> None:
+    """Two updates in a row with default settings, so that Adam has moments."""
+    agent = kind(random_policy(task()).double(), task(), n_episodes=COUNT, seed=0)
+    rollout = uneven_rollout(task())
+    first = equations.update(agent, rollout).weights
+    found = trained(agent, rollout)
+    for name, expected in first.items():
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [PPO, RLOO, GRPO])
+def test_target_kl_stops_the_epochs_where_the_kl_exceeds_it_by_half(kind: Any) -> None:
+    """Before the step of the first minibatch with KL(pi_old || pi) > 1.5 target_kl, per token (RLOO: completion)."""
+    rollout, settings = uneven_rollout(task()), {"n_epochs": 3, "batch_size": 4, "learning_rate": 0.02}
+    start = agent_of(kind)
+    kls = [row["policy/approxkl_avg"] for row in equations.update(agent_of(kind, **settings), rollout).minibatches]
+    for target in (0.99 * max(kls[1:]) / 1.5, 1.01 * max(kls) / 1.5):
+        steps = next((i for i, kl in enumerate(kls) if kl > 1.5 * target), len(kls))
+        assert 0 < steps < 6 if target < max(kls) / 1.5 else steps == 6
+        agent = agent_of(kind, target_kl=target, **settings)
+        expected = equations.update(agent, rollout)
+        assert expected.metrics["num_minibatches"] == steps
+        assert agent.train(rollout)["num_minibatches"] == steps
+        found = {name: p.detach() for name, p in agent.policy.named_parameters()}
+        assert distance(change(start, found), change(start, expected.weights)) < EQUAL
+
+
+# -- settings of `learn` -----------------------------------------------------------------------------------------------
+
+
+def batches(kind: Any, updates: int, **settings: Any) -> tuple[Any, list[Rollout], list[dict[str, float]]]:
+    """An agent after some updates, with its rollouts and metrics."""
+    agent, rollouts, rows = agent_of(kind, **settings), list[Rollout](), list[dict[str, float]]()
+
+    def keep(agent: Any, rollout: Rollout, metrics: dict[str, float]) -> bool:
+        rollouts.append(rollout)
+        rows.append(metrics)
+        return agent.num_updates < updates
+
+    agent.learn(FOREVER, callback=keep)
+    return agent, rollouts, rows
+
+
+@every_kind
+def test_n_episodes_is_the_number_of_completions(kind: Any) -> None:
+    """Of each update."""
+    for count in (COUNT, 2 * COUNT):
+        assert [len(rollout) for rollout in batches(kind, 2, n_episodes=count)[1]] == [count] * 2
+
+
+@every_kind
+def test_num_generations_is_the_number_of_contiguous_completions_of_a_prompt(kind: Any) -> None:
+    """Groups of 4 have one prompt each; with groups of 2 some prompts change between the two halves."""
+    halves = []
+    for size in (4, 2):
+        rollouts = batches(kind, 4, num_generations=size)[1]
+        prompts = np.concatenate([each.prompt.numpy().reshape(-1, size) for each in rollouts])
+        assert (prompts == prompts[:, :1]).all() and len(set(prompts[:, 0])) > 1
+        halves.append(prompts.reshape(-1, 4))
+    assert (halves[1][:, 0] != halves[1][:, -1]).any()
+
+
+@every_kind
+def test_the_seed_determines_prompts_tokens_and_minibatches(kind: Any) -> None:
+    """The same seed trains the same weights from the same completions; another seed, or None, does not."""
+    found = [batches(kind, 2, seed=seed) for seed in (1, 1, 2, None, None)]
+    ids = [[(r.prompt.tolist(), r.tokens.tolist()) for r in rollouts] for _, rollouts, _ in found]
+    ends = [torch.cat([p.detach().flatten() for p in agent.policy.parameters()]) for agent, _, _ in found]
+    assert ids[0] == ids[1] and ends[0].equal(ends[1])
+    assert all(ids[i] != ids[j] for i, j in ((0, 2), (0, 3), (3, 4)))
+    if hasattr(found[0][0], "n_epochs"):
+        orders = [equations.minibatches(agent_of(kind, seed=seed), COUNT) for seed in (1, 1, 2)]
+        assert orders[0] == orders[1] != orders[2]
+
+
+@every_kind
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_kl_is_measured_by_the_estimator_and_steers_beta(kind: Any, estimator: str) -> None:
+    """beta <- beta (1 + clip(kl / kl_target - 1, -0.2, 0.2) n_episodes / kl_horizon), and the next rewards have it."""
+    settings = {"kl_estimator": estimator, "kl_target": 0.3, "kl_horizon": 20}
+    agent, rollouts, rows = batches(kind, 3, **settings)
+    beta, mdp = agent.mdp.kl_coef, agent.mdp
+    assert mdp.kl_coef == 0.5
+    for rollout, row in zip(rollouts, rows, strict=True):
+        kl = equations.rollout_metrics(rollout, estimator)["objective/kl"]
+        assert row["objective/kl_coef"] == pytest.approx(beta, rel=1e-6)
+        assert row["objective/kl"] == pytest.approx(kl, rel=1e-4, abs=1e-6)
+        rewards = torch.where(rollout.mask, -beta * (rollout.log_probs - rollout.ref_log_probs), 0.0)
+        returns = rewards.sum(dim=1) + rollout.scores
+        torch.testing.assert_close(rollout.rewards.sum(dim=1), returns, rtol=1e-4, atol=1e-4)
+        beta *= 1 + min(max(kl / 0.3 - 1, -0.2), 0.2) * COUNT / 20
+    assert agent.kl_coef == pytest.approx(beta, rel=1e-5) and abs(beta / 0.5 - 1) > 0.02
+    fixed = batches(kind, 2, kl_estimator=estimator, kl_horizon=20)  # control: without a target beta is the task's
+    assert fixed[0].kl_coef is None and "objective/kl_coef" not in fixed[2][-1]
+
+
+@every_kind
+def test_micro_batches_bound_the_forward_passes_of_an_update(kind: Any) -> None:
+    """No forward pass with a gradient has more than micro_batch_size completions; the update stays the same."""
+    rollout, sizes, start = uneven_rollout(task()), list[int](), agent_of(kind)
+    agent = agent_of(kind, micro_batch_size=3)
+    forward = agent.policy.evaluate_actions
+
+    def counted(ids: Tensor, *rest: Any, **more: Any) -> Any:
+        sizes.append(len(ids))
+        return forward(ids, *rest, **more)
+
+    agent.policy.evaluate_actions = counted
+    expected = change(start, equations.update(agent_of(kind, micro_batch_size=3), rollout).weights)
+    assert distance(change(start, trained(agent, rollout)), expected) < EQUAL
+    assert sizes == [3, 3, 2] * getattr(agent, "n_epochs", 1)
+
+
+# -- credit="q" --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("baseline", [None, "mean", "leave_one_out"])
+def test_q_is_the_mean_over_continuations(count: int, baseline: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q(s_t, a_t) = r_t + gamma mean_k G_{t+1}^(k), from `num_continuations` continuations of each prefix.
+
+    They are counted among the timesteps, and their returns are discounted from the token after a_t.
+    """
+    kept: list[Rollout] = []
+
+    def keep(*arguments: Any, **settings: Any) -> Rollout:
+        kept.append(collect(*arguments, **settings))
+        return kept[-1]
+
+    monkeypatch.setattr(reinforce, "collect", keep)
+    monkeypatch.setattr(reinforce, "CHUNK", 5)
+    agent = agent_of(REINFORCE, credit="q", num_continuations=count, baseline=baseline)
+    rollout, start = uneven_rollout(task()), agent_of(REINFORCE)
+    found = change(start, trained(agent, rollout))
+    assert agent.num_timesteps == sum(int(each.mask.sum()) for each in kept) > 0
+
+    ids = [row for each in kept for row in each.input_ids[:, -each.num_tokens :].tolist()]
+    rewards = [row for each in kept for row in equations.numbers(each.rewards, each)]
+    q_values = rollout.rewards.clone()
+    continuation = 0
+    for i, row in enumerate(rollout.mask.tolist()):
+        for t in range(sum(row) - 1):  # after its last token nothing is sampled
+            returns = []
+            for _ in range(count):
+                assert ids[continuation][: t + 1] == rollout.tokens[i, : t + 1].tolist()
+                returns.append(equations.reward_to_go(rewards[continuation], agent.gamma)[0])
+                continuation += 1
+            q_values[i, t] += agent.gamma * np.mean(returns)
+    assert continuation == len(rewards)
+    expected = change(
+        start, equations.update(agent_of(REINFORCE, credit="q", baseline=baseline), rollout, q_values).weights
+    )
+    assert distance(found, expected) < EQUAL
+    to_go = change(start, equations.update(agent_of(REINFORCE, baseline=baseline), rollout).weights)
+    assert distance(to_go, expected) > DIFFERENT  # control
+
+
+# -- completeness ------------------------------------------------------------------------------------------------------
+
+TESTED_ABOVE = {
+    "target_kl": test_target_kl_stops_the_epochs_where_the_kl_exceeds_it_by_half,
+    "n_episodes": test_n_episodes_is_the_number_of_completions,
+    "num_generations": test_num_generations_is_the_number_of_contiguous_completions_of_a_prompt,
+    "seed": test_the_seed_determines_prompts_tokens_and_minibatches,
+    "kl_estimator": test_the_kl_is_measured_by_the_estimator_and_steers_beta,
+    "kl_target": test_the_kl_is_measured_by_the_estimator_and_steers_beta,
+    "kl_horizon": test_the_kl_is_measured_by_the_estimator_and_steers_beta,
+    "micro_batch_size": test_micro_batches_bound_the_forward_passes_of_an_update,
+    "num_continuations": test_q_is_the_mean_over_continuations,
+}
+
+
+@every_kind
+def test_every_setting_has_a_test(kind: Any) -> None:
+    """A new field of an agent needs a line in `CHANGES`, or a test of its own."""
+    tested = {name for other, name, _ in CASES if other is kind} | set(TESTED_ABOVE)
+    assert {field.name for field in fields(kind)} - {"policy", "env"} - tested == set()
+    assert sample is agent_of(kind).sampler
