@@ -43,7 +43,8 @@ def process_group(device: str) -> Iterator[tuple[Callable[[Any], Any] | None, st
     except ImportError as error:
         raise FlagError('several ranks need accelerate: pip install -e ".[accelerate]".') from error
     # When a rank fails, the launcher ends the others. A rank that waits in a collective runs no Python signal handler,
-    # so SIGTERM gets its default action.
+    # so SIGTERM gets its default action, except while a trial trains: there it asks for a checkpoint, all ranks stop
+    # after the same update, and the launcher kills a rank that has not ended after half a minute.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sharding = sharding_from_environment() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
     # no mixed precision: sampling and update use the same distribution, and --dtype sets the precision of both

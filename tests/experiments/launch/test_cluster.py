@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,11 @@ import pytest
 
 from experiments.compare import CompareConfig, compare, run_with_progress
 from experiments.config import TrialConfig
-from experiments.launch import ray_queue, ray_workers, run_on_ray
-from experiments.trial import INITIAL, prepare, run_trial
+from experiments.launch import Ended, Progress, run_on_ray
+from experiments.trial import INITIAL, run_trial
 from experiments.trial_log import TrialLog
+from tests.helpers.commands import prepared, until_stopped
+from tests.helpers.faults import timeless
 
 ray = pytest.importorskip("ray")
 
@@ -45,8 +45,7 @@ def timeless_summaries(folder: Path) -> dict[str, Any]:
     """The summary of each trial of a comparison, without the entries that depend on time."""
     found = {}
     for path in sorted(folder.glob("*/seed-*/summary.json")):
-        summary = json.loads(path.read_text())
-        found[str(path.relative_to(folder))] = {name: value for name, value in summary.items() if "second" not in name}
+        found[str(path.relative_to(folder))] = timeless(json.loads(path.read_text()))
     return found
 
 
@@ -63,43 +62,37 @@ def test_ray_and_local_workers_give_the_same_numbers(tmp_path: Path, capsys: pyt
     assert (tmp_path / "ray" / "curves.png").is_file()
 
 
-class KilledOnce:
-    """A queue that kills the worker that reports more than 100 tokens, once."""
+def run_killed_once(often: bool, killed: Path, *arguments: Any) -> dict[str, Any]:
+    """`run_with_progress` in a worker that is killed when it has reported more than 100 tokens, once.
 
-    def __init__(self, queue: Any, killed: Path) -> None:
-        self.queue, self.killed = queue, killed
+    It writes a checkpoint after each update (`often`) or only at the end.
+    """
+    *settings, report = arguments
 
-    def put(self, progress: tuple[int, int]) -> None:
-        """Forwards to the queue."""
-        self.queue.put(progress)
-        if progress[1] > 100 and not self.killed.exists():
-            self.killed.touch()
+    def report_and_die(tokens: int) -> None:
+        report(tokens)
+        if tokens > 100 and not killed.exists():
+            time.sleep(0.5)  # the report reaches the queue
+            killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-
-def run_saving(often: bool, *arguments: Any) -> dict[str, Any]:
-    """`run_with_progress`, with a checkpoint after each update (`often`) or only at the end."""
     with mock.patch.object(TrialLog, "_is_due", lambda log: often):
-        return run_with_progress(*arguments)
+        return run_with_progress(*settings, report_and_die)
 
 
 @pytest.mark.parametrize("often", [True, False])
 def test_a_trial_whose_worker_is_killed_resumes(often: bool, tmp_path: Path) -> None:
     """From its last checkpoint, or from its start where there is none; its summary is that of an undisturbed run."""
     config = TrialConfig(**TINY, agent="ppo", out=tmp_path / "serial")  # type: ignore[arg-type]
-    _, serial, _ = prepare(config, "serial", [config])
+    _, serial, _ = prepared(config, [config])
     expected = run_trial(config, serial, serial / INITIAL)
-    with ray_queue() as queue:
-        own = tmp_path / "on-ray"
-        killer = KilledOnce(queue, tmp_path / "killed")
-        call = partial(run_saving, often, 0, config, own, serial / INITIAL, killer)
-        (found,) = [ended for ended in run_on_ray([call], workers=1, poll=0.1) if ended is not None]
-        reports = [queue.get_nowait() for _ in range(queue.qsize())]
-    assert (tmp_path / "killed").exists()
-    assert {k: v for k, v in found[1].items() if "second" not in k} == {
-        k: v for k, v in expected.items() if "second" not in k
-    }
-    counts = [tokens for _, tokens in reports]
+    own = tmp_path / "on-ray"
+    call = partial(run_killed_once, often, tmp_path / "killed", config, own, serial / INITIAL, True)
+    events = list(run_on_ray([call], workers=1, poll=0.1))
+    (found,) = [event for event in events if isinstance(event, Ended)]
+    assert found.failure is None and (tmp_path / "killed").exists()
+    assert timeless(found.result) == timeless(expected)
+    counts = [event.value for event in events if isinstance(event, Progress)]
     (restart,) = [i for i in range(1, len(counts)) if counts[i] < counts[i - 1]]  # where the second worker started
     assert counts[restart] == (counts[restart - 2] if often else 0)  # the checkpoint is from the update before the kill
     assert counts[-1] == expected["num_timesteps"]
@@ -114,19 +107,46 @@ def free_processors(expected: float) -> float:
     return float(free)
 
 
-def test_results_errors_and_stops() -> None:
-    """Each result once with its index; an error reaches the caller with its type; a stop ends running calls."""
-    calls = [partial(operator.add, i, 10) for i in range(4)]
-    found = list(run_on_ray(calls, workers=2, poll=0.01))
-    assert sorted(ended for ended in found if ended is not None) == [(i, i + 10) for i in range(4)]
-    with pytest.raises(ZeroDivisionError):
-        list(run_on_ray([partial(time.sleep, 20), partial(operator.truediv, 1, 0)], workers=2, poll=0.1))
-    assert free_processors(2) == 2  # at the latest after its sleep: a call that has not started may be cancelled late
-    ended_early = run_on_ray([partial(time.sleep, 600)] * 2, workers=2, poll=0.1)
+def add(number: int, report: Any) -> int:
+    """Reports a number, and returns it plus 10."""
+    report(number)
+    return number + 10
+
+
+def fail(report: Any) -> None:
+    """Fails."""
+    raise ZeroDivisionError("by zero")
+
+
+def sleep(seconds: float, report: Any) -> None:
+    """Does nothing for a while."""
+    time.sleep(seconds)
+
+
+def end(report: Any) -> None:
+    """Ends the worker."""
+    os._exit(9)
+
+
+def test_results_failures_and_stops(tmp_path: Path) -> None:
+    """Each result once with its index; a failure does not stop the others; a stop waits for the checkpoints."""
+    events = list(run_on_ray([partial(add, i) for i in range(4)], workers=2, poll=0.01))
+    ended = {event.call: event for event in events if isinstance(event, Ended)}
+    assert {index: event.result for index, event in ended.items()} == {i: i + 10 for i in range(4)}
+    assert sorted(event for event in events if isinstance(event, Progress)) == [Progress(i, i) for i in range(4)]
+
+    events = list(run_on_ray([fail, end, partial(add, 1)], workers=0, poll=0.1))
+    ended = {event.call: event for event in events if isinstance(event, Ended)}
+    assert ended[0].failure is not None and ended[0].failure.text == "ZeroDivisionError: by zero"
+    assert ended[1].failure is not None and "killed 4 times" in ended[1].failure.text
+    assert ended[2].result == 11
+
+    path = tmp_path / "call"
+    events = list(run_on_ray([partial(until_stopped, path)] * 2, workers=1, poll=0.1, is_stopping=path.exists))
+    (stopped,) = [event for event in events if isinstance(event, Ended)]
+    assert stopped.failure is not None and path.with_suffix(".checkpoint").exists()
+
+    ended_early = run_on_ray([partial(sleep, 600)] * 2, workers=2, poll=0.1)
     assert next(ended_early) is None and free_processors(0) == 0
     ended_early.close()
     assert free_processors(2) == 2
-    with pytest.raises(BrokenProcessPool, match="killed 4 times"):
-        list(run_on_ray([partial(os._exit, 9)], workers=1, poll=0.1))
-    assert ray_workers() == 2
-    assert [e for e in run_on_ray([partial(operator.add, 1, 1)], workers=1, poll=0.1) if e is not None] == [(0, 2)]

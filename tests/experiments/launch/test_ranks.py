@@ -12,32 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import psutil
 import pytest
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from agents import files
 from agents.policy import TransformerPolicy
 from agents.training import shard
 from experiments.errors import FlagError
 from experiments.launch.ranks import sharding_from_environment
-from experiments.trial_log import read_metrics
+from experiments.metrics_file import read_metrics
 from tests.helpers.paths import ROOT
 from textenv import exact
 
 TINY = "--env textenv/Toy-v0 --env-args vocab_size 3 max_new_tokens 2 num_prompts 1 --n-episodes 16 --num-evals 3"
 DDP, FSDP = ["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch"]
+TWO = ["--num_processes", "2", "--main_process_port", "0"]
 
 
 def launch(
     *arguments: str, how: list[str] = DDP, module: str = "experiments", folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs `accelerate launch -m experiments ...` on two ranks; `folder` is added to the module search path."""
-    launcher = ["-m", "accelerate.commands.launch", *how, "--num_processes", "2", "--main_process_port", "0"]
     path = ":".join(str(place) for place in (ROOT, folder) if place is not None)
     return subprocess.run(
-        [sys.executable, *launcher, "-m", module, *arguments],
+        [*LAUNCHER, *how, *TWO, "-m", module, *arguments],
         capture_output=True,
         text=True,
         timeout=400,
@@ -126,6 +129,31 @@ def test_an_interrupted_run_on_two_ranks_resumes(how: list[str], tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_launcher_stops_all_ranks_after_the_same_update(tmp_path: Path) -> None:
+    """SIGTERM, which the launcher passes on: one checkpoint, the command to resume, and no process is left."""
+    flags = ["train", *TINY.split(), "--agent", "grpo", "--total-timesteps", "20000", "--out", str(tmp_path / "run")]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            [*LAUNCHER, *DDP, *TWO, "-m", "experiments", *flags],
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+    while not metrics.is_file() or metrics.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.1)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    process.wait(300)
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
+    assert f"--out {tmp_path / 'run'} --resume" in (tmp_path / "output.txt").read_text()
+    manifest = files.verify(tmp_path / "run" / "checkpoint")
+    assert manifest["num_updates"] == read_metrics(tmp_path / "run")[-1]["num_updates"]
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "message"),
     [("raise RuntimeError('no reward today')", "no reward today"), ("os.kill(os.getpid(), 9)", "SIGKILL")],
@@ -141,7 +169,7 @@ def test_a_failing_rank_ends_the_run_with_its_error(statement: str, message: str
     start = time.monotonic()
     done = launch("train", *model_flags(tmp_path, "broken_reward:fails"), *flags, folder=tmp_path)
     assert done.returncode != 0
-    assert message in done.stderr
+    assert message in done.stderr, done.stderr
     assert time.monotonic() - start < 200  # no hang: a rank waits for another for up to half an hour
 
 

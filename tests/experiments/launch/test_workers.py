@@ -1,56 +1,163 @@
-"""Calls in workers: results, progress, errors and stops."""
+"""Calls in workers: results, progress, failures, stops, and the end of their parent."""
 
 from __future__ import annotations
 
 import multiprocessing
-import operator
 import os
+import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
-from tqdm import tqdm
 
-from experiments.errors import FlagError
-from experiments.launch import resume_hint, run_in_workers
+from experiments.launch import Ended, Progress, Report, run_in_workers
+from experiments.launch.workers import _Worker
+from tests.helpers.children import fork, wait
+from tests.helpers.commands import until_stopped
 
-
-def test_results_come_with_their_index() -> None:
-    """Each call's result once, in any order; None while no call has ended."""
-    calls = [partial(operator.add, i, 10) for i in range(5)]
-    found = list(run_in_workers(calls, workers=2, poll=0.01))
-    assert None in found  # a worker takes longer than that to start
-    assert sorted(ended for ended in found if ended is not None) == [(i, i + 10) for i in range(5)]
+# -- calls -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_a_stop_ends_running_calls_and_starts_none(stop: type[BaseException], tmp_path: Path) -> None:
-    """Calls that would take ten minutes are ended; waiting calls never start."""
-    calls = [partial(time.sleep, 600)] * 2 + [partial((tmp_path / "started").touch)] * 2
-    results = run_in_workers(calls, workers=2, poll=0.1)
-    assert next(results) is None
-    with pytest.raises(stop):
-        results.throw(stop())
-    assert multiprocessing.active_children() == [] and not (tmp_path / "started").exists()
+def add(number: int, report: Report) -> int:
+    """Reports a number, and returns it plus 10."""
+    report(number)
+    return number + 10
 
 
-def test_an_error_stops_the_others() -> None:
-    """The error of one call is raised to the caller, and the other calls are ended."""
-    calls = [partial(time.sleep, 600), partial(operator.truediv, 1, 0)]
-    with pytest.raises(ZeroDivisionError):
-        list(run_in_workers(calls, workers=2, poll=0.1))
+def fail(what: str, report: Report) -> None:
+    """Fails in one of several ways."""
+    if what == "error":
+        raise ZeroDivisionError("by zero")
+    if what == "exit":
+        sys.exit(0)
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "ended":
+        os._exit(0)
+
+
+def touch_and_sleep(path: Path, report: Report) -> None:
+    """Creates a file with the process's id, and sleeps for ten minutes."""
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def ignore(path: Path, report: Report) -> None:
+    """Creates a file, and ignores SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    path.touch()
+    time.sleep(600)
+
+
+def ended(events: list[Any]) -> dict[int, Ended]:
+    """The last event of each call."""
+    return {event.call: event for event in events if isinstance(event, Ended)}
+
+
+# -- tests -------------------------------------------------------------------------------------------------------------
+
+
+def test_results_and_progress_come_with_their_index() -> None:
+    """Each call's progress and result once, in any order; None while nothing happens."""
+    events = list(run_in_workers([partial(add, i) for i in range(5)], workers=2, poll=0.01))
+    assert None in events  # a worker takes longer than that to start
+    assert {index: event.result for index, event in ended(events).items()} == {i: i + 10 for i in range(5)}
+    assert sorted(event for event in events if isinstance(event, Progress)) == [Progress(i, i) for i in range(5)]
     assert multiprocessing.active_children() == []
 
 
-def test_a_stop_prints_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
-    """After an interrupt; a killed worker is an error of one line with the same hint."""
-    with pytest.raises(KeyboardInterrupt), tqdm(disable=True) as bar, resume_hint(bar, "use --resume"):
-        raise KeyboardInterrupt
-    assert "stopped; use --resume" in capsys.readouterr().out
-    with (
-        pytest.raises(FlagError, match=r"a worker was killed.*use --resume"),
-        tqdm(disable=True) as bar,
-        resume_hint(bar, "use --resume"),
-    ):
-        list(run_in_workers([partial(os._exit, 9)], workers=1, poll=0.1))
+@pytest.mark.slow
+def test_a_failure_does_not_stop_the_others() -> None:
+    """An error, sys.exit, a killed worker and one that ended: each call has its failure, and the rest its result."""
+    kinds = ["error", "exit", "killed", "ended"]
+    calls = [partial(fail, what) for what in kinds] + [partial(add, i) for i in range(2)]
+    found = ended(list(run_in_workers(calls, workers=2, poll=0.1)))
+    texts = [found[i].failure.text for i in range(4)]  # type: ignore[union-attr]
+    assert texts[0] == "ZeroDivisionError: by zero" and texts[1] == "SystemExit: 0"
+    assert texts[2] == "its worker was killed by SIGKILL (out of memory?)"
+    assert texts[3] == "its worker ended with exit code 0"
+    assert 'raise ZeroDivisionError("by zero")' in found[0].failure.traceback  # type: ignore[union-attr]
+    assert [found[i].result for i in (4, 5)] == [10, 11]
+
+
+def test_an_error_of_the_loop_ends_running_calls(tmp_path: Path) -> None:
+    """Calls that would take ten minutes are ended; waiting calls never start."""
+    calls = [partial(touch_and_sleep, tmp_path / str(i)) for i in range(4)]
+    events = run_in_workers(calls, workers=2, poll=0.1)
+    while len(list(tmp_path.iterdir())) < 2:
+        assert next(events) is None
+    with pytest.raises(KeyboardInterrupt):
+        events.throw(KeyboardInterrupt())
+    assert multiprocessing.active_children() == [] and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_stop_waits_for_the_checkpoints(tmp_path: Path) -> None:
+    """Running calls get a signal and end by themselves; waiting calls never start; one that ignores it is killed."""
+    paths = [tmp_path / name for name in ("first", "second", "third")]
+    calls = [partial(until_stopped, paths[0]), partial(ignore, paths[1]), partial(until_stopped, paths[2])]
+
+    def is_stopping() -> bool:
+        return paths[0].exists() and paths[1].exists()
+
+    found = ended(list(run_in_workers(calls, 2, poll=0.05, is_stopping=is_stopping, stop_seconds=1.0)))
+    assert sorted(found) == [0, 1] and not paths[2].exists()
+    assert found[0].failure is not None and found[0].failure.text == "stopped by SIGTERM."
+    assert (tmp_path / "first.checkpoint").exists()
+    assert found[1].failure is not None and "SIGKILL" in found[1].failure.text
+
+
+@pytest.mark.slow
+def test_workers_do_not_get_ctrl_c(tmp_path: Path) -> None:
+    """SIGINT, which reaches all processes of a terminal, ends none of them: their parent stops them."""
+    events = run_in_workers([partial(until_stopped, tmp_path / "call")], workers=1, poll=0.05, is_stopping=lambda: sent)
+    sent = False
+    assert next(events) is None  # the worker has started, and imports
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGINT)
+    while not (tmp_path / "call").exists():
+        assert next(events) is None
+    os.kill(worker.pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert next(events) is None and worker.is_alive()
+    sent = True
+    assert [event.failure.text for event in events if isinstance(event, Ended) and event.failure] == [
+        "stopped by SIGTERM."
+    ]
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """A parent that is killed: no process of it is left after a moment."""
+
+    def parent() -> None:
+        list(run_in_workers([partial(touch_and_sleep, tmp_path / str(i)) for i in range(2)], workers=2, poll=0.1))
+
+    child = fork(parent)
+    while len([path for path in tmp_path.iterdir() if path.read_text()]) < 2:
+        time.sleep(0.05)
+    workers = psutil.Process(child).children(recursive=True)
+    assert {int(path.read_text()) for path in tmp_path.iterdir()} <= {process.pid for process in workers}
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+
+
+def test_a_worker_that_cannot_start_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that cannot be imported there: the worker's end is the call's failure, not a hang."""
+    start = _Worker.start
+
+    def end_first(self: _Worker, index: int, call: Any) -> None:
+        self.process.kill()
+        self.process.join()
+        start(self, index, call)
+
+    monkeypatch.setattr(_Worker, "start", end_first)
+    found = ended(list(run_in_workers([partial(add, 1)], workers=1, poll=0.05)))
+    assert found[0].failure is not None and "killed by SIGKILL" in found[0].failure.text
