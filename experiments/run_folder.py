@@ -1,71 +1,78 @@
-"""The folder of a run: its `config.json`, and the checks before it is created or resumed."""
+"""`config.json` of a run: its flags, fingerprints of what they name, and the versions that it began with.
+
+It is written once, when the run begins.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import torch
-
-import textenv
-from agents import FORMAT_VERSION, check_format, read_object
-from experiments.config import AgentFlags
+from agents import FORMAT_VERSION, check_format, files
 from experiments.errors import FlagError
+from experiments.fingerprints import sources, surroundings
+
+CONFIG = "config.json"
 
 
-def write_config(config: Any, folder: Path) -> None:
-    """Writes `config.json`: the flags, and the versions of the packages that the run uses."""
-    packages = ("gymnasium", "torch", "transformers", "numpy", "scipy", "stable-baselines3", "sb3-contrib")
-    versions = {"textenv": textenv.__version__} | {name: version(name) for name in packages}
-    versions["python"] = platform.python_version()
+def write_config(config: Any, folder: Path, name: str = CONFIG) -> None:
+    """Writes `config.json`: the flags, the fingerprints of what they name, versions, threads and device."""
     content = {
         "format_version": FORMAT_VERSION,
         "flags": plain(config),
-        "versions": versions,
-        "threads": torch.get_num_threads(),
+        "sources": sources(config),
+        **surroundings(getattr(config, "device", "cpu")),
     }
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    files.write_json(folder / name, content, sync=True)
 
 
-def read_flags(folder: Path) -> dict[str, Any]:
-    """Returns the flags in a folder's `config.json` as JSON values.
+def read_saved_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Returns the content of a folder's `config.json`.
 
     Raises:
         FlagError: the file is not that of a run (a checkpoint has a `config.json` too), or has another format version.
+        DamagedFile: the file was cut off or changed.
     """
-    path = folder / "config.json"
+    path = folder / name
+    content = files.read_object(path)
+    if not isinstance(content.get("flags"), dict):  # before its format: a file without flags has none of ours
+        raise FlagError(f"{str(folder)!r} holds no run ({path.name} has no flags); pass the folder that --out named.")
     try:
-        content = read_object(path)
-        flags: Any = content.get("flags")
-        if not isinstance(flags, dict):  # before its format: a file without flags has none of ours
-            raise ValueError(
-                f"{str(folder)!r} holds no run ({path.name} has no flags); pass the folder of one agent and seed."
-            )
         check_format(path, content)
     except ValueError as error:
         raise FlagError(str(error)) from error
-    return dict(flags)
+    files.check_unchanged(path, content)
+    files.check_types(path, content, {"sources": dict, "versions": dict, "threads": int, "device": str})
+    return content
 
 
 def read_config(folder: Path, kind: type[Any]) -> Any:
     """Returns the flags in a folder's `config.json` as a dataclass of type `kind`.
 
     Raises:
-        FlagError: the folder holds no run, or a run of another format version.
+        FlagError: the folder holds no run, or a run of another format version or with other flags than this version's.
+        DamagedFile: the file was cut off or changed.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise FlagError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
-    flags = read_flags(folder)
-    for f in dataclasses.fields(AgentFlags):
-        if dataclasses.is_dataclass(f.default_factory):  # an agent's settings
-            flags[f.name] = f.default_factory(**flags.get(f.name, {}))
-    names = {f.name for f in dataclasses.fields(kind)}
-    flags["out"] = None if flags.get("out") is None else Path(flags["out"])
-    return kind(**{name: value for name, value in flags.items() if name in names})
+    path = folder / CONFIG
+    flags = read_saved_config(folder)["flags"]
+    hints = get_type_hints(kind)
+    _check_names(path, flags, hints)
+    values = {}
+    for name, value in flags.items():
+        if dataclasses.is_dataclass(hints[name]):  # an agent's settings
+            files.check_types(path, flags, {name: dict})
+            _check_names(path, value, get_type_hints(hints[name]), f"{name}.")
+            values[name] = hints[name](**value)
+        else:
+            values[name] = Path(value) if name == "out" and isinstance(value, str) else value
+    try:
+        return kind(**values)
+    except FlagError as error:
+        raise FlagError(f"{path}: {error}") from error
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -74,33 +81,10 @@ def plain(config: Any) -> dict[str, Any]:
     return content
 
 
-def open_folder(config: Any, name: str, time: str) -> Path:
-    """Returns the folder of a run: a new one, or with `resume` an existing one whose run has the same flags.
-
-    Raises:
-        FlagError: the folder is in use, or holds a run with other flags.
-    """
-    folder = Path(config.out) if config.out is not None else Path("runs") / f"{name}-{time}"
-    if not (folder / "config.json").is_file():
-        if config.resume:
-            raise FlagError(f"--resume: {str(folder)!r} holds no run to resume; pass its folder as --out.")
-        if folder.is_dir() and any(folder.iterdir()):
-            raise FlagError(f"--out {str(folder)!r} is not empty; choose another folder.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FlagError(f"--out {str(folder)!r} cannot be made: {error}") from error
-        write_config(config, folder)
-        return folder
-    if not config.resume:
-        raise FlagError(f"--out {str(folder)!r} holds a run; add --resume to continue it, or choose another folder.")
-    saved = read_flags(folder)
-    given = plain(config)
-    ignored = {"resume", "out", "num_workers", "launcher", "device"}
-    if changed := [key for key in given if key not in ignored and given[key] != saved.get(key, given[key])]:
-        key = changed[0]
+def _check_names(path: Path, flags: dict[str, Any], known: dict[str, Any], prefix: str = "") -> None:
+    """Raises a FlagError if there are flags that this version does not have; their types are checked elsewhere."""
+    if unknown := flags.keys() - known.keys():
         raise FlagError(
-            f"--resume: the run in {str(folder)!r} has {key} = {saved.get(key)!r}, the flags have {given[key]!r}; "
-            "resume with the same flags."
+            f"{path} has the flag {prefix}{min(unknown)}, which `train` of this version does not have; pass the folder "
+            "of one agent and seed, written by this version."
         )
-    return folder

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents import Agent
+from agents import Agent, files
 from agents.policy import TransformerPolicy, check_compiler
 from agents.sampling import GraphSampler, Sampler, generate_sampler, sample
-from agents.training import rank, run_on_rank0, world_size
+from agents.training import rank, run_on_rank0
+from experiments.checkpoints import BASELINES, Checkpoint, checkpoint_to_resume
 from experiments.config import AGENTS, AgentFlags, TrialConfig
 from experiments.env_flags import set_attention
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, normalized_objective, sample_completions, tokens_to_reach
-from experiments.run_folder import open_folder, write_config
+from experiments.opening import INITIAL
+from experiments.run_folder import CONFIG, write_config
 from experiments.stable_baselines import StableBaselines
-from experiments.trial_log import CHECKPOINTS, TrialLog
+from experiments.stopping import stops_later
+from experiments.summary import read_baselines, read_summary, write_summary
+from experiments.trial_log import TrialLog
+from experiments.wandb_login import check_login
+from textenv.data import printable
+from textenv.rewards import RewardError
 
-INITIAL = "initial"
 NUM_SAMPLE_PROMPTS = 6
 
 
@@ -49,7 +53,12 @@ def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPol
         policy = TransformerPolicy.for_env(env, lora=lora, **settings)
     else:
         run_on_rank0(lambda: _save_initial(config, env, folder))
-        policy = TransformerPolicy.from_pretrained(folder, separate_critic=config.separate_critic)
+        try:
+            policy = TransformerPolicy.from_pretrained(
+                folder, separate_critic=config.separate_critic, trust_remote_code=config.trust_remote_code
+            )
+        except files.DamagedFile as error:
+            raise files.DamagedFile(f"{error} Remove {str(folder)!r}, and resume: it is made again.") from error
     return _apply_flags(config, policy.cast(getattr(torch, config.dtype)).to(config.device))
 
 
@@ -67,7 +76,8 @@ def _apply_flags(config: AgentFlags, policy: TransformerPolicy) -> TransformerPo
 
 
 def _save_initial(config: AgentFlags, env: Any, folder: Path) -> None:
-    if not (folder / "policy.json").is_file():
+    files.finish_folder(folder)
+    if not (folder / "policy.json").exists():
         TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
 
 
@@ -76,15 +86,17 @@ def measure_baselines(evaluator: Evaluator, folder: Path) -> dict[str, float | N
 
     They are kept in `folder`, since sampling takes a while.
     """
-    path = folder / "baselines.json"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        # trials may start at the same time: each writes the same content to its own file, then renames it
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(evaluator.baselines(), indent=2) + "\n")
-        os.replace(temporary, path)
-    known: dict[str, float | None] = json.loads(path.read_text())
-    return known
+    path = folder / BASELINES
+    if not run_on_rank0(path.exists):
+        measured = evaluator.baselines()  # on all ranks: the others would wait
+        run_on_rank0(lambda: _write_baselines(path, measured))
+    return read_baselines(path)
+
+
+def _write_baselines(path: Path, measured: dict[str, float | None]) -> None:
+    with files.storage_errors("make", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, measured)
 
 
 def sample_prompt_indices(env: Any) -> list[int]:
@@ -93,28 +105,35 @@ def sample_prompt_indices(env: Any) -> list[int]:
     return [int(i) for i in np.linspace(0, count, min(NUM_SAMPLE_PROMPTS, count), endpoint=False)]
 
 
-def prepare(config: AgentFlags, name: str, trials: list[TrialConfig]) -> tuple[Evaluator, Path, TransformerPolicy]:
-    """Returns the evaluator of a run (with its environment), its folder, and the policy that its trials start from.
+def prepare(
+    config: AgentFlags, env: Any, folder: Path, trials: list[TrialConfig]
+) -> tuple[Evaluator, TransformerPolicy]:
+    """Returns the evaluator of a run and the policy that its trials start from.
+
+    Args:
+        config: the flags of the run.
+        env: its environment.
+        folder: its folder.
+        trials: whose agents are made once, so that settings that they refuse are known before any trial starts.
 
     Raises:
-        FlagError: flags or settings that are invalid or contradict each other. A new folder is then removed again,
-            except with several ranks: another rank may be about to read it, and to find the same error.
+        FlagError: flags or settings that are invalid or contradict each other.
+        RewardError: the reward failed; it is called to measure the baselines.
     """
-    env = make_environment(config)
-    folder = run_on_rank0(lambda: open_folder(config, name, time.strftime("%Y%m%d-%H%M%S")))
     try:
+        check_login(config.wandb_project)
         evaluator = Evaluator.for_env(env, config.eval_episodes)
-        measure_baselines(evaluator, folder / INITIAL)  # calls the reward: one that fails raises here
         policy = initial_policy(config, env, folder / INITIAL)
         for trial in trials:
             trial.make_agent(policy, env)
             if trial.sampler == "graph" and policy.device.type == "cpu":
                 check_compiler()
+        measure_baselines(evaluator, folder / INITIAL)  # last: it may take minutes
+    except (RewardError, files.DamagedFile):
+        raise
     except (ValueError, TypeError, ImportError) as error:
-        if not config.resume and world_size() == 1:
-            shutil.rmtree(folder)
         raise FlagError(str(error)) from error
-    return evaluator, folder, policy
+    return evaluator, policy
 
 
 def run_trial(
@@ -139,26 +158,43 @@ def run_trial(
 
     Returns:
         The summary.
+
+    Raises:
+        Stopped: a signal came; a checkpoint was written after the update that ran.
     """
-    if (folder / "summary.json").is_file():
+    finished = run_on_rank0(lambda: read_summary(folder))
+    if finished is not None and finished["num_timesteps"] >= config.total_timesteps:  # which may have been raised
         progress(config.total_timesteps)
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-        return summary
+        if config.accept_changes and rank() == 0:
+            text = f"{folder}: the trial has finished: nothing is trained. For other flags choose another --out."
+            print(printable(text), file=sys.stderr)
+        return finished
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, folder)
+        with files.storage_errors("make", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / CONFIG).is_file():
+            write_config(config, folder)
     env = make_environment(config)
     evaluator = Evaluator.for_env(env, config.eval_episodes)
     baselines = measure_baselines(evaluator, initial)
-    agent = _agent(config, env, folder, initial, wrap)
+    resumed = run_on_rank0(lambda: checkpoint_to_resume(folder, initial, config.keep_checkpoints))
+    agent = _agent(config, env, resumed, initial, wrap)
     if isinstance(agent, Agent):
         samplers: dict[str, Sampler] = {"loop": sample, "generate": generate_sampler, "graph": GraphSampler()}
         agent.sampler = samplers[config.sampler]
     progress(agent.num_timesteps)
 
-    with TrialLog(config, folder, evaluator, agent, progress) as log:
-        agent.learn(max(0, config.total_timesteps - agent.num_timesteps), callback=log, reset_num_timesteps=False)
-        log.checkpoint()
+    with TrialLog(config, folder, initial, baselines, evaluator, agent, progress, resumed) as log:
+        with stops_later("this update and its checkpoint") as stop:
+
+            def after_update(agent: Any, rollout: Any, metrics: dict[str, float]) -> bool:
+                log(agent, rollout, metrics)
+                return stop.number is None  # False ends `learn`, on all ranks
+
+            remaining = max(0, config.total_timesteps - agent.num_timesteps)
+            agent.learn(remaining, callback=after_update, reset_num_timesteps=False)
+            log.checkpoint()
+        stop.stop_if_requested()
         measured = evaluator.measure(agent.policy)
         completions = sample_completions(env, agent.policy, sample_prompt_indices(env))
         summary = {
@@ -166,37 +202,55 @@ def run_trial(
             "seed": config.seed,
             **measured,
             "normalized_objective": normalized_objective(measured["objective"], baselines),
-            "tokens_to_90": tokens_to_reach(0.9, log.rows, baselines),
+            "tokens_to_90": tokens_to_reach(0.9, log.rows_before_gaps(), baselines),
             "baselines": baselines,
             "num_timesteps": agent.num_timesteps,
             "num_updates": agent.num_updates,
             "seconds": log.seconds,
             "tokens_per_second": agent.num_timesteps / log.seconds,
+            "gaps": log.gaps,
+            "completions": completions,
         }
         if rank() == 0:
-            (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in completions))
-            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+            files.write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in completions))
+            write_summary(folder, summary)
+    written: dict[str, Any] = files.finite(summary)
+    return written
+
+
+def _changed_settings(config: TrialConfig, resumed: Checkpoint) -> dict[str, Any]:
+    """The agent's settings that are others than the checkpoint's: those that --accept-changes has let pass."""
+    saved = files.read_object(resumed.folder / "agent.json").get("settings")
+    settings = config.hyperparameters()
+    if not isinstance(saved, dict):  # which `load` refuses
+        return {}
+    return {name: value for name, value in settings.items() if name in saved and saved[name] != value}
 
 
 def _agent(
-    config: TrialConfig, env: Any, folder: Path, initial: Path, wrap: Callable[[Any], Any] | None = None
+    config: TrialConfig,
+    env: Any,
+    resumed: Checkpoint | None,
+    initial: Path,
+    wrap: Callable[[Any], Any] | None = None,
 ) -> Agent | StableBaselines:
-    """Returns the agent of the last checkpoint, or a new one where there is no checkpoint."""
+    """Returns the agent of a checkpoint, or a new one."""
     kind = AGENTS[config.agent]
 
     def restore(policy: TransformerPolicy) -> Any:  # what a checkpoint does not store
         policy = _apply_flags(config, policy)
         return policy if wrap is None else wrap(policy)
 
-    for name in CHECKPOINTS:
-        if not (folder / name / "training_state.pt").is_file():  # it is saved last: the checkpoint is not complete
-            continue
+    if resumed is not None:
+        loaded = _changed_settings(config, resumed)
+        loaded |= {"device": config.device, "trust_remote_code": config.trust_remote_code}
         try:
             if issubclass(kind, Agent):
-                return kind.load(folder / name, env, device=config.device, wrap=restore)
-            theirs = kind.load(folder / name, env, device=config.device)
-        except ValueError as error:  # of another format, or of other settings
+                return kind.load(resumed.folder, env, wrap=restore, **loaded)
+            theirs = kind.load(resumed.folder, env, **loaded)
+        except files.DamagedFile:
+            raise
+        except ValueError as error:  # of another agent, or of other settings
             raise FlagError(str(error)) from error
         restore(theirs.policy)
         return theirs

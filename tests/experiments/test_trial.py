@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from agents.files import read_json
 from agents.policy import TransformerPolicy
+from experiments.checkpoints import newest_checkpoint
 from experiments.config import AGENTS, TrialConfig
 from experiments.errors import FlagError
+from experiments.metrics_file import read_metrics
 from experiments.run_folder import read_config
+from experiments.summary import read_summary
 from experiments.trial import _agent, initial_policy, run_trial
-from experiments.trial_log import TrialLog, read_metrics
-from tests.helpers.commands import tiny
+from experiments.trial_log import TrialLog
+from tests.helpers.commands import stories_flags, tiny
 from textenv import exact
+
+WEIGHTS = "checkpoint/model.safetensors"
 
 
 @pytest.mark.parametrize("agent", sorted(AGENTS))
@@ -36,7 +42,36 @@ def test_a_trial_writes_its_folder(agent: str, tmp_path: Path, initial: Path) ->
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
     saved = TransformerPolicy.from_pretrained(tmp_path / "checkpoint")
     assert exact.evaluate(config.make_env(), saved).objective == pytest.approx(summary["objective"], abs=1e-6)
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert read_summary(tmp_path) == summary
+
+
+@pytest.mark.parametrize("agent", ["ppo", "sb3-a2c"])
+def test_accepted_flags_take_effect(agent: str, tmp_path: Path, initial: Path) -> None:
+    """More tokens, and other settings of the agent; the rows that were there stay."""
+    first = run_trial(tiny(agent=agent, total_timesteps=150), tmp_path, initial)
+    rows = read_metrics(tmp_path)
+    for rate in (0.001, 0.05):  # the same, and another one
+        config = tiny(agent=agent, total_timesteps=300, learning_rate=rate)
+        folder = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{rate}"))
+        again = run_trial(config, folder, initial)
+        assert again["num_timesteps"] >= 300 > first["num_timesteps"]
+        assert read_metrics(folder)[: len(rows)] == rows
+        assert read_json(folder / "checkpoint" / "agent.json")["settings"]["learning_rate"] == rate
+    small, large = (load_file(tmp_path.with_name(f"{tmp_path.name}-{rate}") / WEIGHTS) for rate in (0.001, 0.05))
+    before = load_file(tmp_path / WEIGHTS)
+    moved = [sum(float((new[n] - old).abs().sum()) for n, old in before.items()) for new in (small, large)]
+    assert 0 < 5 * moved[0] < moved[1]
+
+
+def test_a_finished_trial_says_that_nothing_is_trained(
+    tmp_path: Path, initial: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where changes were accepted; control: without them nothing is printed."""
+    first = run_trial(tiny(), tmp_path, initial)
+    capsys.readouterr()
+    assert run_trial(tiny(), tmp_path, initial) == first and capsys.readouterr().err == ""
+    assert run_trial(tiny(learning_rate=0.5, accept_changes=True), tmp_path, initial) == first
+    assert "the trial has finished: nothing is trained" in capsys.readouterr().err
 
 
 def test_an_interrupted_trial_resumes_where_it_stopped(
@@ -71,16 +106,7 @@ def test_an_interrupted_trial_resumes_where_it_stopped(
 
 def test_a_gold_reward_does_not_change_training(tmp_path: Path, assets: Path) -> None:
     """--gold-reward is measured and does not change the trained weights; other tasks refuse the flag."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("Once upon a time\nThe big dog\n")
-    flags: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
-    flags |= {
-        "prompts": str(prompts),
-        "reward": ["tests.helpers.tasks:count_words"],
-        "max_new_tokens": 4,
-        "eval_episodes": 8,
-    }
-    flags |= {"total_timesteps": 100, "n_episodes": 8, "num_evals": 1}
+    flags = stories_flags(assets, tmp_path) | {"total_timesteps": 100}
     start = tmp_path / "start"
     initial_policy(tiny(**flags), tiny(**flags).make_env(), start)
     plain = run_trial(tiny(**flags), tmp_path / "plain", start)
@@ -115,7 +141,7 @@ def test_gradient_checkpointing_does_not_change_training(tmp_path: Path, initial
     env = tiny().make_env()
     assert initial_policy(tiny(gradient_checkpointing=True), env, initial).gradient_checkpointing
     assert not initial_policy(tiny(), env, initial).gradient_checkpointing
-    resumed = _agent(tiny(gradient_checkpointing=True), env, tmp_path / "True", initial)
+    resumed = _agent(tiny(gradient_checkpointing=True), env, newest_checkpoint(tmp_path / "True"), initial)
     assert resumed.num_updates > 0 and resumed.policy.gradient_checkpointing
 
 

@@ -15,12 +15,13 @@ import torch
 from agents.policy import TransformerPolicy
 from agents.sampling import GraphSampler, collect, new_generator
 from experiments import trial
-from experiments.command_line import RunFlags
+from experiments.checkpoints import newest_checkpoint
 from experiments.config import TrialConfig
 from experiments.errors import FlagError
-from experiments.trial import INITIAL, _agent, initial_policy, prepare, run_trial
-from experiments.trial_log import read_metrics
-from tests.helpers.commands import TRIAL, tiny
+from experiments.metrics_file import read_metrics
+from experiments.saved_run import RunFlags, settings_from_folder
+from experiments.trial import INITIAL, _agent, initial_policy, run_trial
+from tests.helpers.commands import TRIAL, prepared, stories_flags, tiny
 from tests.helpers.models import HALF
 from textenv import get_mdp
 from textenv.rewards import vader
@@ -32,7 +33,7 @@ def test_a_trial_in_bfloat16(tmp_path: Path) -> None:
     """--dtype reaches policy and checkpoint; agents of other libraries refuse it."""
     flags = TRIAL | {"dtype": "bfloat16"}
     config = TrialConfig(**flags, agent="grpo", out=tmp_path / "run")
-    _, folder, policy = prepare(config, "run", [config])
+    _, folder, policy = prepared(config, [config])
     assert policy.model.dtype == HALF
     run_trial(config, folder, folder / INITIAL)
     assert TransformerPolicy.from_pretrained(folder / "checkpoint").model.dtype == HALF
@@ -53,24 +54,25 @@ def test_a_trial_with_other_kernels(assets: Path, tmp_path: Path) -> None:
     flags |= task | {"eval_episodes": 2, "prompts": str(tmp_path / "prompts.txt"), "separate_critic": True}
     kernels: dict[str, Any] = {"float32_matmul_precision": "medium", "attn_implementation": "eager"}
     plain = TrialConfig(**flags, out=tmp_path / "plain")
-    _, _, policy = prepare(plain, "run", [plain])
+    _, _, policy = prepared(plain, [plain])
     assert torch.get_float32_matmul_precision() == "highest" and attention(policy.model) == "sdpa"
     torch.set_float32_matmul_precision("high")
-    prepare(replace(plain, out=tmp_path / "again"), "run", [plain])
+    prepared(replace(plain, out=tmp_path / "again"), [plain])
     assert torch.get_float32_matmul_precision() == "high"  # without the flag it does not change
     config = TrialConfig(**flags, **kernels, out=tmp_path / "run")
-    evaluator, folder, policy = prepare(config, "run", [config])
+    evaluator, folder, policy = prepared(config, [config])
     assert torch.get_float32_matmul_precision() == "medium"
     reference: Any = get_mdp(evaluator.env).reference
     assert attention(policy.model) == attention(policy.critic) == attention(reference.model) == "eager"
     assert run_trial(config, folder, folder / INITIAL)["num_updates"] >= 1
-    assert attention(_agent(config, config.make_env(), folder, folder / INITIAL).policy.model) == "eager"
-    here, _ = RunFlags(folder).load()
+    resumed = _agent(config, config.make_env(), newest_checkpoint(folder), folder / INITIAL)
+    assert attention(resumed.policy.model) == "eager"
+    here = settings_from_folder(RunFlags(folder, reward=config.reward))
     assert here.attn_implementation is here.float32_matmul_precision is None  # evaluation sets its own
     wrong = TrialConfig(**flags | {"env": "textenv/Toy-v0"} | dict.fromkeys(["model", "prompts", "reward"]))
     for unknown in (replace(config, attn_implementation="none"), replace(wrong, attn_implementation="none")):
         with pytest.raises(FlagError, match='attn_implementation="none"'):
-            prepare(replace(unknown, out=tmp_path / "other"), "run", [])
+            prepared(replace(unknown, out=tmp_path / "other"), [])
         assert not (tmp_path / "other").exists()
     with pytest.raises(FlagError, match="attends to later tokens"):  # an attention of transformers that is not causal
         replace(config, attn_implementation="paged|eager").make_env()
@@ -91,7 +93,7 @@ def test_a_missing_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for flags in ({"compile": True}, {"sampler": "graph"}):
         config = TrialConfig(agent="ppo", out=tmp_path / "run", **flags)  # type: ignore[arg-type]
         with pytest.raises(FlagError, match="no-such-compiler is not there"):
-            prepare(config, "run", [config])
+            prepared(config, [config])
         assert not (tmp_path / "run").exists()
 
 
@@ -107,10 +109,10 @@ def test_a_trial_compiles(tmp_path: Path) -> None:
     for compiled in (False, True):
         config = TrialConfig(**TRIAL, agent="grpo", compile=compiled, out=tmp_path / str(compiled))
         env = config.make_env()
-        _, folder, policy = prepare(config, "run", [config])
+        _, folder, policy = prepared(config, [config])
         assert is_compiled(policy) == compiled
         reached[compiled] = run_trial(config, folder, folder / INITIAL)["objective"]
-        assert is_compiled(_agent(config, env, folder, folder / INITIAL).policy) == compiled
+        assert is_compiled(_agent(config, env, newest_checkpoint(folder), folder / INITIAL).policy) == compiled
     assert reached[True] == pytest.approx(reached[False], abs=1e-4)
     with pytest.raises(FlagError, match="--compile is for our agents, not for sb3-ppo"):
         TrialConfig(**TRIAL, agent="sb3-ppo", compile=True)
@@ -129,7 +131,7 @@ def test_a_flag_selects_the_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(GraphSampler, "__call__", watched("graph", GraphSampler.__call__))
     for name in ("loop", "generate", "graph"):
         config = TrialConfig(**TRIAL, sampler=name, out=tmp_path / name)  # type: ignore[arg-type]
-        _, folder, _ = trial.prepare(config, name, [config])
+        _, folder, _ = prepared(config, [config])
         used.clear()
         trial.run_trial(config, folder, folder / trial.INITIAL)
         assert set(used) == {name}
@@ -140,16 +142,7 @@ def test_a_flag_selects_the_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 def test_an_adapter_by_a_flag(tmp_path: Path, assets: Path) -> None:
     """--lora-rank: a trial trains and resumes, and its baselines are the reference's."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("Once upon a time\nThe big dog\n")
-    flags: dict[str, Any] = {"env": "textenv/Text-v0", "env_args": {}, "model": str(assets / "stories260k")}
-    flags |= {
-        "prompts": str(prompts),
-        "reward": ["tests.helpers.tasks:count_words"],
-        "max_new_tokens": 4,
-        "eval_episodes": 8,
-    }
-    flags |= {"total_timesteps": 200, "n_episodes": 8, "num_evals": 1, "lora_rank": 2, "learning_rate": 1e-2}
+    flags = stories_flags(assets, tmp_path) | {"total_timesteps": 200, "lora_rank": 2, "learning_rate": 1e-2}
     trial = tiny(**flags)
     summary = run_trial(trial, tmp_path / "run", tmp_path / "start")
     plain = run_trial(tiny(**(flags | {"lora_rank": 0})), tmp_path / "plain", _initial(tmp_path, flags))

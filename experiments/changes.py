@@ -1,0 +1,71 @@
+"""What has changed since a run began: its flags, what they name, and what it runs on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.fingerprints import sources, surroundings
+from experiments.run_folder import plain
+
+# flags that may differ: of what is printed or kept, of how the command runs, and of what is done about failing rewards
+MAY_DIFFER = {
+    *("log_completions", "wandb_project", "keep_checkpoints", "checkpoint_seconds"),
+    *("resume", "out", "take_over", "accept_changes", "num_workers", "launcher", "device", "trust_remote_code"),
+    *("on_reward_error", "reward_tries", "reward_wait"),
+}
+
+# flags of the saved policy: what is resumed has them whatever the command line gives
+OF_THE_POLICY = {"agent", "temperature", "dtype", "separate_critic", "lora_rank"}
+
+
+def changes_that_mix(config: Any, saved: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each flag, file, model and function that is another one than when the run began.
+
+    Args:
+        config: the flags of this command.
+        saved: the content of the run's `config.json`.
+    """
+    before, now = _flags(config, saved)
+    return [*_differences(before, now), *_changed_sources(saved["sources"], sources(config))]
+
+
+def changes_without_effect(config: Any, saved: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each flag of the saved policy that is another one than when the run began."""
+    before, now = ({name: flags.get(name) for name in OF_THE_POLICY} for flags in _flags(config, saved))
+    return list(_differences(before, now))
+
+
+def changes_of_surroundings(config: Any, saved: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each package, number of threads and device that is another one than before."""
+    now = surroundings(getattr(config, "device", "cpu"))
+    return list(_differences({name: saved[name] for name in now}, now))
+
+
+def _flags(config: Any, saved: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flags that must not differ, when the run began and now."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    before = {name: value for name, value in saved["flags"].items() if name not in MAY_DIFFER}
+    now = {name: value for name, value in plain(config).items() if name not in MAY_DIFFER}
+    missing = {name: defaults[name] for name in now if name not in before and defaults[name] is not dataclasses.MISSING}
+    return missing | before, now
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name} was {old!r} and is {new!r}."
+
+
+def _changed_sources(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        if name not in now:
+            yield f"{name} is gone."
+        elif name not in before:
+            yield f"{name} is new."
+        elif before[name] != now[name] and None not in (before[name], now[name]):  # None: unknown
+            yield f"{name} has changed."
