@@ -6,10 +6,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
-import queue
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,16 +18,22 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
+from agents import files
 from experiments.baselines import best_of_n, random_policy
 from experiments.config import AGENTS, AgentFlags, AgentName, TrialConfig
-from experiments.console import plain_console
-from experiments.errors import FlagError
+from experiments.console import escape_logs_and_warnings, plain_console
+from experiments.errors import FlagError, Unfinished
 from experiments.evaluation import sample_completions
-from experiments.launch import ray_queue, ray_workers, resume_hint, run_in_workers, run_on_ray, worker_queue
+from experiments.launch import STOP_SECONDS, Ended, Failure, Progress, Report, run_in_workers, run_on_ray
+from experiments.lock import locked
+from experiments.opening import INITIAL, opened
 from experiments.report import Summaries, report
-from experiments.trial import INITIAL, prepare, run_trial, sample_prompt_indices
+from experiments.stopping import stops_later
+from experiments.trial import make_environment, prepare, run_trial, sample_prompt_indices
+from textenv.data import printable
 
 BaselineName = Literal["random", "best-of-n"]
+ERROR = "error.txt"
 
 
 @dataclass
@@ -70,20 +75,24 @@ class CompareConfig(AgentFlags):
 
 
 def compare(config: CompareConfig) -> Path:
-    """Runs every trial, prints and writes the report, and returns the folder."""
-    if config.num_workers < 0:
-        raise FlagError(f"--num-workers must not be negative, got {config.num_workers}; 0 is one per processor.")
+    """Runs every trial, prints and writes the report, and returns the folder.
+
+    Raises:
+        Unfinished: a trial failed. The others were run, and the report has what can be compared.
+    """
     if not config.trained_agents or not config.seeds:
         raise FlagError(f"compare needs one of --seeds, and one of --agents that is trained: {', '.join(AGENTS)}.")
-    if config.best_of_n < 1:
-        raise FlagError(f"--best-of-n must be at least 1, got {config.best_of_n}.")
-    for name, values in (("--agents", config.agents), ("--seeds", config.seeds)):
-        if len(set(values)) < len(values):
-            raise FlagError(f"{name} must differ from each other, got {values}.")
     trials = config.trials()
+    env = make_environment(config)
+    with opened(config, f"compare-{config.env.split('/')[-1]}") as folder:
+        _compare(config, trials, env, folder)
+    return folder
+
+
+def _compare(config: CompareConfig, trials: list[TrialConfig], env: Any, folder: Path) -> None:
     console = plain_console(width=None if sys.stdout.isatty() else 120)
     console.print("making the initial policy, which equals the reference ...")
-    evaluator, folder, policy = prepare(config, f"compare-{config.env.split('/')[-1]}", trials)
+    evaluator, policy = prepare(config, env, folder, trials)
     console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to {folder}")
     started = time.monotonic()
     if (solution := evaluator.solution) is not None:
@@ -92,76 +101,111 @@ def compare(config: CompareConfig) -> Path:
             f"reference J = {solution.reference_objective:.3f}, optimum J* = {solution.objective:.3f}"
         )
 
-    summaries = _run(config, trials, folder, folder / INITIAL)
-    by_agent: Summaries = {name: [s for s in summaries if s["agent"] == name] for name in config.trained_agents}
-    untrained = {f"best of {config.best_of_n}": best_of_n(evaluator, config.best_of_n)}
-    if "random" in config.agents:
-        untrained["random"] = evaluator.measure(random_policy(policy))
-    before = sample_completions(evaluator.env, policy, sample_prompt_indices(evaluator.env))
-    report(folder, by_agent, untrained, before, console)
-    console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and every run: {folder}")
-    return folder
+    ended = _run(config, trials, folder)
+    finished = [end.result for end in ended if end.failure is None]
+    by_agent: Summaries = {name: [s for s in finished if s["agent"] == name] for name in config.trained_agents}
+    by_agent = {name: summaries for name, summaries in by_agent.items() if summaries}
+    if by_agent:
+        untrained = {f"best of {config.best_of_n}": best_of_n(evaluator, config.best_of_n)}
+        if "random" in config.agents:
+            untrained["random"] = evaluator.measure(random_policy(policy))
+        before = sample_completions(evaluator.env, policy, sample_prompt_indices(evaluator.env))
+        report(folder, by_agent, untrained, before, console)
+        console.print(
+            f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and every run: {folder}"
+        )
+    if failed := [f"{_name(t)}: {end.failure.text}" for t, end in zip(trials, ended, strict=True) if end.failure]:
+        raise Unfinished(f"{len(failed)} of {len(trials)} trials failed. {' '.join(failed)}")
 
 
-def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path, initial: Path) -> list[dict[str, Any]]:
-    """Runs the trials in workers and returns their summaries; one progress bar counts the tokens of all trials."""
-    summaries: dict[int, dict[str, Any]] = {}
+def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path) -> list[Ended]:
+    """Runs the trials in workers; one progress bar counts the tokens of all trials.
+
+    Returns:
+        The result (a summary) or the failure of each trial.
+
+    Raises:
+        Stopped: a signal came, and the workers have ended.
+    """
+    ended: dict[int, Ended] = {}
     tokens = dict.fromkeys(range(len(trials)), 0)  # of each trial, so far
+    folders = [(folder / trial.agent / f"seed-{trial.seed}").resolve() for trial in trials]
+    calls = [
+        partial(run_with_progress, trial, own, (folder / INITIAL).resolve(), config.launcher == "ray")
+        for trial, own in zip(trials, folders, strict=True)
+    ]
     with (
-        ray_queue() if config.launcher == "ray" else worker_queue() as progress,
         tqdm(
             total=len(trials) * config.total_timesteps, unit="tok", unit_scale=True, smoothing=0.05, mininterval=1.0
         ) as bar,
+        stops_later(f"the workers' updates and checkpoints (at most {STOP_SECONDS:.0f} s)") as stop,
+        contextlib.closing(_launch(config, calls, lambda: stop.number is not None)) as events,
     ):
-        folders = [(folder / trial.agent / f"seed-{trial.seed}").resolve() for trial in trials]
-        calls = [
-            partial(run_with_progress, index, trial, own, initial.resolve(), progress)
-            for index, (trial, own) in enumerate(zip(trials, folders, strict=True))
-        ]
-        hint = f"to resume from the last checkpoints, use the same flags with --out {folder} --resume"
-        with resume_hint(bar, hint), contextlib.closing(_launch(config, calls)) as results:
-            for ended in results:
-                tokens |= dict(_drain(progress))
+        for event in events:
+            if isinstance(event, Progress):
+                tokens[event.call] = event.value
                 bar.update(min(sum(tokens.values()), bar.total) - bar.n)
-                if ended is not None:
-                    index, summaries[index] = ended
-                    bar.write(_summary_line(trials[index], summaries[index]))
-    return [summaries[index] for index in range(len(trials))]
+            elif isinstance(event, Ended):
+                ended[event.call] = event
+                if stop.number is None:
+                    bar.write(printable(_line(trials[event.call], event)))
+                    keep_traceback(event.failure, folders[event.call])
+    stop.stop_if_requested()
+    return [ended[index] for index in range(len(trials))]
 
 
-def _launch(config: CompareConfig, calls: list[Any]) -> Generator[tuple[int, Any] | None, None, None]:
+def keep_traceback(failure: Failure | None, folder: Path) -> None:
+    """Writes the traceback of a failure to `error.txt` in a trial's folder; removes an earlier one."""
+    with contextlib.suppress(files.StorageError):  # the failure may be that the disk is full
+        files.remove(folder / ERROR)
+        if failure is not None and failure.traceback:
+            files.write_text(folder / ERROR, failure.traceback)
+
+
+def _launch(
+    config: CompareConfig, calls: list[Any], is_stopping: Callable[[], bool]
+) -> Generator[Progress | Ended | None, None, None]:
     if config.launcher == "ray":
-        workers = min(config.num_workers or ray_workers(), len(calls))
-        return run_on_ray(calls, workers, poll=0.3, num_gpus=int(config.device.startswith("cuda")))
-    return run_in_workers(calls, min(config.num_workers or os.cpu_count() or 1, len(calls)), poll=0.3)
+        gpus = int(config.device.startswith("cuda"))
+        return run_on_ray(calls, config.num_workers, poll=0.3, is_stopping=is_stopping, num_gpus=gpus)
+    workers = min(config.num_workers or os.cpu_count() or 1, len(calls))
+    return run_in_workers(calls, workers, poll=0.3, is_stopping=is_stopping)
 
 
-def run_with_progress(index: int, config: TrialConfig, folder: Path, initial: Path, progress: Any) -> dict[str, Any]:
-    """Runs a trial on one thread, and puts `(index, tokens so far)` into the queue `progress` after each update."""
+def run_with_progress(
+    config: TrialConfig, folder: Path, initial: Path, take_over: bool, report_progress: Report
+) -> dict[str, Any]:
+    """Runs a trial on one thread, and reports the tokens so far after each update.
+
+    Args:
+        config, folder, initial: see `run_trial`.
+        take_over: see `locked`; True where a worker on another host may have been killed (Ray's).
+        report_progress: gets the number of tokens so far. That is not an increment: a trial that is run again after a
+            failure counts from its checkpoint.
+    """
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    escape_logs_and_warnings()
     so_far = 0
 
     def report_tokens(tokens: int) -> None:
         nonlocal so_far
         so_far += tokens
-        progress.put((index, so_far))  # the total, not the increment: a trial that is run again counts from its start
+        report_progress(so_far)
 
-    return run_trial(config, folder, initial, report_tokens)
-
-
-def _drain(progress: Any) -> Iterator[tuple[int, int]]:
-    while True:
-        try:
-            yield progress.get_nowait()
-        except queue.Empty:
-            return
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, take_over or config.take_over):
+        return run_trial(config, folder, initial, report_tokens)
 
 
-def _summary_line(trial: TrialConfig, summary: dict[str, Any]) -> str:
+def _name(trial: TrialConfig) -> str:
+    return f"{trial.agent} seed {trial.seed}"
+
+
+def _line(trial: TrialConfig, ended: Ended) -> str:
+    if ended.failure is not None:
+        return f"{_name(trial)} failed: {ended.failure.text}"
+    summary = ended.result
     share = summary["normalized_objective"]
     way = "" if share is None else f", {share:.1%} of the way to the optimum"
-    return (
-        f"{trial.agent} seed {trial.seed}: J = {summary['objective']:.3f} (score {summary['score']:.3f}, "
-        f"KL {summary['kl']:.2f}){way}"
-    )
+    return f"{_name(trial)}: J = {summary['objective']:.3f} (score {summary['score']:.3f}, KL {summary['kl']:.2f}){way}"

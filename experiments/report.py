@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from experiments.console import plain_console
+from agents import files
+from experiments.console import plain_console, score_text
 from experiments.evaluation import Measured, normalized_objective
+from experiments.metrics_file import Row, find_gaps, read_metrics
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
-from experiments.trial_log import read_metrics
+from textenv.data import printable
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 Summaries = dict[str, list[dict[str, Any]]]
+FEW_SEEDS = 10  # with fewer, a nominal 95% interval covers clearly less
 
 
 def report(
@@ -47,25 +50,28 @@ def report(
         "untrained": untrained,
         "agents": {name: {key: value._asdict() for key, value in row.items()} for name, row in rows.items()},
         "tokens_to_90": {name: [trial["tokens_to_90"] for trial in trials] for name, trials in summaries.items()},
+        "gaps": {name: [trial["gaps"] for trial in trials] for name, trials in summaries.items()},
         "paired_differences": {name: value._asdict() for name, value in _differences(summaries).items()},
     }
-    (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+    files.write_json(folder / "summary.json", content)
     curves(folder, summaries, baselines, untrained)
     tables = [results_table(summaries, baselines, untrained), samples_table(summaries, before, folder)]
     if len(summaries) > 1:
         tables.insert(1, differences_table(summaries))
-    with (folder / "report.txt").open("w") as file:
-        for printer in (console, plain_console(width=120, file=file)):
-            for table in tables:
-                printer.print(table)
+    text = io.StringIO()
+    for printer in (console, plain_console(width=120, file=text)):
+        for table in tables:
+            printer.print(table)
+    files.write_text(folder / "report.txt", text.getvalue())
 
 
 def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> Table:
     """One row per agent: interquartile means over seeds with 95% bootstrap intervals; baselines are above them."""
-    seeds = len(next(iter(summaries.values())))
-    table = Table(title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]")
-    if seeds < 10:
-        table.caption = "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
+    counts = sorted({len(trials) for trials in summaries.values()})
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]  # some trials may have failed
+    table = Table(
+        title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]", caption=_few_seeds_caption(summaries)
+    )
     known = normalized_objective(baselines["reference"], baselines) is not None
     gold = baselines.get("reference_gold_score")
     shown = {"objective": "objective J", "score": "score", "gold_score": "gold score", "kl": "KL to reference"}
@@ -100,7 +106,8 @@ def _tokens_to_90(trials: list[dict[str, Any]]) -> str:
 
 def differences_table(summaries: Summaries) -> Table:
     """Differences of the objective between agents, paired by seed."""
-    table = Table(title="difference of J, paired by seed [95% bootstrap interval]")
+    title = "difference of J, paired by seed [95% bootstrap interval]"
+    table = Table(title=title, caption=_few_seeds_caption(summaries))
     table.add_column("")
     table.add_column("mean difference", justify="right")
     for name, difference in _differences(summaries).items():
@@ -108,31 +115,37 @@ def differences_table(summaries: Summaries) -> Table:
     return table
 
 
+def _few_seeds_caption(summaries: Summaries) -> str | None:
+    """What the reader of an interval must know if there are few seeds; coverages: experiments/statistics.py."""
+    if all(len(trials) >= FEW_SEEDS for trials in summaries.values()):
+        return None
+    return "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
+
+
 def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Path) -> Table:
     """Completions of the initial policy and of each agent (its first seed); writes them to `samples.txt` too."""
     table = Table(title="completions, sampled: before and after")
     for column in ("prompt", "policy", "completion", "score"):
         table.add_column(column, justify="right" if column == "score" else "left")
-    after = {
-        name: [json.loads(line) for line in (folder / name / f"seed-{trials[0]['seed']}" / "samples.jsonl").open()]
-        for name, trials in summaries.items()
-    }
+    after = {name: trials[0]["completions"] for name, trials in summaries.items()}
     lines = []
     for i, first in enumerate(before):
-        lines.append(str(first["prompt"]))
-        for policy, row in [("before", first), *((name, completions[i]) for name, completions in after.items())]:
+        lines.append(printable(first["prompt"]))
+        shown = [(name, completions[i]) for name, completions in after.items() if i < len(completions)]
+        for policy, row in [("before", first), *shown]:
             prompt = first["prompt"] if policy == "before" else ""
-            table.add_row(prompt, policy, row["completion"] or "(nothing)", f"{row['score']:.2f}")
-            lines.append(f"  {policy:<14} {row['completion']}   ({row['score']:.2f})")
+            table.add_row(prompt, policy, row["completion"] or "(nothing)", score_text(row["score"]))
+            lines.append(f"  {policy:<14} {printable(row['completion'])}   ({score_text(row['score'])})")
         table.add_section()
-    (folder / "samples.txt").write_text("\n".join(lines) + "\n")
+    files.write_text(folder / "samples.txt", "\n".join(lines) + "\n")
     return table
 
 
 def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> None:
     """Draws `curves.png`: objective and KL against tokens; score (and gold score) against KL.
 
-    Against tokens: a line is an agent's mean over seeds, its band goes from the lowest seed to the highest.
+    Against tokens: a line is an agent's mean over seeds, its band goes from the lowest seed to the highest. It has a
+    gap where a seed's rows were lost.
     """
     gold = baselines.get("reference_gold_score") is not None
     shape, size = ((2, 2), (11, 8)) if gold else ((1, 3), (15, 4.2))
@@ -140,16 +153,20 @@ def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrai
     axes = grid.flatten()
     against_kl = {"score": axes[2], "gold_score": axes[3]} if gold else {"score": axes[2]}
     for name, trials in summaries.items():
-        rows = [read_metrics(folder / name / f"seed-{trial['seed']}") for trial in trials]
-        tokens = np.linspace(0, max(own[-1]["num_timesteps"] for own in rows), 60)
-        lines = {metric: _over_tokens(rows, metric, tokens) for metric in ("objective", "kl", *against_kl)}
+        logged = [Logged.read(folder / name / f"seed-{trial['seed']}", trial) for trial in trials]
+        tokens = np.linspace(0, max(trial["num_timesteps"] for trial in trials), 60)
+        lines = {
+            metric: np.array([each.over_tokens(metric, tokens) for each in logged])
+            for metric in ("objective", "kl", *against_kl)
+        }
         for axis, metric in zip(axes, ("objective", "kl"), strict=False):
             (line,) = axis.plot(tokens, lines[metric].mean(axis=0), label=name)
             low, high = lines[metric].min(axis=0), lines[metric].max(axis=0)
             axis.fill_between(tokens, low, high, color=line.get_color(), alpha=0.2, lw=0)
+        dot: dict[str, Any] = {"color": line.get_color(), "ms": 4}
         for metric, axis in against_kl.items():
             axis.plot(lines["kl"].T, lines[metric].T, color=line.get_color(), alpha=0.35, lw=1)
-            axis.plot(lines["kl"][:, -1], lines[metric][:, -1], "o", color=line.get_color(), ms=4)
+            axis.plot([trial["kl"] for trial in trials], [trial[metric] for trial in trials], "o", **dot)
     axes[0].axhline(baselines["reference"], color="gray", ls=":", label="reference")
     if baselines["optimum"] is not None:
         axes[0].axhline(baselines["optimum"], color="black", ls="--", label="exact optimum")
@@ -168,16 +185,39 @@ def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrai
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(folder / "curves.png", dpi=110)
+    files.write_file(folder / "curves.png", lambda new: figure.savefig(new, format="png", dpi=110))
     plt.close(figure)
 
 
-def _over_tokens(rows: list[list[dict[str, float]]], metric: str, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    """An evaluation metric at the given numbers of tokens, interpolated linearly, [seeds, tokens]."""
-    known = [[row for row in own if "eval/objective" in row] for own in rows]
-    return np.array(
-        [np.interp(tokens, [r["num_timesteps"] for r in own], [r[f"eval/{metric}"] for r in own]) for own in known]
-    )
+class Logged(NamedTuple):
+    """What a trial has logged: its rows, and the updates whose rows were lost."""
+
+    rows: list[Row]
+    gaps: list[list[int]]
+
+    @classmethod
+    def read(cls, folder: Path, summary: dict[str, Any]) -> Logged:
+        """Reads `metrics.jsonl` of a trial that has finished."""
+        rows = read_metrics(folder)
+        return cls(rows, find_gaps(rows, summary["num_updates"]))
+
+    def over_tokens(self, metric: str, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        """An evaluation metric at the given numbers of tokens, of the same shape.
+
+        It is interpolated linearly between evaluations, and nan where rows between them were lost.
+        """
+        line = np.full(len(tokens), np.nan)
+        evaluations = [row for row in self.rows if "eval/objective" in row]
+        if not evaluations:
+            return line
+        names = ("num_timesteps", f"eval/{metric}", "num_updates")
+        at, values, updates = (np.array([row[name] for row in evaluations], dtype=float) for name in names)
+        line[:] = np.interp(tokens, at, values)
+        bounds = np.array([-np.inf, *at, np.inf])
+        for first, _ in self.gaps:
+            before = np.searchsorted(updates, first)  # evaluations before the gap
+            line[(tokens > bounds[before]) & (tokens < bounds[before + 1])] = np.nan
+        return line
 
 
 def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
@@ -191,7 +231,10 @@ def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _differences(summaries: Summaries) -> dict[str, Estimate]:
-    return {
-        f"{a} - {b}": paired_difference([t["objective"] for t in summaries[a]], [t["objective"] for t in summaries[b]])
-        for a, b in itertools.combinations(summaries, 2)
-    }
+    """Over the seeds with which all agents have finished."""
+    by_seed = {name: {trial["seed"]: trial["objective"] for trial in trials} for name, trials in summaries.items()}
+    common = set.intersection(*(set(values) for values in by_seed.values()))
+    if not common:
+        return {}
+    paired = {name: {seed: values[seed] for seed in sorted(common)} for name, values in by_seed.items()}
+    return {f"{a} - {b}": paired_difference(paired[a], paired[b]) for a, b in itertools.combinations(paired, 2)}

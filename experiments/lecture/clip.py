@@ -7,6 +7,7 @@ tokens change it. A narrow clip slows training down, a wide one has little effec
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from agents.policy import TransformerPolicy
 from experiments.evaluation import Evaluator
+from experiments.lecture.memo import Remember, no_memo
 from experiments.lecture.old_samples import over_seeds
 from experiments.statistics import Estimate
 
@@ -24,13 +26,14 @@ SEEDS = tuple(range(5))
 EPOCHS = 16
 
 
-def measure() -> list[dict[str, Any]]:
+def measure(memo: Remember = no_memo) -> list[dict[str, Any]]:
     """A row per clip range, with the results of `old_samples.over_seeds`."""
     env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
     start = TransformerPolicy.for_env(env)
     evaluator = Evaluator.for_env(env, episodes=2)
     return [
-        {"clip_range": eps} | over_seeds(evaluator, start, SEEDS, n_epochs=EPOCHS, clip_range=eps)
+        {"clip_range": eps}
+        | memo(f"clip_range {eps}", partial(over_seeds, evaluator, start, SEEDS, n_epochs=EPOCHS, clip_range=eps))
         for eps in CLIP_RANGES
     ]
 

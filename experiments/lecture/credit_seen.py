@@ -20,13 +20,17 @@ from rich.table import Table
 from agents.functional import gae, reward_to_go
 from experiments.lecture.credit_variance import values_from_samples
 from experiments.lecture.enumeration import Enumeration, interpolated_policy
+from experiments.lecture.memo import Remember, no_memo
 
 PROMPT = "where is the taj mahal located"
 ENDINGS = {"the taj mahal is in agra": "good", "the taj mahal is in paris": "bad"}
 
 
-def measure() -> dict[str, Any]:
-    """For each completion its tokens, and for each estimator one weight per token."""
+def measure(memo: Remember = no_memo) -> dict[str, Any]:
+    """For each completion its tokens, and for each estimator one weight per token.
+
+    `memo` is not used: this takes seconds.
+    """
     completions = Enumeration.of(interpolated_policy(gym.make("textenv/TajMahal-v0"), 0.1))
     evaluation = completions.evaluation
     rows = torch.tensor([find(completions, completion) for completion in ENDINGS])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -29,6 +30,7 @@ from torch import Tensor
 from agents.functional import batch_mean, gae, leave_one_out, reward_to_go
 from experiments.lecture.enumeration import Enumeration, interpolated_policy
 from experiments.lecture.gram import tabular_gram
+from experiments.lecture.memo import Remember, no_memo
 
 TASK_SEEDS = tuple(range(20))
 BATCH = 4  # K, completions of the prompt: REINFORCE's num_generations
@@ -63,17 +65,22 @@ class Rung(NamedTuple):
     noise: Tensor | None = None
 
 
-def measure() -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> dict[str, Any]:
     """For each estimator, lists over the toys: bias, variance (total and by token), noise to signal."""
     rows: dict[str, Any] = {}
     for seed in TASK_SEEDS:
-        completions = Enumeration.of(interpolated_policy(toy(seed), 0.5))
-        gram = tabular_gram(completions)
-        learned = completions.look_up(values_from_samples(completions, np.random.default_rng(seed)))
-        for name, rung in ladder(completions, learned).items():
-            for key, value in bias_and_variance(completions, rung, gram).items():
+        for name, numbers in memo(f"toy {seed}", partial(on_toy, seed)).items():
+            for key, value in numbers.items():
                 rows.setdefault(name, {}).setdefault(key, []).append(value)
     return rows
+
+
+def on_toy(seed: int) -> dict[str, dict[str, Any]]:
+    """The numbers of each estimator (see `bias_and_variance`) on one toy."""
+    completions = Enumeration.of(interpolated_policy(toy(seed), 0.5))
+    gram = tabular_gram(completions)
+    learned = completions.look_up(values_from_samples(completions, np.random.default_rng(seed)))
+    return {name: bias_and_variance(completions, rung, gram) for name, rung in ladder(completions, learned).items()}
 
 
 def toy(seed: int) -> Any:

@@ -11,6 +11,7 @@ V is fitted to the returns of each gamma, as in the agents. (Schulman et al. 201
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +21,9 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.functional import gae
+from agents.policy import TransformerPolicy
 from experiments.lecture.enumeration import Enumeration, partly_trained_policy
+from experiments.lecture.memo import Remember, no_memo
 from experiments.lecture.value_head import fit_values, with_new_critic
 from textenv import exact
 
@@ -29,23 +32,27 @@ LAMBDAS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 CRITIC_STEPS = 40  # a partly trained critic
 
 
-def measure() -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> dict[str, Any]:
     """Bias, standard deviation and root mean squared error of A_hat over the grid, for a learned V."""
     env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=6, num_prompts=2, task_seed=0)
     policy = partly_trained_policy(env)
     completions = Enumeration.of(exact.evaluate(env, policy))
-    learned = {}
-    for gamma in GAMMAS:
-        critic = with_new_critic(policy, separate=True)
-        for _ in fit_values(env, critic, CRITIC_STEPS, gamma):
-            pass
-        learned[gamma] = completions.learned_values(critic)
+    rows = [memo(f"gamma {gamma}", partial(over_lambdas, env, policy, completions, gamma)) for gamma in GAMMAS]
     weight = completions.token_weights()
     advantages = completions.look_up(completions.evaluation.advantages)
     return {
         "spread_of_advantage": float(((weight * advantages**2).sum() / weight.sum()).sqrt()),
-        "grid": [errors(completions, learned[gamma], gamma, lam) for gamma in GAMMAS for lam in LAMBDAS],
+        "grid": [row for row_of_gamma in rows for row in row_of_gamma],
     }
+
+
+def over_lambdas(env: Any, policy: TransformerPolicy, completions: Enumeration, gamma: float) -> list[dict[str, float]]:
+    """`errors` for each lambda, with a V that is learned for this gamma."""
+    critic = with_new_critic(policy, separate=True)
+    for _ in fit_values(env, critic, CRITIC_STEPS, gamma):
+        pass
+    learned = completions.learned_values(critic)
+    return [errors(completions, learned, gamma, lam) for lam in LAMBDAS]
 
 
 def errors(completions: Enumeration, values: Tensor, gamma: float, gae_lambda: float) -> dict[str, float]:

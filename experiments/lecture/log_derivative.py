@@ -26,6 +26,7 @@ from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from experiments.lecture.enumeration import Enumeration, partly_trained_policy
 from experiments.lecture.gram import parameter_gram
+from experiments.lecture.memo import Remember, no_memo
 from textenv import exact, get_mdp
 
 SAMPLES = tuple(2**i for i in range(13))  # completions per prompt
@@ -36,8 +37,11 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure() -> dict[str, Any]:
-    """For each estimator and n: relative error (root mean square over repeats), its prediction, and mean cosine."""
+def measure(memo: Remember = no_memo) -> dict[str, Any]:
+    """For each estimator and n: relative error (root mean square over repeats), its prediction, and mean cosine.
+
+    `memo` is not used: one generator samples everything, so that no part can be left out.
+    """
     env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=4, num_prompts=2, task_seed=0)
     policy = partly_trained_policy(env)
     completions = Enumeration.of(exact.evaluate(env, policy))

@@ -10,7 +10,9 @@ that remains when few tokens carry all the weight.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -19,9 +21,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
-from agents import PPO
+from agents import PPO, TrainingWarning
 from agents.policy import TransformerPolicy
 from experiments.evaluation import Evaluator, normalized_objective
+from experiments.lecture.memo import Remember, no_memo
 from experiments.statistics import Estimate, interquartile_mean
 
 EPOCHS = (1, 2, 4, 8, 16, 32)
@@ -31,13 +34,20 @@ TIMESTEPS = 3000
 COLLAPSED = 0.25  # share of the way from the reference to the optimum
 
 
-def measure() -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> dict[str, Any]:
     """For each clip and number of epochs the results of `run` for each seed, and the estimate over the seeds."""
     env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
     start = TransformerPolicy.for_env(env)
     evaluator = Evaluator.for_env(env, episodes=2)
     return {
-        name: [{"n_epochs": n} | over_seeds(evaluator, start, SEEDS, n_epochs=n, clip_range=clip) for n in EPOCHS]
+        name: [
+            {"n_epochs": n}
+            | memo(
+                f"{name}, {n} epochs",
+                partial(over_seeds, evaluator, start, SEEDS, n_epochs=n, clip_range=clip),
+            )
+            for n in EPOCHS
+        ]
         for name, clip in CLIPS.items()
     }
 
@@ -52,7 +62,9 @@ def run(evaluator: Evaluator, start: TransformerPolicy, seed: int, **settings: A
     """One PPO run: share of the way to J*, KL, 1 + largest |rho - 1|, least effective sample, rate of clipping."""
     rows: list[dict[str, float]] = []
     agent = PPO(copy.deepcopy(start), evaluator.env, learning_rate=1e-3, seed=seed, **settings)
-    agent.learn(TIMESTEPS, callback=lambda agent, rollout, metrics: rows.append(metrics))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)  # of ratios that explode, which is the claim
+        agent.learn(TIMESTEPS, callback=lambda agent, rollout, metrics: rows.append(metrics))
     measured = evaluator.measure(agent.policy)
     return {
         "share": normalized_objective(measured["objective"], evaluator.baselines()),

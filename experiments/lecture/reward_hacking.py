@@ -10,6 +10,8 @@ is adapted to a target KL instead.
 from __future__ import annotations
 
 import copy
+import warnings
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -19,9 +21,10 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from agents import PPO
+from agents import PPO, TrainingWarning
 from agents.policy import TransformerPolicy
 from experiments.evaluation import sample_completions
+from experiments.lecture.memo import Remember, no_memo
 from textenv import exact
 from textenv.exact import Tree
 
@@ -33,7 +36,7 @@ TARGET = {"kl_coef": 0.1, "kl_target": 0.7, "kl_horizon": 300}
 ID = "textenv/RewardHacking-v0"
 
 
-def measure() -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> dict[str, Any]:
     """The exact frontier; for each beta the PPO runs; completions before and after training."""
     env: Any = gym.make(ID)
     tree = exact.enumerate_tree(env)
@@ -45,7 +48,10 @@ def measure() -> dict[str, Any]:
         "before": completions_of(env, start),
         "runs": [
             options
-            | {"optimum": optimum(tree, options["kl_coef"]), "seeds": [train(start, seed, **options) for seed in SEEDS]}
+            | {
+                "optimum": optimum(tree, options["kl_coef"]),
+                "seeds": [memo(f"{name_of(options)}, seed {i}", partial(train, start, i, **options)) for i in SEEDS],
+            }
             for options in settings
         ],
     }
@@ -73,7 +79,9 @@ def train(start: TransformerPolicy, seed: int, kl_coef: float, **settings: Any) 
         if agent.num_updates % 4 == 1 or agent.num_timesteps >= TIMESTEPS:
             trajectory.append(point(exact.evaluate(tree, agent.policy)) | {"tokens": agent.num_timesteps})
 
-    agent.learn(TIMESTEPS, callback=record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)  # of the gold score that falls, which is the claim
+        agent.learn(TIMESTEPS, callback=record)
     return {"trajectory": trajectory, "last_kl_coef": agent.kl_coef, "completions": completions_of(env, agent.policy)}
 
 

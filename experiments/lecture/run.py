@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import sys
@@ -18,13 +19,18 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
+from agents import files
 from experiments.console import plain_console
-from experiments.errors import FlagError
-from experiments.launch import resume_hint, run_in_workers
-from experiments.run_folder import open_folder
+from experiments.errors import Unfinished
+from experiments.launch import Ended, Failure, Report, run_in_workers
+from experiments.lecture.memo import Memo
+from experiments.opening import opened
+from experiments.ranges import check_flags
+from textenv.data import printable
 
-# In the order of the lecture. Each claim is a module of this package with `measure() -> numbers` (what JSON can hold),
-# `table(numbers)` and `figure(numbers)`.
+# In the order of the lecture. Each claim is a module of this package with `measure(memo) -> numbers` (what JSON can
+# hold), `table(numbers)` and `figure(numbers)`. `memo(name, function)` calls the function, or returns what it returned
+# in an earlier call of an interrupted command.
 Claim = Literal[
     "log_derivative",
     "credit_variance",
@@ -37,6 +43,7 @@ Claim = Literal[
     "gamma_lambda",
 ]
 CLAIMS: tuple[Claim, ...] = get_args(Claim)
+ALL = "numbers"  # the name of the piece that is a whole claim
 LONG = ("old_samples", "reward_hacking", "clip")  # started first, so that none of them runs alone at the end
 
 
@@ -51,21 +58,33 @@ class LectureConfig:
     out: Path | None = None
     """The output folder; by default a new one under runs/."""
     resume: bool = False
-    """Resume the interrupted run in --out."""
+    """Resume the run in --out: what was measured is not measured again. Begin it if there is none yet."""
+    take_over: bool = False
+    """With --out in use by a command on another host: use it nevertheless, since that command does not run any more."""
+    accept_changes: bool = False
+    """With --resume: resume with other claims too."""
+
+    def __post_init__(self) -> None:
+        check_flags(self)
 
 
 def lecture(config: LectureConfig) -> Path:
-    """Measures the claims, prints their tables, and writes `<claim>.json`, `<claim>.txt` and `<claim>.png`."""
-    if config.num_workers < 0:
-        raise FlagError(f"--num-workers must not be negative, got {config.num_workers}; 0 means one per processor.")
-    if not config.claims or len(set(config.claims)) < len(config.claims):
-        raise FlagError(f"--claims must be one or more, each once, got {config.claims}.")
-    folder = open_folder(config, "lecture", time.strftime("%Y%m%d-%H%M%S"))
+    """Measures the claims, prints their tables, and writes `<claim>.json`, `<claim>.txt` and `<claim>.png`.
+
+    Raises:
+        Unfinished: a claim failed. The others were measured, and `measured/` has the pieces of all.
+    """
     started = time.monotonic()
-    numbers = _measure(config, folder)
     console = plain_console(width=None if sys.stdout.isatty() else 120)
-    for claim in config.claims:
-        _show(_module(claim), numbers[claim], folder / claim, console)
+    with opened(config, "lecture") as folder:
+        failures = _measure(config, folder)
+        for claim in config.claims:
+            if claim not in failures:
+                numbers = _memo(folder, claim)(ALL, _module(claim).measure)
+                _show(_module(claim), numbers, folder / claim, console)
+        if failures:
+            texts = (f"{claim}: {failure.text}" for claim, failure in failures.items())
+            raise Unfinished(f"{len(failures)} of {len(config.claims)} claims failed. {' '.join(texts)}")
     workers = config.num_workers or os.cpu_count()
     console.print(
         f"took {time.monotonic() - started:.0f} s with {workers} workers; tables, figures and numbers: {folder}"
@@ -73,35 +92,44 @@ def lecture(config: LectureConfig) -> Path:
     return folder
 
 
-def _measure(config: LectureConfig, folder: Path) -> dict[str, Any]:
-    """Returns the numbers of every claim; measures those that are not in the folder yet."""
-    missing = [claim for claim in config.claims if not (folder / f"{claim}.json").is_file()]
+def _measure(config: LectureConfig, folder: Path) -> dict[str, Failure]:
+    """Measures the claims whose numbers are not in the folder yet; returns the failures by claim."""
+    missing: list[str] = [claim for claim in config.claims if _memo(folder, claim).read(ALL) is None]
     missing.sort(key=lambda claim: claim not in LONG)
     workers = max(1, min(config.num_workers or os.cpu_count() or 1, len(missing)))
+    failures: dict[str, Failure] = {}
     unfinished = list(missing)
     with tqdm(total=len(config.claims), initial=len(config.claims) - len(missing), unit="claim") as bar:
         bar.set_postfix_str(", ".join(unfinished[:workers]))
-        again = f"resume with the same flags, --out {folder} --resume"
         calls = [partial(_measure_one, claim, folder) for claim in missing]
-        with resume_hint(bar, again), contextlib.closing(run_in_workers(calls, workers, poll=1)) as results:
-            for result in results:
-                if result is not None:
-                    bar.write(result[1])
-                    bar.update()
-                    unfinished.remove(missing[result[0]])
+        with contextlib.closing(run_in_workers(calls, workers, poll=1)) as events:
+            for event in events:
+                if isinstance(event, Ended):
+                    claim = missing[event.call]
+                    unfinished.remove(claim)
+                    if event.failure is None:
+                        bar.write(printable(event.result, lines=True))
+                        bar.update()
+                    else:
+                        failures[claim] = event.failure
+                        bar.write(
+                            printable(f"{claim} failed: {event.failure.text}\n{event.failure.traceback}", lines=True)
+                        )
                 bar.set_postfix_str(", ".join(unfinished[:workers]))
-    return {claim: json.loads((folder / f"{claim}.json").read_text()) for claim in config.claims}
+    return failures
 
 
-def _measure_one(claim: str, folder: Path) -> str:
+def _measure_one(claim: str, folder: Path, report: Report) -> str:
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     started = time.monotonic()
-    numbers = _module(claim).measure()
-    temporary = folder / f"{claim}.json.new"
-    temporary.write_text(json.dumps(numbers, indent=1) + "\n")
-    os.replace(temporary, folder / f"{claim}.json")  # atomic
+    memo = _memo(folder, claim)
+    memo(ALL, partial(_module(claim).measure, memo))
     return f"{claim}: {time.monotonic() - started:.0f} s"
+
+
+def _memo(folder: Path, claim: str) -> Memo:
+    return Memo(folder / "measured" / claim)
 
 
 def _module(claim: str) -> ModuleType:
@@ -109,9 +137,13 @@ def _module(claim: str) -> ModuleType:
 
 
 def _show(module: ModuleType, numbers: Any, path: Path, console: Any) -> None:
+    """Prints the table of a claim; writes its numbers, its table and its figure, which nothing reads to resume."""
     title = (module.__doc__ or "").splitlines()[0]
-    with path.with_suffix(".txt").open("w") as file:
-        for printer in (console, plain_console(width=120, file=file)):
-            printer.print(f"\n{title}\n")
-            printer.print(module.table(numbers))
-    module.figure(numbers).savefig(path.with_suffix(".png"), dpi=110)
+    text = io.StringIO()
+    for printer in (console, plain_console(width=120, file=text)):
+        printer.print(f"\n{title}\n")
+        printer.print(module.table(numbers))
+    files.write_text(path.with_suffix(".json"), json.dumps(numbers, indent=1) + "\n")
+    files.write_text(path.with_suffix(".txt"), text.getvalue())
+    figure = module.figure(numbers)
+    files.write_file(path.with_suffix(".png"), lambda new: figure.savefig(new, format="png", dpi=110))

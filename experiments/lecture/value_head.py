@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ from agents.functional import explained_variance, reward_to_go, value_loss
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from experiments.lecture.enumeration import Enumeration, partly_trained_policy
+from experiments.lecture.memo import Remember, no_memo
 from textenv import exact
 from textenv.lm import position_ids
 
@@ -33,7 +35,7 @@ LEAST_SQUARES = "linear head, least squares"
 CRITICS = {"linear head": False, "own transformer": True}  # separate_critic
 
 
-def measure() -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> dict[str, Any]:
     """Error and explained variance of both critics over training, and at its end by token."""
     env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=5, num_prompts=2, task_seed=0)
     policy = partly_trained_policy(env)
@@ -45,16 +47,19 @@ def measure() -> dict[str, Any]:
         LEAST_SQUARES: {"per_token": per_token(completions, best), "mse": squared_error(completions, best)},
     }
     for name, separate in CRITICS.items():
-        rows, critic = [], with_new_critic(policy, separate)
-        for step, sampled in fit_values(env, critic, STEPS):
-            if step % 20 == 0 or step == STEPS:
-                learned = completions.learned_values(critic)
-                row = {"step": step, "mse": squared_error(completions, learned), "sampled_ev": sampled}
-                rows.append(
-                    row | {"exact_ev": [token["explained_variance"] for token in per_token(completions, learned)]}
-                )
-        numbers[name] = {"training": rows, "per_token": per_token(completions, completions.learned_values(critic))}
+        numbers[name] = memo(name, partial(train_critic, env, completions, with_new_critic(policy, separate)))
     return numbers
+
+
+def train_critic(env: Any, completions: Enumeration, critic: TransformerPolicy) -> dict[str, Any]:
+    """Error and explained variance of a critic over its training, and at its end by token."""
+    rows = []
+    for step, sampled in fit_values(env, critic, STEPS):
+        if step % 20 == 0 or step == STEPS:
+            learned = completions.learned_values(critic)
+            row = {"step": step, "mse": squared_error(completions, learned), "sampled_ev": sampled}
+            rows.append(row | {"exact_ev": [token["explained_variance"] for token in per_token(completions, learned)]})
+    return {"training": rows, "per_token": per_token(completions, completions.learned_values(critic))}
 
 
 def with_new_critic(policy: TransformerPolicy, separate: bool) -> TransformerPolicy:

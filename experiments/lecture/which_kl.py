@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from agents.functional import ESTIMATORS, policy_gradient_loss, reward_to_go
 from experiments.lecture.enumeration import Enumeration, random_log_probs
+from experiments.lecture.memo import Remember, no_memo
 from textenv import exact
 
 POLICIES = 20
@@ -32,9 +34,9 @@ POLICIES = 20
 DISTANCES: dict[str, float | None] = {"near": 0.1, "between": 0.5, "far": 1.0, "independent": None}
 
 
-def measure() -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> dict[str, Any]:
     """For each distance and estimator: lists over the random policies."""
-    return {name: over_policies(distance) for name, distance in DISTANCES.items()}
+    return {name: memo(name, partial(over_policies, distance)) for name, distance in DISTANCES.items()}
 
 
 def over_policies(distance: float | None) -> dict[str, Any]:

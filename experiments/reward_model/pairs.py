@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.errors import FlagError
-from textenv.data import read_jsonl
+from textenv.data import check_characters, read_jsonl
 
 
 class Pair(NamedTuple):
@@ -48,6 +48,11 @@ def _pair(where: str, row: Any) -> Pair:
     return Pair(*(row[name] for name in Pair._fields))
 
 
+def shown(pair: Pair) -> str:
+    """A pair on one line, as error messages show it."""
+    return ", ".join(f"{name} {text[:80]!r}" for name, text in pair._asdict().items())
+
+
 def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
     """Splits pairs into those to train on and a share of about `held_out` that is not trained on.
 
@@ -72,10 +77,26 @@ def _read_saved_dataset(path: Path) -> list[tuple[str, Any]]:
 
     try:
         data = datasets.load_from_disk(path)
-    except (FileNotFoundError, ValueError) as error:
+    except Exception as error:  # damaged files raise KeyError, TypeError, Arrow's errors, ...
         raise FlagError(f"--pairs {str(path)!r} is not a folder written by datasets' save_to_disk: {error}") from error
     if isinstance(data, datasets.DatasetDict):
         if "train" not in data:
             raise FlagError(f"--pairs {str(path)!r} has no split 'train', only {', '.join(data)}.")
         data = data["train"]
-    return [(f"{path}, row {number}", row) for number, row in enumerate(data)] if len(data) else []
+    # the strings alone, as they are: other columns, and formats that the folder names, make datasets import libraries
+    # or open the files that a row names
+    data = data.with_format(None)
+    texts = [
+        name for name in Pair._fields if getattr(data.features.get(name), "dtype", "") in ("string", "large_string")
+    ]
+    if other := [name for name in Pair._fields if name in data.features and name not in texts]:
+        raise FlagError(
+            f"--pairs {str(path)!r}: {other[0]!r} must be strings, but is {data.features[other[0]]!r:.100}."
+        )
+    rows = (
+        [(f"{path}, row {number}", row) for number, row in enumerate(data.select_columns(texts))] if len(data) else []
+    )
+    for where, row in rows:
+        for text in row.values():
+            check_characters(text or "", where)
+    return rows

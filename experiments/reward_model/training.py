@@ -12,6 +12,7 @@ model, and `textenv.rewards.RewardModel` scores with (r - mean) / std. (The cali
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,16 +20,27 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import logsigmoid
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from agents.training import MasterWeights
+from agents import Diverged, files
 from experiments.env_flags import check_device
 from experiments.errors import FlagError
-from experiments.reward_model.pairs import Pair, read_pairs, split
+from experiments.opening import opened
+from experiments.ranges import check_flags
+from experiments.reward_model.fitting import KEEP, Fit, margins
+from experiments.reward_model.pairs import Pair, read_pairs, shown, split
+from experiments.stopping import stops_later
+from textenv.data import printable
+from textenv.lm import load_pretrained, load_tokenizer
 from textenv.rewards import RewardModel
+
+TRAINING = "training.json"  # flags; `config.json` is the classifier's
+HELD_OUT = "held_out.json"
+MEASURED = ("pairs", "accuracy", "log_loss", "calibration_error", "mean_confidence", "skipped_steps")  # in that file
+CHECKPOINT = "checkpoint"
+CHECKPOINT_SECONDS = 10.0
+SAME_SCORES = 1e-6  # a smaller standard deviation is rounding
 
 
 @dataclass
@@ -55,84 +67,157 @@ class RewardModelConfig:
     """Device of the model: cpu, cuda, ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the weights; the master weights that AdamW updates are in float32."""
+    trust_remote_code: bool = False
+    """Run the Python code that --model brings; without it such a model is refused."""
+    checkpoint_seconds: float | None = None
+    """Seconds between checkpoints; 0: one after each minibatch. By default 10, and more where checkpoints would take
+    over a twentieth of the time."""
+    resume: bool = False
+    """Resume the training in --out from its last checkpoint; begin it if there is none yet."""
+    take_over: bool = False
+    """With --out in use by a command on another host: use it nevertheless, since that command does not run any more."""
+    accept_changes: bool = False
+    """With --resume: resume though flags, pairs or the model are not those that the training began with."""
+
+    def __post_init__(self) -> None:
+        check_flags(self)
 
 
 def reward_model(config: RewardModelConfig) -> dict[str, float]:
-    """Trains and saves the reward model; prints and returns the metrics on the held-out pairs."""
+    """Trains and saves the reward model; prints and returns the metrics on the held-out pairs.
+
+    Raises:
+        Diverged: losses, gradients or scores are not finite, or all scores are the same. Nothing is saved as a result.
+        Stopped: a signal came; a checkpoint was written after the minibatch that ran.
+    """
     pairs = read_pairs(config.pairs)
-    if not 0 < config.held_out < 1 or config.epochs < 1 or config.batch_size < 1:
-        raise FlagError(
-            f"--held-out must be in (0, 1), --epochs and --batch-size at least 1, got {config.held_out}, "
-            f"{config.epochs} and {config.batch_size}."
-        )
-    if not 0 < config.learning_rate < float("inf") or config.seed < 0:
-        raise FlagError(
-            f"--learning-rate must be a number > 0 and --seed not negative, got {config.learning_rate}, {config.seed}."
-        )
+    if not 0 < config.held_out < 1:
+        raise FlagError(f"--held-out must be between 0 and 1, got {config.held_out}.")
+    if config.learning_rate == 0:
+        raise FlagError("--learning-rate must be greater than 0.")
     check_device(config.device)
-    if config.out.is_dir() and any(config.out.iterdir()):
-        raise FlagError(f"--out {str(config.out)!r} is not empty; choose another folder.")
     rng = np.random.default_rng(config.seed)
     train, test = split(pairs, config.held_out, rng)
     if not train:
         raise FlagError(f"{config.pairs}: {len(pairs)} pairs are too few to hold {len(test)} of them out.")
-    with torch.random.fork_rng(devices=[]):  # transformers draws the new layer and dropout from the global generator
-        torch.manual_seed(config.seed)
-        reward = _load(config)
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)  # before training, which would be lost if it failed
-        except OSError as error:
-            raise FlagError(f"--out {str(config.out)!r} cannot be made: {error}") from error
-        fit(reward, train, config, rng)
-
-    scores = np.array(reward([p.prompt for p in train] * 2, [p.chosen for p in train] + [p.rejected for p in train]))
-    reward.model.config.score_mean, reward.model.config.score_std = float(scores.mean()), float(scores.std())
-    with torch.no_grad():
-        batches = [test[i : i + config.batch_size] for i in range(0, len(test), config.batch_size)]
-        margin = torch.cat([margins(reward, batch) for batch in batches]).cpu().numpy()
-    measured = {"pairs": float(len(test)), **agreement(margin)}
-    reward.model.save_pretrained(config.out)
-    reward.tokenizer.save_pretrained(config.out)
-    (config.out / "held_out.json").write_text(json.dumps(measured, indent=2) + "\n")
+    with opened(config, "reward-model", TRAINING) as folder:
+        measured = finished(folder)
+        if measured is None:
+            measured = _train(config, folder, train, test, rng)
+        elif config.accept_changes:
+            print(printable(f"{folder}: the training has finished. For other flags choose another --out."))
+        for checkpoint in (folder / CHECKPOINT, *folder.glob(f"{CHECKPOINT}.[0-9]*")):
+            files.remove(checkpoint)  # last: until here a resumed command needs them
     print(json.dumps(measured, indent=2))
-    print(f"saved to {config.out}; textenv.rewards.RewardModel({str(config.out)!r}) scores with it")
+    print(printable(f"saved to {folder}; textenv.rewards.RewardModel({str(folder)!r}) scores with it"))
     return measured
 
 
-def fit(reward: RewardModel, pairs: list[Pair], config: RewardModelConfig, rng: np.random.Generator) -> None:
-    """Minimises the preference loss in minibatches, and freezes the model again."""
-    reward.model.config.score_mean, reward.model.config.score_std = 0.0, 1.0  # it may start from a reward model
-    reward.model.requires_grad_(True).train()
-    master_weights = MasterWeights(reward.model.parameters())
-    trained = master_weights.for_parameters(reward.model.parameters())
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
-    with tqdm(total=config.epochs * len(pairs), unit="pair") as bar:
-        for _ in range(config.epochs):
-            shuffled = rng.permutation(len(pairs))
-            for start in range(0, len(pairs), config.batch_size):
-                batch = [pairs[i] for i in shuffled[start : start + config.batch_size]]
-                loss = preference_loss(margins(reward, batch))
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                master_weights.accumulate_gradients()
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                optimizer.step()
-                master_weights.update_weights()
-                bar.update(len(batch))
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-    reward.model.eval().requires_grad_(False)
+def finished(folder: Path) -> dict[str, float] | None:
+    """The metrics on the held-out pairs if a folder holds a whole reward model; None if it is not trained yet."""
+    files.finish_folder(folder)
+    if not (folder / HELD_OUT).is_file():
+        return None
+    try:
+        files.verify(folder)
+        measured: dict[str, float] = files.read_json(folder / HELD_OUT)
+        files.check_types(folder / HELD_OUT, measured, dict.fromkeys(MEASURED, float))
+        return {name: float(measured[name]) for name in MEASURED}
+    except files.DamagedFile as error:
+        print(printable(f"{error} It is trained again."))
+        return None
 
 
-def margins(reward: RewardModel, pairs: list[Pair]) -> Tensor:
-    """r(x, chosen) - r(x, rejected), [B], in one forward pass."""
-    rows = [reward.tokens(p.prompt, p.chosen) for p in pairs] + [reward.tokens(p.prompt, p.rejected) for p in pairs]
-    chosen, rejected = reward.logits(rows).chunk(2)
-    return chosen - rejected
+def _train(
+    config: RewardModelConfig, folder: Path, train: list[Pair], test: list[Pair], rng: np.random.Generator
+) -> dict[str, float]:
+    """Trains a reward model from the last checkpoint, measures and saves it."""
+    with torch.random.fork_rng(devices=[]):  # transformers draws the new layer and dropout from the global generator
+        torch.manual_seed(config.seed)
+        reward = _load(config)
+        check_differ(reward, train, "pairs to train on")
+        check_differ(reward, test, "held-out pairs")
+        fit = Fit(reward, train, config.epochs, config.batch_size, config.learning_rate, rng)
+        _fit(fit, folder / CHECKPOINT, config.checkpoint_seconds)
+
+    scores = np.array(reward([p.prompt for p in train] * 2, [p.chosen for p in train] + [p.rejected for p in train]))
+    mean, std = float(scores.mean()), float(scores.std())
+    with torch.no_grad():
+        batches = [test[i : i + config.batch_size] for i in range(0, len(test), config.batch_size)]
+        margin = torch.cat([margins(reward, batch) for batch in batches]).cpu().numpy()
+    if not (np.isfinite(scores).all() and np.isfinite(margin).all()) or std <= SAME_SCORES * max(1.0, abs(mean)):
+        raise Diverged(
+            f"The reward model is of no use: over the training completions its scores have mean {mean:.3g} and "
+            f"standard deviation {std:.3g}, by which scores are divided. Nothing was saved as a result; lower "
+            f"--learning-rate ({config.learning_rate:g}), in another --out."
+        )
+    reward.model.config.score_mean, reward.model.config.score_std = mean, std
+    measured = {"pairs": float(len(test)), **agreement(margin), "skipped_steps": float(fit.skipped)}
+
+    def fill(new: Path) -> None:
+        reward.model.save_pretrained(new)
+        reward.tokenizer.save_pretrained(new)
+        files.write_json(new / HELD_OUT, measured)
+
+    files.write_folder(folder, fill)
+    return measured
 
 
-def preference_loss(margin: Tensor) -> Tensor:
-    """-mean log sigmoid of the margins [B]."""
-    return -logsigmoid(margin).mean()
+def _fit(fit: Fit, checkpoint: Path, seconds: float | None) -> None:
+    """Trains from the newest checkpoint that is whole; writes one every so many seconds, at a stop and at the end."""
+    files.finish_folder(checkpoint, KEEP)
+    if (found := files.newest_whole(checkpoint)) is not None:
+        newest, passed_over = found
+        for reason in passed_over:
+            print(printable(f"passed over a checkpoint: {reason}"))
+        files.promote(checkpoint, newest)  # else a damaged one would be kept, and a whole one removed in its place
+        files.remove_versions(checkpoint, KEEP)
+        fit.load(checkpoint)
+    last, took = time.monotonic(), 0.0
+
+    def save() -> None:
+        nonlocal last, took
+        started = time.monotonic()
+        fit.save(checkpoint)
+        last = time.monotonic()
+        took = last - started
+
+    with (
+        tqdm(total=fit.epochs * len(fit.pairs), initial=fit.num_pairs, unit="pair") as bar,
+        stops_later("this minibatch and its checkpoint") as stop,
+    ):
+
+        def after_batch(size: int, loss: float) -> None:
+            bar.update(size)
+            bar.set_postfix(loss=f"{loss:.3f}")
+            interval = max(CHECKPOINT_SECONDS, 20 * took) if seconds is None else seconds
+            if stop.number is not None or time.monotonic() - last > interval:
+                save()
+            stop.stop_if_requested()
+
+        fit.run(after_batch)
+        save()
+    stop.stop_if_requested()
+
+
+def check_differ(reward: RewardModel, pairs: list[Pair], which: str) -> None:
+    """Checks that the model can tell the completions of pairs apart; prints how many are alike.
+
+    Raises:
+        FlagError: the completions of all pairs have the same tokens.
+    """
+    alike = [p for p in pairs if reward.tokens(p.prompt, p.chosen) == reward.tokens(p.prompt, p.rejected)]
+    if not alike:
+        return
+    cut = "" if reward.max_length is None else f", or they differ only in what is cut off beyond {reward.max_length}"
+    text = (
+        f"{len(alike)} of {len(pairs)} {which} look alike to the model: both completions have the same tokens. Its "
+        f"tokenizer may not know their words{cut}. "
+        f"The first is {shown(alike[0])}."
+    )
+    if len(alike) == len(pairs):
+        raise FlagError(text)
+    print(printable(text))
 
 
 def agreement(margin: NDArray[np.float64], bins: int = 10) -> dict[str, float]:
@@ -156,10 +241,17 @@ def agreement(margin: NDArray[np.float64], bins: int = 10) -> dict[str, float]:
 
 
 def _load(config: RewardModelConfig) -> RewardModel:
+    files.check_saved(config.model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            config.model, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
+        trusted = {"trust_remote_code": config.trust_remote_code}
+        tokenizer = load_tokenizer(config.model, **trusted)
+        model = load_pretrained(
+            AutoModelForSequenceClassification,
+            config.model,
+            num_labels=1,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            **trusted,
         )
         return RewardModel(model.to(config.device, getattr(torch, config.dtype)), tokenizer)
     except (OSError, ValueError) as error:

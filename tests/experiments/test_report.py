@@ -11,12 +11,12 @@ import pytest
 
 from agents.policy import TransformerPolicy
 from experiments.baselines import best_of_n
-from experiments.command_line import EvaluateConfig, evaluate
 from experiments.console import plain_console
 from experiments.evaluation import Evaluator, sample_completions
-from experiments.report import report, results_table
+from experiments.metrics_file import read_metrics
+from experiments.report import report, results_table, samples_table
+from experiments.saved_run import EvaluateConfig, evaluate
 from experiments.trial import run_trial
-from experiments.trial_log import read_metrics
 from tests.helpers.commands import save_random_policy, tiny
 from textenv import exact
 
@@ -101,3 +101,16 @@ def test_each_number_of_the_table_is_in_its_column(gold: bool, known: bool) -> N
         both = results_table({"ppo": trials}, baselines | {"optimum": 9.9}, {})
         assert next(list(c.cells) for c in both.columns if c.header == "tokens to 90%")[1] == "1 of 2 seeds"
     assert found == {name: values[: len(rows)] for name, values in expected.items()}
+
+
+def test_control_characters_of_samples_are_shown(tmp_path: Path) -> None:
+    """In the table and in samples.txt, where each completion is one line."""
+    row = {"prompt": "a\x1b[31m\nb", "completion": "\x07c\nd\u202e", "score": 1.0}
+    table = samples_table({"ppo": [summary_of() | {"completions": [row]}]}, [row], tmp_path)
+    lines = (tmp_path / "samples.txt").read_text().splitlines()
+    assert lines[0] == r"a\x1b[31m\nb" and len(lines) == 3
+    assert all(r"\x07c\nd\u202e   (1.00)" in line for line in lines[1:])
+    with (tmp_path / "table.txt").open("w") as file:
+        plain_console(width=120, file=file).print(table)
+    printed = (tmp_path / "table.txt").read_text()
+    assert r"a\x1b[31m" in printed and not set(printed) & set("\x1b\x07\u202e")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import PPO
+from agents import PPO, TrainingWarning
 from agents.functional import clipped_surrogate_loss
 from experiments.evaluation import Evaluator
 from experiments.lecture import old_samples
@@ -76,6 +77,18 @@ def test_a_narrower_clip_binds_more_and_changes_the_policy_less(seed: int) -> No
             for eps in (0.02, 0.2, 0.5, 0.9, None)
         ]
         assert shares == sorted(shares, reverse=True) and shares[0] > 0 == shares[-1]
+
+
+def test_the_claim_provokes_warnings_and_silences_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty epochs without a clip: no warning from `run`; control: the same agent outside warns."""
+    monkeypatch.setattr(old_samples, "TIMESTEPS", 2500)
+    env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3, num_prompts=1)
+    evaluator, start = Evaluator.for_env(env, episodes=2), random_policy(env, scale=0.1).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrainingWarning)
+        old_samples.run(evaluator, start, seed=0, n_epochs=40, clip_range=None)
+    with pytest.warns(TrainingWarning):
+        PPO(start, env, learning_rate=1e-3, seed=0, n_epochs=40, clip_range=None).learn(2500)
 
 
 def test_collapse_is_counted_with_its_interval() -> None:

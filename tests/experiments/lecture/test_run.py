@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from agents import files
 from experiments.console import plain_console
-from experiments.errors import FlagError
+from experiments.errors import FlagError, Unfinished
+from experiments.launch import Failure
 from experiments.lecture import (
     LectureConfig,
     clip,
@@ -19,10 +21,13 @@ from experiments.lecture import (
     log_derivative,
     old_samples,
     reward_hacking,
+    run,
     value_head,
     which_kl,
 )
+from experiments.lecture.memo import Memo
 from experiments.lecture.run import CLAIMS, _module, _show
+from experiments.opening import opened
 from tests.helpers.commands import command
 from tests.helpers.paths import ROOT
 
@@ -37,18 +42,44 @@ def test_the_command_measures_prints_and_resumes(tmp_path: Path, capsys: pytest.
     for claim in claims:
         assert (out / f"{claim}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{claim}.txt").read_text().strip() in process.stdout
-    numbers = json.loads((out / "credit_seen.json").read_text())
-    next(iter(numbers.values()))["tokens"][0] = "THE"
-    (out / "credit_seen.json").write_text(json.dumps(numbers))
-    (out / "which_kl.json").unlink()
+    written = {claim: (out / f"{claim}.json").read_text() for claim in claims}
+    piece = out / "measured" / "credit_seen" / "numbers.json"
+    kept = files.read_json(piece)
+    next(iter(kept["value"].values()))["tokens"][0] = "THE"
+    files.write_json(piece, kept)
+    (out / "measured" / "which_kl" / "numbers.json").unlink()
+    (out / "which_kl.json").write_text("{")
     lecture(LectureConfig(claims=claims, out=out, resume=True))
-    assert "THE" in capsys.readouterr().out and (out / "which_kl.json").is_file()
+    assert "THE" in capsys.readouterr().out
+    assert (out / "which_kl.json").read_text() == written["which_kl"]
+    assert (out / "credit_seen.json").read_text() != written["credit_seen"]
+
+
+def test_other_claims_are_refused_or_accepted(tmp_path: Path) -> None:
+    """As other flags of other commands are."""
+    first = LectureConfig(claims=["credit_seen"], out=tmp_path / "out")
+    with opened(first, "lecture") as folder:
+        (folder / "measured").mkdir()
+    with pytest.raises(FlagError, match=r"claims was \['credit_seen'\] and is \['clip'\]"):
+        lecture(LectureConfig(claims=["clip"], out=folder, resume=True))
+
+
+def test_a_failing_claim_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are shown; the error names the claim, and how to resume."""
+    failure = Failure("MemoryError: too large", "")
+    shown: list[Path] = []
+    monkeypatch.setattr(run, "_measure", lambda config, folder: {"clip": failure})
+    monkeypatch.setattr(run, "_show", lambda module, numbers, path, console: shown.append(path))
+    config = LectureConfig(claims=["clip", "credit_seen"], out=tmp_path / "out")
+    with pytest.raises(Unfinished, match=r"1 of 2 claims failed\. clip: MemoryError: too large") as error:
+        lecture(config)
+    assert shown == [tmp_path / "out" / "credit_seen"] and "--resume" in error.value.__notes__[0]
 
 
 def test_invalid_flags_are_errors(tmp_path: Path) -> None:
     """No claim or a repeated one, or a folder in use without --resume. No file is created or lost."""
     for claims in ([], ["clip", "clip"]):
-        with pytest.raises(FlagError, match="one or more, each once"):
+        with pytest.raises(FlagError, match="--claims must"):
             lecture(LectureConfig(claims=claims, out=tmp_path / "none"))
     with pytest.raises(FlagError, match="--num-workers must not be negative, got -1"):
         lecture(LectureConfig(num_workers=-1, out=tmp_path / "none"))
@@ -100,7 +131,7 @@ def test_the_readme_shows_every_claim(claim: str) -> None:
 
 @pytest.mark.slow
 def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All nine with small settings: numbers that JSON can hold, a table, a figure."""
+    """All nine with small settings: numbers that JSON can hold, a table, a figure; from kept pieces the same ones."""
     small: list[tuple[Any, str, Any]] = [
         (log_derivative, "SAMPLES", (1, 2, 64)),
         (log_derivative, "REPEATS", 2),
@@ -122,5 +153,10 @@ def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for claim in CLAIMS:
         module = _module(claim)
         numbers = json.loads(json.dumps(module.measure()))
+        memo = Memo(tmp_path / "measured" / claim)
+        assert json.loads(json.dumps(module.measure(memo))) == numbers
+        for piece in list(memo.folder.glob("*.json"))[::2]:  # as if it was stopped before these
+            piece.unlink()
+        assert json.loads(json.dumps(module.measure(memo))) == numbers
         _show(module, numbers, tmp_path / claim, plain_console(quiet=True))
         assert (tmp_path / f"{claim}.txt").stat().st_size > 300

@@ -35,6 +35,9 @@ def test_all_pairs_of_a_prompt_are_on_one_side() -> None:
         ('{"prompt": "a", "chosen": "b ", "rejected": " b"}', ":2: chosen and rejected are the same, 'b '"),
         ("[" * 100_000, ":2: not valid JSON"),
         ('["a", "b"]', ":2: must be an object"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}', ":2: .*'chosen' occurs twice"),
+        ('{"prompt": "a", "chosen": "b\\u0000", "rejected": "c"}', ":2: a NUL character"),
+        ('{"prompt": "a", "chosen": "b\ufeff", "rejected": "c"}', ":2: a byte-order mark"),
         ('{"prompt": "a", "chosen": " ", "rejected": "c"}', ":2: the completion 'chosen' is empty"),
         ('{"prompt": "a", "chosen": "c", "rejected": "c"}', ":2: chosen and rejected are the same, 'c'"),
     ],
@@ -74,3 +77,32 @@ def test_a_datasets_folder_holds_the_same_pairs(splits: bool, tmp_path: Path) ->
     datasets.DatasetDict(test=datasets.Dataset.from_list(rows)).save_to_disk(tmp_path / "test")
     with pytest.raises(FlagError, match="no split 'train', only test"):
         read_pairs(tmp_path / "test")
+
+
+def test_a_datasets_folder_opens_nothing_else(tmp_path: Path) -> None:
+    """Columns that are decoded from files, and formats that need other libraries, are not read; only strings are."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "image.png").write_bytes(b"not an image")
+    image = {"path": str(tmp_path / "image.png"), "bytes": None}
+    rows: list[Any] = [{"prompt": "a", "chosen": "b", "rejected": "c", "image": image}]
+    strings = {name: datasets.Value("string") for name in Pair._fields}
+    features = datasets.Features(strings | {"image": datasets.Image()})
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "images")
+    assert read_pairs(tmp_path / "images") == [Pair("a", "b", "c")]
+    with pytest.raises(Exception):  # noqa: B017, whatever datasets raises where it decodes the image
+        next(iter(datasets.load_from_disk(tmp_path / "images")))
+    state = json.loads((tmp_path / "images" / "state.json").read_text())
+    (tmp_path / "images" / "state.json").write_text(json.dumps(state | {"_format_type": "torch"}))
+    assert read_pairs(tmp_path / "images") == [Pair("a", "b", "c")]
+    features = datasets.Features({"prompt": datasets.Image(), "chosen": datasets.Value("string")})
+    rows = [{"prompt": image, "chosen": "b"}]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "other")
+    with pytest.raises(FlagError, match="'prompt' must be strings, but is Image"):
+        read_pairs(tmp_path / "other")
+    nul = datasets.Dataset.from_list([{"prompt": "a\0", "chosen": "b", "rejected": "c"}])
+    nul.save_to_disk(tmp_path / "nul")
+    with pytest.raises(FlagError, match="row 0: a NUL character"):
+        read_pairs(tmp_path / "nul")
+    (tmp_path / "nul" / "state.json").write_text("{}")
+    with pytest.raises(FlagError, match="is not a folder written by datasets' save_to_disk"):
+        read_pairs(tmp_path / "nul")

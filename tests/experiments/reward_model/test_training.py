@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from agents import files
 from experiments.errors import FlagError
 from experiments.reward_model import RewardModelConfig, reward_model
+from experiments.reward_model.fitting import margins, preference_loss
 from experiments.reward_model.pairs import Pair, read_pairs
-from experiments.reward_model.training import agreement, margins, preference_loss
+from experiments.reward_model.training import agreement
 from tests.helpers.classifiers import random_classifier, word_tokenizer, write_pairs
 from textenv.rewards import RewardModel
 
@@ -45,7 +47,7 @@ def test_it_learns_the_preferences(kind: str, tmp_path: Path) -> None:
     _, opposite = train_model(tmp_path, "flipped", kind=kind, flip=True)
     good, bad = RewardModel(opposite)(["g h"] * 2, ["a a b", "d e f"])
     assert good < bad - 1
-    assert json.loads((out / "held_out.json").read_text()) == measured
+    assert files.read_json(out / "held_out.json") == measured
 
 
 def test_it_learns_in_bfloat16(tmp_path: Path) -> None:
@@ -92,7 +94,8 @@ def test_held_out_pairs_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.M
         prompts[torch.is_grad_enabled()] += [pair.prompt for pair in pairs]
         return margins(reward, pairs)
 
-    monkeypatch.setattr("experiments.reward_model.training.margins", spy)
+    for module in ("fitting", "training"):
+        monkeypatch.setattr(f"experiments.reward_model.{module}.margins", spy)
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b c"} for i in range(50)]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -149,8 +152,8 @@ def test_other_bad_flags_are_refused(tmp_path: Path) -> None:
         ({"held_out": 1.0}, "--held-out"),
         ({"out": tmp_path}, "not empty"),
         ({"model": str(tmp_path / "nowhere")}, "--model"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be a number > 0"),
-        ({"seed": -1}, "--seed not negative"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a finite number"),
+        ({"seed": -1}, "--seed must not be negative"),
         ({"device": "nowhere"}, "--device nowhere"),
         ({"out": good, "model": str(save_start(tmp_path / "start"))}, "cannot be made"),
     ]
