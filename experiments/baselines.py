@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator, sample_prompts
-from experiments.evaluation import Evaluator, Measured, reference_policy
+from experiments.evaluation import Evaluator, Measured, check_enough, reference_policy
 from textenv import get_mdp
 from textenv.exact import Tree
 
@@ -48,14 +48,17 @@ def best_of_n(evaluator: Evaluator, n: int) -> Measured:
             start = starts[first : first + CHUNK]
             rollout = collect(evaluator.env, reference, generator=generator, values=False, start=start)
             # without the KL in the rewards: a policy fitted to a table is close to the reference, not equal
-            columns["objective"].append(rollout.rewards.sum(dim=1) + evaluator.kl_coef * (rollout.kl - kl))
+            objective = rollout.rewards.sum(dim=1) + evaluator.kl_coef * (rollout.kl - kl)
+            columns["objective"].append(torch.where(rollout.valid, objective, -torch.inf))  # skipped: never the best
             columns["score"].append(rollout.scores)
             if rollout.gold_scores is not None:
                 columns["gold_score"].append(rollout.gold_scores)
         sampled = {name: torch.cat(chunks).view(size, n) for name, chunks in columns.items() if chunks}
         best = sampled["objective"].argmax(dim=1, keepdim=True)
+        found = sampled["objective"].isfinite().any(dim=1)  # False where all n are skipped
         for name, values in sampled.items():
-            kept[name] += values.gather(1, best).squeeze(1).tolist()
+            kept[name] += values.gather(1, best).squeeze(1)[found].tolist()
+    check_enough(len(kept["score"]), f"best of {n}", evaluator.env)
     return {name: float(np.mean(values)) for name, values in kept.items() if values} | {"kl": float(kl)}
 
 

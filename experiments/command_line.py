@@ -4,84 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from tqdm import tqdm
 from transformers.utils import logging
 
-from agents.policy import TransformerPolicy
 from agents.training import rank
 from experiments.bench import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
 from experiments.config import AGENTS, TrialConfig
+from experiments.console import escape_logs_and_warnings
 from experiments.cost import CostConfig, cost
 from experiments.env_flags import check_device
-from experiments.errors import FlagError
-from experiments.evaluation import Evaluator, normalized_objective, sample_completions
+from experiments.errors import EXPECTED, FlagError, Stopped, paragraph
 from experiments.launch import is_launched, process_group
 from experiments.lecture import LectureConfig, lecture
+from experiments.opening import INITIAL, opened
+from experiments.parsing import parse
 from experiments.reward_model import RewardModelConfig, reward_model
-from experiments.run_folder import read_config
+from experiments.saved_run import EvaluateConfig, SampleConfig, evaluate, sample
 from experiments.stable_baselines import StableBaselines
-from experiments.trial import INITIAL, prepare, run_trial
-
-
-@dataclass
-class RunFlags:
-    """The folder of a trained agent, and how to load it."""
-
-    run: Path
-    """Folder of one agent and seed."""
-    device: str = "cpu"
-    """Device of policy, reference and classifiers: cpu, cuda, ..."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the weights of policy, reference and classifiers."""
-
-    def load(self) -> tuple[TrialConfig, TransformerPolicy]:
-        """Returns the flags of the run, and its policy."""
-        config = dataclasses.replace(
-            read_config(self.run, TrialConfig),
-            device=self.device,
-            dtype=self.dtype,
-            float32_matmul_precision=None,  # kernels were chosen for the machine that trained it
-            attn_implementation=None,
-        )
-        if not (self.run / "checkpoint").is_dir():
-            raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")
-        try:
-            policy = TransformerPolicy.from_pretrained(self.run / "checkpoint", dtype=getattr(torch, self.dtype))
-        except ValueError as error:
-            raise FlagError(str(error)) from error
-        return config, policy.to(self.device)
-
-
-@dataclass
-class EvaluateConfig(RunFlags):
-    """Measure a trained policy: exactly where the task can be enumerated, else from new completions."""
-
-    eval_episodes: int = 1024
-    """Completions to sample where the task is too large to enumerate."""
-
-
-@dataclass
-class SampleConfig(RunFlags):
-    """Print completions of a trained policy."""
-
-    prompt: list[str] | None = None
-    """Prompts; by default the first three of the environment."""
-    num: int = 3
-    """Completions per prompt."""
-    seed: int = 0
-    """Seed of the sampled tokens."""
+from experiments.stopping import stops_at_once
+from experiments.trial import make_environment, prepare, run_trial
+from textenv.data import printable
 
 
 def train(config: TrialConfig) -> Path:
@@ -99,8 +50,12 @@ def train(config: TrialConfig) -> Path:
 
 def _train(config: TrialConfig, wrap: Callable[[Any], Any] | None = None) -> Path:
     name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
-    folder = prepare(config, name, [config])[1]  # the policy is not kept: the trial loads its own
-    with tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0, disable=rank() > 0) as bar:
+    env = make_environment(config)
+    with (
+        opened(config, name) as folder,
+        tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0, disable=rank() > 0) as bar,
+    ):
+        prepare(config, env, folder, [config])  # the trial loads its own policy
 
         def progress(tokens: int) -> None:
             bar.update(min(tokens, bar.total - bar.n))
@@ -108,39 +63,8 @@ def _train(config: TrialConfig, wrap: Callable[[Any], Any] | None = None) -> Pat
         summary = run_trial(config, folder, folder / INITIAL, progress, wrap)
     if rank() == 0:
         print(json.dumps(summary, indent=2))
-        print(f"written to {folder}")
+        print(f"written to {printable(folder)}")
     return folder
-
-
-def evaluate(config: EvaluateConfig) -> None:
-    """Prints objective, score and KL of a trained policy, the baselines, and the states that cost most of J* - J."""
-    trial, policy = config.load()
-    env = trial.make_env()
-    evaluator = Evaluator.for_env(env, config.eval_episodes)
-    measured = evaluator.measure(policy)
-    baselines = evaluator.baselines()
-    share = normalized_objective(measured["objective"], baselines)
-    content: dict[str, Any] = measured | {"normalized_objective": share, "baselines": baselines}
-    if baselines["optimum"] is not None:
-        content["gap_to_optimum"] = baselines["optimum"] - measured["objective"]
-    if costs := evaluator.costliest_states(policy):
-        content["costliest_states"] = costs
-    print(json.dumps(content, indent=2))
-
-
-def sample(config: SampleConfig) -> None:
-    """Prints completions of a trained policy."""
-    if config.num < 1:
-        raise FlagError(f"--num must be at least 1, got {config.num}.")
-    trial, policy = config.load()
-    env = trial.make_env()
-    prompts = config.prompt or env.unwrapped.prompts[:3]
-    try:
-        completions = sample_completions(env, policy, [p for p in prompts for _ in range(config.num)], config.seed)
-    except ValueError as error:
-        raise FlagError(f"--prompt: {error}") from error
-    for row in completions:
-        print(f"{row['prompt']} -> {row['completion']}   (score {row['score']:.2f}, log-ratio {row['kl']:.2f})")
 
 
 Command = (
@@ -156,9 +80,12 @@ Command = (
 
 
 def main() -> None:
-    """Parses the command line and runs the command."""
+    """Parses the command line and runs the command.
+
+    The exit code is 2 for flags that are refused, 1 for other errors, and 128 plus the number of a signal.
+    """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit by an exception, so that workers are stopped too
+    escape_logs_and_warnings()
     commands: dict[Any, Any] = {
         CompareConfig: compare,
         TrialConfig: train,
@@ -170,14 +97,19 @@ def main() -> None:
         BenchConfig: bench,
     }
     try:
-        config: Any = tyro.cli(Command, prog="python -m experiments", description=__doc__)
-        if is_launched() and not isinstance(config, TrialConfig):
-            raise FlagError("a launcher of several ranks is for `train`; start this command without one.")
-        commands[type(config)](config)
-    except FlagError as error:
-        Console(stderr=True).print(
-            f"[red]error:[/red] {escape(str(error))}", highlight=False, emoji=False, soft_wrap=True
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with stops_at_once():
+            config: Any = parse(Command, prog="python -m experiments", description=__doc__)
+            if is_launched() and not isinstance(config, TrialConfig):
+                raise FlagError("a launcher of several ranks is for `train`; start this command without one.")
+            commands[type(config)](config)
+    except EXPECTED as error:
+        _print("error", paragraph(error))
+        sys.exit(2 if isinstance(error, FlagError) else 1)
+    except Stopped as stop:
+        _print("stopped", paragraph(stop).removeprefix("stopped "))
+        sys.exit(stop.code)
+
+
+def _print(word: str, text: str) -> None:
+    shown = escape(printable(text, lines=True))
+    Console(stderr=True).print(f"[red]{word}:[/red] {shown}", highlight=False, emoji=False, soft_wrap=True)

@@ -14,6 +14,7 @@ import tyro
 from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Agent
 from experiments.env_flags import EnvFlags
 from experiments.errors import FlagError
+from experiments.ranges import check_flags, name_flags
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO, StableBaselines
 
 AGENTS: dict[str, type[Agent] | type[StableBaselines]] = {
@@ -85,23 +86,22 @@ class TrainFlags(EnvFlags):
     compiler and some seconds at the start."""
     wandb_project: str | None = None
     """Log to this project of Weights & Biases too; needs pip install -e ".[wandb]"."""
+    checkpoint_seconds: float | None = None
+    """Seconds of training between checkpoints; 0: one after each update. By default 10, and more where checkpoints
+    would take over a twentieth of the time."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep: the newest is checkpoint/, the one before checkpoint.1/. A damaged one is passed over."""
     out: Path | None = None
     """Output folder; by default a new one under runs/."""
     resume: bool = False
-    """Resume the interrupted run in --out from its last checkpoint."""
+    """Resume the run in --out from its last checkpoint; begin it if there is none yet."""
+    take_over: bool = False
+    """With --out in use by a command on another host: use it nevertheless, since that command does not run any more."""
+    accept_changes: bool = False
+    """With --resume: resume though flags, prompts, models or rewards are not those that the run began with."""
 
     def __post_init__(self) -> None:
-        minimum = {
-            "total_timesteps": 1,
-            "n_episodes": 1,
-            "num_evals": 1,
-            "eval_episodes": 2,
-            "log_completions": 0,
-            "lora_rank": 0,
-        }
-        for name, low in minimum.items():
-            if getattr(self, name, low) < low:
-                raise FlagError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}.")
+        check_flags(self)
         if self.lora_rank and importlib.util.find_spec("peft") is None:
             raise FlagError('--lora-rank needs peft: pip install -e ".[peft]".')
         if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
@@ -155,8 +155,11 @@ class TrialConfig(AgentFlags):
                     raise FlagError(f"--{name} {value} is for our agents, not for {self.agent}.")
 
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
-        """Returns the agent that the flags name."""
-        return AGENTS[self.agent](policy, env, **self.hyperparameters())
+        """Returns the agent that the flags name; raises a FlagError where its settings do not fit each other."""
+        try:
+            return AGENTS[self.agent](policy, env, **self.hyperparameters())
+        except ValueError as error:
+            raise FlagError(name_flags(str(error), self, self.agent.replace("-", "_"))) from error
 
     def hyperparameters(self) -> dict[str, Any]:
         """The agent's settings, without policy and env."""

@@ -1,20 +1,44 @@
-"""Console output during a run."""
+"""Console output during a run, in which no text of others commands the terminal."""
 
 from __future__ import annotations
 
+import logging
+import re
+import warnings
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from transformers.utils import logging as transformers_logging
 
 from agents.sampling import Rollout
+from textenv.data import printable
 
 NUM_ROWS = 5  # completions of a batch that the table shows
+FORMAT = warnings.formatwarning
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class PlainConsole(Console):
+    """A console for texts of others: brackets are no markup, and control characters are shown as escapes."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **arguments)
+
+    def render_str(self, text: str, **arguments: Any) -> Text:
+        """Renders any string that is printed, also in a table."""
+        return super().render_str(printable(text, lines=True), **arguments)
 
 
 def plain_console(**arguments: Any) -> Console:
-    """A console without markup: brackets in prompts and completions are printed as they are."""
-    return Console(markup=False, emoji=False, highlight=False, **arguments)
+    """A console for texts of others, see `PlainConsole`."""
+    return PlainConsole(**arguments)
+
+
+def score_text(score: float | None) -> str:
+    """A score with two decimals; "skipped" where the reward failed."""
+    return "skipped" if score is None else f"{score:.2f}"
 
 
 def completions_table(rollout: Rollout, num_updates: int) -> Table:
@@ -25,6 +49,28 @@ def completions_table(rollout: Rollout, num_updates: int) -> Table:
     for column in ("score", "log-ratio"):
         table.add_column(column, justify="right")
     first = rollout[:NUM_ROWS]
-    for prompt, completion, score, kl in zip(first.prompts, first.completions, first.scores, first.kl, strict=True):
-        table.add_row(str(prompt), str(completion), f"{score:.2f}", f"{kl:.2f}")
+    numbers = zip(first.valid.tolist(), first.scores.tolist(), first.kl.tolist(), strict=True)
+    for prompt, completion, (valid, score, kl) in zip(first.prompts, first.completions, numbers, strict=True):
+        shown = (f"{score:.2f}", f"{kl:.2f}") if valid else ("skipped", "")
+        table.add_row(str(prompt), str(completion), *shown)
     return table
+
+
+def escape_logs_and_warnings() -> None:
+    """Control characters in what libraries log, and in warnings, are shown as escapes from now on, in this process.
+
+    transformers logs names that a model's files hold.
+    """
+    for handler in (*transformers_logging.get_logger().handlers, logging.lastResort):
+        if handler is not None:
+            handler.addFilter(_escape)
+    warnings.formatwarning = _format_warning
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(COLOURS.sub("", record.getMessage()), lines=True), ()
+    return True
+
+
+def _format_warning(*arguments: Any, **named: Any) -> str:
+    return printable(FORMAT(*arguments, **named), lines=True)

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import torch
-from transformers import AutoTokenizer
 
 import textenv.rewards
+from agents import files
 from experiments.errors import FlagError
+from experiments.task_arguments import check_flags_of_task, check_task_arguments
 from textenv import get_mdp
-from textenv.lm import check_causal
+from textenv.data import fill_holes
+from textenv.lm import find_reading, load_tokenizer
 from textenv.references import CausalLMReference
 from textenv.shaping import missing_eos_penalty
 
@@ -29,7 +31,8 @@ class EnvFlags:
     """Text-v0, Sentiment-v0: path or hub id of the causal language model that is the reference; the policy starts at
     it."""
     prompts: str | None = None
-    """Text-v0, Sentiment-v0: file of prompts, .txt (one prompt a line) or .jsonl (field "prompt")."""
+    """Text-v0, Sentiment-v0: file of prompts, .txt (one prompt a line), .jsonl, .ndjson, .json, .csv or .parquet (field
+    "prompt")."""
     reward: list[str] | None = None
     """Text-v0, Sentiment-v0: one or more of "vader"; module:function with TRL's signature; path or hub id of a sequence
     classifier, followed by #LABEL if it has several labels."""
@@ -38,6 +41,15 @@ class EnvFlags:
     gold_reward: str | None = None
     """Text-v0, Sentiment-v0: a reward as in --reward that is measured but not part of the score: the policy is not
     trained on it."""
+    on_reward_error: Literal["raise", "retry", "skip"] | None = None
+    """Text-v0, Sentiment-v0: what happens where a reward or gold reward fails (an error, `sys.exit`, nan, None from
+    all). raise (the default): the run stops. retry: the batch is scored again, in --reward-tries attempts. skip: as
+    retry; then the completions that still fail are left out of training and evaluation, and counted. The stepping
+    environments of Stable-Baselines3's agents do not skip."""
+    reward_tries: int | None = None
+    """With --on-reward-error retry and skip: attempts at scoring a batch, the first one included; by default 3."""
+    reward_wait: float | None = None
+    """With --on-reward-error retry and skip: seconds between these attempts, the same each time; by default 1."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the reward of a completion that is cut at max_new_tokens, without EOS."""
     max_new_tokens: int | None = None
@@ -45,7 +57,12 @@ class EnvFlags:
     kl_coef: float | None = None
     """beta, the weight of the KL to the reference; by default the task's."""
     env_args: dict[str, int | float | str] = field(default_factory=dict)
-    """Further arguments of the task, e.g. vocab_size 4 task_seed 1."""
+    """Further arguments of the task, numbers or texts, e.g. vocab_size 4 task_seed 1."""
+    special_tokens_in_prompts: bool = False
+    """Text-v0, Sentiment-v0: read the spelling of a special token in a prompt ("</s>") as that token, for prompts that
+    a chat template has written. Without it such a spelling is ordinary text."""
+    trust_remote_code: bool = False
+    """Run the Python code that models and classifiers bring; without it those that need code are refused."""
     device: str = "cpu"
     """Device of policy, reference and classifiers: cpu, cuda, ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -67,24 +84,28 @@ class EnvFlags:
             FlagError: flags that are invalid or contradict each other.
         """
         check_device(self.device)
-        arguments: dict[str, Any] = dict(self.env_args)
-        if self.max_new_tokens is not None:
-            arguments["max_new_tokens"] = self.max_new_tokens
-        if self.kl_coef is not None:
-            arguments["kl_coef"] = self.kl_coef
+        names = ("max_new_tokens", "kl_coef", "on_reward_error", "reward_tries", "reward_wait")
+        flags = {name: value for name in names if (value := getattr(self, name)) is not None}
+        arguments: dict[str, Any] = self.env_args | flags
         if self.missing_eos_penalty:
             arguments["shaping"] = missing_eos_penalty(self.missing_eos_penalty)
-        own = ("model", "prompts", "reward", "reward_weights", "gold_reward")
-        given = [name for name in own if getattr(self, name) is not None]
+        own = ("model", "prompts", "reward", "reward_weights", "gold_reward", "special_tokens_in_prompts")
+        given = [name for name in own if getattr(self, name) not in (None, False)]
         if self.env not in ("textenv/Text-v0", "textenv/Sentiment-v0") and given:
             raise FlagError(
                 f"--{given[0].replace('_', '-')} is for --env textenv/Text-v0 and textenv/Sentiment-v0; {self.env} "
                 "brings its own."
             )
         try:
+            check_task_arguments(self.env, self.env_args)
+            check_flags_of_task(self.env, [*flags])
             arguments |= self._text_arguments()
             envs = gym.make_vec(self.env, num_envs=1, **arguments)
-            reference = get_mdp(envs).reference
+            mdp = get_mdp(envs)
+            tries = [name for name in ("reward_tries", "reward_wait") if name in flags]
+            if tries and mdp.reward.on_error == "raise":
+                raise FlagError(f"--{tries[0].replace('_', '-')} is for --on-reward-error retry and skip.")
+            reference = mdp.reference
             if isinstance(reference, CausalLMReference):
                 reference.model.to(self.device, getattr(torch, self.dtype))
                 if self.attn_implementation is not None:
@@ -99,17 +120,27 @@ class EnvFlags:
         """Arguments of Text-v0 and Sentiment-v0 that the flags set."""
         if self.env == "textenv/Text-v0" and (self.model is None or self.prompts is None or self.reward is None):
             raise FlagError("--env textenv/Text-v0 needs --model, --prompts and --reward.")
-        if self.prompts is not None and not Path(self.prompts).is_file():
-            raise FlagError(f"The prompt file {self.prompts!r} does not exist.")
+        if self.prompts is not None and not (path := Path(self.prompts)).is_file():
+            raise FlagError(f"The prompt file {self.prompts!r} {'is no file' if path.exists() else 'does not exist'}.")
         arguments: dict[str, Any] = {"prompts": self.prompts, "reward_weights": self.reward_weights}
+        arguments["special_tokens_in_prompts"] = self.special_tokens_in_prompts or None
+        trust = self.trust_remote_code
         if self.reward is not None:
-            arguments["reward"] = [load_reward(name, self.device, self.dtype) for name in self.reward]
+            arguments["reward"] = [
+                load_reward(name, self.device, self.dtype, trust_remote_code=trust) for name in self.reward
+            ]
         if self.gold_reward is not None:
-            arguments["gold_reward"] = load_reward(self.gold_reward, self.device, self.dtype, "--gold-reward")
+            arguments["gold_reward"] = load_reward(
+                self.gold_reward, self.device, self.dtype, "--gold-reward", trust_remote_code=trust
+            )
+        if self.model is not None:
+            files.check_saved(self.model)
         if self.env == "textenv/Text-v0":
-            arguments |= {"tokenizer": AutoTokenizer.from_pretrained(self.model), "reference": self.model}
-        else:
-            arguments["model"] = self.model
+            tokenizer = fill_holes(load_tokenizer(str(self.model), trust_remote_code=trust))
+            reference = CausalLMReference(self.model, vocab_size=len(tokenizer), trust_remote_code=trust)
+            arguments |= {"tokenizer": tokenizer, "reference": reference}
+        elif self.model is not None:
+            arguments |= {"model": self.model, "trust_remote_code": trust}
         return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -120,7 +151,7 @@ def set_attention(model: Any, name: str) -> None:
         ValueError, ImportError: transformers has none of that name, or it is not causal ("paged|eager" is not).
     """
     model.set_attn_implementation(name)
-    check_causal(model)
+    find_reading(model)
 
 
 def check_device(device: str) -> None:
@@ -131,7 +162,14 @@ def check_device(device: str) -> None:
         raise FlagError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
-def load_reward(name: str, device: str = "cpu", dtype: str = "float32", flag: str = "--reward") -> Any:
+def load_reward(
+    name: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    flag: str = "--reward",
+    *,
+    trust_remote_code: bool = False,
+) -> Any:
     """Returns the reward function that a flag names: "vader", `module:function`, or a classifier and its label."""
     if name == "vader":
         try:
@@ -142,8 +180,10 @@ def load_reward(name: str, device: str = "cpu", dtype: str = "float32", flag: st
     module, _, function = name.rpartition(":")
     if not module:
         path, _, label = name.partition("#")
+        files.check_saved(path)
         try:
-            classifier = textenv.rewards.RewardModel(path, label=int(label) if label.isdigit() else label or None)
+            chosen = int(label) if label.isdigit() else label or None
+            classifier = textenv.rewards.RewardModel(path, label=chosen, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             raise FlagError(
                 f"{flag} must be 'vader', module:function, or a sequence classifier (path or hub id, #LABEL behind it "

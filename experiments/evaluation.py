@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
 from textenv import exact, get_mdp
 from textenv.exact import Tree
 from textenv.references import CausalLMReference
+from textenv.rewards import RewardError
 
 EVAL_SEED = 12_345  # the same prompts and random numbers for every policy that is compared
 EVAL_BATCH = 64
 
 
 Measured = dict[str, float]  # objective, score, kl, gold_score where there is one, and their standard errors
-Completions = list[dict[str, Any]]  # prompt, completion, score, kl, and gold_score where there is one
+Completions = list[dict[str, Any]]  # prompt, completion, score, kl, and gold_score; None where a reward failed
 
 
 @dataclass
@@ -54,23 +57,29 @@ class Evaluator:
         return float(self.env.unwrapped.mdp.kl_coef)
 
     def measure(self, policy: TransformerPolicy) -> Measured:
-        """Returns `objective`, `score`, `kl` (and `gold_score`) of a policy, with standard errors if estimated."""
+        """Returns `objective`, `score`, `kl` (and `gold_score`) of a policy, with standard errors if estimated.
+
+        Also `skipped`, the number of completions whose reward failed, if there are any; the means are without them.
+        """
         if self.tree is not None:
             known = exact.evaluate(self.tree, policy)
             measured = {"objective": known.objective, "score": known.score, "kl": known.kl}
             return measured if known.gold_score is None else measured | {"gold_score": known.gold_score}
-        rollouts = self.rollouts(policy)
+        sampled = self.rollouts(policy)
+        rollouts = [rollout.scored() for rollout in sampled]
+        check_enough(count := sum(map(len, rollouts)), "an evaluation", self.env)
+        skipped = sum(map(len, sampled)) - count
         columns = {
-            "objective": np.concatenate([r.rewards.sum(dim=1).cpu().numpy() for r in rollouts]),
-            "score": np.concatenate([r.scores.cpu().numpy() for r in rollouts]),
-            "kl": np.concatenate([r.kl.cpu().numpy() for r in rollouts]),
+            "objective": np.concatenate([r.rewards.double().sum(dim=1).cpu().numpy() for r in rollouts]),
+            "score": np.concatenate([r.scores.double().cpu().numpy() for r in rollouts]),
+            "kl": np.concatenate([r.kl.double().cpu().numpy() for r in rollouts]),
         }
-        gold = [r.gold_scores.cpu().numpy() for r in rollouts if r.gold_scores is not None]
+        gold = [r.gold_scores.double().cpu().numpy() for r in rollouts if r.gold_scores is not None]
         if gold:
             columns["gold_score"] = np.concatenate(gold)
         means = {name: float(values.mean()) for name, values in columns.items()}
         errors = {f"{name}_stderr": float(x.std(ddof=1) / np.sqrt(len(x))) for name, x in columns.items()}
-        return means | errors
+        return means | errors | ({"skipped": float(skipped)} if skipped else {})
 
     def costliest_states(self, policy: TransformerPolicy, count: int = 10) -> list[dict[str, Any]]:
         """The states that contribute most to J* - J, each with its contribution; none where J* is not known."""
@@ -154,13 +163,34 @@ def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: dict[
     return None
 
 
-def sample_completions(env: Any, policy: TransformerPolicy, prompts: list[Any], seed: int = EVAL_SEED) -> Completions:
-    """Samples one completion for each prompt (index or text), and returns them with score and KL."""
+def check_enough(count: int, where: str, env: Any) -> None:
+    """Raises a RewardError unless at least two completions, as a standard error needs, are not skipped."""
+    if count < 2:
+        raise RewardError(
+            f"The rewards of all but {count} completions of {where} failed, and at least 2 are needed; raise "
+            f"reward_tries or reward_wait. The last of the errors: {get_mdp(env).last_skip}"
+        )
+
+
+def sample_completions(
+    env: Any, policy: TransformerPolicy, prompts: list[Any], generator: torch.Generator | None = None
+) -> Completions:
+    """Samples one completion for each prompt (index or text), and returns them with score and KL.
+
+    Also with what reward functions have logged about each (`log_extra`), unless its name is one of those.
+
+    Args:
+        env: the environment.
+        policy: the policy.
+        prompts: indices or texts, all sampled in one batch.
+        generator: draws the tokens; by default a new one, the same in every call.
+    """
     mdp = env.unwrapped.mdp
     states = mdp.empty_state(len(prompts))
     for row, prompt in enumerate(prompts):
         states.put(row, mdp.make_state(prompt))
-    rollout = collect(env, policy, generator=new_generator(policy.device, seed), values=False, start=states)
+    generator = generator or new_generator(policy.device, EVAL_SEED)
+    rollout = collect(env, policy, generator=generator, values=False, start=states)
     columns = {
         "prompt": rollout.prompts,
         "completion": rollout.completions,
@@ -169,4 +199,19 @@ def sample_completions(env: Any, policy: TransformerPolicy, prompts: list[Any], 
     }
     if rollout.gold_scores is not None:
         columns["gold_score"] = rollout.gold_scores.tolist()
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    extra = {name: values for name, values in (rollout.extra or {}).items() if name not in columns}
+    columns |= {name: [as_json(value) for value in values] for name, values in extra.items()}
+    completions = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for completion, valid in zip(completions, rollout.valid.tolist(), strict=True):
+        if not valid:
+            completion |= {name: None for name in ("score", "kl", "gold_score") if name in columns}
+    return completions
+
+
+def as_json(value: Any) -> Any:
+    """A value that a JSON file can hold, else its text."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return str(value)
+    return value

@@ -6,7 +6,6 @@ unmodified.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,16 +14,24 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tqdm.auto import tqdm
 
-from agents import FORMAT_VERSION, check_range, read_saved
-from agents.policy import TransformerPolicy
+from agents import FORMAT_VERSION, check_fields, check_range, find_saved, read_saved
+from agents.files import (
+    DamagedFile,
+    check_names,
+    check_types,
+    read_tensors,
+    resolved,
+    write_folder,
+    write_json,
+    write_tensors,
+)
+from agents.policy import STALE, TransformerPolicy, write_policy
 from agents.sb3 import (
     CausalLMPolicy,
     KLDictRolloutBuffer,
@@ -32,8 +39,9 @@ from agents.sb3 import (
     MaskableCausalLMPolicy,
     TextVecEnv,
 )
-from agents.training import Metrics
-from textenv import TextVectorEnv, get_mdp
+from agents.training import HealthMonitor, Metrics, adam_tensors, health_state, load_adam_tensors, restore_health
+from experiments.update_callback import StepFilter, StopLearning, UpdateCallback, check_agent
+from textenv import TextMDP, TextVectorEnv, get_mdp
 
 
 @dataclass(eq=False)
@@ -66,14 +74,16 @@ class StableBaselines(ABC):
     """Seed of prompts, tokens and minibatches, and of the global generators."""
 
     def __post_init__(self) -> None:
-        check_range("n_steps", self.n_steps, 1)
-        check_range("gae_lambda", self.gae_lambda, 0, 1)
-        check_range("vf_coef", self.vf_coef, 0)
-        check_range("max_grad_norm", self.max_grad_norm, 1e-12)
+        check_fields(self)
+        check_range("seed", self.seed, 0, 2**32 - 1)  # NumPy's global generator takes no other
+        if self.normalize_advantage and min(self.n_steps * self.n_episodes, getattr(self, "batch_size", None) or 2) < 2:
+            raise ValueError("normalize_advantage needs at least two tokens in a minibatch, got batch_size=1.")
         self.num_updates = 0
+        self.health = HealthMonitor()
         self.algorithm = self.make_algorithm(
             TextVectorEnv(get_mdp(self.env), self.n_episodes, autoreset_mode="SameStep")
         )
+        self.step_filter = StepFilter(self.algorithm.policy.optimizer)
         self.algorithm.set_logger(Logger(None, output_formats=[]))  # the default logger creates folders
 
     @abstractmethod
@@ -98,6 +108,11 @@ class StableBaselines(ABC):
         return model
 
     @property
+    def mdp(self) -> TextMDP:
+        """The environment's MDP."""
+        return get_mdp(self.env)
+
+    @property
     def num_timesteps(self) -> int:
         """Number of tokens sampled."""
         return int(self.algorithm.num_timesteps)
@@ -109,43 +124,91 @@ class StableBaselines(ABC):
         progress_bar: bool = False,
         reset_num_timesteps: bool = True,
     ) -> Self:
-        """Trains on `total_timesteps` more tokens; `callback(agent, None, metrics)` returns False to stop."""
-        if total_timesteps < 0:
+        """Trains on `total_timesteps` more tokens; `callback(agent, None, metrics)` returns False to stop.
+
+        Raises:
+            Diverged: the policy is not finite, or loss or gradient were not in several updates in a row.
+        """
+        if not total_timesteps >= 0:
             raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
         if reset_num_timesteps:
             self.num_updates = 0
+            self.health = HealthMonitor()
         with tqdm(total=total_timesteps, unit="tok", disable=not progress_bar) as bar, suppress(StopLearning):
-            self.algorithm.learn(
-                total_timesteps,
-                callback=UpdateCallback(self, callback, bar),
-                log_interval=None,
-                reset_num_timesteps=reset_num_timesteps,
-            )
+            try:
+                self.algorithm.learn(
+                    total_timesteps,
+                    callback=UpdateCallback(self, callback, bar),
+                    log_interval=None,
+                    reset_num_timesteps=reset_num_timesteps,
+                )
+            except ValueError:  # of torch.distributions, where probabilities are nan
+                check_agent(self)
+                raise
         return self
 
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Saves the policy as a Hugging Face checkpoint, the settings, and the state that `load` needs."""
-        folder = Path(folder)
-        self.policy.save_pretrained(folder)
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("initial_policy", "env")}
-        counts = {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates}
-        (folder / "agent.json").write_text(
-            json.dumps({"format_version": FORMAT_VERSION, "settings": settings} | counts, indent=2) + "\n"
-        )
-        torch.save(self.algorithm.get_parameters(), folder / "training_state.pt")
+    def save(self, folder: str | PathLike[str], keep: int = 1, attach: dict[str, Any] | None = None) -> None:
+        """Saves the policy as a Hugging Face checkpoint, the settings, and Adam's state; see `Agent.save`."""
+        settings = {name: getattr(self, name) for name in self.hyperparameters()}
+        content = {"format_version": FORMAT_VERSION, "algorithm": type(self).__name__, "settings": settings}
+        health, probe = health_state(self.health)
+        content |= {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "health": health}
+
+        def fill(new: Path) -> None:
+            write_policy(self.policy, new)
+            write_json(new / "agent.json", content)
+            tensors = adam_tensors(self.policy, self.algorithm.policy.optimizer, self._optimized())
+            write_tensors(new / "training_state.safetensors", tensors | probe)
+
+        write_folder(resolved(folder), fill, keep, attach, STALE)
 
     @classmethod
-    def load(cls, folder: str | PathLike[str], env: Any, device: str = "cpu") -> Self:
-        """Returns an agent as it was saved, except for random numbers and unfinished completions."""
-        folder = Path(folder)
-        saved = read_saved(folder / "agent.json")
-        agent = cls(TransformerPolicy.from_pretrained(folder).to(device), env, **saved["settings"])
-        state = torch.load(folder / "training_state.pt", map_location=device, weights_only=True)
-        agent.algorithm.set_parameters(state, device=device)
+    def load(
+        cls,
+        folder: str | PathLike[str],
+        env: Any,
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> Self:
+        """Returns an agent as it was saved, except for random numbers and unfinished completions.
+
+        Only with `trust_remote_code` does the folder's model run code of its own. `settings` override saved ones.
+
+        Raises:
+            DamagedFile: a file of the folder is missing, was changed, or holds something else than an agent's.
+            ValueError: the folder holds no agent, one of another class, or one of another format.
+        """
+        found = find_saved(Path(folder), "agent.json")
+        if found is None:
+            raise ValueError(f"{str(folder)!r} holds no saved agent (no agent.json); pass the folder given to save().")
+        path = found / "agent.json"
+        saved = read_saved(path)
+        if saved.get("algorithm") != cls.__name__:
+            raise ValueError(f"{path} must be that of a {cls.__name__}, got {saved.get('algorithm')!r:.100}.")
+        check_types(path, saved, {"settings": dict, "num_timesteps": int, "num_updates": int, "health": dict})
+        check_names(path, "settings", saved["settings"], cls.hyperparameters())
+        policy = TransformerPolicy.from_pretrained(found, trust_remote_code=trust_remote_code).to(device)
+        agent = cls(policy, env, **(saved["settings"] | settings))
+        path = found / "training_state.safetensors"
+        tensors = read_tensors(path)
+        restore_health(agent, saved["health"], tensors, found)
+        load_adam_tensors(agent.policy, agent.algorithm.policy.optimizer, agent._optimized(), tensors, path)
+        if tensors:
+            raise DamagedFile(f"{path} holds {min(tensors)!r:.100}, which no parameter of the policy has.")
         agent.algorithm.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
         if agent.seed is not None:  # the original seed would sample the first completions again
-            agent.algorithm.set_random_seed(agent.seed + agent.num_timesteps)
+            agent.algorithm.set_random_seed((agent.seed + agent.num_timesteps) % 2**32)
         return agent
+
+    @classmethod
+    def hyperparameters(cls) -> list[str]:
+        """Names of the settings, without policy and env."""
+        return [f.name for f in fields(cls) if f.name not in ("initial_policy", "env")]
+
+    def _optimized(self) -> list[torch.Tensor]:
+        """The parameters that Adam steps: the language model's."""
+        return [parameter for group in self.algorithm.policy.optimizer.param_groups for parameter in group["params"]]
 
 
 @dataclass(eq=False)
@@ -158,12 +221,6 @@ class SB3PPO(StableBaselines):
     """Tokens per minibatch; None: all tokens of the batch."""
     clip_range: float = 0.2
     """eps, the clip range of the probability ratio."""
-
-    def __post_init__(self) -> None:
-        check_range("n_epochs", self.n_epochs, 1)
-        check_range("batch_size", self.batch_size, 1)
-        check_range("clip_range", self.clip_range, 0)
-        super().__post_init__()
 
     def make_algorithm(self, envs: TextVectorEnv) -> Any:
         """Returns PPO."""
@@ -194,46 +251,3 @@ class SB3A2C(StableBaselines):
         """Returns A2C."""
         arguments = self.shared_arguments(envs, KLDictRolloutBuffer) | {"use_rms_prop": False}
         return A2C(CausalLMPolicy, TextVecEnv(envs, mask_in_observation=not envs.mdp.full_support), **arguments)
-
-
-class StopLearning(Exception):
-    """The callback returned False.
-
-    Stable-Baselines3's own way to stop would first sample another token in each environment, and later continue without
-    that token.
-    """
-
-
-class UpdateCallback(BaseCallback):
-    """Calls back after each update: before the next tokens are sampled, and at the end."""
-
-    def __init__(self, agent: StableBaselines, callback: Callable[[Any, Any, Metrics], Any] | None, bar: Any) -> None:
-        super().__init__()
-        self.agent, self.callback, self.bar = agent, callback, bar
-        self.reported = 0
-        self.scores: list[float] = []
-
-    def _on_training_start(self) -> None:
-        self.reported = self.num_timesteps
-
-    def _on_step(self) -> bool:
-        self.scores += [info["score"] for info in self.locals["infos"] if "score" in info]
-        return True
-
-    def _on_rollout_start(self) -> None:
-        self._report()
-
-    def _on_training_end(self) -> None:
-        self._report()
-
-    def _report(self) -> None:
-        if self.num_timesteps == self.reported:  # no token was sampled yet
-            return
-        metrics = {name: float(value) for name, value in self.logger.name_to_value.items()}  # its own, train/...
-        if self.scores:
-            metrics["objective/scores"] = float(np.mean(self.scores))
-        self.agent.num_updates += 1
-        self.bar.update(self.num_timesteps - self.reported)
-        self.reported, self.scores = self.num_timesteps, []
-        if self.callback is not None and self.callback(self.agent, None, metrics) is False:
-            raise StopLearning

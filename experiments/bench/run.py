@@ -26,6 +26,7 @@ from experiments.bench.variant_process import share_of_a_core, take_turns
 from experiments.bench.work import SIZES, Work
 from experiments.cost import SHAPES, Device, Job, seconds
 from experiments.errors import FlagError
+from experiments.ranges import check_flags
 from experiments.run_folder import plain
 
 PEERS = Path(".venv-bench")  # created by `make bench`
@@ -108,6 +109,7 @@ class BenchConfig:
     """The folder for bench.json and bench.txt; by default nothing is written."""
 
     def __post_init__(self) -> None:
+        check_flags(self)
         if unknown := set(self.sizes) - set(SIZES):
             raise FlagError(f"--sizes: {sorted(unknown)[0]!r} is none of {', '.join(SIZES)}.")
         if unknown := set(self.variants) - {*UPDATES, *SAMPLING, *TRL}:
@@ -119,23 +121,10 @@ class BenchConfig:
             raise FlagError("--parts gpu: there is no CUDA device.")
         if self.scaling and not any("rloo" in name for name in self.variants or TRL):
             raise FlagError("--scaling measures RLOO: --variants must include rloo or trl rloo.")
-        for name in (
-            "rounds",
-            "completions",
-            "prompt_tokens",
-            "completion_tokens",
-            "epochs",
-            "threads",
-            "exact_tokens",
-        ):
-            if getattr(self, name) < 1:
-                raise FlagError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
-        if not self.parts:
-            raise FlagError("--parts needs at least one part, got none.")
 
     def runnable(self, names: Sequence[str], device: str = "cpu") -> list[str]:
         """Returns the names of the variants that can run on this machine."""
-        compiles, peers = shutil.which(cpp_compiler()), (self.peers / "bin" / "python").exists()
+        compiles, peers = shutil.which(cpp_compiler()), (Path(self.peers) / "bin" / "python").exists()
         missing = () if compiles else ("compiled",) if device == "cuda" else ("compiled", "graph")
         return [name for name in names if (peers or not name.startswith("trl")) and not name.endswith(missing)]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from textenv.lm import load_causal_lm
+from textenv.lm import load_causal_lm, load_pretrained
 
 
 class Size(NamedTuple):
@@ -72,7 +72,7 @@ class Work:
     @property
     def words(self) -> list[str]:
         """The vocabulary without its first token, which is EOS for the libraries that need one."""
-        known = SIZES.get(self.size) or AutoConfig.from_pretrained(self.size)
+        known = SIZES.get(self.size) or load_pretrained(AutoConfig, self.size)
         return [f"w{i}" for i in range(1, known.vocab_size)]
 
     def prompts(self) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 import gymnasium as gym
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 import textenv  # noqa: F401
 from agents import PPO
@@ -20,6 +19,7 @@ from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
 from experiments.cost.equations import Device, Job, Shape, memory, seconds
 from textenv import get_mdp
+from textenv.lm import load_tokenizer
 
 
 def peak_bytes_during(call: Callable[[], Any], before: int, device: str = "cpu") -> int:
@@ -97,7 +97,7 @@ def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
 
 def make_agent(path: str, job: Job, device: str = "cpu") -> PPO:
     """PPO on the model in a folder, with the number of completions and tokens of the job."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = load_tokenizer(path)
     known = ("and", "the", "was", "her", "she", "his", "they", "little")
     words = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in known]
     drawn = random.Random(0)  # from so many that few repeat: a repeated prompt would be computed once
@@ -109,6 +109,7 @@ def make_agent(path: str, job: Job, device: str = "cpu") -> PPO:
         reward=lambda prompts, completions, completion_ids, **columns: [0.0] * len(prompts),
         reference=path,
         max_new_tokens=job.new,
+        special_tokens_in_prompts=True,  # the prompts are decoded ids
     )
     dtype = torch.float32 if job.bytes == 4 else torch.bfloat16
     reference: Any = get_mdp(env).reference

@@ -89,7 +89,7 @@ class Shape:
             ValueError: none of these shapes has N parameters within 2%: the layers are of another kind, e.g. experts.
         """
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         parameters = sum(p.numel() for p in model.parameters())
         heads = config.num_attention_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from experiments.console import plain_console
 from experiments.cost.check import check
@@ -25,6 +25,8 @@ from experiments.cost.equations import (
     step_seconds,
 )
 from experiments.errors import FlagError
+from experiments.ranges import check_flags
+from textenv.lm import load_pretrained, load_tokenizer
 
 CHECKED = (Job(16, 16, 32, 4, 1), Job(32, 16, 32, 16, 1), Job(64, 16, 48, 2, 1))  # in the --dtype
 
@@ -64,14 +66,7 @@ class CostConfig:
     estimates."""
 
     def __post_init__(self) -> None:
-        for name in ("n_episodes", "prompt_tokens", "max_new_tokens", "n_epochs", "memory_gb"):
-            if getattr(self, name) <= 0:
-                raise FlagError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
-        for name, minimum in (("lora_rank", 0), ("micro_batch_size", 1)):
-            if (value := getattr(self, name)) is not None and value < minimum:
-                raise FlagError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}.")
-        if not self.devices:
-            raise FlagError("--devices must be at least one number, got none.")
+        check_flags(self)
         for devices in self.devices:
             if devices < 1 or self.n_episodes % devices:
                 raise FlagError(f"--devices must divide --n-episodes ({self.n_episodes}), got {devices}.")
@@ -99,13 +94,13 @@ def cost(config: CostConfig) -> None:
     if config.check:
         for path in config.check:
             try:
-                AutoTokenizer.from_pretrained(path)
+                load_tokenizer(path)
             except (OSError, ValueError) as error:
                 raise FlagError(f"--check {path}: {str(error).splitlines()[0]}") from error
         console.print(check_table(config.check, config.dtype))
         return
     try:
-        shapes = SHAPES if config.model is None else {config.model: Shape.of(AutoConfig.from_pretrained(config.model))}
+        shapes = SHAPES if config.model is None else {config.model: Shape.of(load_pretrained(AutoConfig, config.model))}
     except (OSError, ValueError, AttributeError) as error:
         raise FlagError(f"--model {config.model}: {str(error).splitlines()[0]}") from error
     console.print(cost_table(config, shapes))

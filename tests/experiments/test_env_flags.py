@@ -30,6 +30,8 @@ from textenv.testing import play
         ({"env": "CartPole-v1"}, "environment of textenv"),
         ({"env": "textenv/Toi-v0"}, "Did you mean: `Toy`"),
         ({"env_args": {"vocabulary": 3}}, "vocabulary"),
+        ({"max_new_tokens": 3}, "--max-new-tokens: .*TajMahal-v0 takes only kl_coef"),
+        ({"env": "textenv/Toy-v0", "reward_tries": 2}, "--reward-tries: .*takes only vocab_size"),
         ({"device": "nowhere"}, "nowhere"),
         ({"env": "textenv/Text-v0", "model": "/nowhere", "prompts": __file__, "reward": ["vader"]}, "nowhere"),
     ],

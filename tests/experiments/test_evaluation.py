@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.policy import TransformerPolicy
-from experiments.evaluation import Evaluator, normalized_objective, tokens_to_reach
+from experiments.evaluation import Evaluator, normalized_objective, sample_completions, tokens_to_reach
 from experiments.trial import initial_policy
 from tests.helpers.commands import save_random_policy, tiny
 from tests.helpers.policies import random_policy
+from tests.helpers.tasks import golden, letter_values, words
+from textenv import exact
 
 
 def test_estimates_agree_with_the_exact_values(initial: Path) -> None:
@@ -33,6 +39,42 @@ def test_estimates_agree_with_the_exact_values(initial: Path) -> None:
     baselines = known.baselines()
     assert normalized_objective(known.solution.objective, baselines) == pytest.approx(1.0)
     assert normalized_objective(known.solution.reference_objective, baselines) == pytest.approx(0.0)
+
+
+def test_samples_have_score_kl_and_gold_score() -> None:
+    """Those of their tokens: the scores are computed again, and the log-ratios from the tree of all completions."""
+    env = gym.make_vec("textenv/Text-v0", **words(gold_reward=golden))
+    policy, mdp = random_policy(env), env.unwrapped.mdp
+    evaluator = Evaluator.for_env(env, 16)
+    tree = evaluator.tree
+    assert evaluator.env is env and tree is not None
+    log_ratio = exact.evaluate(tree, policy).log_probs - tree.ref_log_probs
+    candidates = []  # of a text there are several: with and without the end token
+    for path, taken in zip(*tree.paths(), strict=True):
+        tokens = taken[taken >= 0].tolist()
+        prompt = mdp.prompts.texts[tree.prompt[path[0]]]
+        candidates.append((prompt, mdp.decode(np.array(tokens)), tokens, log_ratio[path[: len(tokens)], tokens].sum()))
+    rows = sample_completions(env, policy, list(env.unwrapped.prompts) * 4)
+    assert len({row["completion"] for row in rows}) > 3
+    for row in rows:
+        assert row.keys() == {"prompt", "completion", "score", "kl", "gold_score"}
+        same = [each for each in candidates if each[:2] == (row["prompt"], row["completion"])]
+        prompt, text, tokens, kl = min(same, key=lambda each: abs(each[3] - row["kl"]))
+        assert row["kl"] == pytest.approx(kl, abs=1e-4)
+        assert row["score"] == pytest.approx(letter_values([prompt], [text], [tokens])[0])
+        assert row["gold_score"] == pytest.approx(golden([prompt], [text], [tokens])[0])
+
+
+def test_scores_near_the_largest_number_have_a_mean() -> None:
+    """Their sum is not finite in float32."""
+
+    def huge(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        return [3e38 if len(ids) % 2 else 2e38 for ids in completion_ids]
+
+    env = gym.make_vec("textenv/Text-v0", **words(reward=huge, kl_coef=0.0))
+    measured = Evaluator(env, 64, None).measure(random_policy(env))
+    assert 2e38 < measured["score"] == measured["objective"] < 3e38
+    assert all(map(math.isfinite, measured.values()))
 
 
 def test_an_estimated_gold_score_agrees_with_the_exact_one(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from agents.functional import value_loss
+from experiments.checkpoints import Checkpoint
 from experiments.compare import CompareConfig
 from experiments.errors import FlagError
+from experiments.metrics_file import read_metrics
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO
 from experiments.trial import _agent, run_trial
-from experiments.trial_log import TrialLog, read_metrics
+from experiments.trial_log import TrialLog
 from tests.helpers.commands import tiny
 from tests.helpers.policies import random_policy as arbitrary_policy
 from textenv import exact
@@ -114,9 +116,9 @@ def test_gradient_checkpointing_is_kept_when_a_trial_resumes(tmp_path: Path) -> 
     config = tiny(agent="sb3-ppo", gradient_checkpointing=True)
     env = config.make_env()
     arbitrary_policy(env).float().save_pretrained(tmp_path / "initial")
-    fresh = _agent(config, env, tmp_path, tmp_path / "initial")
+    fresh = _agent(config, env, None, tmp_path / "initial")
     fresh.save(tmp_path / "checkpoint")
-    resumed = _agent(config, env, tmp_path, tmp_path / "nowhere")
+    resumed = _agent(config, env, Checkpoint(tmp_path / "checkpoint", {}), tmp_path / "nowhere")
     assert fresh.policy.gradient_checkpointing and resumed.policy.gradient_checkpointing
     assert any(getattr(layer, "gradient_checkpointing", False) for layer in resumed.policy.model.modules())
 

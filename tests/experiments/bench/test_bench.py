@@ -206,7 +206,7 @@ def test_prompts_have_the_length_of_the_work() -> None:
 def run(*arguments: str) -> Any:
     """Runs the command as users type it."""
     command = [sys.executable, "-m", "experiments", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow

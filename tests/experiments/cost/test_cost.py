@@ -214,7 +214,7 @@ def test_flags_that_do_not_fit_are_named(tmp_path: Path) -> None:
     """Devices must divide the completions, sizes be positive, and the model exist and be of a known kind."""
     with pytest.raises(FlagError, match="--devices must divide"):
         CostConfig(n_episodes=4, devices=[3])
-    with pytest.raises(FlagError, match="--n-epochs must be positive"):
+    with pytest.raises(FlagError, match="--n-epochs must be at least 1"):
         CostConfig(n_epochs=0)
     MixtralConfig(num_hidden_layers=2).save_pretrained(tmp_path)
     with pytest.raises(FlagError, match="--model .* a mixtral of"):
