@@ -200,3 +200,13 @@ def assert_same(left: Any, right: Any, atol: float = 0.0, where: str = "") -> No
         a, b = np.asarray(left), np.asarray(right)
         assert a.shape == b.shape and a.dtype == b.dtype, f"{where}: {a.dtype}{a.shape} and {b.dtype}{b.shape}"
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=where)
+
+
+def logging_reward(
+    prompts: Any, completions: Any, completion_ids: Any, trainer_state: Any, log_metric: Any, log_extra: Any
+) -> list[float]:
+    """A reward of 1 that logs the update, the mean number of tokens, and each completion in capitals."""
+    log_metric("step", trainer_state.global_step)
+    log_metric("mean_tokens", sum(map(len, completion_ids)) / len(prompts))
+    log_extra("capitals", [completion.upper() for completion in completions])
+    return [1.0] * len(prompts)
