@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare bench test slow check lint types oldest tianshou rllib ray wheel clean
+.PHONY: compare bench test slow check lint types oldest tianshou rllib torchrl ray trl wheel crash scan mutation clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -22,7 +22,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
 
 # everything that must hold before a change lands
-check: lint types test slow oldest tianshou rllib ray wheel
+check: lint types test slow oldest tianshou rllib torchrl ray trl wheel
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
@@ -35,11 +35,25 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-# What cannot be in one environment with the rest, each in its own: the oldest Gymnasium, Tianshou, RLlib, Ray.
+# SIGKILL at random moments: is what resumed runs leave equal to what whole runs leave? See tests/crash.py.
+crash: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --out experiments/results/crash $(ARGS)
+
+# Every class of causal language model that transformers has, made tiny: is what it says right in any company?
+scan: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scan --out experiments/results/scan/causal_lms.txt $(ARGS)
+
+# Small faults in the source, one at a time: which do the tests not see? See experiments/results/mutation/README.md.
+mutation: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.helpers.mutation $(ARGS)
+
+# What cannot be in one environment with the rest, each in its own: the oldest Gymnasium, Tianshou, RLlib, Ray, TRL.
 NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
 NEEDS_rllib := ".[rllib,test]"
+NEEDS_torchrl := ".[torchrl,test]"
 NEEDS_ray := ".[ray,test]"
+NEEDS_trl := ".[trl,test]"
 NEEDS_bench := ".[bench]"
 
 oldest: .venv-oldest/ready
@@ -52,8 +66,14 @@ tianshou: .venv-tianshou/ready
 rllib: .venv-rllib/ready
 	.venv-rllib/bin/python -m pytest tests/experiments/examples/test_rllib.py
 
+torchrl: .venv-torchrl/ready
+	.venv-torchrl/bin/python -m pytest tests/experiments/examples/test_torchrl.py
+
 ray: .venv-ray/ready
 	.venv-ray/bin/python -m pytest tests/experiments/launch/test_cluster.py
+
+trl: .venv-trl/ready
+	.venv-trl/bin/python -m pytest tests/textenv/rewards/test_trl.py
 
 # The wheel in a clean environment, without the checkout: the README's environment and agent run there.
 wheel: $(VENV)/ready
@@ -77,4 +97,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist mutants *.egg-info .mypy_cache .pytest_cache .ruff_cache
