@@ -85,21 +85,11 @@ def check_fit(policy: Any, mdp: TextMDP) -> None:
             f"The vocabularies of policy and environment must be the same, got {policy.vocab_size} and "
             f"{mdp.vocab_size} tokens; use TransformerPolicy.for_env(env), or pass vocab_size= to from_pretrained."
         )
-    config, longest = policy.model.config.get_text_config(), mdp.prompt_width + mdp.max_new_tokens
-    sizes = f"{mdp.prompt_width} + {mdp.max_new_tokens}"
     context = max_length(policy.model)
-    if context is not None and context < longest:
+    if context is not None and context < mdp.prompt_width + mdp.max_new_tokens:
         raise ValueError(
-            f"The environment's sequences must fit the policy's context of {context} tokens, got up to {sizes}; "
-            "shorten the prompts or lower max_new_tokens."
-        )
-    rope = getattr(config, "rope_parameters", None) or {}
-    short_context = rope.get("original_max_position_embeddings", longest)
-    if rope.get("rope_type") == "longrope" and short_context < longest:
-        raise ValueError(
-            f"With longrope the environment's sequences must fit the policy's original context of {short_context} "
-            f"tokens, got up to {sizes}: longer ones get other position embeddings, and the update's log-probabilities "
-            "would differ from the sampled ones; shorten the prompts or lower max_new_tokens."
+            f"The environment's sequences must fit the policy's context of {context} tokens, got up to "
+            f"{mdp.prompt_width} + {mdp.max_new_tokens}; shorten the prompts or lower max_new_tokens."
         )
 
 

@@ -73,7 +73,8 @@ def make_agent(args: Args) -> Any:
         return PPO("MlpPolicy", envs, n_steps=64, batch_size=256, n_epochs=4, **settings, **common)
     envs = make_vec_env(lambda: make_env(args), n_envs=1, seed=args.seed)
     exploration: dict[str, Any] = {"exploration_fraction": 0.8, "learning_starts": 1000, "target_update_interval": 500}
-    return DQN("MlpPolicy", envs, learning_rate=1e-3, train_freq=4, **exploration, **common)
+    settings = {"learning_rate": 1e-3, "train_freq": 4, "buffer_size": args.total_timesteps}
+    return DQN("MlpPolicy", envs, **settings, **exploration, **common)
 
 
 def next_token_logits(agent: Any, input_ids: Any, attention_mask: Any) -> torch.Tensor:

@@ -34,7 +34,7 @@ def log_probs_alone(model: Any, ids: list[int]) -> Tensor:
     return log_probs
 
 
-def environment(model: Any, num_envs: int = 3) -> Any:
+def environment(model: Any, num_envs: int = 3, max_new_tokens: int = HORIZON) -> Any:
     """Text-v0 with a model of `VOCABULARY` tokens as reference."""
     return gym.make_vec(
         "textenv/Text-v0",
@@ -43,7 +43,7 @@ def environment(model: Any, num_envs: int = 3) -> Any:
         prompts=PROMPTS,
         reference=model,
         reward=lambda prompts, completions, **_: [float(len(completion)) for completion in completions],
-        max_new_tokens=HORIZON,
+        max_new_tokens=max_new_tokens,
         kl_coef=1.0,
         eos_token_id=0,
     )

@@ -5,7 +5,7 @@ from textenv.data.conversations import ConversationText, messages_of, with_compl
 from textenv.data.files import check_characters, parse_json, read_jsonl
 from textenv.data.prompts import Prompts, PromptSource, check_template_arguments, load_prompts
 from textenv.data.resolve import resolve_prompt, validate_token_ids
-from textenv.data.special_tokens import encode_beginning, encode_chat, encode_text
+from textenv.data.special_tokens import encode_beginning, encode_chat, encode_text, split_around
 from textenv.data.tokenizers import Tokenizer, WordTokenizer
 from textenv.data.vocabulary import fill_holes, token_id
 
@@ -27,6 +27,7 @@ __all__ = [
     "printable",
     "read_jsonl",
     "resolve_prompt",
+    "split_around",
     "token_id",
     "validate_token_ids",
     "with_completion",

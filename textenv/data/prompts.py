@@ -44,18 +44,13 @@ class Prompts:
     attention_mask: NDArray[np.int8]
     columns: dict[str, list[Any]]
 
-    def columns_of(self, prompt: Sequence[int], texts: Sequence[str]) -> dict[str, list[Any]]:
+    def columns_of(self, prompt: Sequence[int]) -> dict[str, list[Any]]:
         """Returns the columns of some prompts, as a reward gets them.
 
         Args:
             prompt: K indices, -1 for a prompt that is not in the list; its fields are None.
-            texts: their K texts. The messages of conversations are the column "messages", unless the prompts have a
-                field of that name beside "prompt".
         """
-        columns = {name: [values[i] if i >= 0 else None for i in prompt] for name, values in self.columns.items()}
-        if "messages" not in columns and any(isinstance(text, ConversationText) for text in (self.texts[0], *texts)):
-            columns["messages"] = [messages_of(text) for text in texts]
-        return columns
+        return {name: [values[i] if i >= 0 else None for i in prompt] for name, values in self.columns.items()}
 
 
 def load_prompts(

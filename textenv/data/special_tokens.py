@@ -53,8 +53,7 @@ def encode_text(
     if _find(ids, tokenizer) is None:
         return EncodedText(text, _encode_ordinary(text, tokenizer, **arguments), special)
     around = _encode_ordinary(text, tokenizer, add_special_tokens=add_special_tokens)
-    start = next(i for i in range(len(around)) if around[i : i + len(ids)] == ids)
-    before, after = around[:start], around[start + len(ids) :]
+    before, after = split_around(around, ids)
     ids = _as_unknown_words(ids, tokenizer)
     if max_length is not None and (excess := len(before + ids + after) - max_length) > 0:
         ids = ids[:-excess] if tokenizer.truncation_side == "right" else ids[excess:]
@@ -68,14 +67,26 @@ def encode_beginning(text: str, tokenizer: Any, *, read_special_tokens: bool = F
         ValueError: as in `encode_text`, or the tokenizer's own tokens cannot be told from those of the text.
     """
     encoded = encode_text(text, tokenizer, read_special_tokens=read_special_tokens)
-    inner = encode_text(text, tokenizer, add_special_tokens=False, read_special_tokens=read_special_tokens).ids
-    ids = list(encoded.ids)
-    for end in range(len(inner), len(ids) + 1):
-        if ids[end - len(inner) : end] == list(inner):
-            return encoded._replace(ids=ids[:end])
+    inner = list(encode_text(text, tokenizer, add_special_tokens=False, read_special_tokens=read_special_tokens).ids)
+    before, _ = split_around(encoded.ids, inner)
+    if read_special_tokens and inner[: len(before)] == before:  # a chat template has written BOS
+        before = []
+    return encoded._replace(ids=before + inner)
+
+
+def split_around(ids: Sequence[int], inner: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer has added before and after those of a text.
+
+    Raises:
+        ValueError: the text's own ids are not among them.
+    """
+    whole, own = list(ids), list(inner)
+    for start in range(len(whole) - len(own) + 1):
+        if whole[start : start + len(own)] == own:
+            return whole[:start], whole[start + len(own) :]
     raise ValueError(
-        f"the tokenizer must encode a text to the same tokens with and without those that it adds, got "
-        f"{shown(ids)} and {shown(inner)} for {shown(text)}; what it appends could not be left out"
+        f"the tokenizer must encode a text to the same tokens with and without those that it adds, got {shown(whole)} "
+        f"and {shown(own)}; what it adds could not be found"
     )
 
 

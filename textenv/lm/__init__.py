@@ -13,6 +13,7 @@ from textenv.lm.cached_decoder import BLOCK_COLUMNS, CachedDecoder
 from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
 from textenv.lm.inputs import base_model, cache_argument, max_length, pack_left, position_ids, trunk_of
 from textenv.lm.loading import check_vocabulary, load_causal_lm, load_pretrained, load_tokenizer
+from textenv.lm.position_tables import PositionTables
 from textenv.lm.prefix_sharing import forward_sequences
 from textenv.lm.reading import Reading, find_reading, reading_of
 from textenv.lm.smollm2 import load_smollm2
@@ -22,6 +23,7 @@ __all__ = [
     "BLOCK_COLUMNS",
     "MAX_LOGITS",
     "CachedDecoder",
+    "PositionTables",
     "Reading",
     "WholeDecoder",
     "base_model",

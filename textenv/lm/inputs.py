@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 # The least number, and the least fraction, of tokens to save before sharing is worth its overhead. On a CPU and a GPT-2
 # of two layers a second pass costs as much as a few hundred tokens; attention to a cache costs a little more.
 MIN_SAVED_TOKENS, MIN_SAVED_FRACTION = 512, 1 / 8
+POSITIONS = "num_positions"  # attribute of a model: the longest sequence that its tables of positions have rows for
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -56,9 +57,23 @@ def trunk_of(model: Any) -> Any:
 
 
 def max_length(model: Any) -> int | None:
-    """The number of tokens that a model has positions for, at least 2; None where it has no limit."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 1 else None  # XLNet's is -1
+    """The number of tokens that a model has positions for, at least 2; None where it has no limit.
+
+    Where the positions of all rows of a batch change as one of them exceeds the original context (LongRoPE, Ding et al.
+    2024, arXiv:2402.13753), that context is the limit. `find_reading` sets `POSITIONS` for models that use fewer
+    positions than their config says.
+    """
+    model = base_model(model)
+    config = model.config.get_text_config()
+    lengths = [getattr(config, "max_position_embeddings", None), getattr(model, POSITIONS, None)]
+    lengths += [each.get("original_max_position_embeddings") for each in rope_settings(config, "dynamic", "longrope")]
+    return min((length for length in lengths if isinstance(length, int) and length > 1), default=None)  # XLNet's is -1
+
+
+def rope_settings(config: Any, *kinds: str) -> list[dict[str, Any]]:
+    """The settings of rotary positions of some kinds (`rope_type`): of all layers, or of each layer type."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [each for each in (rope, *rope.values()) if isinstance(each, dict) and each.get("rope_type") in kinds]
 
 
 def cache_argument(model: Any) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from textenv.lm.inputs import cache_argument, deduplicate, position_ids, trunk_of
+from textenv.lm.inputs import cache_argument, deduplicate, position_ids, rope_settings, trunk_of
 from textenv.lm.reading import Reading, reading_of
 from textenv.lm.right_padded import forward_right_padded
 
@@ -99,7 +99,6 @@ def supports_prefix_sharing(config: Any) -> bool:
 
     This excludes sliding windows, recurrent states, and rotary positions that depend on the length of the sequence.
     """
-    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    kinds = {each.get("rope_type") for each in (rope, *rope.values()) if isinstance(each, dict)}  # or one a layer type
     layers = DynamicCache(config=config).layers
-    return not kinds & {"dynamic", "longrope"} and all(type(layer) is DynamicLayer for layer in layers)
+    by_length = rope_settings(config.get_text_config(), "dynamic", "longrope")
+    return not by_length and all(type(layer) is DynamicLayer for layer in layers)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from textenv.lm.cached_decoder import CachedDecoder
-from textenv.lm.inputs import base_model, max_length, trunk_of
+from textenv.lm.inputs import POSITIONS, base_model, max_length, trunk_of
+from textenv.lm.position_tables import PositionTables
 from textenv.lm.right_padded import forward_alone, forward_right_padded
 
 LENGTH = 32  # tokens of the sequence that is read alone; two rows of it are 64
@@ -51,7 +52,9 @@ def find_reading(model: Any) -> Reading:
     model = base_model(model)
     ids = _sequence(model)
     with _undisturbed(model):
-        alone = _read_alone(model, ids)
+        tables = PositionTables(model, len(ids))
+        with tables:
+            alone = _read_alone(model, ids)
         if not alone.isfinite().all():
             raise ValueError(f"The weights of the {_name(model)} are not finite: its logits are nan or infinite.")
         reading = _with_positions(model, ids, alone)
@@ -60,6 +63,7 @@ def find_reading(model: Any) -> Reading:
             reading = Reading.RIGHT_PADDED
     for module in (model, trunk_of(model)):
         setattr(module, ATTRIBUTE, reading)
+        setattr(module, POSITIONS, min(tables.limits, default=None))
     return reading
 
 

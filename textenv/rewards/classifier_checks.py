@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from textenv.data import encode_text
+from textenv.data import encode_text, split_around
+from textenv.lm import PositionTables
 
 SHORT, LONG = 7, 12  # tokens of sequences
 ROWS = 4  # short sequences; with a long one they fill 60 tokens
@@ -28,50 +28,6 @@ LARGEST_CONTEXT = 2**17
 ROUNDING = 8  # in units of the dtype's precision: rounding may change a logit by this share of it
 
 Forward = Callable[[list[list[int]]], Tensor]  # the logits [B, labels] of a batch
-
-
-class PositionTables(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches the look-ups in tables during a forward pass of one sequence of T tokens.
-
-    A table of positions is a weight or buffer of the model that is read at T consecutive rows. The first may be another
-    than 0: RoBERTa's kind leaves rows for padding.
-
-    Args:
-        model: the model.
-        num_tokens: T.
-
-    Attributes:
-        limits: the longest sequence that each such table has rows for.
-    """
-
-    def __init__(self, model: Any, num_tokens: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.tables = {(each.data_ptr(), each.shape) for each in (*model.parameters(), *model.buffers())}
-        self.num_tokens = num_tokens
-        self.limits: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation; looks at its arguments if it reads rows of a table."""
-        rows = {
-            torch.ops.aten.embedding.default: lambda: (args[0], args[1]),
-            torch.ops.aten.index_select.default: lambda: (args[0], args[2]),
-            torch.ops.aten.index.Tensor: lambda: (args[0], args[1][0]),
-        }.get(func)
-        if rows is not None:
-            self._look(*rows())
-        return func(*args, **(kwargs or {}))
-
-    def _look(self, table: Tensor, rows: Tensor | None) -> None:
-        if rows is None or table.ndim != 2 or rows.dtype not in (torch.int32, torch.int64):
-            return
-        if (table.data_ptr(), table.shape) not in self.tables:  # made for sequences of this length
-            return
-        # one row, maybe padded to a multiple of a window; matrices are of relative positions
-        if rows.numel() < self.num_tokens or rows.shape[:-1] not in ((), (1,)):
-            return
-        positions = rows.flatten()[: self.num_tokens].tolist()
-        if positions == list(range(positions[0], positions[0] + self.num_tokens)):
-            self.limits.append(len(table) - positions[0])
 
 
 def sample_rows(tokenizer: Any, vocab_size: int, length: int, count: int, seed: int = 0) -> list[list[int]]:
@@ -89,8 +45,10 @@ def sample_rows(tokenizer: Any, vocab_size: int, length: int, count: int, seed: 
     word = tokenizer.decode(ordinary[:1])
     inner = encode_text(word, tokenizer, add_special_tokens=False).ids
     whole = encode_text(word, tokenizer).ids
-    start = next((i for i in range(len(whole)) if whole[i : i + len(inner)] == inner), 0)
-    before, after = whole[:start], whole[start + len(inner) :]
+    try:
+        before, after = split_around(whole, inner)
+    except ValueError:  # such a tokenizer's tokens depend on each other: the model is tried without those it adds
+        before, after = [], []
     chosen = np.random.default_rng(seed).choice(ordinary, (count, max(2, length - len(before) - len(after))))
     # from high to low ids, so that no run of them looks like positions
     return [before + sorted(row, reverse=True) + after for row in chosen.tolist()]

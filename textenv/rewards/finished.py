@@ -75,7 +75,7 @@ class FinishedCompletions:
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
         """The further fields of each completion's prompt, see `Prompts.columns_of`."""
-        return self.listed.columns_of(self.prompt.tolist(), self.prompt_text.tolist())
+        return self.listed.columns_of(self.prompt.tolist())
 
     def arguments(self) -> dict[str, list[Any]]:
         """The arguments of a reward function, as lists of its own: one that changes them does not affect the next.

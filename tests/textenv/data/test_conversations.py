@@ -158,10 +158,10 @@ def test_a_conversation_is_scored_alike_wherever_it_came_from(form: str, tmp_pat
             assert episode.prompt == text
             scored.append(received[-1])
         assert all(each == seen[0] for each in seen) and all(each == scored[0] for each in scored)
-        assert scored[0][2]["messages"] == chat
+        assert scored[0][0] == chat
     text = "hello"
     play(other, text, [1, 1])
-    assert received[-1][0] == text and received[-1][2] == {"messages": None}  # control: a text is no conversation
+    assert received[-1][0] == text  # control: a text is no conversation
 
 
 def test_collected_completions_carry_their_messages() -> None:
@@ -170,15 +170,15 @@ def test_collected_completions_carry_their_messages() -> None:
     size = {"vocab_size": len(byte_level()), "n_positions": 128, "n_embd": 8, "n_layer": 1, "n_head": 1}
     env = task([[USER], TURNS], received, reference=GPT2LMHeadModel(GPT2Config(**size, eos_token_id=0)))
     collect(env, drifted(env), 8, generator=new_generator("cpu", 0))
-    assert len(received) == 8 and all(columns["messages"] in ([USER], TURNS) for _, _, columns in received)
+    assert len(received) == 8 and all(prompt in ([USER], TURNS) for prompt, _, _ in received)
 
 
 def test_rewards_cannot_change_the_prompts() -> None:
     """Messages are copied for every call."""
 
-    def greedy(prompts: Any, completions: Any, completion_ids: Any, messages: Any, **columns: Any) -> list[float]:
-        lengths = [float(len(each)) for each in messages]
-        for each in messages:
+    def greedy(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        lengths = [float(len(each)) for each in prompts]
+        for each in prompts:
             each[0]["content"] = "changed"
             each.append(USER)
         return lengths

@@ -161,6 +161,16 @@ def test_prompts_warn_once() -> None:
     assert parsed.input_ids[0].tolist() == tokenizer.encode("hello </s>")
 
 
+def test_a_prompt_that_a_template_has_written_begins_once() -> None:
+    """The tokenizer adds BOS to a text, but not to one that begins with it already."""
+    tokenizer = byte_level()
+    tokenizer.chat_template = "<s>{% for m in messages %}{{ m.content }}{% endfor %}"
+    (chat,) = load_prompts([[{"role": "user", "content": "hello"}]], tokenizer).input_ids.tolist()
+    for text in ("<s>hello", "hello"):
+        assert load_prompts([text], tokenizer, special_tokens_in_prompts=True).input_ids.tolist() == [chat]
+    assert tokenizer.encode("<s>hello")[:2] == [tokenizer.bos_token_id] * 2  # control
+
+
 @pytest.mark.parametrize("read", [False, True])
 def test_prompts_and_completions_of_reset(read: bool) -> None:
     """Text that is given to `reset` is read in the same way as the listed prompts."""

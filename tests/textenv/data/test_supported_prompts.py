@@ -93,8 +93,8 @@ def list_of_mappings(folder: Path) -> None:
 @row("`messages` without `prompt`")
 def messages_alone(folder: Path) -> None:
     prompts = mdp([{"messages": [USER], "answer": 3}]).prompts
-    assert prompts.texts == [OPENING] and prompts.columns == {"answer": [3]}
-    assert prompts.columns_of([0], prompts.texts) == {"answer": [3], "messages": [[USER]]}
+    assert prompts.texts == [OPENING] and messages_of(prompts.texts[0]) == [USER]
+    assert prompts.columns_of([0]) == {"answer": [3]}
 
 
 @row("`messages` beside `prompt`")
@@ -102,7 +102,7 @@ def messages_beside(folder: Path) -> None:
     data = [[USER, {"role": "assistant", "content": "world"}]]
     for fields in ({"prompt": "hello", "messages": data[0]}, {"messages": data[0], "prompt": "hello"}):
         prompts = mdp([fields]).prompts
-        assert prompts.texts == ["hello"] and prompts.columns_of([0], prompts.texts) == {"messages": data}
+        assert prompts.texts == ["hello"] and prompts.columns_of([0]) == {"messages": data}
 
 
 @row("texts and conversations together")
@@ -247,8 +247,8 @@ def given_to_reset(folder: Path) -> None:
     task = mdp([{"prompt": [USER], "answer": 3}], max_prompt_length=50)
     for chat, answer in (([USER], 3), ([CHATTED], None)):
         state = task.make_state(chat)
-        found = task.prompts.columns_of(state.prompt.tolist(), state.prompt_text.tolist())
-        assert found == {"answer": [answer], "messages": [chat]}
+        assert task.prompts.columns_of(state.prompt.tolist()) == {"answer": [answer]}
+        assert messages_of(state.prompt_text[0]) == chat
 
 
 @row("special token typed in a text")

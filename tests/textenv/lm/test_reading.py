@@ -15,7 +15,7 @@ from tests.helpers.company import PROMPTS, environment, errors, log_probs_alone,
 from tests.helpers.sequences import padded
 from tests.helpers.tiny_models import SPECIAL, VOCABULARY, causal_lm_configs, tiny_causal_lm
 from tests.scan import judge
-from textenv.lm import Reading, find_reading, reading_of
+from textenv.lm import Reading, find_reading, max_length, reading_of
 from textenv.references import CausalLMReference
 
 CLOSE = 1e-3
@@ -43,6 +43,24 @@ def test_company_changes_nothing(name: str) -> None:
     found = errors(model)
     assert max(found.values()) < CLOSE, found
     assert find_reading(model) is FAMILIES[name]
+
+
+@pytest.mark.parametrize("name", ["Roberta", "GPT2", "Opt"])
+def test_a_sequence_may_fill_the_positions_and_no_more(name: str) -> None:
+    """RoBERTa's kind has fewer positions than its config says; an episode of all of them works, a longer is refused."""
+    config = causal_lm_configs()[f"{name}Config" if name != "Opt" else "OPTConfig"]
+    model = tiny_causal_lm(config)
+    positions, width = max_length(model), max(len(prompt.split()) for prompt in PROMPTS)
+    find_reading(model)
+    assert positions is not None and max_length(model) == positions - (2 if name == "Roberta" else 0)
+    length = max_length(model) - width
+    env = environment(model, num_envs=1, max_new_tokens=length)
+    env.reset(options={"prompt": [0]})
+    for step in range(length):
+        *_, terminated, _, _ = env.step([3])
+        assert bool(terminated[0]) == (step == length - 1)
+    with pytest.raises(ValueError, match=f"the reference's context of {max_length(model)}"):
+        environment(model, max_new_tokens=length + 1)
 
 
 @pytest.mark.slow
