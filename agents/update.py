@@ -55,7 +55,7 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
             agent.kl_coef, metrics["objective/kl"], agent.kl_target, count, agent.kl_horizon
         )
     if mdp is not None:
-        metrics |= reward_metrics(mdp, known=set(metrics))
+        metrics |= reward_metrics(mdp)
     sampled = rollout.num_sampled + (agent.num_timesteps - before)  # `train` may have sampled more
     agent.num_timesteps = before + int(all_reduce_sum(sampled))
     agent.num_updates += 1

@@ -98,7 +98,7 @@ class UpdateCallback(BaseCallback):
         metrics["train/skipped_steps"] = float(self.agent.step_filter.skipped)
         training = get_mdp(self.agent.env).training
         training.state = TrainerState(global_step=self.agent.num_updates, num_input_tokens_seen=self.num_timesteps)
-        metrics |= reward_metrics(get_mdp(self.agent.env), known=set(metrics))
+        metrics |= reward_metrics(get_mdp(self.agent.env))
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         tokens = self.num_timesteps - self.reported
         metrics |= self.agent.health.observe(self.agent, common_metrics(metrics, self.finished, tokens))

@@ -18,7 +18,7 @@ from textenv.references import CausalLMReference
 ADAPTER = "adapter"  # the folder of the adapter in a checkpoint
 ADAPTER_CONFIG = "adapter_config.json"
 NAME = "default"  # of the adapter in its `PeftModel`, which is also in the names of saved tensors
-CHECKED = "adapter_is_checked"  # attribute of a `PeftModel` that `check_adapter` has checked
+CHECKED = "adapter_is_checked"  # attribute of a `PeftModel` of which `check_adapter` has tried a copy
 # How far rounding, on other devices and in TensorFloat-32 too, may bring logits apart on average, over their range
 TOLERANCE, HALF_TOLERANCE = 0.002, 0.02
 NOT_READ = {  # settings of an adapter -> what peft does with them
@@ -94,9 +94,11 @@ def check_adapter(model: Any) -> None:
         ValueError: it has layers of adapters, but is not a `PeftModel` with one LoRA adapter that is active, can be
             trained, leaves the weights below it as they are, and can be merged into them.
     """
-    if has_adapters(model) and not hasattr(model, CHECKED):
-        _check_trial(copy_with_adapters(model).eval())
-        setattr(model, CHECKED, True)
+    if has_adapters(model):
+        check_one_adapter(model)
+        if not hasattr(model, CHECKED):
+            _check_trial(copy_with_adapters(model).eval())
+            setattr(model, CHECKED, True)
 
 
 def check_one_adapter(model: Any) -> None:

@@ -10,7 +10,10 @@ from agents.training.ranks import gather_objects, rank
 from textenv import TextMDP
 from textenv.rewards import TrainerState
 
-COUNTS = {"num_timesteps", "num_updates", "seconds"}  # in a row of metrics, beside the metrics
+# What the names of our metrics begin with, and the other names in a row of metrics
+OURS = ("objective/", "policy/", "val/", "loss/", "groups/", "completions/", "train/", "eval/", "warnings/")
+OTHERS = {"num_timesteps", "num_updates", "seconds", "tokens_per_second"}
+OTHERS |= {"grad_norm", "num_minibatches", "num_skipped_steps"}
 
 
 def trainer_state(agent: Any, mdp: TextMDP, total_timesteps: int | None) -> TrainerState:
@@ -33,15 +36,20 @@ def trainer_state(agent: Any, mdp: TextMDP, total_timesteps: int | None) -> Trai
     )
 
 
-def reward_metrics(mdp: TextMDP, known: set[str]) -> Metrics:
-    """The means of what reward functions have logged (`log_metric`) since the update began, over all ranks."""
+def reward_metrics(mdp: TextMDP) -> Metrics:
+    """The means of what reward functions have logged (`log_metric`) since the update began, over all ranks.
+
+    Raises:
+        ValueError: a name is, or may become, that of a metric of ours.
+    """
     sums: dict[str, tuple[float, int]] = {}
     for logged in gather_objects(mdp.training.take_metrics()):
         for name, (total, count) in logged.items():
             before = sums.get(name, (0.0, 0))
             sums[name] = before[0] + total, before[1] + count
-    if taken := sorted(name for name in sums if name in known | COUNTS or name.startswith("eval/")):
+    if taken := sorted(name for name in sums if name in OTHERS or name.startswith(OURS)):
         raise ValueError(
-            f"log_metric's name {taken[0]!r} is that of another metric; a reward function must use one of its own."
+            f"log_metric's name {taken[0]!r} is one of the agents' metrics, as all that begin with "
+            f"{', '.join(OURS)} are; a reward function must use another."
         )
     return {name: total / count for name, (total, count) in sorted(sums.items())}

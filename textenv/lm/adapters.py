@@ -116,13 +116,16 @@ def remove_adapters(model: Any) -> Any:
 
 @torch.no_grad()
 def probe_logits(model: Any) -> Tensor:
-    """Returns the logits of one sequence, float64 [L, V], apart from a constant, which the softmax takes away."""
+    """Returns the logits of one sequence, float64: [L, V], apart from a constant, which the softmax takes away.
+
+    A classifier's are [labels], as they are.
+    """
     config = model.config.get_text_config()
     ids = torch.randint(
         config.vocab_size, (1, min(TOKENS, max_length(model) or TOKENS)), generator=torch.Generator().manual_seed(0)
     )
     logits: Tensor = forward_alone(model, ids.to(model.device)).logits[0].double()
-    return logits - logits.mean(dim=-1, keepdim=True)
+    return logits - logits.mean(dim=-1, keepdim=True) if logits.ndim == 2 else logits
 
 
 def _check_wrapped(model: Any) -> None:

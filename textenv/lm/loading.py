@@ -21,8 +21,8 @@ def load_pretrained(kind: Any, path: str | PathLike[str], *, trust_remote_code: 
         arguments: further arguments of `from_pretrained`.
 
     Raises:
-        ValueError: it needs code of its own, or its weights are pickles (see `textenv.lm.trust`).
-        OSError: there is nothing to load.
+        ValueError: there is nothing to load; it needs code of its own; or its weights are pickles (see
+            `textenv.lm.trust`).
     """
     check_folder(path, trust_remote_code)
     if kind not in (AutoConfig, AutoTokenizer):
@@ -30,8 +30,10 @@ def load_pretrained(kind: Any, path: str | PathLike[str], *, trust_remote_code: 
     try:
         with never_asking():
             return kind.from_pretrained(path, trust_remote_code=trust_remote_code, **arguments)
-    except (OSError, ImportError):
+    except ImportError:
         raise
+    except OSError as error:
+        raise ValueError(f"There is nothing to load at {str(path)!r}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # damaged files raise KeyError, AttributeError, SafetensorError, ...
         if "trust_remote_code" in str(error):
             raise ValueError(
@@ -56,7 +58,6 @@ def load_causal_lm(path: str | PathLike[str], *, trust_remote_code: bool = False
     Raises:
         ValueError: it is another kind of model, or lacks weights, which transformers would draw at random; or see
             `load_pretrained`.
-        OSError: there is no model.
     """
     config = load_pretrained(AutoConfig, path, trust_remote_code=trust_remote_code)
     own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})

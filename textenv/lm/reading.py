@@ -1,8 +1,9 @@
 """How a causal language model is read, found by what it does.
 
 The truth is what the model says of one sequence alone. Company must not change it: padding, other rows of a batch, a
-KV cache, a row of the cache that began anew, more tokens than a window of attention holds. Few forward passes over
-sequences of our own show what a model bears.
+KV cache, a row of the cache that began anew. Few forward passes over sequences of 32 tokens show what a model bears. In
+bfloat16 rounding hides what is small; what happens only behind 32 tokens is not seen (positions that change there are
+known from the config, see `max_length`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from textenv.lm.position_tables import PositionTables
 from textenv.lm.right_padded import forward_alone, forward_right_padded
 
 LENGTH = 32  # tokens of the sequence that is read alone; two rows of it are 64
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)  # says nothing about a model
 ATTRIBUTE = "reading"  # of a model, where `find_reading` keeps what it found; copies of the model have it too
 
 
@@ -81,6 +83,8 @@ def _with_positions(model: Any, ids: Tensor, alone: Tensor) -> Reading | None:
     try:
         if _distance(alone[[long - 1, short - 1]], decoder.prefill(rows, mask).logits[:, -1]) > _tolerance(alone):
             return None
+    except OUT_OF_MEMORY:
+        raise
     except Exception:  # whatever a model does that takes no positions, or no such cache
         return None
     try:
@@ -88,6 +92,8 @@ def _with_positions(model: Any, ids: Tensor, alone: Tensor) -> Reading | None:
         first = decoder.reset_rows(second, new, torch.ones_like(new)).logits[:, -1]
         then = decoder.decode_step(ids[[long, other]]).logits[:, -1]
         wrong = _distance(alone[[other - 1, long, other]], torch.cat([first, then])) > _tolerance(alone)
+    except OUT_OF_MEMORY:
+        raise
     except Exception:
         wrong = True
     return Reading.WHOLE if wrong else Reading.CACHED
@@ -101,6 +107,8 @@ def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
     mask = (torch.arange(len(ids), device=ids.device) < lengths[:, None]).long()
     try:
         logits = forward_right_padded(model, rows, mask, len(ids)).logits
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:
         raise ValueError(f"{_name(model)} reads one sequence, but not two in a batch: {_told(error)}") from error
     if (distance := _distance(alone, logits[0])) > _tolerance(alone):
@@ -136,6 +144,8 @@ def _beginnings(length: int) -> tuple[int, int, int]:
 def _read_alone(model: Any, ids: Tensor) -> Tensor:
     try:
         logits: Tensor = forward_alone(model, ids[None]).logits[0]
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:
         raise ValueError(f"{_name(model)} cannot read a sequence of tokens alone: {_told(error)}") from error
     return logits

@@ -22,8 +22,8 @@ def as_tokenizer(tokenizer: Any) -> Tokenizer:
 
         try:
             tokenizer = load_tokenizer(tokenizer)
-        except OSError as error:
-            raise ValueError(f"There is no tokenizer at {str(tokenizer)!r}: {str(error).splitlines()[0]}") from error
+        except ValueError as error:
+            raise ValueError(f"tokenizer: {error}") from error
     if missing := [name for name in (*METHODS, *IDS) if not hasattr(tokenizer, name)]:
         hint = "of transformers (AutoTokenizer), a WordTokenizer, or the path or hub id of one"
         if hasattr(tokenizer, "tokenizer"):

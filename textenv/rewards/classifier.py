@@ -209,7 +209,7 @@ def with_own_tokenizer(model: Any, name: str) -> RewardModel:
         raise ValueError(f"{name}: a {type(model).__name__} alone has no tokenizer; {cure}.")
     try:
         tokenizer = load_tokenizer(path)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{name}: there is no tokenizer beside the {type(model).__name__}, at {path!r}; {cure}. ({error})"
         ) from error

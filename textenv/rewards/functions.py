@@ -35,10 +35,10 @@ def as_function(given: Any, name: str = "reward") -> Any:
 
         try:
             return RewardModel(given)
-        except OSError as error:
-            raise TypeError(
-                f"{name} must be a function, a sequence classifier, or the path or hub id of one, got {shown(given)}, "
-                f"from which nothing can be loaded: {' '.join(str(error).split())[:200]}"
+        except ValueError as error:
+            raise ValueError(
+                f"{name} must be a function, a sequence classifier, or the path or hub id of one, got {shown(given)}: "
+                f"{error}"
             ) from error
     if _is_model(given):
         from textenv.rewards.classifier import with_own_tokenizer

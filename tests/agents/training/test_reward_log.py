@@ -11,6 +11,7 @@ import pytest
 from agents import PPO, REINFORCE
 from agents.sampling import Rollout, collect
 from agents.training import reward_metrics
+from agents.training.reward_log import OTHERS, OURS
 from tests.helpers.policies import random_policy
 from tests.helpers.ranks import run_on_two_ranks
 from tests.helpers.tasks import logging_reward, make, words
@@ -80,7 +81,9 @@ def test_a_reward_follows_the_progress_of_the_training() -> None:
     assert states[-1].max_steps == pytest.approx(agent.num_updates, abs=1)
 
 
-@pytest.mark.parametrize("name", ["objective/kl", "num_timesteps", "num_updates", "seconds", "eval/objective"])
+@pytest.mark.parametrize(
+    "name", ["objective/kl", "num_timesteps", "seconds", "eval/objective", "policy/weight_change", "warnings/x"]
+)
 def test_the_names_of_other_metrics_are_refused(name: str) -> None:
     """A row of metrics has one number of each name."""
 
@@ -88,8 +91,15 @@ def test_the_names_of_other_metrics_are_refused(name: str) -> None:
         log_metric(name, 1.0)
         return [1.0] * len(prompts)
 
-    with pytest.raises(ValueError, match=f"log_metric's name '{name}' is that of another metric"):
+    with pytest.raises(ValueError, match=f"log_metric's name '{name}' is one of the agents' metrics"):
         learn(reward)
+
+
+@pytest.mark.parametrize("settings", [{"cls": PPO}, {"cls": REINFORCE, "credit": "q"}, {"cls": PPO, "kl_target": 1.0}])
+def test_our_metrics_have_the_names_that_are_refused(settings: dict[str, Any]) -> None:
+    """So that no other name can be taken by one of them later."""
+    _, _, rows = learn(lambda prompts, **_: [1.0] * len(prompts), **settings)
+    assert {name for row in rows for name in row if not name.startswith(OURS)} <= OTHERS and len(rows[-1]) > 10
 
 
 def test_numbers_that_are_not_finite_are_left_out() -> None:
@@ -109,7 +119,7 @@ def ranks(r: int, folder: Path) -> dict[str, Any]:
     env = make(words())
     training = env.unwrapped.mdp.training
     training.add_metrics([("both", float(r)), ("both", 4.0), (f"rank {r}", 1.0)])
-    return reward_metrics(env.unwrapped.mdp, known=set())
+    return reward_metrics(env.unwrapped.mdp)
 
 
 @pytest.mark.slow

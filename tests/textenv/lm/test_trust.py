@@ -156,7 +156,7 @@ def test_weights_in_a_pickle_are_refused(folder: Path, tmp_path: Path) -> None:
             load_causal_lm(folder)
     assert not (tmp_path / "ran").exists()
     (folder / "model.safetensors.index.json").unlink()
-    with pytest.raises(OSError, match=r"model\.safetensors"):
+    with pytest.raises(ValueError, match=r"nothing to load at .*model\.safetensors"):
         load_causal_lm(folder)
     weights.write_bytes(kept)
     evil_weights(folder / "pytorch_model.bin", tmp_path / "ran")  # is not read where there are safetensors
