@@ -16,7 +16,7 @@ from experiments.errors import FlagError
 from experiments.task_arguments import check_flags_of_task, check_task_arguments
 from textenv import get_mdp
 from textenv.data import fill_holes
-from textenv.lm import find_reading, load_tokenizer
+from textenv.lm import find_cache_support, load_tokenizer
 from textenv.references import CausalLMReference
 from textenv.shaping import missing_eos_penalty
 
@@ -107,9 +107,9 @@ class EnvFlags:
                 raise FlagError(f"--{tries[0].replace('_', '-')} is for --on-reward-error retry and skip.")
             reference = mdp.reference
             if isinstance(reference, CausalLMReference):
-                reference.model.to(self.device, getattr(torch, self.dtype))
-                if self.attn_implementation is not None:
+                if self.attn_implementation is not None:  # tried in float32, where no rounding hides an error
                     set_attention(reference.model, self.attn_implementation)
+                reference.model.to(self.device, getattr(torch, self.dtype))
         except FlagError:
             raise
         except (ValueError, TypeError, OSError, ImportError, gym.error.Error) as error:
@@ -151,7 +151,7 @@ def set_attention(model: Any, name: str) -> None:
         ValueError, ImportError: transformers has none of that name, or it is not causal ("paged|eager" is not).
     """
     model.set_attn_implementation(name)
-    find_reading(model)
+    find_cache_support(model)
 
 
 def check_device(device: str) -> None:

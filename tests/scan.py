@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tests.helpers.company import errors
 from tests.helpers.tiny_models import causal_lm_configs, tiny_causal_lm
-from textenv.lm import find_reading
+from textenv.lm import find_cache_support
 
 CLOSE = 1e-3  # nats
 
@@ -51,7 +51,7 @@ def judge(name: str) -> Verdict:
         except Exception as error:
             return verdict("not made", f"{type(error).__name__}: {error}")
         try:
-            reading = find_reading(model)
+            cached = find_cache_support(model)
         except ValueError as error:
             return verdict("refused", str(error))
         except Exception as error:
@@ -61,7 +61,8 @@ def judge(name: str) -> Verdict:
         except Exception as error:
             return verdict("ACCIDENT", f"{type(error).__name__}: {error}")
     worst = max(found, key=lambda what: found[what])
-    return verdict("right" if found[worst] < CLOSE else "WRONG", f"{reading.value}; {worst} {found[worst]:.0e}")
+    how = "through a KV cache" if cached else "padded on the right, without a cache"
+    return verdict("right" if found[worst] < CLOSE else "WRONG", f"{how}; {worst} {found[worst]:.0e}")
 
 
 def table(verdicts: list[Verdict]) -> str:

@@ -28,7 +28,7 @@ from textenv.lm import (
     forward_sequences,
     fuse_activations,
     pack_left,
-    reading_of,
+    supports_cache,
     trunk_of,
 )
 from textenv.references import CausalLMReference
@@ -76,7 +76,7 @@ class TransformerPolicy(nn.Module):
                 f"vocab_size must be at most the model's, {config.vocab_size}, got {self.vocab_size}; leave it out to "
                 "use the model's."
             )
-        reading_of(model)  # finds out how it is read, before its trunk is copied
+        supports_cache(model)  # finds out how it is read, before its trunk is copied
         self.critic = copy.deepcopy(self.trunk) if separate_critic else None
         # skip_init: the default initialisation would draw from the global generator
         self.value_head: nn.Linear = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ from transformers.cache_utils import StaticLayer
 from agents.policy import TransformerPolicy, check_compiler
 from agents.sampling.loop import Generation, sample
 from textenv import TextMDP, TextState
-from textenv.lm import Reading, cache_argument, pack_left, position_ids, reading_of
+from textenv.lm import cache_argument, pack_left, position_ids, supports_cache
 
 CHECK_INTERVAL = 16  # steps on a GPU between checks for live rows; a check waits for the GPU
 
@@ -208,6 +208,6 @@ def capture_key(policy: TransformerPolicy) -> tuple[Any, ...]:
 
 def can_capture(model: Any) -> bool:
     """Whether the cache may be keys and values of all columns, and transformers declares the model compilable."""
-    if reading_of(model) is not Reading.CACHED or not model._can_compile_fullgraph:
+    if not supports_cache(model) or not model._can_compile_fullgraph:
         return False
     return all(type(layer) is StaticLayer for layer in StaticCache(config=model.config, max_cache_len=1).layers)

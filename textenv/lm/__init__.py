@@ -9,28 +9,27 @@ from textenv.lm.adapters import (
     probe_logits,
     remove_adapters,
 )
+from textenv.lm.cache_support import find_cache_support, supports_cache
 from textenv.lm.cached_decoder import BLOCK_COLUMNS, CachedDecoder
 from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
 from textenv.lm.inputs import base_model, cache_argument, max_length, pack_left, position_ids, trunk_of
 from textenv.lm.loading import check_vocabulary, load_causal_lm, load_pretrained, load_tokenizer
 from textenv.lm.position_tables import PositionTables
 from textenv.lm.prefix_sharing import forward_sequences
-from textenv.lm.reading import Reading, find_reading, reading_of
 from textenv.lm.smollm2 import load_smollm2
-from textenv.lm.whole_decoder import WholeDecoder, new_decoder
+from textenv.lm.uncached_decoder import UncachedDecoder, new_decoder
 
 __all__ = [
     "BLOCK_COLUMNS",
     "MAX_LOGITS",
     "CachedDecoder",
     "PositionTables",
-    "Reading",
-    "WholeDecoder",
+    "UncachedDecoder",
     "base_model",
     "cache_argument",
     "check_vocabulary",
     "copy_with_adapters",
-    "find_reading",
+    "find_cache_support",
     "forward_completions",
     "forward_sequences",
     "frozen_copy",
@@ -47,7 +46,7 @@ __all__ = [
     "pack_left",
     "position_ids",
     "probe_logits",
-    "reading_of",
     "remove_adapters",
+    "supports_cache",
     "trunk_of",
 ]

@@ -60,7 +60,7 @@ def max_length(model: Any) -> int | None:
     """The number of tokens that a model has positions for, at least 2; None where it has no limit.
 
     Where the positions of all rows of a batch change as one of them exceeds the original context (LongRoPE, Ding et al.
-    2024, arXiv:2402.13753), that context is the limit. `find_reading` sets `POSITIONS` for models that use fewer
+    2024, arXiv:2402.13753), that context is the limit. `find_cache_support` sets `POSITIONS` for models that use fewer
     positions than their config says.
     """
     model = base_model(model)

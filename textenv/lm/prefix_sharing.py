@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from textenv.lm.cache_support import supports_cache
 from textenv.lm.inputs import cache_argument, deduplicate, position_ids, rope_settings, trunk_of
-from textenv.lm.reading import Reading, reading_of
 from textenv.lm.right_padded import forward_right_padded
 
 
@@ -61,13 +61,11 @@ def forward_sequences(
     Returns:
         The model's output, for all columns or fewer; the last T are always included.
     """
-    reading = reading_of(model)
-    if reading is Reading.RIGHT_PADDED:
+    if not supports_cache(model):
         kwargs.pop("logits_to_keep", None)  # the columns that are kept differ from row to row
         return forward_right_padded(model, input_ids, attention_mask, num_tokens, **kwargs)
     inputs = {"input_ids": input_ids, "position_ids": position_ids(attention_mask)}
     start, cache = input_ids.shape[1] - num_tokens, None
-    share_prefix = share_prefix and reading is Reading.CACHED
     if share_prefix and start > 0 and not torch.compiler.is_compiling():  # a compiled graph cannot depend on the data
         cache = prefix_cache(model, input_ids[:, :start], attention_mask[:, :start], input_ids.numel())
     if cache is not None:

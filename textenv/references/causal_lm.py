@@ -14,17 +14,16 @@ from torch import Tensor
 
 from textenv.lm import (
     MAX_LOGITS,
-    Reading,
     check_vocabulary,
-    find_reading,
+    find_cache_support,
     forward_completions,
     frozen_copy,
     fuse_activations,
     load_causal_lm,
     max_length,
     new_decoder,
-    reading_of,
     remove_adapters,
+    supports_cache,
 )
 from textenv.references.incremental import IncrementalInput
 
@@ -61,7 +60,7 @@ class CausalLMReference:
                 f"or a path to one, got {type(model).__name__}."
             )
         self.model = fuse_activations(model).eval().requires_grad_(False)
-        find_reading(self.model)
+        find_cache_support(self.model)
         self.adapter: Any = None
         self.config = model.config.get_text_config()
         self.vocab_size = int(vocab_size or self.config.vocab_size)
@@ -101,7 +100,7 @@ class CausalLMReference:
             extended &= ~self._paused
         new = ~(extended | unchanged)
         with self._without_adapter():
-            if new.all() or reading_of(self.model) is not Reading.CACHED:
+            if new.all() or not supports_cache(self.model):
                 self._decoder = new_decoder(self.model)
                 self._logits = self._decoder.prefill(ids, mask).logits[:, -1]
                 self._paused = np.zeros_like(new)

@@ -18,7 +18,7 @@ from transformers import (
 
 from agents.policy import TransformerPolicy
 from tests.helpers.models import CONFIGS, PADDED, SMALL, model, task
-from textenv.lm import find_reading, load_causal_lm
+from textenv.lm import find_cache_support, load_causal_lm
 
 
 def test_encoders_are_refused(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_encoders_are_refused(tmp_path: Path) -> None:
         first = encoder(ids).logits[:, 0]
     assert not torch.allclose(first[0], first[1], atol=1e-3)  # the later token changes the first one's logits
     with pytest.raises(ValueError, match="BertLMHeadModel attends to later tokens"):
-        find_reading(encoder)
+        find_cache_support(encoder)
     encoder.save_pretrained(tmp_path / "bert")
     for load in (TransformerPolicy.from_pretrained, lambda path: task("gpt2", reference=path)):
         with pytest.raises(ValueError, match="so it is not a causal language model"):
@@ -40,7 +40,7 @@ def test_encoders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="t5' is not a causal language model.*but a t5"):
         task("gpt2", reference=str(tmp_path / "t5"))
     for kind in CONFIGS:  # controls
-        find_reading(model(kind).eval())
+        find_cache_support(model(kind).eval())
 
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
@@ -56,11 +56,11 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_told_as_such(value: float) -> None:
     """Not as a model that attends to later tokens."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=16)).eval()
-    find_reading(model)
+    find_cache_support(model)
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight[0, 0] = value
     with pytest.raises(ValueError, match="weights of the GPT2LMHeadModel are not finite"):
-        find_reading(model)
+        find_cache_support(model)
 
 
 def test_weights_are_loaded_in_float32(tmp_path: Path) -> None:

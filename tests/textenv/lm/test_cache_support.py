@@ -15,19 +15,19 @@ from tests.helpers.company import PROMPTS, environment, errors, log_probs_alone,
 from tests.helpers.sequences import padded
 from tests.helpers.tiny_models import SPECIAL, VOCABULARY, causal_lm_configs, tiny_causal_lm
 from tests.scan import judge
-from textenv.lm import Reading, find_reading, max_length, reading_of
+from textenv.lm import find_cache_support, max_length, supports_cache
 from textenv.references import CausalLMReference
 
 CLOSE = 1e-3
 FAMILIES = {  # with a window, windows in some layers, biases by distance, positions from the cache, recurrent states
-    "GPT2": Reading.CACHED,
-    "Mistral": Reading.CACHED,
-    "GPTNeo": Reading.CACHED,
-    "Bart": Reading.RIGHT_PADDED,
-    "Mpt": Reading.CACHED,
-    "Mamba": Reading.RIGHT_PADDED,
-    "Lfm2": Reading.RIGHT_PADDED,
-    "Jamba": Reading.RIGHT_PADDED,
+    "GPT2": True,
+    "Mistral": True,
+    "GPTNeo": True,
+    "Bart": False,
+    "Mpt": True,
+    "Mamba": False,
+    "Lfm2": False,
+    "Jamba": False,
 }
 
 
@@ -42,7 +42,7 @@ def test_company_changes_nothing(name: str) -> None:
     model = tiny(name)
     found = errors(model)
     assert max(found.values()) < CLOSE, found
-    assert find_reading(model) is FAMILIES[name]
+    assert find_cache_support(model) is FAMILIES[name]
 
 
 @pytest.mark.parametrize("name", ["Roberta", "GPT2", "Opt"])
@@ -51,7 +51,7 @@ def test_a_sequence_may_fill_the_positions_and_no_more(name: str) -> None:
     config = causal_lm_configs()[f"{name}Config" if name != "Opt" else "OPTConfig"]
     model = tiny_causal_lm(config)
     positions, width = max_length(model), max(len(prompt.split()) for prompt in PROMPTS)
-    find_reading(model)
+    find_cache_support(model)
     assert positions is not None and max_length(model) == positions - (2 if name == "Roberta" else 0)
     length = max_length(model) - width
     env = environment(model, num_envs=1, max_new_tokens=length)
@@ -80,7 +80,7 @@ def test_a_model_that_is_read_wrongly_is_seen(name: str) -> None:
     envs = environment(model)
     reference = envs.unwrapped.mdp.reference
     for module in (reference.model, reference.model.base_model):
-        module.reading = Reading.CACHED
+        module.textenv_supports_cache = True
     try:
         wrong = stepping_error(envs, model) > 10 * CLOSE
     except (TypeError, AttributeError, ValueError, IndexError):
@@ -101,7 +101,7 @@ def test_it_costs_four_passes_of_64_tokens(name: str) -> None:
         assert name == "CpmAnt"
     else:
         policy = TransformerPolicy(reference.copy_model())
-        assert reading_of(policy.trunk) is FAMILIES[name]
+        assert supports_cache(policy.trunk) is FAMILIES[name]
     assert 1 < len(calls) <= 4 and max(calls) <= 64
 
 
@@ -163,7 +163,7 @@ def test_what_company_changes_is_refused(fault: str, message: str) -> None:
 def test_a_model_without_positions_is_padded_on_the_right(fault: str) -> None:
     """What it is passed by name is not asked; it is right."""
     model = odd(fault)
-    assert find_reading(model) is Reading.RIGHT_PADDED
+    assert find_cache_support(model) is False
     assert stepping_error(environment(model), model) < CLOSE
 
 
@@ -175,7 +175,7 @@ def test_it_leaves_no_trace() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    find_reading(model)
+    find_cache_support(model)
     assert torch.equal(torch.rand(3), expected)
     assert [module.training for module in model.modules()] == modes
 

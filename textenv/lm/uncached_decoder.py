@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textenv.lm.cache_support import supports_cache
 from textenv.lm.cached_decoder import CachedDecoder
 from textenv.lm.inputs import last_columns, pack_left
 from textenv.lm.prefix_sharing import forward_sequences
-from textenv.lm.reading import Reading, reading_of
 
 
-class WholeDecoder:
+class UncachedDecoder:
     """Decodes B sequences token by token, as `CachedDecoder` does, for models that must be read without a cache."""
 
     def __init__(self, model: Any) -> None:
@@ -48,6 +48,6 @@ class WholeDecoder:
         return forward_sequences(self.model, self.input_ids, self.attention_mask, 1, False, logits_to_keep=last)
 
 
-def new_decoder(model: Any) -> CachedDecoder | WholeDecoder:
+def new_decoder(model: Any) -> CachedDecoder | UncachedDecoder:
     """A decoder that reads a causal language model as it must be read."""
-    return CachedDecoder(model) if reading_of(model) is Reading.CACHED else WholeDecoder(model)
+    return CachedDecoder(model) if supports_cache(model) else UncachedDecoder(model)

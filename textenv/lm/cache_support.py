@@ -1,16 +1,15 @@
 """How a causal language model is read, found by what it does.
 
-The truth is what the model says of one sequence alone. Company must not change it: padding, other rows of a batch, a
-KV cache, a row of the cache that began anew. Few forward passes over sequences of 32 tokens show what a model bears. In
-bfloat16 rounding hides what is small; what happens only behind 32 tokens is not seen (positions that change there are
-known from the config, see `max_length`).
+What the model says of one sequence alone is right. Padding, other rows of a batch, a KV cache, and a row of the cache
+that was replaced must not change it. Few forward passes over sequences of 32 tokens show whether they do. In bfloat16
+rounding hides small differences; what happens only after 32 tokens is not seen (positions that change there are known
+from the config, see `max_length`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from typing import Any
 
 import torch
@@ -23,29 +22,24 @@ from textenv.lm.right_padded import forward_alone, forward_right_padded
 
 LENGTH = 32  # tokens of the sequence that is read alone; two rows of it are 64
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)  # says nothing about a model
-ATTRIBUTE = "reading"  # of a model, where `find_reading` keeps what it found; copies of the model have it too
+ATTRIBUTE = "textenv_supports_cache"  # of a model, with what `find_cache_support` found; copies have it too
 
 
-class Reading(Enum):
-    """What a model bears; the first that it bears is the fastest."""
-
-    CACHED = "padded on the left, with position ids, through a KV cache"
-    WHOLE = "padded on the left, with position ids, but without a cache"
-    RIGHT_PADDED = "padded on the right, without position ids and a cache"
-
-
-def reading_of(model: Any) -> Reading:
-    """How a causal LM, or its trunk, is read: as `find_reading` has found, which is called where it was not yet."""
+def supports_cache(model: Any) -> bool:
+    """Whether a causal LM, or its trunk, may be read through a KV cache, see `find_cache_support`."""
     model = base_model(model)
     if not hasattr(model, ATTRIBUTE):
-        find_reading(model)
-    reading: Reading = getattr(model, ATTRIBUTE)
-    return reading
+        find_cache_support(model)
+    return bool(getattr(model, ATTRIBUTE))
 
 
 @torch.no_grad()
-def find_reading(model: Any) -> Reading:
+def find_cache_support(model: Any) -> bool:
     """Finds out how a causal LM must be read, in at most four forward passes of 64 tokens, and keeps it.
+
+    Returns:
+        Whether it may be padded on the left, given position ids, and read through a KV cache. Any other is padded on
+        the right, without positions, and reads whole sequences for every token (`UncachedDecoder`).
 
     Raises:
         ValueError: the model attends to later tokens, as an encoder like BERT does; what it says of a sequence depends
@@ -59,20 +53,19 @@ def find_reading(model: Any) -> Reading:
             alone = _read_alone(model, ids)
         if not alone.isfinite().all():
             raise ValueError(f"The weights of the {_name(model)} are not finite: its logits are nan or infinite.")
-        reading = _with_positions(model, ids, alone)
-        if reading is None:
+        supported = _is_right_in_a_cache(model, ids, alone)
+        if not supported:
             _check_right_padded(model, ids, alone)
-            reading = Reading.RIGHT_PADDED
     for module in (model, trunk_of(model)):
-        setattr(module, ATTRIBUTE, reading)
+        setattr(module, ATTRIBUTE, supported)
         setattr(module, POSITIONS, min(tables.limits, default=None))
-    return reading
+    return supported
 
 
-def _with_positions(model: Any, ids: Tensor, alone: Tensor) -> Reading | None:
-    """CACHED, WHOLE, or None where padding on the left changes what the model says.
+def _is_right_in_a_cache(model: Any, ids: Tensor, alone: Tensor) -> bool:
+    """Whether company in a KV cache leaves the logits of sequences as they are alone.
 
-    Two beginnings of the sequence are prefilled. Then one row is replaced by a third beginning, and both go on.
+    Two beginnings of the sequence are prefilled. Then one row is replaced by a third beginning, and both are continued.
     """
     long, short, other = _beginnings(len(ids))
     decoder = CachedDecoder(model)
@@ -82,21 +75,15 @@ def _with_positions(model: Any, ids: Tensor, alone: Tensor) -> Reading | None:
         rows[row, long - length :], mask[row, long - length :] = ids[:length], 1
     try:
         if _distance(alone[[long - 1, short - 1]], decoder.prefill(rows, mask).logits[:, -1]) > _tolerance(alone):
-            return None
-    except OUT_OF_MEMORY:
-        raise
-    except Exception:  # whatever a model does that takes no positions, or no such cache
-        return None
-    try:
+            return False
         second, new = torch.tensor([1], device=ids.device), ids[None, :other]
         first = decoder.reset_rows(second, new, torch.ones_like(new)).logits[:, -1]
         then = decoder.decode_step(ids[[long, other]]).logits[:, -1]
-        wrong = _distance(alone[[other - 1, long, other]], torch.cat([first, then])) > _tolerance(alone)
     except OUT_OF_MEMORY:
         raise
-    except Exception:
-        wrong = True
-    return Reading.WHOLE if wrong else Reading.CACHED
+    except Exception:  # whatever a model does that takes no positions, or has no such cache
+        return False
+    return _distance(alone[[other - 1, long, other]], torch.cat([first, then])) <= _tolerance(alone)
 
 
 def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
