@@ -19,13 +19,13 @@ bench: $(VENV)/ready .venv-bench/trl-1.12
 	touch $@
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 # everything that must hold before a change lands
 check: lint types test slow oldest tianshou rllib torchrl ray trl wheel
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto -m slow $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -39,9 +39,10 @@ types: $(VENV)/ready
 crash: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --out experiments/results/crash $(ARGS)
 
-# Every class of causal language model that transformers has, made tiny: is what it says right in any company?
+# Every class of causal language models and classifiers that transformers has, made tiny: is it right in any company?
 scan: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scan --out experiments/results/scan/causal_lms.txt $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scan causal_lms --out experiments/results/scan/causal_lms.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scan classifiers --out experiments/results/scan/classifiers.txt
 
 # Small faults in the source, one at a time: which do the tests not see? See experiments/results/mutation/README.md.
 mutation: $(VENV)/ready
@@ -80,13 +81,13 @@ wheel: $(VENV)/ready
 	rm -rf build dist .venv-wheel
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/pip install --quiet --constraint constraints.txt "$$(ls dist/textenv-*.whl)[agents]"
+	.venv-wheel/bin/pip install --quiet --no-compile --constraint constraints.txt "$$(ls dist/textenv-*.whl)[agents]"
 	cd "$$(mktemp -d)" && $(CURDIR)/.venv-wheel/bin/python -I $(CURDIR)/tests/helpers/check_wheel.py $(CURDIR)/README.md
 
 .venv-%/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --upgrade pip
-	.venv-$*/bin/pip install --quiet --constraint constraints.txt --editable $(NEEDS_$*)
+	.venv-$*/bin/pip install --quiet --no-compile --constraint constraints.txt --editable $(NEEDS_$*)
 	touch $@
 
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -1,15 +1,15 @@
-"""Every causal language model class of the installed transformers, made tiny: is what it says in company right?
+"""Every class of causal language models and classifiers of transformers, made tiny: is it right in any company?
 
     make scan
+    python -m tests.scan causal_lms GPT2Config MambaConfig
 
-Right: stepping, sampling, updates and values agree with each sequence alone. Refused: a ValueError in a sentence, when
-the model is loaded. Wrong or an accident (another error): a fault of ours.
+Right: stepping, sampling, updates and values, or scores, agree with those of each sequence alone. Refused: a ValueError
+in a sentence, when the model is loaded. WRONG or an ACCIDENT (another error): a fault of ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.helpers.company import errors
+from tests.helpers.tiny_classifiers import classifier_configs, examine
 from tests.helpers.tiny_models import causal_lm_configs, tiny_causal_lm
 from textenv.lm import find_cache_support
 
@@ -28,21 +29,24 @@ CLOSE = 1e-3  # nats
 
 
 class Verdict(NamedTuple):
-    """Of one class."""
+    """Of one class.
+
+    Attributes:
+        name: of the class, without "Config".
+        verdict: right, right by equal length, refused, WRONG, ACCIDENT or not made.
+        reason: how it is called and the largest error, or what is wrong.
+    """
 
     name: str
     verdict: str
-    """right, refused, WRONG, ACCIDENT or not made."""
     reason: str
-    seconds: float
 
 
 def judge(name: str) -> Verdict:
-    """Makes a model of a config class, and tries it."""
-    start = time.monotonic()
+    """Makes a causal language model of a config class, and tries it."""
 
     def verdict(word: str, reason: str) -> Verdict:
-        return Verdict(name.removesuffix("Config"), word, " ".join(reason.split())[:160], time.monotonic() - start)
+        return Verdict(name.removesuffix("Config"), word, " ".join(reason.split())[:160])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -65,11 +69,16 @@ def judge(name: str) -> Verdict:
     return verdict("right" if found[worst] < CLOSE else "WRONG", f"{how}; {worst} {found[worst]:.0e}")
 
 
+def judge_classifier(name: str) -> Verdict:
+    """Makes a classifier of a config class, and tries it as a reward."""
+    return Verdict(name.removesuffix("Config"), *examine(classifier_configs()[name]))
+
+
 def table(verdicts: list[Verdict]) -> str:
     """One line a class, and how many there are of each verdict."""
     counts = Counter(each.verdict for each in verdicts)
     title = f"transformers {transformers.__version__}: " + ", ".join(f"{n} {word}" for word, n in counts.most_common())
-    lines = Table("class", "verdict", "how it is read and the largest error, or the reason", title=title, box=None)
+    lines = Table("class", "verdict", "how it is called and the largest error, or the reason", title=title, box=None)
     for each in sorted(verdicts, key=lambda each: (each.verdict, each.name)):
         lines.add_row(each.name, each.verdict, each.reason)
     console = Console(width=230)
@@ -78,17 +87,22 @@ def table(verdicts: list[Verdict]) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
+KINDS = {"causal_lms": (causal_lm_configs, judge), "classifiers": (classifier_configs, judge_classifier)}
+
+
 def main() -> None:
     """Tries the classes that the command line names, by default all; writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("names", nargs="*", help="config classes, e.g. GPT2Config; by default all")
     parser.add_argument("--out", type=Path, help="the file of the table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    configs, judge_one = KINDS[arguments.kind]
     verdicts = []
-    for name in arguments.names or causal_lm_configs():
-        verdicts.append(judge(name))
+    for name in arguments.names or configs():
+        verdicts.append(judge_one(name))
         print(*verdicts[-1], flush=True)
     print(text := table(verdicts))
     if arguments.out is not None:

@@ -83,19 +83,17 @@ class Found(NamedTuple):
     """What `RewardModel` makes of a class of models.
 
     Attributes:
-        name: the class of its config.
-        verdict: "right", "right by equal length", "refused", "not made"; "WRONG", or "FAILS" by accident.
-        reason: the error's text, or the largest error of a score.
+        verdict: "right", "right by equal length", "refused", "not made"; "WRONG", or "ACCIDENT".
+        reason: the error's text, or the longest sequence that it reads.
     """
 
-    name: str
     verdict: str
     reason: str
 
 
-def config_classes() -> list[type[PreTrainedConfig]]:
-    """The config of each class of classifiers, in alphabetical order."""
-    return sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.keys(), key=lambda each: each.__name__)
+def classifier_configs() -> dict[str, type[PreTrainedConfig]]:
+    """The config classes of all sequence classifiers, by name."""
+    return {config.__name__: config for config in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING}
 
 
 def tiny_tokenizer() -> Any:
@@ -153,28 +151,27 @@ def tiny_classifier(cls: type[PreTrainedConfig], num_labels: int = 1) -> Any:
 
 def examine(cls: type[PreTrainedConfig]) -> Found:
     """Makes a tiny classifier of a class, loads it into `RewardModel` and compares its scores with those alone."""
-    name = cls.__name__
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             model = tiny_classifier(cls)
             model(input_ids=torch.tensor([[2, 3, 4, 5, 0]]))
         except Exception as error:
-            return Found(name, "not made", _line(error))
+            return Found("not made", _line(error))
         try:
             reward = RewardModel(model, tiny_tokenizer(), batch_size=8)
         except ValueError as error:
-            return Found(name, "refused", _line(error))
+            return Found("refused", _line(error))
         except Exception as error:
-            return Found(name, "FAILS", _line(error))
+            return Found("ACCIDENT", _line(error))
         try:
             off, spread = largest_error(reward)
         except Exception as error:
-            return Found(name, "FAILS", _line(error))
+            return Found("ACCIDENT", _line(error))
     if off > 1e-3 * spread + 1e-5:
-        return Found(name, "WRONG", f"off by {off:.2g}, of a spread of {spread:.2g}")
+        return Found("WRONG", f"off by {off:.2g}, of a spread of {spread:.2g}")
     limit = "no limit" if reward.max_length is None else f"at most {reward.max_length} tokens"
-    return Found(name, "right" if reward.pads else "right by equal length", limit)
+    return Found("right" if reward.pads else "right by equal length", limit)
 
 
 @torch.no_grad()

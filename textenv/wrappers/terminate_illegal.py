@@ -91,7 +91,7 @@ class VectorTerminateIllegal(VectorWrapper, RecordConstructorArgs):
 
     @property
     def autoreset_mode(self) -> AutoresetMode:
-        """The environment's, which TorchRL reads here."""
+        """The environment's; TorchRL reads it from the outermost wrapper."""
         return self.text_env.autoreset_mode
 
     def action_masks(self) -> Any:

@@ -215,7 +215,7 @@ def test_training_uses_the_batches_of_scoring() -> None:
     ],
 )
 def test_scores_are_those_alone(cls: Any, verdict: str) -> None:
-    """A sample of `python -m tests.scan_classifiers`, which does this for every class of transformers."""
+    """A sample of `make scan`, which does this for every class of transformers."""
     found = examine(cls)
     assert found.verdict == verdict, found
 
