@@ -20,7 +20,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from tests.helpers.company import errors
+from tests.helpers.company import errors, tokens_per_second
 from tests.helpers.tiny_classifiers import classifier_configs, examine
 from tests.helpers.tiny_models import causal_lm_configs, tiny_causal_lm
 from textenv.lm import find_cache_support
@@ -61,12 +61,14 @@ def judge(name: str) -> Verdict:
         except Exception as error:
             return verdict("ACCIDENT", f"{type(error).__name__}: {error}")
         try:
-            found = errors(model)
+            found, rate = errors(model), tokens_per_second(model)
         except Exception as error:
             return verdict("ACCIDENT", f"{type(error).__name__}: {error}")
     worst = max(found, key=lambda what: found[what])
     how = "through a KV cache" if cached else "padded on the right, without a cache"
-    return verdict("right" if found[worst] < CLOSE else "WRONG", f"{how}; {worst} {found[worst]:.0e}")
+    return verdict(
+        "right" if found[worst] < CLOSE else "WRONG", f"{how}, {rate:.0f} tokens/s; {worst} {found[worst]:.0e}"
+    )
 
 
 def judge_classifier(name: str) -> Verdict:
@@ -78,7 +80,9 @@ def table(verdicts: list[Verdict]) -> str:
     """One line a class, and how many there are of each verdict."""
     counts = Counter(each.verdict for each in verdicts)
     title = f"transformers {transformers.__version__}: " + ", ".join(f"{n} {word}" for word, n in counts.most_common())
-    lines = Table("class", "verdict", "how it is called and the largest error, or the reason", title=title, box=None)
+    lines = Table(
+        "class", "verdict", "how it is called, how fast, and the largest error; or the reason", title=title, box=None
+    )
     for each in sorted(verdicts, key=lambda each: (each.verdict, each.name)):
         lines.add_row(each.name, each.verdict, each.reason)
     console = Console(width=230)

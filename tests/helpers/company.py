@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -65,6 +66,17 @@ def stepping_error(envs: Any, model: Any, steps: int = 30) -> float:
             worst = max(worst, abs(float(info["ref_log_prob"][row]) - expected))
         ended = terminated
     return worst
+
+
+def tokens_per_second(model: Any, completions: int = 32) -> float:
+    """The rate at which `collect` samples completions, their rewards and log pi_ref included."""
+    envs = environment(model)
+    policy = TransformerPolicy.for_env(envs)
+    generator = torch.Generator().manual_seed(0)
+    collect(envs, policy, completions, generator=generator)
+    start = time.perf_counter()
+    tokens = collect(envs, policy, completions, generator=generator).num_sampled
+    return float(tokens) / (time.perf_counter() - start)
 
 
 def errors(model: Any) -> dict[str, float]:

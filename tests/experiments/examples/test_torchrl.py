@@ -35,7 +35,9 @@ ENVIRONMENTS = {
     "categorical": lambda: GymEnv("textenv/Toy-v0", categorical_action_encoding=True),
     "masked": masked,
     "unmasked": unmasked,
-    "unmasked, batched": lambda: GymWrapper(TerminateIllegal(gym.make_vec(TAJ_MAHAL, num_envs=2, autoreset_mode="Disabled"), -1.0)),
+    "unmasked, batched": lambda: GymWrapper(
+        TerminateIllegal(gym.make_vec(TAJ_MAHAL, num_envs=2, autoreset_mode="Disabled"), -1.0)
+    ),
     "flat": lambda: GymWrapper(FlatTokens(TerminateIllegal(gym.make(TAJ_MAHAL), -1.0))),
 }
 
