@@ -15,10 +15,15 @@ from agents import files
 from experiments.errors import FlagError
 from experiments.task_arguments import check_flags_of_task, check_task_arguments
 from textenv import get_mdp
-from textenv.data import fill_holes
+from textenv.data import fill_holes, parse_json
 from textenv.lm import find_cache_support, load_tokenizer
 from textenv.references import CausalLMReference
 from textenv.shaping import missing_eos_penalty
+
+# flags of Text-v0 and Sentiment-v0, whose prompts are texts
+OF_TEXTS = (
+    "model", "prompts", "reward", "reward_weights", "gold_reward", "special_tokens_in_prompts", "chat_template_kwargs",
+)  # fmt: skip
 
 
 @dataclass
@@ -61,6 +66,9 @@ class EnvFlags:
     special_tokens_in_prompts: bool = False
     """Text-v0, Sentiment-v0: read the spelling of a special token in a prompt ("</s>") as that token, for prompts that
     a chat template has written. Without it such a spelling is ordinary text."""
+    chat_template_kwargs: str | None = None
+    """Text-v0, Sentiment-v0: further arguments of the tokenizer's chat template, a JSON object such as
+    '{"enable_thinking": false}'. A field of that name in a prompt's row is for that prompt."""
     trust_remote_code: bool = False
     """Run the Python code that models and classifiers bring; without it those that need code are refused."""
     device: str = "cpu"
@@ -89,8 +97,7 @@ class EnvFlags:
         arguments: dict[str, Any] = self.env_args | flags
         if self.missing_eos_penalty:
             arguments["shaping"] = missing_eos_penalty(self.missing_eos_penalty)
-        own = ("model", "prompts", "reward", "reward_weights", "gold_reward", "special_tokens_in_prompts")
-        given = [name for name in own if getattr(self, name) not in (None, False)]
+        given = [name for name in OF_TEXTS if getattr(self, name) not in (None, False)]
         if self.env not in ("textenv/Text-v0", "textenv/Sentiment-v0") and given:
             raise FlagError(
                 f"--{given[0].replace('_', '-')} is for --env textenv/Text-v0 and textenv/Sentiment-v0; {self.env} "
@@ -124,6 +131,7 @@ class EnvFlags:
             raise FlagError(f"The prompt file {self.prompts!r} {'is no file' if path.exists() else 'does not exist'}.")
         arguments: dict[str, Any] = {"prompts": self.prompts, "reward_weights": self.reward_weights}
         arguments["special_tokens_in_prompts"] = self.special_tokens_in_prompts or None
+        arguments["chat_template_kwargs"] = self._template_arguments()
         trust = self.trust_remote_code
         if self.reward is not None:
             arguments["reward"] = [
@@ -142,6 +150,18 @@ class EnvFlags:
         elif self.model is not None:
             arguments |= {"model": self.model, "trust_remote_code": trust}
         return {name: value for name, value in arguments.items() if value is not None}
+
+    def _template_arguments(self) -> dict[str, Any] | None:
+        if self.chat_template_kwargs is None:
+            return None
+        try:
+            found = parse_json(self.chat_template_kwargs)
+        except (ValueError, RecursionError) as error:
+            found = str(error)
+        if not isinstance(found, dict):
+            given = self.chat_template_kwargs
+            raise FlagError(f"--chat-template-kwargs must be a JSON object, got {given!r}: {found}.")
+        return found
 
 
 def set_attention(model: Any, name: str) -> None:

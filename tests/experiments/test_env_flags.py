@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,8 @@ from experiments.env_flags import EnvFlags, load_reward
 from experiments.errors import FlagError
 from tests.helpers.classifiers import random_classifier, word_tokenizer
 from tests.helpers.commands import TINY, tiny
+from tests.helpers.models import model_folder
+from textenv.lm import load_tokenizer
 from textenv.testing import play
 
 
@@ -72,3 +75,21 @@ def test_missing_eos_penalty_is_a_shaping_term() -> None:
     env = gym.make("textenv/Toy-v0", **TINY, shaping=shaping)
     assert play(env, 0, [1, 1]).terms["missing_eos"].tolist() == [0.0, -2.5]
     assert play(env, 0, [1, 0]).terms["missing_eos"].tolist() == [0.0, 0.0]
+
+
+def test_arguments_of_the_chat_template(tmp_path: Path) -> None:
+    """--chat-template-kwargs is a JSON object; anything else is refused by name."""
+    model = model_folder(tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = "{{ messages[0].content }}{% if enable_thinking is false %} b{% endif %}"
+    tokenizer.save_pretrained(model)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": [{"role": "user", "content": "a"}]}\n')
+    flags: dict[str, Any] = {"env": "textenv/Text-v0", "model": str(model), "prompts": str(tmp_path / "prompts.jsonl")}
+    flags |= {"reward": ["vader"], "max_new_tokens": 3}
+    for given, text in ((None, "a"), ('{"enable_thinking": false}', "a b"), ('{"enable_thinking": true}', "a")):
+        assert EnvFlags(**flags, chat_template_kwargs=given).make_env().unwrapped.mdp.prompts.texts == [text]
+    for bad in ("", "[1]", "{", "enable_thinking", '{"a": 1, "a": 2}', '{"tokenize": true}'):
+        with pytest.raises(FlagError, match=r"--chat-template-kwargs must be|tokenize"):
+            EnvFlags(**flags, chat_template_kwargs=bad).make_env()
+    with pytest.raises(FlagError, match="--chat-template-kwargs is for --env textenv/Text-v0"):
+        EnvFlags(chat_template_kwargs="{}").make_env()

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.files import DamagedFile, describe, read_json, write_json
 from experiments.command_line import main
@@ -20,6 +18,7 @@ from experiments.saved_run import EvaluateConfig, SampleConfig, evaluate, sample
 from experiments.trial import run_trial
 from tests.helpers.classifiers import random_classifier, word_tokenizer
 from tests.helpers.commands import tiny
+from tests.helpers.models import model_folder
 
 MODULE = """
 import pathlib
@@ -64,15 +63,6 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delitem(sys.modules, "hostile", raising=False)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     return tmp_path / "ran"
-
-
-def model_folder(folder: Path) -> Path:
-    """A small language model with the tokenizer of words."""
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    word_tokenizer(eos_token="[END]").save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from transformers import (
 from agents.policy import TransformerPolicy
 from agents.sampling import GraphSampler, Sampler, collect, new_generator
 from agents.sampling.loop import MIN_FINISHED_ROWS
+from tests.helpers.classifiers import word_tokenizer
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import letter_values, make, random_reference, stories, words
 from textenv import exact, get_mdp
@@ -193,3 +194,12 @@ def sampling_task(kind: str) -> tuple[Any, TransformerPolicy]:
         reference = GPT2LMHeadModel(config).eval()
     env = make(words(4, prompts=["a b", "b", "c a b"], reference=reference, max_new_tokens=4))
     return env, random_policy(env, scale=0.3, temperature=1.5)
+
+
+def model_folder(folder: Path) -> Path:
+    """A small language model with the tokenizer of words."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    word_tokenizer(eos_token="[END]").save_pretrained(folder)
+    return folder
