@@ -138,7 +138,10 @@ class CausalLMReference:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:
         """Copies the weights, not the cache."""
-        return CausalLMReference(self.copy_model(), vocab_size=self.vocab_size)
+        other = copy.copy(self)
+        other.model, other.adapter = self.copy_model().eval().requires_grad_(False), None
+        other.config = other.model.config.get_text_config()
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_input": IncrementalInput(), "_decoder": None, "_logits": torch.zeros(0, 0)}

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from textenv.arguments import shown
-from textenv.data import encode_chat, encode_text, messages_of, with_completion
+from textenv.data import encode_chat, encode_text, fill_holes, messages_of, with_completion
 from textenv.lm import check_vocabulary, load_pretrained, load_tokenizer
 from textenv.rewards.classifier_checks import LONG, ROWS, SHORT, find_limit, find_shape_limit, may_pad, sample_rows
 from textenv.rewards.messages import Completion, completion_text
@@ -89,7 +89,7 @@ class RewardModel:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if (vocab_size := getattr(model.config.get_text_config(), "vocab_size", None)) is None:
             raise ValueError(f"RewardModel needs a classifier of texts; a {type(model).__name__} has no vocabulary.")
-        check_vocabulary(len(tokenizer), vocab_size, "classifier")
+        check_vocabulary(len(fill_holes(tokenizer)), vocab_size, "classifier")
         for name, low in (("score_mean", -np.inf), ("score_std", 0.0)):
             number = getattr(model.config, name, 1.0)
             if not isinstance(number, int | float) or not low < number < np.inf:
