@@ -76,13 +76,13 @@ ray: .venv-ray/ready
 trl: .venv-trl/ready
 	.venv-trl/bin/python -m pytest tests/textenv/rewards/test_trl.py
 
-# The wheel in a clean environment, without the checkout: the README's environment and agent run there.
+# The wheel in a clean environment, without the checkout: the READMEs' environment, reward test and agent run there.
 wheel: $(VENV)/ready
 	rm -rf build dist .venv-wheel
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/pip install --quiet --no-compile --constraint constraints.txt "$$(ls dist/textenv-*.whl)[agents]"
-	cd "$$(mktemp -d)" && $(CURDIR)/.venv-wheel/bin/python -I $(CURDIR)/tests/helpers/check_wheel.py $(CURDIR)/README.md
+	cd "$$(mktemp -d)" && $(CURDIR)/.venv-wheel/bin/python -I $(CURDIR)/tests/helpers/check_wheel.py $(CURDIR)/README.md $(CURDIR)/textenv/README.md
 
 .venv-%/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-$*

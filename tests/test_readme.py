@@ -1,4 +1,4 @@
-"""The README is correct: its code runs unchanged, its links exist, and its commands have valid flags."""
+"""The READMEs are correct: their code runs unchanged, their links exist, and their commands have valid flags."""
 
 from __future__ import annotations
 
@@ -14,41 +14,77 @@ import tyro
 from experiments import command_line
 from tests.helpers.paths import ROOT
 
-README = (ROOT / "README.md").read_text()
+FOLDERS = (
+    "",
+    "textenv",
+    "agents",
+    "experiments",
+    *(f"experiments/{name}" for name in ("lecture", "bench", "examples")),
+)
+READMES = [ROOT / folder / "README.md" for folder in (*FOLDERS, "tests")]
 Command: Any = command_line.Command
 PACKAGES = ("textenv", "agents", "experiments")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_readme_has_code() -> None:
-    """An environment, a reward's unit test, an agent."""
-    assert len(BLOCKS) >= 3
+def text_of(readme: Path) -> str:
+    """The text of a README."""
+    return readme.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
-def test_its_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def name_of(readme: Path) -> str:
+    """The path of a README in the repository."""
+    return readme.relative_to(ROOT).as_posix()
+
+
+BLOCKS = [
+    pytest.param(code, id=f"{name_of(readme)} {number}")
+    for readme in READMES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", text_of(readme), flags=re.DOTALL))
+]
+of_every_readme = pytest.mark.parametrize("readme", READMES, ids=name_of)
+
+
+def test_they_have_code() -> None:
+    """An environment and an agent in the first; a reward's unit test, other libraries."""
+    assert len(BLOCKS) >= 6 and len(text_of(READMES[0]).splitlines()) <= 150
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_their_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block runs by itself in an empty folder."""
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
 
 
-def test_its_links_exist() -> None:
-    """Every relative link names a file of this repository."""
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert len(links) > 10
-    assert [link for link in links if not (ROOT / link).is_file()] == []
+def anchors(readme: Path) -> set[str]:
+    """The anchors of a README's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text_of(readme), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@of_every_readme
+def test_its_links_exist(readme: Path) -> None:
+    """Every relative link names a file of this repository, and a heading of it."""
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text_of(readme)) if "://" not in link]
+    assert links
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = readme.parent / path if path else readme
+        assert target.is_file(), f"{name_of(readme)}: {link}"
+        assert not anchor or anchor in anchors(target), f"{name_of(readme)}: {link}"
 
 
 def test_the_linked_files_define_the_functions_named_with_them() -> None:
     """`[file](path) `function`` in the ladder: the file defines the function."""
     named = [
-        (path, name)
-        for path, names in re.findall(r"\]\(([\w/]+\.py)\)((?:,? ?`\w+`)+)", README)
+        (readme.parent / path, name)
+        for readme in READMES
+        for path, names in re.findall(r"\]\(([\w./]+\.py)\)((?:,? ?`\w+`)+)", text_of(readme))
         for name in re.findall(r"`(\w+)`", names)
     ]
-    assert len(named) > 5
+    assert len(named) > 10
     for path, name in named:
-        assert re.search(rf"def {name}\(", (ROOT / path).read_text()), f"{path} has no {name}"
+        assert re.search(rf"def {name}\(", path.read_text()), f"{path} has no {name}"
 
 
 def modules_in(tree: str) -> set[str]:
@@ -63,24 +99,22 @@ def modules_in(tree: str) -> set[str]:
     return modules
 
 
-def test_its_file_tree_is_complete() -> None:
-    """The file tree has every module of textenv and agents, in its folder, and no other."""
-    named = modules_in(README.split("## Files")[1].split("```")[1])
+@pytest.mark.parametrize("package", ["textenv", "agents"])
+def test_its_file_tree_is_complete(package: str) -> None:
+    """The file tree of a package's README has every module, in its folder, and no other."""
+    named = modules_in(text_of(ROOT / package / "README.md").split("## Files")[1].split("```")[1])
     modules = {
-        path.relative_to(ROOT).as_posix()
-        for package in ("textenv", "agents")
-        for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py"
+        path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"
     }
-    assert len(modules) > 50
+    assert len(modules) > 30
     assert sorted(modules - named) == []
     assert sorted(named - modules) == []
 
 
 def commands() -> list[str]:
-    """Every `python -m experiments` command of the README, with its shell variables replaced by their values."""
+    """Every `python -m experiments` command of the READMEs, with its shell variables replaced by their values."""
     commands = []
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
+    for block in re.findall(r"```bash\n(.*?)```", "\n".join(map(text_of, READMES)), flags=re.DOTALL):
         block = re.sub(r"\\\n", " ", block)
         variables = dict(re.findall(r'^(\w+)="([^"]*)"', block, flags=re.MULTILINE))
         VARIABLES.update(variables)
@@ -109,8 +143,8 @@ def test_an_unknown_flag_is_refused() -> None:
 
 
 def sources() -> list[Path]:
-    """The README and every module."""
-    return [ROOT / "README.md", *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
+    """The READMEs and every module."""
+    return [*READMES, *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
 
 
 def test_nothing_is_to_be_installed_from_an_index() -> None:

@@ -30,7 +30,7 @@ def get_mdp(env: Any) -> TextMDP:
         raise TypeError(
             "Expected an environment of textenv (gym.make('textenv/...'), or gym.make_vec without a "
             f"vectorization_mode), got {type(env).__name__}. "
-            '(Agents also take a single environment of another library: see "Plug in your agent" in the README.)'
+            "(Agents also take a single environment of another library: see agents/README.md.)"
         )
     wrapper = env
     while isinstance(wrapper, gym.Wrapper | gym.vector.VectorWrapper):

@@ -1,6 +1,7 @@
 """Signs of trouble in the metrics of the last updates, which the table of warnings names.
 
-Metrics are those of the README's glossary. A metric that is missing, because an agent does not have it, never holds.
+Metrics are those of the table in agents/README.md. A metric that is missing, because an agent does not have it, never
+holds.
 """
 
 from __future__ import annotations

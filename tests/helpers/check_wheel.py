@@ -1,4 +1,4 @@
-"""Runs the README's environment and agent against the installed wheel: `python check_wheel.py README.md`, anywhere.
+"""Runs the code of READMEs against the installed wheel: `python check_wheel.py README.md ...`, anywhere.
 
 `make wheel` calls it in a clean environment with `python -I`: neither the checkout nor this folder is on the path.
 """
@@ -12,16 +12,17 @@ import sysconfig
 from pathlib import Path
 
 
-def main(readme: Path) -> None:
-    """Executes each Python block of the README that needs no other library, and checks what is installed."""
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+def main(readmes: list[Path]) -> None:
+    """Executes each Python block of the READMEs that needs no other library, and checks what is installed."""
+    text = "\n".join(readme.read_text(encoding="utf-8") for readme in readmes)
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     blocks = [block for block in blocks if "stable_baselines3" not in block]
     for word in ("gym.make(", "play(", "PPO("):  # an environment, a reward's unit test, an agent
         if not any(word in block for block in blocks):
-            raise SystemExit(f"{readme} has no block with {word}")
+            raise SystemExit(f"the READMEs have no block with {word}")
     for i, block in enumerate(blocks):
         print(f"README block {i} of {len(blocks)}", flush=True)
-        exec(compile(block, f"{readme.name}, block {i}", "exec"), {"__name__": "__main__"})
+        exec(compile(block, f"README, block {i}", "exec"), {"__name__": "__main__"})
 
     import agents
     import experiments
@@ -40,4 +41,4 @@ def main(readme: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(path) for path in sys.argv[1:]])

@@ -202,7 +202,7 @@ def test_the_false_alarms_of_noise_are_rare() -> None:
 
 def test_the_readme_has_every_warning() -> None:
     """Its table has the names of the conditions, and no other."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("**When training goes wrong.**")[1]
+    section = (ROOT / "agents" / "README.md").read_text(encoding="utf-8").split("## When training goes wrong")[1]
     table = re.search(r"\n\| warning .*?\n\n", section, flags=re.DOTALL)
     assert table is not None
     first_column = re.findall(r"^\| (`.*?) \|", table[0], flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The table in the README: what is supported as prompts. Each of its rows is a test here, named as the row."""
+"""The table in textenv/README.md: what is supported as prompts. Each of its rows is a test here, named as the row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.tokenizers import byte_level
 from textenv import TextMDP, WordTokenizer
 from textenv.data import messages_of
 
-TABLE = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Prompts\n")[1].split("\n## ")[0]
+TABLE = (ROOT / "textenv" / "README.md").read_text(encoding="utf-8").split("\n## Prompts\n")[1].split("\n## ")[0]
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \|$", TABLE, flags=re.MULTILINE)
 USER, CHATTED = {"role": "user", "content": "hello"}, {"role": "user", "content": "world"}
 OPENING = "<s><|user|>user: hello<|end|><|user|>assistant: "
