@@ -30,8 +30,7 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
 
     Raises:
         Diverged: the policy cannot sample, or several optimizer steps in a row could not be taken.
-        RewardError: no completion can be trained on.
-        ValueError: a reward function logs a number under the name of one of the metrics.
+        RewardError: no completion can be trained on, or a reward function logs a number under the name of a metric.
     """
     before = agent.num_timesteps
     mdp: TextMDP | None = agent.mdp

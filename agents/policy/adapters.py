@@ -109,12 +109,22 @@ def check_one_adapter(model: Any) -> None:
             f"The {type(model).__name__} has an adapter's layers inside: pass the peft.PeftModel around it, or merge "
             "them into its weights."
         )
+    if not configs:
+        raise ValueError(
+            f"A policy must have one adapter, but the {type(model).__name__} has none, as after delete_adapter(): to "
+            "train all weights, pass the model below it, model.unload()."
+        )
     if list(configs) != [NAME] or model.active_adapters != [NAME]:
         raise ValueError(
             f"A policy must have one adapter, active and named {NAME!r} as peft names it, got {', '.join(configs)} "
             f"(active: {', '.join(model.active_adapters)})."
         )
     _check_config(configs[NAME])
+    if any(getattr(module, "disable_adapters", None) is True for module in model.modules()):
+        raise ValueError(
+            "A policy's adapter must not be disabled while it is trained: call "
+            "model.base_model.enable_adapter_layers() first."
+        )
     if any(getattr(module, "merged", False) for module in model.modules()):
         raise ValueError("A policy's adapter must not be merged while it is trained: call unmerge_adapter() first.")
 

@@ -9,6 +9,7 @@ from functools import partial
 from os import PathLike
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,11 +25,11 @@ from agents.policy.saved_policy import STALE, read_policy, write_policy
 from agents.ranges import check_integer, is_number
 from textenv import get_mdp
 from textenv.lm import (
+    check_hidden_states,
     forward_completions,
     forward_sequences,
     fuse_activations,
     pack_left,
-    supports_cache,
     trunk_of,
 )
 from textenv.references import CausalLMReference
@@ -55,12 +56,24 @@ class TransformerPolicy(nn.Module):
         temperature: divides the logits everywhere.
         separate_critic: whether the critic has its own trunk, a copy of the model's. Otherwise it is one linear layer
             on the policy's trunk.
+
+    Raises:
+        TypeError: the model is no causal LM of transformers.
+        ValueError: another argument, or an adapter, breaks the rule that the message names.
     """
 
     def __init__(
         self, model: Any, *, vocab_size: int | None = None, temperature: float = 1.0, separate_critic: bool = False
     ) -> None:
         super().__init__()
+        is_module = isinstance(model, nn.Module)
+        if not is_module or getattr(model, "get_output_embeddings", lambda: None)() is None:
+            found = type(model).__name__ if is_module else " ".join(f"{model!r:.100}".split())
+            raise TypeError(
+                f"A policy needs a causal language model of transformers, got {found}; "
+                "TransformerPolicy.from_pretrained loads one from a path."
+            )
+        _check_separate_critic(separate_critic)
         if not is_number(temperature) or not 1e-10 <= temperature <= 1e10:
             raise ValueError(
                 f"temperature must be a finite number > 0, in [1e-10, 1e10], got {temperature!r}; for the likeliest "
@@ -76,7 +89,7 @@ class TransformerPolicy(nn.Module):
                 f"vocab_size must be at most the model's, {config.vocab_size}, got {self.vocab_size}; leave it out to "
                 "use the model's."
             )
-        supports_cache(model)  # finds out how it is read, before its trunk is copied
+        check_hidden_states(model)  # finds out, too, how the model is read, before its trunk is copied
         self.critic = copy.deepcopy(self.trunk) if separate_critic else None
         # skip_init: the default initialisation would draw from the global generator
         self.value_head: nn.Linear = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)  # type: ignore[no-untyped-call]
@@ -116,8 +129,13 @@ class TransformerPolicy(nn.Module):
             seed: seeds the initialisation of new weights.
             lora: a `peft.LoraConfig`: the policy is an adapter (Hu et al. 2021, arXiv:2106.09685) on the weights of a
                 language-model reference, which are not copied; the reference computes with the adapter off.
+
+        Raises:
+            TypeError: not an environment of textenv.
+            ValueError: another argument breaks the rule that the message names.
         """
         mdp = get_mdp(env)
+        _check_separate_critic(separate_critic)
         sizes = {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers}
         for name, size in (sizes | {"num_attention_heads": num_attention_heads}).items():
             check_integer(name, size, 1, LARGEST_SIZE)
@@ -174,8 +192,24 @@ class TransformerPolicy(nn.Module):
 
         Raises:
             DamagedFile: a file of the folder is missing or was changed.
-            ValueError: a later format, or not a causal language model.
+            ValueError: a later format, not a causal language model, or an argument breaks the rule that the message
+                names.
         """
+        if separate_critic is not None:
+            _check_separate_critic(separate_critic)
+        if reference is not None and (
+            isinstance(reference, type) or not callable(getattr(reference, "log_probs", None))
+        ):
+            raise ValueError(
+                "reference must be an environment's reference, get_mdp(env).reference, or None, got "
+                f"{reference!r:.100}."
+            )
+        if dtype is not None and not (
+            isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
+        ):
+            raise ValueError(
+                f"dtype must be a torch.dtype of floating-point numbers, such as torch.bfloat16, got {dtype!r:.100}."
+            )
         policy: TransformerPolicy = read_policy(
             cls, path, vocab_size, temperature, separate_critic, reference, dtype, trust_remote_code
         )
@@ -380,3 +414,9 @@ class TransformerPolicy(nn.Module):
         """Computes V in the last T columns of hidden states [B, L, H], [B, T]."""
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value
+
+
+def _check_separate_critic(value: Any) -> None:
+    """Raises a ValueError unless the value is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"separate_critic must be True or False, got {value!r:.100}.")

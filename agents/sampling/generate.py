@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from agents.policy import TransformerPolicy
 from agents.sampling.loop import Generation
 from textenv import TextMDP, TextState
-from textenv.lm import base_model, pack_left
+from textenv.lm import base_model, pack_left, supports_cache
 
 
 def generate_sampler(
@@ -27,7 +27,15 @@ def generate_sampler(
 
     pi is defined by `policy.log_softmax` for every sampler. So temperature and masks are applied by a logits processor,
     log pi comes from the scores that were sampled from, and the model's own `generation_config` is ignored.
+
+    Raises:
+        ValueError: padding or a KV cache changes what the model says.
     """
+    if not supports_cache(policy.model):
+        raise ValueError(
+            f"generate pads on the left and decodes through a KV cache, which changes what a "
+            f"{type(base_model(policy.model)).__name__} says: use the loop sampler (--sampler loop), the default."
+        )
     device, width, horizon = policy.device, mdp.prompt_width, mdp.max_new_tokens
     ids = torch.as_tensor(state.input_ids, device=device).clone()
     attention = torch.as_tensor(state.attention_mask, device=device).clone()

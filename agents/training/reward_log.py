@@ -8,7 +8,7 @@ from typing import Any
 from agents.training.metrics import Metrics
 from agents.training.ranks import gather_objects, rank
 from textenv import TextMDP
-from textenv.rewards import TrainerState
+from textenv.rewards import RewardError, TrainerState
 
 # What the names of our metrics begin with, and the other names in a row of metrics
 OURS = ("objective/", "policy/", "val/", "loss/", "groups/", "completions/", "train/", "eval/", "warnings/")
@@ -40,7 +40,7 @@ def reward_metrics(mdp: TextMDP) -> Metrics:
     """The means of what reward functions have logged (`log_metric`) since the update began, over all ranks.
 
     Raises:
-        ValueError: a name is, or may become, that of a metric of ours.
+        RewardError: a name is, or may become, that of a metric of ours.
     """
     sums: dict[str, tuple[float, int]] = {}
     for logged in gather_objects(mdp.training.take_metrics()):
@@ -48,7 +48,7 @@ def reward_metrics(mdp: TextMDP) -> Metrics:
             before = sums.get(name, (0.0, 0))
             sums[name] = before[0] + total, before[1] + count
     if taken := sorted(name for name in sums if name in OTHERS or name.startswith(OURS)):
-        raise ValueError(
+        raise RewardError(
             f"log_metric's name {taken[0]!r} is one of the agents' metrics, as all that begin with "
             f"{', '.join(OURS)} are; a reward function must use another."
         )

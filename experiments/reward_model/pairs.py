@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.errors import FlagError
-from textenv.data import check_characters, read_jsonl
+from textenv.data import check_characters, read_data_file
+
+AS_TEXT = 'Write conversations as text, and the text that chosen and rejected both begin with as "prompt" (or "").'
 
 
 class Pair(NamedTuple):
@@ -21,13 +23,16 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Returns the pairs of a JSONL file, or of a folder written by `save_to_disk` of `datasets` (its split "train").
+    """Returns the pairs of a file, or of a folder written by `save_to_disk` of `datasets` (its split "train").
+
+    The file's formats are those of `textenv.data.read_data_file`, with the fields "prompt", "chosen" and "rejected".
 
     Raises:
-        FlagError: not JSON, a missing field, an empty completion, or two equal ones; names the file and the line.
+        FlagError: another format, a field that is missing or no string, an empty completion, or two equal ones; names
+            the file and the line.
     """
     try:
-        rows = _read_saved_dataset(path) if path.is_dir() else read_jsonl(path)
+        rows = _read_saved_dataset(path) if path.is_dir() else read_data_file(path, "pair")
     except ValueError as error:
         raise FlagError(f"--pairs: {error}") from error
     pairs = [_pair(where, row) for where, row in rows]
@@ -39,8 +44,12 @@ def read_pairs(path: Path) -> list[Pair]:
 def _pair(where: str, row: Any) -> Pair:
     for name in Pair._fields:
         if not isinstance(row, dict) or not isinstance(row.get(name), str):
-            found = f"{name!r} is {row[name]!r}" if isinstance(row, dict) and name in row else f"no {name!r}"
-            raise FlagError(f'{where}: must be an object with the strings "prompt", "chosen", "rejected"; {found}.')
+            fields = row if isinstance(row, dict) else {}
+            found = f"{name!r} is {fields[name]!r:.100}" if name in fields else f"no {name!r}"
+            hint = f" {AS_TEXT}" if (fields and "prompt" not in fields) or isinstance(fields.get(name), list) else ""
+            raise FlagError(
+                f'{where}: must be an object with the strings "prompt", "chosen", "rejected"; {found}.{hint}'
+            )
         if name != "prompt" and not row[name].strip():
             raise FlagError(f"{where}: the completion {name!r} is empty.")
     if row["chosen"].strip() == row["rejected"].strip():
@@ -72,16 +81,16 @@ def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple
 
 def _read_saved_dataset(path: Path) -> list[tuple[str, Any]]:
     if importlib.util.find_spec("datasets") is None:
-        raise FlagError(f"--pairs {str(path)!r} is a folder, which needs datasets: pip install datasets.")
+        raise ValueError(f"{str(path)!r} is a folder, which needs datasets: pip install datasets.")
     import datasets
 
     try:
         data = datasets.load_from_disk(path)
     except Exception as error:  # damaged files raise KeyError, TypeError, Arrow's errors, ...
-        raise FlagError(f"--pairs {str(path)!r} is not a folder written by datasets' save_to_disk: {error}") from error
+        raise ValueError(f"{str(path)!r} is not a folder written by datasets' save_to_disk: {error}") from error
     if isinstance(data, datasets.DatasetDict):
         if "train" not in data:
-            raise FlagError(f"--pairs {str(path)!r} has no split 'train', only {', '.join(data)}.")
+            raise ValueError(f"{str(path)!r} has no split 'train', only {', '.join(data)}; save one of them alone.")
         data = data["train"]
     # the strings alone, as they are: other columns, and formats that the folder names, make datasets import libraries
     # or open the files that a row names
@@ -90,9 +99,9 @@ def _read_saved_dataset(path: Path) -> list[tuple[str, Any]]:
         name for name in Pair._fields if getattr(data.features.get(name), "dtype", "") in ("string", "large_string")
     ]
     if other := [name for name in Pair._fields if name in data.features and name not in texts]:
-        raise FlagError(
-            f"--pairs {str(path)!r}: {other[0]!r} must be strings, but is {data.features[other[0]]!r:.100}."
-        )
+        kind = repr(data.features[other[0]])
+        hint = f" {AS_TEXT}" if "'role'" in kind else ""
+        raise ValueError(f"{str(path)!r}: {other[0]!r} must be strings, but is {kind:.100}.{hint}")
     rows = (
         [(f"{path}, row {number}", row) for number, row in enumerate(data.select_columns(texts))] if len(data) else []
     )

@@ -48,7 +48,8 @@ class RewardModelConfig:
     """Train a reward model on pairs of completions, and measure it on held-out pairs."""
 
     pairs: Path
-    """JSONL file, one pair a line: {"prompt", "chosen", "rejected"}; or a folder written by datasets' save_to_disk."""
+    """File of pairs, .jsonl, .ndjson, .json, .csv or .parquet, with the fields prompt, chosen and rejected; or a folder
+    written by datasets' save_to_disk."""
     model: str
     """Path or hub id of the model to start from: a causal LM, an encoder or a classifier."""
     out: Path

@@ -129,13 +129,13 @@ def tiny_config(cls: type[PreTrainedConfig], **more: Any) -> Any:
     return cls(**{**small, **SPECIAL, **exact, **more})
 
 
-def tiny_classifier(cls: type[PreTrainedConfig], num_labels: int = 1) -> Any:
+def tiny_classifier(cls: type[PreTrainedConfig], num_labels: int = 1, **more: Any) -> Any:
     """A classifier whose weights are so large that scores differ.
 
     Raises:
         Exception: it cannot be made, or has more than `LARGEST` parameters.
     """
-    config = tiny_config(cls, num_labels=num_labels)
+    config = tiny_config(cls, num_labels=num_labels, **more)
     with torch.device("meta"):
         count = sum(each.numel() for each in AutoModelForSequenceClassification.from_config(config).parameters())
     if count > LARGEST:

@@ -3,6 +3,7 @@
 from textenv.data.control_characters import printable
 from textenv.data.conversations import ConversationText, messages_of, with_completion
 from textenv.data.files import check_characters, parse_json, read_jsonl
+from textenv.data.prompt_files import read_data_file
 from textenv.data.prompts import Prompts, PromptSource, check_template_arguments, load_prompts
 from textenv.data.resolve import resolve_prompt, validate_token_ids
 from textenv.data.special_tokens import encode_beginning, encode_chat, encode_text, split_around
@@ -25,6 +26,7 @@ __all__ = [
     "messages_of",
     "parse_json",
     "printable",
+    "read_data_file",
     "read_jsonl",
     "resolve_prompt",
     "split_around",

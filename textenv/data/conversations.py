@@ -8,6 +8,8 @@ from typing import Any
 from textenv.arguments import shown
 
 Message = dict[str, Any]
+TOOL_ROLES = {"tool", "function"}  # of messages that hold what a tool has returned
+TOOL_FIELDS = ("tool_calls", "tool_call_id", "function_call")
 
 
 class ConversationText(str):
@@ -41,7 +43,8 @@ def read_messages(value: Any) -> list[Message] | None:
     is no list, or has no message.
 
     Raises:
-        ValueError: it holds messages, and one of its elements has not the strings `role` and `content`.
+        ValueError: it holds messages, and one of its elements has not the strings `role` and `content`, or holds tool
+            calls or a tool's result.
     """
     if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1:
         value = value.tolist()
@@ -52,6 +55,13 @@ def read_messages(value: Any) -> list[Message] | None:
             raise ValueError(
                 "a prompt must be a string, or messages with the strings role and content (images and tool calls are "
                 f"not supported), got {shown(message)} in {shown(value)}."
+            )
+        given = [message[field] for field in TOOL_FIELDS if message.get(field) is not None]
+        # tables have an empty list where there is no call
+        if message["role"] in TOOL_ROLES or any(not hasattr(each, "__len__") or len(each) > 0 for each in given):
+            raise ValueError(
+                "a prompt's messages must have no tool calls and no results of tools, which many chat templates leave "
+                f"out, got {shown(message)}; write them as text into the content of other messages."
             )
     return [{str(name): field for name, field in message.items() if field is not None} for message in value]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from os import PathLike
 from typing import Any
 
@@ -24,7 +26,10 @@ PROMPT_FIELDS = ("prompt", "messages")  # where a row has both, its prompt is "p
 # arguments of every reward, or of the methods that rewards may be
 RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "self", "cls"}
 TEMPLATE_FIELD = "chat_template_kwargs"  # TRL's name
+# arguments of apply_chat_template that are set here, and names by which transformers passes the messages on
 SET_HERE = {"conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"}
+SET_HERE |= {"conversations", "messages"}
+PASSED_ON = {"tools", "documents"}  # arguments of apply_chat_template that are variables of the template
 PromptSource = str | PathLike[str] | Mapping[str, Sequence[Any]] | Iterable[Any]
 
 
@@ -77,12 +82,14 @@ def load_prompts(
         width: W, the number of columns; by default the length of the longest prompt.
         special_tokens_in_prompts: whether the spelling of a special token in a prompt is that token, for prompts that a
             chat template has written. By default it is ordinary text, and a warning names the first such prompt.
-        chat_template_kwargs: further arguments of the chat template, such as `enable_thinking`.
+        chat_template_kwargs: further arguments of the chat template, such as `enable_thinking`. The arguments that the
+            tokenizer's `apply_chat_template` takes for itself are refused.
 
     Raises:
         ValueError: there are no prompts, one is empty or longer than `width`, or a row is malformed (the message
-            names it: file and line, or its index).
+            names it: file and line, or its index); or an argument of the template is refused.
     """
+    common = check_template_arguments(chat_template_kwargs, tokenizer)
     rows = [(where, *_split_row(where, row)) for where, row in read_rows(source)]
     if not rows:
         name = repr(str(source)) if isinstance(source, str | PathLike) else "the list"
@@ -94,7 +101,7 @@ def load_prompts(
             tokenizer,
             where,
             special_tokens_in_prompts,
-            {**(chat_template_kwargs or {}), **_template_arguments(prompt, row, where)},
+            {**common, **_template_arguments(prompt, row, where)},
         )
         for where, prompt, row in rows
     ]
@@ -125,9 +132,9 @@ def encode_prompt(
         if isinstance(prompt, str):
             encoded = encode_beginning(prompt, tokenizer, read_special_tokens=special_tokens_in_prompts)
         else:
-            template = check_template_arguments(chat_template_kwargs)
+            template = check_template_arguments(chat_template_kwargs, tokenizer)
             encoded = encode_chat(
-                prompt, tokenizer, complete=False, read_special_tokens=special_tokens_in_prompts, **template
+                prompt, tokenizer, complete=False, read_special_tokens=special_tokens_in_prompts, template=template
             )
             encoded = encoded._replace(text=ConversationText(encoded.text, prompt))
     except ValueError as error:
@@ -142,19 +149,41 @@ def encode_prompt(
     return encoded
 
 
-def check_template_arguments(given: Any) -> dict[str, Any]:
+def check_template_arguments(given: Any, tokenizer: Any = None) -> dict[str, Any]:
     """Returns further arguments of a chat template; those that are None, as tables have them, are left out.
 
+    Args:
+        given: a mapping, or None.
+        tokenizer: the arguments that its `apply_chat_template` takes for itself are refused too.
+
     Raises:
-        ValueError: they are no mapping, or set what is set here.
+        ValueError: they are no mapping, a name is no string, or is taken by `apply_chat_template`.
     """
     if given is None:
         return {}
     if not isinstance(given, Mapping):
         raise ValueError(f"{TEMPLATE_FIELD} must be a mapping of the template's arguments, got {shown(given)}.")
-    if not all(isinstance(name, str) for name in given) or SET_HERE & set(given):
-        raise ValueError(f"{TEMPLATE_FIELD} must have names other than {sorted(SET_HERE)}, got {shown(dict(given))}.")
-    return {name: value for name, value in given.items() if value is not None}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    kind: Any = type(tokenizer)
+    refused = SET_HERE | _taken_arguments(kind)
+    for name in arguments:
+        if not isinstance(name, str):
+            raise ValueError(f"{TEMPLATE_FIELD} must have strings as names, got {shown(name)} in {shown(arguments)}.")
+        if name in refused:
+            raise ValueError(
+                f"{TEMPLATE_FIELD} must have names other than the arguments of apply_chat_template itself, got "
+                f"{name!r} in {shown(arguments)}; leave it out."
+            )
+    return arguments
+
+
+@cache
+def _taken_arguments(kind: type) -> frozenset[str]:
+    """The arguments that a tokenizer's `apply_chat_template` takes and does not pass on to the template."""
+    if not hasattr(kind, "apply_chat_template"):
+        return frozenset()
+    parameters = inspect.signature(kind.apply_chat_template).parameters.values()
+    return frozenset(each.name for each in parameters if each.kind is not each.VAR_KEYWORD) - PASSED_ON
 
 
 def warn_of_special_token(where: str, special: str) -> None:
@@ -178,16 +207,26 @@ def _check_alike(rows: Sequence[tuple[str, Any, Mapping[str, Any]]]) -> None:
     """Raises a ValueError unless all rows (place, prompt, fields) have the same fields, and prompts of one kind."""
     first, first_prompt, fields = rows[0]
     for where, prompt, row in rows:
+        if bool(row) != bool(fields):
+            raise ValueError(
+                f"{where}: prompts must be all mappings or none, got {_kind(prompt, row)} after "
+                f"{_kind(first_prompt, fields)} ({first}); write each as a mapping, {{'prompt': ...}}, with the same "
+                "fields."
+            )
         if set(row) != set(fields):
             raise ValueError(
                 f"{where}: must have the field 'prompt' and the first one's fields {list(fields)}, got {shown(row)}."
             )
         if isinstance(prompt, str) != isinstance(first_prompt, str):
-            kinds = ("a conversation after a text", "a text after a conversation")
             raise ValueError(
-                f"{where}: prompts must be all texts or all conversations, got {kinds[isinstance(prompt, str)]} "
-                f'({first}); write a text as [{{"role": "user", "content": text}}].'
+                f"{where}: prompts must be all texts or all conversations, got {_kind(prompt)} after "
+                f'{_kind(first_prompt)} ({first}); write a text as [{{"role": "user", "content": text}}].'
             )
+
+
+def _kind(prompt: Any, fields: Mapping[str, Any] | None = None) -> str:
+    """What a row is, for a message."""
+    return "a mapping" if fields else "a text" if isinstance(prompt, str) else "a conversation"
 
 
 def _pad_left(

@@ -97,7 +97,7 @@ def encode_chat(
     complete: bool = True,
     max_length: int | None = None,
     read_special_tokens: bool = False,
-    **template: Any,
+    template: Mapping[str, Any] | None = None,
 ) -> EncodedText:
     """Encodes a conversation by the tokenizer's chat template: only the template writes special tokens.
 
@@ -108,11 +108,12 @@ def encode_chat(
             message is the assistant's, at the end of that message, which the completion continues.
         max_length: a longer conversation is truncated at its beginning.
         read_special_tokens: whether the spelling of a special token in a message is the token instead.
-        template: further arguments of the template.
+        template: further arguments of `apply_chat_template`, such as variables of the template.
 
     Raises:
         ValueError: the template refuses the messages, or changes one that has such a spelling; or see `encode_text`.
     """
+    template = dict(template or {})
     if not complete:
         template["continue_final_message" if continues_last_message(messages) else "add_generation_prompt"] = True
     text = _render(messages, tokenizer, template)
@@ -212,7 +213,7 @@ def _encode_ordinary(text: str, tokenizer: Any, **arguments: Any) -> list[int]:
     return ids
 
 
-def _render(messages: Any, tokenizer: Any, template: dict[str, Any]) -> str:
+def _render(messages: Any, tokenizer: Any, template: Mapping[str, Any]) -> str:
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("messages need a tokenizer with a chat template: set tokenizer.chat_template or pass strings.")
     try:

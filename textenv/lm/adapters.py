@@ -56,9 +56,15 @@ def merge_and_check_adapters(model: Any) -> Any:
     """Merges the adapters of a `PeftModel` as `merge_adapters` does, and checks the result.
 
     Raises:
-        ValueError: see `merge_adapters`; or the merged weights compute something else.
+        ValueError: see `merge_adapters`; or an adapter is disabled, or the merged weights compute something else.
     """
     _check_wrapped(model)
+    # models of transformers have a method of this name
+    if any(getattr(module, "disable_adapters", None) is True for module in model.modules()):
+        raise ValueError(
+            "The adapter is disabled, and the merged model computes something else: call "
+            "model.base_model.enable_adapter_layers() first, or pass the model without its adapter, model.unload()."
+        )
     expected = probe_logits(model)
     merged = merge_adapters(model)
     if not _are_close(found := probe_logits(merged), expected, merged.dtype):
@@ -136,6 +142,11 @@ def _check_wrapped(model: Any) -> None:
         )
     if not hasattr(model, "merge_and_unload"):
         raise ValueError("The adapter adds tokens of its own, or is of another kind that cannot be merged.")
+    if not model.peft_config:
+        raise ValueError(
+            f"The {type(model).__name__} has no adapter, as after delete_adapter(): pass the model below it, "
+            "model.unload()."
+        )
 
 
 def _is_tied(base: Any) -> bool:
@@ -156,6 +167,6 @@ def _untie(model: nn.Module) -> None:
 
 
 def _are_close(logits: Tensor, others: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two results of `probe_logits` are equal but for rounding in `dtype`, in proportion to their range."""
+    """Whether two results of `probe_logits` are equal but for rounding in `dtype`, in proportion to their size."""
     precision = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # parts compute in float32 always
-    return bool((logits - others).abs().max() <= precision**0.5 * (others.max() - others.min()))
+    return bool((logits - others).abs().max() <= precision**0.5 * max(others.max() - others.min(), others.abs().max()))

@@ -8,8 +8,9 @@ from the config, see `max_length`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from textenv.lm.position_tables import PositionTables
 from textenv.lm.right_padded import forward_alone, forward_right_padded
 
 LENGTH = 32  # tokens of the sequence that is read alone; two rows of it are 64
+COMPILED = "flex_attention"  # cannot be compiled while a dispatch mode watches
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)  # says nothing about a model
+HIDDEN = "textenv_hidden_shape"  # attribute of a model: the shape of its last hidden states of one sequence
 ATTRIBUTE = "textenv_supports_cache"  # of a model, with what `find_cache_support` found; copies have it too
 
 
@@ -49,8 +52,9 @@ def find_cache_support(model: Any) -> bool:
     ids = _sequence(model)
     with _undisturbed(model):
         tables = PositionTables(model, len(ids))
-        with tables:
-            alone = _read_alone(model, ids)
+        with tables if model.config._attn_implementation != COMPILED else nullcontext():
+            output = _read_alone(model, ids)
+        alone: Tensor = output.logits[0]
         if not alone.isfinite().all():
             raise ValueError(f"The weights of the {_name(model)} are not finite: its logits are nan or infinite.")
         supported = _is_right_in_a_cache(model, ids, alone)
@@ -59,7 +63,24 @@ def find_cache_support(model: Any) -> bool:
     for module in (model, trunk_of(model)):
         setattr(module, ATTRIBUTE, supported)
         setattr(module, POSITIONS, min(tables.limits, default=None))
+        setattr(module, HIDDEN, tuple(output.hidden_states[-1].shape) if output.get("hidden_states") else None)
     return supported
+
+
+def check_hidden_states(model: Any) -> None:
+    """Checks that a causal LM returns its last hidden states, from which V is computed, as [B, L, hidden_size].
+
+    Raises:
+        ValueError: they have another shape, or there are none.
+    """
+    supports_cache(model)
+    model = base_model(model)
+    shape, size = getattr(model, HIDDEN), model.config.get_text_config().hidden_size
+    if shape is None or len(shape) != 3 or shape[-1] != size:
+        raise ValueError(
+            f"V needs the last hidden states of its model, [B, L, {size}]; those of one sequence are {shape} in "
+            f"{_name(model)}: it can be a reference, but not a policy."
+        )
 
 
 def _is_right_in_a_cache(model: Any, ids: Tensor, alone: Tensor) -> bool:
@@ -74,7 +95,9 @@ def _is_right_in_a_cache(model: Any, ids: Tensor, alone: Tensor) -> bool:
     for row, length in enumerate((long, short)):
         rows[row, long - length :], mask[row, long - length :] = ids[:length], 1
     try:
-        if _distance(alone[[long - 1, short - 1]], decoder.prefill(rows, mask).logits[:, -1]) > _tolerance(alone):
+        logits = decoder.prefill(rows, mask).logits[:, -1]
+        tolerance = _tolerance(alone, noise=_distance(alone[long - 1], logits[0]))  # that row is not padded
+        if _distance(alone[[long - 1, short - 1]], logits) > tolerance:
             return False
         second, new = torch.tensor([1], device=ids.device), ids[None, :other]
         first = decoder.reset_rows(second, new, torch.ones_like(new)).logits[:, -1]
@@ -83,7 +106,7 @@ def _is_right_in_a_cache(model: Any, ids: Tensor, alone: Tensor) -> bool:
         raise
     except Exception:  # whatever a model does that takes no positions, or has no such cache
         return False
-    return _distance(alone[[other - 1, long, other]], torch.cat([first, then])) <= _tolerance(alone)
+    return _distance(alone[[other - 1, long, other]], torch.cat([first, then])) <= tolerance
 
 
 def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
@@ -103,7 +126,7 @@ def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
             f"{_name(model)} cannot be used: what it says of a sequence depends on the rest of the batch, or on chance "
             f"(logits of one sequence, alone and beside another one, differ by {distance:.2g})."
         )
-    others = (_read_alone(model, ids[:length]), logits[1, :length])
+    others = (_read_alone(model, ids[:length]).logits[0], logits[1, :length])
     if (distance := max(_distance(alone[:length], other) for other in others)) > _tolerance(alone):
         raise ValueError(
             f"{_name(model)} attends to later tokens, so it is not a causal language model (an encoder?): they change "
@@ -128,14 +151,16 @@ def _beginnings(length: int) -> tuple[int, int, int]:
     return length - 1, max(1, (length - 1) // 3), max(1, (length - 1) // 2)
 
 
-def _read_alone(model: Any, ids: Tensor) -> Tensor:
+def _read_alone(model: Any, ids: Tensor) -> Any:
     try:
-        logits: Tensor = forward_alone(model, ids[None]).logits[0]
+        try:
+            return forward_alone(model, ids[None], output_hidden_states=True)
+        except TypeError:  # a model that does not return them
+            return forward_alone(model, ids[None])
     except OUT_OF_MEMORY:
         raise
     except Exception as error:
         raise ValueError(f"{_name(model)} cannot read a sequence of tokens alone: {_told(error)}") from error
-    return logits
 
 
 def _distance(logits: Tensor, others: Tensor) -> float:
@@ -144,10 +169,11 @@ def _distance(logits: Tensor, others: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def _tolerance(logits: Tensor) -> float:
-    """How far rounding may bring logits apart, in proportion to their range."""
+def _tolerance(logits: Tensor, noise: float = math.inf) -> float:
+    """How far rounding may bring logits apart: a share of their range, and a multiple of what it was seen to do."""
     precision = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)  # parts compute in float32 always
-    return float(precision**0.5 * (logits.max() - logits.min()))
+    spread = float(logits.max() - logits.min())
+    return float(min(precision**0.5 * spread, 4 * precision * spread + 10 * noise))
 
 
 def _name(model: Any) -> str:

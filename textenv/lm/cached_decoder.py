@@ -63,6 +63,11 @@ class CachedDecoder:
         self.mask = torch.zeros((0, 0), dtype=torch.long)
         self.length = torch.zeros(0, dtype=torch.long)
 
+    @property
+    def num_columns(self) -> int:
+        """The columns of the cache; a row that sits out a step has a column without a token."""
+        return int(self.mask.shape[1])
+
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Starts with sequences [B, L]; returns the model's output, with logits [B, 1, V] of the next token.

@@ -65,7 +65,8 @@ def max_length(model: Any) -> int | None:
     """
     model = base_model(model)
     config = model.config.get_text_config()
-    lengths = [getattr(config, "max_position_embeddings", None), getattr(model, POSITIONS, None)]
+    lengths = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    lengths.append(getattr(model, POSITIONS, None))
     lengths += [each.get("original_max_position_embeddings") for each in rope_settings(config, "dynamic", "longrope")]
     return min((length for length in lengths if isinstance(length, int) and length > 1), default=None)  # XLNet's is -1
 

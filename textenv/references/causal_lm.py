@@ -90,6 +90,10 @@ class CausalLMReference:
     def _without_adapter(self) -> Any:
         return contextlib.nullcontext() if self.adapter is None else self.adapter.disable_adapter()
 
+    def _is_full(self) -> bool:
+        """Whether the cache has as many columns as the model has positions; some models' masks have no more."""
+        return self.max_length is not None and self._decoder.num_columns >= self.max_length
+
     @torch.no_grad()
     def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float32]:
         """Next-token log-probabilities, float32 [B, V], of sequences [B, L]."""
@@ -100,7 +104,7 @@ class CausalLMReference:
             extended &= ~self._paused
         new = ~(extended | unchanged)
         with self._without_adapter():
-            if new.all() or not supports_cache(self.model):
+            if new.all() or not supports_cache(self.model) or self._is_full():
                 self._decoder = new_decoder(self.model)
                 self._logits = self._decoder.prefill(ids, mask).logits[:, -1]
                 self._paused = np.zeros_like(new)

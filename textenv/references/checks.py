@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.arguments import is_scalar
+from textenv.arguments import is_scalar, shown
 from textenv.data import Prompts, Tokenizer, token_id
 from textenv.references.protocol import Reference
 from textenv.references.tables import uniform
@@ -17,12 +17,27 @@ def as_reference(reference: Any, vocab_size: int) -> Reference:
     """Returns a `Reference`, given None (uniform), a reference, or a causal LM (a model, a path or a hub id).
 
     Raises:
-        ValueError: the reference's vocabulary is not the tokenizer's.
+        ValueError: the reference's vocabulary is not the tokenizer's, or the path is empty.
         TypeError: it is none of these.
     """
     if reference is None:
         return uniform(vocab_size)
-    if not hasattr(reference, "log_probs"):
+    if isinstance(reference, type):
+        raise TypeError(
+            f"A reference must be an object, got the class {reference.__name__}; make or load an object of it, or pass "
+            "the path of a model."
+        )
+    if isinstance(reference, str) and not reference.strip():
+        raise ValueError(
+            f"The path or hub id of a reference must not be empty, got {reference!r}; pass None for a uniform one."
+        )
+    if not callable(getattr(reference, "log_probs", None)):
+        inner = getattr(reference, "model", None)
+        if hasattr(inner, "get_output_embeddings") and not hasattr(reference, "get_output_embeddings"):
+            raise TypeError(
+                f"A reference must be a causal language model itself, got {type(reference).__name__}, which is around "
+                "one; pass its model: policy.model."
+            )
         from textenv.references.causal_lm import CausalLMReference  # imports torch, so only where there is a model
 
         reference = CausalLMReference(reference, vocab_size=vocab_size)
@@ -66,7 +81,8 @@ def first_tokens(reference: Reference, prompts: Prompts, vocab_size: int) -> NDA
     """Returns bool [V], the tokens that may begin a completion of every prompt; checks what the reference returns.
 
     Raises:
-        ValueError: it returns another shape, values that are not log-probabilities, or allows no token after a prompt.
+        ValueError: it returns no numpy array, another shape, values that are not log-probabilities, or allows no token
+            after a prompt.
     """
     mask = np.ones(vocab_size, dtype=np.bool_)
     # where nothing is masked, one prompt suffices to check the shape and the sum
@@ -74,6 +90,11 @@ def first_tokens(reference: Reference, prompts: Prompts, vocab_size: int) -> NDA
     for start in range(0, count, 1024):
         rows = slice(start, min(start + 1024, count))
         log_probs = reference.log_probs(prompts.input_ids[rows], prompts.attention_mask[rows])
+        if not isinstance(log_probs, np.ndarray) or log_probs.dtype.kind not in "fiu":
+            raise ValueError(
+                f"The reference must return log-probabilities as a numpy array of floats, got {shown(log_probs)}; "
+                "convert what its log_probs returns: tensor.float().cpu().numpy(), or numpy.array(list)."
+            )
         if log_probs.shape != (len(prompts.input_ids[rows]), vocab_size):
             raise ValueError(
                 f"The reference must return log-probabilities of shape [B, {vocab_size}], one per token of the "

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from textenv.arguments import shown
+from textenv.arguments import check_count, shown
 from textenv.data import encode_chat, encode_text, fill_holes, messages_of, with_completion
-from textenv.lm import check_vocabulary, load_pretrained, load_tokenizer
-from textenv.rewards.classifier_checks import LONG, ROWS, SHORT, find_limit, find_shape_limit, may_pad, sample_rows
+from textenv.lm import check_vocabulary, load_pretrained, load_tokenizer, max_length
+from textenv.rewards.classifier_checks import LONG, ROWS, SHORT, find_limit, may_pad, sample_rows
 from textenv.rewards.messages import Completion, completion_text
 
+# what is used of a tokenizer; any of Hugging Face's has these
+TOKENIZER = ("encode", "decode", "get_vocab", "all_special_ids", "model_max_length", "pad_token_id", "eos_token_id")
 CLOSING = ",.;:!?)]}'%\u2019\u201d"  # follow a word without a space; the last two are curly quotes
 
 
@@ -31,7 +33,8 @@ class RewardModel:
 
     Args:
         model: a sequence classifier, or a path or hub id to load one from. It is frozen, and its `pad_token_id` is set.
-        tokenizer: the classifier's, by default loaded from the same place. It is set to truncate on the left.
+        tokenizer: the classifier's, or a path or hub id to load it from; by default loaded from the same place. It is
+            set to truncate on the left.
         label: the label whose log-odds are the score, by index or by its name in `config.id2label`; None for a model
             with one label.
         batch_size: sequences per forward pass, at most; they are sorted by length first, so that there is little
@@ -54,9 +57,9 @@ class RewardModel:
         pads: whether sequences of several lengths are in one batch, padded on the right.
 
     Raises:
-        ValueError: the model is no classifier of sequences, or its scores depend on the batch; the tokenizer is missing
-            or does not fit; there are several labels and no `label`; there is no padding token; `score_mean` or
-            `score_std` is no number.
+        ValueError: the model is no classifier of sequences, or its scores depend on the batch; the tokenizer is
+            missing, not one of Hugging Face's, or does not fit; there are several labels and no `label`; another
+            argument is of the wrong type; there is no padding token; `score_mean` or `score_std` is no number.
     """
 
     __name__ = "reward_model"
@@ -71,9 +74,22 @@ class RewardModel:
         joiner: str = " ",
         trust_remote_code: bool = False,
     ) -> None:
+        batch_size = check_count("batch_size", batch_size)
+        if not isinstance(joiner, str):
+            raise ValueError(f"joiner must be a string, got {shown(joiner)}.")
+        if isinstance(label, bool) or not isinstance(label, int | np.integer | str | None):
+            raise ValueError(f"label must be an integer, a string or None, got {shown(label)}.")
+        trusted = {"trust_remote_code": trust_remote_code}
+        if isinstance(tokenizer, str | PathLike):
+            tokenizer = load_tokenizer(tokenizer, **trusted)
+        elif tokenizer is not None and (missing := [name for name in TOKENIZER if not hasattr(tokenizer, name)]):
+            raise ValueError(
+                "RewardModel needs the classifier's Hugging Face tokenizer, or the path or hub id of one, got "
+                f"{shown(tokenizer)}, which has no {missing[0]}."
+            )
         if isinstance(model, str | PathLike):
-            path, trusted = model, {"trust_remote_code": trust_remote_code}
-            tokenizer = tokenizer or load_tokenizer(path, **trusted)
+            path = model
+            tokenizer = load_tokenizer(path, **trusted) if tokenizer is None else tokenizer
             model, loaded = load_pretrained(
                 AutoModelForSequenceClassification, path, dtype=torch.float32, output_loading_info=True, **trusted
             )
@@ -85,8 +101,6 @@ class RewardModel:
         _check_model(model)
         if tokenizer is None:
             raise ValueError("RewardModel needs the classifier's tokenizer: pass tokenizer= with a loaded model.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if (vocab_size := getattr(model.config.get_text_config(), "vocab_size", None)) is None:
             raise ValueError(f"RewardModel needs a classifier of texts; a {type(model).__name__} has no vocabulary.")
         check_vocabulary(len(fill_holes(tokenizer)), vocab_size, "classifier")
@@ -107,17 +121,15 @@ class RewardModel:
         self.model.config.get_text_config().pad_token_id = self.pad_token_id  # GPT-2 finds the last token by it
         self.pads = True
         self.max_length: int | None = None
-        self._find_limits(context)
+        self._find_limits()
         self.label = self._label(label)
 
     @torch.no_grad()
-    def _find_limits(self, context: int | None) -> None:
+    def _find_limits(self) -> None:
         """Sets `max_length` and `pads`, by the model's behaviour."""
-        size = self.model.config.get_text_config().vocab_size
+        size, context = self.model.config.get_text_config().vocab_size, max_length(self.model)
         short = sample_rows(self.tokenizer, size, min(SHORT, (context or LONG) * SHORT // LONG), ROWS)
         alone, positions = find_limit(self.model, short[0])
-        if context is None and positions is None:
-            positions = find_shape_limit(self.model)
         limits = [limit for limit in (context, positions) if limit is not None]
         self.max_length = min(*limits, self.tokenizer.model_max_length) if limits else None
         (long,) = sample_rows(self.tokenizer, size, min(LONG, self.max_length or LONG), 1, seed=1)
@@ -143,7 +155,16 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """Returns the score of each completion, [B]; it does not depend on the rest of the batch."""
+        """Returns the score of each completion, [B]; it does not depend on the rest of the batch.
+
+        Raises:
+            ValueError: there is not one completion per prompt; or see `tokens`.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(
+                f"RewardModel takes one completion per prompt, got {len(prompts)} prompts and {len(completions)} "
+                "completions."
+            )
         rows = [self.tokens(*row) for row in zip(prompts, completions, strict=True)]
         scores = np.empty(len(rows))
         order = np.argsort([len(row) for row in rows], kind="stable")
@@ -158,18 +179,29 @@ class RewardModel:
         """Returns the classifier's input ids of prompt and completion, which are texts or messages.
 
         Its own chat template formats conversations.
+
+        Raises:
+            ValueError: they have no token; or see `textenv.data.encode_text` and `textenv.data.encode_chat`.
         """
         completion = completion_text(completion)
+        conversation = None
         if (messages := messages_of(prompt) if isinstance(prompt, str) else prompt) is not None:
             conversation = with_completion(messages, completion)
-            if self.tokenizer.chat_template is not None:
-                return encode_chat(conversation, self.tokenizer, max_length=self.max_length).ids
             # contents only: the markers of another model's template mean nothing here
             text = "\n".join(message["content"] for message in conversation)
         else:
             joined = not completion or completion[0].isspace() or completion[0] in CLOSING or prompt[-1:].isspace()
             text = prompt + ("" if joined else self.joiner) + completion
-        return encode_text(text, self.tokenizer, max_length=self.max_length).ids
+        if conversation is not None and self.tokenizer.chat_template is not None:
+            ids = encode_chat(conversation, self.tokenizer, max_length=self.max_length).ids
+        else:
+            ids = encode_text(text, self.tokenizer, max_length=self.max_length).ids
+        if not ids:
+            raise ValueError(
+                f"RewardModel needs at least one token, got none from the prompt {shown(prompt)} and the completion "
+                f"{shown(completion)}."
+            )
+        return ids
 
     def logits(self, rows: list[list[int]]) -> Tensor:
         """Returns f of tokenized sequences, [B]: in one batch, or in one for each length where padding is not safe."""

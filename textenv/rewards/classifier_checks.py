@@ -10,8 +10,6 @@ changes those of a few, for example where experts have a capacity. At most four 
 
 from __future__ import annotations
 
-import contextlib
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +22,6 @@ from textenv.lm import PositionTables
 
 SHORT, LONG = 7, 12  # tokens of sequences
 ROWS = 4  # short sequences; with a long one they fill 60 tokens
-LARGEST_CONTEXT = 2**17
 ROUNDING = 8  # in units of the dtype's precision: rounding may change a logit by this share of it
 
 Forward = Callable[[list[list[int]]], Tensor]  # the logits [B, labels] of a batch
@@ -90,33 +87,6 @@ def logits_alone(model: Any, row: list[int]) -> Tensor:
             f"with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
     return logits
-
-
-def find_shape_limit(model: Any) -> int | None:
-    """The longest sequence for which the shapes in a model fit, where that is a number in its config; else None.
-
-    It is found without computing: the model runs on the meta device, where tensors have only shapes.
-    """
-    with contextlib.suppress(Exception), torch.device("meta"):  # a model that needs the tensors' values: not known
-        shapes = type(model)(copy.deepcopy(model.config)).eval()
-
-        def fits(length: int) -> bool:
-            shapes(input_ids=torch.zeros(1, length, dtype=torch.long))
-            return True
-
-        numbers = {number for number in model.config.to_dict().values() if type(number) is int}
-        for length in sorted(number for number in numbers if fits(LONG) and LONG < number <= LARGEST_CONTEXT):
-            if fits(length) and _fails(fits, length + 1):
-                return length
-    return None
-
-
-def _fails(function: Callable[[int], Any], argument: int) -> bool:
-    try:
-        function(argument)
-    except Exception:
-        return True
-    return False
 
 
 def may_pad(model: Any, short: list[list[int]], long: list[int], alone: Tensor, forward: Forward) -> bool:

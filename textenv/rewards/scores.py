@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+from collections.abc import Mapping, Set
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 from textenv.arguments import shown
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # agents compute in float32, where a larger number is inf
+NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)  # though Python can iterate over them
 PLAIN_TYPES = {float, int, bool, type(None)}
 NUMBER_KINDS = set("biufO")  # numpy's kinds of dtypes: booleans, integers, floats, objects
 
@@ -54,10 +58,10 @@ def not_finite(value: float) -> str:
 
 
 def read_scores(returned: Any, count: int) -> Scores:
-    """`Scores` from a list, tuple, or array or tensor of one dimension, of `count` numbers or None.
+    """`Scores` from `count` numbers or None: a list, a generator or another iterable, or an array or tensor [B].
 
-    Booleans are numbers; strings, bytes, complex numbers, and lists in the list are not. Mappings, sets and generators
-    are no lists: their order is not that of the completions, or is not known.
+    Booleans are numbers, and so are arrays and tensors of one element; strings, bytes, complex numbers, and lists in
+    the list are not. Mappings and sets are no lists: their order is not that of the completions.
 
     Raises:
         NotScores: anything else.
@@ -68,23 +72,41 @@ def read_scores(returned: Any, count: int) -> Scores:
         _check_length(returned, count)
         return Scores(returned.astype(np.float64, copy=False), None)
     rule = "must return a list of numbers or None, one per completion"
-    if isinstance(returned, list | tuple):
-        items = list(returned)
-    elif getattr(returned, "ndim", None) == 1 and _kind(returned) in NUMBER_KINDS and hasattr(returned, "tolist"):
-        items = returned.tolist()  # a numpy array, a torch tensor, a pandas column
-    else:
+    if (items := _items(returned, count)) is None:
         raise NotScores(f"{rule}, got {shown(returned)} ({type(returned).__name__})")
     _check_length(items, count)
     if not set(map(type, items)) <= PLAIN_TYPES:
-        items = [_plain(item) for item in items]
+        given, items = items, [_plain(item) for item in items]
         if bad := [i for i, item in enumerate(items) if item is NotImplemented]:
-            raise NotScores(f"{rule}, got {shown(returned[bad[0]])} in {shown(returned)}")
+            raise NotScores(f"{rule}, got {shown(given[bad[0]])} in {shown(given)}")
     none = np.array([item is None for item in items], dtype=np.bool_) if None in items else None
     filled = [0.0 if item is None else item for item in items]
     try:
         return Scores(np.array(filled, dtype=np.float64), none)
     except OverflowError:  # an int or a fraction that is too large for a float
         return Scores(np.array([_as_float(item) for item in filled]), none)
+
+
+def _items(returned: Any, count: int) -> list[Any] | None:
+    """The members of what a function returned, in order; None if it has none, or no order."""
+    if isinstance(returned, list | tuple):
+        return list(returned)
+    if isinstance(returned, NO_LISTS):
+        return None
+    if hasattr(returned, "ndim"):  # a numpy array, a torch tensor, a pandas column
+        if _kind(returned) not in NUMBER_KINDS or not hasattr(returned, "tolist"):
+            return None
+        if returned.ndim == 2 and returned.shape[1] == 1 and not isinstance(returned, np.ndarray):
+            returned = returned[:, 0]  # TRL takes a tensor [B, 1], but no array of numpy [B, 1]
+        return list(returned.tolist()) if returned.ndim == 1 else None
+    try:
+        iterator = iter(returned)
+    except TypeError:
+        return None
+    items = list(islice(iterator, count + 1))  # a generator may have no end
+    if len(items) > count:
+        raise NotScores(f"must return one score per completion: {count}, got more")
+    return items
 
 
 def _check_length(scores: Any, count: int) -> None:
@@ -98,10 +120,13 @@ def _kind(value: Any) -> str:
 
 
 def _plain(item: Any) -> Any:
-    """None as it is, and a number of numpy, torch or the standard library as Python's; else NotImplemented."""
+    """None as it is; a number of numpy, torch or the standard library, or one in an array, as Python's.
+
+    NotImplemented for anything else.
+    """
     if (kind := _kind(item)) and kind not in NUMBER_KINDS:
         return NotImplemented  # a timedelta64 would become an int
-    if kind and getattr(item, "shape", None) == ():
+    if kind and isinstance(shape := getattr(item, "shape", None), tuple) and math.prod(shape) == 1:
         item = item.item()
     return item if item is None or isinstance(item, numbers.Real) else NotImplemented
 

@@ -15,6 +15,7 @@ from textenv.arguments import shown
 from textenv.rewards.scores import as_number
 
 TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric")
+SAMPLE_FIELDS = frozenset({"prompt", "completion", "score", "kl", "gold_score"})  # `samples.jsonl` has them already
 
 
 @dataclass
@@ -103,10 +104,15 @@ class CallLog:
         """Logs a column, one value per completion; further calls of the same name fill up a column begun before.
 
         Raises:
-            ValueError: the name is no string, or there are more values than completions.
+            ValueError: the name is no string, or one of `SAMPLE_FIELDS`; or there are more values than completions.
         """
         if not isinstance(column, str) or not column or isinstance(values, str | bytes):
             raise ValueError(f"log_extra takes a name and a list of values, got {shown(column)} and {shown(values)}.")
+        if column in SAMPLE_FIELDS:
+            raise ValueError(
+                f"log_extra takes names other than {sorted(SAMPLE_FIELDS)}, which each sample has already, got "
+                f"{column!r}; choose another."
+            )
         logged = [*self.columns.get(column, ()), *values]
         if len(logged) > self.count:
             raise ValueError(

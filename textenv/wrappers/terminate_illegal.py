@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from textenv.arguments import is_number, shown
 from textenv.vector import TextVectorEnv
-from textenv.wrappers.text_env import layers, text_env
+from textenv.wrappers.text_env import kind_of, layers, text_env
 
 NO_MDP = (
     "TerminateIllegal is for agents without masks. Agents here obey the masks, and the oracle reads the environment's "
@@ -74,10 +74,10 @@ class VectorTerminateIllegal(VectorWrapper, RecordConstructorArgs):
     no_mdp = NO_MDP
 
     def __init__(self, env: Any, illegal_reward: float) -> None:
-        if not isinstance(inner := env.unwrapped, TextVectorEnv):
+        if not isinstance(inner := getattr(env, "unwrapped", None), TextVectorEnv):
             raise TypeError(
                 f"TerminateIllegal needs gym.make_vec('textenv/...') without a vectorization_mode, or a single "
-                f"environment, got {type(inner).__name__}; wrap each of its environments instead."
+                f"environment, got {kind_of(env)}; wrap each of its environments instead."
             )
         self.text_env = inner
         self.illegal_reward = _checked(env, illegal_reward, spaces.MultiDiscrete)

@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from textenv.arguments import shown
 from textenv.env import TextEnv
 
 
@@ -15,11 +16,14 @@ def text_env(env: Any) -> TextEnv:
     Raises:
         TypeError: not a single environment of textenv.
     """
-    if not isinstance(inner := env.unwrapped, TextEnv):
-        raise TypeError(
-            f"Expected a single environment of textenv (gym.make('textenv/...')), got {type(inner).__name__}."
-        )
+    if not isinstance(inner := getattr(env, "unwrapped", None), TextEnv):
+        raise TypeError(f"Expected a single environment of textenv (gym.make('textenv/...')), got {kind_of(env)}.")
     return inner
+
+
+def kind_of(env: Any) -> str:
+    """The class of an environment below its wrappers, or the value that was passed instead of one, for a message."""
+    return type(env.unwrapped).__name__ if isinstance(env, gym.Env | gym.vector.VectorEnv) else shown(env)
 
 
 def layers(env: Any) -> list[Any]:

@@ -137,10 +137,15 @@ def test_a_peft_model_that_cannot_be_a_policy_is_refused() -> None:
     two.add_adapter("second", config())
     frozen = peft_model("qwen2")
     frozen.requires_grad_(False)
+    disabled, deleted = peft_model("qwen2"), peft_model("qwen2")
+    disabled.base_model.disable_adapter_layers()
+    deleted.delete_adapter("default")
     cases = {
         "named 'default'": peft.get_peft_model(model("qwen2"), config(), adapter_name="mine"),
         "must have one adapter.*got default, second": two,
         r"unmerge_adapter\(\) first": merged,
+        r"disabled while it is trained: .*enable_adapter_layers\(\)": disabled,
+        r"has none, as after delete_adapter\(\).*model.unload\(\)": deleted,
         "is_trainable=True": frozen,
         "must not train the weights below it": peft_model("qwen2", target_modules=["q_proj"], bias="all"),
         "must be a LoRA adapter": peft_model("qwen2", peft.LoHaConfig(r=2, target_modules=["q_proj"])),

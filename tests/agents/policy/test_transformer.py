@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from agents import PPO
 from agents.functional import value_loss
@@ -239,6 +239,69 @@ def test_training_does_not_change_a_language_model(assets: Path, shared: bool) -
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda: "path",
+        lambda: Path("path"),
+        lambda: None,
+        lambda: 5,
+        lambda: torch.nn.Linear(2, 2),
+        lambda: GPT2LMHeadModel,
+        GPT2Config,
+        lambda: GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)),
+        lambda: random_policy(toy()),
+    ],
+    ids=["text", "path", "None", "number", "layer", "class", "config", "model without a head", "policy"],
+)
+def test_a_policy_needs_a_causal_lm(given: Any) -> None:
+    """The error shows what was passed, in one line, and how a path is loaded."""
+    with pytest.raises(
+        TypeError, match="needs a causal language model of transformers, got .*from_pretrained"
+    ) as error:
+        TransformerPolicy(value := given())
+    shown = type(value).__name__ if isinstance(value, torch.nn.Module) else repr(value)[:12]
+    assert shown in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0, "", [], np.float64(1)])
+def test_separate_critic_is_true_or_false(value: Any, tmp_path: Path) -> None:
+    """Wherever it is taken, before anything is trained or attached."""
+    env, policy = toy(), random_policy(toy()).float()
+    policy.save_pretrained(tmp_path)
+    for refused in (
+        lambda: TransformerPolicy(policy.model, separate_critic=value),
+        lambda: TransformerPolicy.for_env(env, separate_critic=value, **SMALL),
+        lambda: TransformerPolicy.from_pretrained(tmp_path, separate_critic=value),
+    ):
+        with pytest.raises(ValueError, match="separate_critic must be True or False, got"):
+            refused()
+    for accepted in (np.True_, True):
+        assert TransformerPolicy(policy.model, separate_critic=accepted).critic is not None
+    assert TransformerPolicy.from_pretrained(tmp_path, separate_critic=None).critic is None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", np.float32, 16, torch.int8, torch.bool, torch.float8_e5m2])
+def test_a_dtype_is_one_of_torch(dtype: Any, tmp_path: Path) -> None:
+    """With floating-point numbers of at least 16 bits; others are refused before the folder is read."""
+    with pytest.raises(ValueError, match=r"dtype must be a torch.dtype .*such as torch.bfloat16, got"):
+        TransformerPolicy.from_pretrained(tmp_path / "nowhere", dtype=dtype)
+    random_policy(toy()).float().save_pretrained(tmp_path)
+    for given in (torch.bfloat16, torch.float64):
+        assert TransformerPolicy.from_pretrained(tmp_path, dtype=given).model.dtype == given
+
+
+@pytest.mark.parametrize("reference", [5, "path", TableReference, GPT2LMHeadModel, torch.nn.Linear(2, 2)], ids=repr)
+def test_a_policy_is_loaded_onto_a_reference(reference: Any, tmp_path: Path) -> None:
+    """Anything else is refused, also where the folder has no adapter and needs none."""
+    policy = random_policy(toy()).float()
+    policy.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"reference must be an environment's reference, get_mdp\(env\).reference"):
+        TransformerPolicy.from_pretrained(tmp_path, reference=reference)
+    loaded = TransformerPolicy.from_pretrained(tmp_path, reference=toy().unwrapped.mdp.reference)
+    assert equal(weights(policy), weights(loaded))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])

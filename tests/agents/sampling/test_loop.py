@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from agents import PPO, Diverged
+from agents.policy import TransformerPolicy
 from agents.sampling import Generation, GraphSampler, Sampler, collect, generate_sampler, new_generator, sample
 from agents.sampling.loop import MIN_FINISHED_ROWS
+from tests.helpers.company import environment
 from tests.helpers.models import CLOSE, check_frequencies, language_model, sampling_task
+from tests.helpers.tiny_models import causal_lm_configs, tiny_causal_lm
 from textenv.lm import CachedDecoder
 
 SAMPLERS = pytest.mark.parametrize(
@@ -54,6 +57,17 @@ def test_generate_ignores_the_checkpoints_generation_config() -> None:
         forced = policy.evaluate_actions(rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
     assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
     assert policy.model.generation_config is config and int(rollout.mask.sum(dim=1).min()) < 5
+
+
+@pytest.mark.parametrize("name", ["Roberta", "Bart"])
+def test_generate_refuses_models_that_padding_changes(name: str) -> None:
+    """It pads on the left; the loop pads on the right where that is right."""
+    env = environment(tiny_causal_lm(causal_lm_configs()[f"{name}Config"]))
+    policy = TransformerPolicy.for_env(env)
+    with pytest.raises(ValueError, match=f"which changes what a {name}ForCausalLM says: use the loop sampler"):
+        collect(env, policy, 4, generator=new_generator("cpu", 0), sampler=generate_sampler)
+    rollout = collect(env, policy, 4, generator=new_generator("cpu", 0))
+    assert float((rollout.log_probs - rollout.ref_log_probs)[rollout.mask].abs().max()) < CLOSE
 
 
 @pytest.mark.parametrize("kind", ["open", "masked", "model"])

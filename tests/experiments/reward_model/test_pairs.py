@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,111 @@ def test_other_line_separators_do_not_end_a_line(tmp_path: Path) -> None:
     assert read_pairs(path) == [Pair("a", "b\u2028c", "c")]
 
 
+ROWS = [{"prompt": "a", "chosen": "b", "rejected": 'c "d",\ne'}, {"prompt": "", "chosen": "f", "rejected": "1"}]
+COLUMNS = {name: [row[name] for row in ROWS] for name in Pair._fields}
+
+
+def write_csv(path: Path, rows: list[dict[str, str]] = ROWS) -> None:
+    """The rows as Python's csv module writes them."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(path: Path, rows: list[Any] = ROWS) -> None:
+    """The rows as pyarrow writes them."""
+    arrow, files = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files.write_table(arrow.Table.from_pylist(rows), path)
+
+
+FORMATS: dict[str, Callable[[Path], Any]] = {
+    "p.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, ROWS))),
+    "p.ndjson": lambda path: path.write_text("\n".join(map(json.dumps, ROWS))),
+    "lines.json": lambda path: path.write_text("\n".join(map(json.dumps, ROWS))),
+    "array.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "pretty.json": lambda path: path.write_text(json.dumps(ROWS, indent=2)),
+    "columns.json": lambda path: path.write_text(json.dumps(COLUMNS)),
+    "p.CSV": write_csv,
+    "p.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_of_prompts_holds_pairs(name: str, tmp_path: Path) -> None:
+    """As the same fields, with quotes and line feeds."""
+    FORMATS[name](tmp_path / name)
+    assert read_pairs(tmp_path / name) == [Pair(**row) for row in ROWS]
+
+
+def test_a_single_pair_over_several_lines(tmp_path: Path) -> None:
+    """An object that is no object of columns."""
+    (tmp_path / "p.json").write_text(json.dumps(ROWS[0], indent=2))
+    assert read_pairs(tmp_path / "p.json") == [Pair(**ROWS[0])]
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.tsv", "p.jsonl.gz", "p"])
+def test_a_file_of_another_format_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    """Whatever it holds; the error lists the formats."""
+    FORMATS["p.jsonl"](tmp_path / name)
+    formats = r"\.jsonl, \.ndjson, \.json, \.csv, \.parquet, got"
+    with pytest.raises(FlagError, match=f"--pairs: The name of a file of pairs must end in one of {formats}"):
+        read_pairs(tmp_path / name)
+    with pytest.raises(FlagError, match="--pairs: The file .*missing.* does not exist"):
+        read_pairs(tmp_path / f"missing{name}")
+
+
+@pytest.mark.parametrize("name", ["array.json", "columns.json", "p.csv", "p.parquet"])
+def test_a_bad_pair_of_any_format_has_a_place(name: str, tmp_path: Path) -> None:
+    """A line, or the number of the pair."""
+    bad = [*ROWS, {"prompt": "a", "chosen": " ", "rejected": "c"}]
+    path = tmp_path / name
+    if name == "p.csv":
+        write_csv(path, bad)
+    elif name == "p.parquet":
+        write_parquet(path, bad)
+    else:
+        columns = {field: [row[field] for row in bad] for field in Pair._fields}
+        path.write_text(json.dumps(bad if name == "array.json" else columns))
+    place = ":5" if name == "p.csv" else ", pair 2"
+    with pytest.raises(FlagError, match=f"{name}{place}: the completion 'chosen' is empty"):
+        read_pairs(path)
+    (tmp_path / "headless.csv").write_text("a,b,c\nd,e,f\n")
+    with pytest.raises(FlagError, match="--pairs: .*csv:1: .*'prompt', 'chosen', 'rejected' among them, got"):
+        read_pairs(tmp_path / "headless.csv")
+
+
+USER, GOOD, BAD = ({"role": role, "content": role} for role in ("user", "assistant", "system"))
+OF_TRL: dict[str, Any] = {  # TRL's forms of preferences
+    "conversations": {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+    "conversations after a text": {"prompt": "a", "chosen": [GOOD], "rejected": [BAD]},
+    "conversations without prompts": {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    "texts without prompts": {"chosen": "a b", "rejected": "a c"},
+}
+
+
+@pytest.mark.parametrize("kind", OF_TRL)
+@pytest.mark.parametrize("name", ["p.jsonl", "one.json", "array.json", "columns.json", "p.csv", "p.parquet", "folder"])
+def test_conversations_and_pairs_without_a_prompt_are_refused_with_a_hint(kind: str, name: str, tmp_path: Path) -> None:
+    """In every format that can hold them."""
+    path, row = tmp_path / name, OF_TRL[kind]
+    if name == "p.csv":
+        if "texts" not in kind:
+            pytest.skip("a CSV file holds texts")
+        write_csv(path, [row])
+    elif name == "p.parquet":
+        write_parquet(path, [row])
+    elif name == "folder":
+        pytest.importorskip("datasets").Dataset.from_list([row]).save_to_disk(path)
+    else:
+        columns = {field: [value] for field, value in row.items()}
+        content = {"array.json": [row], "columns.json": columns}.get(name, row)
+        path.write_text(json.dumps(content) + "\n")
+    with pytest.raises(FlagError, match="Write conversations as text, .*chosen and rejected both begin with") as error:
+        read_pairs(path)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("splits", [False, True])
 def test_a_datasets_folder_holds_the_same_pairs(splits: bool, tmp_path: Path) -> None:
     """A folder of `save_to_disk`, with splits or without; a bad row is named; another folder is refused."""
@@ -75,7 +182,7 @@ def test_a_datasets_folder_holds_the_same_pairs(splits: bool, tmp_path: Path) ->
     with pytest.raises(FlagError, match="is not a folder written by datasets' save_to_disk"):
         read_pairs(tmp_path)
     datasets.DatasetDict(test=datasets.Dataset.from_list(rows)).save_to_disk(tmp_path / "test")
-    with pytest.raises(FlagError, match="no split 'train', only test"):
+    with pytest.raises(FlagError, match="^--pairs: '.*test' has no split 'train', only test; save"):
         read_pairs(tmp_path / "test")
 
 

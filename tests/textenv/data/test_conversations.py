@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
 import json
 import pickle
 from collections.abc import Callable
@@ -18,8 +20,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from agents.sampling import collect, new_generator
 from tests.helpers.models import drifted
 from tests.helpers.tokenizers import byte_level
-from textenv import TextMDP
-from textenv.data import ConversationText, encode_chat, load_prompts, messages_of, with_completion
+from textenv import TextMDP, WordTokenizer
+from textenv.data import (
+    ConversationText,
+    check_template_arguments,
+    encode_chat,
+    load_prompts,
+    messages_of,
+    with_completion,
+)
 from textenv.testing import play
 
 USER = {"role": "user", "content": "hello"}
@@ -70,7 +79,9 @@ def test_the_beginning_of_an_assistants_turn_is_continued(before: list[Any], beg
     text = encode_chat(chat, tokenizer, complete=False).text
     opened = encode_chat(before, tokenizer, complete=False)
     assert text == opened.text + begun and text.endswith("assistant: " + begun)
-    closed = encode_chat(chat, tokenizer, add_generation_prompt=True).text  # control: what it was taken for
+    closed = encode_chat(
+        chat, tokenizer, template={"add_generation_prompt": True}
+    ).text  # control: what it was taken for
     assert closed.startswith(text + "<|end|>") and closed.endswith("assistant: ")
     with pytest.warns(UserWarning) if "</s>" in begun else nullcontext():
         prompts = load_prompts([chat], tokenizer)
@@ -78,7 +89,7 @@ def test_the_beginning_of_an_assistants_turn_is_continued(before: list[Any], beg
     assert tokenizer.convert_tokens_to_ids("<|end|>") not in prompts.input_ids[0][len(opened.ids) :]
 
 
-@pytest.mark.parametrize("chat", [[USER], TURNS, TURNS[:2], [*TURNS, {"role": "tool", "content": "42"}]])
+@pytest.mark.parametrize("chat", [[USER], TURNS, TURNS[:2], [*TURNS, {"role": "developer", "content": "42"}]])
 def test_another_last_message_begins_the_assistants_turn(chat: list[Any]) -> None:
     """System prompts and several turns: the text is the template's, up to the assistant's next turn."""
     tokenizer = byte_level()
@@ -219,13 +230,67 @@ def test_arguments_of_a_thinking_template(tmp_path: Path) -> None:
     assert mixed.unwrapped.prompts == [thinking.prompts[0], plain.prompts[0], plain.prompts[0]]
     play(mixed, 2, [1, 1])
     assert received[-1][2]["chat_template_kwargs"] == off  # as TRL, which hands over every column
-    for wrong, message in (("no", "must be a mapping"), ({"tokenize": True}, "names other than"), ({3: 1}, "names")):
-        with pytest.raises(
-            ValueError, match=f"chat_template_kwargs {message}|chat_template_kwargs must have {message}"
-        ):
-            task([[USER]], chat_template_kwargs=wrong)
-        with pytest.raises(ValueError, match="prompt 0: chat_template_kwargs must"):
-            task([{"prompt": [USER], "chat_template_kwargs": wrong}])
+    for wrong, message in (("no", "must be a mapping"), ({3: 1}, "must have strings as names, got 3")):
+        check_refused_arguments(wrong, message)
+
+
+def check_refused_arguments(arguments: Any, message: str) -> None:
+    """Arguments of the template are refused in one line: those of the task, of its rows, and of `load_prompts`."""
+    tokenizer, rows = byte_level(), [{"prompt": [USER], "chat_template_kwargs": arguments}]
+    for place, refused in {
+        "": lambda: task([[USER]], chat_template_kwargs=arguments),
+        "prompt 0: ": lambda: task(rows),
+        "(?:)": lambda: load_prompts([[USER]], tokenizer, chat_template_kwargs=arguments),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{place}chat_template_kwargs {message}") as error:
+            refused()
+        assert "\n" not in str(error.value)
+
+
+PASSED_ON = {"tools", "documents"}  # what apply_chat_template hands to the template
+TAKEN = inspect.signature(byte_level().apply_chat_template).parameters.keys() - {"kwargs"} - PASSED_ON
+
+
+@pytest.mark.parametrize("name", sorted({*TAKEN, "self", "messages", "conversations"}))
+def test_what_the_tokenizer_takes_is_no_argument_of_the_template(name: str) -> None:
+    """Each is refused by its name: one would truncate the ids, and another would be given twice."""
+    message = f"must have names other than the arguments of apply_chat_template itself, got '{name}'"
+    check_refused_arguments({"enable_thinking": False, name: 3}, message)
+    rows = [{"prompt": [USER], "chat_template_kwargs": {name: None}}]  # as a table has it
+    assert task(rows).unwrapped.prompts == task([[USER]], chat_template_kwargs={name: None}).unwrapped.prompts
+
+
+@pytest.mark.parametrize("name", sorted({*inspect.signature(encode_chat).parameters, "kwargs"} - {*TAKEN, "messages"}))
+def test_names_of_ours_are_variables_of_a_template(name: str) -> None:
+    """Parameters of the library's own functions cannot clash with them."""
+    template, value = f"{{{{ messages[0].content }}}} {{{{ {name} }}}}", {name: "x"}
+    assert task([[USER]], template=template, chat_template_kwargs=value).unwrapped.prompts == ["hello x"]
+    rows = [{"prompt": [USER], "chat_template_kwargs": value}]
+    assert task(rows, template=template).unwrapped.prompts == ["hello x"]
+
+
+@pytest.mark.parametrize("name", sorted(PASSED_ON))
+def test_tools_and_documents_are_variables_of_a_template(name: str) -> None:
+    """apply_chat_template hands them on."""
+    template = f"{{{{ messages[0].content }}}} {{{{ {name}[0].title }}}}"
+    env = task([[USER]], template=template, chat_template_kwargs={name: [{"title": "x"}]})
+    assert env.unwrapped.prompts == ["hello x"]
+
+
+def test_a_tokenizer_of_another_kind_takes_other_arguments() -> None:
+    """They are read from the tokenizer that is given."""
+
+    class Other(WordTokenizer):
+        chat_template = "x"
+
+        def apply_chat_template(self, messages: Any, *, tokenize: bool, add_generation_prompt: bool, mode: int) -> str:
+            return str(messages[0]["content"])
+
+    tokenizer = Other("hello")
+    with pytest.raises(ValueError, match="got 'mode'"):
+        load_prompts([[USER]], tokenizer, chat_template_kwargs={"mode": 1})
+    assert check_template_arguments({"mode": 1}) == {"mode": 1}  # control
+    assert load_prompts(["hello"], WordTokenizer("hello"), chat_template_kwargs={"mode": 1}).texts == ["hello"]
 
 
 @pytest.mark.parametrize("text_first", [True, False])
@@ -238,6 +303,62 @@ def test_texts_and_conversations_in_one_list_are_refused(text_first: bool) -> No
             task(prompts)
     with pytest.raises(ValueError, match="a conversation must be in a list of its own"):
         task([USER])
+
+
+ROWS: dict[str, Any] = {
+    "a text": "hello",
+    "a conversation": [USER],
+    "a mapping": {"prompt": "hello"},
+    "a mapping of a conversation": {"messages": [USER]},
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pair for pair in itertools.permutations(ROWS, 2) if len({"mapping" in name for name in pair}) == 2],
+)
+def test_mappings_and_other_prompts_in_one_list_are_refused(first: str, second: str) -> None:
+    """The message says that kinds are mixed, and names both; it is no matter of fields."""
+    names = [name.removesuffix(" of a conversation") for name in (first, second)]
+    expected = rf"prompt 1: prompts must be all mappings or none, got {names[1]} after {names[0]} \(prompt 0\)"
+    with pytest.raises(ValueError, match=expected + ".*write each as a mapping"):
+        task([ROWS[first], ROWS[second]])
+    with pytest.raises(ValueError, match="prompt 1: must have the field 'prompt' and the first one's fields"):
+        task([{"prompt": "hello"}, {"prompt": "hello", "answer": 1}])  # control
+
+
+TOOLS: list[dict[str, Any]] = [
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]},
+    {"role": "assistant", "content": "hello", "tool_calls": np.array([{"name": "add"}, {"name": "add"}], dtype=object)},
+    {"role": "assistant", "content": "hello", "function_call": {"name": "add"}},
+    {"role": "tool", "content": "42"},
+    {"role": "tool", "content": "42", "tool_call_id": "a", "name": "add"},
+    {"role": "function", "content": "42"},
+    {"role": "user", "content": "42", "tool_call_id": 7},
+]
+
+
+@pytest.mark.parametrize("message", TOOLS)
+def test_tool_calls_are_refused(message: dict[str, Any]) -> None:
+    """In a list, in a mapping and in `reset`: a template without tools would drop them."""
+    env = task([[USER]])
+    for refused in (
+        lambda: task([[USER, message]]),
+        lambda: task([{"prompt": [message, USER]}]),
+        lambda: task({"messages": [[USER, message]]}),
+        lambda: env.reset(options={"prompt": [USER, message]}),
+    ):
+        with pytest.raises(ValueError, match="no tool calls and no results of tools.*write them as text"):
+            refused()
+
+
+@pytest.mark.parametrize("empty", [None, [], (), "", {}])
+def test_messages_without_calls_and_columns_of_tools_are_accepted(empty: Any) -> None:
+    """Tables give every message the field; `tools`, and messages beside a prompt, are data for the reward."""
+    rows = [{"prompt": [USER | {"tool_calls": empty, "tool_call_id": empty}], "tools": [{"name": "add"}]}]
+    loaded = task([rows[0] | {"messages": [USER, TOOLS[0]]}]).unwrapped.mdp.prompts
+    assert loaded.texts == task([[USER]]).unwrapped.prompts
+    assert loaded.columns == {"tools": [[{"name": "add"}]], "messages": [[USER, TOOLS[0]]]}
 
 
 @pytest.mark.parametrize(

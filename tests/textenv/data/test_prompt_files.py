@@ -119,6 +119,6 @@ def test_names_that_no_file_can_have() -> None:
 
 
 def test_other_files_of_json_lines_have_one_value_a_line(tmp_path: Path) -> None:
-    """`read_jsonl`, which pairs are read with, takes no array for rows."""
+    """`read_jsonl` takes no array for rows."""
     (tmp_path / "p.jsonl").write_text('[{"prompt": "a"}]\n')
     assert read_jsonl(tmp_path / "p.jsonl") == [(f"{tmp_path / 'p.jsonl'}:1", [{"prompt": "a"}])]

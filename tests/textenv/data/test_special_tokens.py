@@ -16,6 +16,7 @@ from textenv import TextMDP, WordTokenizer
 from textenv.data import encode_chat, encode_text, load_prompts
 
 FLAG = "special_tokens_in_prompts=True"
+OPEN = {"add_generation_prompt": True}
 
 
 MAKERS = {
@@ -69,7 +70,7 @@ def test_another_spelling_that_a_normalizer_makes_special() -> None:
     tokenizer = byte_level(normalized=True)
     assert tokenizer.eos_token_id in tokenizer.encode("hello </S>")
     assert tokenizer.eos_token_id not in encode_text("hello </S>", tokenizer).ids
-    chat = encode_chat([{"role": "user", "content": "hello </S>"}], tokenizer, add_generation_prompt=True)
+    chat = encode_chat([{"role": "user", "content": "hello </S>"}], tokenizer, template=OPEN)
     assert tokenizer.eos_token_id not in chat.ids and chat.special == "</s>"
 
 
@@ -116,7 +117,7 @@ def test_only_the_template_writes_special_tokens(content: str) -> None:
 
     def encoded(content: str) -> Any:
         messages = [{"role": "user", "content": content}, {"role": "user", "content": "hello"}]
-        return encode_chat(messages, tokenizer, add_generation_prompt=True)
+        return encode_chat(messages, tokenizer, template=OPEN)
 
     found, plain = encoded(content), encoded("world")
     assert [i for i in found.ids if i in special] == [i for i in plain.ids if i in special]
@@ -125,7 +126,7 @@ def test_only_the_template_writes_special_tokens(content: str) -> None:
     forged = tokenizer.encode(found.text, add_special_tokens=False)  # what the tokenizer would read
     assert len([i for i in forged if i in special]) > len([i for i in found.ids if i in special])
     messages = [{"role": "user", "content": content}, {"role": "user", "content": "hello"}]
-    parsed = encode_chat(messages, tokenizer, read_special_tokens=True, add_generation_prompt=True)
+    parsed = encode_chat(messages, tokenizer, read_special_tokens=True, template=OPEN)
     assert parsed.ids == forged
 
 

@@ -114,6 +114,8 @@ def together(folder: Path) -> None:
 def no_text(folder: Path) -> None:
     for extra in ({"content": [{"type": "image"}]}, {"content": None, "tool_calls": [{}]}):
         check_refused("images and tool calls are not supported", [[USER, {"role": "assistant", **extra}]])
+    for message in ({"role": "assistant", "content": "", "tool_calls": [{}]}, {"role": "tool", "content": "42"}):
+        check_refused("no tool calls and no results of tools", [[USER, message]])
 
 
 @row("generator")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.adapters import config, layers, peft_model, perturbed, sound_settings
+from tests.helpers.classifiers import random_classifier
 from tests.helpers.models import model
 from textenv.lm import frozen_copy, has_adapters, load_causal_lm, merge_adapters, probe_logits
 from textenv.references import CausalLMReference
@@ -23,6 +24,19 @@ CLOSE = 1e-5
 def log_probs(module: Any) -> torch.Tensor:
     """log softmax of a model alone, float64 [B, L, V]."""
     return module.eval()(input_ids=IDS).logits.double().log_softmax(dim=-1)
+
+
+def test_a_classifier_of_one_label_is_merged() -> None:
+    """Its one logit has no range that rounding could be compared with."""
+    peft = pytest.importorskip("peft")
+    classifier = random_classifier("gpt2")
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False, task_type="SEQ_CLS")
+    model = peft.get_peft_model(classifier, config).eval()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        expected = model(ids).logits
+        torch.testing.assert_close(frozen_copy(model)(ids).logits, expected, rtol=0, atol=1e-5)
+    assert expected.shape == (1, 1)
 
 
 @pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.slow), "gpt2", "qwen2"])

@@ -45,11 +45,10 @@ def test_company_changes_nothing(name: str) -> None:
     assert find_cache_support(model) is FAMILIES[name]
 
 
-@pytest.mark.parametrize("name", ["Roberta", "GPT2", "Opt"])
+@pytest.mark.parametrize("name", ["Roberta", "GPT2", "OPT", "Mpt"])
 def test_a_sequence_may_fill_the_positions_and_no_more(name: str) -> None:
     """RoBERTa's kind has fewer positions than its config says; an episode of all of them works, a longer is refused."""
-    config = causal_lm_configs()[f"{name}Config" if name != "Opt" else "OPTConfig"]
-    model = tiny_causal_lm(config)
+    model = tiny(name)
     positions, width = max_length(model), max(len(prompt.split()) for prompt in PROMPTS)
     find_cache_support(model)
     assert positions is not None and max_length(model) == positions - (2 if name == "Roberta" else 0)
@@ -61,6 +60,46 @@ def test_a_sequence_may_fill_the_positions_and_no_more(name: str) -> None:
         assert bool(terminated[0]) == (step == length - 1)
     with pytest.raises(ValueError, match=f"the reference's context of {max_length(model)}"):
         environment(model, max_new_tokens=length + 1)
+
+
+def test_a_full_cache_is_filled_anew() -> None:
+    """Rows that sit out a step leave columns without a token; GPT-Neo's masks end at the last position."""
+    model = tiny("GPTNeo")
+    length = max_length(model) - max(len(prompt.split()) for prompt in PROMPTS)
+    envs = environment(model, num_envs=2, max_new_tokens=length)
+    observations, _ = envs.reset(options={"prompt": PROMPTS[0]})
+    for step in range(length + 3):  # the second row ends early, so it is alive while the first one sits out a step
+        before, actions = observations, np.array([3, 0 if step == 1 else 4])
+        observations, _, _, _, info = envs.step(actions)
+    ids = before["input_ids"][1][before["attention_mask"][1] == 1].tolist()
+    assert len(ids) > max_length(model) - 4
+    assert abs(float(info["ref_log_prob"][1]) - float(log_probs_alone(model, ids)[-1, 4])) < CLOSE
+
+
+def test_small_weights_hide_no_positions() -> None:
+    """RoFormer counts positions by columns, which nearly uniform logits show by 1e-5 of their range."""
+    config = causal_lm_configs()["RoFormerConfig"]
+    model = type(tiny("RoFormer"))(tiny("RoFormer").config).eval()  # as transformers initialises it
+    assert find_cache_support(model) is find_cache_support(tiny_causal_lm(config)) is False
+
+
+class Stacked(GPT2LMHeadModel):
+    """A model whose hidden states are those of several streams, as Gemma3n's are."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """GPT-2's output with stacked hidden states."""
+        output = super().forward(*args, **kwargs)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(torch.stack([each, each]) for each in output.hidden_states)
+        return output
+
+
+def test_a_model_without_hidden_states_is_no_policy() -> None:
+    """V is computed from them; as a reference it is right."""
+    model = Stacked(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2)).eval()
+    assert stepping_error(environment(model), model) < CLOSE
+    with pytest.raises(ValueError, match=r"V needs the last hidden states .* \(2, 1, 32, 32\) in Stacked"):
+        TransformerPolicy(model)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import textenv.rewards
 from agents.sampling import collect, new_generator
@@ -18,7 +18,7 @@ from tests.helpers.classifiers import CLASSIFIERS, random_classifier, word_token
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import PROMPTS, words
 from tests.helpers.tokenizers import byte_level
-from textenv.data import ConversationText
+from textenv.data import ConversationText, WordTokenizer
 from textenv.rewards import RewardModel
 
 COMPLETIONS = ["a", "b a", "a b c d", "d", "c c c", "b d a c b", "a a", "d c"]
@@ -178,13 +178,95 @@ def test_its_scores_are_those_of_a_rollout() -> None:
 
 
 def test_bad_models_are_refused() -> None:
-    """No tokenizer, no token to pad with, an invalid batch size."""
+    """No tokenizer, no token to pad with."""
     with pytest.raises(ValueError, match="needs the classifier's tokenizer"):
         RewardModel(random_classifier("gpt2"))
     with pytest.raises(ValueError, match="neither a padding nor an end token"):
         RewardModel(random_classifier("gpt2"), word_tokenizer())
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        RewardModel(random_classifier("gpt2"), word_tokenizer(eos_token="[END]"), batch_size=0)
+
+
+def test_a_tokenizer_may_be_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a loaded model and beside a path; `trust_remote_code` reaches it."""
+    model, tokens = random_classifier("gpt2"), word_tokenizer(eos_token="[END]")
+    tokens.save_pretrained(tmp_path / "tokenizer")
+    model.save_pretrained(tmp_path / "model")
+    expected = RewardModel(model, tokens)(["a"], ["b c"])
+    for path in (tmp_path / "tokenizer", str(tmp_path / "tokenizer")):
+        assert RewardModel(model, path)(["a"], ["b c"]) == expected
+        assert RewardModel(tmp_path / "model", path)(["a"], ["b c"]) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="There is nothing to load at '.*nowhere'"):
+        RewardModel(model, str(tmp_path / "nowhere"))
+    trusted: list[bool] = []
+
+    def loads(path: Any, *, trust_remote_code: bool) -> Any:
+        trusted.append(trust_remote_code)
+        return tokens
+
+    monkeypatch.setattr("textenv.rewards.classifier.load_tokenizer", loads)
+    for trust in (False, True):
+        RewardModel(model, "some/tokenizer", trust_remote_code=trust)
+    assert trusted == [False, True]
+
+
+@pytest.mark.parametrize("wrong", [WordTokenizer("a b"), 3, 0, ["a"], str.split, PreTrainedTokenizerFast])
+def test_what_is_no_tokenizer_of_hugging_face_is_refused(wrong: Any) -> None:
+    """Before a model is loaded; the error has what it lacks."""
+    for model in (random_classifier("gpt2"), "/nowhere"):
+        with pytest.raises(ValueError, match="needs the classifier's Hugging Face tokenizer.* got .*which has no "):
+            RewardModel(model, wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number, at least 1, got 0"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, at least 1, got '8'"),
+        ({"batch_size": True}, "batch_size must be a whole number, at least 1, got True"),
+        ({"batch_size": None}, "batch_size must be a whole number, at least 1, got None"),
+        ({"batch_size": 1.5}, r"batch_size must be a whole number, at least 1, got 1\.5"),
+        ({"joiner": None}, "joiner must be a string, got None"),
+        ({"joiner": 3}, "joiner must be a string, got 3"),
+        ({"label": True}, "label must be an integer, a string or None, got True"),
+        ({"label": 1.0}, r"label must be an integer, a string or None, got 1\.0"),
+        ({"label": [1]}, r"label must be an integer, a string or None, got \[1\]"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(arguments: Any, message: str) -> None:
+    """Also where the model cannot be loaded: they are checked before it."""
+    tokens = word_tokenizer(eos_token="[END]")
+    for model in (random_classifier("gpt2", num_labels=2), "/nowhere"):
+        with pytest.raises(ValueError, match=message):
+            RewardModel(model, tokens, **arguments)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    """As a label and as a batch size."""
+    model, tokens = random_classifier("gpt2", num_labels=2), word_tokenizer(eos_token="[END]")
+    reward = RewardModel(model, tokens, label=np.int64(1), batch_size=np.int64(2))
+    expected = RewardModel(model, tokens, label=1)(["a"] * 3, ["b"] * 3)
+    assert reward(["a"] * 3, ["b"] * 3) == pytest.approx(expected, abs=1e-5)
+
+
+def test_there_is_one_completion_per_prompt() -> None:
+    """The error has both numbers."""
+    reward = RewardModel(random_classifier("gpt2"), word_tokenizer(eos_token="[END]"))
+    for prompts, completions in ((["a"], ["b", "c"]), (["a", "b"], []), ([], ["a"])):
+        found = f"got {len(prompts)} prompts and {len(completions)} completions"
+        with pytest.raises(ValueError, match=f"takes one completion per prompt, {found}"):
+            reward(prompts, completions)
+    assert reward([], []) == []
+
+
+def test_a_sequence_without_a_token_is_refused() -> None:
+    """Alone, and beside others, where padding would hide it."""
+    reward = RewardModel(random_classifier("gpt2"), word_tokenizer(eos_token="[END]"))
+    for prompts, completions in (([""], [""]), (["a", ""], ["b", " "])):
+        with pytest.raises(ValueError, match="at least one token, got none from the prompt '' and the completion ' ?'"):
+            reward(prompts, completions)
+    reward.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="at least one token, got none from the prompt .*user"):
+        reward([[{"role": "user", "content": ""}]], [""])
+    assert reward(["a"], [""]) != reward(["b"], [""])
 
 
 def test_special_tokens_in_prompts_and_completions_are_text() -> None:

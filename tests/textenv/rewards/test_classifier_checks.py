@@ -22,6 +22,7 @@ from transformers import (
     LongformerConfig,
     MobileBertConfig,
     MptConfig,
+    Phi3Config,
     Qwen3Config,
     RobertaConfig,
     T5Config,
@@ -31,6 +32,18 @@ from transformers import (
 from tests.helpers.classifiers import word_tokenizer
 from tests.helpers.tiny_classifiers import POSITIONS, examine, largest_error, tiny_classifier, tiny_tokenizer
 from textenv.rewards import RewardModel
+
+
+def test_longrope_limits_the_length() -> None:
+    """Beyond the original context a long sequence would change the positions of all others in its batch."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 8.0]}
+    model = tiny_classifier(Phi3Config, rope_parameters=rope, original_max_position_embeddings=20)
+    reward = RewardModel(model, tiny_tokenizer())
+    assert reward.max_length == 20
+    off, spread = largest_error(reward)
+    assert off < 1e-4 * spread
+    reward.max_length = POSITIONS  # control
+    assert largest_error(reward)[0] > 1e-2 * spread
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import OrderedDict, deque
@@ -45,13 +46,55 @@ ACCEPTED: list[tuple[Any, list[float]]] = [
     (torch.tensor([True, False]), [1.0, 0.0]),
     (torch.tensor([1.0, 2.0], requires_grad=True), [1.0, 2.0]),
     ([LARGEST, -LARGEST], [LARGEST, -LARGEST]),
+    (range(2), [0.0, 1.0]),
+    (deque([1.0, 2.0]), [1.0, 2.0]),
+    ({0: 1.0, 1: 2.0}.values(), [1.0, 2.0]),
+    ([np.zeros(1), 1.0], [0.0, 1.0]),
+    ([torch.ones(1, requires_grad=True), np.array([[2]])], [1.0, 2.0]),
+    (list(torch.tensor([[0.5], [1.5]])), [0.5, 1.5]),
+    (list(np.array([[0.5], [1.5]])), [0.5, 1.5]),
+    (torch.tensor([[0.5], [1.5]], requires_grad=True), [0.5, 1.5]),
+    (torch.tensor([[1], [2]]), [1.0, 2.0]),
 ]
 
 
 @pytest.mark.parametrize(("returned", "expected"), ACCEPTED)
 def test_numbers_of_every_library_are_scores(returned: Any, expected: list[float]) -> None:
-    """Lists, tuples, arrays and tensors of one dimension; numbers of Python, numpy and torch, booleans too."""
+    """Iterables, arrays and tensors of one dimension; numbers of Python, numpy and torch, alone or in arrays."""
     assert score(returned) == expected
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        lambda completions: (float(len(each)) for each in completions),
+        lambda completions: map(len, completions),
+        lambda completions: filter(None, map(len, completions)),
+        lambda completions: (torch.tensor([float(len(each))]) for each in completions),
+    ],
+)
+def test_iterators_are_read_once(stream: Any) -> None:
+    """Generators, `map`; a None among their members is no score."""
+    reward = WeightedReward(lambda completions, **_: stream(completions))
+    assert reward(PROMPTS, COMPLETIONS, IDS, {}).tolist() == [1.0, 3.0]
+    partly = WeightedReward([lambda **_: iter([None, 2.0]), lambda **_: [0.5, 0.5]])
+    assert partly(PROMPTS, COMPLETIONS, IDS, {}).tolist() == [0.5, 2.5]
+
+
+def test_an_iterator_that_fails_is_the_functions_error() -> None:
+    """One that raises, with the line that did; one of another length, or without an end."""
+
+    def broken(prompts: Any, **_: Any) -> Iterator[float]:
+        for _ in prompts:
+            raise OSError("no judge")
+            yield 0.0
+
+    with pytest.raises(RewardError, match=r"'broken' failed at .*test_scores\.py:\d+ with OSError: no judge"):
+        WeightedReward(broken)(PROMPTS, COMPLETIONS, IDS, {})
+    with pytest.raises(RewardError, match="one score per completion: 1, got 0"):
+        WeightedReward(lambda **_: iter(()))(PROMPTS[:1], COMPLETIONS[:1], IDS[:1], {})
+    with pytest.raises(RewardError, match="one score per completion: 2, got more"):
+        WeightedReward(lambda **_: itertools.count())(PROMPTS, COMPLETIONS, IDS, {})
 
 
 def test_a_masked_entry_and_none_are_no_score() -> None:
@@ -59,11 +102,6 @@ def test_a_masked_entry_and_none_are_no_score() -> None:
     for returned in ([None, 1.0], np.array([None, 1.0], dtype=object), np.ma.array([9.0, 1.0], mask=[True, False])):
         reward = WeightedReward([lambda **_: [0.5, 0.5], lambda *, value=returned, **_: value])
         assert reward(PROMPTS, COMPLETIONS, IDS, {}).tolist() == [0.5, 1.5]
-
-
-def numbers() -> Iterator[float]:
-    """A generator of two numbers."""
-    yield from (1.0, 2.0)
 
 
 NO_LISTS = [
@@ -75,11 +113,10 @@ NO_LISTS = [
     OrderedDict(a=1.0, b=2.0),
     {1.0, 2.0},
     frozenset({1.0, 2.0}),
-    numbers(),
-    map(float, "12"),
-    zip((1, 2), (3, 4), strict=True),
-    range(2),
-    deque([1.0, 2.0]),
+    {0: 1.0, 1: 2.0}.keys(),
+    map(str, (1, 2)),
+    [(1, 3), (2, 4)],
+    deque(["1", "2"]),
     1.0,
     np.float64(1.0),
     torch.tensor(1.0),
@@ -87,8 +124,12 @@ NO_LISTS = [
     torch.zeros(2, 2),
     [[1.0], [2.0]],
     [(1.0,), 2.0],
-    [np.zeros(1), 1.0],
-    [torch.zeros(1), 1.0],
+    [np.zeros(2), 1.0],
+    [torch.zeros(2), 1.0],
+    [np.zeros(0), 1.0],
+    [np.array(["1"]), 1.0],
+    [torch.ones(1, dtype=torch.complex64), 1.0],
+    torch.zeros(2, 1, 1),
     [1.0, "2"],
     ["nan", "inf"],
     [b"1", b"2"],

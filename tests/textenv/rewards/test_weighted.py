@@ -38,6 +38,19 @@ def test_columns_reach_the_reward_with_their_prompts() -> None:
     assert play(unlisted, [2], "b").score == 0.0 and calls[-1][-1] == [None]
 
 
+def test_which_fields_of_a_prompt_reach_the_reward() -> None:
+    """`completion` does, which TRL drops; `completion_ids` is refused, as the README says."""
+
+    def given(prompts: Any, completion: Any, **columns: Any) -> list[float]:
+        return [float(each) for each in completion]
+
+    mdp = TextMDP(**words(prompts=[{"prompt": "a", "completion": 3}], reward=given))
+    one = np.array([0])
+    assert mdp.score(mdp.finished(one, mdp.prompt_texts[one], np.array([[0]]), np.array([1]))).tolist() == [3.0]
+    with pytest.raises(ValueError, match="the name 'completion_ids' is an argument of rewards"):
+        TextMDP(**words(prompts=[{"prompt": "a", "completion_ids": [1]}]))
+
+
 def test_several_reward_functions_are_weighted_and_none_abstains() -> None:
     """score = sum of weight x score over the functions that do not return None."""
 

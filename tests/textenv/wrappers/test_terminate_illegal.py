@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from functools import partial
 from typing import Any
 
@@ -32,11 +33,17 @@ from tests.helpers.tasks import (
     toy,
     words,
 )
-from textenv import InvalidAction, TextMDP, TextVectorEnv, exact
+from textenv import InvalidAction, TextEnv, TextMDP, TextVectorEnv, exact
 from textenv.references import TableReference
 from textenv.stepping import TabulatedBatch
 from textenv.testing import play
-from textenv.wrappers import CompletionAction, FlatTokens, MaskInObservation, TerminateIllegal
+from textenv.wrappers import (
+    CompletionAction,
+    FlatTokens,
+    MaskInObservation,
+    TerminateIllegal,
+    VectorTerminateIllegal,
+)
 
 SPARSE = words(4, reference=random_reference(4, 3, sparse=True))
 MASKED = words(4, reference=TableReference(np.array([-np.inf, np.log(0.5), np.log(0.5), -np.inf])))  # in every state
@@ -380,6 +387,16 @@ def test_other_environments_are_refused() -> None:
     for env in (gym.make(TAJ_MAHAL), gym.make_vec(TAJ_MAHAL)):
         with pytest.raises(ValueError, match="wrapped in TerminateIllegal already"):
             TerminateIllegal(TerminateIllegal(env, -1.0), -1.0)
+
+
+@pytest.mark.parametrize("wrapper", [TerminateIllegal, VectorTerminateIllegal])
+@pytest.mark.parametrize("value", [5, None, TAJ_MAHAL, [], object, gym.Env, TextVectorEnv, TextEnv])
+def test_what_is_no_environment_is_refused(wrapper: Any, value: Any) -> None:
+    """Classes too; the error shows the value, and the other wrapper's environment is named by its class."""
+    with pytest.raises(TypeError, match=f"single environment.*got {re.escape(repr(value))}"):
+        wrapper(value, -1.0)
+    with pytest.raises(TypeError, match="a single environment, got TextEnv"):
+        VectorTerminateIllegal(gym.make(TAJ_MAHAL), -1.0)
 
 
 @pytest.mark.parametrize("batched", [False, True])
