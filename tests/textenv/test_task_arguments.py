@@ -46,7 +46,7 @@ def play_one(task: str, batched: bool, given: dict[str, Any]) -> None:
             return
 
 
-@pytest.mark.parametrize(("task", "name", "batched"), arguments())
+@pytest.mark.parametrize(("task", "name", "batched"), [*arguments()])
 def test_an_argument_works_or_is_refused(task: str, name: str, batched: bool) -> None:
     """None, and a value of every other type."""
     for value in [None, *ODD]:
