@@ -25,11 +25,12 @@ from agents.policy.saved_policy import STALE, read_policy, write_policy
 from agents.ranges import check_integer, is_number
 from textenv import get_mdp
 from textenv.lm import (
-    check_hidden_states,
+    base_model,
     forward_completions,
     forward_sequences,
     fuse_activations,
     pack_left,
+    supports_cache,
     trunk_of,
 )
 from textenv.references import CausalLMReference
@@ -89,7 +90,7 @@ class TransformerPolicy(nn.Module):
                 f"vocab_size must be at most the model's, {config.vocab_size}, got {self.vocab_size}; leave it out to "
                 "use the model's."
             )
-        check_hidden_states(model)  # finds out, too, how the model is read, before its trunk is copied
+        supports_cache(model)  # finds out how it is read, before its trunk is copied
         self.critic = copy.deepcopy(self.trunk) if separate_critic else None
         # skip_init: the default initialisation would draw from the global generator
         self.value_head: nn.Linear = nn.utils.skip_init(nn.Linear, config.hidden_size, 1, device=model.device)  # type: ignore[no-untyped-call]
@@ -411,7 +412,17 @@ class TransformerPolicy(nn.Module):
         return self.values_from_hidden(output.last_hidden_state, num_tokens)
 
     def values_from_hidden(self, hidden: Tensor, num_tokens: int) -> Tensor:
-        """Computes V in the last T columns of hidden states [B, L, H], [B, T]."""
+        """Computes V in the last T columns of hidden states [B, L, H], [B, T].
+
+        Raises:
+            ValueError: the hidden states have another shape, as Gemma3n's have.
+        """
+        if hidden.ndim != 3:
+            name = type(base_model(self.model)).__name__
+            raise ValueError(
+                f"V needs last hidden states of the shape [B, L, H]; those of {name} are {list(hidden.shape)}: it can "
+                "be a reference, but not a policy."
+            )
         value: Tensor = self.value_head(hidden[:, -num_tokens:].to(self.value_head.weight.dtype)).squeeze(2)
         return value
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from experiments.config import TrialConfig
-from experiments.evaluation import as_json
+from experiments.evaluation import as_json, sample_completions
 from experiments.metrics_file import read_metrics
 from experiments.trial import initial_policy, run_trial
 from tests.helpers.commands import stories_flags
+from tests.helpers.policies import random_policy
+from tests.helpers.tasks import letter_values, make, words
+from textenv.rewards.training import SAMPLE_FIELDS
 
 
 @pytest.mark.parametrize("agent", ["ppo", "sb3-a2c"])
@@ -34,3 +37,10 @@ def test_what_json_cannot_hold_is_text() -> None:
     for value, expected in ((1, 1), ("a", "a"), ([1, None], [1, None]), (float("nan"), "nan"), ({1, 2}, "{1, 2}")):
         assert as_json(value) == expected
         json.dumps(as_json(value), allow_nan=False)
+
+
+def test_the_names_that_samples_have_are_those_of_the_samples() -> None:
+    """Of `samples.jsonl`, which would lose what is logged under them."""
+    env = make(words(gold_reward=letter_values))
+    (sample,) = sample_completions(env, random_policy(env), [0])
+    assert sample.keys() == SAMPLE_FIELDS

@@ -9,7 +9,7 @@ from textenv.lm.adapters import (
     probe_logits,
     remove_adapters,
 )
-from textenv.lm.cache_support import check_hidden_states, find_cache_support, supports_cache
+from textenv.lm.cache_support import find_cache_support, supports_cache
 from textenv.lm.cached_decoder import BLOCK_COLUMNS, CachedDecoder
 from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
 from textenv.lm.inputs import base_model, cache_argument, max_length, pack_left, position_ids, trunk_of
@@ -27,7 +27,6 @@ __all__ = [
     "UncachedDecoder",
     "base_model",
     "cache_argument",
-    "check_hidden_states",
     "check_vocabulary",
     "copy_with_adapters",
     "find_cache_support",

@@ -24,7 +24,6 @@ from textenv.lm.right_padded import forward_alone, forward_right_padded
 LENGTH = 32  # tokens of the sequence that is read alone; two rows of it are 64
 COMPILED = "flex_attention"  # cannot be compiled while a dispatch mode watches
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)  # says nothing about a model
-HIDDEN = "textenv_hidden_shape"  # attribute of a model: the shape of its last hidden states of one sequence
 ATTRIBUTE = "textenv_supports_cache"  # of a model, with what `find_cache_support` found; copies have it too
 
 
@@ -53,8 +52,7 @@ def find_cache_support(model: Any) -> bool:
     with _undisturbed(model):
         tables = PositionTables(model, len(ids))
         with tables if model.config._attn_implementation != COMPILED else nullcontext():
-            output = _read_alone(model, ids)
-        alone: Tensor = output.logits[0]
+            alone = _read_alone(model, ids)
         if not alone.isfinite().all():
             raise ValueError(f"The weights of the {_name(model)} are not finite: its logits are nan or infinite.")
         supported = _is_right_in_a_cache(model, ids, alone)
@@ -63,24 +61,7 @@ def find_cache_support(model: Any) -> bool:
     for module in (model, trunk_of(model)):
         setattr(module, ATTRIBUTE, supported)
         setattr(module, POSITIONS, min(tables.limits, default=None))
-        setattr(module, HIDDEN, tuple(output.hidden_states[-1].shape) if output.get("hidden_states") else None)
     return supported
-
-
-def check_hidden_states(model: Any) -> None:
-    """Checks that a causal LM returns its last hidden states, from which V is computed, as [B, L, hidden_size].
-
-    Raises:
-        ValueError: they have another shape, or there are none.
-    """
-    supports_cache(model)
-    model = base_model(model)
-    shape, size = getattr(model, HIDDEN), model.config.get_text_config().hidden_size
-    if shape is None or len(shape) != 3 or shape[-1] != size:
-        raise ValueError(
-            f"V needs the last hidden states of its model, [B, L, {size}]; those of one sequence are {shape} in "
-            f"{_name(model)}: it can be a reference, but not a policy."
-        )
 
 
 def _is_right_in_a_cache(model: Any, ids: Tensor, alone: Tensor) -> bool:
@@ -126,7 +107,7 @@ def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
             f"{_name(model)} cannot be used: what it says of a sequence depends on the rest of the batch, or on chance "
             f"(logits of one sequence, alone and beside another one, differ by {distance:.2g})."
         )
-    others = (_read_alone(model, ids[:length]).logits[0], logits[1, :length])
+    others = (_read_alone(model, ids[:length]), logits[1, :length])
     if (distance := max(_distance(alone[:length], other) for other in others)) > _tolerance(alone):
         raise ValueError(
             f"{_name(model)} attends to later tokens, so it is not a causal language model (an encoder?): they change "
@@ -151,16 +132,14 @@ def _beginnings(length: int) -> tuple[int, int, int]:
     return length - 1, max(1, (length - 1) // 3), max(1, (length - 1) // 2)
 
 
-def _read_alone(model: Any, ids: Tensor) -> Any:
+def _read_alone(model: Any, ids: Tensor) -> Tensor:
     try:
-        try:
-            return forward_alone(model, ids[None], output_hidden_states=True)
-        except TypeError:  # a model that does not return them
-            return forward_alone(model, ids[None])
+        logits: Tensor = forward_alone(model, ids[None]).logits[0]
     except OUT_OF_MEMORY:
         raise
     except Exception as error:
         raise ValueError(f"{_name(model)} cannot read a sequence of tokens alone: {_told(error)}") from error
+    return logits
 
 
 def _distance(logits: Tensor, others: Tensor) -> float:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from agents import PPO
 from agents.policy import TransformerPolicy
 from tests.helpers.company import PROMPTS, environment, errors, log_probs_alone, stepping_error
 from tests.helpers.sequences import padded
@@ -98,8 +99,9 @@ def test_a_model_without_hidden_states_is_no_policy() -> None:
     """V is computed from them; as a reference it is right."""
     model = Stacked(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2)).eval()
     assert stepping_error(environment(model), model) < CLOSE
-    with pytest.raises(ValueError, match=r"V needs the last hidden states .* \(2, 1, 32, 32\) in Stacked"):
-        TransformerPolicy(model)
+    envs = environment(model)
+    with pytest.raises(ValueError, match=r"V needs last hidden states .* those of Stacked are \[2, "):
+        PPO(TransformerPolicy.for_env(envs), envs, n_episodes=4).learn(1)
 
 
 @pytest.mark.slow

@@ -11,12 +11,8 @@ import pytest
 import torch
 from transformers import TrainerState as TransformersState
 
-from experiments.evaluation import sample_completions
-from tests.helpers.policies import random_policy
-from tests.helpers.tasks import letter_values, make, words
 from textenv.rewards import RewardError, TrainerState, TrainingContext, WeightedReward
 from textenv.rewards.finished import CompletionLists
-from textenv.rewards.training import SAMPLE_FIELDS
 
 BATCH: Any = (["p", "p"], ["a", "b"], [[1], [2]], {})
 ALL = {"trainer_state", "log_extra", "log_metric"}
@@ -162,10 +158,3 @@ def test_what_cannot_be_logged_is_refused(call: Any, rule: str) -> None:
 
     with pytest.raises(RewardError, match=rule):
         WeightedReward(logs)(*BATCH)
-
-
-def test_the_names_that_samples_have_are_those_of_the_samples() -> None:
-    """Of `samples.jsonl`, which would lose what is logged under them."""
-    env = make(words(gold_reward=letter_values))
-    (sample,) = sample_completions(env, random_policy(env), [0])
-    assert sample.keys() == SAMPLE_FIELDS
