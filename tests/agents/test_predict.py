@@ -163,3 +163,16 @@ def test_the_error_names_the_rule_and_the_value(change: dict[str, Any], message:
     observation, _ = env.reset(seed=0)
     with refused(ValueError, message, package="agents"):
         agent_of(PPO, env).predict(observation | change)
+
+
+def test_an_observation_longer_than_the_context_is_refused() -> None:
+    """A position that the model does not have."""
+    agent = agent_of(PPO)
+    context = agent.policy.model.config.max_position_embeddings
+    fits, longer = (
+        {name: np.ones(length, dtype=np.int64) for name in ("input_ids", "attention_mask")}
+        for length in (context, context + 1)
+    )
+    agent.predict(fits)
+    with pytest.raises(ValueError, match=f"context of {context} tokens, got {context + 1}"):
+        agent.predict(longer)

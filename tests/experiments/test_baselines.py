@@ -117,3 +117,13 @@ def test_random_is_uniform_over_allowed_tokens(env_id: str) -> None:
     expected = np.where(allowed, 1 / allowed.sum(axis=1, keepdims=True), 0.0)
     np.testing.assert_allclose(np.exp(known.log_probs), expected, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters(), strict=True))
+
+
+def test_the_gold_score_of_best_of_n_is_exact() -> None:
+    """That of the kept completions, by their probabilities; best of 1 has the reference's."""
+    env = gym.make("textenv/RewardHacking-v0")
+    tree = exact.enumerate_tree(env)
+    for n in (1, 4):
+        probabilities = np.exp(best_of_n_log_probs(tree, n)) / len(tree.mdp.prompts.texts)
+        expected = float((probabilities * tree.gold_scores[tree.leaves()]).sum())
+        assert best_of_n(Evaluator.for_env(env, 1), n)["gold_score"] == pytest.approx(expected)

@@ -143,3 +143,11 @@ def test_shaping_continues_from_a_state_of_reset() -> None:
         expected = play(env, 0, [2, 1, 2]).rewards[-1]
         env.reset(options={"prompt": 0, "completion": [2, 1]})
         assert env.step(2)[1] == expected
+
+
+def test_repetition_is_found_in_several_steps_at_once() -> None:
+    """Tokens of one call repeat each other, in their order, and those of the state."""
+    task = mdp(shaping=[repetition_penalty(2.0)], max_new_tokens=5)
+    state = task.make_state(0, [2])
+    transitions = task.transitions(state, np.array([[1, 2, 1, 1]]), np.ones((1, 4), dtype=np.bool_))
+    assert task.shaping_terms(transitions)[shaping_name(task.shaping[0])].tolist() == [[0.0, -2.0, -2.0, -2.0]]

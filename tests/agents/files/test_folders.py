@@ -210,3 +210,13 @@ def test_an_error_of_the_writer_leaves_the_earlier_version(tmp_path: Path) -> No
         with pytest.raises(KeyboardInterrupt):
             files.write_folder(tmp_path / "x", fail, keep)
         assert content(tmp_path) == before
+
+
+def test_a_damaged_version_hides_no_folder_of_another_name(tmp_path: Path) -> None:
+    """NAME.1 has no manifest that can be read; NAME.2 is somebody's, and would be replaced by the third version."""
+    files.write_folder(tmp_path / "agent.2", fill("theirs"))
+    (tmp_path / "agent.1").mkdir()
+    (tmp_path / "agent.1" / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"'.*agent\.2' is not a version of it"):
+        files.write_folder(tmp_path / "agent", fill("mine"), keep=3)
+    assert read(tmp_path / "agent.2") == "theirs"

@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agents.training.conditions import CONDITIONS, EVALUATION_CONDITIONS, Condition
+from agents.training.health import precision
 from agents.training.signs import Run
 from tests.helpers.paths import ROOT
+from tests.helpers.policies import random_policy
+from tests.helpers.tasks import make, words
 
 ALL = {each.name: each for each in (*CONDITIONS, *EVALUATION_CONDITIONS)}
 HEALTHY = {
@@ -148,8 +152,8 @@ def test_completions_that_are_cut_by_design_are_no_reason_for_a_warning(ends: fl
 )
 def test_rounding_of_bfloat16_is_no_wrong_ratio(error: float, in_float32: bool, in_bfloat16: bool) -> None:
     """0.04 is what bfloat16 does; log-probabilities that are wrong by 0.3 are found in either."""
-    for precision, expected in ((2.0**-23, in_float32), (2.0**-7, in_bfloat16)):
-        assert holds("first_ratio_off", Run(precision=precision), val__first_ratio_error_avg=error) is expected
+    for rounding, expected in ((2.0**-23, in_float32), (2.0**-7, in_bfloat16)):
+        assert holds("first_ratio_off", Run(precision=rounding), val__first_ratio_error_avg=error) is expected
 
 
 def test_a_deterministic_policy_may_be_the_best_without_a_kl() -> None:
@@ -210,3 +214,22 @@ def test_the_readme_has_every_warning() -> None:
     single = re.search(r"One update is enough for ([^;.]*)", section)
     assert single is not None
     assert sorted(re.findall(r"`(\w+)`", single[1])) == sorted(name for name, each in ALL.items() if each.patience == 1)
+
+
+def test_a_large_gradient_is_measured_by_its_clip() -> None:
+    """A thousand times `max_grad_norm`, whatever that is."""
+    for clip in (0.01, 1.0, 100.0):
+        assert holds("gradient_large", Run(max_grad_norm=clip), grad_norm=1100.0 * clip)
+        assert not holds("gradient_large", Run(max_grad_norm=clip), grad_norm=900.0 * clip)
+
+
+def test_the_precision_of_the_policy() -> None:
+    """That of its dtype; in float32 that of the matrix products."""
+    policy = random_policy(make(words()))
+    assert precision(policy) == torch.finfo(policy.model.dtype).eps
+    policy.float()
+    assert precision(policy) == torch.finfo(torch.float32).eps
+    torch.set_float32_matmul_precision("medium")
+    assert precision(policy) == torch.finfo(torch.bfloat16).eps
+    policy.bfloat16()
+    assert precision(policy) == torch.finfo(torch.bfloat16).eps

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.tasks import make, mdp, words
 from textenv.rewards import RewardError, WeightedReward
+from textenv.rewards.scores import Scores
 from textenv.shaping import length_penalty
 
 PROMPTS, COMPLETIONS, IDS = ["a", "b a b"], ["b", "a b"], [[2, 0], [1, 2, 0]]
@@ -262,3 +263,10 @@ def test_shaping_terms_are_arrays_of_numbers(wrong: Any) -> None:
     env.reset(seed=0)
     with pytest.raises(ValueError, match="'crooked' must return finite numbers"):
         env.step(1)
+
+
+def test_one_score_is_selected_with_its_none() -> None:
+    """A completion to which the function does not apply stays one."""
+    scores = Scores(np.array([1.0, 0.0]), np.array([False, True]))
+    assert scores.select(1).none == [True] and scores.select(0).none == [False]
+    assert scores.select(0).values == [1.0] and Scores(np.ones(2), None).select(0).none is None
