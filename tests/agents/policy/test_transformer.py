@@ -16,7 +16,7 @@ from agents.functional import value_loss
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from tests.helpers.policies import random_policy
-from tests.helpers.tasks import make, sparse, stories, toy
+from tests.helpers.tasks import make, sparse, stories, toy, words
 from textenv import exact
 from textenv.references import TableReference
 
@@ -309,3 +309,13 @@ def test_a_temperature_must_be_positive(temperature: float) -> None:
     """The error explains how to get the most likely token."""
     with pytest.raises(ValueError, match="predict"):
         TransformerPolicy(random_policy(sparse()).model, temperature=temperature)
+
+
+def test_values_of_one_observation_for_each_token() -> None:
+    """Inputs [B, T, L], as of environments of other libraries: V of each observation alone."""
+    policy = random_policy(make(words()))
+    torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(policy.vocab_size, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    values = policy.values(ids, torch.ones_like(ids), 3)
+    each = [policy.values(row, torch.ones_like(row), 1)[:, 0] for row in ids]
+    assert values.shape == (2, 3) and torch.allclose(values, torch.stack(each)) and float(values.std()) > 1e-3

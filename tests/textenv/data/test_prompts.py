@@ -12,8 +12,10 @@ import pytest
 
 from agents.sampling import collect, new_generator
 from tests.helpers.models import drifted, model, tokenizer
-from tests.helpers.tasks import letter_values, words
+from tests.helpers.tasks import letter_values, words, zero
+from tests.helpers.tokenizers import byte_level
 from textenv import TextMDP, WordTokenizer
+from textenv.testing import play
 
 
 @pytest.mark.parametrize(
@@ -152,3 +154,16 @@ def test_bad_conversations_are_refused() -> None:
         chat_task(["a", [{"role": "user"}]])
     with pytest.raises(ValueError, match="prompt 1: must have the field 'prompt' and the first one's fields"):
         chat_task([{"messages": CHATS[0]}, {"prompt": "a"}])
+
+
+def test_the_text_of_ids_has_no_special_tokens() -> None:
+    """Of a prompt that is given as ids and is not in the list; the ids themselves are kept."""
+    tokenizer = byte_level()
+    env = gym.make(
+        "textenv/Text-v0", tokenizer=tokenizer, prompts=["hello"], reward=zero, max_new_tokens=1, max_prompt_length=9
+    )
+    ids = tokenizer.encode("world")
+    assert ids[0] == tokenizer.bos_token_id
+    observation, _ = env.reset(options={"prompt": ids})
+    assert observation["input_ids"][observation["attention_mask"] == 1].tolist() == ids
+    assert play(env, ids, [1]).prompt == "world"

@@ -18,6 +18,7 @@ import pytest
 
 from tests.helpers.tasks import count_words, golden, make, mdp, words
 from textenv.rewards import FinishedCompletions, RewardError, WeightedReward
+from textenv.rewards.errors import place_of, shorten
 
 SCORES = {"a": 1.0, "b": 2.0, "a b": 3.0}
 
@@ -382,3 +383,15 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: 
     """When the task is made; the message has the range and the value."""
     with pytest.raises(ValueError, match=message):
         make(words(**arguments))
+
+
+def test_control_characters_are_escapes() -> None:
+    """Each is shown, none is left out."""
+    assert shorten("a\x1b[31m b\u200b") == "a\\x1b[31m b\\u200b" and shorten("a\n\t b") == "a b"
+
+
+def test_a_partial_function_has_the_place_of_its_function() -> None:
+    """File and first line."""
+    inner = functools.partial(functools.partial(count_words, 1), 2)
+    code = count_words.__code__
+    assert place_of(inner) == place_of(count_words) == f"{code.co_filename}:{code.co_firstlineno}"
