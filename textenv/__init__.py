@@ -10,9 +10,10 @@ and, with torch, `lm`. Importing this package registers the tasks with Gymnasium
 
 import gymnasium as gym
 
+from textenv.actions import InvalidAction
 from textenv.data import WordTokenizer
 from textenv.env import TextEnv
-from textenv.mdp import InvalidAction, TextMDP
+from textenv.mdp import TextMDP
 from textenv.references import TableReference
 from textenv.state import TextState
 from textenv.unwrap import get_mdp

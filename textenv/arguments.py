@@ -38,6 +38,8 @@ def integer_array(values: Any) -> NDArray[Any] | None:
 
 def is_scalar(value: Any) -> bool:
     """Whether numpy makes an array without dimensions of it."""
+    if isinstance(value, int | float | np.generic):  # np.ndim is slower
+        return True
     try:
         return np.ndim(value) == 0
     except Exception:

@@ -12,13 +12,14 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
-from textenv.arguments import check_options, check_seed, shown
+from textenv.actions import InvalidAction
+from textenv.arguments import check_options, check_seed, is_scalar, shown
 from textenv.bound_policy import PolicyFunction
 from textenv.data import printable
 from textenv.mdp import TextMDP
 from textenv.spaces import action_space, observation_space
 from textenv.state import Array
-from textenv.stepping import SingleEpisode
+from textenv.stepping import EpisodeBatch
 
 Observation = dict[str, Array]
 
@@ -58,7 +59,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self.observation_space: Any = observation_space(mdp)  # Any: Gymnasium's Space is invariant
         self.action_space: Any = action_space(mdp)
         self.illegal_reward: float | None = None  # set by `textenv.wrappers.TerminateIllegal`
-        self.episodes = SingleEpisode(mdp, policy)
+        self.episodes = EpisodeBatch(mdp, 1, policy)
         self._rewards: list[float] = []  # since the last reset
         self._illegal = False  # whether the last of them is that of a masked token
 
@@ -90,19 +91,32 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        reward, terminated, ref_log_prob, terms, final = self.episodes.step_scalar(action, self.illegal_reward)
+        if not self.episodes.live[0]:
+            raise gym.error.ResetNeeded(
+                "No episode is in progress (none has started, or it has ended): call reset() before step()."
+            )
+        if not is_scalar(action):
+            raise InvalidAction(f"An action is one token id, got {shown(action)}.")
+        step = self.episodes.step(np.asarray(action)[None], self.illegal_reward)
+        self.episodes.refresh()
+        reward: float = step.rewards.item(0)
         self._rewards.append(reward)
-        self._illegal = final.get("finish_reason") == "illegal"
+        self._illegal = step.illegal is not None
         if self.render_mode == "human":
             print(self._rendered(), flush=True)
+        terms = {name: values.item(0) for name, values in step.terms.items()}
+        final: dict[str, Any] = {}
+        if step.final is not None:
+            arrays = step.text_info() if self._illegal else step.text_info() | step.scored_info()
+            final = {name: values.item(0) for name, values in arrays.items()}
         observation = self._observe()
         info = {
             "action_mask": self.action_space.mask.copy(),
-            "ref_log_prob": ref_log_prob,
-            "reward_terms": terms,
+            "ref_log_prob": step.ref_log_prob.item(0),
+            "reward_terms": {"illegal": reward} if self._illegal else terms,
             **final,
         }
-        return observation, reward, terminated, False, info
+        return observation, reward, step.terminated.item(0), False, info
 
     @contextmanager
     def restore_on_error(self) -> Iterator[None]:
@@ -112,9 +126,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         try:
             yield
         except BaseException:
-            episodes.state.put(0, state)
-            episodes.cursor.reset_rows(np.array([0]), None)
-            episodes.live, episodes.kl, self._rewards, self._illegal = live, kl, rewards, illegal
+            episodes.restore(state, live, kl)
+            self._rewards, self._illegal = rewards, illegal
             raise
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -142,8 +155,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
     def _observe(self) -> Observation:
         if not self.mdp.full_support:  # else the mask is all 1 at every step
             self.action_space.mask = self.episodes.action_mask()[0]
-        state = self.episodes.state
-        return {"input_ids": state.input_ids[0].copy(), "attention_mask": state.attention_mask[0].copy()}
+        return {name: values[0] for name, values in self.episodes.observation().items()}
 
 
 def make(task: str, policy: PolicyFunction | None = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:

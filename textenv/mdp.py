@@ -16,11 +16,11 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.arguments import array_type, check_count, integer_array, is_number, shown
+from textenv.actions import InvalidAction
+from textenv.arguments import check_count, is_number, shown
 from textenv.data import (
     PromptSource,
     Tokenizer,
@@ -41,10 +41,6 @@ from textenv.rewards import (
 )
 from textenv.shaping import ShapingTerm, Transitions, shaping_name, shaping_terms, shaping_values
 from textenv.state import Array, TextState
-
-
-class InvalidAction(gym.error.InvalidAction, ValueError):
-    """An action that is not a token id, or a token to which the reference gives probability zero."""
 
 
 class TextMDP:
@@ -221,21 +217,6 @@ class TextMDP:
     def next_ref_log_probs(self, state: TextState) -> Array:
         """log pi_ref(. | s_t), [B, V]."""
         return self.reference.log_probs(state.input_ids, state.attention_mask)
-
-    def validate_actions(self, actions: Any, idle: Array, num: int) -> Array:
-        """`actions` as int64 [num], 0 in the rows `idle`; raises `InvalidAction` unless the others are token ids."""
-        given = integer_array(actions)
-        if given is None or given.shape != (num,):
-            raise InvalidAction(
-                f"Expected {num} integer token ids, got {shown(actions)}{array_type(actions)}; each must be in "
-                f"0 .. {self.vocab_size - 1}."
-            )
-        tokens = given.astype(np.int64)
-        tokens[idle] = 0
-        if tokens.view(np.uint64).max() >= self.vocab_size:  # as unsigned, negative ids are large
-            bad = given[np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))[0]]
-            raise InvalidAction(f"A token id must be in 0 .. {self.vocab_size - 1}, got {bad}.")
-        return tokens
 
     def masked_action_error(self, state: TextState, row: int, token: int) -> InvalidAction:
         """The error for a token to which the reference gives probability zero."""

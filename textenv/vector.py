@@ -15,19 +15,19 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textenv.arguments import Seeds, check_count, check_options, check_reset_mask, check_seeds, shown
-from textenv.bound_policy import PolicyFunction, check_policy
+from textenv.bound_policy import PolicyFunction
 from textenv.data import printable
 from textenv.mdp import TextMDP
 from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
 from textenv.state import Array
-from textenv.stepping import EpisodeBatch, StepResult, TabulatedBatch, make_episodes
+from textenv.stepping import EpisodeBatch, StepResult
 
 Observation = dict[str, Array]
 Info = dict[str, Any]
 
 
 class TextVectorEnv(VectorEnv[Observation, Array, Array]):
-    """B episodes in lockstep. A step calls the reference once and the reward once, or neither (`TabulatedBatch`).
+    """B episodes in lockstep. A step calls the reference once and the reward once, or neither if the task is tabulated.
 
     Row i equals a `TextEnv` with the same seed and actions; `reset(seed=s)` seeds row i with s + i. Infos have
     Gymnasium's vector form: each key an array of B values, beside it `_key`, the mask of the rows that have it.
@@ -66,8 +66,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.single_action_space = action_space(mdp)
         self.action_space: Any = MaskedMultiDiscrete(self.single_action_space.initial_mask, num_envs)
         self.illegal_reward: float | None = None  # set by `textenv.wrappers.TerminateIllegal`
-        self.episodes = self._default_episodes = make_episodes(mdp, num_envs)
-        self.bind_policy(policy)
+        self.episodes = EpisodeBatch(mdp, num_envs, policy)
 
     @property
     def prompts(self) -> list[str]:
@@ -76,14 +75,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def bind_policy(self, policy: PolicyFunction | None) -> None:
         """Binds pi, as `TextEnv.bind_policy`: the reward is then the whole r_t."""
-        check_policy(policy)
-        if policy is not None or isinstance(self.episodes, EpisodeBatch):
-            self.episodes = self._general_episodes()
-            self.episodes.bind(policy)
-
-    def _general_episodes(self) -> EpisodeBatch:
-        """The episodes in the form that takes a bound policy and any state; used until the next reset of all rows."""
-        return self.episodes.to_batch() if isinstance(self.episodes, TabulatedBatch) else self.episodes
+        self.episodes.bind(policy)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -96,19 +88,9 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         rows = check_reset_mask(options.pop("reset_mask", None), self.num_envs)
         if not (self.episodes.started or rows.all()):
             raise gym.error.ResetNeeded("The first reset() must start every row: leave reset_mask out.")
-        episodes: EpisodeBatch | TabulatedBatch = self.episodes
-        if options:
-            episodes = self._general_episodes()
-        elif rows.all() and episodes.policy is None:  # back to a TabulatedBatch, where the task allows one
-            episodes = self._default_episodes
-            episodes.started = self.episodes.started
-        with episodes.streams.restore_on_error(self) if options else nullcontext():
-            self._seed(seeds, np.flatnonzero(rows), first=not episodes.started)
-            if isinstance(episodes, EpisodeBatch):
-                episodes.start(np.flatnonzero(rows), options)
-            else:
-                episodes.start(np.flatnonzero(rows))
-        self.episodes = episodes
+        with self.episodes.streams.restore_on_error(self) if options else nullcontext():
+            self._seed(seeds, np.flatnonzero(rows), first=not self.episodes.started)
+            self.episodes.start(np.flatnonzero(rows), options)
         self.episodes.refresh()
         mask = self._action_mask()
         return self.episodes.observation(), _pack({"action_mask": mask}, rows.copy())
@@ -134,11 +116,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
                 f"The episodes in rows {np.flatnonzero(~episodes.live).tolist()} have ended; with autoreset DISABLED "
                 "call reset(options={'reset_mask': terminated}) before the next step."
             )
-        if self.illegal_reward is None:
-            step = episodes.step(actions)  # which by itself resets ended rows, as NEXT_STEP has it
-        else:
-            self.episodes = episodes = self._general_episodes()
-            step = episodes.step(actions, self.illegal_reward)
+        step = episodes.step(actions, self.illegal_reward)  # which by itself resets ended rows, as NEXT_STEP has it
         final: Info = {}
         if mode == AutoresetMode.SAME_STEP and step.final is not None:
             final = self._same_step_info(step)
@@ -174,22 +152,23 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def _step_info(self, step: StepResult) -> Info:
         """`ref_log_prob` and `reward_terms` of the rows that were stepped."""
-        rows, terms = step.stepped, _pack(step.terms, step.stepped)
-        if (illegal := step.illegal) is not None:
-            ended = {"illegal": np.where(illegal, step.rewards, 0.0)}
-            terms = _pack_some(step.terms, rows & ~illegal) | _pack_some(ended, illegal)
+        rows, terms = step.stepped, dict(step.terms)
+        if step.illegal is None:
+            terms = _pack(terms, rows)
+        else:
+            terms = _pack_some({"illegal": terms.pop("illegal")}, step.illegal) | _pack_some(
+                terms, rows & ~step.illegal
+            )
         return _pack({"ref_log_prob": step.ref_log_prob, "reward_terms": terms}, rows)
 
     def _final_info(self, step: StepResult) -> Info:
         """`prompt`, `completion`, `score` and the other fields of the rows that terminated."""
         if step.final is None:
             return {}
-        info = {name: values for name, values in vars(step.final).items() if values is not None}
-        info["score"] = step.terms["score"].copy()
+        texts, scored = step.text_info(), step.scored_info()
         if step.illegal is None:
-            return _pack(info, step.terminated.copy())
-        numbers: Info = {name: info.pop(name) for name in ("score", "gold_score", "kl") if name in info}
-        return _pack(info, step.terminated.copy()) | _pack_some(numbers, step.terminated & ~step.illegal)
+            return _pack(texts | scored, step.terminated.copy())
+        return _pack(texts, step.terminated.copy()) | _pack_some(scored, step.terminated & ~step.illegal)
 
     def _same_step_info(self, step: StepResult) -> Info:
         """`final_obs` and `final_info` of the rows that terminated, as Gymnasium's SAME_STEP has them."""

@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from tests.helpers.tasks import (
-    allowed_action,
-    assert_same,
-    make,
-)
+from tests.helpers.plain_env import PlainEnv
+from tests.helpers.tasks import allowed_action, assert_same
 from textenv import TextEnv, TextMDP, TextVectorEnv
 
 MODES = list(AutoresetMode)
@@ -30,10 +27,10 @@ def masked_info(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def array_and_loop(arguments: dict[str, Any], num_envs: int, mode: AutoresetMode, policy: Any = None) -> list[Any]:
-    """A `TextVectorEnv`, and Gymnasium's loop over single environments of the same task."""
+    """A `TextVectorEnv`, and Gymnasium's loop over plain environments of the same task: the oracle."""
     return [
         TextVectorEnv(TextMDP(**arguments), num_envs, autoreset_mode=mode, policy=policy),
-        SyncVectorEnv([partial(make, arguments, policy=policy)] * num_envs, autoreset_mode=mode),
+        SyncVectorEnv([partial(PlainEnv, TextMDP(**arguments), policy)] * num_envs, autoreset_mode=mode),
     ]
 
 
@@ -79,7 +76,7 @@ class CallCounter:
         return self.inner.log_probs(input_ids, attention_mask)
 
 
-def random_trajectory(env: TextEnv, seed: int, steps: int = 12) -> list[Any]:
+def random_trajectory(env: TextEnv | PlainEnv, seed: int, steps: int = 12) -> list[Any]:
     """Everything that `reset` and `step` return along random legal actions."""
     rng = np.random.default_rng(seed)
     observation, info = env.reset(seed=seed)

@@ -17,8 +17,8 @@ more calls for a batch of B, also with `on_error="raise"`.
 A reward function that depends only on token ids may also have `score_tokens(prompt, tokens, length)`, which computes
 the same scores from arrays: `prompt` [K] the index of each prompt, `tokens` [K, T] the completions, 0 after their ends,
 `length` [K]. It is called instead where all prompts are in the list, so that no list or string is made. It must be
-pure, because its scores are reused: a `TextVectorEnv` of a small task scores every completion when it is made
-(`textenv.stepping.TabulatedBatch`), and a `TextEnv` scores each completion once.
+pure, because its scores are reused: an environment of a small task scores every completion when it is made
+(`textenv/stepping/tabulated.py`).
 """
 
 from __future__ import annotations

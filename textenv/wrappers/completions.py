@@ -11,8 +11,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
+from textenv.actions import InvalidAction
 from textenv.env import Observation
-from textenv.mdp import InvalidAction, TextMDP
+from textenv.mdp import TextMDP
 from textenv.state import TextState
 from textenv.wrappers.completion_space import AnyString, CompletionSpace
 from textenv.wrappers.terminate_illegal import TerminateIllegal

@@ -111,6 +111,7 @@ def test_a_reward_may_take_arrays() -> None:
     """`score_tokens` is called where a reward has it, with the same scores; an unlisted prompt needs the lists."""
     reward = BothForms()
     env, plain = make(words(reward=reward)), make(words())
+    reward.called.clear()  # all completions, to tabulate them
     for prompt, completion in ((0, "b c"), (3, ""), (1, "a a a")):
         assert play(env, prompt, completion).rewards.tolist() == play(plain, prompt, completion).rewards.tolist()
     assert reward.called == ["arrays"] * 3

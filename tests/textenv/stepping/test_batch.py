@@ -115,7 +115,7 @@ def test_a_table_is_looked_up_and_not_called(
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 99), sparse=st.booleans(), mode=st.sampled_from([mode.value for mode in AutoresetMode]))
 def test_a_carried_table_state_equals_reading_from_the_start(seed: int, sparse: bool, mode: str) -> None:
-    """In every live row, also after resets: the cursor's log-probabilities are the table's of the observation."""
+    """In every live row, also after resets: the backend's log-probabilities are the table's of the observation."""
     reference = random_reference(4, seed, sparse)
     envs = TextVectorEnv(TextMDP(**words(reference=reference)), 5, autoreset_mode=mode)
     fresh, rng = copy.deepcopy(reference), np.random.default_rng(seed)

@@ -189,7 +189,7 @@ def test_a_table_of_a_failing_reward_is_not_made() -> None:
     assert_same(snapshot(envs), before)
     reward.due = 0
     twin = TextVectorEnv(TextMDP(**words(reward=Flaky(arrays=True))), 2)
-    assert type(twin.episodes) is not type(envs.episodes)
+    assert type(twin.episodes.backend) is not type(envs.episodes.backend)
     twin.reset(seed=0)
     assert_same(envs.step(np.array([0, 1])), twin.step(np.array([0, 1])))
 

@@ -1,4 +1,4 @@
-"""`TabulatedBatch` equals stepping exactly; the oracle is a SyncVectorEnv of single environments, never tabulated."""
+"""`TabulatedBackend` equals stepping exactly; the oracle is `tests.helpers.plain_env`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.envs import MODES, array_and_loop, compare_trajectories, masked_info, random_trajectory
+from tests.helpers.envs import MODES, array_and_loop, compare_trajectories, masked_info
 from tests.helpers.tasks import RandomPolicy, assert_same, golden, letter_values, random_reference, tasks, words
 from textenv import InvalidAction, TextEnv, TextMDP, TextVectorEnv
 from textenv.data import WordTokenizer
 from textenv.references import TableReference
 from textenv.shaping import length_penalty
-from textenv.stepping import EpisodeBatch, TabulatedBatch
+from textenv.stepping.reference import ReferenceBackend
+from textenv.stepping.table import TableBackend
+from textenv.stepping.tabulated import TabulatedBackend
 
 
 class OfTokens:
@@ -53,15 +55,15 @@ def test_tabulated_episodes_equal_stepped_ones(
 ) -> None:
     """Observations, masks, rewards, terminations and infos, dense and sparse, with and without a gold reward."""
     pair = array_and_loop(small(gold, **arguments), num_envs, mode)
-    assert type(pair[0].episodes) is TabulatedBatch
+    assert type(pair[0].episodes.backend) is TabulatedBackend
     assert compare_trajectories(pair, seed, steps=9) > 0
 
 
 def test_the_comparison_detects_a_wrong_edge() -> None:
     """Negative control: a wrong score, log-probability or child each fails the comparison."""
-    for table, value in (("scores", 1e-9), ("ref_log_prob", 1e-9), ("child", 1)):
+    for table, value in (("score", 1e-9), ("ref_log_prob", 1e-9), ("child", 1)):
         pair = array_and_loop(small(), 3, AutoresetMode.NEXT_STEP)
-        getattr(pair[0].episodes, table)[: -pair[0].mdp.vocab_size] += value
+        getattr(pair[0].episodes.backend, table)[: -pair[0].mdp.vocab_size] += value
         with pytest.raises((AssertionError, IndexError)):
             compare_trajectories(pair, seed=0, steps=12)
 
@@ -73,12 +75,12 @@ def legal(envs: TextVectorEnv, rng: np.random.Generator) -> Any:
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("leave", ["policy", "options"])
-def test_conversion_to_a_batch_keeps_the_episodes(leave: str, sparse: bool) -> None:
-    """After a policy is bound, or a reset names a state, an `EpisodeBatch` continues the same episodes."""
+def test_another_backend_goes_on_with_the_episodes(leave: str, sparse: bool) -> None:
+    """After a policy is bound, or a reset names a state, a `TableBackend` continues the same episodes, for good."""
     arguments = small(max_new_tokens=4, reference=random_reference(4, 1, sparse))
     tabulated, stepped = (TextVectorEnv(TextMDP(**arguments), 5) for _ in range(2))
-    assert isinstance(tabulated.episodes, TabulatedBatch)
-    stepped.episodes = stepped._default_episodes = EpisodeBatch(stepped.mdp, 5)
+    assert type(tabulated.episodes.backend) is TabulatedBackend
+    stepped.episodes.backend = TableBackend(stepped.mdp, 5)
     results: list[list[Any]] = [[], []]
     for envs, log in zip((tabulated, stepped), results, strict=True):
         rng = np.random.default_rng(0)
@@ -91,19 +93,33 @@ def test_conversion_to_a_batch_keeps_the_episodes(leave: str, sparse: bool) -> N
         else:
             rows = np.array([True, False, True, False, False])
             log.append(list(envs.reset(options={"prompt": "b a b", "reset_mask": rows}))[:1])
-        assert type(envs.episodes) is EpisodeBatch
         for _ in range(9):
             step = envs.step(legal(envs, rng))
             log.append([*step[:-1], masked_info(step[-1])])
         envs.bind_policy(None)
+        log += [envs.reset()[0], envs.step(legal(envs, rng))[:-1]]
+        assert type(envs.episodes.backend) is TableBackend
     assert_same(*results)
 
 
+def test_a_refused_reset_keeps_the_episodes() -> None:
+    """An option that does not exist, a state that cannot be: the episodes and their prompts go on as before."""
+    envs, twin = (TextVectorEnv(TextMDP(**small()), 3) for _ in range(2))
+    for each in (envs, twin):
+        each.reset(seed=1)
+        each.step(np.array([1, 2, 3]))
+    for options in ({"promt": 0}, {"prompt": 99}, {"completion": "a b a b a b a b"}):
+        with pytest.raises(ValueError):
+            envs.reset(options=options)
+    for _ in range(8):
+        assert_same(envs.step(np.array([1, 2, 3])), twin.step(np.array([1, 2, 3])))
+
+
 def test_a_masked_token_is_refused_and_changes_nothing() -> None:
-    """The error equals that of `EpisodeBatch`; the episodes stay as they were."""
+    """The error equals that of a `TableBackend`; the episodes stay as they were."""
     arguments = small(reference=random_reference(4, 1, sparse=True))
     envs, plain = (TextVectorEnv(TextMDP(**arguments | more), 3) for more in ({}, {"reward": letter_values}))
-    assert (type(envs.episodes), type(plain.episodes)) == (TabulatedBatch, EpisodeBatch)
+    assert (type(envs.episodes.backend), type(plain.episodes.backend)) == (TabulatedBackend, TableBackend)
     errors = []
     for each in (envs, plain):
         _, info = each.reset(seed=0)
@@ -121,19 +137,24 @@ def test_a_masked_token_is_refused_and_changes_nothing() -> None:
         TextVectorEnv(TextMDP(**arguments), 2).step(np.zeros(2, dtype=int))
 
 
+OWN = type("Own", (TableReference,), {})(np.log(np.full((1, 4), 0.25)))
+
+
 @pytest.mark.parametrize(
-    "more",
+    ("more", "kind"),
     [
-        {"reward": letter_values},
-        {"gold_reward": golden},
-        {"shaping": [length_penalty(0.25)]},
-        {"max_new_tokens": 30},
-        {"reference": type("Own", (type(random_reference(4, 0, False)),), {})(np.log(np.full((1, 4), 0.25)))},
+        ({}, TabulatedBackend),
+        ({"reward": letter_values}, TableBackend),
+        ({"gold_reward": golden}, TableBackend),
+        ({"shaping": [length_penalty(0.25)]}, TableBackend),
+        ({"max_new_tokens": 30}, TableBackend),
+        ({"reference": OWN}, ReferenceBackend),
     ],
 )
-def test_what_is_not_tabulated(more: dict[str, Any]) -> None:
-    """Rewards that may give another score the next time, shaping, many completions, subclasses of the table."""
-    assert type(TextVectorEnv(TextMDP(**small() | more), 2).episodes) is EpisodeBatch
+@pytest.mark.parametrize("make_env", [TextEnv, lambda mdp: TextVectorEnv(mdp, 2)])
+def test_which_backend_a_task_has(make_env: Any, more: dict[str, Any], kind: type) -> None:
+    """Tables need rewards that always give the same score, no shaping, few completions, a `TableReference` itself."""
+    assert type(make_env(TextMDP(**small() | more)).episodes.backend) is kind
 
 
 def test_a_changed_beta_applies_to_the_next_step() -> None:
@@ -145,52 +166,17 @@ def test_a_changed_beta_applies_to_the_next_step() -> None:
     assert info["reward_terms"]["kl_reference"].tolist() == (2.0 * info["ref_log_prob"]).tolist()
 
 
-@settings(max_examples=25, deadline=None)
-@given(arguments=tasks(), seed=st.integers(0, 2**32), gold=st.booleans())
-def test_cached_infos_of_single_episodes_are_right(arguments: dict[str, Any], seed: int, gold: bool) -> None:
-    """The cached info of a completion equals what a reward without a cache gives every time."""
-    cached = TextEnv(TextMDP(**small(gold, **arguments)))
-    uncached = TextEnv(TextMDP(**arguments | {"shaping": (), "gold_reward": golden if gold else None}))
-    assert_same(random_trajectory(cached, seed, steps=40), random_trajectory(uncached, seed, steps=40))
-    assert cached.episodes.finished_before and not uncached.episodes.finished_before
-
-
-def test_a_cached_completion_is_not_scored_again() -> None:
-    """Each completion of a listed prompt is scored once, those of other prompts every time."""
-    env, scored = TextEnv(TextMDP(**small(max_new_tokens=1))), []
-    score = env.mdp.score
-    env.mdp.score = lambda finished: (scored.append(len(finished)), score(finished))[1]  # type: ignore[method-assign]
-    for options in ({"prompt": 0}, {"prompt": 0}, {"prompt": 1}, {"prompt": "a a"}, {"prompt": "a a"}):
-        env.reset(options=options)
-        env.step(1)
-    assert len(scored) == 4
-    env.reset(options={"prompt": 0})
-    info = env.step(1)[-1]
-    info["score"] = 100.0  # the returned dict belongs to the caller
-    env.reset(options={"prompt": 0})
-    assert env.step(1)[-1]["score"] != 100.0 and len(scored) == 4
-
-
-def test_a_reset_of_all_rows_returns_to_the_tables() -> None:
-    """A refused reset changes nothing; after a named state or a bound policy, the next reset of all rows tabulates."""
-    envs, plain = (TextVectorEnv(TextMDP(**small() | more), 3) for more in ({}, {"reward": letter_values}))
-    with pytest.raises(ValueError, match="options are"):
-        envs.reset(options={"promt": 0})
-    assert type(envs.episodes) is TabulatedBatch
-    results: list[list[Any]] = [[], []]
-    for each, log in zip((envs, plain), results, strict=True):
-        log.append(each.reset(seed=1, options={"prompt": 1})[0])  # the streams of prompts continue from here
-        log += [each.reset()[0], each.reset()[0]]
-        each.step(np.array([1, 2, 3]))
-        log.append(each.reset(options={"prompt": 1, "completion": "a"})[0])
-        log.append(each.step(np.array([1, 2, 3]))[:-1])
-        log.append(each.reset()[0])
-        each.bind_policy(RandomPolicy(4))
-        log.append(each.step(np.array([1, 2, 3]))[:-1])
-        each.bind_policy(None)
-        log += [each.reset()[0], each.step(np.array([1, 2, 3]))[:-1]]
-    assert type(envs.episodes) is TabulatedBatch
-    assert_same(*results)
+def test_the_info_belongs_to_the_caller() -> None:
+    """What a caller changes in an info, an observation or a mask is not in those of the next episode."""
+    env = TextEnv(TextMDP(**small(max_new_tokens=1)))
+    steps = []
+    for _ in range(2):
+        env.reset(options={"prompt": 0})
+        observation, _, _, _, info = env.step(1)
+        steps.append((observation["input_ids"].copy(), dict(info)))
+        info["score"], info["reward_terms"]["score"] = 100.0, 100.0
+        observation["input_ids"][:] = 7
+    assert_same(*steps)
 
 
 def test_wide_tables_are_not_tabulated() -> None:
@@ -201,5 +187,5 @@ def test_wide_tables_are_not_tabulated() -> None:
     tokenizer = WordTokenizer([f"w{i}" for i in range(vocab_size - 1)])
     task = small() | {"tokenizer": tokenizer, "prompts": ["w0"], "reference": TableReference(log_probs)}
     task["reward"] = OfTokens(letter_values, ["w0"])
-    for length, kind in ((4, TabulatedBatch), (13, EpisodeBatch)):
-        assert type(TextVectorEnv(TextMDP(**task | {"max_new_tokens": length}), 2).episodes) is kind
+    for length, kind in ((4, TabulatedBackend), (13, TableBackend)):
+        assert type(TextVectorEnv(TextMDP(**task | {"max_new_tokens": length}), 2).episodes.backend) is kind

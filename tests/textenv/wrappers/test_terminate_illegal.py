@@ -21,6 +21,7 @@ from agents import PPO, TransformerPolicy
 from agents.sampling import collect
 from tests.helpers.envs import MODES, compare_trajectories, masked_info
 from tests.helpers.fuzzed_tasks import PureLetters
+from tests.helpers.plain_env import PlainEnv
 from tests.helpers.tasks import (
     RandomPolicy,
     assert_same,
@@ -35,7 +36,7 @@ from tests.helpers.tasks import (
 )
 from textenv import InvalidAction, TextEnv, TextMDP, TextVectorEnv, exact
 from textenv.references import TableReference
-from textenv.stepping import TabulatedBatch
+from textenv.stepping.tabulated import TabulatedBackend
 from textenv.testing import play
 from textenv.wrappers import (
     CompletionAction,
@@ -136,11 +137,8 @@ def test_every_action_in_every_state(seed: int, bound: bool) -> None:
 
 
 def array_and_loop(arguments: dict[str, Any], mode: AutoresetMode, policy: Any, rewards: tuple[float, float]) -> Any:
-    """A wrapped `TextVectorEnv`, and Gymnasium's loop over wrapped single environments."""
-
-    def single() -> Any:
-        return TerminateIllegal(make(arguments, policy=policy), rewards[1])
-
+    """A wrapped `TextVectorEnv`, and Gymnasium's loop over plain environments: the oracle."""
+    single = partial(PlainEnv, TextMDP(**arguments), policy, rewards[1])
     envs = TextVectorEnv(TextMDP(**arguments), 4, autoreset_mode=mode, policy=policy)
     return TerminateIllegal(envs, rewards[0]), SyncVectorEnv([single] * 4, autoreset_mode=mode)
 
@@ -187,7 +185,7 @@ def test_the_comparison_sees_illegal_actions(mode: AutoresetMode) -> None:
 def test_tabulated_episodes_end_too(mode: AutoresetMode) -> None:
     """A task that is tabulated without the wrapper; after a reset of all rows too."""
     arguments = SPARSE | {"reward": PureLetters(SPARSE["prompts"])}
-    assert isinstance(TextVectorEnv(TextMDP(**arguments), 4).episodes, TabulatedBatch)
+    assert isinstance(TextVectorEnv(TextMDP(**arguments), 4).episodes.backend, TabulatedBackend)
     pair = array_and_loop(arguments, mode, None, (-2.0, -2.0))
     for seed in range(3):
         assert compare_any_actions(pair, mode, seed, 4) > 3
