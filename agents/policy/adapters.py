@@ -4,129 +4,113 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from agents.policy.adapter_checks import CHECKED, check_adapter_config, check_adapter_files, check_trial
 from agents.ranges import check_integer
-from textenv.data import parse_json
-from textenv.lm import copy_with_adapters, has_adapters, merge_and_check_adapters, probe_logits
+from textenv.lm import probe_logits
 from textenv.references import CausalLMReference
 
 ADAPTER = "adapter"  # the folder of the adapter in a checkpoint
-ADAPTER_CONFIG = "adapter_config.json"
-NAME = "default"  # of the adapter in its `PeftModel`, which is also in the names of saved tensors
-CHECKED = "adapter_is_checked"  # attribute of a `PeftModel` of which `check_adapter` has tried a copy
 # How far rounding, on other devices and in TensorFloat-32 too, may bring logits apart on average, over their range
 TOLERANCE, HALF_TOLERANCE = 0.002, 0.02
-NOT_READ = {  # settings of an adapter -> what peft does with them
-    "megatron_config": "imports the module that megatron_core names",
-    "corda_config": "unpickles the files that it names",
-    "lora_ga_config": "unpickles the file that it names",
-}
 
 
-def load_adapter(reference: Any, adapter: Any, saved: dict[str, Any] | None = None) -> Any:
-    """Returns a `PeftModel` on the reference's own weights.
+def new_adapter(reference: Any, config: Any) -> Any:
+    """Returns a `PeftModel` with a new adapter on the reference's own weights.
 
     All is tried on a copy of the reference first: one whose adapter is refused is as it was.
 
     Args:
         reference: a `CausalLMReference`; from now on it computes its log-probabilities with the adapter off.
-        adapter: a `LoraConfig` for a new adapter, or the folder (a `Path`) of a saved one.
-        saved: the settings that were saved with the adapter: dtype, and `adapter_probe` where it is known.
+        config: a `peft.LoraConfig`.
 
     Raises:
         ImportError: peft is not installed.
         ValueError: another kind of reference, one that carries an adapter already, an adapter other than LoRA, or one
-            that would make peft import a module or unpickle a file, that changes or trains the reference's weights,
-            that cannot be merged into them, or that belongs to other weights.
+            that would make peft import a module or unpickle a file, that changes or trains the reference's weights, or
+            that cannot be merged into them.
     """
+    peft = _import_peft()
+    _check_reference(reference)
+    check_adapter_config(config)
+    check_integer("The rank r of an adapter", config.r, 1, reference.model.config.get_text_config().hidden_size)
+
+    def add(model: Any) -> Any:
+        return peft.get_peft_model(model, copy.deepcopy(config))  # peft changes the config that it is given
+
+    return _attach(reference, add, _on_a_copy(reference, add, "The adapter"))
+
+
+def load_adapter(reference: Any, folder: Path, saved: dict[str, Any] | None = None) -> Any:
+    """Returns a `PeftModel` with the adapter of a folder on the reference's own weights; it can be trained further.
+
+    All is tried on a copy of the reference first: one whose adapter is refused is as it was.
+
+    Args:
+        reference: see `new_adapter`.
+        folder: the folder of peft's files.
+        saved: the settings that were saved with the adapter: dtype, and `adapter_probe` where it is known.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: see `new_adapter`; or a file is missing, or the adapter belongs to other weights.
+    """
+    peft = _import_peft()
+    _check_reference(reference)
+    check_adapter_files(folder)
+
+    def load(model: Any) -> Any:
+        return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+    name = f"The adapter in {str(folder)!r}"
+    trial = _on_a_copy(reference, load, name)
+    if saved is not None and not _computes_the_same(trial, saved):
+        raise ValueError(
+            f"{name} was trained on other weights than the reference's: load it with the reference that it was trained "
+            "with, or without one, merged."
+        )
+    return _attach(reference, load, trial)
+
+
+def _import_peft() -> Any:
     try:
-        import peft  # noqa: F401
+        import peft
     except ImportError as error:
         raise ImportError("An adapter needs peft: pip install -e '.[peft]'") from error
+    return peft
+
+
+def _check_reference(reference: Any) -> None:
     if not isinstance(reference, CausalLMReference):
         raise ValueError(f"An adapter needs a causal language model as reference, got {type(reference).__name__}.")
     reference.check_no_adapter()
-    if isinstance(adapter, Path):
-        _check_files(adapter)
-    else:
-        _check_config(adapter)
-        check_integer("The rank r of an adapter", adapter.r, 1, reference.model.config.get_text_config().hidden_size)
 
+
+def _on_a_copy(reference: CausalLMReference, wrap: Callable[[Any], Any], name: str) -> Any:
+    """The adapter on a copy of the reference's model; a ValueError about `name` where it does not fit."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those that are worth reading come again
         warnings.filterwarnings("error", "Found missing adapter keys")  # peft would leave them as they are when new
         try:
-            trial = _wrap(copy.deepcopy(reference.model), adapter).eval()
+            trial = wrap(copy.deepcopy(reference.model)).eval()
             probe_logits(trial)
         except Exception as error:  # peft and torch raise errors of many kinds
-            what = f"The adapter in {str(adapter)!r}" if isinstance(adapter, Path) else "The adapter"
-            raise ValueError(f"{what} does not fit the reference's model: {str(error).strip()}") from error
-    if saved is not None and not _is_saved_policy(trial, saved):
-        raise ValueError(
-            f"The adapter in {str(adapter)!r} was trained on other weights than the reference's: load it with the "
-            "reference that it was trained with, or without one, merged."
-        )
-    _check_trial(trial, below=probe_logits(reference.model))
-    del trial
-    model = _wrap(reference.model, adapter)
+            raise ValueError(f"{name} does not fit the reference's model: {str(error).strip()}") from error
+    return trial
+
+
+def _attach(reference: CausalLMReference, wrap: Callable[[Any], Any], trial: Any) -> Any:
+    """Adds the adapter to the reference's own weights, once its trial on a copy has passed every check."""
+    check_trial(trial, below=probe_logits(reference.model))
+    model = wrap(reference.model)
     setattr(model, CHECKED, True)
     reference.attach(model)
     return model
-
-
-def _wrap(model: Any, adapter: Any) -> Any:
-    import peft
-
-    if isinstance(adapter, Path):
-        return peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    return peft.get_peft_model(model, copy.deepcopy(adapter))  # peft changes the config that it is given
-
-
-def check_adapter(model: Any) -> None:
-    """Checks that a model without adapters, or a `PeftModel`, can be a policy's: trained, saved and loaded.
-
-    Raises:
-        ValueError: it has layers of adapters, but is not a `PeftModel` with one LoRA adapter that is active, can be
-            trained, leaves the weights below it as they are, and can be merged into them.
-    """
-    if has_adapters(model):
-        check_one_adapter(model)
-        if not hasattr(model, CHECKED):
-            _check_trial(copy_with_adapters(model).eval())
-            setattr(model, CHECKED, True)
-
-
-def check_one_adapter(model: Any) -> None:
-    """Raises a ValueError unless a model with adapters is a `PeftModel` with one LoRA adapter that is active."""
-    configs = getattr(model, "peft_config", {})
-    if not hasattr(model, "get_base_model"):
-        raise ValueError(
-            f"The {type(model).__name__} has an adapter's layers inside: pass the peft.PeftModel around it, or merge "
-            "them into its weights."
-        )
-    if not configs:
-        raise ValueError(
-            f"A policy must have one adapter, but the {type(model).__name__} has none, as after delete_adapter(): to "
-            "train all weights, pass the model below it, model.unload()."
-        )
-    if list(configs) != [NAME] or model.active_adapters != [NAME]:
-        raise ValueError(
-            f"A policy must have one adapter, active and named {NAME!r} as peft names it, got {', '.join(configs)} "
-            f"(active: {', '.join(model.active_adapters)})."
-        )
-    _check_config(configs[NAME])
-    if any(getattr(module, "disable_adapters", None) is True for module in model.modules()):
-        raise ValueError(
-            "A policy's adapter must not be disabled while it is trained: call "
-            "model.base_model.enable_adapter_layers() first."
-        )
-    if any(getattr(module, "merged", False) for module in model.modules()):
-        raise ValueError("A policy's adapter must not be merged while it is trained: call unmerge_adapter() first.")
 
 
 def adapter_probe(model: Any) -> list[float]:
@@ -139,7 +123,7 @@ def adapter_probe(model: Any) -> list[float]:
     return [float(number) for number in torch.cat([logits.amax(dim=-1), logits[:, 0]])]
 
 
-def _is_saved_policy(model: Any, saved: dict[str, Any]) -> bool:
+def _computes_the_same(model: Any, saved: dict[str, Any]) -> bool:
     """Whether a model computes what the policy with these saved settings did; True where those do not say."""
     if saved.get("adapter_probe") is None:
         return True
@@ -149,71 +133,3 @@ def _is_saved_policy(model: Any, saved: dict[str, Any]) -> bool:
     half = torch.finfo(model.dtype).bits == 16 or saved["dtype"] != "float32"
     tolerance = HALF_TOLERANCE if half else TOLERANCE
     return bool((found - expected).abs().mean() <= tolerance * (expected.max() - expected.min()))
-
-
-@torch.no_grad()
-def _check_trial(trial: Any, below: Tensor | None = None) -> None:
-    """Checks a `PeftModel` that may be changed as `check_adapter` does, when it is new and after some training.
-
-    `below` is what `probe_logits` must return with the adapter off.
-    """
-    check_one_adapter(trial)
-    trained = [parameter for parameter in trial.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError(
-            "An adapter must have parameters to train, got none: leave inference_mode out, or load it with "
-            "peft.PeftModel.from_pretrained(..., is_trainable=True)."
-        )
-    if len({parameter.data_ptr() for parameter in trained}) < len(trained):
-        raise ValueError(
-            "An adapter must not have parameters that share their memory, which the optimizer would step twice: leave "
-            "ensure_weight_tying out."
-        )
-    with trial.disable_adapter():
-        before = probe_logits(trial)
-    if below is not None and not torch.equal(before, below):
-        raise ValueError(
-            "An adapter must not change the weights below it, which are the reference's, as layer_replication, "
-            "init_lora_weights='pissa' and 'olora', and biases or embeddings of another model in its file do."
-        )
-    generator = torch.Generator().manual_seed(0)
-    for parameter in trained:
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        parameter.add_(noise, alpha=0.03)  # as of a weight, so that no layer saturates
-    with trial.disable_adapter():
-        if not torch.equal(probe_logits(trial), before):
-            raise ValueError("An adapter must not train the weights below it, as bias='all' and 'lora_only' do.")
-    merge_and_check_adapters(trial)
-
-
-def _check_files(folder: Path) -> None:
-    """Checks the files of a saved adapter before peft reads them."""
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise ValueError(f"{weights} is missing; weights in another file are a pickle, which is not read.")
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be a JSON object, but cannot be read: {error}.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must be a JSON object, got {config!r:.100}.")
-    _check_settings(config)
-
-
-def _check_settings(config: dict[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":  # also equal to peft's enumeration
-        raise ValueError(f"An adapter must be a LoRA adapter, got {kind!r:.100}.")
-    for key, effect in NOT_READ.items():
-        if config.get(key):
-            raise ValueError(f"An adapter must not have {key}, with which peft {effect}.")
-
-
-def _check_config(config: Any) -> None:
-    """Checks a config of peft: its kind, and that it is not one that adds tokens."""
-    if getattr(config, "is_prompt_learning", False):
-        raise ValueError(f"An adapter must not add tokens of its own, as {type(config).__name__} does; LoRA does not.")
-    if not hasattr(config, "to_dict"):
-        raise ValueError(f"An adapter must be a peft.LoraConfig, got {config!r:.100}.")
-    _check_settings(config.to_dict())

@@ -1,10 +1,13 @@
-"""The C++ compiler that torch.compile needs on a CPU."""
+"""What torch.compile needs: a C++ compiler on a CPU, and a model that has been called."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from typing import Any
+
+import torch
 
 
 def cpp_compiler() -> str:
@@ -19,3 +22,12 @@ def check_compiler() -> None:
             f"torch.compile needs a C++ compiler on a CPU, {compiler} is not there: install it, or name another one in "
             "the environment variable CXX."
         )
+
+
+def prepare_compilation(policy: Any) -> None:
+    """Prepares a `TransformerPolicy` for torch.compile; raises a ValueError if it is on a CPU without a compiler."""
+    if policy.device.type == "cpu":
+        check_compiler()
+    ids = torch.zeros(1, 2, dtype=torch.long, device=policy.device)
+    with torch.no_grad():  # on its first call transformers adds hooks to the model, which cannot be compiled
+        policy.evaluate_actions(ids, torch.ones_like(ids), 1)

@@ -15,15 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from agents.files import DamagedFile, check_types, read_tensors, write_json, write_tensors
 from agents.format_version import FORMAT_VERSION, find_saved, read_saved
-from agents.policy.adapters import ADAPTER, ADAPTER_CONFIG, adapter_probe, check_one_adapter, load_adapter
+from agents.policy.adapter_checks import ADAPTER_CONFIG, check_one_adapter
+from agents.policy.adapters import ADAPTER, adapter_probe, load_adapter
+from agents.policy.settings import check_separate_critic
 from textenv.lm import base_model, load_causal_lm, merge_adapters
 
+Policy = TypeVar("Policy", bound=nn.Module)  # `TransformerPolicy`, which imports this file
 SETTINGS = "policy.json"
 CRITIC = "value_head.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -96,7 +100,7 @@ def generation_config(policy: Any) -> Any:
 
 
 def read_policy(
-    kind: Any,
+    kind: type[Policy],
     path: str | PathLike[str],
     vocab_size: int | None,
     temperature: float | None,
@@ -104,13 +108,17 @@ def read_policy(
     reference: Any,
     dtype: torch.dtype | None,
     trust_remote_code: bool,
-) -> Any:
+) -> Policy:
     """Loads a policy of class `kind`; arguments as of `TransformerPolicy.from_pretrained`.
 
     Raises:
         DamagedFile: a file of the folder is missing, changed, or holds something else than a policy's.
-        ValueError: a later format, or not a causal language model.
+        ValueError: a later format, not a causal language model, or an argument breaks the rule that the message names.
     """
+    if separate_critic is not None:
+        check_separate_critic(separate_critic)
+    _check_reference(reference)
+    _check_dtype(dtype)
     folder = find_saved(Path(path), SETTINGS, oldest=1)
     if folder is None:  # any Hugging Face causal language model, or a LoRA adapter on one that the caller gives
         saved: dict[str, Any] = DEFAULTS | {"adapter": False}
@@ -122,16 +130,34 @@ def read_policy(
         saved = read_settings(folder)
         with _damage_named(folder):
             model = _load_model(folder, saved, reference, trust_remote_code)
-    policy = kind(
+    policy: Any = kind(
         model,
-        vocab_size=vocab_size or saved["vocab_size"],
+        vocab_size=saved["vocab_size"] if vocab_size is None else vocab_size,
         temperature=saved["temperature"] if temperature is None else temperature,
         separate_critic=saved["separate_critic"] if separate_critic is None else separate_critic,
     )
     if folder is not None:
         with _damage_named(folder):
             _load_critic(policy, folder, saved["separate_critic"])
-    return policy.cast(DTYPES[saved["dtype"]] if dtype is None else dtype)
+    policy.cast(DTYPES[saved["dtype"]] if dtype is None else dtype)
+    loaded: Policy = policy
+    return loaded
+
+
+def _check_reference(reference: Any) -> None:
+    if reference is None or (callable(getattr(reference, "log_probs", None)) and not isinstance(reference, type)):
+        return
+    raise ValueError(
+        f"reference must be an environment's reference, get_mdp(env).reference, or None, got {reference!r:.100}."
+    )
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        return
+    raise ValueError(
+        f"dtype must be a torch.dtype of floating-point numbers, such as torch.bfloat16, got {dtype!r:.100}."
+    )
 
 
 def _load_model(folder: Path, saved: dict[str, Any], reference: Any, trust_remote_code: bool) -> Any:

@@ -11,6 +11,6 @@ TRAIN = FLAGS.split()
 
 def fit_nothing() -> None:
     """Fitting a policy to the toy's reference takes seconds, and has nothing to do with files."""
-    import agents.policy.transformer
+    import agents.policy.construction
 
-    agents.policy.transformer.imitate = lambda policy, mdp, seed=0: None
+    agents.policy.construction.imitate = lambda policy, mdp, seed=0: None

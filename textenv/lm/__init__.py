@@ -12,7 +12,7 @@ from textenv.lm.adapters import (
 from textenv.lm.cache_support import find_cache_support, supports_cache
 from textenv.lm.cached_decoder import BLOCK_COLUMNS, CachedDecoder
 from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
-from textenv.lm.inputs import base_model, cache_argument, max_length, pack_left, position_ids, trunk_of
+from textenv.lm.inputs import base_model, cache_argument, is_causal_lm, max_length, pack_left, position_ids, trunk_of
 from textenv.lm.loading import check_vocabulary, load_causal_lm, load_pretrained, load_tokenizer
 from textenv.lm.position_tables import PositionTables
 from textenv.lm.prefix_sharing import forward_sequences
@@ -35,6 +35,7 @@ __all__ = [
     "frozen_copy",
     "fuse_activations",
     "has_adapters",
+    "is_causal_lm",
     "load_causal_lm",
     "load_pretrained",
     "load_smollm2",

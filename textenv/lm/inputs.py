@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 # The least number, and the least fraction, of tokens to save before sharing is worth its overhead. On a CPU and a GPT-2
@@ -34,6 +34,11 @@ def last_columns(number: int, like: Tensor) -> Tensor:
     bfloat16 copies that layer for each row. Indexed columns are contiguous.
     """
     return torch.arange(-number, 0, device=like.device)
+
+
+def is_causal_lm(model: Any) -> bool:
+    """Whether it is a module of transformers with an output layer, or a `PeftModel` around one."""
+    return isinstance(model, nn.Module) and getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 
 def base_model(model: Any) -> Any:
