@@ -11,7 +11,7 @@ and the gradient is that of ActorCritic.
 One update, from top to bottom:
 
     Agent.learn -> update, from top to bottom                          agents/agent.py, agents/update.py
-       -> Agent.collect -> collect                                     agents/sampling/rollout.py
+       -> Agent.collect -> collect                                     agents/sampling/collection.py
     PPO.train -> ActorCriticBase.advantages -> reward_to_go, gae       agents/functional/returns.py
               -> run_epochs, and for each minibatch                    agents/training/updater.py
                  -> Agent.backward -> compute_gradients                agents/training/gradients.py

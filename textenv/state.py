@@ -47,6 +47,19 @@ class TextState:
         """Some of the rows: `rows` is a slice or an array of indices."""
         return TextState(**{name: values[rows] for name, values in vars(self).items()})
 
+    def append(self, rows: Any, tokens: Any, prompt_width: int) -> None:
+        """Puts a_t of the rows `rows` (indices [K], or one) in their column W + t and advances t, in place.
+
+        Args:
+            rows: the rows whose episodes are in progress, each once.
+            tokens: a_t of each, [K].
+            prompt_width: W.
+        """
+        column = prompt_width + self.time[rows]
+        self.input_ids[rows, column] = tokens
+        self.attention_mask[rows, column] = 1
+        self.time[rows] += 1
+
     def put(self, rows: Any, other: TextState) -> None:
         """Sets the rows `rows` to those of `other`, in place; one row of `other` is broadcast."""
         rows = np.atleast_1d(rows)

@@ -102,8 +102,7 @@ def sample_reference(mdp: TextMDP, n: int, generator: torch.Generator) -> tuple[
         log_probs[~torch.as_tensor(live)] = 0.0
         targets[:, t] = log_probs
         tokens = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1).numpy()
-        state.input_ids[live, mdp.prompt_width + t] = tokens[live]
-        state.attention_mask[live, mdp.prompt_width + t] = 1
+        state.append(live.nonzero()[0], tokens[live], mdp.prompt_width)
         live &= ~mdp.is_eos[tokens]
         if not live.any():
             break

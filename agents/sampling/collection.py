@@ -1,0 +1,229 @@
+"""`collect`: samples whole completions with a KV cache and scores them in one parallel pass.
+
+It gives the rewards and log-probabilities of `TextEnv` stepped token by token, and is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.errors import Diverged
+from agents.policy import TransformerPolicy
+from agents.sampling.loop import Generation, Sampler, new_generator, sample, validate_generation
+from agents.sampling.reference import reference_log_probs
+from agents.sampling.rollout import Rollout
+from agents.sampling.starts import sample_prompts
+from textenv import TextMDP, TextState, get_mdp
+from textenv.rewards import FinishedCompletions
+
+
+@torch.no_grad()
+def collect(
+    env: Any,
+    policy: TransformerPolicy,
+    n: int = 1,
+    *,
+    num_generations: int = 1,
+    generator: torch.Generator | None = None,
+    values: bool = True,
+    start: TextState | None = None,
+    kl_coef: float | None = None,
+    sampler: Sampler = sample,
+) -> Rollout:
+    """Samples `n` completions of the policy and computes their rewards.
+
+    With `on_reward_error="skip"` in the MDP, completions whose reward failed are skipped (see `Rollout`).
+
+    Args:
+        env: an environment of textenv; only its MDP is used, its current episode is not touched.
+        policy: the behaviour policy; it also estimates V.
+        n: B.
+        num_generations: completions per prompt; the n / num_generations prompts are drawn uniformly.
+        generator: draws prompts and tokens; on the policy's device. By default a new one, seeded by the system.
+        values: whether to compute V.
+        start: initial states, one completion each, instead of drawn prompts.
+        kl_coef: beta, by default the MDP's.
+        sampler: samples the tokens, by default with the loop sampler.
+
+    Raises:
+        textenv.rewards.RewardError: a reward function failed, with another `on_reward_error`.
+        agents.Diverged: the policy's probabilities are not finite.
+        ValueError: n is not a multiple of num_generations; the sampler returned tensors of other shapes, or masked
+            tokens; the terms of a reward are finite, and their sum is not in float32.
+    """
+    mdp = get_mdp(env)
+    generator = generator or new_generator(policy.device)
+    state = sample_prompts(mdp, n, num_generations, generator) if start is None else start
+    generation = sampler(policy, mdp, state, generator)
+    generation = trim(validate_generation(generation, mdp, len(state), policy.device), mdp.prompt_width)
+    check_log_probs(generation.log_probs, state)  # before the reward sees tokens that were not sampled from pi
+    mask = sampled_mask(generation, mdp, state)
+    generation = add_reference(generation, mdp, mask)
+    scored = score(generation, mdp, state, kl_coef)
+    rollout = assemble(generation, scored, state, mask)
+    if values:
+        found = generation.values
+        if found is None:
+            found = policy.values(generation.input_ids, generation.attention_mask, rollout.num_tokens)
+        rollout.values = torch.where(rollout.mask, found, 0.0)
+    return rollout
+
+
+def trim(generation: Generation, prompt_width: int) -> Generation:
+    """Cuts the columns that no row uses: padding of all prompts, and columns after the longest completion.
+
+    The widths W and T are those of this batch from here on.
+    """
+    attention = generation.attention_mask
+    longest = int((attention[:, prompt_width:] == 1).sum(dim=1).max())
+    first = int(attention[:, :prompt_width].any(dim=0).int().argmax())
+    sequences = slice(first, prompt_width + longest)
+
+    def cut(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[:, :longest]
+
+    return Generation(
+        generation.input_ids[:, sequences],
+        attention[:, sequences],
+        generation.log_probs[:, :longest],
+        ref_log_probs=cut(generation.ref_log_probs),
+        action_mask=cut(generation.action_mask),
+        values=cut(generation.values),
+    )
+
+
+def completion_mask(generation: Generation) -> Tensor:
+    """The tokens of the completions of a trimmed generation, bool [B, T]; with `start`, the given prefixes too."""
+    return generation.attention_mask[:, -generation.log_probs.shape[1] :] == 1
+
+
+def sampled_mask(generation: Generation, mdp: TextMDP, state: TextState) -> Tensor:
+    """The tokens that were sampled, bool [B, T]: those of the completions without the prefixes in `state`."""
+    completion = completion_mask(generation)
+    given = state.attention_mask[:, mdp.prompt_width : mdp.prompt_width + completion.shape[1]] == 1
+    return completion & ~torch.as_tensor(given, device=completion.device)
+
+
+def add_reference(generation: Generation, mdp: TextMDP, mask: Tensor) -> Generation:
+    """Adds log pi_ref of the sampled tokens, 0 elsewhere, and the mask of allowed tokens, unless the sampler has."""
+    ref_log_probs, action_mask = generation.ref_log_probs, generation.action_mask
+    if ref_log_probs is None:
+        inputs = (generation.input_ids, generation.attention_mask, mask.shape[1])
+        ref_log_probs, action_mask = reference_log_probs(mdp, *inputs)
+    return generation._replace(ref_log_probs=torch.where(mask, ref_log_probs, 0.0), action_mask=action_mask)
+
+
+class Scored(NamedTuple):
+    """B completions with what the MDP computes of them, on the host.
+
+    Attributes:
+        finished: the completions as text, and what reward functions have logged of them.
+        scores, gold_scores: float64 [B], nan where skipped; `gold_scores` is None without a gold reward.
+        rewards: r_t, float64 [B, T]; as if the score were 0 where skipped.
+        stopped: bool [B], whether the completion ended with EOS.
+    """
+
+    finished: FinishedCompletions
+    scores: NDArray[np.float64]
+    gold_scores: NDArray[np.float64] | None
+    rewards: NDArray[np.float64]
+    stopped: NDArray[np.bool_]
+
+
+def score(generation: Generation, mdp: TextMDP, state: TextState, kl_coef: float | None) -> Scored:
+    """Scores the completions and computes their rewards, as the environments do.
+
+    Raises:
+        textenv.rewards.RewardError: a reward function failed, and the MDP does not skip such completions.
+        ValueError: the sampler returned a masked token, or a sum of terms is not finite in float32.
+    """
+    completion = completion_mask(generation)
+    tokens = generation.input_ids[:, -completion.shape[1] :].cpu().numpy()
+    transitions = mdp.transitions(mdp.initial_state(state), tokens, completion.cpu().numpy())
+    lengths = completion.sum(dim=1).cpu().numpy()
+    finished = mdp.finished(state.prompt, state.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
+    scores, gold_scores = mdp.scores_or_nan(finished)
+    assert generation.ref_log_probs is not None  # `add_reference`
+    log_probs, ref_log_probs = generation.log_probs.cpu().numpy(), generation.ref_log_probs.cpu().numpy()
+    if not np.isfinite(ref_log_probs).all():
+        raise ValueError("The sampler returned tokens that the reference gives probability 0: it must obey the mask.")
+    terms = mdp.reward_terms(transitions, ref_log_probs, np.nan_to_num(scores), log_probs, kl_coef)
+    return Scored(finished, scores, gold_scores, sum_of_terms(terms), transitions.stop.any(axis=1))
+
+
+def assemble(generation: Generation, scored: Scored, state: TextState, mask: Tensor) -> Rollout:
+    """The rollout, without values; `mask` are the sampled tokens, bool [B, T]. Skipped completions are masked."""
+
+    def tensor(values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype, device=mask.device)
+
+    skipped = np.isnan(scored.scores)
+    kept = mask & tensor(~skipped[:, None]) if skipped.any() else mask
+    assert generation.ref_log_probs is not None  # `add_reference`
+    finished, gold_scores = scored.finished, scored.gold_scores
+    return Rollout(
+        prompt=tensor(state.prompt),
+        input_ids=generation.input_ids,
+        attention_mask=generation.attention_mask,
+        mask=kept,
+        log_probs=torch.where(kept, generation.log_probs, 0.0),
+        ref_log_probs=torch.where(kept, generation.ref_log_probs, 0.0),
+        rewards=torch.where(kept, tensor(scored.rewards, torch.float32), 0.0),
+        scores=tensor(scored.scores, torch.float32),
+        stopped=tensor(scored.stopped),
+        values=None,
+        action_mask=generation.action_mask,
+        prompts=state.prompt_text.copy(),
+        completions=object_array(finished.completions),
+        gold_scores=None if gold_scores is None else tensor(gold_scores, torch.float32),
+        lengths=mask.sum(dim=1),
+        extra={name: object_array(values) for name, values in finished.extra.items()} or None,
+    )
+
+
+def object_array(values: Sequence[Any]) -> NDArray[Any]:
+    """Any values as an array [B], also where they are lists of the same length."""
+    array = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        array[row] = value
+    return array
+
+
+def sum_of_terms(terms: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """r_t, [B, T], the sum of the terms of `TextMDP.reward_terms`.
+
+    Raises:
+        ValueError: a sum is not finite in float32.
+    """
+    rewards: NDArray[np.float64] = reduce(np.add, terms.values())
+    if not (np.abs(rewards) <= np.finfo(np.float32).max).all():
+        largest = {name: float(np.abs(values).max()) for name, values in terms.items()}
+        raise ValueError(
+            f"A reward must be finite in float32, got {np.abs(rewards).max()}; the largest values of its terms are "
+            f"{largest}. Scale the reward, the shaping terms or kl_coef down."
+        )
+    return rewards
+
+
+def check_log_probs(sampled: Tensor, state: TextState) -> None:
+    """Checks the log-probabilities of sampled tokens, [B, T].
+
+    Raises:
+        Diverged: one is not finite; the message has the first prompt, with control characters escaped.
+    """
+    log_probs = sampled.cpu().numpy()
+    wrong = np.flatnonzero(~np.isfinite(log_probs).all(axis=1))
+    if len(wrong):
+        time = int(np.flatnonzero(~np.isfinite(log_probs[wrong[0]]))[0])
+        raise Diverged(
+            f"The policy's probabilities are not finite in {len(wrong)} of {len(log_probs)} completions, first at "
+            f"token {time} after the prompt {state.prompt_text[wrong[0]]!r:.200}: the last optimizer steps were too "
+            "large."
+        )
