@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from agents.ranges import check_integer, is_number
 from textenv.lm import is_causal_lm
@@ -13,7 +14,7 @@ from textenv.lm import is_causal_lm
 def check_model(model: Any) -> None:
     """Raises a TypeError unless it is a causal language model of transformers, or a `PeftModel` around one."""
     if not is_causal_lm(model):
-        found = type(model).__name__ if hasattr(model, "parameters") else " ".join(f"{model!r:.100}".split())
+        found = type(model).__name__ if isinstance(model, nn.Module) else " ".join(f"{model!r:.100}".split())
         raise TypeError(
             f"A policy needs a causal language model of transformers, got {found}; "
             "TransformerPolicy.from_pretrained loads one from a path."

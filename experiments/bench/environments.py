@@ -122,7 +122,7 @@ def toy_of_lists(num_envs: int) -> Any:
     """The toy with a reward that only has TRL's signature, like most rewards: it needs strings and lists of ids."""
     mdp = get_mdp(gym.make("textenv/Toy-v0", **TOY))
     (reward,) = mdp.reward.functions
-    mdp.reward.functions = (lambda **columns: reward(**columns),)
+    mdp.reward = textenv.rewards.WeightedReward(lambda **columns: reward(**columns))
     return textenv.TextVectorEnv(mdp, num_envs)
 
 

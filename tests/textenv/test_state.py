@@ -21,7 +21,7 @@ def test_append_puts_each_token_in_its_column() -> None:
     assert state.attention_mask[:, width:].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
     expected = task.make_state("b a b", [3, 1])
     for name, values in vars(expected).items():
-        assert (getattr(state, name)[2] == values[0]).all(), name
+        assert np.array_equal(getattr(state, name)[2], values[0]), name
     assert (state.input_ids[:, :width] == expected.input_ids[:, :width]).all()
     state.append(1, 3, width)  # one row
     assert state.input_ids[1, width:].tolist() == [2, 3, 0] and state.time[1] == 2

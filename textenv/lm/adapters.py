@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from textenv.lm.inputs import max_length
 from textenv.lm.right_padded import forward_alone
+from textenv.lm.rounding import rounding_tolerance
 
 TOKENS = 16  # of the sequence whose logits are compared
 
@@ -168,5 +169,5 @@ def _untie(model: nn.Module) -> None:
 
 def _are_close(logits: Tensor, others: Tensor, dtype: torch.dtype) -> bool:
     """Whether two results of `probe_logits` are equal but for rounding in `dtype`, in proportion to their size."""
-    precision = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # parts compute in float32 always
-    return bool((logits - others).abs().max() <= precision**0.5 * max(others.max() - others.min(), others.abs().max()))
+    spread = float(max(others.max() - others.min(), others.abs().max()))  # a classifier with one label has one logit
+    return bool((logits - others).abs().max() <= rounding_tolerance(others, dtype, spread))

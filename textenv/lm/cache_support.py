@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from textenv.lm.cached_decoder import CachedDecoder
-from textenv.lm.inputs import POSITIONS, base_model, max_length, trunk_of
+from textenv.lm.inputs import POSITIONS, base_model, check_predicts_next, max_length, trunk_of
 from textenv.lm.position_tables import PositionTables
 from textenv.lm.right_padded import forward_alone, forward_right_padded
+from textenv.lm.rounding import precision, rounding_tolerance
 
 LENGTH = 32  # tokens of the sequence that is read alone; two rows of it are 64
 COMPILED = "flex_attention"  # cannot be compiled while a dispatch mode watches
@@ -44,8 +45,9 @@ def find_cache_support(model: Any) -> bool:
         the right, without positions, and reads whole sequences for every token (`UncachedDecoder`).
 
     Raises:
-        ValueError: the model attends to later tokens, as an encoder like BERT does; what it says of a sequence depends
-            on other rows of a batch; it cannot read one sequence alone; or its weights are not finite.
+        ValueError: the model attends to later tokens, as an encoder like BERT does, or is a masked language model; what
+            it says of a sequence depends on other rows of a batch; it cannot read one sequence alone; or its weights
+            are not finite.
     """
     model = base_model(model)
     ids = _sequence(model)
@@ -58,6 +60,7 @@ def find_cache_support(model: Any) -> bool:
         supported = _is_right_in_a_cache(model, ids, alone)
         if not supported:
             _check_right_padded(model, ids, alone)
+    check_predicts_next(model)
     for module in (model, trunk_of(model)):
         setattr(module, ATTRIBUTE, supported)
         setattr(module, POSITIONS, min(tables.limits, default=None))
@@ -149,10 +152,9 @@ def _distance(logits: Tensor, others: Tensor) -> float:
 
 
 def _tolerance(logits: Tensor, noise: float = math.inf) -> float:
-    """How far rounding may bring logits apart: a share of their range, and a multiple of what it was seen to do."""
-    precision = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)  # parts compute in float32 always
+    """How far rounding may bring logits apart: no further than ten times what it was seen to do."""
     spread = float(logits.max() - logits.min())
-    return float(min(precision**0.5 * spread, 4 * precision * spread + 10 * noise))
+    return min(rounding_tolerance(logits, logits.dtype), 4 * precision(logits.dtype) * spread + 10 * noise)
 
 
 def _name(model: Any) -> str:

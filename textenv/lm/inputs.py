@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 # The least number, and the least fraction, of tokens to save before sharing is worth its overhead. On a CPU and a GPT-2
 # of two layers a second pass costs as much as a few hundred tokens; attention to a cache costs a little more.
@@ -39,6 +43,20 @@ def last_columns(number: int, like: Tensor) -> Tensor:
 def is_causal_lm(model: Any) -> bool:
     """Whether it is a module of transformers with an output layer, or a `PeftModel` around one."""
     return isinstance(model, nn.Module) and getattr(model, "get_output_embeddings", lambda: None)() is not None
+
+
+def check_predicts_next(model: Any) -> None:
+    """Raises a ValueError for a masked language model: transformers declares what a class predicts.
+
+    Its behaviour does not show it: as a decoder (`is_decoder`) such a model attends to earlier tokens only, and has
+    logits at each position, but they are of the token there.
+    """
+    kind = type(base_model(model)).__name__
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        raise ValueError(
+            f"{kind} is a masked language model, which predicts hidden tokens: use a causal language model, which "
+            "predicts the next one (AutoModelForCausalLM)."
+        )
 
 
 def base_model(model: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textenv.arguments import check_count
 from textenv.lm import (
     MAX_LOGITS,
     check_vocabulary,
@@ -19,6 +20,7 @@ from textenv.lm import (
     forward_completions,
     frozen_copy,
     fuse_activations,
+    is_causal_lm,
     load_causal_lm,
     max_length,
     new_decoder,
@@ -52,18 +54,18 @@ class CausalLMReference:
     def __init__(self, model: Any, *, vocab_size: int | None = None, trust_remote_code: bool = False) -> None:
         if isinstance(model, str | PathLike):
             model = load_causal_lm(model, trust_remote_code=trust_remote_code)
-        elif hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
+        elif is_causal_lm(model):
             model = frozen_copy(model)
         else:
             raise TypeError(
                 "A reference must be None, have log_probs(input_ids, attention_mask), or be a causal language model "
-                f"or a path to one, got {type(model).__name__}."
+                f"or a path to one, got {_described(model)}."
             )
         self.model = fuse_activations(model).eval().requires_grad_(False)
         find_cache_support(self.model)
         self.adapter: Any = None
         self.config = model.config.get_text_config()
-        self.vocab_size = int(vocab_size or self.config.vocab_size)
+        self.vocab_size = check_count("vocab_size", self.config.vocab_size if vocab_size is None else vocab_size)
         check_vocabulary(self.vocab_size, self.config.vocab_size, "reference")
         generation = getattr(model, "generation_config", None)
         eos_token_id = getattr(generation, "eos_token_id", None)
@@ -149,3 +151,7 @@ class CausalLMReference:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_input": IncrementalInput(), "_decoder": None, "_logits": torch.zeros(0, 0)}
+
+
+def _described(model: Any) -> str:
+    return f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__

@@ -8,14 +8,14 @@ from typing import Any
 
 from textenv.rewards.awaiting import await_all, discard
 from textenv.rewards.errors import RewardError, reward_error, what_failed
-from textenv.rewards.finished import Completions, FinishedCompletions
+from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.scores import NotScores, Scores, read_scores
 from textenv.rewards.training import CallLog, TrainingContext
 
 
 def call_rewards(
     functions: Mapping[int, tuple[Any, tuple[str, ...]]],
-    finished: Completions,
+    finished: FinishedCompletions,
     context: TrainingContext,
     role: str = "reward",
 ) -> tuple[dict[int, Scores], RewardError | None]:
@@ -77,9 +77,11 @@ def score_tokens_of(function: Any) -> Any:
     return None if hasattr(function, "__wrapped__") else getattr(function, "score_tokens", None)
 
 
-def _call(function: Any, takes: tuple[str, ...], finished: Completions, context: TrainingContext, log: CallLog) -> Any:
+def _call(
+    function: Any, takes: tuple[str, ...], finished: FinishedCompletions, context: TrainingContext, log: CallLog
+) -> Any:
     score_tokens = score_tokens_of(function)
-    if score_tokens is not None and isinstance(finished, FinishedCompletions) and finished.prompt.min() >= 0:
+    if score_tokens is not None and finished.prompt.min() >= 0:
         return score_tokens(finished.prompt, finished.tokens, finished.length)
     given = {"trainer_state": context.state, "log_extra": log.log_extra, "log_metric": log.log_metric}
     return function(**finished.arguments(), **{name: given[name] for name in takes})

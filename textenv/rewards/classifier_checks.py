@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from textenv.data import encode_text, split_around
-from textenv.lm import PositionTables
+from textenv.lm import PositionTables, rounding_tolerance
 
 SHORT, LONG = 7, 12  # tokens of sequences
 ROWS = 4  # short sequences; with a long one they fill 60 tokens
-ROUNDING = 8  # in units of the dtype's precision: rounding may change a logit by this share of it
 
 Forward = Callable[[list[list[int]]], Tensor]  # the logits [B, labels] of a batch
 
@@ -105,7 +104,7 @@ def may_pad(model: Any, short: list[list[int]], long: list[int], alone: Tensor, 
     long_alone = logits_alone(model, long)
     even, padded = _logits_or_error(forward, short), _logits_or_error(forward, [*short, long])
     computed = torch.cat([long_alone, alone, *(each for each in (even, padded) if isinstance(each, Tensor))])
-    tolerance = tolerated(computed, model.dtype)
+    tolerance = rounding_tolerance(computed, model.dtype, spread(computed))
 
     def error(found: Tensor | str, truth: Tensor) -> float:
         return float("inf") if isinstance(found, str) else float((found - truth).abs().max())
@@ -141,9 +140,3 @@ def _logits_or_error(forward: Forward, rows: list[list[int]]) -> Tensor | str:
 def spread(logits: Tensor) -> float:
     """The largest difference between two sequences' logits of a label; `logits` is [B, labels]."""
     return float((logits.amax(dim=0) - logits.amin(dim=0)).max())
-
-
-def tolerated(logits: Tensor, dtype: torch.dtype) -> float:
-    """The largest difference between logits that rounding explains."""
-    eps = torch.finfo(dtype).eps
-    return float(eps**0.5) * spread(logits) + ROUNDING * eps * float(logits.abs().max())

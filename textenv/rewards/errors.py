@@ -11,7 +11,7 @@ from types import CodeType
 from typing import Any
 
 from textenv.arguments import shown
-from textenv.rewards.finished import Completions
+from textenv.rewards.finished import FinishedCompletions
 
 CALLERS = {
     str(Path(__file__).with_name(name)) for name in ("awaiting.py", "calls.py", "scores.py")
@@ -32,7 +32,11 @@ class RewardError(ValueError):
 
 
 def reward_error(
-    function: Callable[..., Any], problem: str, finished: Completions, row: int | None = None, role: str = "reward"
+    function: Callable[..., Any],
+    problem: str,
+    finished: FinishedCompletions,
+    row: int | None = None,
+    role: str = "reward",
 ) -> RewardError:
     """The error of a function that `problem` describes.
 
@@ -52,7 +56,7 @@ def reward_error(
     return error
 
 
-def describe(finished: Completions, row: int) -> str:
+def describe(finished: FinishedCompletions, row: int) -> str:
     """One completion and its prompt, as a message shows them."""
     return f"the completion {shown(finished.completions[row])} after the prompt {shown(finished.prompts[row])}"
 

@@ -1,8 +1,7 @@
-"""A batch of finished completions: as arrays, with lists and strings made on demand, or as lists."""
+"""A batch of finished completions, as arrays, with lists and strings made on demand."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -92,34 +91,3 @@ class FinishedCompletions:
             "completion_ids": [list(ids) for ids in self.completion_ids],
             **{name: list(values) for name, values in self.columns.items()},
         }
-
-
-@dataclass
-class CompletionLists:
-    """Finished completions as the lists that a reward function takes."""
-
-    prompts: list[Any]
-    completions: list[Any]
-    completion_ids: list[list[int]]
-    columns: dict[str, list[Any]]
-    extra: dict[str, list[Any]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def select(self, row: int) -> CompletionLists:
-        """One of the completions alone."""
-        columns = {name: [values[row]] for name, values in self.columns.items()}
-        return CompletionLists([self.prompts[row]], [self.completions[row]], [self.completion_ids[row]], columns)
-
-    def arguments(self) -> dict[str, list[Any]]:
-        """The arguments of a reward function, as lists of its own."""
-        return {
-            "prompts": list(self.prompts),
-            "completions": list(self.completions),
-            "completion_ids": [list(ids) for ids in self.completion_ids],
-            **{name: list(values) for name, values in self.columns.items()},
-        }
-
-
-Completions = FinishedCompletions | CompletionLists

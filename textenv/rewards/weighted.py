@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from textenv.arguments import is_scalar, shown
 from textenv.rewards.calls import call_rewards, score_tokens_of
 from textenv.rewards.errors import RewardError, describe, reward_error
-from textenv.rewards.finished import CompletionLists, Completions
+from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.functions import as_functions
 from textenv.rewards.scores import FLOAT32_MAX, Scores, all_finite, as_number, is_finite, not_finite
 from textenv.rewards.training import TrainingContext, trainer_arguments
@@ -78,7 +78,7 @@ class WeightedReward:
         self.functions = as_functions(functions, name)
         self.weights = _read_weights(weights, len(self.functions))
         self.context = context or TrainingContext()
-        self._inspected: tuple[tuple[Any, ...], tuple[tuple[str, ...], ...]] = (), ()  # functions, and what each takes
+        self.takes = tuple(map(trainer_arguments, self.functions))
         if on_error not in ("raise", "retry", "skip"):
             raise ValueError(f"on_reward_error must be 'raise', 'retry' or 'skip', got {on_error!r}.")
         if isinstance(tries, bool) or not isinstance(tries, int | np.integer) or not 1 <= tries <= MAX_TRIES:
@@ -88,18 +88,12 @@ class WeightedReward:
         self.name, self.on_error, self.tries, self.wait = name, on_error, int(tries), float(wait)
         self.last_skip: RewardError | None = None  # the last error for which a completion was skipped
 
-    def __call__(
-        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], columns: dict[str, list[Any]]
-    ) -> NDArray[np.float64]:
-        """Scores completions that are given as lists, as `score` does."""
-        return self.score(CompletionLists(prompts, completions, completion_ids, columns))
-
     @property
     def is_pure(self) -> bool:
         """Whether each function has `score_tokens`: the same completion always has the same score."""
         return all(score_tokens_of(function) is not None for function in self.functions)
 
-    def score(self, finished: Completions, may_skip: bool = False) -> NDArray[np.float64]:
+    def score(self, finished: FinishedCompletions, may_skip: bool = False) -> NDArray[np.float64]:
         """Scores [B] of B finished completions.
 
         Args:
@@ -124,7 +118,7 @@ class WeightedReward:
         raise self._locate(finished, done, error)
 
     def _attempt(
-        self, finished: Completions, done: dict[int, Scores]
+        self, finished: FinishedCompletions, done: dict[int, Scores]
     ) -> tuple[NDArray[np.float64], RewardError | None]:
         """Calls the functions that are not `done`; returns the scores, nan where there is none, and the first error.
 
@@ -132,13 +126,8 @@ class WeightedReward:
         """
         total, error = np.zeros(len(finished)), None
         none: list[NDArray[np.bool_]] = []  # of the functions that returned a None
-        if self.functions is not self._inspected[0]:
-            self._inspected = self.functions, tuple(map(trainer_arguments, self.functions))
-        called = {
-            k: (function, takes)
-            for k, (function, takes) in enumerate(zip(*self._inspected, strict=True))
-            if k not in done
-        }
+        both = zip(self.functions, self.takes, strict=True)
+        called = {k: (function, takes) for k, (function, takes) in enumerate(both) if k not in done}
         new, failed = call_rewards(called, finished, self.context, self.name)
         for k, (weight, function) in enumerate(zip(self.weights, self.functions, strict=True)):
             scores = done[k] if k in done else new.get(k)
@@ -164,7 +153,7 @@ class WeightedReward:
         return total, error
 
     def _check_total(
-        self, finished: Completions, total: NDArray[np.float64], unscored: NDArray[np.bool_] | None
+        self, finished: FinishedCompletions, total: NDArray[np.float64], unscored: NDArray[np.bool_] | None
     ) -> RewardError | None:
         """The error of the first completion that no function scores, or whose weighted sum is too large."""
         if unscored is not None and unscored.any():
@@ -181,7 +170,7 @@ class WeightedReward:
         return None
 
     def _score_alone(
-        self, finished: Completions, done: dict[int, Scores], total: NDArray[np.float64], error: RewardError
+        self, finished: FinishedCompletions, done: dict[int, Scores], total: NDArray[np.float64], error: RewardError
     ) -> NDArray[np.float64]:
         """Calls the functions once more for each completion without a score, alone; nan where that fails too."""
         rows: list[int] = np.flatnonzero(np.isnan(total)).tolist() if len(finished) > 1 else []
@@ -202,7 +191,7 @@ class WeightedReward:
             self.last_skip = error
         return total
 
-    def _locate(self, finished: Completions, done: dict[int, Scores], error: RewardError) -> RewardError:
+    def _locate(self, finished: FinishedCompletions, done: dict[int, Scores], error: RewardError) -> RewardError:
         """The error with the first completion that fails alone, where the error is about a whole batch."""
         if not error.whole_batch:
             return error

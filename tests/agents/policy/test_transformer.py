@@ -137,6 +137,14 @@ def test_settings_can_be_overridden_on_loading(tmp_path: Path) -> None:
     assert loaded.value_head.weight.equal(policy.value_head.weight)
 
 
+def test_a_vocabulary_of_no_tokens_is_refused(tmp_path: Path) -> None:
+    """vocab_size=0 is no "as saved", which None is. Control: a smaller vocabulary is taken."""
+    random_policy(sparse()).float().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="vocab_size must be .*got 0"):
+        TransformerPolicy.from_pretrained(tmp_path, vocab_size=0)
+    assert TransformerPolicy.from_pretrained(tmp_path, vocab_size=3).vocab_size == 3
+
+
 def test_any_causal_lm_can_be_a_policy(assets: Path) -> None:
     """A checkpoint without a value head is loaded with a new one."""
     policy = TransformerPolicy.from_pretrained(assets / "stories260k")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from agents import PPO
 from agents.policy import TransformerPolicy
@@ -29,6 +29,16 @@ FAMILIES = {  # with a window, windows in some layers, biases by distance, posit
     "Mamba": False,
     "Lfm2": False,
     "Jamba": False,
+}
+
+SMALL_BERT = {
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.3,
 }
 
 
@@ -198,6 +208,17 @@ def test_what_company_changes_is_refused(fault: str, message: str) -> None:
     for make in (CausalLMReference, TransformerPolicy):
         with pytest.raises(ValueError, match=f"^Odd .*{message}"):
             make(odd(fault))
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_a_masked_language_model_is_refused(is_decoder: bool) -> None:
+    """As a decoder it does not attend to later tokens. Control: the causal model of the same weights is taken."""
+    config = BertConfig(**SMALL_BERT, is_decoder=is_decoder)
+    for make in (CausalLMReference, TransformerPolicy):
+        with pytest.raises(ValueError, match="^BertForMaskedLM (is a masked language model|attends to later tokens)"):
+            make(BertForMaskedLM(config).eval())
+    causal = CausalLMReference(BertLMHeadModel(BertConfig(**SMALL_BERT, is_decoder=True)).eval())
+    assert causal.vocab_size == SMALL_BERT["vocab_size"]
 
 
 @pytest.mark.parametrize("fault", ["no positions", "other arguments"])

@@ -318,3 +318,18 @@ def test_an_interrupted_call_leaves_no_state(assets: Path, monkeypatch: pytest.M
         reference.log_probs(longer, longer_mask)
     for _ in range(2):
         assert np.abs(reference.log_probs(longer, longer_mask) - fresh.log_probs(longer, longer_mask)).max() < 1e-4
+
+
+def test_a_class_is_no_model() -> None:
+    """The class instead of an object of it: an error of ours, with what a reference may be."""
+    with pytest.raises(TypeError, match="be a causal language model or a path to one, got the class GPT2LMHeadModel"):
+        CausalLMReference(type(tiny_gpt2()))
+
+
+@pytest.mark.parametrize("vocab_size", [0, -1, 1.5])
+def test_the_vocabulary_has_a_size(vocab_size: Any) -> None:
+    """0 is not the default. Control: a size below the model's drops the logits beyond it."""
+    with pytest.raises(ValueError, match="vocab_size must be a whole number, at least 1"):
+        CausalLMReference(tiny_gpt2(), vocab_size=vocab_size)
+    ids = np.ones((1, 3), dtype=np.int64)
+    assert CausalLMReference(tiny_gpt2(), vocab_size=7).log_probs(ids, ids).shape == (1, 7)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.completions import score_lists
 from textenv.rewards import RewardError, WeightedReward
 
 BATCH: Any = (["p", "p"], ["a", "b"], [[1], [2]], {})
@@ -64,10 +65,10 @@ KINDS = {
 def test_what_is_awaitable_is_awaited(kind: str) -> None:
     """However the function is written; also where a loop runs already, as in a notebook."""
     reward = WeightedReward([KINDS[kind], lambda prompts, **_: [None, 1.0]], [1.0, 10.0])
-    assert reward(*BATCH).tolist() == [97.0, 108.0]
+    assert score_lists(reward, *BATCH).tolist() == [97.0, 108.0]
 
     async def notebook() -> Any:
-        return reward(*BATCH).tolist()
+        return score_lists(reward, *BATCH).tolist()
 
     assert asyncio.run(notebook()) == [97.0, 108.0]
 
@@ -88,7 +89,7 @@ def meeting(count: int) -> list[Any]:
 
 def test_async_functions_run_at_the_same_time() -> None:
     """Each waits for the others to begin; a function that is not async has been called before."""
-    assert WeightedReward([*meeting(3), lambda prompts, **_: [1.0, 1.0]])(*BATCH).tolist() == [4.0, 4.0]
+    assert score_lists(WeightedReward([*meeting(3), lambda prompts, **_: [1.0, 1.0]]), *BATCH).tolist() == [4.0, 4.0]
 
 
 def test_one_loop_serves_all_calls() -> None:
@@ -100,7 +101,7 @@ def test_one_loop_serves_all_calls() -> None:
         return [0.0] * len(prompts)
 
     for _ in range(3):
-        WeightedReward(remembers)(*BATCH)
+        score_lists(WeightedReward(remembers), *BATCH)
     assert len(loops) == 3 and loops[0] is loops[1] is loops[2] and loops[0].is_running()
 
 
@@ -126,9 +127,9 @@ def test_an_error_of_an_async_function_is_told_as_any_other(error: BaseException
     with pytest.raises(
         RewardError, match=f"'judge' failed at {__file__}:{line} with {shown}.*completion 'b'"
     ) as raised:
-        WeightedReward(judge)(*BATCH)
+        score_lists(WeightedReward(judge), *BATCH)
     assert raised.value.__cause__ is error
-    assert WeightedReward(length)(*BATCH).tolist() == [97.0, 98.0]
+    assert score_lists(WeightedReward(length), *BATCH).tolist() == [97.0, 98.0]
 
 
 def test_what_an_async_function_returns_is_checked() -> None:
@@ -138,13 +139,13 @@ def test_what_an_async_function_returns_is_checked() -> None:
         return None
 
     with pytest.raises(RewardError, match="'forgets' must return one score per completion, got None"):
-        WeightedReward(forgets)(*BATCH)
+        score_lists(WeightedReward(forgets), *BATCH)
 
     async def streams(**_: Any) -> Any:
         yield 1.0
 
     with pytest.raises(RewardError, match="'streams' must return a list of numbers or None.*async_generator"):
-        WeightedReward(streams)(*BATCH)
+        score_lists(WeightedReward(streams), *BATCH)
 
 
 def test_a_retry_calls_the_one_that_failed() -> None:
@@ -161,7 +162,7 @@ def test_a_retry_calls_the_one_that_failed() -> None:
             raise ValueError("once")
         return [2.0] * len(prompts)
 
-    assert WeightedReward([flaky, steady], on_error="retry", wait=0.0)(*BATCH).tolist() == [3.0, 3.0]
+    assert score_lists(WeightedReward([flaky, steady], on_error="retry", wait=0.0), *BATCH).tolist() == [3.0, 3.0]
     assert calls == {"flaky": 2, "steady": 1}
 
 
@@ -174,7 +175,7 @@ def test_a_function_that_fails_first_leaves_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(RewardError, match="first"):
-            WeightedReward([length, fails])(*BATCH)
+            score_lists(WeightedReward([length, fails]), *BATCH)
         gc.collect()
 
 
@@ -182,20 +183,20 @@ def test_an_async_function_that_would_wait_for_itself_is_refused() -> None:
     """It would block the loop for ever."""
 
     async def nested(**_: Any) -> Any:
-        return WeightedReward(length)(*BATCH).tolist()
+        return score_lists(WeightedReward(length), *BATCH).tolist()
 
     with pytest.raises(RewardError, match="must not score completions by another async reward function"):
-        WeightedReward(nested)(*BATCH)
+        score_lists(WeightedReward(nested), *BATCH)
 
 
 def _score(queue: Any) -> None:
-    queue.put(WeightedReward(length)(*BATCH).tolist())
+    queue.put(score_lists(WeightedReward(length), *BATCH).tolist())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_a_forked_process_has_a_loop_of_its_own() -> None:
     """The threads of its parent are not copied."""
-    WeightedReward(length)(*BATCH)
+    score_lists(WeightedReward(length), *BATCH)
     context = multiprocessing.get_context("fork")
     queue: Any = context.Queue()
     with warnings.catch_warnings():

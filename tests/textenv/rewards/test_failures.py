@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.completions import score_lists
 from tests.helpers.tasks import count_words, golden, make, mdp, words
 from textenv.rewards import FinishedCompletions, RewardError, WeightedReward
 from textenv.rewards.errors import place_of, shorten
@@ -211,7 +212,7 @@ def test_long_and_strange_texts_are_shortened_and_escaped() -> None:
         weighted(Judge(bad=["a"], fail=ValueError("\n".join(["<html>\x1b[2J"] * 10_000)))).score(batch())
     assert len(str(caught.value)) < 2000 and str(caught.value).isprintable()
     with pytest.raises(RewardError) as caught:
-        WeightedReward(lambda **_: "\x1b[2J" * 10_000)(["\x1b]0;\x07"], ["\x1b[1m" * 10_000], [[0]], {})
+        score_lists(WeightedReward(lambda **_: "\x1b[2J" * 10_000), ["\x1b]0;\x07"], ["\x1b[1m" * 10_000], [[0]], {})
     assert len(str(caught.value)) < 2000 and str(caught.value).isprintable()
 
 

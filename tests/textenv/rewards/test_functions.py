@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from tests.helpers.classifiers import random_classifier, word_tokenizer
+from tests.helpers.completions import score_lists
 from tests.helpers.tasks import make, words
 from textenv.rewards import RewardModel, WeightedReward
 from textenv.testing import play
@@ -89,4 +90,4 @@ def test_weights_are_numbers(weights: Any) -> None:
 def test_weights_of_any_library_are_numbers() -> None:
     """Control."""
     for weights in ([2], (2.0,), torch.tensor([2.0]), [torch.tensor(2.0)]):
-        assert WeightedReward(lambda **_: [1.0], weights)(["a"], ["b"], [[1]], {}).tolist() == [2.0]  # type: ignore[arg-type]
+        assert score_lists(WeightedReward(lambda **_: [1.0], weights), ["a"], ["b"], [[1]], {}).tolist() == [2.0]  # type: ignore[arg-type]

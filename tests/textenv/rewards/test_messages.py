@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.classifiers import random_classifier
+from tests.helpers.completions import score_lists
 from tests.helpers.tokenizers import byte_level
 from textenv import TextEnv, TextMDP, TextVectorEnv
 from textenv.rewards import RewardModel, WeightedReward, completion_text, vader
@@ -108,9 +109,11 @@ def test_the_built_in_rewards_take_messages() -> None:
     env = TextEnv(task([model, vader], [CHAT], reward_weights=[1.0, 2.0]))
     expected = model([CHAT], [message])[0] + 2 * vader([CHAT], [message], [[1]])[0]
     tokens = env.unwrapped.mdp.encode_completion(text).tolist()
-    scored = WeightedReward([model, vader], [1.0, 2.0])([CHAT], [message], [tokens], {})
+    scored = score_lists(WeightedReward([model, vader], [1.0, 2.0]), [CHAT], [message], [tokens], {})
     assert scored[0] == pytest.approx(expected)
-    assert expected != pytest.approx(WeightedReward([model, vader], [1.0, 2.0])([OTHER], [message], [tokens], {})[0])
+    assert expected != pytest.approx(
+        score_lists(WeightedReward([model, vader], [1.0, 2.0]), [OTHER], [message], [tokens], {})[0]
+    )
     assert play(env, 0, "wonderful").score == pytest.approx(
         model([CHAT], ["wonderful"])[0] + 2 * vader([CHAT], ["wonderful"], [[1]])[0]
     )

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.completions import score_lists
 from tests.helpers.tasks import make, mdp, words
 from textenv.rewards import RewardError, WeightedReward
 from textenv.rewards.scores import Scores
@@ -28,7 +29,7 @@ LARGEST = float(np.finfo(np.float32).max)
 def score(returned: Any, **arguments: Any) -> list[float]:
     """The scores of two completions by a function that returns `returned`."""
     reward = WeightedReward(lambda prompts, completions, completion_ids: returned, **arguments)
-    return reward(PROMPTS, COMPLETIONS, IDS, {}).tolist()
+    return score_lists(reward, PROMPTS, COMPLETIONS, IDS, {}).tolist()
 
 
 ACCEPTED: list[tuple[Any, list[float]]] = [
@@ -77,9 +78,9 @@ def test_numbers_of_every_library_are_scores(returned: Any, expected: list[float
 def test_iterators_are_read_once(stream: Any) -> None:
     """Generators, `map`; a None among their members is no score."""
     reward = WeightedReward(lambda completions, **_: stream(completions))
-    assert reward(PROMPTS, COMPLETIONS, IDS, {}).tolist() == [1.0, 3.0]
+    assert score_lists(reward, PROMPTS, COMPLETIONS, IDS, {}).tolist() == [1.0, 3.0]
     partly = WeightedReward([lambda **_: iter([None, 2.0]), lambda **_: [0.5, 0.5]])
-    assert partly(PROMPTS, COMPLETIONS, IDS, {}).tolist() == [0.5, 2.5]
+    assert score_lists(partly, PROMPTS, COMPLETIONS, IDS, {}).tolist() == [0.5, 2.5]
 
 
 def test_an_iterator_that_fails_is_the_functions_error() -> None:
@@ -91,18 +92,18 @@ def test_an_iterator_that_fails_is_the_functions_error() -> None:
             yield 0.0
 
     with pytest.raises(RewardError, match=r"'broken' failed at .*test_scores\.py:\d+ with OSError: no judge"):
-        WeightedReward(broken)(PROMPTS, COMPLETIONS, IDS, {})
+        score_lists(WeightedReward(broken), PROMPTS, COMPLETIONS, IDS, {})
     with pytest.raises(RewardError, match="one score per completion: 1, got 0"):
-        WeightedReward(lambda **_: iter(()))(PROMPTS[:1], COMPLETIONS[:1], IDS[:1], {})
+        score_lists(WeightedReward(lambda **_: iter(())), PROMPTS[:1], COMPLETIONS[:1], IDS[:1], {})
     with pytest.raises(RewardError, match="one score per completion: 2, got more"):
-        WeightedReward(lambda **_: itertools.count())(PROMPTS, COMPLETIONS, IDS, {})
+        score_lists(WeightedReward(lambda **_: itertools.count()), PROMPTS, COMPLETIONS, IDS, {})
 
 
 def test_a_masked_entry_and_none_are_no_score() -> None:
     """Beside a function that scores both completions, they add nothing."""
     for returned in ([None, 1.0], np.array([None, 1.0], dtype=object), np.ma.array([9.0, 1.0], mask=[True, False])):
         reward = WeightedReward([lambda **_: [0.5, 0.5], lambda *, value=returned, **_: value])
-        assert reward(PROMPTS, COMPLETIONS, IDS, {}).tolist() == [0.5, 1.5]
+        assert score_lists(reward, PROMPTS, COMPLETIONS, IDS, {}).tolist() == [0.5, 1.5]
 
 
 NO_LISTS = [
@@ -213,13 +214,13 @@ def test_a_weighted_sum_is_finite_in_float32() -> None:
     with pytest.raises(
         RewardError, match=r"weighted sum .*got 3.*e\+41 for the completion 'a b' .*lower reward_weights"
     ):
-        large(PROMPTS, COMPLETIONS, IDS, {})
+        score_lists(large, PROMPTS, COMPLETIONS, IDS, {})
     opposite = WeightedReward([lambda **_: [1e39, 0.0], lambda **_: [-1e39, 0.0]])
     with pytest.raises(RewardError, match=r"got 1e\+39"):  # each of them is checked
-        opposite(PROMPTS, COMPLETIONS, IDS, {})
+        score_lists(opposite, PROMPTS, COMPLETIONS, IDS, {})
     ignored = WeightedReward(lambda **_: [math.nan, 0.0], [0.0])
     with pytest.raises(RewardError, match="got nan"):
-        ignored(PROMPTS, COMPLETIONS, IDS, {})
+        score_lists(ignored, PROMPTS, COMPLETIONS, IDS, {})
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, 1e39])

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import TrainerState as TransformersState
 
+from tests.helpers.completions import CompletionLists, score_lists
 from textenv.rewards import RewardError, TrainerState, TrainingContext, WeightedReward
-from textenv.rewards.finished import CompletionLists
 
 BATCH: Any = (["p", "p"], ["a", "b"], [[1], [2]], {})
 ALL = {"trainer_state", "log_extra", "log_metric"}
@@ -47,7 +47,7 @@ def decorated(*arguments: Any, **keywords: Any) -> list[float]:
 @pytest.mark.parametrize("function", [narrow, decorated, Module()])
 def test_functions_that_do_not_take_them_work_as_before(function: Any) -> None:
     """They are handed over where the signature takes them."""
-    assert WeightedReward(function)(*BATCH).tolist() == [1.0, 1.0]
+    assert score_lists(WeightedReward(function), *BATCH).tolist() == [1.0, 1.0]
 
 
 def test_each_function_gets_those_that_it_takes() -> None:
@@ -62,7 +62,7 @@ def test_each_function_gets_those_that_it_takes() -> None:
         seen.append(set(further) & ALL)
         return [1.0] * len(prompts)
 
-    WeightedReward([by_name, all_of_them, functools.partial(all_of_them)])(*BATCH)
+    score_lists(WeightedReward([by_name, all_of_them, functools.partial(all_of_them)]), *BATCH)
     assert seen == [{"log_metric"}, ALL, ALL]
 
 
@@ -70,9 +70,9 @@ def test_the_context_is_handed_over() -> None:
     """A reward that depends on the progress of the training."""
     context = TrainingContext()
     reward = WeightedReward(lambda prompts, trainer_state, **_: [float(trainer_state.global_step)] * 2, context=context)
-    assert reward(*BATCH).tolist() == [0.0, 0.0]
+    assert score_lists(reward, *BATCH).tolist() == [0.0, 0.0]
     context.state = TrainerState(global_step=7)
-    assert reward(*BATCH).tolist() == [7.0, 7.0]
+    assert score_lists(reward, *BATCH).tolist() == [7.0, 7.0]
 
 
 def test_metrics_are_summed_over_calls() -> None:
@@ -90,8 +90,8 @@ def test_metrics_are_summed_over_calls() -> None:
         return [0.0] * len(prompts)
 
     reward = WeightedReward([first, second], context=context)
-    reward(*BATCH)
-    reward(*BATCH)
+    score_lists(reward, *BATCH)
+    score_lists(reward, *BATCH)
     assert context.take_metrics() == {"accuracy": (3.0, 6), "length": (2.0, 2)}
     assert context.take_metrics() == {}
 
@@ -157,4 +157,4 @@ def test_what_cannot_be_logged_is_refused(call: Any, rule: str) -> None:
         return [0.0] * len(prompts)
 
     with pytest.raises(RewardError, match=rule):
-        WeightedReward(logs)(*BATCH)
+        score_lists(WeightedReward(logs), *BATCH)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.completions import score_lists
+
 pytest.importorskip("trl")
 
 from trl import GRPOTrainer, rewards
@@ -233,4 +235,4 @@ def test_no_score_at_all_is_an_error() -> None:
     """TRL leaves such a completion out with a warning; here `on_reward_error="skip"` does."""
     abstains = WeightedReward(lambda prompts, **_: [None] * len(prompts))
     with pytest.raises(RewardError, match="Every reward function returned None"):
-        abstains([ConversationText("x", CHAT)], ["a"], [[1]], {})
+        score_lists(abstains, [ConversationText("x", CHAT)], ["a"], [[1]], {})

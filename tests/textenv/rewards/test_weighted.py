@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.completions import score_lists
 from tests.helpers.tasks import count_words, letter_values, make, words
 from textenv import TextMDP, TextVectorEnv
 from textenv.rewards import WeightedReward
@@ -72,7 +73,7 @@ def test_a_torch_tensor_is_a_list_of_scores() -> None:
     import torch
 
     reward = WeightedReward(lambda prompts, **_: torch.tensor([0.5] * len(prompts)))
-    assert reward(["a", "b"], ["", ""], [[0], [0]], {}).tolist() == [0.5, 0.5]
+    assert score_lists(reward, ["a", "b"], ["", ""], [[0], [0]], {}).tolist() == [0.5, 0.5]
 
 
 def test_columns_reach_the_gold_reward_and_several_are_summed() -> None:
