@@ -16,7 +16,7 @@ from textenv.env import TextEnv
 from textenv.mdp import TextMDP
 from textenv.references import TableReference
 from textenv.state import TextState
-from textenv.unwrap import get_mdp
+from textenv.unwrap import EnvLike, get_mdp
 from textenv.vector import TextVectorEnv
 
 __version__ = "0.3.0"
@@ -39,6 +39,7 @@ for _id, _task in {
         )
 
 __all__ = [
+    "EnvLike",
     "InvalidAction",
     "TableReference",
     "TextEnv",

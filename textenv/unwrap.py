@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import gymnasium as gym
 from gymnasium import wrappers
@@ -19,7 +19,14 @@ PASSIVE_WRAPPERS = (
 )
 
 
-def get_mdp(env: Any) -> TextMDP:
+class EnvLike(Protocol):
+    """An environment as Gymnasium's wrappers show it, single or batched, of textenv or of another library."""
+
+    @property
+    def unwrapped(self) -> object: ...
+
+
+def get_mdp(env: EnvLike | TextMDP) -> TextMDP:
     """The MDP of an environment, or `env` itself if it is a `TextMDP`.
 
     Raises:
@@ -32,7 +39,7 @@ def get_mdp(env: Any) -> TextMDP:
             f"vectorization_mode), got {type(env).__name__}. "
             "(Agents also take a single environment of another library: see agents/README.md.)"
         )
-    wrapper = env
+    wrapper: object = env
     while isinstance(wrapper, gym.Wrapper | gym.vector.VectorWrapper):
         if not isinstance(wrapper, PASSIVE_WRAPPERS):
             if reason := getattr(type(wrapper), "no_mdp", None):

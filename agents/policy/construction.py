@@ -13,7 +13,7 @@ from agents.policy.adapters import new_adapter
 from agents.policy.imitation import imitate
 from agents.policy.settings import check_separate_critic
 from agents.ranges import check_integer
-from textenv import TextMDP, get_mdp
+from textenv import EnvLike, TextMDP, get_mdp
 from textenv.references import CausalLMReference
 
 LARGEST_SIZE = 65_536  # of the small GPT-2
@@ -22,7 +22,7 @@ Policy = TypeVar("Policy", bound=nn.Module)  # `TransformerPolicy`, which import
 
 def policy_at_reference(
     kind: type[Policy],
-    env: Any,
+    env: EnvLike,
     temperature: float,
     separate_critic: bool,
     sizes: tuple[int, int, int],

@@ -26,7 +26,9 @@ from agents.policy.construction import policy_at_reference
 from agents.policy.saved_policy import STALE, read_policy, write_policy
 from agents.policy.settings import check_model, check_separate_critic, check_temperature, check_vocab_size
 from agents.policy.value_head import ValueHead
+from textenv import EnvLike
 from textenv.lm import (
+    CausalLM,
     base_model,
     forward_completions,
     forward_sequences,
@@ -63,14 +65,14 @@ class TransformerPolicy(nn.Module):
     """
 
     def __init__(
-        self, model: Any, *, vocab_size: int | None = None, temperature: float = 1.0, separate_critic: bool = False
+        self, model: CausalLM, *, vocab_size: int | None = None, temperature: float = 1.0, separate_critic: bool = False
     ) -> None:
         super().__init__()
         check_model(model)
         check_separate_critic(separate_critic)
         self.temperature = check_temperature(temperature)
         check_adapter(model)
-        self.model = fuse_activations(model)
+        self.model: Any = fuse_activations(model)
         config = model.config.get_text_config()
         self.vocab_size = check_vocab_size(vocab_size, config.vocab_size)
         supports_cache(model)  # finds out how it is read, before its trunk is copied
@@ -204,7 +206,7 @@ class TransformerPolicy(nn.Module):
     @classmethod
     def for_env(
         cls,
-        env: Any,
+        env: EnvLike,
         *,
         temperature: float = 1.0,
         separate_critic: bool = False,
@@ -264,10 +266,7 @@ class TransformerPolicy(nn.Module):
         """Saves a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic in the same folder.
 
         An adapter is merged into the checkpoint, and also saved separately in the subfolder `adapter`. A crash leaves
-        the earlier content of the folder or the new one. Files of others in the folder are kept.
-
-        Raises:
-            StorageError: the disk is full or cannot be written.
+        the earlier content of the folder or the new one. Files of others are kept. `StorageError`: the disk is full.
         """
         write_folder(resolved(folder), partial(write_policy, self), replaced=STALE)
 
@@ -282,11 +281,7 @@ class TransformerPolicy(nn.Module):
         return self
 
     def gradient_checkpointing_enable(self) -> None:
-        """Switches gradient checkpointing on: the backward pass recomputes activations from each layer's input.
-
-        Raises:
-            ValueError: the model does not support it.
-        """
+        """Switches gradient checkpointing on, see the file of the function; a ValueError if the model has none."""
         enable_checkpointing(self)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

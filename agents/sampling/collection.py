@@ -20,13 +20,13 @@ from agents.sampling.loop import Generation, Sampler, new_generator, sample, val
 from agents.sampling.reference import reference_log_probs
 from agents.sampling.rollout import Rollout
 from agents.sampling.starts import sample_prompts
-from textenv import TextMDP, TextState, get_mdp
+from textenv import EnvLike, TextMDP, TextState, get_mdp
 from textenv.rewards import FinishedCompletions
 
 
 @torch.no_grad()
 def collect(
-    env: Any,
+    env: EnvLike,
     policy: TransformerPolicy,
     n: int = 1,
     *,

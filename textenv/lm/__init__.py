@@ -16,6 +16,7 @@ from textenv.lm.inputs import base_model, cache_argument, is_causal_lm, max_leng
 from textenv.lm.loading import check_vocabulary, load_causal_lm, load_pretrained, load_tokenizer
 from textenv.lm.position_tables import PositionTables
 from textenv.lm.prefix_sharing import forward_sequences
+from textenv.lm.protocols import CausalLM
 from textenv.lm.rounding import rounding_tolerance
 from textenv.lm.smollm2 import load_smollm2
 from textenv.lm.uncached_decoder import UncachedDecoder, new_decoder
@@ -24,6 +25,7 @@ __all__ = [
     "BLOCK_COLUMNS",
     "MAX_LOGITS",
     "CachedDecoder",
+    "CausalLM",
     "PositionTables",
     "UncachedDecoder",
     "base_model",

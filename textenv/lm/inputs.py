@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+
+from textenv.lm.protocols import CausalLM
 
 # The least number, and the least fraction, of tokens to save before sharing is worth its overhead. On a CPU and a GPT-2
 # of two layers a second pass costs as much as a few hundred tokens; attention to a cache costs a little more.
@@ -40,7 +42,7 @@ def last_columns(number: int, like: Tensor) -> Tensor:
     return torch.arange(-number, 0, device=like.device)
 
 
-def is_causal_lm(model: Any) -> bool:
+def is_causal_lm(model: object) -> TypeGuard[CausalLM]:
     """Whether it is a module of transformers with an output layer, or a `PeftModel` around one."""
     return isinstance(model, nn.Module) and getattr(model, "get_output_embeddings", lambda: None)() is not None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from textenv.arguments import check_count
 from textenv.lm import (
     MAX_LOGITS,
+    CausalLM,
     check_vocabulary,
     find_cache_support,
     forward_completions,
@@ -51,23 +52,25 @@ class CausalLMReference:
 
     full_support = True
 
-    def __init__(self, model: Any, *, vocab_size: int | None = None, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, model: CausalLM | str | PathLike[str], *, vocab_size: int | None = None, trust_remote_code: bool = False
+    ) -> None:
         if isinstance(model, str | PathLike):
-            model = load_causal_lm(model, trust_remote_code=trust_remote_code)
+            own: Any = load_causal_lm(model, trust_remote_code=trust_remote_code)
         elif is_causal_lm(model):
-            model = frozen_copy(model)
+            own = frozen_copy(model)
         else:
             raise TypeError(
                 "A reference must be None, have log_probs(input_ids, attention_mask), or be a causal language model "
                 f"or a path to one, got {_described(model)}."
             )
-        self.model = fuse_activations(model).eval().requires_grad_(False)
+        self.model = fuse_activations(own).eval().requires_grad_(False)
         find_cache_support(self.model)
         self.adapter: Any = None
-        self.config = model.config.get_text_config()
+        self.config = own.config.get_text_config()
         self.vocab_size = check_count("vocab_size", self.config.vocab_size if vocab_size is None else vocab_size)
         check_vocabulary(self.vocab_size, self.config.vocab_size, "reference")
-        generation = getattr(model, "generation_config", None)
+        generation = getattr(own, "generation_config", None)
         eos_token_id = getattr(generation, "eos_token_id", None)
         self.eos_token_id = self.config.eos_token_id if eos_token_id is None else eos_token_id
         self.max_length = max_length(self.model)
@@ -153,5 +156,5 @@ class CausalLMReference:
         return self.__dict__ | {"_input": IncrementalInput(), "_decoder": None, "_logits": torch.zeros(0, 0)}
 
 
-def _described(model: Any) -> str:
+def _described(model: object) -> str:
     return f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
