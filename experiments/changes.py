@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from experiments.agent_classes import AGENTS, settings_key
 from experiments.fingerprints import sources, surroundings
 from experiments.run_folder import plain
 
@@ -45,10 +46,13 @@ def changes_of_surroundings(config: Any, saved: dict[str, Any]) -> list[str]:
 
 def _flags(config: Any, saved: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The flags that must not differ, when the run began and now."""
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
     before = {name: value for name, value in saved["flags"].items() if name not in MAY_DIFFER}
     now = {name: value for name, value in plain(config).items() if name not in MAY_DIFFER}
-    missing = {name: defaults[name] for name in now if name not in before and defaults[name] is not dataclasses.MISSING}
+    missing = {name: defaults[name] for name in now if name not in before and name in defaults}
+    settings = {settings_key(name) for name in AGENTS} | getattr(config, "settings", {}).keys()
+    unused = settings - (before.keys() & now.keys())  # of an agent that is trained in one of the two only, if at all
+    before, now = ({name: value for name, value in flags.items() if name not in unused} for flags in (before, now))
     return missing | before, now
 
 

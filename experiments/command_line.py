@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,10 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from agents.training import rank
+from experiments.agent_classes import find_agent, short_name
 from experiments.bench import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
-from experiments.config import AGENTS, TrialConfig
+from experiments.config import TrialConfig
 from experiments.console import escape_logs_and_warnings
 from experiments.cost import CostConfig, cost
 from experiments.env_flags import check_device
@@ -29,6 +31,7 @@ from experiments.opening import INITIAL, opened
 from experiments.parsing import parse
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.saved_run import EvaluateConfig, SampleConfig, evaluate, sample
+from experiments.settings_flags import asked_agents, registry_of
 from experiments.stable_baselines import StableBaselines
 from experiments.stopping import stops_at_once
 from experiments.trial import make_environment, prepare, run_trial
@@ -39,7 +42,7 @@ def train(config: TrialConfig) -> Path:
     """Trains one agent with one seed, as one of several ranks under `accelerate launch -m experiments`."""
     if not is_launched():
         return _train(config)
-    if issubclass(AGENTS[config.agent], StableBaselines):
+    if issubclass(find_agent(config.agent), StableBaselines):
         raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
     check_device(config.device)  # accelerate would fall back to a CPU where there is no GPU
     with process_group(config.device) as (wrap, device):
@@ -49,7 +52,7 @@ def train(config: TrialConfig) -> Path:
 
 
 def _train(config: TrialConfig, wrap: Callable[[Any], Any] | None = None) -> Path:
-    name = f"{config.agent}-{config.env.split('/')[-1]}-seed-{config.seed}"
+    name = f"{short_name(config.agent)}-{config.env.split('/')[-1]}-seed-{config.seed}"
     env = make_environment(config)
     with (
         opened(config, name) as folder,
@@ -68,15 +71,31 @@ def _train(config: TrialConfig, wrap: Callable[[Any], Any] | None = None) -> Pat
 
 
 Command = (
-    Annotated[CompareConfig, tyro.conf.subcommand("compare", description=CompareConfig.__doc__)]
-    | Annotated[TrialConfig, tyro.conf.subcommand("train", description=TrialConfig.__doc__)]
+    Annotated[CompareConfig, tyro.conf.subcommand("compare", description=getdoc(CompareConfig))]
+    | Annotated[TrialConfig, tyro.conf.subcommand("train", description=getdoc(TrialConfig))]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
     | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
-    | Annotated[BenchConfig, tyro.conf.subcommand("bench", description=BenchConfig.__doc__)]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench", description=getdoc(BenchConfig))]
 )
+
+
+def read_arguments(arguments: Sequence[str]) -> Any:
+    """Returns the config of a command line.
+
+    `train` and `compare` have the flags that all agents share, and those of the agents that are asked for: a help that
+    had all of them would be 400 lines. Theirs is one line a flag, and `-H` explains each.
+
+    Raises:
+        FlagError: a flag has a value that its config refuses, or is a setting of an agent that is not asked for.
+        SystemExit: the command line cannot be parsed; or it asked for help.
+    """
+    agents = asked_agents(arguments)
+    registry, compact = registry_of(agents or []), agents is not None
+    about: dict[str, Any] = {"prog": "python -m experiments", "description": __doc__}
+    return parse(Command, arguments, registry=registry, compact_help=compact, **about)
 
 
 def main() -> None:
@@ -98,7 +117,7 @@ def main() -> None:
     }
     try:
         with stops_at_once():
-            config: Any = parse(Command, prog="python -m experiments", description=__doc__)
+            config: Any = read_arguments(sys.argv[1:])
             if is_launched() and not isinstance(config, TrialConfig):
                 raise FlagError("a launcher of several ranks is for `train`; start this command without one.")
             commands[type(config)](config)

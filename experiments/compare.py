@@ -12,15 +12,27 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from tqdm import tqdm
 from transformers.utils import logging
 
 from agents import files
+from experiments.agent_classes import (
+    AGENTS,
+    METAVAR,
+    UNTRAINED,
+    Settings,
+    check_distinct,
+    complete_settings,
+    find_agent,
+    settings_key,
+    short_name,
+)
 from experiments.baselines import best_of_n, random_policy
-from experiments.config import AGENTS, AgentFlags, AgentName, TrialConfig
+from experiments.config import SHARED_FLAGS, AgentFlags, TrialConfig
 from experiments.console import escape_logs_and_warnings, plain_console
 from experiments.errors import FlagError, Unfinished
 from experiments.evaluation import sample_completions
@@ -32,17 +44,22 @@ from experiments.stopping import stops_later
 from experiments.trial import make_environment, prepare, run_trial, sample_prompt_indices
 from textenv.data import printable
 
-BaselineName = Literal["random", "best-of-n"]
 ERROR = "error.txt"
 
 
 @dataclass
 class CompareConfig(AgentFlags):
-    """Train several agents with several seeds each and compare them."""
+    """Train several agents with several seeds each and compare them.
 
-    agents: list[AgentName | BaselineName] = field(default_factory=lambda: ["reinforce", "actor_critic", "ppo"])
-    """Agents to compare: this project's, Stable-Baselines3's (sb3-ppo, sb3-a2c, maskable-ppo), or random, which is not
-    trained. The reference and best-of-n are in every comparison."""
+    Flags of one agent begin with its name: `compare --agents ppo rloo --help` shows those of both too. `-H` explains
+    every flag.
+    """
+
+    agents: Annotated[list[str], tyro.conf.arg(metavar=f"[{METAVAR}|random ...]")] = field(
+        default_factory=lambda: ["reinforce", "actor_critic", "ppo"]
+    )
+    """Agents to compare: of this project, of Stable-Baselines3, module:Class, an agent of your own; or random, which is
+    not trained. The reference and best-of-n are in every comparison."""
     best_of_n: int = 16
     """n of the baseline best-of-n: of n completions of the reference it keeps the one with the largest reward."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -56,22 +73,31 @@ class CompareConfig(AgentFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for agent in self.trained_agents:
+            find_agent(agent, "--agents")
+        check_distinct(self.trained_agents, [*SHARED_FLAGS, *(f.name for f in dataclasses.fields(self))], "--agents")
+        self.settings = complete_settings(self.settings, self.trained_agents)
         if self.launcher == "ray" and importlib.util.find_spec("ray") is None:
             raise FlagError('--launcher ray needs Ray: pip install -e ".[ray]".')
 
     @property
-    def trained_agents(self) -> list[AgentName]:
+    def trained_agents(self) -> list[str]:
         """The members of `agents` that are trained."""
-        return [agent for agent in self.agents if agent != "random" and agent != "best-of-n"]
+        return [agent for agent in self.agents if agent not in UNTRAINED]
 
     def trials(self) -> list[TrialConfig]:
         """One config per agent and seed."""
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(AgentFlags)}
+        shared |= {"out": None, "resume": False}
         return [
-            TrialConfig(**(shared | {"agent": agent, "seed": seed, "out": None, "resume": False}))
+            TrialConfig(**(shared | {"agent": agent, "seed": seed, "settings": self._settings_of(agent)}))
             for seed in self.seeds
             for agent in self.trained_agents
         ]
+
+    def _settings_of(self, agent: str) -> Settings:
+        key = settings_key(agent)
+        return Settings({key: self.settings[key]})
 
 
 def compare(config: CompareConfig) -> Path:
@@ -103,7 +129,9 @@ def _compare(config: CompareConfig, trials: list[TrialConfig], env: Any, folder:
 
     ended = _run(config, trials, folder)
     finished = [end.result for end in ended if end.failure is None]
-    by_agent: Summaries = {name: [s for s in finished if s["agent"] == name] for name in config.trained_agents}
+    by_agent: Summaries = {
+        short_name(name): [s for s in finished if s["agent"] == name] for name in config.trained_agents
+    }
     by_agent = {name: summaries for name, summaries in by_agent.items() if summaries}
     if by_agent:
         untrained = {f"best of {config.best_of_n}": best_of_n(evaluator, config.best_of_n)}
@@ -129,7 +157,7 @@ def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path) -> list
     """
     ended: dict[int, Ended] = {}
     tokens = dict.fromkeys(range(len(trials)), 0)  # of each trial, so far
-    folders = [(folder / trial.agent / f"seed-{trial.seed}").resolve() for trial in trials]
+    folders = [(folder / short_name(trial.agent) / f"seed-{trial.seed}").resolve() for trial in trials]
     calls = [
         partial(run_with_progress, trial, own, (folder / INITIAL).resolve(), config.launcher == "ray")
         for trial, own in zip(trials, folders, strict=True)
@@ -199,7 +227,7 @@ def run_with_progress(
 
 
 def _name(trial: TrialConfig) -> str:
-    return f"{trial.agent} seed {trial.seed}"
+    return f"{short_name(trial.agent)} seed {trial.seed}"
 
 
 def _line(trial: TrialConfig, ended: Ended) -> str:

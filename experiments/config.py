@@ -1,4 +1,4 @@
-"""Flags of training, and each agent's settings: dataclasses, from which the command line is made."""
+"""Flags of training: dataclasses, from which the command line is made."""
 
 from __future__ import annotations
 
@@ -6,52 +6,25 @@ import dataclasses
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any
 
-import docstring_parser
 import tyro
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Agent
+from agents import Agent
+from agents.sampling import Sampler
+from experiments.agent_classes import METAVAR, Settings, check_distinct, complete_settings, find_agent, settings_key
 from experiments.env_flags import EnvFlags
 from experiments.errors import FlagError
+from experiments.named_code import import_named
 from experiments.ranges import check_flags, name_flags
-from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO, StableBaselines
+from experiments.stable_baselines import StableBaselines
 
-AGENTS: dict[str, type[Agent] | type[StableBaselines]] = {
-    "reinforce": REINFORCE,
-    "actor_critic": ActorCritic,
-    "ppo": PPO,
-    "rloo": RLOO,
-    "grpo": GRPO,
-    "sb3-ppo": SB3PPO,
-    "sb3-a2c": SB3A2C,
-    "maskable-ppo": SB3MaskablePPO,
+# a new sampler is one entry here: a function as `agents.sampling.Sampler` says, or a class that makes one
+SAMPLERS = {
+    "loop": "agents.sampling.loop:sample",
+    "generate": "agents.sampling.generate:generate_sampler",
+    "graph": "agents.sampling.graph:GraphSampler",
 }
-
-
-AgentName = Literal["reinforce", "actor_critic", "ppo", "rloo", "grpo", "sb3-ppo", "sb3-a2c", "maskable-ppo"]
-
-
-def _settings(agent: type[Agent] | type[StableBaselines]) -> type[Any]:
-    """Returns a dataclass of the agent's own hyperparameters: they become flags, with its docstrings as help."""
-    shared = {f.name for f in dataclasses.fields(TrainFlags)} | {"policy", "initial_policy", "env", "seed"}
-    documented = {
-        parameter.arg_name: parameter.description
-        for base in reversed(agent.__mro__[:-1])  # the last is `object`
-        for parameter in docstring_parser.parse_from_object(base).params
-    }
-    types = get_type_hints(agent)
-    settings = dataclasses.make_dataclass(
-        f"{agent.__name__}Settings",
-        [
-            (f.name, Annotated[types[f.name], tyro.conf.arg(help=documented.get(f.name))], field(default=f.default))
-            for f in dataclasses.fields(agent)
-            if f.name not in shared
-        ],
-        namespace={"__doc__": f"Settings of {agent.__name__}."},
-    )
-    settings.__module__ = __name__  # a worker unpickles it by this name
-    return settings
 
 
 @dataclass
@@ -80,7 +53,7 @@ class TrainFlags(EnvFlags):
     compile: bool = False
     """Compile the policy's forward pass in updates (torch.compile). That takes up to a minute at the start;
     `bench --parts options` measures what it saves. On a CPU it needs a C++ compiler."""
-    sampler: Literal["loop", "generate", "graph"] = "loop"
+    sampler: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(SAMPLERS) + "}")] = "loop"
     """How completions are sampled. loop: agents/sampling/loop.py. generate: transformers' `generate`. graph: one decode
     step, captured as a CUDA graph and replayed (agents/sampling/graph.py); on a CPU it is compiled, which needs a C++
     compiler and some seconds at the start."""
@@ -102,50 +75,42 @@ class TrainFlags(EnvFlags):
 
     def __post_init__(self) -> None:
         check_flags(self)
+        if self.sampler not in SAMPLERS:
+            raise FlagError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}.")
         if self.lora_rank and importlib.util.find_spec("peft") is None:
             raise FlagError('--lora-rank needs peft: pip install -e ".[peft]".')
         if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise FlagError('--wandb-project needs Weights & Biases: pip install -e ".[wandb]".')
 
 
-REINFORCESettings = _settings(REINFORCE)
-ActorCriticSettings = _settings(ActorCritic)
-PPOSettings = _settings(PPO)
-RLOOSettings = _settings(RLOO)
-GRPOSettings = _settings(GRPO)
-SB3PPOSettings = _settings(SB3PPO)
-SB3A2CSettings = _settings(SB3A2C)
-SB3MaskablePPOSettings = _settings(SB3MaskablePPO)
-
-
 @dataclass
 class AgentFlags(TrainFlags):
-    """How to train, and each agent's own settings."""
+    """How to train, and the settings of the agents that are trained."""
 
-    reinforce: REINFORCESettings = field(default_factory=REINFORCESettings)
-    actor_critic: ActorCriticSettings = field(default_factory=ActorCriticSettings)
-    ppo: PPOSettings = field(default_factory=PPOSettings)
-    rloo: RLOOSettings = field(default_factory=RLOOSettings)
-    grpo: GRPOSettings = field(default_factory=GRPOSettings)
-    sb3_ppo: SB3PPOSettings = field(default_factory=SB3PPOSettings)
-    sb3_a2c: SB3A2CSettings = field(default_factory=SB3A2CSettings)
-    maskable_ppo: SB3MaskablePPOSettings = field(default_factory=SB3MaskablePPOSettings)
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    """The agents' own settings; those that are left out have their defaults."""
 
 
 @dataclass
 class TrialConfig(AgentFlags):
-    """Train one agent with one seed."""
+    """Train one agent with one seed.
+
+    Flags of one agent begin with its name: `train --agent ppo --help` shows PPO's too. `-H` explains every flag.
+    """
 
     log_completions: int = 0
     """Print some completions of the training batch every so many updates; 0: never."""
-    agent: AgentName = "ppo"
-    """Agent to train."""
+    agent: Annotated[str, tyro.conf.arg(metavar=METAVAR)] = "ppo"
+    """Agent to train: one of this project, of Stable-Baselines3, or module:Class, an agent of your own."""
     seed: int = 0
     """Seed of prompts, tokens and minibatches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if issubclass(AGENTS[self.agent], StableBaselines):
+        kind = find_agent(self.agent)
+        check_distinct([self.agent], SHARED_FLAGS, "--agent")
+        self.settings = complete_settings(self.settings, [self.agent])
+        if issubclass(kind, StableBaselines):
             # they train a copy of the whole policy, and update on tokens of unfinished completions
             for name in ("lora_rank", "log_completions", "compile"):
                 if getattr(self, name):
@@ -154,14 +119,30 @@ class TrialConfig(AgentFlags):
                 if (value := getattr(self, name)) != default:
                     raise FlagError(f"--{name} {value} is for our agents, not for {self.agent}.")
 
+    def make_sampler(self) -> Sampler:
+        """Returns the sampler that the flags name."""
+        sampler = import_named(SAMPLERS[self.sampler], "--sampler")
+        return sampler() if isinstance(sampler, type) else sampler
+
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """Returns the agent that the flags name; raises a FlagError where its settings do not fit each other."""
+        settings = self.hyperparameters()
         try:
-            return AGENTS[self.agent](policy, env, **self.hyperparameters())
+            agent = find_agent(self.agent)(policy, env, **settings)
         except ValueError as error:
-            raise FlagError(name_flags(str(error), self, self.agent.replace("-", "_"))) from error
+            raise FlagError(name_flags(str(error), self, settings_key(self.agent))) from error
+        if changed := [name for name, value in settings.items() if getattr(agent, name) != value]:
+            raise FlagError(
+                f"--agent {self.agent}: its field {changed[0]!r} has another value once the agent is made; `Agent` "
+                "uses this name itself, so rename the field."
+            )
+        return agent
 
     def hyperparameters(self) -> dict[str, Any]:
         """The agent's settings, without policy and env."""
         shared = {"learning_rate": self.learning_rate, "n_episodes": self.n_episodes, "seed": self.seed}
-        return dataclasses.asdict(getattr(self, self.agent.replace("-", "_"))) | shared
+        return self.settings[settings_key(self.agent)] | shared
+
+
+# the flags of `train` but the agents' settings
+SHARED_FLAGS = [f.name for f in dataclasses.fields(TrialConfig) if f.name != "settings"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import torch
 import textenv.rewards
 from agents import files
 from experiments.errors import FlagError
+from experiments.named_code import import_named
 from experiments.task_arguments import check_flags_of_task, check_task_arguments
 from textenv import get_mdp
 from textenv.data import fill_holes, parse_json
@@ -20,6 +20,7 @@ from textenv.lm import find_cache_support, load_tokenizer
 from textenv.references import CausalLMReference
 from textenv.shaping import missing_eos_penalty
 
+REWARDS = {"vader": "textenv.rewards.lexicon:vader"}  # a new reward with a name is one entry here
 # flags of Text-v0 and Sentiment-v0, whose prompts are texts
 OF_TEXTS = (
     "model", "prompts", "reward", "reward_weights", "gold_reward", "special_tokens_in_prompts", "chat_template_kwargs",
@@ -190,15 +191,18 @@ def load_reward(
     *,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Returns the reward function that a flag names: "vader", `module:function`, or a classifier and its label."""
-    if name == "vader":
+    """Returns the reward function that a flag names: of `REWARDS`, `module:function`, or a classifier and its label.
+
+    One of `REWARDS` is called with no completions, so that a package that it lacks is known at once.
+    """
+    if name in REWARDS:
+        function = import_named(REWARDS[name], flag)
         try:
-            textenv.rewards.vader([], [], [])
+            function([], [], [])
         except ImportError as error:
             raise FlagError(str(error)) from error
-        return textenv.rewards.vader
-    module, _, function = name.rpartition(":")
-    if not module:
+        return function
+    if ":" not in name:
         path, _, label = name.partition("#")
         files.check_saved(path)
         try:
@@ -206,12 +210,9 @@ def load_reward(
             classifier = textenv.rewards.RewardModel(path, label=chosen, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             raise FlagError(
-                f"{flag} must be 'vader', module:function, or a sequence classifier (path or hub id, #LABEL behind it "
-                f"if it has several), got {name!r}: {str(error).splitlines()[0]}"
+                f"{flag} must be {', '.join(map(repr, REWARDS))}, module:function, or a sequence classifier (path or "
+                f"hub id, #LABEL behind it if it has several), got {name!r}: {str(error).splitlines()[0]}"
             ) from error
         classifier.model.to(device, getattr(torch, dtype))
         return classifier
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise FlagError(f"{flag} {name!r} could not be imported: {error}") from error
+    return import_named(name, flag)

@@ -23,6 +23,8 @@ from huggingface_hub.errors import HFValidationError
 
 import textenv
 from agents import files
+from experiments.agent_classes import is_external
+from experiments.env_flags import REWARDS
 
 PACKAGES = (
     *("gymnasium", "torch", "transformers", "tokenizers", "numpy", "scipy", "stable-baselines3", "sb3-contrib"),
@@ -58,14 +60,18 @@ def _sources(config: Any) -> Iterator[tuple[str, str | None]]:
             yield from _files(name, Path(path), "**/*")
     if (model := getattr(config, "model", None)) is not None:
         yield from _model("model", str(model))
+    agents = [getattr(config, "agent", None), *getattr(config, "agents", ())]
+    for agent in filter(None, agents):
+        if is_external(agent):
+            yield f"agent {agent}", _source_of(*agent.rsplit(":", 1))
     rewards = getattr(config, "reward", None) or []
     gold = getattr(config, "gold_reward", None)
     for flag, name in [*(("reward", each) for each in rewards), *([("gold_reward", gold)] if gold else [])]:
         module, _, function = name.rpartition(":")
-        if name != "vader" and not module:
-            yield from _model(flag, name.partition("#")[0])
-        elif module:
+        if module:
             yield f"{flag} {name}", _source_of(module, function)
+        elif name not in REWARDS:
+            yield from _model(flag, name.partition("#")[0])
 
 
 def _env(name: str) -> Iterator[tuple[str, str | None]]:

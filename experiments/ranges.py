@@ -63,7 +63,7 @@ EMPTY = ("variants", "check")  # lists that may be empty
 
 
 def check_flags(config: Any, prefix: str = "--") -> None:
-    """Checks every field of a command's config, and of the agents' settings in it.
+    """Checks every field of a command's config, or of an agent's settings.
 
     Raises:
         FlagError: a value of another type, out of range, not finite or empty; a name that no file can have; two equal
@@ -72,9 +72,7 @@ def check_flags(config: Any, prefix: str = "--") -> None:
     hints = get_type_hints(type(config))
     for f in dataclasses.fields(config):
         value, flag = getattr(config, f.name), prefix + f.name.replace("_", "-")
-        if dataclasses.is_dataclass(value):
-            check_flags(value, f"{flag}.")
-        else:
+        if f.name != "settings":  # of agents, which have types and ranges of their own
             _check(flag, f.name, value, hints[f.name])
 
 
@@ -84,17 +82,17 @@ def flag_range(name: str) -> tuple[float, float] | None:
     return FLAG_RANGES.get(name) or RANGES.get(name)
 
 
-def name_flags(message: str, config: Any, settings: str) -> str:
+def name_flags(message: str, config: Any, key: str) -> str:
     """The message of an agent's error, which begins with a setting's name, with the name of its flag instead.
 
     Args:
         message: e.g. "n_episodes must be ...".
         config: the flags.
-        settings: the field of `config` that holds the agent's settings.
+        key: the name of the agent's settings in `config.settings`.
     """
     name, _, rest = message.partition(" ")
     prefixes = {f.name: "--" for f in dataclasses.fields(config)}
-    prefixes |= {f.name: f"--{settings}." for f in dataclasses.fields(getattr(config, settings))}
+    prefixes |= dict.fromkeys(config.settings[key], f"--{key}.")
     if name not in prefixes:
         return message
     return f"{prefixes[name]}{name} ".replace("_", "-") + rest

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from agents import FORMAT_VERSION, check_format, files
+from experiments.agent_classes import AGENTS, Settings, is_external, settings_key
+from experiments.config import SHARED_FLAGS, TrainFlags, TrialConfig
 from experiments.errors import FlagError
 from experiments.fingerprints import sources, surroundings
 
@@ -48,8 +50,11 @@ def read_saved_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     return content
 
 
-def read_config(folder: Path, kind: type[Any]) -> Any:
-    """Returns the flags in a folder's `config.json` as a dataclass of type `kind`.
+def read_config(folder: Path) -> TrainFlags:
+    """Returns the flags in the `config.json` of a trial.
+
+    They are a `TrialConfig` where the agent is one of this project's. An agent of the user's is not imported, since
+    only the folder names it; then they are the flags that all agents share, without the agent.
 
     Raises:
         FlagError: the folder holds no run, or a run of another format version or with other flags than this version's.
@@ -59,32 +64,30 @@ def read_config(folder: Path, kind: type[Any]) -> Any:
         raise FlagError(f"{str(folder)!r} holds no run (no config.json); pass the folder of one agent and seed.")
     path = folder / CONFIG
     flags = read_saved_config(folder)["flags"]
-    hints = get_type_hints(kind)
-    _check_names(path, flags, hints)
-    values = {}
-    for name, value in flags.items():
-        if dataclasses.is_dataclass(hints[name]):  # an agent's settings
-            files.check_types(path, flags, {name: dict})
-            _check_names(path, value, get_type_hints(hints[name]), f"{name}.")
-            values[name] = hints[name](**value)
-        else:
-            values[name] = Path(value) if name == "out" and isinstance(value, str) else value
+    agent = flags.get("agent", TrialConfig.agent)
+    keys = {settings_key(name) for name in AGENTS}  # of all: `train` of textenv 0.3 saved the settings of each
+    own = settings_key(agent) if isinstance(agent, str) else ""
+    settings = {name: value for name, value in flags.items() if name in keys | {own} and name not in SHARED_FLAGS}
+    values = {name: value for name, value in flags.items() if name not in settings}
+    if unknown := values.keys() - set(SHARED_FLAGS):
+        raise FlagError(
+            f"{path} has the flag {min(unknown)}, which `train` of this version does not have; pass the folder of one "
+            "agent and seed, written by this version."
+        )
+    files.check_types(path, settings, dict.fromkeys(settings, dict))
+    if isinstance(out := values.get("out"), str):
+        values["out"] = Path(out)
     try:
-        return kind(**values)
+        if isinstance(agent, str) and is_external(agent):
+            shared = {f.name for f in dataclasses.fields(TrainFlags)}
+            return TrainFlags(**{name: value for name, value in values.items() if name in shared})
+        return TrialConfig(**values, settings=Settings({own: settings[own]} if own in settings else {}))
     except FlagError as error:
         raise FlagError(f"{path}: {error}") from error
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Returns a config as a dict of JSON values."""
+    """Returns a config as a dict of JSON values; the settings of each agent are beside the flags, by their key."""
     content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return content
-
-
-def _check_names(path: Path, flags: dict[str, Any], known: dict[str, Any], prefix: str = "") -> None:
-    """Raises a FlagError if there are flags that this version does not have; their types are checked elsewhere."""
-    if unknown := flags.keys() - known.keys():
-        raise FlagError(
-            f"{path} has the flag {prefix}{min(unknown)}, which `train` of this version does not have; pass the folder "
-            "of one agent and seed, written by this version."
-        )
+    settings = content.pop("settings", {})
+    return content | settings

@@ -16,7 +16,7 @@ from agents.files import DamagedFile
 from agents.policy import TransformerPolicy
 from agents.sampling import new_generator
 from experiments.checkpoints import newest_checkpoint
-from experiments.config import TrialConfig
+from experiments.config import TrainFlags
 from experiments.console import score_text
 from experiments.env_flags import check_device
 from experiments.errors import FlagError
@@ -88,15 +88,16 @@ class RunFlags:
         return env, policy.to(self.device)
 
 
-def settings_from_folder(flags: RunFlags) -> TrialConfig:
+def settings_from_folder(flags: RunFlags) -> TrainFlags:
     """Returns the settings in the `config.json` of a run, with those that the command line gives instead.
 
-    Nothing that only the folder names is imported: such a name must be repeated on the command line.
+    Nothing that only the folder names is imported: such a name must be repeated on the command line. The agent is not
+    needed, so an agent of the user's is not imported at all.
 
     Raises:
         FlagError: the folder holds no run, or names code that the command line does not name.
     """
-    saved: TrialConfig = read_config(flags.run, TrialConfig)
+    saved = read_config(flags.run)
     names = ("env", "model", "prompts", "reward", "gold_reward")
     given = {name: value for name in names if (value := getattr(flags, name)) is not None}
     code = [] if is_own_task(saved.env) else [("env", saved.env)]

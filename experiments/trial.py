@@ -13,10 +13,10 @@ import torch
 
 from agents import Agent, files
 from agents.policy import TransformerPolicy, check_compiler
-from agents.sampling import GraphSampler, Sampler, generate_sampler, sample
 from agents.training import rank, run_on_rank0
+from experiments.agent_classes import find_agent
 from experiments.checkpoints import BASELINES, Checkpoint, checkpoint_to_resume
-from experiments.config import AGENTS, AgentFlags, TrialConfig
+from experiments.config import AgentFlags, TrialConfig
 from experiments.env_flags import set_attention
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, normalized_objective, sample_completions, tokens_to_reach
@@ -180,8 +180,7 @@ def run_trial(
     resumed = run_on_rank0(lambda: checkpoint_to_resume(folder, initial, config.keep_checkpoints))
     agent = _agent(config, env, resumed, initial, wrap)
     if isinstance(agent, Agent):
-        samplers: dict[str, Sampler] = {"loop": sample, "generate": generate_sampler, "graph": GraphSampler()}
-        agent.sampler = samplers[config.sampler]
+        agent.sampler = config.make_sampler()
     progress(agent.num_timesteps)
 
     with TrialLog(config, folder, initial, baselines, evaluator, agent, progress, resumed) as log:
@@ -235,7 +234,7 @@ def _agent(
     wrap: Callable[[Any], Any] | None = None,
 ) -> Agent | StableBaselines:
     """Returns the agent of a checkpoint, or a new one."""
-    kind = AGENTS[config.agent]
+    kind = find_agent(config.agent)
 
     def restore(policy: TransformerPolicy) -> Any:  # what a checkpoint does not store
         policy = _apply_flags(config, policy)

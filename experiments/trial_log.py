@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents import Agent, files
 from agents.sampling import Rollout
 from agents.training import check_policy, rank, run_on_rank0
+from experiments.agent_classes import short_name
 from experiments.checkpoints import CHECKPOINT, Checkpoint, attachment
 from experiments.config import TrialConfig
 from experiments.console import completions_table, plain_console
@@ -100,7 +101,7 @@ class TrialLog:
         if self.config.wandb_project is not None:
             import wandb  # from here on it mirrors TensorBoard
 
-            name = f"{self.config.agent}-seed-{self.config.seed}"
+            name = f"{short_name(self.config.agent)}-seed-{self.config.seed}"
             try:
                 wandb.init(
                     project=self.config.wandb_project,

@@ -6,10 +6,8 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tyro
 
 from experiments import command_line
 from tests.helpers.paths import ROOT
@@ -22,7 +20,6 @@ FOLDERS = (
     *(f"experiments/{name}" for name in ("lecture", "bench", "examples")),
 )
 READMES = [ROOT / folder / "README.md" for folder in (*FOLDERS, "tests")]
-Command: Any = command_line.Command
 PACKAGES = ("textenv", "agents", "experiments")
 
 
@@ -132,14 +129,14 @@ VARIABLES: dict[str, str] = {}  # of earlier blocks too
 def test_its_commands_have_valid_flags(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line parses each command unchanged, where its optional packages are installed."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
-    tyro.cli(Command, args=shlex.split(command))
+    command_line.read_arguments(shlex.split(command))
 
 
 def test_an_unknown_flag_is_refused() -> None:
     """Control: there are commands, and one with an unknown flag is refused."""
     assert len(commands()) > 5
     with pytest.raises(SystemExit):
-        tyro.cli(Command, args=[*shlex.split(commands()[0]), "--no-such-flag", "1"])
+        command_line.read_arguments([*shlex.split(commands()[0]), "--no-such-flag", "1"])
 
 
 def sources() -> list[Path]:

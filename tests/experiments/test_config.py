@@ -10,21 +10,24 @@ from tests.helpers.commands import command, tiny
 
 
 def test_help_lists_the_common_flags() -> None:
-    """The command line is made from the dataclasses; their docstrings are the help."""
+    """The command line is made from the dataclasses. A help is short: of no agent but those that are asked for."""
     text = command("compare", "--help").stdout
-    for flag in (
-        "--env",
-        "--agents",
-        "--seeds",
-        "--total-timesteps",
-        "--device",
-        "--out",
-        "--resume",
-        "--ppo.clip-range",
-    ):
+    for flag in ("--env", "--agents", "--seeds", "--total-timesteps", "--device", "--out", "--resume"):
         assert flag in text
-    assert "None is importance weights without a clip" in text
-    assert "--agent " in command("train", "--help").stdout
+    assert ".clip-range" not in text and "compare --agents ppo rloo --help" in text
+    assert len(text.splitlines()) < 70
+    text = command("train", "--help").stdout
+    assert "--agent " in text and ".clip-range" not in text and "train --agent ppo --help" in text
+    assert len(text.splitlines()) < 70
+
+
+def test_help_lists_the_flags_of_the_agents_that_are_asked_for() -> None:
+    """With `-H` it explains them, by their docstrings."""
+    text = command("train", "--agent", "ppo", "--help").stdout
+    assert "--ppo.clip-range" in text and "--rloo." not in text and "importance weights" not in text
+    text = command("compare", "--agents", "ppo", "sb3-a2c", "-H").stdout
+    assert "--ppo.clip-range" in text and "--sb3-a2c.n-steps" in text and "--rloo." not in text
+    assert "None is importance weights without a clip" in " ".join(text.replace("│", " ").split())
 
 
 def test_missing_weights_raise_an_error_with_the_install_commands(monkeypatch: pytest.MonkeyPatch) -> None:

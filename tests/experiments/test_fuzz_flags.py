@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
+from experiments.command_line import read_arguments
 from experiments.env_flags import EnvFlags
 from experiments.errors import FlagError
-from experiments.parsing import parse
 from experiments.run_folder import plain
 from tests.helpers.flags import COMMANDS, FLAGS, REQUIRED, make
 from tests.helpers.fuzz import SEED, Inputs, fuzz_values
@@ -70,7 +70,7 @@ def fuzz_command_lines(inputs: Inputs, count: int) -> None:
         name, some = drawn
         arguments = [*REQUIRED.get(name, []), *(word for flag, words in some for word in (flag, *words))]
         try:
-            config = parse(COMMANDS[name], arguments)
+            config = read_arguments([name, *arguments])
         except FlagError as error:
             assert names_a_flag(error), error
         except SystemExit as end:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from agents import files
-from experiments.config import TrialConfig
 from experiments.errors import FlagError, Stopped
 from experiments.lock import GUARD, LOCK, locked
 from experiments.opening import check_links, opened, resume_command
@@ -70,7 +69,7 @@ def test_resume_begins_where_there_is_nothing_yet(left: str, tmp_path: Path) -> 
         (folder / "config.json").write_text("{")
     config = tiny(out=folder, resume=True, take_over=True)
     opens(config)
-    assert read_config(folder, TrialConfig).total_timesteps == config.total_timesteps
+    assert read_config(folder).total_timesteps == config.total_timesteps
     assert (folder / "initial").exists() == (left == "config")  # that of an unknown config is made again
     opens(config)
 

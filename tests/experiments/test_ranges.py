@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from experiments import command_line
 from experiments.errors import FlagError
-from experiments.parsing import parse
-from experiments.ranges import check_flags, flag_range, name_flags
+from experiments.ranges import flag_range, name_flags
 from tests.helpers.commands import command, tiny
 from tests.helpers.flags import COMMANDS, FLAGS, REQUIRED, Flag, make
 from tests.helpers.refusals import ODD
@@ -114,7 +113,7 @@ def test_a_text_that_is_no_integer_is_refused_by_the_parser(value: str) -> None:
     """Exit code 2."""
     for arguments in (["train", "--seed"], ["train", "--num-evals"], ["lecture", "--num-workers"]):
         with pytest.raises(SystemExit, match="2"):
-            parse(command_line.Command, [*arguments, value])
+            command_line.read_arguments([*arguments, value])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_a_text_that_is_no_integer_is_refused_by_the_parser(value: str) -> None:
 def test_the_message_names_flag_rule_and_value(arguments: list[str], message: str) -> None:
     """Without the frame in which tyro shows a ValueError."""
     with pytest.raises(FlagError) as caught:
-        parse(command_line.Command, arguments)
+        command_line.read_arguments(arguments)
     assert str(caught.value) == message
 
 
@@ -165,13 +164,13 @@ def test_the_message_names_flag_rule_and_value(arguments: list[str], message: st
 )
 def test_unusual_values_are_accepted(arguments: list[str]) -> None:
     """Control: the ends of ranges, equal rewards, texts of any length as prompts."""
-    parse(command_line.Command, arguments)
+    command_line.read_arguments(arguments)
 
 
 def test_defaults_are_in_their_ranges() -> None:
     """Control: of every command."""
     for name in COMMANDS:
-        parse(command_line.Command, [name, *REQUIRED.get(name, [])])
+        command_line.read_arguments([name, *REQUIRED.get(name, [])])
 
 
 # -- configs that are not made by the command line ---------------------------------------------------------------------
@@ -213,10 +212,8 @@ def fits(value: Any, annotation: Any) -> bool:
 
 def test_agents_settings_are_checked_too() -> None:
     """Those of a saved config, for one, which are made before."""
-    config = tiny()
-    config.ppo.clip_range = "0.2"
     with pytest.raises(FlagError, match=r"^--ppo\.clip-range must be a number, got '0.2'"):
-        check_flags(config)
+        tiny(settings={"ppo": {"clip_range": "0.2"}})
 
 
 # -- what agents refuse ------------------------------------------------------------------------------------------------

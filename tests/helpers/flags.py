@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from experiments import command_line
+from experiments.agent_classes import AGENTS, Settings, settings_key, settings_of
 
 REQUIRED = {
     "evaluate": ["--run", "r"],
@@ -25,29 +26,35 @@ COMMANDS = {
 Flag = tuple[str, str, str, Any]  # command, flag, name of the field, its type
 
 
+KEYS = {settings_key(name): name for name in AGENTS}
+
+
 def flags(kind: type[Any], prefix: str = "--") -> Iterator[tuple[str, str, Any]]:
-    """Flag, name and type of each field of a config, and of the agents' settings in it."""
+    """Flag, name and type of each field of a config, and of the settings of every agent that it may train."""
     hints = get_type_hints(kind)
     for f in dataclasses.fields(kind):
-        flag = prefix + f.name.replace("_", "-")
-        if dataclasses.is_dataclass(hints[f.name]):
-            yield from flags(hints[f.name], f"{flag}.")
+        if hints[f.name] is Settings:
+            for key, name in KEYS.items():
+                yield from flags(settings_of(name), f"--{key.replace('_', '-')}.")
         else:
-            yield flag, f.name, hints[f.name]
+            yield prefix + f.name.replace("_", "-"), f.name, hints[f.name]
 
 
 FLAGS: list[Flag] = [(name, *flag) for name, kind in COMMANDS.items() for flag in flags(kind)]
 
 
 def make(name: str, values: dict[str, Any]) -> Any:
-    """The config of a command in which fields have these values; agents' settings as "ppo.gamma"."""
+    """The config of a command in which fields have these values; agents' settings as "ppo.gamma", of agents it trains."""
     kind, own, settings = COMMANDS[name], dict[str, Any](), dict[str, dict[str, Any]]()
     for field, value in values.items():
         holder, _, setting = field.partition(".")
         (settings.setdefault(holder, {}) if setting else own)[setting or holder] = value
     paths = {"run": Path("r"), "pairs": Path("p"), "model": "m", "out": Path("o")}
     fields = dataclasses.fields(kind)
-    made = {f.name: f.default_factory(**settings[f.name]) for f in fields if f.name in settings}  # type: ignore[misc]
+    made: dict[str, Any] = {"settings": settings} if settings else {}
+    agents = [KEYS[key] for key in settings]
+    if agents:
+        made |= {"agent": agents[0]} if name == "train" else {"agents": agents}
     return kind(**{f.name: paths[f.name] for f in fields if is_required(f)} | made | own)
 
 

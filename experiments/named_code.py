@@ -1,0 +1,33 @@
+"""Code by its name, `module:object`: rewards and agents of the user's, and the tables of those that have short names.
+
+A name on the command line is trusted: its module is imported and run. A name in a folder is not, see `saved_run.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from experiments.errors import FlagError
+
+
+def import_named(name: str, flag: str) -> Any:
+    """Returns the object that `module:object` names.
+
+    The module is found as `import` finds it. With `python -m experiments` this includes the working directory, in the
+    workers of `compare` too.
+
+    Args:
+        name: the module's full name, a colon, and the object's name in the module.
+        flag: the flag that has the name, for the message.
+
+    Raises:
+        FlagError: there is no such module, it has no such object, or one of its own imports fails.
+    """
+    module, _, attribute = name.rpartition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise FlagError(f"{flag} {name!r} could not be imported: it must be module:object, such as my_module:MyClass.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise FlagError(f"{flag} {name!r} could not be imported: {error}") from error
