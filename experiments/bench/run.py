@@ -23,6 +23,7 @@ from experiments.bench.exactness import EXACT, ExactWork
 from experiments.bench.tables import scaling_figure, table
 from experiments.bench.toys import TOYS, ToyWork
 from experiments.bench.variant_process import share_of_a_core, take_turns
+from experiments.bench.variants import VARIANTS
 from experiments.bench.work import SIZES, Work
 from experiments.cost import SHAPES, Device, Job, seconds
 from experiments.errors import FlagError
@@ -30,36 +31,13 @@ from experiments.ranges import check_flags
 from experiments.run_folder import plain
 
 PEERS = Path(".venv-bench")  # created by `make bench`
-UPDATES = [
-    "ppo",
-    "ppo, graph",
-    "ppo, micro-batches",
-    "ppo, separate critic",
-    "ppo, separate critic, micro-batches",
-    "rloo",
-    "tight loop",
-    "tight loop, separate critic",
-]
-OPTIONS = ["ppo", "ppo, bfloat16", "ppo, medium", "ppo, compiled", "ppo, graph"]
-SAMPLING = [
-    "sampling",
-    "sampling, graph",
-    "sampling, generate",
-    "sampling, tight loop",
-    "sampling, transformers",
-]
 TRL = ["trl ppo", "trl rloo", "trl grpo"]
-ALL = [*UPDATES, *OPTIONS, *SAMPLING, *TRL]
-GPU = [
-    "ppo, graph",
-    "grpo",
-    "grpo, graph",
-    "sampling",
-    "sampling, graph",
-    "sampling, transformers",
-    "trl grpo",
-]
 PartName = Literal["updates", "options", "toys", "exact", "environments", "gpu"]
+
+
+def names_of(part: str) -> list[str]:
+    """The variants that a part measures."""
+    return [name for name, variant in VARIANTS.items() if part in variant.parts]
 
 
 @dataclass
@@ -112,8 +90,9 @@ class BenchConfig:
         check_flags(self)
         if unknown := set(self.sizes) - set(SIZES):
             raise FlagError(f"--sizes: {sorted(unknown)[0]!r} is none of {', '.join(SIZES)}.")
-        if unknown := set(self.variants) - {*UPDATES, *SAMPLING, *TRL}:
-            raise FlagError(f"--variants: {sorted(unknown)[0]!r} is none of {', '.join([*UPDATES, *SAMPLING, *TRL])}.")
+        known = [*names_of("updates"), *TRL]
+        if unknown := set(self.variants) - set(known):
+            raise FlagError(f"--variants: {sorted(unknown)[0]!r} is none of {', '.join(known)}.")
         if missing := set(self.variants) - set(self.runnable(self.variants)):
             lacks = "TRL, which `make bench` installs" if min(missing).startswith("trl") else "a C++ compiler"
             raise FlagError(f"--variants: {min(missing)!r} cannot run without {lacks}.")
@@ -135,14 +114,14 @@ class BenchConfig:
 
 def updates(config: BenchConfig) -> Any:
     """Updates and sampling, of the agents and the peers."""
-    names = config.runnable(config.variants or [*UPDATES, *SAMPLING, *TRL])
+    names = config.runnable(config.variants or [*names_of("updates"), *TRL])
     return {size: turns(config, names, config.work(size)) for size in config.sizes}
 
 
 def options(config: BenchConfig) -> Any:
     """PPO with each of its options."""
     models = [*config.sizes, *filter(None, [config.model])]
-    return {model: turns(config, config.runnable(OPTIONS), config.work(model)) for model in models}
+    return {model: turns(config, config.runnable(names_of("options")), config.work(model)) for model in models}
 
 
 def toys(config: BenchConfig) -> Any:
@@ -162,7 +141,7 @@ def gpu(config: BenchConfig) -> Any:
     job = Job(work.completions, work.prompt, work.tokens, work.micro_batch or work.completions, work.epochs)
     return {
         "device": torch.cuda.get_device_name(),
-        "variants": turns(config, config.runnable(GPU, "cuda"), work, min(3, config.rounds)),
+        "variants": turns(config, config.runnable([*names_of("gpu"), "trl grpo"], "cuda"), work, min(3, config.rounds)),
         "bounds": seconds(SHAPES["124M"], job, Device(bandwidth=3.35e12, arithmetic=990e12, latency=0.0)),
     }
 
@@ -205,6 +184,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     """Runs the parts, prints their tables and writes them to `out`."""
     if config.model is not None and not (Path(config.model) / "config.json").is_file():
         raise FlagError(f"--model: {config.model!r} is not the folder of a language model (no config.json).")
+    known = [*names_of("updates"), *names_of("options"), *TRL]
     found: dict[str, Any] = {
         "command": "python -m experiments " + shlex.join(sys.argv[1:]),
         "flags": plain(config),
@@ -212,7 +192,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             name: version(name) for name in ("torch", "transformers", "stable-baselines3", "gymnasium", "numpy")
         },
         "cores": os.cpu_count(),
-        "left_out": sorted(set(ALL) - set(config.runnable(ALL))),
+        "left_out": sorted(set(known) - set(config.runnable(known))),
         "machine": {},
     }
     name = "scaling" if config.scaling else "bench"

@@ -48,7 +48,7 @@ def variants_of(name: str) -> tuple[dict[str, Callable[[Any], Round]], type[Any]
         return EXACT, ExactWork
     from experiments.bench.variants import VARIANTS
 
-    return VARIANTS, Work
+    return {name: variant.start for name, variant in VARIANTS.items()}, Work
 
 
 if __name__ == "__main__":

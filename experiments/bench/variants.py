@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -183,25 +183,33 @@ def plain_generate(work: Work) -> Round:
     return run_round
 
 
-VARIANTS: dict[str, Callable[[Work], Round]] = {
-    "ppo": lambda work: update(work, PPO),
-    "ppo, micro-batches": lambda work: update(replace(work, micro_batch=16), PPO),
-    "ppo, separate critic": lambda work: update(work, PPO, separate_critic=True),
-    "ppo, separate critic, micro-batches": lambda work: update(
-        replace(work, micro_batch=16), PPO, separate_critic=True
+class Variant(NamedTuple):
+    """What a variant runs, and the parts of `bench` that measure it."""
+
+    start: Callable[[Work], Round]
+    parts: tuple[str, ...]
+
+
+# a new variant is one entry here; tables have them in this order
+VARIANTS: dict[str, Variant] = {
+    "ppo": Variant(lambda work: update(work, PPO), ("updates", "options")),
+    "ppo, bfloat16": Variant(lambda work: update(replace(work, dtype="bfloat16"), PPO), ("options",)),
+    "ppo, medium": Variant(lambda work: update(work, PPO, medium=True), ("options",)),
+    "ppo, compiled": Variant(lambda work: update(work, PPO, compiled=True), ("options",)),
+    "ppo, graph": Variant(lambda work: update(work, PPO, graph=True), ("updates", "options", "gpu")),
+    "ppo, micro-batches": Variant(lambda work: update(replace(work, micro_batch=16), PPO), ("updates",)),
+    "ppo, separate critic": Variant(lambda work: update(work, PPO, separate_critic=True), ("updates",)),
+    "ppo, separate critic, micro-batches": Variant(
+        lambda work: update(replace(work, micro_batch=16), PPO, separate_critic=True), ("updates",)
     ),
-    "ppo, bfloat16": lambda work: update(replace(work, dtype="bfloat16"), PPO),
-    "ppo, medium": lambda work: update(work, PPO, medium=True),
-    "ppo, compiled": lambda work: update(work, PPO, compiled=True),
-    "rloo": lambda work: update(work, RLOO, num_generations=work.generations),
-    "ppo, graph": lambda work: update(work, PPO, graph=True),
-    "grpo": lambda work: update(work, GRPO, num_generations=work.generations),
-    "grpo, graph": lambda work: update(work, GRPO, graph=True, num_generations=work.generations),
-    "tight loop": lambda work: tight(work, separate_critic=False),
-    "tight loop, separate critic": lambda work: tight(work, separate_critic=True),
-    "sampling": lambda work: sampling(work, sample),
-    "sampling, graph": lambda work: sampling(work, GraphSampler()),
-    "sampling, generate": lambda work: sampling(work, generate_sampler),
-    "sampling, tight loop": tight_sampling,
-    "sampling, transformers": plain_generate,
+    "rloo": Variant(lambda work: update(work, RLOO, num_generations=work.generations), ("updates",)),
+    "grpo": Variant(lambda work: update(work, GRPO, num_generations=work.generations), ("gpu",)),
+    "grpo, graph": Variant(lambda work: update(work, GRPO, graph=True, num_generations=work.generations), ("gpu",)),
+    "tight loop": Variant(lambda work: tight(work, separate_critic=False), ("updates",)),
+    "tight loop, separate critic": Variant(lambda work: tight(work, separate_critic=True), ("updates",)),
+    "sampling": Variant(lambda work: sampling(work, sample), ("updates", "gpu")),
+    "sampling, graph": Variant(lambda work: sampling(work, GraphSampler()), ("updates", "gpu")),
+    "sampling, generate": Variant(lambda work: sampling(work, generate_sampler), ("updates",)),
+    "sampling, tight loop": Variant(tight_sampling, ("updates",)),
+    "sampling, transformers": Variant(plain_generate, ("updates", "gpu")),
 }

@@ -44,7 +44,7 @@ FLAGS: list[Flag] = [(name, *flag) for name, kind in COMMANDS.items() for flag i
 
 
 def make(name: str, values: dict[str, Any]) -> Any:
-    """The config of a command in which fields have these values; agents' settings as "ppo.gamma", of agents it trains."""
+    """The config of a command in which fields have these values; settings of the agents it trains as "ppo.gamma"."""
     kind, own, settings = COMMANDS[name], dict[str, Any](), dict[str, dict[str, Any]]()
     for field, value in values.items():
         holder, _, setting = field.partition(".")

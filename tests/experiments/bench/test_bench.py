@@ -18,7 +18,7 @@ from agents.policy import TransformerPolicy
 from agents.sampling import Generation, collect, sample, sample_prompts
 from experiments.bench import BenchConfig, bench, tables
 from experiments.bench.exactness import EXACT, ExactWork
-from experiments.bench.run import GPU
+from experiments.bench.run import names_of
 from experiments.bench.tight_loop import Batch, TightPPO, hidden_states, token_log_probs
 from experiments.bench.toys import TOYS, ToyWork, size
 from experiments.bench.variant_process import share_of_a_core, take_turns
@@ -87,7 +87,7 @@ def test_every_variant_does_the_whole_work(name: str) -> None:
     No model has dropout, which would cost time in TRL only.
     """
     assert all(module.p == 0 for module in WORK.model().modules() if isinstance(module, torch.nn.Dropout))
-    tokens, phases, numbers = VARIANTS[name](WORK)()
+    tokens, phases, numbers = VARIANTS[name].start(WORK)()
     assert tokens == WORK.completions * WORK.tokens
     assert all(seconds >= 0 for seconds in phases.values())
     if name.startswith(("ppo", "rloo")):
@@ -106,11 +106,11 @@ def test_tokens_are_counted() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", [name for name in GPU if not name.startswith("trl")])
+@pytest.mark.parametrize("name", names_of("gpu"))
 def test_every_variant_does_the_whole_work_on_a_gpu(name: str) -> None:
     """Like the test above, in bfloat16 and with micro-batches."""
     work = replace(WORK, device="cuda", dtype="bfloat16", micro_batch=4)
-    tokens, _, numbers = VARIANTS[name](work)()
+    tokens, _, numbers = VARIANTS[name].start(work)()
     assert tokens == WORK.completions * WORK.tokens
     assert 1 <= numbers.get("largest_ratio", 1) < 1.1
 
@@ -119,7 +119,7 @@ def test_every_variant_does_the_whole_work_on_a_gpu(name: str) -> None:
 def test_the_gpu_table_shows_tokens_per_second_and_the_lower_bounds(tmp_path: Path) -> None:
     """From the part's variants run on the CPU, and given bounds."""
     work = replace(WORK, micro_batch=4, dtype="bfloat16")
-    names = [name for name in GPU if not name.startswith("trl")]
+    names = names_of("gpu")
     variants = take_turns(names, work, 1, tmp_path, 1)
     text = "\n".join(
         tables.gpu({"device": "a card", "variants": variants, "bounds": {"sampling": 0.25, "network": 0.0}})
