@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare bench test slow check lint types oldest tianshou rllib torchrl ray trl wheel crash scan mutation clean
+.PHONY: compare bench test slow check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel crash scan mutation clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -22,7 +22,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 # everything that must hold before a change lands
-check: lint types test slow oldest tianshou rllib torchrl ray trl wheel
+check: lint types test slow oldest newest tianshou rllib torchrl ray trl wheel
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
@@ -34,6 +34,13 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/mypy
+
+# Which lines do the fast tests run? Workers and commands in processes of their own are counted too.
+coverage: $(VENV)/ready
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # SIGKILL at random moments: is what resumed runs leave equal to what whole runs leave? See tests/crash.py.
 crash: $(VENV)/ready
@@ -56,10 +63,22 @@ NEEDS_torchrl := ".[torchrl,test]"
 NEEDS_ray := ".[ray,test]"
 NEEDS_trl := ".[trl,test]"
 NEEDS_bench := ".[bench]"
+NEEDS_newest := ".[agents,test]"
+NEWEST := $(shell python3.13 -c "import sys; print(sys.executable)" 2>/dev/null)
 
 oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -n auto -m "not slow" \
 		tests/textenv tests/agents/sampling tests/agents/sb3
+
+# With Python 3.13, where there is one: the tests of the environment and of the formulas.
+.venv-newest/ready: PYTHON := $(NEWEST)
+newest: $(if $(NEWEST),.venv-newest/ready)
+ifdef NEWEST
+	.venv-newest/bin/python -m pytest -n auto -m "not slow" \
+		tests/textenv/exact tests/textenv/stepping tests/agents/functional
+else
+	@echo "python3.13 is not on PATH: nothing was tested with it"
+endif
 
 tianshou: .venv-tianshou/ready
 	.venv-tianshou/bin/python -m pytest tests/experiments/examples/test_tianshou.py
@@ -98,4 +117,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* build dist mutants *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist mutants .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache
