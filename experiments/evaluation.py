@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,9 +145,10 @@ def normalized_objective(objective: float, baselines: dict[str, float | None]) -
     None where the optimum is not known, or equals the reference's objective.
     """
     reference, optimum = baselines["reference"], baselines["optimum"]
-    if reference is None or optimum is None or optimum - reference < 1e-12:
+    if reference is None or optimum is None:
         return None
-    return (objective - reference) / (optimum - reference)
+    share = exact.normalized_objective(objective, reference, optimum)
+    return None if math.isnan(share) else share
 
 
 def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: dict[str, float | None]) -> float | None:

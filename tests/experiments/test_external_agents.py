@@ -86,19 +86,23 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def example() -> str:
-    """The example of experiments/README.md."""
+def example(word: str) -> str:
+    """The Python code of experiments/README.md that has a word."""
     text = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?class BestOfGroup.*?)```", text, flags=re.DOTALL)
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if word in code]
     return str(code)
 
 
-def test_the_example_appears_in_the_table_of_compare(tmp_path: Path) -> None:
-    """With its flags and its normalized objective; its module is in the working directory, and workers import it."""
-    (tmp_path / "best_of_group.py").write_text(example())
-    assert 15 <= len(example().splitlines()) <= 35
-    flags = ["--agents", "best_of_group:BestOfGroup", "--BestOfGroup.keep", "3", "--env", "textenv/Toy-v0"]
-    flags += ["--env-args", "vocab_size", "3", "max_new_tokens", "2", "num_prompts", "1", "--seeds", "0", "1"]
+def test_the_examples_appear_in_the_table_of_compare(tmp_path: Path) -> None:
+    """An agent, with its flags and its normalized objective, on a task with a reward and a shaping term.
+
+    Their modules are in the working directory, and workers import them.
+    """
+    (tmp_path / "best_of_group.py").write_text(agent := example("class BestOfGroup"))
+    (tmp_path / "own_task.py").write_text(example("def polite("))
+    assert 15 <= len(agent.splitlines()) <= 35
+    flags = ["--agents", "best_of_group:BestOfGroup", "--BestOfGroup.keep", "3", "--env", "own_task:own/Polite-v0"]
+    flags += ["--seeds", "0", "1", "--max-new-tokens", "2"]
     flags += ["--total-timesteps", "200", "--n-episodes", "16", "--num-evals", "1", "--num-workers", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "experiments", "compare", *flags, "--out", "run"],

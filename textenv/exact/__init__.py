@@ -3,7 +3,7 @@
 from textenv.categorical import masked_log_softmax
 from textenv.exact.evaluation import Evaluation, evaluate, evaluate_log_probs
 from textenv.exact.gradient import policy_gradient
-from textenv.exact.solution import Solution, solve, suboptimality_by_state
+from textenv.exact.solution import Solution, normalized_objective, solve, suboptimality_by_state
 from textenv.tree import Tree, TreeTooLarge, enumerate_tree
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "evaluate",
     "evaluate_log_probs",
     "masked_log_softmax",
+    "normalized_objective",
     "policy_gradient",
     "solve",
     "suboptimality_by_state",

@@ -48,9 +48,14 @@ class Solution:
     tree: Tree
 
     def normalized_objective(self, objective: float) -> float:
-        """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum; nan where the reference is the optimum."""
-        gap = self.objective - self.reference_objective
-        return (objective - self.reference_objective) / gap if gap > 1e-12 else float("nan")
+        """The share of the way from the reference to the optimum, see the function of this name."""
+        return normalized_objective(objective, self.reference_objective, self.objective)
+
+
+def normalized_objective(objective: float, reference: float, optimum: float) -> float:
+    """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum; nan where the reference is the optimum."""
+    gap = optimum - reference
+    return (objective - reference) / gap if gap > 1e-12 else float("nan")
 
 
 def solve(env: Any, max_completions: int = MAX_COMPLETIONS, kl_coef: float | None = None) -> Solution:
