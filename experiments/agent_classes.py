@@ -61,6 +61,12 @@ def settings_key(name: str) -> str:
     return short_name(name).replace("-", "_")
 
 
+def trained_agents(config: Any) -> list[str]:
+    """The names of the agents that a config of `train` or `compare` trains; none of another command's."""
+    agents = getattr(config, "agents", None) or [getattr(config, "agent", None)]
+    return [name for name in agents if name is not None and name not in UNTRAINED]
+
+
 def find_agent(name: str, flag: str = "--agent") -> AgentClass:
     """Returns the class of an agent.
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.agent_classes import AGENTS, settings_key
+from experiments.agent_classes import AGENTS, settings_key, settings_of, trained_agents
 from experiments.fingerprints import sources, surroundings
 from experiments.run_folder import plain
 
@@ -50,9 +50,11 @@ def _flags(config: Any, saved: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     before = {name: value for name, value in saved["flags"].items() if name not in MAY_DIFFER}
     now = {name: value for name, value in plain(config).items() if name not in MAY_DIFFER}
     missing = {name: defaults[name] for name in now if name not in before and name in defaults}
-    settings = {settings_key(name) for name in AGENTS} | getattr(config, "settings", {}).keys()
-    unused = settings - (before.keys() & now.keys())  # of an agent that is trained in one of the two only, if at all
+    names = {settings_key(name): name for name in [*AGENTS, *trained_agents(config)]}
+    unused = names.keys() - (before.keys() & now.keys())  # of an agent that only one of the two trains, if any
     before, now = ({name: value for name, value in flags.items() if name not in unused} for flags in (before, now))
+    for key in names.keys() & before.keys():  # a setting that did not exist when the run began had its default
+        before[key] = dataclasses.asdict(settings_of(names[key])()) | before[key]
     return missing | before, now
 
 

@@ -23,13 +23,13 @@ from agents import files
 from experiments.agent_classes import (
     AGENTS,
     METAVAR,
-    UNTRAINED,
     Settings,
     check_distinct,
     complete_settings,
     find_agent,
     settings_key,
     short_name,
+    trained_agents,
 )
 from experiments.baselines import best_of_n, random_policy
 from experiments.config import SHARED_FLAGS, AgentFlags, TrialConfig
@@ -83,7 +83,7 @@ class CompareConfig(AgentFlags):
     @property
     def trained_agents(self) -> list[str]:
         """The members of `agents` that are trained."""
-        return [agent for agent in self.agents if agent not in UNTRAINED]
+        return trained_agents(self)
 
     def trials(self) -> list[TrialConfig]:
         """One config per agent and seed."""

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HFValidationError
 
 import textenv
 from agents import files
-from experiments.agent_classes import is_external
+from experiments.agent_classes import is_external, trained_agents
 from experiments.env_flags import REWARDS
 
 PACKAGES = (
@@ -60,10 +60,8 @@ def _sources(config: Any) -> Iterator[tuple[str, str | None]]:
             yield from _files(name, Path(path), "**/*")
     if (model := getattr(config, "model", None)) is not None:
         yield from _model("model", str(model))
-    agents = [getattr(config, "agent", None), *getattr(config, "agents", ())]
-    for agent in filter(None, agents):
-        if is_external(agent):
-            yield f"agent {agent}", _source_of(*agent.rsplit(":", 1))
+    for agent in filter(is_external, trained_agents(config)):
+        yield f"agent {agent}", _source_of(*agent.rsplit(":", 1))
     rewards = getattr(config, "reward", None) or []
     gold = getattr(config, "gold_reward", None)
     for flag, name in [*(("reward", each) for each in rewards), *([("gold_reward", gold)] if gold else [])]:

@@ -182,6 +182,17 @@ def test_flags_of_a_later_version_have_their_default(config: TrialConfig) -> Non
     assert changes_that_mix(changed, before) == ["learning_rate was 0.001 and is 0.5."]
 
 
+def test_settings_of_the_agents_that_are_trained_are_compared(config: TrialConfig) -> None:
+    """Those of others are in the `config.json` of earlier versions; a new setting had its default."""
+    before = saved(config)
+    assert before["flags"].keys() >= {"ppo"} and "rloo" not in before["flags"]
+    before["flags"]["rloo"] = {"num_generations": 17, "no_more": 1}
+    del before["flags"]["ppo"]["clip_range"]
+    assert changes_that_mix(config, before) == []
+    before["flags"]["ppo"]["clip_range"] = 0.5  # control
+    assert changes_that_mix(config, before) == ["ppo.clip_range was 0.5 and is 0.2."]
+
+
 def test_a_moved_model_is_another_flag(config: TrialConfig) -> None:
     """The same weights under another name: the flag is named."""
     before = saved(config)

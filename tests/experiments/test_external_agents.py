@@ -102,7 +102,7 @@ def test_the_examples_appear_in_the_table_of_compare(tmp_path: Path) -> None:
     (tmp_path / "own_task.py").write_text(example("def polite("))
     assert 15 <= len(agent.splitlines()) <= 35
     flags = ["--agents", "best_of_group:BestOfGroup", "--BestOfGroup.keep", "3", "--env", "own_task:own/Polite-v0"]
-    flags += ["--seeds", "0", "1", "--max-new-tokens", "2"]
+    flags += ["--seeds", "0", "1", "--env-args", "max_new_tokens", "2", "--kl-coef", "0.2"]
     flags += ["--total-timesteps", "200", "--n-episodes", "16", "--num-evals", "1", "--num-workers", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "experiments", "compare", *flags, "--out", "run"],
