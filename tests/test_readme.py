@@ -125,9 +125,23 @@ def commands() -> list[str]:
 VARIABLES: dict[str, str] = {}  # of earlier blocks too
 
 
+def write_examples(folder: Path) -> list[str]:
+    """Writes the code that a README names as a file, "in `NAME.py`"; returns the names."""
+    named = [
+        found
+        for readme in READMES
+        for found in re.findall(r"`(\w+\.py)`\n\n```python\n(.*?)```", text_of(readme), flags=re.DOTALL)
+    ]
+    for name, code in named:
+        (folder / name).write_text(code, encoding="utf-8")
+    return [name for name, _ in named]
+
+
 @pytest.mark.parametrize("command", commands())
-def test_its_commands_have_valid_flags(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_commands_have_valid_flags(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line parses each command unchanged, where its optional packages are installed."""
+    assert "best_of_group.py" in write_examples(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
     command_line.read_arguments(shlex.split(command))
 
