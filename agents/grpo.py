@@ -21,7 +21,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.functional import clipped_surrogate_loss, first_ratio_error, group_relative, in_groups, reward_to_go
+from agents.functional import (
+    clipped_surrogate_loss,
+    first_ratio_error,
+    group_relative,
+    in_groups,
+    reward_to_go,
+    surrogate_diagnostics,
+)
 from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
 from agents.training import Info, Metrics, run_epochs
@@ -70,8 +77,8 @@ class GRPO(Agent):
         log_probs = self.learner(
             rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
         ).log_probs
-        loss, info = clipped_surrogate_loss(
-            log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range, self.clip_range_high
-        )
+        clip = (self.clip_range, self.clip_range_high)
+        arguments = (log_probs, rollout.log_probs, advantages, rollout.mask, *clip)
+        loss, info = clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
         info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
         return loss, info | {"loss/policy_avg": loss.detach()}

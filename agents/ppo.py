@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents.actor_critic_base import ActorCriticBase
-from agents.functional import clipped_surrogate_loss, explained_variance, value_loss
+from agents.functional import clipped_surrogate_loss, explained_variance, surrogate_diagnostics, value_loss
 from agents.sampling import Rollout
 from agents.training import Info, Metrics, all_reduce_sum, run_epochs
 
@@ -67,7 +67,8 @@ class PPO(ActorCriticBase):
     def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
         """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
         # rollout.log_probs: log pi_old, stored when the completions were sampled
-        return clipped_surrogate_loss(log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range)
+        arguments = (log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range)
+        return clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
 
     def critic_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
         """Value loss, with V clipped to `clip_range_vf` around its value when the batch was collected."""

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.functional import clipped_surrogate_loss, first_ratio_error, in_groups, leave_one_out, reward_to_go
+from agents.functional import (
+    clipped_surrogate_loss,
+    first_ratio_error,
+    in_groups,
+    leave_one_out,
+    reward_to_go,
+    surrogate_diagnostics,
+)
 from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
 from agents.training import Info, Metrics, run_epochs
@@ -65,8 +72,7 @@ class RLOO(Agent):
         ).log_probs
         sequence_log_probs = torch.where(rollout.mask, log_probs, 0.0).sum(dim=1, keepdim=True)  # log pi(y|x), [B, 1]
         old_log_probs = rollout.log_probs.sum(dim=1, keepdim=True)
-        loss, info = clipped_surrogate_loss(
-            sequence_log_probs, old_log_probs, advantages[:, None], rollout.valid[:, None], self.clip_range
-        )
+        arguments = (sequence_log_probs, old_log_probs, advantages[:, None], rollout.valid[:, None], self.clip_range)
+        loss, info = clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
         info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
         return loss, info | {"loss/policy_avg": loss.detach()}

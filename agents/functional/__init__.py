@@ -1,24 +1,11 @@
-"""Pure functions of [B, T] tensors and a mask: returns, advantages, losses, KL estimators."""
+"""Pure functions of [B, T] tensors and a mask: returns, advantages, losses, KL estimators, diagnostics."""
 
+from agents.functional.baselines import batch_mean, group_relative, in_groups, leave_one_out
+from agents.functional.diagnostics import explained_variance, first_ratio_error, surrogate_diagnostics
 from agents.functional.kl import ESTIMATORS, adaptive_kl_coef, k1, k2, k3
-from agents.functional.losses import (
-    clipped_surrogate_loss,
-    first_ratio_error,
-    mean_over_completions,
-    policy_gradient_loss,
-    value_loss,
-)
-from agents.functional.returns import (
-    batch_mean,
-    explained_variance,
-    gae,
-    group_relative,
-    in_groups,
-    leave_one_out,
-    masked_mean,
-    masked_whiten,
-    reward_to_go,
-)
+from agents.functional.losses import clipped_surrogate_loss, policy_gradient_loss, value_loss
+from agents.functional.masks import masked_mean, mean_over_completions
+from agents.functional.returns import gae, masked_whiten, reward_to_go
 
 __all__ = [
     "ESTIMATORS",
@@ -39,5 +26,6 @@ __all__ = [
     "mean_over_completions",
     "policy_gradient_loss",
     "reward_to_go",
+    "surrogate_diagnostics",
     "value_loss",
 ]

@@ -269,6 +269,6 @@ def test_the_higher_clip_keeps_the_gradient_of_good_tokens_longer() -> None:
     ]:
         log_probs = torch.tensor([[rho]]).log().requires_grad_()
         weight = torch.tensor([[advantage]])
-        loss, _ = clipped_surrogate_loss(log_probs, torch.zeros(1, 1), weight, mask, 0.2, high)
+        loss = clipped_surrogate_loss(log_probs, torch.zeros(1, 1), weight, mask, 0.2, high)
         (gradient,) = torch.autograd.grad(loss, log_probs)
         assert (gradient != 0).item() is has_gradient

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents import PPO, TrainingWarning
-from agents.functional import clipped_surrogate_loss
+from agents.functional import clipped_surrogate_loss, surrogate_diagnostics
 from experiments.evaluation import Evaluator
 from experiments.lecture import old_samples
 from experiments.lecture.enumeration import Enumeration, random_log_probs
@@ -33,9 +33,9 @@ def reuse(completions: Enumeration, clip_range: float | None, epochs: int) -> tu
     advantages = completions.look_up(completions.evaluation.advantages) * completions.probability[:, None] * count
     for _ in range(epochs + 1):
         log_probs = logits.log_softmax(dim=1)
-        loss, info = clipped_surrogate_loss(
-            completions.look_up(log_probs), completions.look_up(old), advantages, completions.mask, clip_range
-        )
+        new, before = completions.look_up(log_probs), completions.look_up(old)
+        loss = clipped_surrogate_loss(new, before, advantages, completions.mask, clip_range)
+        info = surrogate_diagnostics(new, before, advantages, completions.mask, clip_range)
         (slope,) = torch.autograd.grad(loss, logits)
         after = exact.evaluate_log_probs(completions.tree, log_probs.detach().numpy()).objective
         logits = (logits - 10 * slope).detach().requires_grad_(True)
@@ -66,13 +66,13 @@ def test_a_narrower_clip_binds_more_and_changes_the_policy_less(seed: int) -> No
     for side in ("high", "low"):
         shares = [
             float(
-                clipped_surrogate_loss(
+                surrogate_diagnostics(
                     completions.look_up(other),
                     completions.look_up(completions.evaluation.log_probs),
                     completions.look_up(completions.evaluation.advantages),
                     completions.mask,
                     eps,
-                )[1][f"policy/clipfrac_{side}_avg"]
+                )[f"policy/clipfrac_{side}_avg"]
             )
             for eps in (0.02, 0.2, 0.5, 0.9, None)
         ]

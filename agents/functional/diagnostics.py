@@ -1,0 +1,81 @@
+"""Diagnostics of an update: what to watch in the ratios of the new policy to the old one, and in V."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.functional.kl import k3
+from agents.functional.masks import Total, check_shapes, local_total, masked_mean
+
+
+@torch.no_grad()
+def surrogate_diagnostics(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_range: float | None,
+    clip_range_high: float | None = None,
+) -> dict[str, Tensor]:
+    """Returns metrics of the clipped surrogate loss over the n real tokens; arguments are those of the loss.
+
+    `val/ratio`, the mean of rho;
+    `val/ratio_error_max`, the largest distance of rho from 1;
+    `val/ess`, (sum rho)^2 / (n sum rho^2), the effective sample size as a share of n (Kong 1992);
+    `policy/approxkl_avg`, KL(pi_old || pi) per token, by k3;
+    `policy/clipfrac_avg`, the share of tokens where the clip binds;
+    `policy/clipfrac_high_avg`, that share among tokens with A > 0 (rho > 1 + eps_high);
+    `policy/clipfrac_low_avg`, that share among tokens with A < 0 (rho < 1 - eps);
+    `num_tokens`, `num_high`, `num_low`, the numbers of tokens that these are means over.
+    """
+    check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
+    ratio = log_ratio.exp()
+    binds = torch.zeros_like(mask)
+    if clip_range is not None:
+        above = clip_range if clip_range_high is None else clip_range_high
+        binds = mask & (ratio.clamp(1.0 - clip_range, 1.0 + above) * advantages < ratio * advantages)
+    rho, high, low = torch.where(mask, ratio, 0.0), mask & (advantages > 0), mask & (advantages < 0)
+    weights = rho / rho.amax().clamp(min=1e-30)  # their squares are finite, however large rho is
+    tokens = mask.sum().clamp(min=1)
+    return {
+        "val/ratio": rho.sum() / tokens,
+        "val/ess": weights.sum() ** 2 / (tokens * (weights**2).sum()).clamp(min=1e-30),
+        "val/ratio_error_max": (ratio - 1.0).abs().max(),
+        "policy/approxkl_avg": k3(-log_ratio).sum() / tokens,
+        "policy/clipfrac_avg": binds.sum() / tokens,
+        "policy/clipfrac_high_avg": (binds & high).sum() / high.sum().clamp(min=1),
+        "policy/clipfrac_low_avg": (binds & low).sum() / low.sum().clamp(min=1),
+        "num_tokens": mask.sum(),
+        "num_high": high.sum(),
+        "num_low": low.sum(),
+    }
+
+
+@torch.no_grad()
+def first_ratio_error(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Returns `val/first_ratio_error_avg`, the mean of |rho_t - 1| over the real tokens, and their number.
+
+    Before the first step pi is the behaviour policy, so the metric of the first minibatch is 0 up to rounding, unless
+    the sampler's log-probabilities are not those of the policy. Arguments are those of `clipped_surrogate_loss`.
+    """
+    check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs)
+    error = torch.where(mask, (log_probs - old_log_probs).exp() - 1.0, 0.0).abs()
+    tokens = mask.sum()
+    return {"val/first_ratio_error_avg": error.sum() / tokens.clamp(min=1), "num_ratios": tokens}
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:
+    """1 - Var[G - V] / Var[G] over the True entries: 1 for a perfect critic, 0 for a constant one.
+
+    NaN where all returns are equal up to rounding: there is no variance to explain.
+    """
+    returns, values = returns.double(), values.double()
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, mask, total)) ** 2, mask, total)
+
+    return_variance = variance(returns)
+    varies = return_variance > 1e-24 * masked_mean(returns**2, mask, total)
+    return torch.where(varies, 1.0 - variance(returns - values) / return_variance, torch.nan)
