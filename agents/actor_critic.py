@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from agents.actor_critic_base import ActorCriticBase
-from agents.functional import explained_variance, masked_mean, policy_gradient_loss
+from agents.functional import masked_mean, policy_gradient_loss
 from agents.sampling import Rollout
-from agents.training import Info, Metrics, all_reduce_sum
+from agents.training import Batch, Info, Metrics, all_reduce_sum
 
 
 @dataclass(eq=False)
@@ -31,17 +30,12 @@ class ActorCritic(ActorCriticBase):
     def train(self, rollout: Rollout) -> Metrics:
         """Takes one step on the policy loss plus the value loss."""
         assert rollout.values is not None
-        advantages, returns = self.advantages(rollout)
-        batch = rollout.without_strings()
-        rows = torch.arange(len(rollout), device=returns.device)
-        metrics = self.backward(
-            rows, lambda rows: self.losses(batch[rows], advantages[rows], returns[rows]), rollout.valid
-        )
-        explained = explained_variance(rollout.values, returns, rollout.mask, all_reduce_sum)
-        metrics["val/explained_variance"] = float(explained)
+        batch = self.batch(rollout)
+        metrics = self.backward(batch) | {"grad_norm": self.step()}
+        metrics["val/explained_variance"] = self.explained_variance(batch)
         metrics["val/mean"] = float(masked_mean(rollout.values, rollout.mask, all_reduce_sum))
-        return metrics | {"grad_norm": self.step()}
+        return metrics
 
-    def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
+    def policy_loss(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Info]:
         """- sum_t log pi(a_t|s_t) A_t."""
-        return policy_gradient_loss(log_probs, advantages, rollout.mask), {}
+        return policy_gradient_loss(log_probs, batch.advantages, batch.rollout.mask), {}

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.functional import first_ratio_error, gae, masked_whiten, reward_to_go, value_loss
+from agents.functional import explained_variance, first_ratio_error, gae, masked_whiten, reward_to_go, value_loss
 from agents.sampling import Rollout
-from agents.training import Info, all_reduce_sum
+from agents.training import Batch, Info, all_reduce_sum
 
 
 @dataclass(eq=False)
@@ -54,37 +54,43 @@ class ActorCriticBase(Agent, ABC):
         vf_lr = self.learning_rate if self.vf_learning_rate is None else self.vf_learning_rate
         return [{"params": parameters[True], "lr": self.learning_rate}, {"params": parameters[False], "lr": vf_lr}]
 
-    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Advantages A_t and value targets G_t, [B, T] each."""
+    def batch(self, rollout: Rollout) -> Batch:
+        """The completions with their advantages A_t and value targets G_t."""
         assert rollout.values is not None
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
         advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
         if self.normalize_advantage:
             advantages = masked_whiten(advantages, rollout.mask, total=all_reduce_sum)
-        return advantages, returns
+        return Batch(rollout, advantages, returns)
 
     @abstractmethod
-    def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
-        """Policy loss from log pi(a_t|s_t) and A_t, [B, T] each, and metrics."""
+    def policy_loss(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Info]:
+        """Policy loss from log pi(a_t|s_t), [B, T], and metrics."""
 
-    def critic_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
+    def critic_loss(self, values: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         """Value loss from V(s_t) and G_t, [B, T] each: half the squared error."""
         return value_loss(values, returns, rollout.mask)
 
-    def losses(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> Iterator[tuple[Tensor, Info]]:
-        """Yields the losses of a micro-batch, to be added up, each with metrics.
+    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
+        """Yields the losses of some completions, to be added up, each with metrics.
 
         If pi and V share a trunk, one forward pass computes both. A separate critic runs after the backward pass of the
         policy loss: the activations of only one network are in memory, and in a CPU's caches, at a time.
         """
-        inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
-        shared = self.policy.critic is None
-        log_probs, values = self.learner(*inputs, rollout.action_mask, values=shared)
-        loss, info = self.policy_loss(log_probs, rollout, advantages)
+        rollout, shared = batch.rollout, self.policy.critic is None
+        log_probs, values = self.evaluate_actions(rollout, values=shared)
+        loss, info = self.policy_loss(log_probs, batch)
         info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
         info["loss/policy_avg"] = loss.detach()
         if not shared:
             yield loss, info
-            loss, info, values = torch.zeros_like(loss), {}, self.learner(*inputs, method="values")
-        critic_loss = self.critic_loss(values, rollout, returns)
+            loss, info = torch.zeros_like(loss), {}
+            values = self.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, method="values")
+        assert values is not None and batch.returns is not None
+        critic_loss = self.critic_loss(values, batch.returns, rollout)
         yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}
+
+    def explained_variance(self, batch: Batch) -> float:
+        """The explained variance of V before the update, over the tokens of all ranks."""
+        assert batch.rollout.values is not None and batch.returns is not None
+        return float(explained_variance(batch.rollout.values, batch.returns, batch.rollout.mask, all_reduce_sum))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from os import PathLike
@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 from agents.checkpoint import find_agent, restore_training_state, save_agent
 from agents.checks import check_copy, check_external, check_mdp, check_settings, trainable_parameters
 from agents.files import resolved
-from agents.policy import TransformerPolicy
+from agents.policy import ActionEvaluation, TransformerPolicy
 from agents.predict import predict_tokens
 from agents.sampling import Rollout, Sampler, collect, collect_external, is_external, new_generator, sample
 from agents.training import (
+    Batch,
     HealthMonitor,
-    Losses,
+    Info,
     MasterWeights,
     Metrics,
     StepGuard,
@@ -189,19 +190,32 @@ class Agent(ABC):
         """Adam's parameter groups, with their step sizes."""
         return [{"params": self.trained, "lr": self.learning_rate}]
 
-    def backward(self, rows: Tensor, losses: Losses, valid: Tensor | None = None) -> Metrics:
-        """Computes the gradient of a minibatch's losses, in micro-batches of `micro_batch_size`, over all ranks.
+    @abstractmethod
+    def losses(self, batch: Batch) -> Iterable[tuple[Tensor, Info]]:
+        """Returns the losses of some completions, means per completion to be added up, each with metrics.
+
+        Metrics are scalar tensors; `METRICS` in agents/training/metrics.py has how each is reduced.
+        """
+
+    def evaluate_actions(self, rollout: Rollout, values: bool = False) -> ActionEvaluation:
+        """Returns log pi(a_t|s_t), and with `values` V(s_t), [B, T] each, with gradients."""
+        inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
+        evaluation: ActionEvaluation = self.learner(*inputs, values=values)
+        return evaluation
+
+    def backward(self, batch: Batch, rows: Tensor | None = None) -> Metrics:
+        """Computes the gradient of the losses of a minibatch, in micro-batches, over all ranks.
 
         Args:
-            rows: the completions of the minibatch, int64.
-            losses: see `Losses`.
-            valid: bool [B], False for completions that are skipped, by default none. They do not count in the means.
+            batch: the completions.
+            rows: those of the minibatch, int64; by default all.
 
         Returns:
             Metrics over all completions of all ranks, so that all ranks take the same decisions. They are empty if all
             completions are skipped; there is no gradient then, and `step` changes nothing.
         """
-        return compute_gradients(self, rows, losses, valid)
+        rows = torch.arange(len(batch), device=batch.advantages.device) if rows is None else rows
+        return compute_gradients(self, batch, rows)
 
     def step(self) -> float:
         """Takes one Adam step if loss and gradient are finite; returns the gradient's norm before it was scaled down.

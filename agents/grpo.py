@@ -15,6 +15,7 @@ wrong completions (Liu et al. 2025, arXiv:2503.20783). Liu et al. also argue aga
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,27 +32,19 @@ from agents.functional import (
 )
 from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
-from agents.training import Info, Metrics, run_epochs
+from agents.training import Batch, EpochSettings, Info, Metrics, run_epochs
 
 
 @dataclass(eq=False)
-class GRPO(Agent):
+class GRPO(EpochSettings, Agent):
     """Group-relative policy optimisation, see this file's docstring."""
 
     num_generations: int = 8
     """K, completions per prompt, a group; contiguous among the n_episodes; at least 2."""
     scale_rewards: bool = True
     """Divide advantages by the group's standard deviation."""
-    n_epochs: int = 4
-    """Passes over each batch of completions."""
-    batch_size: int | None = None
-    """Completions per minibatch; None is all of them."""
-    clip_range: float | None = 0.2
-    """eps; None is importance weights without a clip."""
     clip_range_high: float | None = 0.28
     """eps_high, for rho > 1; None is eps."""
-    target_kl: float | None = None
-    """Stop the epochs of a batch when KL(pi_old || pi) per token exceeds 1.5 times this; None never stops."""
 
     needs_values: ClassVar[bool] = False
 
@@ -62,23 +55,20 @@ class GRPO(Agent):
     def train(self, rollout: Rollout) -> Metrics:
         """Takes `n_epochs` passes over the completions, in minibatches."""
         valid = self.trained_rows(rollout)
-        batch = rollout.skip(~valid).without_strings()
-        returns = reward_to_go(batch.rewards, batch.mask, self.gamma)[:, 0]
+        rollout = rollout.skip(~valid)
+        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = group_relative(returns, self.num_generations, self.scale_rewards, valid=valid)
-        advantages = advantages[:, None].expand_as(batch.mask)
-        return run_epochs(self, valid, lambda rows: [self.loss(batch[rows], advantages[rows])])
+        return run_epochs(self, Batch(rollout, advantages[:, None].expand_as(rollout.mask)))
 
     def trained_rows(self, rollout: Rollout) -> Tensor:
         """The completions that are not skipped, in groups with at least two of them."""
         return in_groups(rollout.valid, self.num_generations)
 
-    def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
-        """Loss of a micro-batch with advantages [B, T], and metrics."""
-        log_probs = self.learner(
-            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
-        ).log_probs
+    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
+        """Yields the loss of some completions, and metrics."""
+        rollout, log_probs = batch.rollout, self.evaluate_actions(batch.rollout).log_probs
         clip = (self.clip_range, self.clip_range_high)
-        arguments = (log_probs, rollout.log_probs, advantages, rollout.mask, *clip)
+        arguments = (log_probs, rollout.log_probs, batch.advantages, rollout.mask, *clip)
         loss, info = clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
         info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
-        return loss, info | {"loss/policy_avg": loss.detach()}
+        yield loss, info | {"loss/policy_avg": loss.detach()}

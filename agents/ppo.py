@@ -12,7 +12,7 @@ One update, from top to bottom:
 
     Agent.learn -> update, from top to bottom                          agents/agent.py, agents/update.py
        -> Agent.collect -> collect                                     agents/sampling/collection.py
-    PPO.train -> ActorCriticBase.advantages -> reward_to_go, gae       agents/functional/returns.py
+    PPO.train -> ActorCriticBase.batch -> reward_to_go, gae            agents/functional/returns.py
               -> run_epochs, and for each minibatch                    agents/training/updater.py
                  -> Agent.backward -> compute_gradients                agents/training/gradients.py
                     -> ActorCriticBase.losses                          agents/actor_critic_base.py
@@ -32,44 +32,29 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents.actor_critic_base import ActorCriticBase
-from agents.functional import clipped_surrogate_loss, explained_variance, surrogate_diagnostics, value_loss
+from agents.functional import clipped_surrogate_loss, surrogate_diagnostics, value_loss
 from agents.sampling import Rollout
-from agents.training import Info, Metrics, all_reduce_sum, run_epochs
+from agents.training import Batch, EpochSettings, Info, Metrics, run_epochs
 
 
 @dataclass(eq=False)
-class PPO(ActorCriticBase):
+class PPO(EpochSettings, ActorCriticBase):
     """Proximal policy optimisation, see this file's docstring."""
 
-    n_epochs: int = 4
-    """Passes over each batch of completions."""
-    batch_size: int | None = None
-    """Completions per minibatch; None is all of them."""
-    clip_range: float | None = 0.2
-    """eps; None is importance weights without a clip."""
     clip_range_vf: float | None = None
     """The clip range of V around its old value; None does not clip V."""
-    target_kl: float | None = None
-    """Stop the epochs of a batch when KL(pi_old || pi) per token exceeds 1.5 times this; None never stops."""
 
     def train(self, rollout: Rollout) -> Metrics:
         """Takes `n_epochs` passes over the completions, in minibatches."""
-        assert rollout.values is not None
-        advantages, returns = self.advantages(rollout)
-        batch = rollout.without_strings()
-        metrics = run_epochs(
-            self, rollout.valid, lambda rows: self.losses(batch[rows], advantages[rows], returns[rows])
-        )
-        explained = explained_variance(rollout.values, returns, rollout.mask, all_reduce_sum)
-        metrics["val/explained_variance"] = float(explained)
-        return metrics
+        batch = self.batch(rollout)
+        return run_epochs(self, batch) | {"val/explained_variance": self.explained_variance(batch)}
 
-    def policy_loss(self, log_probs: Tensor, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
+    def policy_loss(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Info]:
         """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
-        # rollout.log_probs: log pi_old, stored when the completions were sampled
-        arguments = (log_probs, rollout.log_probs, advantages, rollout.mask, self.clip_range)
+        old_log_probs, mask = batch.rollout.log_probs, batch.rollout.mask  # log pi_old, stored at sampling
+        arguments = (log_probs, old_log_probs, batch.advantages, mask, self.clip_range)
         return clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
 
-    def critic_loss(self, values: Tensor, rollout: Rollout, returns: Tensor) -> Tensor:
+    def critic_loss(self, values: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         """Value loss, with V clipped to `clip_range_vf` around its value when the batch was collected."""
         return value_loss(values, returns, rollout.mask, rollout.values, self.clip_range_vf)

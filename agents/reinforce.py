@@ -14,6 +14,7 @@ and in the baseline b: "leave_one_out" changes only the variance, "mean" also sc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -30,7 +31,7 @@ from agents.functional import (
     reward_to_go,
 )
 from agents.sampling import Rollout, collect, is_external, states_after
-from agents.training import Info, Metrics, all_reduce_sum
+from agents.training import Batch, Info, Metrics, all_reduce_sum
 from textenv import get_mdp
 
 CHUNK = 256  # states whose continuations are sampled in one batch
@@ -72,15 +73,11 @@ class REINFORCE(Agent):
     def train(self, rollout: Rollout) -> Metrics:
         """Takes one gradient step."""
         self.skipped_continuations.zero_()
-        valid = self.trained_rows(rollout)
-        rollout = rollout.skip(~valid)
-        weights = self.weights(rollout)
-        batch = rollout.without_strings()
-        rows = torch.arange(len(rollout), device=weights.device)
-        metrics = self.backward(rows, lambda rows: [self.loss(batch[rows], weights[rows])], valid)
+        rollout = rollout.skip(~self.trained_rows(rollout))
+        metrics = self.backward(Batch(rollout, self.weights(rollout))) | {"grad_norm": self.step()}
         if self.credit == "q":
             metrics["completions/skipped_continuations"] = float(all_reduce_sum(self.skipped_continuations))
-        return metrics | {"grad_norm": self.step()}
+        return metrics
 
     def trained_rows(self, rollout: Rollout) -> Tensor:
         """The completions that are not skipped; with leave_one_out, in groups with at least two of them."""
@@ -88,14 +85,12 @@ class REINFORCE(Agent):
             return in_groups(rollout.valid, self.num_generations)
         return rollout.valid
 
-    def loss(self, rollout: Rollout, weights: Tensor) -> tuple[Tensor, Info]:
-        """Loss of a micro-batch with weights w_t - b, [B, T], and metrics."""
-        log_probs = self.learner(
-            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
-        ).log_probs
-        loss = policy_gradient_loss(log_probs, weights, rollout.mask)
+    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
+        """Yields the loss of some completions with weights w_t - b, and metrics."""
+        rollout, log_probs = batch.rollout, self.evaluate_actions(batch.rollout).log_probs
+        loss = policy_gradient_loss(log_probs, batch.advantages, rollout.mask)
         info: Info = first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
-        return loss, info | {"loss/policy_avg": loss.detach()}
+        yield loss, info | {"loss/policy_avg": loss.detach()}
 
     def weights(self, rollout: Rollout) -> Tensor:
         """Weights w_t - b, [B, T]."""

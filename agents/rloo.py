@@ -12,6 +12,7 @@ however far pi is from pi_old; with PPO's weights per token it is not. (The KL i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,23 +30,17 @@ from agents.functional import (
 )
 from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
-from agents.training import Info, Metrics, run_epochs
+from agents.training import Batch, EpochSettings, Info, Metrics, run_epochs
 
 
 @dataclass(eq=False)
-class RLOO(Agent):
+class RLOO(EpochSettings, Agent):
     """REINFORCE leave-one-out, see this file's docstring."""
 
     num_generations: int = 4
     """Completions per prompt, a group; contiguous among the n_episodes; at least 2."""
     n_epochs: int = 1
     """Passes over each batch of completions."""
-    batch_size: int | None = None
-    """Completions per minibatch; None is all of them."""
-    clip_range: float | None = 0.2
-    """eps; None is importance weights without a clip."""
-    target_kl: float | None = None
-    """Stop the epochs of a batch when KL(pi_old || pi) per completion exceeds 1.5 times this; None never stops."""
 
     needs_values: ClassVar[bool] = False
 
@@ -56,23 +51,22 @@ class RLOO(Agent):
     def train(self, rollout: Rollout) -> Metrics:
         """Takes `n_epochs` passes over the completions, in minibatches."""
         valid = self.trained_rows(rollout)
-        batch = rollout.skip(~valid).without_strings()
-        returns = reward_to_go(batch.rewards, batch.mask, self.gamma)[:, 0]
+        rollout = rollout.skip(~valid)
+        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
         advantages = returns - leave_one_out(returns, self.num_generations, valid)
-        return run_epochs(self, valid, lambda rows: [self.loss(batch[rows], advantages[rows])])
+        return run_epochs(self, Batch(rollout, advantages[:, None].expand_as(rollout.mask)))
 
     def trained_rows(self, rollout: Rollout) -> Tensor:
         """The completions that are not skipped, in groups with at least two of them."""
         return in_groups(rollout.valid, self.num_generations)
 
-    def loss(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Info]:
-        """Loss of a micro-batch with advantages [B], and metrics per completion."""
-        log_probs = self.learner(
-            rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask, values=False
-        ).log_probs
+    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
+        """Yields the loss of some completions, with one importance weight for each, and metrics per completion."""
+        rollout, log_probs = batch.rollout, self.evaluate_actions(batch.rollout).log_probs
         sequence_log_probs = torch.where(rollout.mask, log_probs, 0.0).sum(dim=1, keepdim=True)  # log pi(y|x), [B, 1]
         old_log_probs = rollout.log_probs.sum(dim=1, keepdim=True)
-        arguments = (sequence_log_probs, old_log_probs, advantages[:, None], rollout.valid[:, None], self.clip_range)
+        advantages, valid = batch.advantages[:, :1], rollout.valid[:, None]  # one for all tokens of a completion
+        arguments = (sequence_log_probs, old_log_probs, advantages, valid, self.clip_range)
         loss, info = clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
         info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
-        return loss, info | {"loss/policy_avg": loss.detach()}
+        yield loss, info | {"loss/policy_avg": loss.detach()}

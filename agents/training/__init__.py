@@ -21,13 +21,14 @@ from agents.training.reward_log import reward_metrics, trainer_state
 from agents.training.saved_health import health_state, restore_health
 from agents.training.sharding import gather_tensor, shard
 from agents.training.statistics import batch_statistics
-from agents.training.updater import Info, Losses, run_epochs
+from agents.training.updater import Batch, EpochSettings, Info, run_epochs
 
 __all__ = [
     "MOST_SKIPPED",
+    "Batch",
+    "EpochSettings",
     "HealthMonitor",
     "Info",
-    "Losses",
     "MasterWeights",
     "Metrics",
     "StepGuard",

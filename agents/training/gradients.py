@@ -9,11 +9,11 @@ from torch import Tensor
 
 from agents.training.metrics import Metrics, merge_micro_batches
 from agents.training.ranks import all_reduce_gradients, all_reduce_sum, gather_objects, world_size
-from agents.training.updater import Info, Losses
+from agents.training.updater import Batch, Info
 
 
-def compute_gradients(agent: Any, rows: Tensor, losses: Losses, valid: Tensor | None = None) -> Metrics:
-    """Leaves the gradient of a minibatch's losses at the agent's master weights, see `Agent.backward`.
+def compute_gradients(agent: Any, batch: Batch, rows: Tensor) -> Metrics:
+    """Leaves the gradient of the losses of some rows at the agent's master weights, see `Agent.backward`.
 
     Losses are means per completion, so the micro-batches' gradients, each weighted by its share of the completions,
     add up to the minibatch's. The backward pass of each loss ends before the next loss is computed, so that the
@@ -22,15 +22,15 @@ def compute_gradients(agent: Any, rows: Tensor, losses: Losses, valid: Tensor | 
     agent.optimizer.zero_grad()
     if agent.micro_batch_size is not None:  # groups stay contiguous, so that a shared prompt is encoded once
         rows = rows.sort().values
-    kept = torch.ones_like(rows, dtype=torch.bool) if valid is None else valid[rows]
-    total = all_reduce_sum(kept.sum()).clamp(min=1).double() / world_size()  # gradients are averaged over ranks
+    valid = batch.rollout.valid[rows]
+    total = all_reduce_sum(valid.sum()).clamp(min=1).double() / world_size()  # gradients are averaged over ranks
     size = agent.micro_batch_size or len(rows)
     micro_metrics = []
-    for micro_batch, kept_there in zip(rows.split(size), kept.split(size), strict=True):  # type: ignore[no-untyped-call]
-        info: Info = {"num_completions": kept_there.sum()}
+    for micro_batch, kept in zip(rows.split(size), valid.split(size), strict=True):  # type: ignore[no-untyped-call]
+        info: Info = {"num_completions": kept.sum()}
         share = info["num_completions"] / total
-        for loss, loss_info in losses(micro_batch):
-            (share.to(loss.dtype) * loss).backward()  # type: ignore[no-untyped-call]
+        for loss, loss_info in agent.losses(batch[micro_batch]):
+            (share.to(loss.dtype) * loss).backward()
             agent.master_weights.accumulate_gradients()
             info |= loss_info
         numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one device synchronisation

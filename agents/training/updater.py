@@ -1,48 +1,78 @@
-"""The update of PPO, RLOO and GRPO: several epochs of minibatches over the same rollout."""
+"""The update of PPO, RLOO and GRPO: several epochs of minibatches over the same completions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.sampling import Rollout
 from agents.training.metrics import Metrics, reduce_minibatches
 from agents.training.ranks import per_rank
 
-Info = dict[str, Tensor]  # the metrics of a loss
-Losses = Callable[[Tensor], Iterable[tuple[Tensor, Info]]]  # losses of some rows (int64) of a rollout, to be summed
+Info = dict[str, Tensor]  # the metrics of a loss, by the names of `METRICS` in agents/training/metrics.py
 
 
-def run_epochs(agent: Any, valid: Tensor, losses: Losses) -> Metrics:
-    """Runs `agent.n_epochs` epochs over B completions, an Adam step per minibatch; returns the reduced metrics.
+@dataclass(frozen=True)
+class Batch:
+    """Completions, and what the losses weigh them by. `batch[rows]` are some of them.
 
-    Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3. Each rank
-    shuffles its own completions and contributes its share of every minibatch. All ranks compute the same KL, so they
-    stop at the same minibatch. A minibatch whose completions are skipped on all ranks is passed over.
-
-    Args:
-        agent: has `n_epochs`, `batch_size`, `target_kl` and `generator`, and the attributes of every `Agent`.
-        valid: bool [B], False for completions that are skipped.
-        losses: returns losses of some rows and their metrics, which include `policy/approxkl_avg`.
+    Attributes:
+        rollout: the completions; one that is skipped has a mask that is all False.
+        advantages: A_t, or another weight of grad log pi(a_t|s_t), [B, T].
+        returns: G_t, the targets of V, [B, T]; None for an agent without V.
     """
-    rows_of_metrics: list[Metrics] = []
-    size = agent.batch_size and per_rank(agent.batch_size)
-    for rows in minibatches(len(valid), agent.n_epochs, size, agent.generator):
-        info = agent.backward(rows, losses, valid)
-        if not info:
+
+    rollout: Rollout
+    advantages: Tensor
+    returns: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rollout)
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        returns = None if self.returns is None else self.returns[rows]
+        return Batch(self.rollout.without_strings()[rows], self.advantages[rows], returns)
+
+
+@dataclass(eq=False)
+class EpochSettings:
+    """Settings of agents that use each batch of completions several times."""
+
+    n_epochs: int = 4
+    """Passes over each batch of completions."""
+    batch_size: int | None = None
+    """Completions per minibatch; None is all of them."""
+    clip_range: float | None = 0.2
+    """eps; None is importance weights without a clip."""
+    target_kl: float | None = None
+    """Stop the epochs of a batch when KL(pi_old || pi) per token (RLOO: per completion) exceeds 1.5 times this; None
+    never stops."""
+
+
+def run_epochs(agent: Any, batch: Batch) -> Metrics:
+    """Runs `agent.n_epochs` epochs over a batch, an optimizer step per minibatch; returns the reduced metrics.
+
+    Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3.
+    """
+    steps: list[Metrics] = []
+    for rows in minibatches(len(batch), agent.n_epochs, agent.batch_size, agent.generator):
+        metrics = agent.backward(batch, rows)
+        if not metrics:  # all completions of the minibatch are skipped
             continue
-        if agent.target_kl is not None and info["policy/approxkl_avg"] > 1.5 * agent.target_kl:
+        if agent.target_kl is not None and metrics["policy/approxkl_avg"] > 1.5 * agent.target_kl:
             break
-        rows_of_metrics.append(info | {"grad_norm": agent.step()})
-    return reduce_minibatches(rows_of_metrics) | {"num_minibatches": float(len(rows_of_metrics))}
+        steps.append(metrics | {"grad_norm": agent.step()})
+    return reduce_minibatches(steps) | {"num_minibatches": float(len(steps))}
 
 
 def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:
     """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all)."""
+    size = count if batch_size is None else per_rank(batch_size)
     rows: list[Tensor] = []
     for _ in range(n_epochs):
         order = torch.randperm(count, generator=generator, device=generator.device)
-        rows += list(order.split(batch_size or count))  # type: ignore[no-untyped-call]
+        rows += list(order.split(size))  # type: ignore[no-untyped-call]
     return rows

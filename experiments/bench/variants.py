@@ -75,8 +75,7 @@ def largest_ratio(agent: Any, count: int | None = None) -> float:
     rollout = agent.collect()
     # indexed like a minibatch, so that what is compiled for its layout is reused
     rollout = rollout[torch.arange(min(count or len(rollout), len(rollout)))]
-    inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
-    evaluated = agent.learner(*inputs, values=agent.needs_values and agent.policy.critic is None)
+    evaluated = agent.evaluate_actions(rollout, values=agent.needs_values and agent.policy.critic is None)
     log_ratio = (evaluated.log_probs.detach() - rollout.log_probs)[rollout.mask]
     return float(log_ratio.abs().max().exp())
 

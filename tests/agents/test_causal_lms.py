@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from agents import PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
+from agents.training import Batch
 from tests.helpers.models import CONFIGS, PADDED, SPECIAL, WORDS, drifted, model, task
 from textenv.testing import play
 
@@ -96,7 +97,7 @@ def test_checkpointing_stores_less_with_the_same_gradient(kind: str, separate_cr
         agent = PPO(policy, env, n_epochs=1, n_episodes=16, learning_rate=0.0, seed=0)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: (s.append(x.numel()), x)[1], lambda x: x):
-            _losses = list(agent.losses(rollout, rollout.rewards, rollout.rewards))  # keeps their graphs alive
+            _losses = list(agent.losses(Batch(rollout, rollout.rewards, rollout.rewards)))  # keeps their graphs alive
         saved.append(sum(sizes))
         assert agent.train(rollout)["val/ratio_error_max"] < 1e-5
         gradients.append([p.grad.clone() for p in policy.parameters()])

@@ -199,7 +199,7 @@ def test_policy_and_separate_critic_are_not_in_memory_together(kind: Any) -> Non
     policy = random_policy(env, scale=0.1, separate_critic=True)
     agent = kind(policy, env, n_episodes=16, seed=0)
     rollout, values, alive = agent.collect(), policy.values, weakref.WeakSet[SavedTensor]()
-    advantages, returns = agent.advantages(rollout)
+    batch = agent.batch(rollout)
     at_the_critic: list[int] = []
 
     def counted(*inputs: Any) -> torch.Tensor:
@@ -212,9 +212,9 @@ def test_policy_and_separate_critic_are_not_in_memory_together(kind: Any) -> Non
 
     policy.values = counted
     with torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved.tensor):
-        agent.backward(torch.arange(16), lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
+        agent.backward(batch)
         found = [parameter.grad.clone() for parameter in agent.trained]
-        both = list(agent.losses(rollout, advantages, returns))  # control: both losses before a backward pass
+        both = list(agent.losses(batch))  # control: both losses before a backward pass
         expected = torch.autograd.grad(sum(loss for loss, _ in both), agent.trained)
     assert at_the_critic[0] == 0 < at_the_critic[1]
     for ours, theirs in zip(found, expected, strict=True):

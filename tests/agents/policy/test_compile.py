@@ -27,10 +27,10 @@ TOLERANCE = 1e-5  # of the largest number in a gradient
 
 def gradients(agent: PPO, rollout: Rollout, size: int) -> list[dict[str, torch.Tensor]]:
     """Gradients of PPO's loss by parameter name, one dict per minibatch of this size; the weights stay the same."""
-    advantages, returns = agent.advantages(rollout)
+    batch = agent.batch(rollout)
     found = []
     for rows in torch.arange(len(rollout)).split(size):
-        agent.backward(rows, lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
+        agent.backward(batch, rows)
         found.append({name: p.grad.clone() for name, p in agent.policy.named_parameters() if p.grad is not None})
     return found
 

@@ -17,6 +17,7 @@ from agents import PPO, REINFORCE, ActorCritic, Diverged
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, collect_external, new_generator
 from agents.sampling.external import _input_row
+from agents.training import Batch
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import sparse
 from textenv import exact
@@ -121,10 +122,10 @@ def test_the_first_ratio_is_one_and_padding_has_no_gradient() -> None:
     agent = PPO(float32_policy(env.inner), env, n_episodes=32, n_epochs=1, seed=0)
     rollout = agent.collect()
     advantages = torch.randn(rollout.mask.shape, generator=torch.Generator().manual_seed(0))
-    [(loss, info)] = agent.losses(rollout, advantages, rollout.rewards)
+    [(loss, info)] = agent.losses(Batch(rollout, advantages, rollout.rewards))
     assert float(info["val/ratio_error_max"]) < 1e-5
     rollout.input_ids[~rollout.mask] = 1
-    [(again, _)] = agent.losses(rollout, advantages, rollout.rewards)
+    [(again, _)] = agent.losses(Batch(rollout, advantages, rollout.rewards))
     assert float(again) == pytest.approx(float(loss), abs=1e-6)
     again.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in agent.policy.parameters() if p.grad is not None]

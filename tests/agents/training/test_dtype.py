@@ -103,9 +103,8 @@ def test_the_gradient_equals_that_of_float32_up_to_rounding(device: str, assets:
 def gradient(policy: TransformerPolicy, env: Any, rollout: Rollout) -> torch.Tensor:
     """The gradient of PPO's loss on a rollout, as one vector."""
     agent = PPO(policy, env, n_episodes=len(rollout), seed=0)
-    advantages, returns = agent.advantages(rollout)
-    rows = torch.arange(len(rollout))
-    agent.backward(rows, lambda rows: agent.losses(rollout[rows], advantages[rows], returns[rows]))
+    batch = agent.batch(rollout)
+    agent.backward(batch)
     return torch.cat(
         [p.grad.flatten() for p in agent.master_weights.for_parameters(agent.trained) if p.grad is not None]
     )
