@@ -194,7 +194,7 @@ class Agent(ABC):
     def losses(self, batch: Batch) -> Iterable[tuple[Tensor, Info]]:
         """Returns the losses of some completions, means per completion to be added up, each with metrics.
 
-        Metrics are scalar tensors; `METRICS` in agents/training/metrics.py has how each is reduced.
+        Metrics are scalar tensors; `METRICS` in agents/training/reduction.py has how each is reduced.
         """
 
     def evaluate_actions(self, rollout: Rollout, values: bool = False) -> ActionEvaluation:

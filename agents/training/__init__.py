@@ -5,7 +5,7 @@ from agents.training.divergence import MOST_SKIPPED, StepGuard, advice, check_po
 from agents.training.gradients import compute_gradients
 from agents.training.health import HealthMonitor
 from agents.training.master_weights import MasterWeights
-from agents.training.metrics import Metrics, merge_micro_batches, reduce_ranks, rollout_metrics
+from agents.training.metrics import rollout_metrics
 from agents.training.ranks import (
     all_reduce_gradients,
     all_reduce_sum,
@@ -17,6 +17,7 @@ from agents.training.ranks import (
     run_on_rank0,
     world_size,
 )
+from agents.training.reduction import METRICS, Metric, Metrics, reduce_ranks
 from agents.training.reward_log import reward_metrics, trainer_state
 from agents.training.saved_health import health_state, restore_health
 from agents.training.sharding import gather_tensor, shard
@@ -24,12 +25,14 @@ from agents.training.statistics import batch_statistics
 from agents.training.updater import Batch, EpochSettings, Info, run_epochs
 
 __all__ = [
+    "METRICS",
     "MOST_SKIPPED",
     "Batch",
     "EpochSettings",
     "HealthMonitor",
     "Info",
     "MasterWeights",
+    "Metric",
     "Metrics",
     "StepGuard",
     "adam_tensors",
@@ -45,7 +48,6 @@ __all__ = [
     "gather_tensor",
     "health_state",
     "load_adam_tensors",
-    "merge_micro_batches",
     "parameter_names",
     "per_rank",
     "rank",

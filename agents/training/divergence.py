@@ -19,8 +19,8 @@ from torch import Tensor
 from agents.errors import Diverged
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
-from agents.training.metrics import Metrics
 from agents.training.ranks import gather_objects
+from agents.training.reduction import Metrics
 from textenv import TextMDP
 from textenv.data import printable
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.training.metrics import Metrics, merge_micro_batches
 from agents.training.ranks import all_reduce_gradients, all_reduce_sum, gather_objects, world_size
+from agents.training.reduction import Metrics, merge_micro_batches, without_counts
 from agents.training.updater import Batch, Info
 
 
@@ -41,4 +41,4 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor) -> Metrics:
     if metrics["num_completions"] == 0:
         agent.optimizer.zero_grad()
         return {}
-    return {name: value for name, value in metrics.items() if not name.startswith("num_")}
+    return without_counts(metrics)

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from agents.errors import TrainingWarning
 from agents.sampling import Rollout
 from agents.training.conditions import CONDITIONS, EVALUATION_CONDITIONS, Condition
-from agents.training.metrics import Metrics
 from agents.training.ranks import rank
+from agents.training.reduction import Metrics
 from agents.training.signs import Run
 from agents.training.statistics import expected_ends
 

@@ -1,25 +1,13 @@
-"""Metrics of a rollout, and metrics of micro-batches, minibatches and ranks merged into one row. Names follow TRL's."""
+"""Metrics of a rollout. Names follow TRL's."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from agents.functional import ESTIMATORS
 from agents.sampling import Rollout
-from agents.training.ranks import gather_objects
-
-Metrics = dict[str, float]
-
-# Loss metrics that are means over a subset of the tokens, and the metric that counts the subset.
-COUNTS = {
-    "policy/clipfrac_high_avg": "num_high",
-    "policy/clipfrac_low_avg": "num_low",
-    "val/first_ratio_error_avg": "num_ratios",
-}
-
-TOTALS = ("completions/skipped", "num_")  # rollout metrics whose names begin so are sums over ranks, not means
+from agents.training.reduction import Metrics
 
 
 def rollout_metrics(
@@ -66,57 +54,3 @@ def rollout_metrics(
     }
     found = torch.stack([number.double() for number in numbers.values()]).tolist()  # one device synchronisation
     return dict(zip(numbers, found, strict=True))
-
-
-def reduce_minibatches(rows: list[Metrics]) -> Metrics:
-    """Reduces the metrics of several minibatches to one row.
-
-    Takes the mean; of names that end in `_max` the largest value, of those that end in `/ess` the smallest, of those
-    that begin with `val/first_` that of the first minibatch. Values that are not finite, of minibatches whose step is
-    skipped, are left out.
-    """
-    columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in (rows[0] if rows else ())}
-    columns = {name: values for name, values in columns.items() if values}
-    reduced = {name: float(np.mean(values)) for name, values in columns.items()}
-    reduced |= {name: values[0] for name, values in columns.items() if name.startswith("val/first_")}
-    reduced |= {name: max(values) for name, values in columns.items() if name.endswith("_max")}
-    return reduced | {name: min(values) for name, values in columns.items() if name.endswith("/ess")}
-
-
-def merge_micro_batches(rows: list[Metrics]) -> Metrics:
-    """Merges the metrics of a minibatch's micro-batches; the result equals the metrics of the undivided minibatch.
-
-    A mean is the mean of the micro-batches' means, each weighted by its count: `num_completions` for losses, else
-    `num_tokens` or the count in `COUNTS`. The row also has the total counts.
-    """
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    completions = columns["num_completions"]
-    tokens = columns.get("num_tokens", completions)
-    merged: Metrics = {}
-    for name, values in columns.items():
-        if name.startswith("num_"):
-            merged[name] = float(values.sum())
-        elif name.endswith("_max"):
-            merged[name] = float(values.max())
-        else:
-            count = completions if name.startswith("loss/") else columns.get(COUNTS.get(name, ""), tokens)
-            merged[name] = float((values * count).sum() / max(1.0, count.sum()))
-    if "val/ess" in columns and len(rows) > 1:  # (sum rho)^2 / (n sum rho^2)
-        first = columns["val/ratio"] * tokens
-        second = first**2 / np.maximum(tokens * columns["val/ess"], 1e-30)
-        merged["val/ess"] = float(first.sum() ** 2 / max(1e-30, tokens.sum() * second.sum()))
-    return merged
-
-
-def reduce_ranks(metrics: Metrics) -> Metrics:
-    """Reduces the `rollout_metrics` of all ranks to one row: means over all ranks' completions, sums of counts."""
-    rows = gather_objects(metrics)
-    counts = {name: sum(row[name] for row in rows) for name in rows[0] if name.startswith(TOTALS)}
-    measured = [row for row in rows if row["num_completions"] > 0] or rows[:1]  # a rank may have none that is scored
-    shares = [row["num_completions"] / max(1.0, counts["num_completions"]) for row in measured]
-    means = {
-        name: sum(share * row[name] for share, row in zip(shares, measured, strict=True))
-        for name in rows[0]
-        if name not in counts
-    }
-    return means | counts

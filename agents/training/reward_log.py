@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from agents.training.metrics import Metrics
 from agents.training.ranks import gather_objects, rank
+from agents.training.reduction import Metrics
 from textenv import TextMDP
 from textenv.rewards import RewardError, TrainerState
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agents.training.metrics import Metrics
+from agents.training.reduction import Metrics
 
 Rows = Sequence[Metrics]  # one an update
 RISEN = 4.0  # standard errors from which J counts as higher than at the start

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from agents.sampling import Rollout
-from agents.training.metrics import Metrics
 from agents.training.ranks import all_reduce_sum
+from agents.training.reduction import Metrics
 from textenv import TextMDP
 
 FEW = 16  # completions of each rank from which the ends under the reference are estimated

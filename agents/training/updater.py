@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from agents.sampling import Rollout
-from agents.training.metrics import Metrics, reduce_minibatches
 from agents.training.ranks import per_rank
+from agents.training.reduction import Metrics, reduce_minibatches
 
-Info = dict[str, Tensor]  # the metrics of a loss, by the names of `METRICS` in agents/training/metrics.py
+Info = dict[str, Tensor]  # the metrics of a loss, by the names of `METRICS` in agents/training/reduction.py
 
 
 @dataclass(frozen=True)

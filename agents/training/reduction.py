@@ -1,0 +1,140 @@
+"""How metrics are reduced: one table, and the values of micro-batches, ranks and minibatches reduced to one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from agents.training.ranks import gather_objects
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How several values of a metric are reduced to one.
+
+    Attributes:
+        merge: of the micro-batches and ranks of a minibatch, and of the ranks of a rollout. mean: weighted by `weight`.
+            count: a sum that weighs means, and is not logged. ess: see `merged_ess`.
+        weight: the count of what the metric is a mean over.
+        minibatches: of the minibatches of an update.
+    """
+
+    merge: Literal["mean", "sum", "max", "ess", "count"] = "mean"
+    weight: str = "num_completions"
+    minibatches: Literal["mean", "first", "max", "min"] = "mean"
+
+
+PER_COMPLETION, PER_TOKEN, COUNT = Metric(), Metric(weight="num_tokens"), Metric("count")
+
+# A metric that is not in the table, of an agent from outside, is a mean over completions and over minibatches. Another
+# one is a line: METRICS["my/largest"] = Metric("max", minibatches="max").
+METRICS: dict[str, Metric] = {
+    "objective/scores": PER_COMPLETION,
+    "objective/gold_scores": PER_COMPLETION,
+    "objective/kl": PER_COMPLETION,
+    "objective/entropy": PER_COMPLETION,
+    "objective/non_score_reward": PER_COMPLETION,
+    "objective/rlhf_reward": PER_COMPLETION,
+    "completions/mean_length": PER_COMPLETION,
+    "completions/clipped_ratio": PER_COMPLETION,
+    "completions/skipped": Metric("sum"),
+    "completions/skipped_groups": Metric("sum"),
+    "loss/policy_avg": PER_COMPLETION,
+    "loss/value_avg": PER_COMPLETION,
+    "val/ratio": PER_TOKEN,
+    "val/ratio_error_max": Metric("max", minibatches="max"),
+    "val/first_ratio_error_avg": Metric(weight="num_ratios", minibatches="first"),
+    "val/ess": Metric("ess", "num_tokens", minibatches="min"),
+    "policy/approxkl_avg": PER_TOKEN,
+    "policy/clipfrac_avg": PER_TOKEN,
+    "policy/clipfrac_high_avg": Metric(weight="num_high"),
+    "policy/clipfrac_low_avg": Metric(weight="num_low"),
+    "grad_norm": Metric(),
+    "num_completions": COUNT,
+    "num_trained": COUNT,
+    "num_tokens": COUNT,
+    "num_ratios": COUNT,
+    "num_high": COUNT,
+    "num_low": COUNT,
+}
+
+
+def metric(name: str) -> Metric:
+    """How a metric is reduced; the default where the table does not have it."""
+    return METRICS.get(name, PER_COMPLETION)
+
+
+def without_counts(row: Metrics) -> Metrics:
+    """The metrics that are logged."""
+    return {name: value for name, value in row.items() if metric(name).merge != "count"}
+
+
+def merge_micro_batches(rows: list[Metrics]) -> Metrics:
+    """Merges the metrics of a minibatch's micro-batches; the result equals the metrics of the undivided minibatch.
+
+    Raises:
+        ValueError: a metric is a mean over something whose count is not among the metrics.
+    """
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    merged: Metrics = {}
+    for name, values in columns.items():
+        how = metric(name)
+        if how.merge in ("sum", "count"):
+            merged[name] = float(values.sum())
+        elif how.merge == "max":
+            merged[name] = float(values.max())
+        elif how.weight not in columns:
+            raise ValueError(
+                f"{name} is a mean over {how.weight}, which the losses must return too, got {list(rows[0])}."
+            )
+        elif how.merge == "ess" and len(rows) > 1:
+            merged[name] = merged_ess(values, columns["val/ratio"], columns[how.weight])
+        else:
+            count = columns[how.weight]
+            merged[name] = float((values * count).sum() / max(1.0, count.sum()))
+    return merged
+
+
+def merged_ess(ess: Any, ratio: Any, count: Any) -> float:
+    """(sum rho)^2 / (n sum rho^2) of all tokens, from that of parts, their mean ratios and their numbers of tokens."""
+    first = ratio * count
+    second = first**2 / np.maximum(count * ess, 1e-30)
+    return float(first.sum() ** 2 / max(1e-30, count.sum() * second.sum()))
+
+
+_REDUCTIONS: dict[str, Callable[[list[float]], Any]] = {
+    "mean": np.mean,
+    "first": lambda values: values[0],
+    "max": max,
+    "min": min,
+}
+
+
+def reduce_minibatches(rows: list[Metrics]) -> Metrics:
+    """Reduces the metrics of an update's minibatches to one row.
+
+    Values that are not finite, of minibatches whose step is skipped, are left out.
+    """
+    columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in (rows[0] if rows else ())}
+    return {
+        name: float(_REDUCTIONS[metric(name).minibatches](values)) for name, values in columns.items() if len(values)
+    }
+
+
+def reduce_ranks(metrics: Metrics) -> Metrics:
+    """Reduces the `rollout_metrics` of all ranks to one row: means over all ranks' completions, sums of counts."""
+    rows = gather_objects(metrics)
+    sums = {name: sum(row[name] for row in rows) for name in rows[0] if metric(name).merge in ("sum", "count")}
+    measured = [row for row in rows if row["num_completions"] > 0] or rows[:1]  # a rank may have none that is scored
+    shares = [row["num_completions"] / max(1.0, sums["num_completions"]) for row in measured]
+    means = {
+        name: sum(share * row[name] for share, row in zip(shares, measured, strict=True))
+        for name in rows[0]
+        if name not in sums
+    }
+    return means | sums
