@@ -1,6 +1,6 @@
 """What resuming an agent needs besides the policy, as named tensors.
 
-    optimizer. ...              Adam's state, see `agents.training.adam_state`
+    optimizer. ...              Adam's state, see `agents.training.optimizer_state`
     master_weights.PARAMETER    float32, of each trained parameter in bfloat16
     generators                  uint8 [R, bytes], the state of each rank's generator
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from agents.files import DamagedFile
 from agents.training import (
-    adam_tensors,
+    optimizer_tensors,
     gather_objects,
-    load_adam_tensors,
+    load_optimizer_tensors,
     parameter_names,
     rank,
     take_tensor,
@@ -29,7 +29,7 @@ from agents.training import (
 
 def collect_training_state(agent: Any) -> dict[str, Tensor]:
     """Returns the tensors of an agent. Every rank calls it; those of rank 0 are whole."""
-    tensors = adam_tensors(agent.policy, agent.optimizer, _optimized(agent))
+    tensors = optimizer_tensors(agent.policy, agent.optimizer, _optimized(agent))
     tensors |= dict(zip(_master_names(agent), agent.master_weights.state(), strict=True))
     return tensors | {"generators": torch.stack(gather_objects(agent.generator.get_state()))}
 
@@ -45,7 +45,7 @@ def restore_optimizer(agent: Any, tensors: dict[str, Tensor], path: Path) -> Non
     Raises:
         DamagedFile: a tensor is missing or has another shape than its parameter, or there is one too many.
     """
-    load_adam_tensors(agent.policy, agent.optimizer, _optimized(agent), tensors, path)
+    load_optimizer_tensors(agent.policy, agent.optimizer, _optimized(agent), tensors, path)
     shapes = [each.parameter.shape for each in agent.master_weights.rounded]
     masters = zip(_master_names(agent), shapes, strict=True)
     agent.master_weights.load_state([take_tensor(tensors, name, shape, path) for name, shape in masters])

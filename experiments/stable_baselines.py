@@ -39,7 +39,7 @@ from agents.sb3 import (
     MaskableCausalLMPolicy,
     TextVecEnv,
 )
-from agents.training import HealthMonitor, Metrics, adam_tensors, health_state, load_adam_tensors, restore_health
+from agents.training import HealthMonitor, Metrics, optimizer_tensors, health_state, load_optimizer_tensors, restore_health
 from experiments.update_callback import StepFilter, StopLearning, UpdateCallback, check_agent
 from textenv import TextMDP, TextVectorEnv, get_mdp
 
@@ -157,7 +157,7 @@ class StableBaselines(ABC):
         def fill(new: Path) -> None:
             write_policy(self.policy, new)
             write_json(new / "agent.json", content)
-            tensors = adam_tensors(self.policy, self.algorithm.policy.optimizer, self._optimized())
+            tensors = optimizer_tensors(self.policy, self.algorithm.policy.optimizer, self._optimized())
             write_tensors(new / "training_state.safetensors", tensors | probe)
 
         write_folder(resolved(folder), fill, keep, attach, STALE)
@@ -193,7 +193,7 @@ class StableBaselines(ABC):
         path = found / "training_state.safetensors"
         tensors = read_tensors(path)
         restore_health(agent, saved["health"], tensors, found)
-        load_adam_tensors(agent.policy, agent.algorithm.policy.optimizer, agent._optimized(), tensors, path)
+        load_optimizer_tensors(agent.policy, agent.algorithm.policy.optimizer, agent._optimized(), tensors, path)
         if tensors:
             raise DamagedFile(f"{path} holds {min(tensors)!r:.100}, which no parameter of the policy has.")
         agent.algorithm.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]

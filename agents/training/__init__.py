@@ -1,6 +1,6 @@
 """Training: optimizer steps, metrics, and what serves scale (master weights, ranks, sharding)."""
 
-from agents.training.adam_state import adam_tensors, load_adam_tensors, parameter_names, take_tensor
+from agents.training.optimizer_state import optimizer_tensors, load_optimizer_tensors, parameter_names, take_tensor
 from agents.training.divergence import MOST_SKIPPED, StepGuard, advice, check_policy, explain_divergence, shown
 from agents.training.gradients import compute_gradients
 from agents.training.health import HealthMonitor
@@ -35,7 +35,7 @@ __all__ = [
     "Metric",
     "Metrics",
     "StepGuard",
-    "adam_tensors",
+    "optimizer_tensors",
     "advice",
     "all_reduce_gradients",
     "all_reduce_sum",
@@ -47,7 +47,7 @@ __all__ = [
     "gather_objects",
     "gather_tensor",
     "health_state",
-    "load_adam_tensors",
+    "load_optimizer_tensors",
     "parameter_names",
     "per_rank",
     "rank",

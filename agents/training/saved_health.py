@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from agents.files import check_types
-from agents.training.adam_state import take_tensor
+from agents.training.optimizer_state import take_tensor
 from agents.training.health import HealthMonitor, probe_weights
 
 TYPES = {

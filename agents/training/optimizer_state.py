@@ -23,7 +23,7 @@ def parameter_names(policy: torch.nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in policy.named_parameters()}
 
 
-def adam_tensors(
+def optimizer_tensors(
     policy: torch.nn.Module, optimizer: torch.optim.Optimizer, parameters: list[Tensor]
 ) -> dict[str, Tensor]:
     """Returns Adam's state. Every rank calls it; the tensors of rank 0 are whole.
@@ -41,17 +41,17 @@ def adam_tensors(
     }
 
 
-def load_adam_tensors(
+def load_optimizer_tensors(
     policy: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     parameters: list[Tensor],
     tensors: dict[str, Tensor],
     path: Path,
 ) -> None:
-    """Restores Adam's state from `adam_tensors`; step sizes and other settings stay the optimizer's.
+    """Restores Adam's state from `optimizer_tensors`; step sizes and other settings stay the optimizer's.
 
     Args:
-        policy, optimizer, parameters: as of `adam_tensors`.
+        policy, optimizer, parameters: as of `optimizer_tensors`.
         tensors: the tensors of a file; Adam's are removed.
         path: the file, for error messages.
 
