@@ -3,9 +3,9 @@
 from agents.functional.baselines import batch_mean, group_relative, in_groups, leave_one_out
 from agents.functional.diagnostics import explained_variance, first_ratio_error, surrogate_diagnostics
 from agents.functional.kl import ESTIMATORS, adaptive_kl_coef, k1, k2, k3
-from agents.functional.losses import clipped_surrogate_loss, policy_gradient_loss, value_loss
-from agents.functional.masks import masked_mean, mean_over_completions
-from agents.functional.returns import gae, masked_whiten, reward_to_go
+from agents.functional.losses import clipped_surrogate_loss, mean_over_completions, value_loss
+from agents.functional.policy_gradient import policy_gradient_loss
+from agents.functional.returns import gae, masked_mean, masked_whiten, reward_to_go
 
 __all__ = [
     "ESTIMATORS",

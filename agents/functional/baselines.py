@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.functional.masks import Total, local_total, masked_mean
+from agents.functional.returns import Total, local_total, masked_mean
 
 
 def batch_mean(returns: Tensor, total: Total = local_total, valid: Tensor | None = None) -> Tensor:

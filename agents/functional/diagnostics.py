@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.functional.kl import k3
-from agents.functional.masks import Total, check_shapes, local_total, masked_mean
+from agents.functional.returns import Total, check_shapes, local_total, masked_mean
 
 
 @torch.no_grad()
@@ -20,19 +20,11 @@ def surrogate_diagnostics(
 ) -> dict[str, Tensor]:
     """Returns metrics of the clipped surrogate loss over the n real tokens; arguments are those of the loss.
 
-    `val/ratio`, the mean of rho;
-    `val/ratio_error_max`, the largest distance of rho from 1;
-    `val/ess`, (sum rho)^2 / (n sum rho^2), the effective sample size as a share of n (Kong 1992);
-    `policy/approxkl_avg`, KL(pi_old || pi) per token, by k3;
-    `policy/clipfrac_avg`, the share of tokens where the clip binds;
-    `policy/clipfrac_high_avg`, that share among tokens with A > 0 (rho > 1 + eps_high);
-    `policy/clipfrac_low_avg`, that share among tokens with A < 0 (rho < 1 - eps);
-    `num_tokens`, `num_high`, `num_low`, the numbers of tokens that these are means over.
+    The glossary of agents/README.md defines them; `num_*` are the numbers of tokens that they are means over.
     """
     check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
-    ratio = log_ratio.exp()
-    binds = torch.zeros_like(mask)
+    ratio, binds = log_ratio.exp(), torch.zeros_like(mask)
     if clip_range is not None:
         above = clip_range if clip_range_high is None else clip_range_high
         binds = mask & (ratio.clamp(1.0 - clip_range, 1.0 + above) * advantages < ratio * advantages)
@@ -41,7 +33,7 @@ def surrogate_diagnostics(
     tokens = mask.sum().clamp(min=1)
     return {
         "val/ratio": rho.sum() / tokens,
-        "val/ess": weights.sum() ** 2 / (tokens * (weights**2).sum()).clamp(min=1e-30),
+        "val/ess": weights.sum() ** 2 / (tokens * (weights**2).sum()).clamp(min=1e-30),  # Kong 1992
         "val/ratio_error_max": (ratio - 1.0).abs().max(),
         "policy/approxkl_avg": k3(-log_ratio).sum() / tokens,
         "policy/clipfrac_avg": binds.sum() / tokens,
@@ -62,8 +54,7 @@ def first_ratio_error(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) ->
     """
     check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs)
     error = torch.where(mask, (log_probs - old_log_probs).exp() - 1.0, 0.0).abs()
-    tokens = mask.sum()
-    return {"val/first_ratio_error_avg": error.sum() / tokens.clamp(min=1), "num_ratios": tokens}
+    return {"val/first_ratio_error_avg": error.sum() / mask.sum().clamp(min=1), "num_ratios": mask.sum()}
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:

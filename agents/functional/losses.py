@@ -12,21 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.functional.masks import check_shapes, mean_over_completions
+from agents.functional.returns import check_shapes
 
 
-def policy_gradient_loss(log_probs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
-    """- sum_t log pi(a_t|s_t) w_t: its gradient estimates that of -J if w_t estimates Q(s_t, a_t), up to a baseline.
-
-    The log-derivative trick, grad pi = pi grad log pi (Williams 1992; Sutton et al. 2000).
-
-    Args:
-        log_probs: log pi(a_t|s_t), with gradient, [B, T].
-        weights: w_t: whole return, reward to go, Q or advantage, [B, T]; detached.
-        mask: bool [B, T].
-    """
-    check_shapes(mask, log_probs=log_probs, weights=weights)
-    return -mean_over_completions(log_probs * weights.detach(), mask)
+def mean_over_completions(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of `x` over the True entries of `mask` [B, T], divided by the number of rows that have one; 0 if none has."""
+    check_shapes(mask, x=x)
+    return torch.where(mask, x, 0.0).sum() / mask.any(dim=1).sum().clamp(min=1)
 
 
 def clipped_surrogate_loss(
@@ -64,9 +56,7 @@ def clipped_surrogate_loss(
 def value_loss(
     values: Tensor, returns: Tensor, mask: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
 ) -> Tensor:
-    """1/2 sum_t (V(s_t) - G_t)^2 per completion: squared error on the reward to go.
-
-    In expectation the true V minimises it.
+    """1/2 sum_t (V(s_t) - G_t)^2 per completion: in expectation the true V minimises it.
 
     Args:
         values: V(s_t), with gradient, [B, T].

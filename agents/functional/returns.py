@@ -8,10 +8,32 @@ terminates and is scored there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from agents.functional.masks import Total, check_shapes, local_total, masked_mean
+Total = Callable[[Tensor], Tensor]  # sums a tensor over the ranks (`all_reduce_sum` in agents/training/ranks.py)
+
+
+def local_total(x: Tensor) -> Tensor:
+    """The sum over one rank: x itself."""
+    return x
+
+
+def masked_mean(x: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:
+    """Mean of `x` over the True entries of `mask`: the divisor is `mask.sum()`, never B * T."""
+    check_shapes(mask, x=x)
+    return total(torch.where(mask, x, 0.0).sum()) / total(mask.sum()).clamp(min=1)
+
+
+def check_shapes(mask: Tensor, **tensors: Tensor) -> None:
+    """Raises a ValueError unless the mask is bool and all tensors have its shape: nothing broadcasts in silence."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be a bool mask, got {mask.dtype}.")
+    for name, x in tensors.items():
+        if x.shape != mask.shape:
+            raise ValueError(f"{name} must have the shape of the bool mask, {tuple(mask.shape)}, got {tuple(x.shape)}.")
 
 
 def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
