@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +29,8 @@ class ActorCriticBase(Agent, ABC):
     vf_coef: float = 0.1
     """Weight of the value loss."""
     vf_learning_rate: float | None = None
-    """Adam's step size for the value head and a separate critic; None is learning_rate. The value head starts at zero:
-    the small steps that suit a pretrained model hardly train it."""
+    """Step size of the value head and a separate critic; None is learning_rate. The value head starts at zero: the
+    small steps that suit a pretrained model hardly train it."""
     value_warmup: int = 0
     """The first updates, counted by num_updates, train only the value head and a separate critic, so that V is useful
     before the policy is trained with its advantages."""
@@ -41,18 +40,8 @@ class ActorCriticBase(Agent, ABC):
     def step(self) -> float:
         """Takes an optimizer step. The first `value_warmup` updates leave the policy's model unchanged."""
         if self.num_updates < self.value_warmup:
-            for master in self.master_weights.for_parameters(self.policy.model.parameters()):
-                master.grad = None
+            self.optimization.drop_gradients(self.policy.model.parameters())
         return super().step()
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Adam's parameter groups: the policy's model, and the critic with its own step size."""
-        parameters: dict[bool, list[Any]] = {True: [], False: []}  # by whether they belong to the model
-        for name, parameter in self.policy.named_parameters():
-            if parameter.requires_grad:
-                parameters[name.startswith("model.")].append(parameter)
-        vf_lr = self.learning_rate if self.vf_learning_rate is None else self.vf_learning_rate
-        return [{"params": parameters[True], "lr": self.learning_rate}, {"params": parameters[False], "lr": vf_lr}]
 
     def batch(self, rollout: Rollout) -> Batch:
         """The completions with their advantages A_t and value targets G_t."""
@@ -74,8 +63,8 @@ class ActorCriticBase(Agent, ABC):
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the losses of some completions, to be added up, each with metrics.
 
-        If pi and V share a trunk, one forward pass computes both. A separate critic runs after the backward pass of the
-        policy loss: the activations of only one network are in memory, and in a CPU's caches, at a time.
+        A separate critic runs after the backward pass of the policy loss, so that the activations of only one network
+        are in memory at a time.
         """
         rollout, shared = batch.rollout, self.policy.critic is None
         log_probs, values = self.evaluate_actions(rollout, values=shared)
@@ -84,8 +73,7 @@ class ActorCriticBase(Agent, ABC):
         info["loss/policy_avg"] = loss.detach()
         if not shared:
             yield loss, info
-            loss, info = torch.zeros_like(loss), {}
-            values = self.learner(rollout.input_ids, rollout.attention_mask, rollout.num_tokens, method="values")
+            loss, info, values = torch.zeros_like(loss), {}, self.evaluate_states(rollout)
         assert values is not None and batch.returns is not None
         critic_loss = self.critic_loss(values, batch.returns, rollout)
         yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}

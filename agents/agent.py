@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from agents.checkpoint import find_agent, restore_training_state, save_agent
-from agents.checks import check_copy, check_external, check_mdp, check_settings, trainable_parameters
+from agents.checkpoint import load_agent, save_agent
+from agents.checks import check_copy, check_external, check_mdp, check_settings
 from agents.files import resolved
 from agents.policy import ActionEvaluation, TransformerPolicy
 from agents.predict import predict_tokens
@@ -24,13 +23,13 @@ from agents.training import (
     Batch,
     HealthMonitor,
     Info,
-    MasterWeights,
     Metrics,
+    Optimization,
     StepGuard,
     broadcast_parameters,
     compute_gradients,
+    default_learning_rate,
     gather_objects,
-    gather_tensor,
     per_rank,
     rank,
     rank_seed,
@@ -53,8 +52,9 @@ class Agent(ABC):
     env: Any
     """A text environment, single or batched; another library's single environment whose observation is a Dict of
     `input_ids` and `attention_mask`; None for an agent that only predicts."""
-    learning_rate: float = 3e-4
-    """Adam's step size."""
+    learning_rate: float | Callable[[float], float] | None = None
+    """Step size: a number, or a function of the share of total_timesteps that is done. None depends on what is trained:
+    3e-4 for a model of up to a million parameters, 1e-5 for a larger one, 1e-4 for a LoRA adapter."""
     n_episodes: int = 64
     """Completions per update, over all ranks."""
     num_generations: int = 1
@@ -63,6 +63,13 @@ class Agent(ABC):
     """Discount; 1 for text, so that the score at the end counts in full after a completion of any length."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm; inf never does."""
+    optimizer: str = "adam"
+    """adam, adagrad, or module:object, which makes a torch optimizer from parameter groups."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """All step sizes over the share of total_timesteps that is done: constant, or falling to 0 linearly or as half a
+    cosine."""
+    lr_warmup: int = 0
+    """The first updates, counted by num_updates, over which all step sizes rise linearly; 0: none."""
     micro_batch_size: int | None = None
     """Completions per forward and backward pass, to bound memory; gradients are accumulated. None is a minibatch."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -90,21 +97,13 @@ class Agent(ABC):
                 self.kl_coef = mdp.kl_coef
         if self.env is not None:
             broadcast_parameters(self.policy.parameters())
-        self.trained = trainable_parameters(self.policy)
+        if self.learning_rate is None:
+            self.learning_rate = default_learning_rate(self.policy)
+        critic_rate = getattr(self, "vf_learning_rate", None)  # of agents with V
+        self.optimization = Optimization(self.policy, self.optimizer, self.learning_rate, critic_rate)
         self.generator = new_generator(self.policy.device, rank_seed(self.seed))
-        self.learner: Any = self.policy  # computes the losses: the policy itself, or its sharded copy (`distribute`)
         self.num_timesteps = self.num_updates = 0
         self.step_guard, self.health = StepGuard(), HealthMonitor()
-
-    @cached_property
-    def master_weights(self) -> MasterWeights:
-        """What Adam steps, created after `distribute`: a copy made before would hold unsharded weights."""
-        return MasterWeights(self.trained, trainable_parameters(self.learner))
-
-    @cached_property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Adam, with eps as in Huang et al. 2024 (arXiv:2403.17031)."""
-        return torch.optim.Adam(self.master_weights.parameter_groups(self.parameter_groups()), eps=1e-5)
 
     @property
     def mdp(self) -> TextMDP | None:
@@ -158,8 +157,8 @@ class Agent(ABC):
             ValueError: the policy itself was sharded, or a copy would start without Adam's moments.
         """
         learner = wrap(self.policy)
-        check_copy(self, learner, started="master_weights" in vars(self))
-        self.learner = learner
+        check_copy(self.optimization, learner)
+        self.optimization.learner = learner
 
     def collect(self) -> Rollout:
         """Samples `n_episodes` completions with the current policy; each rank samples its share."""
@@ -186,10 +185,6 @@ class Agent(ABC):
         """
         return rollout.valid
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Adam's parameter groups, with their step sizes."""
-        return [{"params": self.trained, "lr": self.learning_rate}]
-
     @abstractmethod
     def losses(self, batch: Batch) -> Iterable[tuple[Tensor, Info]]:
         """Returns the losses of some completions, means per completion to be added up, each with metrics.
@@ -200,8 +195,14 @@ class Agent(ABC):
     def evaluate_actions(self, rollout: Rollout, values: bool = False) -> ActionEvaluation:
         """Returns log pi(a_t|s_t), and with `values` V(s_t), [B, T] each, with gradients."""
         inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
-        evaluation: ActionEvaluation = self.learner(*inputs, values=values)
+        evaluation: ActionEvaluation = self.optimization.learner(*inputs, values=values)
         return evaluation
+
+    def evaluate_states(self, rollout: Rollout) -> Tensor:
+        """Returns V(s_t) of a separate critic, [B, T], with gradients."""
+        inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+        values: Tensor = self.optimization.learner(*inputs, method="values")
+        return values
 
     def backward(self, batch: Batch, rows: Tensor | None = None) -> Metrics:
         """Computes the gradient of the losses of a minibatch, in micro-batches, over all ranks.
@@ -214,20 +215,18 @@ class Agent(ABC):
             Metrics over all completions of all ranks, so that all ranks take the same decisions. They are empty if all
             completions are skipped; there is no gradient then, and `step` changes nothing.
         """
-        rows = torch.arange(len(batch), device=batch.advantages.device) if rows is None else rows
+        rows = torch.arange(len(batch.rollout), device=batch.advantages.device) if rows is None else rows
         return compute_gradients(self, batch, rows)
 
     def step(self) -> float:
-        """Takes one Adam step if loss and gradient are finite; returns the gradient's norm before it was scaled down.
+        """Takes an optimizer step if loss and gradient are finite; returns the gradient's norm before it was scaled.
 
         Raises:
             Diverged: several steps in a row could not be taken.
         """
-        gradients = self.master_weights.for_parameters(self.trained)
-        norm = gather_tensor(torch.nn.utils.clip_grad_norm_(gradients, self.max_grad_norm)).item()
+        norm = self.optimization.clip_gradients(self.max_grad_norm)
         if self.step_guard.passes(self, norm):
-            self.optimizer.step()
-            self.master_weights.update_weights()
+            self.optimization.step()
         return norm
 
     def predict(
@@ -289,18 +288,12 @@ class Agent(ABC):
             device: the device of the policy.
             wrap: see `distribute`; the world size may differ from that at `save`.
             trust_remote_code: whether the folder's model may run code of its own.
-            **settings: override saved settings, e.g. `learning_rate`.
+            **settings: override saved settings, e.g. `learning_rate`. With another `optimizer` its state begins anew. A
+                function, or a setting `module:object`, must be given again: a folder names no code to run.
 
         Raises:
             DamagedFile: a file of the folder is missing or was changed.
             ValueError: the folder holds no agent, one of another class, or one of another format.
         """
-        path, saved = find_agent(Path(folder), cls.__name__, cls.hyperparameters())
-        reference = None if env is None or is_external(env) else get_mdp(env).reference
-        policy = TransformerPolicy.from_pretrained(path, reference=reference, trust_remote_code=trust_remote_code)
-        policy = policy.to(device)
-        agent = cls(policy, env, **(saved["settings"] | settings))
-        if wrap is not None:
-            agent.distribute(wrap)
-        restore_training_state(agent, path, saved, generator="seed" not in settings)
+        agent: Self = load_agent(cls, Path(folder), env, device, wrap, trust_remote_code, settings)
         return agent

@@ -1,20 +1,23 @@
 """Saving and loading agents: the policy as a Hugging Face checkpoint, and the state that resuming needs.
 
 agent.json                    format_version, the agent's class, settings, counts, beta, what the warnings remember
-training_state.safetensors    Adam's moments, master weights, random generators (`agents.training_state`)
+training_state.safetensors    the optimizer's state, master weights, random generators (`agents.training_state`)
 policy.json, ...              see `agents.policy.saved_policy`
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agents.files import DamagedFile, check_names, check_types, read_tensors, write_folder, write_json, write_tensors
 from agents.format_version import FORMAT_VERSION, find_saved, read_saved
-from agents.policy import STALE, write_policy
-from agents.training import health_state, rank, restore_health
+from agents.policy import STALE, TransformerPolicy, write_policy
+from agents.sampling import is_external
+from agents.training import drop_optimizer_tensors, health_state, rank, restore_health
 from agents.training_state import collect_training_state, restore_generator, restore_optimizer
+from textenv import get_mdp
 
 AGENT = "agent.json"
 TRAINING_STATE = "training_state.safetensors"
@@ -24,6 +27,7 @@ OTHER_TOKENIZER = (
     *("vocab.*", "merges.txt", "spiece.model", "sentencepiece*.model"),
     *("chat_template.*", "additional_chat_templates/*"),
 )
+CODE = ("learning_rate", "optimizer")  # settings that may be functions, or name them
 TYPES = {
     "settings": dict,
     "num_timesteps": int,
@@ -45,7 +49,7 @@ def save_agent(agent: Any, folder: Path, keep: int = 1, attach: dict[str, Any] |
     content = {
         "format_version": FORMAT_VERSION,
         "agent": type(agent).__name__,
-        "settings": {name: getattr(agent, name) for name in agent.hyperparameters()},
+        "settings": {name: _named(getattr(agent, name)) for name in agent.hyperparameters()},
         "num_timesteps": agent.num_timesteps,
         "num_updates": agent.num_updates,
         "kl_coef": agent.kl_coef,
@@ -65,6 +69,45 @@ def save_agent(agent: Any, folder: Path, keep: int = 1, attach: dict[str, Any] |
         write_tensors(new / TRAINING_STATE, tensors | probe)
 
     write_folder(folder, fill, keep, attach, STALE if save_tokenizer is None else STALE + OTHER_TOKENIZER)
+
+
+def load_agent(
+    kind: Any,
+    folder: Path,
+    env: Any,
+    device: str,
+    wrap: Callable[[Any], Any] | None,
+    trust_remote_code: bool,
+    settings: dict[str, Any],
+) -> Any:
+    """Loads an agent of a class, see `Agent.load`."""
+    path, saved = find_agent(folder, kind.__name__, kind.hyperparameters())
+    check_code(path / AGENT, saved["settings"], settings)
+    reference = None if env is None or is_external(env) else get_mdp(env).reference
+    policy = TransformerPolicy.from_pretrained(path, reference=reference, trust_remote_code=trust_remote_code)
+    agent = kind(policy.to(device), env, **(saved["settings"] | settings))
+    if wrap is not None:
+        agent.distribute(wrap)
+    restore_training_state(agent, path, saved, generator="seed" not in settings)
+    return agent
+
+
+def _named(setting: Any) -> Any:
+    """A setting as a JSON value: of a function its name, `module:name`."""
+    if not callable(setting):
+        return setting
+    named = setting if hasattr(setting, "__qualname__") else type(setting)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def check_code(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises a ValueError if saved settings name code that is not given again: what is read from a folder runs none."""
+    for name in CODE:
+        if isinstance(value := saved.get(name), str) and ":" in value and name not in given:
+            raise ValueError(
+                f"{path} names {value!r:.100}, which would import and run code. If you trust it, give the setting too: "
+                f"load(..., {name}=)."
+            )
 
 
 def find_agent(folder: Path, name: str, settings: list[str]) -> tuple[Path, dict[str, Any]]:
@@ -113,6 +156,8 @@ def restore_training_state(agent: Any, folder: Path, saved: dict[str, Any], gene
     # An agent whose adapter was merged can only predict: the saved optimizer state belongs to other parameters.
     if agent.policy.has_adapter == saved["adapter"]:
         restore_health(agent, saved["health"], tensors, folder)
+        if agent.optimizer != saved["settings"].get("optimizer", "adam"):  # the first ones of format 3 had no other
+            drop_optimizer_tensors(tensors)
         restore_optimizer(agent, tensors, path)
     agent.step_guard.in_a_row = saved["bad_steps_in_a_row"]
     if agent.generator.device.type == saved["generator_device"] and generator:  # a state fits one type of device

@@ -11,7 +11,7 @@ from agents.functional import ESTIMATORS
 from agents.policy import TransformerPolicy
 from agents.ranges import RANGES, check_fields, check_range
 from agents.sampling import check_spaces
-from agents.training import world_size
+from agents.training import SCHEDULES, Optimization, trainable_parameters, world_size
 from textenv import TextMDP
 from textenv.lm import max_length
 
@@ -41,6 +41,10 @@ def check_settings(agent: Any) -> None:
             )
     if agent.kl_target is not None:
         check_range("kl_horizon", agent.kl_horizon, agent.n_episodes)  # one batch changes beta by at most 20%
+    if not isinstance(agent.lr_schedule, str) or agent.lr_schedule not in SCHEDULES:
+        raise ValueError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, got {agent.lr_schedule!r}.")
+    if callable(agent.learning_rate) and agent.lr_schedule != "constant":
+        raise ValueError(f"lr_schedule must be constant where learning_rate is a function, got {agent.lr_schedule!r}.")
     if not isinstance(agent.kl_estimator, str) or agent.kl_estimator not in ESTIMATORS:
         raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {agent.kl_estimator!r}.")
 
@@ -93,32 +97,26 @@ def check_fit(policy: Any, mdp: TextMDP) -> None:
         )
 
 
-def check_copy(agent: Any, learner: torch.nn.Module, started: bool) -> None:
+def check_copy(optimization: Optimization, learner: torch.nn.Module) -> None:
     """Checks that an agent can compute its losses with a copy of its policy.
 
     Args:
-        agent: the agent, with `policy` and its trained parameters in `trained`.
+        optimization: the agent's.
         learner: the copy.
-        started: the agent has optimizer state already.
 
     Raises:
-        ValueError: the policy itself was sharded, or the copy would start without Adam's moments.
+        ValueError: the policy itself was sharded, or the copy would start without the optimizer's state.
     """
-    if not same_parameters(trainable_parameters(agent.policy), agent.trained):
+    if not same_parameters(trainable_parameters(optimization.policy), optimization.trained):
         raise ValueError(
             "The policy must stay whole, because it samples, got one whose own parameters were sharded; "
             "shard a copy with `agents.training.shard`."
         )
-    if started and not same_parameters(trainable_parameters(learner), agent.trained):
+    if optimization.started and not same_parameters(trainable_parameters(learner), optimization.trained):
         raise ValueError(
             "distribute() with a copy of the policy must be called before learning, got an agent with optimizer state; "
             "for a saved agent use load(..., wrap=)."
         )
-
-
-def trainable_parameters(module: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The module's parameters that require a gradient."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def same_parameters(left: list[torch.nn.Parameter], right: list[torch.nn.Parameter]) -> bool:

@@ -28,6 +28,7 @@ class Range(NamedTuple):
 RANGES: dict[str, Range] = {
     "learning_rate": Range(0, 1e12),
     "vf_learning_rate": Range(0, 1e12),
+    "lr_warmup": Range(0, MOST),
     "n_episodes": Range(1, 1_000_000),
     "num_generations": Range(1, 1_000_000),
     "num_continuations": Range(1, 10_000),
@@ -79,7 +80,7 @@ def check_integer(name: str, value: Any, low: int, high: int = MOST) -> int:
 
 
 def check_fields(settings: Any) -> None:
-    """Checks every field of a dataclass that is an int, a float or a bool, or one of them or None.
+    """Checks every field of a dataclass that is an int, a float or a bool, or one of them or None (or a function).
 
     NumPy's numbers are replaced by Python's, so that they can be saved.
 
@@ -90,6 +91,8 @@ def check_fields(settings: Any) -> None:
         kinds = _kinds(f.type)
         value = getattr(settings, f.name)
         if not kinds & {"int", "float", "bool"} or (value is None and "None" in kinds):
+            continue
+        if callable(value) and any(kind.startswith("Callable") for kind in kinds):
             continue
         setattr(settings, f.name, _checked(f.name, value, kinds))
 

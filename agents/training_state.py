@@ -1,6 +1,6 @@
 """What resuming an agent needs besides the policy, as named tensors.
 
-    optimizer. ...              Adam's state, see `agents.training.optimizer_state`
+    optimizer. ...              the optimizer's state, see `agents.training.optimizer_state`
     master_weights.PARAMETER    float32, of each trained parameter in bfloat16
     generators                  uint8 [R, bytes], the state of each rank's generator
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from agents.files import DamagedFile
 from agents.training import (
-    optimizer_tensors,
     gather_objects,
     load_optimizer_tensors,
+    optimizer_tensors,
     parameter_names,
     rank,
     take_tensor,
@@ -29,13 +29,13 @@ from agents.training import (
 
 def collect_training_state(agent: Any) -> dict[str, Tensor]:
     """Returns the tensors of an agent. Every rank calls it; those of rank 0 are whole."""
-    tensors = optimizer_tensors(agent.policy, agent.optimizer, _optimized(agent))
-    tensors |= dict(zip(_master_names(agent), agent.master_weights.state(), strict=True))
+    tensors = optimizer_tensors(agent.policy, agent.optimization.optimizer, _optimized(agent))
+    tensors |= dict(zip(_master_names(agent), agent.optimization.master_weights.state(), strict=True))
     return tensors | {"generators": torch.stack(gather_objects(agent.generator.get_state()))}
 
 
 def restore_optimizer(agent: Any, tensors: dict[str, Tensor], path: Path) -> None:
-    """Restores Adam's state and the master weights; step sizes stay those of the agent's settings.
+    """Restores the optimizer's state and the master weights; step sizes stay those of the agent's settings.
 
     Args:
         agent: an agent with the saved policy.
@@ -45,10 +45,10 @@ def restore_optimizer(agent: Any, tensors: dict[str, Tensor], path: Path) -> Non
     Raises:
         DamagedFile: a tensor is missing or has another shape than its parameter, or there is one too many.
     """
-    load_optimizer_tensors(agent.policy, agent.optimizer, _optimized(agent), tensors, path)
-    shapes = [each.parameter.shape for each in agent.master_weights.rounded]
+    load_optimizer_tensors(agent.policy, agent.optimization.optimizer, _optimized(agent), tensors, path)
+    shapes = [each.parameter.shape for each in agent.optimization.master_weights.rounded]
     masters = zip(_master_names(agent), shapes, strict=True)
-    agent.master_weights.load_state([take_tensor(tensors, name, shape, path) for name, shape in masters])
+    agent.optimization.master_weights.load_state([take_tensor(tensors, name, shape, path) for name, shape in masters])
     if tensors:
         raise DamagedFile(f"{path} holds {min(tensors)!r:.100}, which no trained parameter of the policy has.")
 
@@ -76,9 +76,9 @@ def restore_generator(agent: Any, states: Tensor, num_updates: int, path: Path) 
 
 def _optimized(agent: Any) -> list[Tensor]:
     """The policy's parameters in the order of the optimizer's."""
-    return [parameter for group in agent.parameter_groups() for parameter in group["params"]]
+    return [parameter for group in agent.optimization.parameter_groups() for parameter in group["params"]]
 
 
 def _master_names(agent: Any) -> list[str]:
     names = parameter_names(agent.policy)
-    return [f"master_weights.{names[id(each.parameter)]}" for each in agent.master_weights.rounded]
+    return [f"master_weights.{names[id(each.parameter)]}" for each in agent.optimization.master_weights.rounded]

@@ -26,7 +26,8 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
 
     Args:
         agent: the agent.
-        total_timesteps: the tokens at which the training ends, for reward functions that ask for `trainer_state`.
+        total_timesteps: the tokens at which the training ends, for step sizes that depend on the share that is done,
+            and for reward functions that ask for `trainer_state`.
 
     Raises:
         Diverged: the policy cannot sample, or several optimizer steps in a row could not be taken.
@@ -47,6 +48,8 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
     if trained == 0:
         raise all_skipped(mdp, agent.num_updates)
     metrics |= batch_statistics(rollout, agent.num_generations)
+    share = min(1.0, before / total_timesteps) if total_timesteps else 0.0
+    agent.optimization.set_rates(share, agent.num_updates, agent.lr_schedule, agent.lr_warmup)
     metrics |= agent.train(rollout) | agent.step_guard.end()
     if agent.kl_target is not None and agent.kl_coef is not None:
         metrics["objective/kl_coef"] = agent.kl_coef

@@ -33,8 +33,9 @@ class TrainFlags(EnvFlags):
 
     total_timesteps: int = 50_000
     """Tokens to sample; a timestep is a token."""
-    learning_rate: float = 1e-3
-    """Adam's step size."""
+    learning_rate: float | None = None
+    """Step size of the optimizer. By default it follows what is trained: 1e-4 for a LoRA adapter, 1e-5 for a pretrained
+    model (Text-v0, Sentiment-v0), 1e-3 for a toy's small transformer."""
     n_episodes: int = 64
     """Completions per update."""
     separate_critic: bool = False
@@ -77,6 +78,9 @@ class TrainFlags(EnvFlags):
         check_flags(self)
         if self.sampler not in SAMPLERS:
             raise FlagError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}.")
+        if self.learning_rate is None:
+            pretrained = self.env in ("textenv/Text-v0", "textenv/Sentiment-v0")
+            self.learning_rate = 1e-4 if self.lora_rank else 1e-5 if pretrained else 1e-3
         if self.lora_rank and importlib.util.find_spec("peft") is None:
             raise FlagError('--lora-rank needs peft: pip install -e ".[peft]".')
         if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:

@@ -39,7 +39,14 @@ from agents.sb3 import (
     MaskableCausalLMPolicy,
     TextVecEnv,
 )
-from agents.training import HealthMonitor, Metrics, optimizer_tensors, health_state, load_optimizer_tensors, restore_health
+from agents.training import (
+    HealthMonitor,
+    Metrics,
+    health_state,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    restore_health,
+)
 from experiments.update_callback import StepFilter, StopLearning, UpdateCallback, check_agent
 from textenv import TextMDP, TextVectorEnv, get_mdp
 

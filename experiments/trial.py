@@ -245,6 +245,7 @@ def _agent(
         loaded |= {"device": config.device, "trust_remote_code": config.trust_remote_code}
         try:
             if issubclass(kind, Agent):
+                loaded["optimizer"] = config.hyperparameters()["optimizer"]  # code that the command line names
                 return kind.load(resumed.folder, env, wrap=restore, **loaded)
             theirs = kind.load(resumed.folder, env, **loaded)
         except files.DamagedFile:

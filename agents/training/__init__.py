@@ -1,11 +1,19 @@
 """Training: optimizer steps, metrics, and what serves scale (master weights, ranks, sharding)."""
 
-from agents.training.optimizer_state import optimizer_tensors, load_optimizer_tensors, parameter_names, take_tensor
 from agents.training.divergence import MOST_SKIPPED, StepGuard, advice, check_policy, explain_divergence, shown
 from agents.training.gradients import compute_gradients
 from agents.training.health import HealthMonitor
 from agents.training.master_weights import MasterWeights
 from agents.training.metrics import rollout_metrics
+from agents.training.optimization import Optimization, trainable_parameters
+from agents.training.optimizer_state import (
+    drop_optimizer_tensors,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    parameter_names,
+    take_tensor,
+)
+from agents.training.optimizers import SCHEDULES, default_learning_rate
 from agents.training.ranks import (
     all_reduce_gradients,
     all_reduce_sum,
@@ -27,6 +35,7 @@ from agents.training.updater import Batch, EpochSettings, Info, run_epochs
 __all__ = [
     "METRICS",
     "MOST_SKIPPED",
+    "SCHEDULES",
     "Batch",
     "EpochSettings",
     "HealthMonitor",
@@ -34,8 +43,8 @@ __all__ = [
     "MasterWeights",
     "Metric",
     "Metrics",
+    "Optimization",
     "StepGuard",
-    "optimizer_tensors",
     "advice",
     "all_reduce_gradients",
     "all_reduce_sum",
@@ -43,11 +52,14 @@ __all__ = [
     "broadcast_parameters",
     "check_policy",
     "compute_gradients",
+    "default_learning_rate",
+    "drop_optimizer_tensors",
     "explain_divergence",
     "gather_objects",
     "gather_tensor",
     "health_state",
     "load_optimizer_tensors",
+    "optimizer_tensors",
     "parameter_names",
     "per_rank",
     "rank",
@@ -61,6 +73,7 @@ __all__ = [
     "shard",
     "shown",
     "take_tensor",
+    "trainable_parameters",
     "trainer_state",
     "world_size",
 ]

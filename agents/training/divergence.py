@@ -141,7 +141,8 @@ def advice(agent: Any, largest: float = 0.0) -> str:
     """What to lower, with the values that the settings have; or to set, where there is no clip."""
     names = ("learning_rate", "vf_learning_rate", "max_grad_norm", "vf_coef", "n_epochs", "clip_range")
     values = {name: getattr(agent, name) for name in names if hasattr(agent, name)}
-    settings = ", ".join(f"{name} ({value:g})" for name, value in values.items() if value is not None)
+    given = {name: "" if callable(value) else f" ({value:g})" for name, value in values.items() if value is not None}
+    settings = ", ".join(f"{name}{value}" for name, value in given.items())
     clip = "; set clip_range" if values.get("clip_range", 0) is None else ""
     scale = "Scale the scores down. " if not largest < LARGE_SCORE else ""
     return f"{scale}Go back to a checkpoint and lower {settings}{clip}."

@@ -19,7 +19,8 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor) -> Metrics:
     add up to the minibatch's. The backward pass of each loss ends before the next loss is computed, so that the
     activations of one loss at a time are in memory. Then the gradients are averaged over the ranks, once.
     """
-    agent.optimizer.zero_grad()
+    optimization = agent.optimization
+    optimization.optimizer.zero_grad()
     if agent.micro_batch_size is not None:  # groups stay contiguous, so that a shared prompt is encoded once
         rows = rows.sort().values
     valid = batch.rollout.valid[rows]
@@ -31,14 +32,14 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor) -> Metrics:
         share = info["num_completions"] / total
         for loss, loss_info in agent.losses(batch[micro_batch]):
             (share.to(loss.dtype) * loss).backward()
-            agent.master_weights.accumulate_gradients()
+            optimization.master_weights.accumulate_gradients()
             info |= loss_info
         numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one device synchronisation
         micro_metrics.append(dict(zip(info, numbers, strict=True)))
-    all_reduce_gradients(agent.master_weights.for_parameters(agent.trained))
+    all_reduce_gradients(optimization.stepped)
     metrics = merge_micro_batches(gather_objects(merge_micro_batches(micro_metrics)))
     agent.step_guard.watch(rows, metrics)
     if metrics["num_completions"] == 0:
-        agent.optimizer.zero_grad()
+        optimization.optimizer.zero_grad()
         return {}
     return without_counts(metrics)

@@ -124,9 +124,10 @@ class HealthMonitor:
 def probe_weights(agent: Any) -> list[Tensor]:
     """Some of the weights that an optimizer steps, of the policy's model alone; none where they are sharded."""
     model = [parameter for parameter in agent.policy.model.parameters() if parameter.requires_grad]
-    masters = getattr(agent, "master_weights", None)
+    optimization = getattr(agent, "optimization", None)  # agents of other libraries step the weights themselves
+    stepped = model if optimization is None else optimization.master_weights.for_parameters(model)
     found: list[Tensor] = []
-    for weight in sorted(model if masters is None else masters.for_parameters(model), key=lambda each: each.numel()):
+    for weight in sorted(stepped, key=lambda each: each.numel()):
         if isinstance(weight, DTensor):
             return []
         if found and sum(each.numel() for each in found) + weight.numel() > PROBE_SIZE:

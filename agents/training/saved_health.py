@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from agents.files import check_types
-from agents.training.optimizer_state import take_tensor
 from agents.training.health import HealthMonitor, probe_weights
+from agents.training.optimizer_state import take_tensor
 
 TYPES = {
     "warned": list,

@@ -82,9 +82,9 @@ def gather_on_rank0(x: Tensor) -> Tensor | None:
 def shard_like(x: Tensor, pattern: Tensor) -> Tensor:
     """Returns this rank's shard of a tensor that all ranks have, sharded like `pattern`.
 
-    No-op if `pattern` is not sharded or has another shape (Adam's step count).
+    No-op if `pattern` is not sharded or has another shape (Adam's step count), and for numbers.
     """
-    if not isinstance(pattern, DTensor) or x.shape != pattern.shape:
+    if not isinstance(pattern, DTensor) or not isinstance(x, Tensor) or x.shape != pattern.shape:
         return x
     return distribute_tensor(x.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None)
 

@@ -29,9 +29,6 @@ class Batch:
     advantages: Tensor
     returns: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.rollout)
-
     def __getitem__(self, rows: Tensor) -> Batch:
         returns = None if self.returns is None else self.returns[rows]
         return Batch(self.rollout.without_strings()[rows], self.advantages[rows], returns)
@@ -48,17 +45,14 @@ class EpochSettings:
     clip_range: float | None = 0.2
     """eps; None is importance weights without a clip."""
     target_kl: float | None = None
-    """Stop the epochs of a batch when KL(pi_old || pi) per token (RLOO: per completion) exceeds 1.5 times this; None
-    never stops."""
+    """Stop the epochs of a batch when KL(pi_old || pi) per token (RLOO: per completion) exceeds 1.5 times this, as in
+    Stable-Baselines3; None never stops."""
 
 
 def run_epochs(agent: Any, batch: Batch) -> Metrics:
-    """Runs `agent.n_epochs` epochs over a batch, an optimizer step per minibatch; returns the reduced metrics.
-
-    Stops before a step when KL(pi_old || pi) exceeds 1.5 times `agent.target_kl`, as in Stable-Baselines3.
-    """
+    """Takes an optimizer step for each minibatch, until KL(pi_old || pi) is too large; returns the reduced metrics."""
     steps: list[Metrics] = []
-    for rows in minibatches(len(batch), agent.n_epochs, agent.batch_size, agent.generator):
+    for rows in minibatches(len(batch.rollout), agent.n_epochs, agent.batch_size, agent.generator):
         metrics = agent.backward(batch, rows)
         if not metrics:  # all completions of the minibatch are skipped
             continue

@@ -45,8 +45,10 @@ def resident_bytes(agent: Any, reference: Any) -> int:
 
     No reference to a gradient is kept, so that it can be freed.
     """
-    trained = agent.master_weights.for_parameters(agent.trained)
-    states = [x for state in agent.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+    trained = agent.optimization.stepped
+    states = [
+        x for state in agent.optimization.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)
+    ]
     gradients = [p.grad for p in trained if p.grad is not None]
     weights = [*agent.policy.parameters(), *reference.parameters(), *trained]
     return sum({x.data_ptr(): x.nbytes for x in (*weights, *gradients, *states)}.values())
@@ -132,7 +134,7 @@ def peak_bytes(agent: PPO, job: Job) -> dict[str, tuple[float, float]]:
     agent.train(agent.collect())
     measured = {"collect": peak_bytes_during(agent.collect, resident_bytes(agent, reference.model), device)}
     rollout = agent.collect()
-    agent.optimizer.zero_grad()  # the first thing that `train` does
+    agent.optimization.optimizer.zero_grad()  # the first thing that `train` does
     measured["update"] = peak_bytes_during(lambda: agent.train(rollout), resident_bytes(agent, reference.model), device)
     estimated = memory(Shape.of(reference.config), with_sampled_lengths(job, rollout))
     return {phase: (estimated[phase], peak) for phase, peak in measured.items()}

@@ -36,7 +36,9 @@ def test_a_loaded_agent_resumes_bit_identically(tmp_path: Path, kind: Any, separ
     assert (resumed.num_timesteps, resumed.num_updates) == (whole.num_timesteps, whole.num_updates)
 
     forgetful = kind.load(tmp_path / "agent", env=env)  # control: without the optimizer state
-    forgetful.optimizer = torch.optim.Adam(forgetful.policy.parameters(), lr=forgetful.learning_rate, eps=1e-5)
+    forgetful.optimization.optimizer = torch.optim.Adam(
+        forgetful.policy.parameters(), lr=forgetful.learning_rate, eps=1e-5
+    )
     forgetful.learn(FOREVER, callback=stop_after(6), reset_num_timesteps=False)
     assert not weights(forgetful).equal(weights(whole))
 
@@ -50,7 +52,7 @@ def test_settings_are_saved_and_can_be_overridden(tmp_path: Path) -> None:
         name: getattr(agent, name) for name in PPO.hyperparameters()
     }
     faster = PPO.load(tmp_path, env=task(), learning_rate=0.5)
-    assert {group["lr"] for group in faster.optimizer.param_groups} == {0.5} and faster.clip_range is None
+    assert {group["lr"] for group in faster.optimization.optimizer.param_groups} == {0.5} and faster.clip_range is None
     json.loads((tmp_path / "agent.json").read_text())
 
 

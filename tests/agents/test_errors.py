@@ -135,4 +135,4 @@ def test_a_copy_of_the_policy_is_made_before_learning() -> None:
     agent.distribute(lambda policy: policy)
     new = agent_of(PPO)
     new.distribute(copy.deepcopy)
-    assert new.learner is not new.policy
+    assert new.optimization.learner is not new.policy

@@ -28,7 +28,7 @@ def trained(updates: int = 1) -> Any:
 
 def state(agent: Any) -> tuple[torch.Tensor, int, list[torch.Tensor]]:
     """What an agent goes on with."""
-    moments = agent.optimizer.state_dict()["state"]
+    moments = agent.optimization.optimizer.state_dict()["state"]
     return weights(agent), agent.num_updates, [each["exp_avg"] for each in moments.values()]
 
 

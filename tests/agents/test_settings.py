@@ -35,7 +35,7 @@ BASE: dict[Any, dict[str, Any]] = {
     RLOO: GROUPS | {"n_epochs": 2},
     GRPO: GROUPS | {"n_epochs": 2},
 }
-COMMON = [("gamma", 1.0), ("learning_rate", 3e-3), ("max_grad_norm", 0.01)]
+COMMON = [("gamma", 1.0), ("learning_rate", 3e-3), ("max_grad_norm", 0.01), ("optimizer", "adagrad")]
 CRITICS = [
     ("gae_lambda", 0.2),
     ("vf_coef", 1.5),
@@ -211,6 +211,37 @@ def test_micro_batches_bound_the_forward_passes_of_an_update(kind: Any) -> None:
     assert sizes == [3, 3, 2] * getattr(agent, "n_epochs", 1)
 
 
+SCHEDULES: dict[str, tuple[dict[str, Any], Any]] = {  # settings, and the factor at a share of the training, by hand
+    "constant": ({}, lambda share, update: 1.0),
+    "linear": ({"lr_schedule": "linear"}, lambda share, update: 1 - share),
+    "cosine": ({"lr_schedule": "cosine"}, lambda share, update: (1 + np.cos(np.pi * share)) / 2),
+    "warm-up": ({"lr_warmup": 4}, lambda share, update: min(1, (update + 1) / 4)),
+    "both": ({"lr_warmup": 2, "lr_schedule": "linear"}, lambda share, update: (1 - share) * min(1, (update + 1) / 2)),
+    "function": ({"learning_rate": lambda share: 1e-3 * 0.5**share}, lambda share, update: 0.5**share),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_step_size_follows_the_schedule(kind: Any, name: str) -> None:
+    """All step sizes, that of the critic too, by the share of total_timesteps before the update, and by num_updates."""
+    settings, factor = SCHEDULES[name]
+    own = {"vf_learning_rate": 0.1} if hasattr(kind, "vf_learning_rate") else {}
+    agent, rates, expected = agent_of(kind, **settings, **own), [], []
+    train = agent.train
+
+    def recorded(rollout: Rollout) -> dict[str, float]:
+        rates.append([group["lr"] for group in agent.optimization.optimizer.param_groups])
+        share = agent.num_timesteps / 200
+        expected.append([rate * factor(share, agent.num_updates) for rate in (1e-3, own.get("vf_learning_rate", 1e-3))])
+        return train(rollout)
+
+    agent.train = recorded
+    agent.learn(200)
+    assert len(rates) > 4 and rates == [pytest.approx(each, rel=1e-12) for each in expected]
+    assert rates[0] != rates[-1] or name == "constant"
+
+
 # -- credit="q" --------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +297,8 @@ TESTED_ABOVE = {
     "kl_target": test_the_kl_is_measured_by_the_estimator_and_steers_beta,
     "kl_horizon": test_the_kl_is_measured_by_the_estimator_and_steers_beta,
     "micro_batch_size": test_micro_batches_bound_the_forward_passes_of_an_update,
+    "lr_schedule": test_the_step_size_follows_the_schedule,
+    "lr_warmup": test_the_step_size_follows_the_schedule,
     "num_continuations": test_q_is_the_mean_over_continuations,
 }
 

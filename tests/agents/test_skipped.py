@@ -245,10 +245,10 @@ def test_a_minibatch_without_completions_is_passed_over(kind: Any) -> None:
     agent = agent_of(kind, num_generations=GROUP, n_episodes=COUNT)
     agent.learn(FOREVER, callback=stop_after(1))
     before = [p.detach().clone() for p in agent.policy.parameters()]
-    steps = {int(state["step"]) for state in agent.optimizer.state.values()}
+    steps = {int(state["step"]) for state in agent.optimization.optimizer.state.values()}
     metrics = agent.train(with_skips(completions(), range(COUNT)))
     assert all(map(torch.equal, before, agent.policy.parameters()))
-    assert {int(state["step"]) for state in agent.optimizer.state.values()} == steps
+    assert {int(state["step"]) for state in agent.optimization.optimizer.state.values()} == steps
     assert not [name for name in metrics if name.startswith(("loss/", "policy/"))]
     agent.train(completions())  # control
     assert not all(map(torch.equal, before, agent.policy.parameters()))
@@ -261,7 +261,7 @@ def test_only_minibatches_with_completions_are_steps() -> None:
     agent.generator.manual_seed(9)
     metrics = agent.train(with_skips(rollout, order[4:8].tolist()))
     assert metrics["num_minibatches"] == 3 and metrics["val/ess"] > 0
-    assert {int(state["step"]) for state in agent.optimizer.state.values()} == {3}
+    assert {int(state["step"]) for state in agent.optimization.optimizer.state.values()} == {3}
 
 
 @pytest.mark.filterwarnings("ignore:.*completions are skipped")

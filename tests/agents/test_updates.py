@@ -32,7 +32,7 @@ def test_ppo_takes_one_step_per_minibatch(n_epochs: int, batch_size: int | None,
     """n_epochs passes over 16 completions, ceil(16 / batch_size) minibatches each."""
     agent, metrics = update_ppo(n_epochs=n_epochs, batch_size=batch_size)
     assert metrics["num_minibatches"] == count
-    assert {int(state["step"]) for state in agent.optimizer.state.values()} == {count}
+    assert {int(state["step"]) for state in agent.optimization.optimizer.state.values()} == {count}
 
 
 def test_every_epoch_uses_every_completion_once() -> None:
@@ -47,7 +47,7 @@ def test_target_kl_stops_the_epochs() -> None:
     """A tiny target stops the epochs after the first step (where rho = 1), a huge one never."""
     stopped, metrics = update_ppo(n_epochs=5, learning_rate=0.05, target_kl=1e-6)
     assert metrics["num_minibatches"] == 1
-    assert {int(state["step"]) for state in stopped.optimizer.state.values()} == {1}
+    assert {int(state["step"]) for state in stopped.optimization.optimizer.state.values()} == {1}
     assert update_ppo(n_epochs=5, learning_rate=0.05, target_kl=1e6)[1]["num_minibatches"] == 5
 
 
@@ -97,7 +97,7 @@ def test_micro_batches_take_the_same_step(kind: Any, size: int) -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-5)
     assert {name for name in expected if name.startswith("policy/clipfrac_")} <= found.keys() == expected.keys()
     assert found == pytest.approx(expected, abs=1e-5)
-    assert {int(state["step"]) for state in split.optimizer.state.values()} == {1}
+    assert {int(state["step"]) for state in split.optimization.optimizer.state.values()} == {1}
 
 
 @pytest.mark.parametrize("kind", [PPO, RLOO, GRPO])
@@ -170,7 +170,7 @@ def test_the_critic_has_its_own_step_size(kind: Any, separate_critic: bool, tmp_
         agent.learn(1)
         agent.save(tmp_path / str(settings))
         loaded = kind.load(tmp_path / str(settings), env)
-        rates = [group["lr"] for group in loaded.optimizer.param_groups]
+        rates = [group["lr"] for group in loaded.optimization.optimizer.param_groups]
         assert rates == [settings["learning_rate"], settings.get("vf_learning_rate", settings["learning_rate"])]
         return {name: (p - before[name]).abs().max().item() for name, p in policy.named_parameters()}
 
@@ -213,9 +213,9 @@ def test_policy_and_separate_critic_are_not_in_memory_together(kind: Any) -> Non
     policy.values = counted
     with torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved.tensor):
         agent.backward(batch)
-        found = [parameter.grad.clone() for parameter in agent.trained]
+        found = [parameter.grad.clone() for parameter in agent.optimization.trained]
         both = list(agent.losses(batch))  # control: both losses before a backward pass
-        expected = torch.autograd.grad(sum(loss for loss, _ in both), agent.trained)
+        expected = torch.autograd.grad(sum(loss for loss, _ in both), agent.optimization.trained)
     assert at_the_critic[0] == 0 < at_the_critic[1]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import pytest
 
+from agents.files import read_json
 from experiments.errors import FlagError
+from experiments.run_folder import write_config
 from tests.helpers.commands import command, tiny
 
 
@@ -37,3 +42,23 @@ def test_missing_weights_raise_an_error_with_the_install_commands(monkeypatch: p
         gym.make("textenv/Sentiment-v0")
     with pytest.raises(FlagError, match="SmolLM2 needs its weights"):
         tiny(env="textenv/Sentiment-v0", env_args={}).make_env()
+
+
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [
+        ({}, 1e-3),
+        ({"env": "textenv/Sentiment-v0", "env_args": {}}, 1e-5),
+        ({"env": "textenv/Text-v0", "env_args": {}, "lora_rank": 2}, 1e-4),
+        ({"learning_rate": 0.5, "lora_rank": 2}, 0.5),
+    ],
+)
+def test_the_default_step_size_follows_what_is_trained(
+    flags: dict[str, Any], rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A toy's transformer, a pretrained model, an adapter; the resolved value is in config.json."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # peft need not be there
+    monkeypatch.setattr("experiments.run_folder.sources", lambda config: {})
+    write_config(config := tiny(**flags), tmp_path)
+    assert read_json(tmp_path / "config.json")["flags"]["learning_rate"] == config.hyperparameters()["learning_rate"]
+    assert config.learning_rate == rate

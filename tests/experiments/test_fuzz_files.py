@@ -102,7 +102,8 @@ def agent(folder: Path) -> Any:
     assert checkpoint is not None
     loaded = PPO.load(checkpoint.folder, toy())
     moments = [
-        {name: value.numpy().tobytes() for name, value in each.items()} for each in loaded.optimizer.state.values()
+        {name: value.numpy().tobytes() for name, value in each.items()}
+        for each in loaded.optimization.optimizer.state.values()
     ]
     return weights(loaded.policy), moments, loaded.generator.get_state().numpy().tobytes(), loaded.num_timesteps
 

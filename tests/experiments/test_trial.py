@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,11 +75,15 @@ def test_a_finished_trial_says_that_nothing_is_trained(
     assert "the trial has finished: nothing is trained" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"optimizer": "tests.helpers.optimizers:momentum", "lr_schedule": "linear", "lr_warmup": 3}]
+)
 def test_an_interrupted_trial_resumes_where_it_stopped(
-    tmp_path: Path, initial: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, initial: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     """Stopped some updates after a checkpoint, then run again: the same rows and the same result as without a stop."""
-    whole = run_trial(tiny(), tmp_path / "whole", initial)
+    config = tiny(settings={"ppo": settings})
+    whole = run_trial(config, tmp_path / "whole", initial)
     log_row = TrialLog.log_row
 
     def stop(self: TrialLog, row: dict[str, float]) -> None:
@@ -91,9 +96,9 @@ def test_an_interrupted_trial_resumes_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(TrialLog, "log_row", stop)
         with pytest.raises(KeyboardInterrupt):
-            run_trial(tiny(), tmp_path / "stopped", initial)
+            run_trial(config, tmp_path / "stopped", initial)
     assert not (tmp_path / "stopped" / "summary.json").exists()
-    resumed = run_trial(tiny(), tmp_path / "stopped", initial)
+    resumed = run_trial(config, tmp_path / "stopped", initial)
     timeless = ("seconds", "tokens_per_second")
     assert {k: v for k, v in resumed.items() if k not in timeless} == {
         k: v for k, v in whole.items() if k not in timeless

@@ -18,7 +18,7 @@ from agents.sampling import Rollout
 
 Rows = list[list[Any]]  # one list for each completion, with one number for each of its tokens
 Metrics = dict[str, float]
-EPSILON = {"whiten": 1e-8, "group": 1e-4, "adam": 1e-5, "clip": 1e-6}  # what avoids divisions by zero
+EPSILON = {"whiten": 1e-8, "group": 1e-4, "adam": 1e-5, "adagrad": 1e-10, "clip": 1e-6}  # what avoids divisions by zero
 
 
 def per_token(x: Tensor, rollout: Rollout) -> Rows:
@@ -212,6 +212,19 @@ class Adam:
             parameter -= step_size * first / (second.sqrt() + EPSILON["adam"])
 
 
+class Adagrad:
+    """Adagrad (Duchi et al. 2011) with the step size of each parameter."""
+
+    def __init__(self) -> None:
+        self.squares: dict[str, Tensor] = {}
+
+    def step(self, name: str, parameter: Tensor, gradient: Tensor, step_size: float) -> None:
+        """Changes a parameter in place."""
+        self.squares[name] = self.squares.get(name, 0.0) + gradient**2
+        with torch.no_grad():
+            parameter -= step_size * gradient / (self.squares[name].sqrt() + EPSILON["adagrad"])
+
+
 def minibatches(agent: Any, count: int) -> list[list[int]]:
     """The rows of each minibatch: an epoch is a shuffle by the agent's generator, whose state is not changed."""
     if not hasattr(agent, "n_epochs"):
@@ -235,7 +248,8 @@ class Update(NamedTuple):
 
 def update(agent: Any, rollout: Rollout, q_values: Tensor | None = None) -> Update:
     """What `agent.train(rollout)` returns and leaves; the agent is not changed."""
-    policy, adam, rollout = copy.deepcopy(agent.policy), Adam(), without_skipped(agent, rollout)
+    policy, rollout = copy.deepcopy(agent.policy), without_skipped(agent, rollout)
+    optimizer = {"adam": Adam, "adagrad": Adagrad}[agent.optimizer]()
     advantages, returns = advantages_of(agent, rollout, q_values)
     old_values = None if rollout.values is None else numbers(rollout.values, rollout)
     batch = Batch(rollout, advantages, returns, numbers(rollout.log_probs, rollout), old_values)
@@ -257,7 +271,7 @@ def update(agent: Any, rollout: Rollout, q_values: Tensor | None = None) -> Upda
         for name, gradient in found.items():
             critics = getattr(agent, "vf_learning_rate", None)
             own = agent.learning_rate if critics is None or name.startswith("model.") else critics
-            adam.step(name, parameters[name], scale * gradient, own)
+            optimizer.step(name, parameters[name], scale * gradient, own)
         rows_of_metrics.append(metrics | {"grad_norm": norm})
     columns = {name: [row[name] for row in rows_of_metrics] for name in (rows_of_metrics or [{}])[0]}
     reduced = {name: mean(values) for name, values in columns.items()}

@@ -82,7 +82,7 @@ def half(rollout: Rollout, r: int) -> Rollout:
 def gradient(agent: Any, rollout: Rollout) -> Tensor:
     """The gradient that `train` leaves behind."""
     agent.train(rollout)
-    masters = agent.master_weights.for_parameters(agent.trained)
+    masters = agent.optimization.stepped
     return torch.cat([gather_tensor(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in masters])
 
 

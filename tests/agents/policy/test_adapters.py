@@ -38,7 +38,7 @@ def test_policy_and_reference_share_their_weights(kind: str) -> None:
     agent = PPO(policy, env)
     names = [name for name, p in policy.named_parameters() if p.requires_grad]
     assert all("lora_" in name or name.startswith("value_head.") for name in names)
-    assert {id(p) for group in agent.optimizer.param_groups for p in group["params"]} == {
+    assert {id(p) for group in agent.optimization.optimizer.param_groups for p in group["params"]} == {
         id(p) for p in policy.parameters() if p.requires_grad
     }
 

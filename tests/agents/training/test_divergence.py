@@ -27,8 +27,8 @@ SEVERAL = {"n_epochs": 2, "batch_size": 8}
 
 def state_of(agent: Any) -> list[Tensor]:
     """Everything that a step changes: weights, master weights, Adam's moments and step counts."""
-    state = [*agent.policy.state_dict().values(), *(each.master for each in agent.master_weights.entries)]
-    moments = [value for each in agent.optimizer.state.values() for value in each.values()]
+    state = [*agent.policy.state_dict().values(), *(each.master for each in agent.optimization.master_weights.entries)]
+    moments = [value for each in agent.optimization.optimizer.state.values() for value in each.values()]
     return [torch.as_tensor(tensor).detach().clone() for tensor in [*state, *moments]]
 
 
@@ -45,7 +45,7 @@ def break_gradients(agent: Any, broken: Any, value: float = math.nan) -> list[li
         before.append(state_of(agent))
         metrics = backward(*arguments)
         if broken(len(before) - 1):
-            gradients = agent.master_weights.for_parameters(agent.trained)
+            gradients = agent.optimization.stepped
             next(p for p in gradients if p.grad is not None).grad.view(-1)[0] = value
         return metrics
 
@@ -127,7 +127,7 @@ def test_scores_that_are_too_large_end_training(kind: Any) -> None:
         Diverged, match=r"(?s)Largest \|score\|: 1e\+20.*' -> '.* \(score 1e\+20.*Scale the scores down"
     ):
         agent.learn(FOREVER)
-    moments = {name for each in agent.optimizer.state.values() for name in each}
+    moments = {name for each in agent.optimization.optimizer.state.values() for name in each}
     assert same(start, state_of(agent)) and not moments
     agent_of(kind, task()).learn(FOREVER, callback=lambda *_: False)  # control
 

@@ -105,9 +105,7 @@ def gradient(policy: TransformerPolicy, env: Any, rollout: Rollout) -> torch.Ten
     agent = PPO(policy, env, n_episodes=len(rollout), seed=0)
     batch = agent.batch(rollout)
     agent.backward(batch)
-    return torch.cat(
-        [p.grad.flatten() for p in agent.master_weights.for_parameters(agent.trained) if p.grad is not None]
-    )
+    return torch.cat([p.grad.flatten() for p in agent.optimization.stepped if p.grad is not None])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -149,7 +147,9 @@ def test_a_saved_agent_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert loaded.policy.model.dtype == HALF
     for other in (agent, loaded):
         other.learn(100)
-    for ours, theirs in zip(agent.master_weights.state(), loaded.master_weights.state(), strict=True):
+    for ours, theirs in zip(
+        agent.optimization.master_weights.state(), loaded.optimization.master_weights.state(), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -193,8 +193,10 @@ def test_an_adapter_on_a_bfloat16_reference(assets: Path) -> None:
     reference.model.to(HALF)
     policy = TransformerPolicy.for_env(env, lora=LoraConfig(r=2, target_modules="all-linear")).cast(HALF)
     agent = REINFORCE(policy, env, n_episodes=8, seed=0)
-    assert {p.dtype for p in agent.trained} == {torch.float32} and agent.master_weights.state() == []
-    before = [p.detach().clone() for p in agent.trained]
+    assert {p.dtype for p in agent.optimization.trained} == {
+        torch.float32
+    } and agent.optimization.master_weights.state() == []
+    before = [p.detach().clone() for p in agent.optimization.trained]
     agent.learn(1)
-    assert any(not p.equal(old) for p, old in zip(agent.trained, before, strict=True))
+    assert any(not p.equal(old) for p, old in zip(agent.optimization.trained, before, strict=True))
     assert reference.model.dtype == HALF

@@ -108,7 +108,7 @@ def results(r: int, folder: Path) -> dict[str, Any]:
     agent.learn(200)
     agent.save(folder / "saved")
     gather_objects(None)  # wait until rank 0 has written it
-    found["trained"] = torch.cat([p.detach().flatten() for p in agent.trained])
+    found["trained"] = torch.cat([p.detach().flatten() for p in agent.optimization.trained])
     found["timesteps"] = agent.num_timesteps
     loaded = REINFORCE.load(folder / "saved", env=task())
     found["collected"] = [a.collect().input_ids for a in (agent, loaded)]

@@ -52,7 +52,7 @@ def weights_after(agent: Any, rollout: Rollout, updates: int = 3) -> Tensor:
     """The weights of the policy itself after some updates with the same rollout."""
     for _ in range(updates):
         agent.train(rollout)
-    return torch.cat([p.detach().flatten() for p in agent.trained])
+    return torch.cat([p.detach().flatten() for p in agent.optimization.trained])
 
 
 def adapter_agent() -> tuple[Any, Rollout]:
@@ -81,9 +81,7 @@ def results(r: int, folder: Path) -> dict[str, Any]:
             patch.setattr("textenv.lm.inputs.MIN_SAVED_TOKENS", 1)
             patch.setattr("textenv.lm.inputs.MIN_SAVED_FRACTION", 0)
             found[f"weights, {name}"] = weights_after(agent, rollout)
-        found[f"shard size, {name}"] = sum(
-            master.to_local().numel() for master in agent.master_weights.for_parameters(agent.trained)
-        )
+        found[f"shard size, {name}"] = sum(master.to_local().numel() for master in agent.optimization.stepped)
         agent = training_agent(name, torch.float32)  # the dtype of checkpoints
         agent.distribute(shard)
         weights_after(agent, rollout)
@@ -99,7 +97,7 @@ def results(r: int, folder: Path) -> dict[str, Any]:
     agent.save(folder / "bfloat16")
     gather_objects(None)  # wait until rank 0 has written it
     loaded = RLOO.load(folder / "bfloat16", env=task(), wrap=shard)
-    found["master weights"] = [each.master_weights.state() for each in (agent, loaded)]
+    found["master weights"] = [each.optimization.master_weights.state() for each in (agent, loaded)]
     if HAS_PEFT:
         agent, adapter_rollout = adapter_agent()
         agent.distribute(shard)
@@ -181,7 +179,7 @@ def test_sharded_checkpoints_are_whole(name: str, ranks: list[dict[str, Any]], f
     loaded = CASES[name][0].load(folder / name, env=task())
     assert distance(weights_after(loaded, all_completions()), whole) < ROUNDED
     without_moments = CASES[name][0].load(folder / name, env=task())
-    without_moments.optimizer.state.clear()
+    without_moments.optimization.optimizer.state.clear()
     assert distance(weights_after(without_moments, all_completions()), whole) > BROKEN
 
 
@@ -190,8 +188,8 @@ def test_sharded_checkpoints_have_the_master_weights(ranks: list[dict[str, Any]]
     """In bfloat16 two ranks and one rank resume from the same master weights, which the rounded weights do not give."""
     agent = RLOO.load(folder / "bfloat16", env=task())
     before, resumed = ranks[0]["master weights"]
-    assert len(before) == len(agent.master_weights.copies) > 0
-    for saved, *found in zip(before, resumed, agent.master_weights.state(), strict=True):
+    assert len(before) == len(agent.optimization.master_weights.copies) > 0
+    for saved, *found in zip(before, resumed, agent.optimization.master_weights.state(), strict=True):
         assert saved.dtype == torch.float32 and all(saved.equal(each) for each in found)
     assert not all(saved.equal(saved.bfloat16().float()) for saved in before)
 

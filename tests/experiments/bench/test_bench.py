@@ -135,7 +135,7 @@ def test_the_largest_ratio_compares_the_learner_with_the_sampler() -> None:
     policy, other = TransformerPolicy.for_env(env), TransformerPolicy.for_env(env, temperature=0.5)
     agent = PPO(policy, env, n_episodes=WORK.completions, seed=0)
     assert largest_ratio(agent) == pytest.approx(1, abs=1e-5)
-    agent.learner = other
+    agent.optimization.learner = other
     generator = agent.generator.get_state()
     found = largest_ratio(agent)
     agent.generator.set_state(generator)

@@ -1,0 +1,89 @@
+"""Optimizers by name, and their step sizes over a training."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from agents.policy import TransformerPolicy
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]  # from parameter groups with their "lr"
+Rate = float | Callable[[float], float]  # a step size, or that at a share of the training, 0 .. 1
+
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "adam": partial(torch.optim.Adam, eps=1e-5),  # Kingma & Ba 2015; eps as in Huang et al. 2024 (arXiv:2403.17031)
+    "adagrad": torch.optim.Adagrad,  # Duchi et al. 2011
+}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda share: 1.0,
+    "linear": lambda share: 1.0 - share,
+    "cosine": lambda share: 0.5 * (1.0 + math.cos(math.pi * share)),
+}
+SMALL = 1_000_000  # parameters up to which a model is a toy's, trained from scratch
+
+
+def find_optimizer(name: Any) -> MakeOptimizer:
+    """Returns what makes an optimizer from parameter groups.
+
+    Args:
+        name: "adam", "adagrad", or "module:object", which is imported and called with parameter groups.
+
+    Raises:
+        ValueError: another name, or one that cannot be imported or called.
+    """
+    if isinstance(name, str) and name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    module, _, attribute = name.rpartition(":") if isinstance(name, str) else ("", "", "")
+    if not module or not attribute:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, or module:object, got {name!r}.")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: "..:object" is no module's name
+        raise ValueError(f"optimizer {name!r} could not be imported: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"optimizer must be called with parameter groups, got {name!r}, which is {found!r:.100}.")
+    make: MakeOptimizer = found
+    return make
+
+
+def default_learning_rate(policy: TransformerPolicy) -> float:
+    """The step size that suits what is trained: a toy's small transformer, a LoRA adapter, or a pretrained model."""
+    if policy.has_adapter:
+        return 1e-4
+    size = sum(parameter.numel() for parameter in policy.model.parameters())
+    return 3e-4 if size <= SMALL else 1e-5
+
+
+def rate_at(rate: Rate, share: float) -> float:
+    """The step size at a share of the training.
+
+    Raises:
+        ValueError: a schedule returns no finite number of at least 0, or at the beginning none above 0.
+    """
+    if not callable(rate):
+        return rate
+    found = rate(share)
+    if not isinstance(found, float | int) or not 0 <= found < math.inf or (share == 0 and found == 0):
+        rule = "a finite number > 0 (lr_warmup begins with small steps)" if share == 0 else "a finite number >= 0"
+        raise ValueError(f"learning_rate({share:g}) must be {rule}, got {found!r:.100}.")
+    return float(found)
+
+
+def rate_factor(rate: Rate, schedule: str, warmup: int, share: float, num_updates: int) -> float:
+    """The factor of all step sizes in an update: that of the warm-up, of the schedule, and of a `rate` that is one.
+
+    Args:
+        rate: the setting `learning_rate`.
+        schedule: a name in `SCHEDULES`.
+        warmup: the number of updates over which the step size rises, 1 / warmup in the first.
+        share: the share of the training that is done, 0 .. 1.
+        num_updates: the updates that are done.
+    """
+    rise = min(1.0, (num_updates + 1) / warmup) if warmup else 1.0
+    own = rate_at(rate, share) / rate_at(rate, 0.0) if callable(rate) else 1.0
+    return rise * SCHEDULES[schedule](share) * own

@@ -1,0 +1,131 @@
+"""Optimizers by name, their saved state, and the step sizes that suit what is trained."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agents.training.optimizers as optimizers
+from agents import PPO, REINFORCE
+from agents.files import read_json, read_manifest, write_folder, write_json
+from agents.training import default_learning_rate
+from tests.helpers.agents import agent_of, stop_after, task, weights
+
+HELPER = "tests.helpers.optimizers"
+NAMES = ["adam", "adagrad", "torch.optim:AdamW", "torch.optim:RMSprop", f"{HELPER}:momentum", f"{HELPER}:Harmonic"]
+TOTAL = 250
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_any_optimizer_resumes_bit_identically(tmp_path: Path, name: str, schedule: str) -> None:
+    """A training that was saved and loaded halfway equals one without, schedule and warm-up too."""
+    settings: dict[str, Any] = {"optimizer": name, "lr_schedule": schedule, "learning_rate": 3e-3, "lr_warmup": 3}
+    whole = agent_of(PPO, n_epochs=2, **settings).learn(TOTAL)
+    assert whole.num_updates >= 5
+    halfway = agent_of(PPO, n_epochs=2, **settings).learn(TOTAL, callback=stop_after(2))
+    halfway.save(tmp_path)
+    resumed = PPO.load(tmp_path, env=task(), optimizer=name)
+    remaining = TOTAL - resumed.num_timesteps
+    resumed.learn(remaining, reset_num_timesteps=False)
+    assert weights(resumed).equal(weights(whole)) and resumed.num_updates == whole.num_updates
+    if name != f"{HELPER}:Harmonic":  # control: without its state
+        forgetful = PPO.load(tmp_path, env=task(), optimizer=name)
+        forgetful.optimization.optimizer.state.clear()
+        if name == "adagrad":  # its state is made at once
+            forgetful = PPO.load(tmp_path, env=task(), optimizer="torch.optim:Adagrad")
+        forgetful.learn(remaining, reset_num_timesteps=False)
+        assert not weights(forgetful).equal(weights(whole))
+
+
+def test_a_folder_names_no_code_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimizer module:object, and a function as learning rate, must be given again; nothing is imported before."""
+    agent_of(REINFORCE, optimizer=f"{HELPER}:momentum", learning_rate=rising).learn(1).save(tmp_path)
+    imported: list[str] = []
+    real = importlib.import_module
+    monkeypatch.setattr(optimizers.importlib, "import_module", lambda name: (imported.append(name), real(name))[1])
+    with pytest.raises(ValueError, match=r"names '.*:rising', which would import and run code.*learning_rate="):
+        REINFORCE.load(tmp_path, optimizer=f"{HELPER}:momentum")
+    with pytest.raises(ValueError, match=r"names '.*:momentum', which would import and run code.*optimizer="):
+        REINFORCE.load(tmp_path, learning_rate=rising)
+    assert imported == []
+    loaded = REINFORCE.load(tmp_path, env=task(), optimizer=f"{HELPER}:momentum", learning_rate=rising)
+    assert HELPER in imported and loaded.learning_rate is rising
+
+
+def rising(share: float) -> float:
+    """A schedule."""
+    return 1e-3 * (1 + share)
+
+
+def test_with_another_optimizer_its_state_begins_anew(tmp_path: Path) -> None:
+    """Control: with the same one it is that of the folder."""
+    agent_of(REINFORCE).learn(1).save(tmp_path)
+    assert len(REINFORCE.load(tmp_path, env=task()).optimization.optimizer.state) > 0
+    other = REINFORCE.load(tmp_path, env=task(), optimizer="adagrad")
+    assert all(not state["sum"].any() for state in other.optimization.optimizer.state.values())
+    other.learn(1)
+
+
+def test_a_folder_from_before_these_settings_is_loaded(tmp_path: Path) -> None:
+    """Without optimizer, schedule and warm-up: Adam with a constant step size, and its state."""
+    agent = agent_of(REINFORCE).learn(1)
+    agent.save(tmp_path)
+    content = read_json(tmp_path / "agent.json")
+    for name in ("optimizer", "lr_schedule", "lr_warmup"):
+        del content["settings"][name]
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name in read_manifest(tmp_path)["files"]}
+
+    def fill(new: Path) -> None:
+        for path, data in kept.items():
+            (new / path.name).write_bytes(data)
+        write_json(new / "agent.json", content)
+
+    write_folder(tmp_path, fill)
+    loaded = REINFORCE.load(tmp_path, env=task())
+    assert (loaded.optimizer, loaded.lr_schedule, loaded.lr_warmup) == ("adam", "constant", 0)
+    assert len(loaded.optimization.optimizer.state) == len(agent.optimization.optimizer.state) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, adagrad, or module:object, got 'sgd'"),
+        ({"optimizer": "no_such_module:x"}, "optimizer 'no_such_module:x' could not be imported"),
+        ({"optimizer": f"{HELPER}:missing"}, "could not be imported"),
+        ({"optimizer": f"{HELPER}:NO_FUNCTION"}, "optimizer must be called with parameter groups"),
+        ({"lr_schedule": "step"}, "lr_schedule must be one of constant, linear, cosine, got 'step'"),
+        ({"lr_schedule": "linear", "learning_rate": rising}, "lr_schedule must be constant where learning_rate is a"),
+        ({"learning_rate": lambda share: share}, r"learning_rate\(0\) must be a finite number > 0"),
+        ({"learning_rate": lambda share: "x"}, r"learning_rate\(0\) must be a finite number > 0.*got 'x'"),
+        ({"lr_warmup": -1}, "lr_warmup must be in"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    """With the rule and the value."""
+    with pytest.raises(ValueError, match=message):
+        agent_of(REINFORCE, **settings)
+
+
+def test_what_is_made_must_be_an_optimizer_and_a_schedule_finite() -> None:
+    """Found when training begins, or when the share is reached."""
+    with pytest.raises(ValueError, match=r"optimizer must make a torch.optim.Optimizer, got None"):
+        agent_of(REINFORCE, optimizer=f"{HELPER}:nothing").learn(1)
+    with pytest.raises(ValueError, match=r"learning_rate\(0\.\d+\) must be a finite number >= 0, got -1.0"):
+        agent_of(REINFORCE, learning_rate=lambda share: 1e-3 if share == 0 else -1.0).learn(TOTAL)
+
+
+def test_the_default_step_size_follows_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model, a larger one, an adapter; a value that is given is kept, and the resolved one is the attribute."""
+    agent = agent_of(REINFORCE)
+    assert agent.learning_rate == default_learning_rate(agent.policy) == 3e-4
+    size = sum(p.numel() for p in agent.policy.model.parameters())
+    monkeypatch.setattr(optimizers, "SMALL", size)
+    assert agent_of(REINFORCE).learning_rate == 3e-4
+    monkeypatch.setattr(optimizers, "SMALL", size - 1)
+    assert agent_of(REINFORCE).learning_rate == 1e-5 and agent_of(REINFORCE, learning_rate=0.5).learning_rate == 0.5
+    monkeypatch.setattr(type(agent.policy), "has_adapter", True)
+    assert default_learning_rate(agent.policy) == 1e-4

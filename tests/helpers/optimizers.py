@@ -1,0 +1,34 @@
+"""Optimizers that tests name `tests.helpers.optimizers:...`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def momentum(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Gradient descent with momentum, whose state is one tensor."""
+    return torch.optim.SGD(groups, lr=1e-3, momentum=0.9)
+
+
+class Harmonic(torch.optim.SGD):
+    """Gradient descent whose steps shrink as 1 / k; the state has numbers, and no tensor."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Takes a step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    state["k"], state["scale"] = state.get("k", 0) + 1, 1.0 / (state.get("k", 0) + 1)
+                    with torch.no_grad():
+                        parameter -= group["lr"] * state["scale"] * parameter.grad
+        return None
+
+
+def nothing(groups: list[dict[str, Any]]) -> None:
+    """No optimizer."""
+
+
+NO_FUNCTION = 3
