@@ -125,8 +125,9 @@ class TrialConfig(AgentFlags):
 
     def make_sampler(self) -> Sampler:
         """Returns the sampler that the flags name."""
-        sampler = import_named(SAMPLERS[self.sampler], "--sampler")
-        return sampler() if isinstance(sampler, type) else sampler
+        named = import_named(SAMPLERS[self.sampler], "--sampler")
+        sampler: Sampler = named() if isinstance(named, type) else named
+        return sampler
 
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """Returns the agent that the flags name; raises a FlagError where its settings do not fit each other."""

@@ -146,7 +146,7 @@ class EnvFlags:
             files.check_saved(self.model)
         if self.env == "textenv/Text-v0":
             tokenizer = fill_holes(load_tokenizer(str(self.model), trust_remote_code=trust))
-            reference = CausalLMReference(self.model, vocab_size=len(tokenizer), trust_remote_code=trust)
+            reference = CausalLMReference(str(self.model), vocab_size=len(tokenizer), trust_remote_code=trust)
             arguments |= {"tokenizer": tokenizer, "reference": reference}
         elif self.model is not None:
             arguments |= {"model": self.model, "trust_remote_code": trust}

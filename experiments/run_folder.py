@@ -89,5 +89,5 @@ def read_config(folder: Path) -> TrainFlags:
 def plain(config: Any) -> dict[str, Any]:
     """Returns a config as a dict of JSON values; the settings of each agent are beside the flags, by their key."""
     content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    settings = content.pop("settings", {})
+    settings: dict[str, Any] = content.pop("settings", {})
     return content | settings

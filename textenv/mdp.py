@@ -137,8 +137,7 @@ class TextMDP:
             attention_mask=self.initial_attention_mask[:, :width],
         )
         self.eos_token_ids = resolve_eos(eos_token_id, self.reference, tokenizer, self.vocab_size)
-        self.is_eos = np.zeros(self.vocab_size, dtype=np.bool_)
-        self.is_eos[self.eos_token_ids] = True
+        self.is_eos = np.isin(np.arange(self.vocab_size), self.eos_token_ids)
         self.prompt_texts = np.array(self.prompts.texts, dtype=object)
         context = getattr(self.reference, "max_length", None)
         if context is not None and self.prompt_width + self.max_new_tokens > context:
@@ -161,14 +160,6 @@ class TextMDP:
         state.input_ids[rows] = self.initial_input_ids.take(prompt, axis=0)
         state.attention_mask[rows] = self.initial_attention_mask.take(prompt, axis=0)
         state.time[rows] = 0
-
-    def initial_state(self, state: TextState) -> TextState:
-        """s_0 of each row: a copy with the same prompts and empty completions."""
-        state = TextState(**{name: values.copy() for name, values in vars(state).items()})
-        state.input_ids[:, self.prompt_width :] = 0
-        state.attention_mask[:, self.prompt_width :] = 0
-        state.time[:] = 0
-        return state
 
     def make_state(self, prompt: Any, completion: Any = ()) -> TextState:
         """Any state, as one row: `prompt` is an index, text, messages or ids, `completion` (so far) text or ids.
@@ -307,16 +298,3 @@ class TextMDP:
     def gold_score(self, finished: FinishedCompletions) -> NDArray[np.float64] | None:
         """The gold reward's score of finished completions, [K]; None where the task has no gold reward."""
         return None if self.gold_reward is None else self.gold_reward.score(finished)
-
-    def scores_or_nan(self, finished: FinishedCompletions) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """`score` and `gold_score`, both nan for a completion that is skipped (see `on_reward_error`).
-
-        A completion is skipped if one of the two fails, so that both are measured on the same completions.
-        """
-        scores = self.reward.score(finished, may_skip=True)
-        if self.gold_reward is None:
-            return scores, None
-        gold_scores = self.gold_reward.score(finished, may_skip=True)
-        skipped = np.isnan(scores) | np.isnan(gold_scores)
-        scores[skipped] = gold_scores[skipped] = np.nan
-        return scores, gold_scores

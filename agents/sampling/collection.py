@@ -21,7 +21,7 @@ from agents.sampling.reference import reference_log_probs
 from agents.sampling.rollout import Rollout
 from agents.sampling.starts import sample_prompts
 from textenv import EnvLike, TextMDP, TextState, get_mdp
-from textenv.rewards import FinishedCompletions
+from textenv.rewards import FinishedCompletions, scores_or_nan
 
 
 @torch.no_grad()
@@ -146,16 +146,17 @@ def score(generation: Generation, mdp: TextMDP, state: TextState, kl_coef: float
     """
     completion = completion_mask(generation)
     tokens = generation.input_ids[:, -completion.shape[1] :].cpu().numpy()
-    transitions = mdp.transitions(mdp.initial_state(state), tokens, completion.cpu().numpy())
+    transitions = mdp.transitions(state.without_completion(mdp.prompt_width), tokens, completion.cpu().numpy())
     lengths = completion.sum(dim=1).cpu().numpy()
     finished = mdp.finished(state.prompt, state.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
-    scores, gold_scores = mdp.scores_or_nan(finished)
+    scores, gold_scores = scores_or_nan(mdp.reward, mdp.gold_reward, finished)
     assert generation.ref_log_probs is not None  # `add_reference`
     log_probs, ref_log_probs = generation.log_probs.cpu().numpy(), generation.ref_log_probs.cpu().numpy()
     if not np.isfinite(ref_log_probs).all():
         raise ValueError("The sampler returned tokens that the reference gives probability 0: it must obey the mask.")
     terms = mdp.reward_terms(transitions, ref_log_probs, np.nan_to_num(scores), log_probs, kl_coef)
-    return Scored(finished, scores, gold_scores, sum_of_terms(terms), transitions.stop.any(axis=1))
+    stopped = np.asarray(transitions.stop.any(axis=1))
+    return Scored(finished, scores, gold_scores, sum_of_terms(terms), stopped)
 
 
 def assemble(generation: Generation, scored: Scored, state: TextState, mask: Tensor) -> Rollout:

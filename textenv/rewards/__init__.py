@@ -7,7 +7,7 @@ from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.lexicon import vader
 from textenv.rewards.messages import completion_text
 from textenv.rewards.training import TrainerState, TrainingContext
-from textenv.rewards.weighted import OnRewardError, RewardFunction, WeightedReward
+from textenv.rewards.weighted import OnRewardError, RewardFunction, WeightedReward, scores_or_nan
 
 if TYPE_CHECKING:
     from textenv.rewards.classifier import RewardModel
@@ -22,6 +22,7 @@ __all__ = [
     "TrainingContext",
     "WeightedReward",
     "completion_text",
+    "scores_or_nan",
     "vader",
 ]
 

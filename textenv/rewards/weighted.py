@@ -216,3 +216,19 @@ def _read_weights(weights: Any, count: int) -> tuple[float, ...]:
     if read is None or len(read) != count or not all(w is not None and np.abs(w) <= FLOAT32_MAX for w in read):
         raise ValueError(f"reward_weights must be one finite number per function ({count}), got {shown(weights)}.")
     return tuple(w for w in read if w is not None)
+
+
+def scores_or_nan(
+    reward: WeightedReward, gold_reward: WeightedReward | None, finished: FinishedCompletions
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Score and gold score of finished completions, [K], both nan for one that is skipped (see `on_reward_error`).
+
+    A completion is skipped if one of the two fails, so that both are measured on the same completions.
+    """
+    scores = reward.score(finished, may_skip=True)
+    if gold_reward is None:
+        return scores, None
+    gold_scores = gold_reward.score(finished, may_skip=True)
+    skipped = np.isnan(scores) | np.isnan(gold_scores)
+    scores[skipped] = gold_scores[skipped] = np.nan
+    return scores, gold_scores

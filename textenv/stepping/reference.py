@@ -19,8 +19,6 @@ class ReferenceBackend:
         self.mdp = mdp
         self.state = mdp.empty_state(num)
         self.rows = np.arange(num)
-        # the index of each row's first completion token in the flattened `input_ids`
-        self.completion_start = self.rows * self.state.input_ids.shape[1] + mdp.prompt_width
         self.known: Array | None = np.broadcast_to(0.0, (num, mdp.vocab_size))  # None: the reference must be called
 
     @property
@@ -75,13 +73,9 @@ class ReferenceBackend:
         return terminated, scores, final
 
     def commit(self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]) -> None:
-        """Appends these tokens, 0 in the other rows, to the `live` rows; `refresh` reads the new states."""
-        state = self.state
-        # An episode that has ended may have all its columns full. What this writes there is gone with its restart.
-        cell = self.completion_start + np.minimum(state.time, self.mdp.max_new_tokens - 1)
-        state.input_ids.reshape(-1)[cell] = tokens
-        state.attention_mask.reshape(-1)[cell] = live
-        state.time += live
+        """Appends these tokens to the `live` rows; `refresh` reads the new states."""
+        rows = live.nonzero()[0]
+        self.state.append(rows, tokens[rows], self.mdp.prompt_width)
 
     def observation(self) -> dict[str, Array]:
         """A copy of `input_ids` and `attention_mask`, [B, L]."""

@@ -155,7 +155,7 @@ def test_no_sampler_shows_torchs_own_error(make: Any, sampler: Any) -> None:
     env = make()
     mdp = env.unwrapped.mdp
     collect(env, random_policy(env).float(), 16, sampler=sampler)
-    mdp.score = mdp.scores_or_nan = None  # not callable
+    mdp.reward = None  # not callable
     with pytest.raises(Diverged, match=r"probabilities are not finite in \d+ of 16 completions, first at token .* '"):
         collect(env, broken_policy(env), 16, generator=new_generator("cpu", 0), sampler=sampler)
 

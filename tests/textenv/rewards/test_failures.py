@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers.completions import score_lists
 from tests.helpers.tasks import count_words, golden, make, mdp, words
-from textenv.rewards import FinishedCompletions, RewardError, WeightedReward
+from textenv.rewards import FinishedCompletions, RewardError, WeightedReward, scores_or_nan
 from textenv.rewards.errors import place_of, shorten
 
 SCORES = {"a": 1.0, "b": 2.0, "a b": 3.0}
@@ -358,11 +358,12 @@ def test_a_skip_of_score_or_gold_score_skips_both() -> None:
         reward=Judge(bad=["a"]), gold_reward=Judge(bad=["b"]), on_reward_error="skip", reward_tries=1, reward_wait=0.0
     )
     with pytest.warns(UserWarning, match="skipped"):
-        scores, gold_scores = task.scores_or_nan(batch())
+        scores, gold_scores = scores_or_nan(task.reward, task.gold_reward, batch())
     assert str(scores.tolist()) == str([math.nan, math.nan, 3.0]) and gold_scores is not None
     assert str(gold_scores.tolist()) == str([math.nan, math.nan, 3.0])
     assert "bad completion" in str(task.last_skip)
-    scores, gold_scores = mdp(gold_reward=golden).scores_or_nan(batch())  # control
+    control = mdp(gold_reward=golden)
+    scores, gold_scores = scores_or_nan(control.reward, control.gold_reward, batch())
     assert not any(map(math.isnan, scores)) and gold_scores is not None and not any(map(math.isnan, gold_scores))
 
 
