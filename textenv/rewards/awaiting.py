@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _loops: dict[int, asyncio.AbstractEventLoop] = {}  # by process id: a forked process does not have its parent's threads
 _lock = threading.Lock()
@@ -19,11 +19,11 @@ _lock = threading.Lock()
 class Outcome(NamedTuple):
     """What an awaitable came to: a value, or the error that it raised."""
 
-    value: Any
+    value: object
     error: BaseException | None
 
 
-def await_all(awaitables: Sequence[Awaitable[Any]]) -> list[Outcome]:
+def await_all(awaitables: Sequence[Awaitable[object]]) -> list[Outcome]:
     """Awaits all of them at the same time, and returns their outcomes in order.
 
     Raises:
@@ -41,18 +41,18 @@ def await_all(awaitables: Sequence[Awaitable[Any]]) -> list[Outcome]:
         raise
 
 
-def discard(awaitables: Sequence[Awaitable[Any]]) -> None:
+def discard(awaitables: Sequence[Awaitable[object]]) -> None:
     """Closes coroutines that will not be awaited: Python would warn of each."""
     for awaitable in awaitables:
         if asyncio.iscoroutine(awaitable):
             awaitable.close()
 
 
-async def _gather(awaitables: Sequence[Awaitable[Any]]) -> list[Outcome]:
+async def _gather(awaitables: Sequence[Awaitable[object]]) -> list[Outcome]:
     return list(await asyncio.gather(*map(_outcome, awaitables)))
 
 
-async def _outcome(awaitable: Awaitable[Any]) -> Outcome:
+async def _outcome(awaitable: Awaitable[object]) -> Outcome:
     try:
         return Outcome(await awaitable, None)
     except BaseException as error:  # also sys.exit, which would end the loop

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from textenv.arguments import shown
 from textenv.rewards.scores import as_number
@@ -46,8 +45,8 @@ class TrainerState:
     """Whether this is rank 0."""
     is_hyper_param_search: bool = False
     trial_name: str | None = None
-    trial_params: dict[str, Any] | None = None
-    stateful_callbacks: dict[str, Any] = field(default_factory=dict)
+    trial_params: dict[str, object] | None = None
+    stateful_callbacks: dict[str, object] = field(default_factory=dict)
 
 
 class TrainingContext:
@@ -87,7 +86,7 @@ class CallLog:
     def __init__(self, count: int) -> None:
         self.count = count
         self.metrics: list[tuple[str, float]] = []
-        self.columns: dict[str, list[Any]] = {}
+        self.columns: dict[str, list[object]] = {}
 
     def log_metric(self, name: str, value: float) -> None:
         """Logs a number; an update's metric is the mean of those that were logged under its name.
@@ -100,7 +99,7 @@ class CallLog:
             raise ValueError(f"log_metric takes a name and a number, got {shown(name)} and {shown(value)}.")
         self.metrics.append((name, number))
 
-    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+    def log_extra(self, column: str, values: Sequence[object]) -> None:
         """Logs a column, one value per completion; further calls of the same name fill up a column begun before.
 
         Raises:
@@ -133,7 +132,7 @@ class CallLog:
                 )
 
 
-def trainer_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+def trainer_arguments(function: Callable[..., object]) -> tuple[str, ...]:
     """Which of `TRAINER_ARGUMENTS` a function takes, by name or as one of any keywords."""
     try:
         # a torch module is called through a method that takes anything
