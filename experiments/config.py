@@ -125,7 +125,7 @@ class TrialConfig(AgentFlags):
 
     def make_sampler(self) -> Sampler:
         """Returns the sampler that the flags name."""
-        named = import_named(SAMPLERS[self.sampler], "--sampler")
+        named: Any = import_named(SAMPLERS[self.sampler], "--sampler")
         sampler: Sampler = named() if isinstance(named, type) else named
         return sampler
 
