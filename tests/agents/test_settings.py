@@ -6,7 +6,7 @@ weights after `train` are those of the equations; control: the setting makes a d
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ BASE: dict[Any, dict[str, Any]] = {
     RLOO: GROUPS | {"n_epochs": 2},
     GRPO: GROUPS | {"n_epochs": 2},
 }
-COMMON = [("gamma", 1.0), ("learning_rate", 3e-3), ("max_grad_norm", 0.01), ("optimizer", "adagrad")]
+ONE_STEP: dict[Any, dict[str, Any]] = {kind: {"n_epochs": 1} for kind in (PPO, RLOO, GRPO)}
+COMMON = [("gamma", 1.0), ("learning_rate", 3e-3), ("max_grad_norm", 0.01)]
 CRITICS = [
     ("gae_lambda", 0.2),
     ("vf_coef", 1.5),
@@ -43,7 +44,7 @@ CRITICS = [
     ("value_warmup", 1),
     ("normalize_advantage", True),
 ]
-EPOCHS = [("n_epochs", 1), ("batch_size", 2), ("clip_range", 0.05), ("clip_range", None)]
+EPOCHS = [("n_epochs", 1), ("batch_size", 2), ("clip_range", 0.05), ("clip_range", None), ("optimizer", "adagrad")]
 CHANGES: dict[Any, list[tuple[str, Any]]] = {
     REINFORCE: [("credit", "sequence"), ("baseline", None), ("baseline", "mean"), ("num_generations", 2)],
     ActorCritic: CRITICS,
@@ -106,6 +107,25 @@ def test_the_default_settings_are_those_of_the_equations(kind: Any) -> None:
     found = trained(agent, rollout)
     for name, expected in first.items():
         torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5)
+
+
+@every_kind
+def test_the_optimizer_has_a_state_over_updates(kind: Any) -> None:
+    """Two updates from gradients of opposite signs: Adam and Adagrad step as their equations say, and differently."""
+    changes = []
+    for name, rule in (("adam", equations.Adam()), ("adagrad", equations.Adagrad())):
+        start, rollout = agent_of(kind), uneven_rollout(task())
+        agent = agent_of(kind, optimizer=name, **ONE_STEP.get(kind, {}))
+        expected = {each: p.detach().clone() for each, p in agent.policy.named_parameters()}
+        for sign in (1.0, -2.0):
+            agent.train(replace(rollout, rewards=sign * rollout.rewards))
+            for each, parameter in agent.policy.named_parameters():
+                if parameter.grad is not None:
+                    rule.step(each, expected[each], parameter.grad, agent.learning_rate)
+        found = {each: p.detach() for each, p in agent.policy.named_parameters()}
+        changes.append(change(start, expected))
+        assert distance(change(start, found), changes[-1]) < EQUAL
+    assert distance(*changes) > DIFFERENT
 
 
 @pytest.mark.parametrize("kind", [PPO, RLOO, GRPO])
@@ -297,6 +317,7 @@ TESTED_ABOVE = {
     "kl_target": test_the_kl_is_measured_by_the_estimator_and_steers_beta,
     "kl_horizon": test_the_kl_is_measured_by_the_estimator_and_steers_beta,
     "micro_batch_size": test_micro_batches_bound_the_forward_passes_of_an_update,
+    "optimizer": test_the_optimizer_has_a_state_over_updates,
     "lr_schedule": test_the_step_size_follows_the_schedule,
     "lr_warmup": test_the_step_size_follows_the_schedule,
     "num_continuations": test_q_is_the_mean_over_continuations,
