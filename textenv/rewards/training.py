@@ -132,7 +132,7 @@ class CallLog:
                 )
 
 
-def trainer_arguments(function: Callable[..., object]) -> tuple[str, ...]:
+def trainer_arguments(function: object) -> tuple[str, ...]:
     """Which of `TRAINER_ARGUMENTS` a function takes, by name or as one of any keywords."""
     try:
         # a torch module is called through a method that takes anything
