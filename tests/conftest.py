@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.inputs import lines
 from tests.helpers.paths import ASSETS
 
 # before torch is imported, and for the OS processes that tests start: rounding in bfloat16 depends on the threads
@@ -19,6 +20,12 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests were started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # an unknown model name fails without a network request
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The inputs of the fuzz tests. pytest-xdist runs the tests in other processes, which cannot print them."""
+    for line in lines(terminalreporter.getreports("passed")):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -43,8 +43,9 @@ from experiments.saved_run import EvaluateConfig, settings_from_folder
 from experiments.summary import read_baselines, read_summary
 from tests.helpers import faults
 from tests.helpers.classifiers import random_classifier, word_tokenizer, write_pairs
-from tests.helpers.fuzz import SEED, Inputs, fuzz_values
+from tests.helpers.fuzz import SEED, fuzz_values
 from tests.helpers.fuzzed_files import HOSTILE, damaged, edited
+from tests.helpers.inputs import LEAST, Inputs, check_inputs
 from tests.helpers.storage import content, seal
 from tests.helpers.toy_run import TRAIN, fit_nothing
 from textenv.data import load_prompts
@@ -192,7 +193,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cases(folder: Path) -> list[tuple[Reader, Path]]:
-    """Every file with its reader."""
+    """Every file with its reader; no reader is without a file."""
+    assert [reader.files for reader in READERS if not any(folder.glob(reader.files))] == []
     return [(reader, path) for reader in READERS for path in sorted(folder.glob(reader.files)) if path.is_file()]
 
 
@@ -282,9 +284,7 @@ def test_code_that_a_file_names_is_found(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_files_for_longer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files_for_longer(folder: Path, record_property: Any) -> None:
     """Several hundred damages of each."""
-    inputs = fuzz_files(folder, 500)
-    assert inputs.short_of(inputs, 500) == []
-    with capsys.disabled():
-        print("\n" + inputs.table("files"))
+    kinds = [path.relative_to(folder).as_posix() for _, path in cases(folder)]
+    check_inputs("files", fuzz_files(folder, LEAST), kinds, record_property)

@@ -18,7 +18,8 @@ from experiments.env_flags import EnvFlags
 from experiments.errors import FlagError
 from experiments.run_folder import plain
 from tests.helpers.flags import COMMANDS, FLAGS, REQUIRED, make
-from tests.helpers.fuzz import SEED, Inputs, fuzz_values
+from tests.helpers.fuzz import SEED, fuzz_values
+from tests.helpers.inputs import Inputs, check_inputs
 from tests.helpers.refusals import ODD
 from tests.helpers.storage import content
 
@@ -141,9 +142,7 @@ def test_a_flag_that_is_not_checked_is_found(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_flags_for_longer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_for_longer(tmp_path: Path, record_property: Any) -> None:
     """Several hundred of each kind."""
-    inputs = fuzz_flags(tmp_path, 600)
-    assert inputs.short_of(inputs, 500) == []
-    with capsys.disabled():
-        print("\n" + inputs.table("flags"))
+    kinds = [*(f"config of {name}" for name in COMMANDS), "command line", *(f"arguments of {env}" for env in TOYS)]
+    check_inputs("flags", fuzz_flags(tmp_path, 600), kinds, record_property)

@@ -1,34 +1,21 @@
-"""Fuzzing: how many inputs each rule has had, and state machines that run until each rule has had its share."""
+"""Fuzzing: values that are checked, and state machines that run until each rule has had its share."""
 
 from __future__ import annotations
 
 import functools
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.stateful import RULE_MARKER, RuleBasedStateMachine, rule, run_state_machine_as_test
 from hypothesis.strategies import SearchStrategy
 
+from tests.helpers.inputs import Inputs
+
 ROUNDS = 400  # of `fuzz`, at most
 STEPS = 30  # operations on one object, at most
 SEED = 0 if settings.default.derandomize else secrets.randbits(32)  # in CI the same inputs every time
-
-
-class Inputs(Counter[str]):
-    """The number of inputs by the name of their kind: a rule of a state machine, a type of file, a flag."""
-
-    def table(self, title: str) -> str:
-        """A line per kind, the rarest one last."""
-        width = max(map(len, self), default=0)
-        lines = [f"  {name:<{width}}  {number:>6}" for name, number in self.most_common()]
-        return "\n".join([f"{title}: {self.total()} inputs", *lines])
-
-    def short_of(self, names: Iterable[str], least: int) -> list[str]:
-        """The names with fewer inputs than `least`."""
-        return [name for name in names if self[name] < least]
 
 
 class FuzzedMachine(RuleBasedStateMachine):
@@ -84,8 +71,8 @@ def fuzz_values(
     run()
 
 
-def fuzz(machine: type[FuzzedMachine], least: int, shrink: bool = True, start: int = SEED) -> str:
-    """Runs a state machine until each of its rules has been applied `least` times; returns the table of counts.
+def fuzz(machine: type[FuzzedMachine], least: int, shrink: bool = True, start: int = SEED) -> None:
+    """Runs a state machine until each of its rules has been applied `least` times.
 
     `start` seeds the operations.
     The calls that lead to a fault are printed, with `shrink` the fewest and smallest. It fails too if a rule is not
@@ -105,4 +92,3 @@ def fuzz(machine: type[FuzzedMachine], least: int, shrink: bool = True, start: i
         if not machine.inputs.short_of(machine.names, least):
             break
     assert machine.inputs.short_of(machine.names, least) == [], machine.inputs.table(machine.__name__)
-    return machine.inputs.table(machine.__name__)

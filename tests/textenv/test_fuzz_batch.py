@@ -17,6 +17,7 @@ from tests.helpers.envs import MODES, masked_info
 from tests.helpers.episode_model import Episode, Stream
 from tests.helpers.fuzz import FuzzedMachine, fuzz, operation
 from tests.helpers.fuzzed_tasks import FAILS, PureLetters, arguments, broken_policies, fuzzed_tasks
+from tests.helpers.inputs import LEAST, check_inputs
 from tests.helpers.planted_faults import PLANTED
 from tests.helpers.refusals import ODD, refused
 from tests.helpers.tasks import LETTERS, RandomPolicy, assert_same
@@ -304,8 +305,7 @@ def test_a_planted_fault_is_found(fault: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_batches_for_longer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_batches_for_longer(record_property: Any) -> None:
     """Each call several hundred times."""
-    table = fuzz(BatchMachine, least=500)
-    with capsys.disabled():
-        print(f"\n{table}")
+    fuzz(BatchMachine, least=LEAST)
+    check_inputs("TextVectorEnv", BatchMachine.inputs, BatchMachine.names, record_property)

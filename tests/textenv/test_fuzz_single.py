@@ -16,6 +16,7 @@ from hypothesis.stateful import initialize, invariant, precondition
 from tests.helpers.episode_model import Episode, Stream
 from tests.helpers.fuzz import FuzzedMachine, fuzz, operation
 from tests.helpers.fuzzed_tasks import FAILS, PureLetters, arguments, broken_policies, fuzzed_tasks
+from tests.helpers.inputs import LEAST, check_inputs
 from tests.helpers.planted_faults import PLANTED
 from tests.helpers.refusals import ODD, refused
 from tests.helpers.tasks import LETTERS, PROMPTS, RandomPolicy, assert_same, make
@@ -216,8 +217,7 @@ def test_a_planted_fault_is_found(fault: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_single_environments_for_longer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_environments_for_longer(record_property: Any) -> None:
     """Each call several hundred times."""
-    table = fuzz(SingleMachine, least=500)
-    with capsys.disabled():
-        print(f"\n{table}")
+    fuzz(SingleMachine, least=LEAST)
+    check_inputs("TextEnv", SingleMachine.inputs, SingleMachine.names, record_property)
