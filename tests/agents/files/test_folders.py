@@ -61,6 +61,26 @@ def test_a_folder_is_as_it_was_or_whole(before: int, keep: int, kill: bool, tmp_
         assert read(path) == "new" and not list(path.parent.rglob(".*"))
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_an_error_says_what_could_not_be_done(keep: int, tmp_path: Path) -> None:
+    """Each operation of a write over two versions, and of the way back, with the verb of its error."""
+    path, verbs = tmp_path / "x", {"make", "write", "sync", "rename", "remove"}
+    for text in ("1", "2"):
+        files.write_folder(path, fill(text), keep)
+    with operations_fail() as log:
+        files.write_folder(path, fill("3"), keep)
+    with operations_fail() as back:
+        files.promote(path, tmp_path / "x.1" if keep == 2 else path)
+    assert {line.split()[0] for line in log} == verbs
+    assert {line.split()[0] for line in back} == ({"remove", "rename"} if keep == 2 else set())
+    for at in range(len(log)):
+        with operations_fail(at) as done, pytest.raises(files.StorageError, match="No space left") as error:
+            files.write_folder(path, fill("4"), keep)
+        verb, name = done[at].split()
+        assert str(error.value).startswith(f"Could not {verb} ") and f"{name}': " in str(error.value)
+        files.finish_folder(path, keep)
+
+
 def test_versions_are_kept_in_order(tmp_path: Path) -> None:
     """The newest has the name; the oldest beyond `keep` is removed."""
     for text in range(5):

@@ -64,9 +64,37 @@ def test_setups_with_wrong_rewards_are_refused() -> None:
     envs.set_options({"prompt": "a"})
     with pytest.raises(ValueError, match="takes no options"):
         envs.reset()
-    for name in ("net_arch", "share_features_extractor"):
-        with pytest.raises(TypeError, match=f"leave out {name}"):
-            PPO(CausalLMPolicy, vec(**TOY), policy_kwargs={"language_model": language_model, name: False})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["net_arch", "features_extractor_class", "features_extractor_kwargs", "share_features_extractor", "ortho_init"],
+)
+def test_the_architecture_cannot_be_chosen(name: str) -> None:
+    """Each argument of Stable-Baselines3 that would change it. Control: `optimizer_kwargs`, which would not."""
+    language_model = random_policy(vec(**TOY)).float()
+    with pytest.raises(TypeError, match=f"leave out {name}"):
+        PPO(CausalLMPolicy, vec(**TOY), policy_kwargs={"language_model": language_model, name: {}})
+    PPO(CausalLMPolicy, vec(**TOY), policy_kwargs={"language_model": language_model, "optimizer_kwargs": {}})
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_observations_are_in_their_space(masks: bool) -> None:
+    """Of every row and step, of the terminal ones too; a mask has values in 0 .. 1. Control: numbers outside are not."""
+    envs = TextVecEnv(vec("textenv/TajMahal-v0").envs, mask_in_observation=masks)
+    space, observation, ends = envs.observation_space, envs.reset(), 0
+    for _ in range(12):
+        rows = [{name: values[row] for name, values in observation.items()} for row in range(envs.num_envs)]
+        assert all(space.contains(row) for row in rows)
+        allowed = envs.envs.action_masks()
+        assert not masks or [row["action_mask"].tolist() for row in rows] == allowed.astype(int).tolist()
+        observation, _, dones, infos = envs.step(allowed.argmax(axis=1))
+        assert all(space.contains(infos[row]["terminal_observation"]) for row in np.flatnonzero(dones))
+        ends += int(dones.sum())
+    assert ends > 0 and set(space.spaces) == {"input_ids", "attention_mask", *(["action_mask"] if masks else [])}
+    for name in space.spaces:
+        assert not space.contains(rows[0] | {name: np.full_like(rows[0][name], -1)})
+        assert name == "input_ids" or not space.contains(rows[0] | {name: np.full_like(rows[0][name], 2)})
 
 
 def test_the_rows_are_one_environment() -> None:
