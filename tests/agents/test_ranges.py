@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agents import PPO, REINFORCE, TransformerPolicy
 from agents.ranges import LARGEST, RANGES, check_fields, check_integer, check_range
-from tests.helpers.agents import KINDS, agent_of, every_kind, task
+from tests.helpers.agents import KINDS, agent_of, every_kind, task, weights
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import toy
 
@@ -118,3 +119,15 @@ def test_learn_refuses_a_negative_number_of_tokens(total: Any) -> None:
     """nan, which compares false with everything, too."""
     with pytest.raises(ValueError, match="total_timesteps must not be negative"):
         agent_of(REINFORCE, task()).learn(total)
+
+
+def test_learn_for_no_tokens_changes_nothing() -> None:
+    """As a run that is resumed at its end does: no update, no callback. Control: for one token there is an update."""
+    agent, called = agent_of(REINFORCE, task()), list[int]()
+    before = weights(agent).clone()
+    for total, updates in ((0, 0), (1, 1), (0, 1)):
+        agent.learn(total, callback=lambda agent, *_: called.append(agent.num_updates), reset_num_timesteps=False)
+        assert agent.num_updates == len(called) == updates
+        assert torch.equal(weights(agent), before) is (updates == 0)
+    agent.learn(0)
+    assert agent.num_updates == agent.num_timesteps == 0

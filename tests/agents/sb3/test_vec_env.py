@@ -80,7 +80,7 @@ def test_the_architecture_cannot_be_chosen(name: str) -> None:
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_observations_are_in_their_space(masks: bool) -> None:
-    """Of every row and step, of the terminal ones too; a mask has values in 0 .. 1. Control: numbers outside are not."""
+    """Of every row and step, and at ends; a mask has values in 0 .. 1. Control: numbers outside are not."""
     envs = TextVecEnv(vec("textenv/TajMahal-v0").envs, mask_in_observation=masks)
     space, observation, ends = envs.observation_space, envs.reset(), 0
     for _ in range(12):
