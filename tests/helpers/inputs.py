@@ -8,7 +8,7 @@ from typing import Any
 
 LEAST = 500  # inputs of each kind in a slow test
 TOTAL = 20_000  # inputs of all slow tests together; each has its part of them:
-PARTS = {"TextEnv": 5_000, "TextVectorEnv": 5_000, "flags": 6_000, "files": 10_000}
+PARTS = {"TextEnv": 5_000, "TextVectorEnv": 5_000, "flags": 6_000, "files of runs": 5_000, "other files": 5_000}
 PROPERTY = "fuzzed"  # of a test's report: the title and the inputs
 
 

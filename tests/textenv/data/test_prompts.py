@@ -15,6 +15,7 @@ from tests.helpers.models import drifted, model, tokenizer
 from tests.helpers.tasks import letter_values, words, zero
 from tests.helpers.tokenizers import byte_level
 from textenv import TextMDP, WordTokenizer
+from textenv.data import load_prompts
 from textenv.testing import play
 
 
@@ -167,3 +168,14 @@ def test_the_text_of_ids_has_no_special_tokens() -> None:
     observation, _ = env.reset(options={"prompt": ids})
     assert observation["input_ids"][observation["attention_mask"] == 1].tolist() == ids
     assert play(env, ids, [1]).prompt == "world"
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"train": ["a"]}, {"prompt": "a"}, {"prompt": ["a", "b"], "fact": ["c"]}, {"prompt": ["a", "a", 7]}]
+)
+def test_an_error_in_columns_says_that_it_is_in_the_prompts(columns: dict[str, Any]) -> None:
+    """No such column, one that is no list, two of different lengths; and the row of a value that is no prompt."""
+    place = "prompts, prompt 2: " if len(columns.get("prompt", "")) == 3 else "prompts: "
+    with pytest.raises(ValueError, match=f"^{place}"):
+        load_prompts(columns, WordTokenizer(["a", "b"]))
+    assert load_prompts({"prompt": ["a", "b"], "fact": [1, 2]}, WordTokenizer(["a", "b"])).texts == ["a", "b"]

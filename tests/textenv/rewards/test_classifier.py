@@ -299,6 +299,20 @@ def test_a_normalization_that_is_no_number_is_refused(name: str, value: float) -
         RewardModel(model, word_tokenizer(eos_token="[END]"))
 
 
+@pytest.mark.parametrize("value", [0, -7, "12", [12]])
+@pytest.mark.parametrize("name", ["max_position_embeddings", "model_max_length"])
+def test_a_limit_that_is_no_number_of_tokens_is_refused(name: str, value: Any) -> None:
+    """By its name: one is the model's, the other the tokenizer's. Control: 12 tokens."""
+    for limit in (12, value):
+        model, tokenizer = random_classifier("bert"), word_tokenizer(pad_token="[END]", eos_token="[END]")
+        vars(model.config if name == "max_position_embeddings" else tokenizer)[name] = limit  # unchecked, as in a file
+        if limit == 12:
+            assert RewardModel(model, tokenizer).max_length == 12
+            continue
+        with pytest.raises(ValueError, match=f"^The classifier's {name} must be a number of tokens, got "):
+            RewardModel(model, tokenizer)
+
+
 def test_the_package_imports_it_on_first_use() -> None:
     """By its name, and no other."""
     assert textenv.rewards.__getattr__("RewardModel") is RewardModel
