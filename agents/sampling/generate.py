@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
@@ -36,6 +37,8 @@ def generate_sampler(
             f"generate pads on the left and decodes through a KV cache, which changes what a "
             f"{type(base_model(policy.model)).__name__} says: use the loop sampler (--sampler loop), the default."
         )
+    if len(np.unique(state.time)) > 1:
+        return _by_time(policy, mdp, state, generator)
     device, width, horizon = policy.device, mdp.prompt_width, mdp.max_new_tokens
     ids = torch.as_tensor(state.input_ids, device=device).clone()
     attention = torch.as_tensor(state.attention_mask, device=device).clone()
@@ -87,9 +90,21 @@ def generate_sampler(
         if next_ref_log_probs:
             ref_log_probs[rows, now] = next_ref_log_probs[step][rows, action].float()
             action_mask[rows, now] = next_ref_log_probs[step][rows] > -torch.inf
-        live = live & ~is_eos[token] & (time + step + 1 < horizon)
+        live = live & ~is_eos[token]
     log_probs[diverged] = torch.nan  # `collect` raises
     return Generation(ids, attention, log_probs, *((ref_log_probs, action_mask) if next_ref_log_probs else ()))
+
+
+def _by_time(policy: TransformerPolicy, mdp: TextMDP, state: TextState, generator: torch.Generator) -> Generation:
+    """Samples the rows of each time t apart.
+
+    generate goes on with every row until the last one has ended, and would leave the model's positions in a row whose
+    completion was longer at first.
+    """
+    groups = [np.flatnonzero(state.time == time) for time in np.unique(state.time)]
+    parts = zip(*(generate_sampler(policy, mdp, state[rows], generator) for rows in groups), strict=True)
+    order = torch.as_tensor(np.concatenate(groups).argsort(), device=policy.device)
+    return Generation(*(None if each[0] is None else torch.cat(each)[order] for each in parts))  # type: ignore[arg-type]
 
 
 @contextmanager

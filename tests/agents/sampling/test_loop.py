@@ -14,6 +14,7 @@ from agents.sampling.loop import MIN_FINISHED_ROWS
 from tests.helpers.company import environment
 from tests.helpers.models import CLOSE, check_frequencies, language_model, sampling_task
 from tests.helpers.tiny_models import causal_lm_configs, tiny_causal_lm
+from textenv import get_mdp
 from textenv.lm import CachedDecoder
 
 SAMPLERS = pytest.mark.parametrize(
@@ -45,6 +46,31 @@ def test_log_probs_are_those_of_a_teacher_forced_pass(sampler: Sampler, kind: st
     assert float((forced.log_probs - rollout.log_probs)[rollout.mask].abs().max()) < CLOSE
     assert float(rollout.log_probs[~rollout.mask].abs().sum()) == 0
     assert (rollout.action_mask is not None) == (kind == "masked")
+
+
+@SAMPLERS
+@pytest.mark.parametrize("kind", ["open", "masked", "model"])
+def test_rows_may_start_at_different_times(sampler: Sampler, kind: str) -> None:
+    """From the beginnings of other completions: each row goes on to its own end, with log pi of its own tokens."""
+    env, policy = sampling_task(kind)
+    mdp = get_mdp(env)
+    before = collect(env, policy, 24, generator=new_generator("cpu", 0))
+    tokens = [before.tokens[row][before.mask[row]].tolist() for row in range(24)]
+    beginnings = [each[: row % len(each)] for row, each in enumerate(tokens)]
+    start = mdp.empty_state(24)
+    for row, beginning in enumerate(beginnings):
+        start.put(row, mdp.make_state(int(before.prompt[row]), beginning))
+    assert len(set(start.time.tolist())) > 1  # control: else this is the test above
+    found = collect(env, policy, start=start, generator=new_generator("cpu", 1), sampler=sampler)
+    with torch.no_grad():
+        forced = policy.evaluate_actions(found.input_ids, found.attention_mask, found.num_tokens, found.action_mask)
+    assert float((forced.log_probs - found.log_probs)[found.mask].abs().max()) < CLOSE
+    for row, beginning in enumerate(beginnings):
+        length = len(beginning) + int(found.mask[row].sum())
+        assert found.tokens[row][: len(beginning)].tolist() == beginning and not found.mask[row][: len(beginning)].any()
+        assert len(beginning) < length <= mdp.max_new_tokens
+        assert bool(found.stopped[row]) == bool(mdp.is_eos[int(found.tokens[row][length - 1])])
+        assert bool(found.stopped[row]) or length == mdp.max_new_tokens
 
 
 def test_generate_ignores_the_checkpoints_generation_config() -> None:
