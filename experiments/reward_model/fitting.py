@@ -156,7 +156,7 @@ class Fit:
             torch.set_rng_state(tensors["generator"])
             if "device_generator" in tensors and self.reward.model.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["device_generator"], self.reward.model.device)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise files.DamagedFile(f"{folder} holds no checkpoint of this model: {error}") from error
         self.num_pairs, self.skipped, self.in_a_row = state["num_pairs"], state["skipped"], state["in_a_row"]
 

@@ -46,7 +46,7 @@ from tests.helpers.classifiers import random_classifier, word_tokenizer, write_p
 from tests.helpers.fuzz import SEED, fuzz_values
 from tests.helpers.fuzzed_files import HOSTILE, damaged, edited
 from tests.helpers.inputs import LEAST, Inputs, check_inputs
-from tests.helpers.storage import content, seal
+from tests.helpers.storage import content, rewrite, seal
 from tests.helpers.toy_run import TRAIN, fit_nothing
 from textenv.data import load_prompts
 from textenv.rewards import RewardModel
@@ -280,6 +280,17 @@ def test_code_that_a_file_names_is_found(folder: Path) -> None:
 
     with pytest.raises(AssertionError, match="code was run"):
         fuzz_file(Reader("pieces/piece.json", read, False), path, folder, Inputs(), 1000, start=0)
+
+
+@pytest.mark.parametrize("field", ["has_uint32", "uinteger"])
+@pytest.mark.parametrize("number", [2**70, -(2**70)])
+def test_a_number_that_no_generator_holds(field: str, number: int, folder: Path, tmp_path: Path) -> None:
+    """In the generator's state, with the right checksums: an error of ours. Control: as it was, it is read."""
+    shutil.copytree(folder / "fit", tmp_path / "fit")
+    assert fit(tmp_path) == fit(folder)
+    rewrite(tmp_path / "fit", "training_state.json", lambda saved: saved["rng"].update({field: number}))
+    with pytest.raises(DamagedFile, match="holds no checkpoint of this model"):
+        fit(tmp_path)
 
 
 @pytest.mark.slow
