@@ -141,6 +141,19 @@ def data_sets(folder: Path) -> None:
     check_texts(data["prompt"])
 
 
+def test_a_data_set_of_torch_has_as_many_rows_as_it_says() -> None:
+    """It has a length and rows by number, and is no iterable: without its length it would never end."""
+
+    class Endless:
+        def __len__(self) -> int:
+            return len(MAPPINGS)
+
+        def __getitem__(self, index: int) -> Any:
+            return MAPPINGS[index % len(MAPPINGS)]
+
+    check_mappings(Endless())
+
+
 @row("`DatasetDict`, a mapping of splits")
 def splits(folder: Path) -> None:
     check_refused(r"prompts=data\['train'\]", {"train": MAPPINGS, "test": MAPPINGS})

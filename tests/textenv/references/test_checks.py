@@ -29,6 +29,21 @@ def test_any_object_with_log_probs_is_a_reference() -> None:
     assert np.exp(episode.rewards) == pytest.approx([0.4, 0.1])
 
 
+@pytest.mark.parametrize("bad", [0, 1, 2])
+@pytest.mark.parametrize(("factor", "message"), [(-np.inf, "allows no token"), (np.log(0.5), "sum to 0.5")])
+def test_the_prompt_that_a_reference_fails_on_is_named(bad: int, factor: float, message: str) -> None:
+    """Of several prompts the one whose probabilities are wrong, wherever it is in the list."""
+    prompts = ["a b", "b b", "c b"]
+
+    class Broken:
+        def log_probs(self, input_ids: Any, attention_mask: Any) -> Any:
+            uniform = np.full((len(input_ids), 4), np.log(0.25))
+            return np.where(input_ids[:, :1] == bad + 1, factor + uniform, uniform)
+
+    with pytest.raises(ValueError, match=f"{prompts[bad]}.*{message}|{message}.*{prompts[bad]}"):
+        make(words(reference=Broken(), prompts=prompts))
+
+
 def test_without_a_reference_every_token_is_equally_likely() -> None:
     """reference=None is uniform."""
     assert np.exp(play(make(words(reference=None)), 0, "c").ref_log_probs) == pytest.approx([0.25, 0.25])
