@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -83,7 +82,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
             super().reset(seed=seed)
             if seed is not None or not self.episodes.started:
                 self.episodes.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
-            self.episodes.start(np.array([0]) if options else 0, options)
+            self.episodes.start(0, options)
         self.episodes.refresh()
         self._rewards, self._illegal = [], False
         if self.render_mode == "human":
@@ -97,8 +96,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
             )
         if not is_scalar(action):
             raise InvalidAction(f"An action is one token id, got {shown(action)}.")
-        step = self.episodes.step(np.asarray(action)[None], self.illegal_reward)
-        self.episodes.refresh()
+        with self.episodes.restore_if_refresh_fails():
+            step = self.episodes.step(np.asarray(action)[None], self.illegal_reward)
+            self.episodes.refresh()
         reward: float = step.rewards.item(0)
         self._rewards.append(reward)
         self._illegal = step.illegal is not None
@@ -108,7 +108,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         final: dict[str, Any] = {}
         if step.final is not None:
             arrays = step.text_info() if self._illegal else step.text_info() | step.scored_info()
-            final = {name: values.item(0) for name, values in arrays.items()}
+            final = {name: value for name, values in arrays.items() if (value := values.item(0)) == value}  # no nan
         observation = self._observe()
         info = {
             "action_mask": self.action_space.mask.copy(),
@@ -121,12 +121,11 @@ class TextEnv(gym.Env[Observation, np.int64]):
     @contextmanager
     def restore_on_error(self) -> Iterator[None]:
         """Restores the episode in progress if its block, of several steps, raises."""
-        episodes, rewards, illegal = self.episodes, list(self._rewards), self._illegal
-        state, live, kl = copy.deepcopy(episodes.state), episodes.live.copy(), episodes.kl.copy()
+        rewards, illegal = list(self._rewards), self._illegal
         try:
-            yield
+            with self.episodes.restore_on_error():
+                yield
         except BaseException:
-            episodes.restore(state, live, kl)
             self._rewards, self._illegal = rewards, illegal
             raise
 
@@ -142,8 +141,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return self._rendered()
 
     def _rendered(self) -> str:
-        state, width = self.episodes.state, self.mdp.prompt_width
-        completion = state.input_ids[0, width : width + state.time[0]]
+        state = self.episodes.state
+        completion = state.completion_ids(0, self.mdp.prompt_width)
         names = self.mdp.tokenizer.convert_ids_to_tokens(completion.tolist())
         names = [*names, "(masked token)"] if self._illegal else names
         rewards = [None] * (len(names) - len(self._rewards)) + self._rewards  # tokens of a reset have no reward

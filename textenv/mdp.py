@@ -212,7 +212,7 @@ class TextMDP:
     def masked_action_error(self, state: TextState, row: int, token: int) -> InvalidAction:
         """The error for a token to which the reference gives probability zero."""
         name = self.tokenizer.convert_ids_to_tokens([token])[0]
-        start = self.decode(state.input_ids[row, self.prompt_width : self.prompt_width + state.time[row]])
+        start = self.decode(state.completion_ids(row, self.prompt_width))
         return InvalidAction(
             f"Token {token} ({name!r}) is masked after {start!r} ({state.prompt_text[row]!r}): the reference gives it "
             "probability 0, so the KL would be infinite. Choose a token where info['action_mask'] is 1."

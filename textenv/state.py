@@ -47,6 +47,14 @@ class TextState:
         """Some of the rows: `rows` is a slice or an array of indices."""
         return TextState(**{name: values[rows] for name, values in vars(self).items()})
 
+    def copy(self) -> TextState:
+        """A copy that shares no array."""
+        return TextState(**{name: values.copy() for name, values in vars(self).items()})
+
+    def completion_ids(self, row: int, prompt_width: int) -> Array:
+        """The tokens of the completion so far in one row, [t]; `prompt_width` is W."""
+        return self.input_ids[row, prompt_width : prompt_width + int(self.time[row])]
+
     def append(self, rows: Any, tokens: Any, prompt_width: int) -> None:
         """Puts a_t of the rows `rows` (indices [K], or one) in their column W + t and advances t, in place.
 
@@ -63,7 +71,7 @@ class TextState:
 
     def without_completion(self, prompt_width: int) -> TextState:
         """A copy with the same prompts, whose completions are empty: s_0 of each row."""
-        state = TextState(**{name: values.copy() for name, values in vars(self).items()})
+        state = self.copy()
         state.input_ids[:, prompt_width:] = 0
         state.attention_mask[:, prompt_width:] = 0
         state.time[:] = 0

@@ -27,7 +27,7 @@ Info = dict[str, Any]
 
 
 class TextVectorEnv(VectorEnv[Observation, Array, Array]):
-    """B episodes in lockstep. A step calls the reference once and the reward once, or neither if the task is tabulated.
+    """B episodes in lockstep. A step calls the reference at most once, and so the reward.
 
     Row i equals a `TextEnv` with the same seed and actions; `reset(seed=s)` seeds row i with s + i. Infos have
     Gymnasium's vector form: each key an array of B values, beside it `_key`, the mask of the rows that have it.
@@ -116,12 +116,13 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
                 f"The episodes in rows {np.flatnonzero(~episodes.live).tolist()} have ended; with autoreset DISABLED "
                 "call reset(options={'reset_mask': terminated}) before the next step."
             )
-        step = episodes.step(actions, self.illegal_reward)  # which by itself resets ended rows, as NEXT_STEP has it
         final: Info = {}
-        if mode == AutoresetMode.SAME_STEP and step.final is not None:
-            final = self._same_step_info(step)
-            episodes.start(step.terminated.nonzero()[0])
-        episodes.refresh()
+        with episodes.restore_if_refresh_fails():
+            step = episodes.step(actions, self.illegal_reward)  # which by itself resets ended rows, as NEXT_STEP has it
+            if mode == AutoresetMode.SAME_STEP and step.final is not None:
+                final = self._same_step_info(step)
+                episodes.start(step.terminated.nonzero()[0])
+            episodes.refresh()
 
         info = final | {"action_mask": self._action_mask(), "_action_mask": _all_rows(self.num_envs)}
         if mode == AutoresetMode.SAME_STEP:
@@ -141,8 +142,8 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         if self.render_mode is None:
             return None
         state, width = self.episodes.state, self.mdp.prompt_width
-        rows = zip(state.prompt_text, state.input_ids, state.time, strict=True)
-        texts = ((prompt, self.mdp.decode(ids[width : width + time])) for prompt, ids, time in rows)
+        ids = (state.completion_ids(row, width) for row in range(self.num_envs))
+        texts = zip(state.prompt_text, map(self.mdp.decode, ids), strict=True)
         return tuple(f"{printable(prompt)} | {printable(completion)}" for prompt, completion in texts)
 
     def _action_mask(self) -> NDArray[np.int8]:
@@ -165,10 +166,12 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         """`prompt`, `completion`, `score` and the other fields of the rows that terminated."""
         if step.final is None:
             return {}
-        texts, scored = step.text_info(), step.scored_info()
-        if step.illegal is None:
-            return _pack(texts | scored, step.terminated.copy())
-        return _pack(texts, step.terminated.copy()) | _pack_some(scored, step.terminated & ~step.illegal)
+        info, scored = _pack(step.text_info(), step.terminated.copy()), step.scored_info()
+        rows = step.terminated.copy() if step.illegal is None else step.terminated & ~step.illegal
+        if (kl := scored.pop("kl", None)) is not None:
+            known = rows & ~np.isnan(kl)
+            info |= _pack_some({"kl": np.where(known, kl, 0.0)}, known)
+        return info | _pack_some(scored, rows)
 
     def _same_step_info(self, step: StepResult) -> Info:
         """`final_obs` and `final_info` of the rows that terminated, as Gymnasium's SAME_STEP has them."""

@@ -105,7 +105,11 @@ class Episode:
         }
         if self.task.get("gold_reward"):
             final["gold_score"] = 5.0 + token_hash(np.array([len(self.prompt), *self.tokens])) / 10_000
-        return terms, final | ({"kl": self.kl} if policy is not None else {})
+        return terms, final | ({"kl": self.kl} if policy is not None and not math.isnan(self.kl) else {})
+
+    def bind(self) -> None:
+        """Another policy acts from here on: the KL of the completion is not known."""
+        self.kl = math.nan
 
 
 def score(prompt: str, tokens: list[int]) -> float:

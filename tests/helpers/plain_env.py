@@ -28,8 +28,10 @@ class PlainEnv(gym.Env[Any, Any]):
         self.state, self.live, self.stream = mdp.empty_state(1), False, None
 
     def bind_policy(self, policy: Any) -> None:
-        """Binds pi."""
+        """Binds pi; the KL of an episode in progress is not known then."""
         self.policy = policy
+        if self.live:
+            self.kl = float("nan")
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -77,7 +79,8 @@ class PlainEnv(gym.Env[Any, Any]):
         final |= {"score": float(mdp.score(finished)[0]), "finish_reason": FINISH_REASON[stop]}
         if mdp.gold_reward is not None:
             final["gold_score"] = float(mdp.gold_reward.score(finished)[0])
-        return final if self.policy is None else final | {"kl": self.kl}
+        known = self.policy is not None and self.kl == self.kl
+        return final | {"kl": self.kl} if known else final
 
     def transition(self, reward: float, ref_log_prob: float, terms: Any, final: Any) -> Any:
         """The five things that `step` returns."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 
 from textenv import InvalidAction, TextMDP
@@ -29,15 +30,17 @@ def a_refused_reset_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_refused_action_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A masked token shortens the episode."""
-    error = TextMDP.masked_action_error
+    """A masked token ends the episode."""
+    step = EpisodeBatch.step
 
-    def wrong(mdp: TextMDP, state: Any, row: int, token: int) -> InvalidAction:
-        message = error(mdp, state, row, token)
-        state.time[row] += 1
-        return message
+    def wrong(episodes: EpisodeBatch, actions: Any, illegal_reward: float | None = None) -> Any:
+        try:
+            return step(episodes, actions, illegal_reward)
+        except InvalidAction:
+            episodes.live = np.zeros_like(episodes.live)
+            raise
 
-    monkeypatch.setattr(TextMDP, "masked_action_error", wrong)
+    monkeypatch.setattr(EpisodeBatch, "step", wrong)
 
 
 def a_kl_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

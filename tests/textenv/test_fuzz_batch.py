@@ -239,6 +239,8 @@ class BatchMachine(FuzzedMachine):
         """A policy, or None."""
         self.policy = None if seed is None else RandomPolicy(len(self.task["tokenizer"]), seed)
         self.envs.bind_policy(self.policy)
+        for episode in self.episodes:
+            episode.bind()
 
     @precondition(lambda self: not self.must_reset and not all(e.ended for e in self.episodes))
     @operation(picks=PICKS, which=st.integers(0, 5))
@@ -248,6 +250,8 @@ class BatchMachine(FuzzedMachine):
         with refused(ValueError, match="policy"):
             self.envs.step(self.pick(picks))
         self.envs.bind_policy(self.policy)
+        for episode in self.episodes:
+            episode.bind()
 
     @operation()
     def render(self) -> None:

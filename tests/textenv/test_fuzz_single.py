@@ -157,6 +157,7 @@ class SingleMachine(FuzzedMachine):
         """A policy, or None."""
         self.policy = None if seed is None else RandomPolicy(len(self.task["tokenizer"]), seed)
         self.env.unwrapped.bind_policy(self.policy)
+        self.episode.bind()
 
     @precondition(lambda self: not self.episode.ended)
     @operation(pick=st.integers(0, 9), which=st.integers(0, 5))
@@ -166,6 +167,7 @@ class SingleMachine(FuzzedMachine):
         with refused(ValueError, match="policy"):
             self.env.step(self.pick(self.episode.allowed(), pick))
         self.env.unwrapped.bind_policy(self.policy)
+        self.episode.bind()
 
     @operation()
     def render(self) -> None:

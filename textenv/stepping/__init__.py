@@ -1,6 +1,6 @@
 """Stepping: how episodes in progress advance by one token.
 
-`EpisodeBatch.step` is the one step. It stands on a `Backend`, which is chosen for the task.
+`EpisodeBatch.step` is the one step. It uses a `Backend`, which is chosen for the task.
 """
 
 from textenv.stepping.batch import EpisodeBatch

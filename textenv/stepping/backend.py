@@ -1,7 +1,7 @@
 """Backends: the states of B episodes in progress, and what the next token of each does.
 
-`EpisodeBatch.step` is the one step; a backend answers its questions. `ReferenceBackend` takes any task and state,
-`TableBackend` one whose reference is a table, `TabulatedBackend` one whose every state was enumerated beforehand.
+`EpisodeBatch.step` is the one step; a backend holds the states that it reads and changes. `ReferenceBackend` takes any
+task and state, `TableBackend` a task whose reference is a table, `TabulatedBackend` one that was enumerated beforehand.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from textenv.stepping.tabulated import TabulatedBackend, small_tree
 class Backend(Protocol):
     """The states of B episodes. `look_up` and `finish` change nothing, so that a step can be refused after them."""
 
+    calls_reference: bool
+    """Whether `refresh` calls the reference, which may raise after a step has changed the states."""
+
     @property
     def state(self) -> TextState:
-        """The states, one per row."""
+        """A copy of the states, one per row."""
 
     @property
     def ref_log_probs(self) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, reduce
 from typing import Any
 
@@ -22,11 +24,12 @@ class EpisodeBatch:
     """B episodes in progress: `step` appends tokens and computes rewards, then `refresh` calls the reference once.
 
     The states are in a `Backend`, chosen for the task. Binding a policy, starting in a named state, and an illegal
-    reward move them for good to one that takes any task and state. No step loops over rows.
+    reward move them for good to one that takes any task and state.
 
     Attributes:
         live: bool [B], the episodes that have not ended. A step replaces the array.
-        kl: float64 [B], sum of log pi - log pi_ref so far, with a bound policy.
+        kl: float64 [B], sum of log pi - log pi_ref over the tokens since the reset, with a bound policy; nan where a
+            policy was bound in the middle of an episode.
         started: whether every row has had an episode, and so a stream of prompts.
     """
 
@@ -41,7 +44,7 @@ class EpisodeBatch:
 
     @property
     def state(self) -> TextState:
-        """The states, one per row; possibly a copy."""
+        """A copy of the states, one per row."""
         return self.backend.state
 
     @property
@@ -55,6 +58,7 @@ class EpisodeBatch:
         if policy is not None:
             self.backend = self.backend.generalize()
         self.policy = policy
+        self.kl[self.live] = np.nan
 
     def start(self, rows: Any, options: dict[str, Any] | None = None) -> None:
         """Starts an episode in these rows (indices, or one), in the state that `options` names.
@@ -75,15 +79,26 @@ class EpisodeBatch:
         self.kl[rows] = 0.0
         self.started = True
 
-    def restore(self, state: TextState, live: NDArray[np.bool_], kl: NDArray[np.float64]) -> None:
-        """Sets all rows to what was read before from `state`, `live` and `kl`."""
-        self.backend = backend = self.backend.generalize()
-        backend.put(np.arange(len(live)), state)
-        self.live, self.kl = live, kl
+    @contextmanager
+    def restore_on_error(self) -> Iterator[None]:
+        """Restores the episodes if its block raises."""
+        state, live, kl, streams = self.state, self.live.copy(), self.kl.copy(), self.streams.snapshot()
+        try:
+            yield
+        except BaseException:
+            self.backend = backend = self.backend.generalize()
+            backend.put(np.arange(len(live)), state)
+            self.live, self.kl = live, kl
+            self.streams.restore(streams)
+            raise
 
     def refresh(self) -> None:
         """Brings log pi_ref up to date with the states."""
         self.backend.refresh(self.live)
+
+    def restore_if_refresh_fails(self) -> AbstractContextManager[None]:
+        """`restore_on_error` for a step and its `refresh`; free where no reference is called."""
+        return self.restore_on_error() if self.backend.calls_reference else nullcontext()
 
     def step(self, actions: Any, illegal_reward: float | None = None) -> StepResult:
         """Appends one token to every live episode and computes the rewards.
@@ -129,7 +144,7 @@ class EpisodeBatch:
             final = self._illegal_final(final, illegal)
             ref_log_prob, terminated = np.where(illegal, -np.inf, ref_log_prob), terminated | illegal
 
-        # Nothing changes before this line: a refused step leaves the episodes as they were.
+        # Nothing changes before this line: a refused action and a failed reward leave the episodes as they were.
         backend.commit(tokens, after, live)
         self.kl, self.live = kl, stepped & ~terminated
         if len(idle):
@@ -138,8 +153,8 @@ class EpisodeBatch:
 
     def _policy_log_prob(self, policy: PolicyFunction, tokens: Array, live: NDArray[np.bool_]) -> NDArray[np.float64]:
         """log pi(a_t | s_t) of the bound policy, [B], zero in rows that are not live."""
-        state = self.state
-        return action_log_probs(policy, state.input_ids, state.attention_mask, tokens, self.action_mask() == 1, live)
+        observation = self.observation()  # a copy: the policy may write to its arguments
+        return action_log_probs(policy, **observation, actions=tokens, allowed=self.action_mask() == 1, live=live)
 
     def _illegal_final(self, final: FinalInfo | None, illegal: NDArray[np.bool_]) -> FinalInfo:
         """Adds the completions that a masked action breaks off to `final`. They have no score, and not its token."""
@@ -152,8 +167,7 @@ class EpisodeBatch:
 
     def completion(self, row: int) -> str:
         """The completion so far of one row, as text."""
-        state, width = self.state, self.mdp.prompt_width
-        return self.mdp.decode(state.input_ids[row, width : width + state.time[row]])
+        return self.mdp.decode(self.state.completion_ids(row, self.mdp.prompt_width))
 
     def observation(self) -> dict[str, Array]:
         """A copy of `input_ids` and `attention_mask`, [B, L]."""

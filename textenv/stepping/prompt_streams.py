@@ -42,14 +42,22 @@ class PromptStreams:
         self.keys[rows], self.drawn[rows] = _mix(seeds), 0
         self._hash_ahead()
 
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of the streams' positions, for `restore`."""
+        return copy.deepcopy(vars(self))
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Sets the streams to what they were."""
+        vars(self).update(snapshot)
+
     @contextmanager
     def restore_on_error(self, env: Any) -> Iterator[None]:
         """Restores the streams, and the generator of the environment that seeds them, if its block raises."""
-        before, generator = copy.deepcopy(vars(self)), (env._np_random, env._np_random_seed)
+        before, generator = self.snapshot(), (env._np_random, env._np_random_seed)
         try:
             yield
         except BaseException:
-            vars(self).update(before)
+            self.restore(before)
             env._np_random, env._np_random_seed = generator
             raise
 

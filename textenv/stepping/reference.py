@@ -15,11 +15,18 @@ from textenv.stepping.results import FINISH_REASONS, FinalInfo
 class ReferenceBackend:
     """B states as arrays, and log pi_ref of their next tokens by the last call of the reference; see `Backend`."""
 
+    calls_reference = True  # so that `refresh` may raise
+
     def __init__(self, mdp: TextMDP, num: int) -> None:
         self.mdp = mdp
-        self.state = mdp.empty_state(num)
+        self.states = mdp.empty_state(num)
         self.rows = np.arange(num)
         self.known: Array | None = np.broadcast_to(0.0, (num, mdp.vocab_size))  # None: the reference must be called
+
+    @property
+    def state(self) -> TextState:
+        """A copy of the states."""
+        return self.states.copy()
 
     @property
     def ref_log_probs(self) -> Array:
@@ -30,12 +37,12 @@ class ReferenceBackend:
 
     def start(self, rows: Any, prompts: Any) -> None:
         """Sets rows (indices, or one) to s_0 of the prompts with these indices."""
-        self.mdp.reset_rows(self.state, rows, prompts)
+        self.mdp.reset_rows(self.states, rows, prompts)
         self.known = None
 
     def put(self, rows: Any, states: TextState) -> None:
         """Sets rows to these states; one state is broadcast."""
-        self.state.put(rows, states)
+        self.states.put(rows, states)
         self.known = None
 
     def refresh(self, live: NDArray[np.bool_]) -> None:
@@ -52,7 +59,7 @@ class ReferenceBackend:
         self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], FinalInfo | None]:
         """Ends episodes at an EOS token or at `max_new_tokens`; decodes and scores the completions that end."""
-        mdp, state, width = self.mdp, self.state, self.mdp.prompt_width
+        mdp, state, width = self.mdp, self.states, self.mdp.prompt_width
         stop = mdp.is_eos.take(tokens)
         terminated = (stop | (state.time == mdp.max_new_tokens - 1)) & live
         scores, rows = np.zeros(len(live)), terminated.nonzero()[0]
@@ -75,11 +82,11 @@ class ReferenceBackend:
     def commit(self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]) -> None:
         """Appends these tokens to the `live` rows; `refresh` reads the new states."""
         rows = live.nonzero()[0]
-        self.state.append(rows, tokens[rows], self.mdp.prompt_width)
+        self.states.append(rows, tokens[rows], self.mdp.prompt_width)
 
     def observation(self) -> dict[str, Array]:
         """A copy of `input_ids` and `attention_mask`, [B, L]."""
-        return {"input_ids": self.state.input_ids.copy(), "attention_mask": self.state.attention_mask.copy()}
+        return {"input_ids": self.states.input_ids.copy(), "attention_mask": self.states.attention_mask.copy()}
 
     def generalize(self) -> ReferenceBackend:
         """Itself."""

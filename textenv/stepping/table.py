@@ -16,6 +16,8 @@ from textenv.stepping.reference import ReferenceBackend
 class TableBackend(ReferenceBackend):
     """As `ReferenceBackend`; `table_state` [B] is the state of the table's finite-state machine in each row."""
 
+    calls_reference = False
+
     def __init__(self, mdp: TextMDP, num: int) -> None:
         super().__init__(mdp, num)
         assert isinstance(mdp.reference, TableReference)
@@ -32,13 +34,13 @@ class TableBackend(ReferenceBackend):
 
     def start(self, rows: Any, prompts: Any) -> None:
         """Sets rows (indices, or one) to s_0 of the prompts with these indices."""
-        self.mdp.reset_rows(self.state, rows, prompts)
+        self.mdp.reset_rows(self.states, rows, prompts)
         self.table_state[rows] = self.initial_table_state.take(prompts)
 
     def put(self, rows: Any, states: TextState) -> None:
         """Sets rows to these states; one state is broadcast."""
-        self.state.put(rows, states)
-        self.table_state[rows] = self.table.final_state(self.state.input_ids[rows], self.state.attention_mask[rows])
+        self.states.put(rows, states)
+        self.table_state[rows] = self.table.final_state(self.states.input_ids[rows], self.states.attention_mask[rows])
 
     def refresh(self, live: NDArray[np.bool_]) -> None:
         """No-op: log-probabilities are tabulated."""

@@ -32,6 +32,8 @@ class TabulatedBackend:
         tree: its tree, without shaping.
     """
 
+    calls_reference = False
+
     def __init__(self, mdp: TextMDP, num: int, tree: Tree) -> None:
         self.mdp, self.num, self.num_states = mdp, num, len(tree.prompt)
         self._tabulate_edges(tree)

@@ -125,9 +125,7 @@ class CompletionAction(gym.Wrapper[str, str, Observation, np.int64], RecordConst
         return [int(token) for token in tokens]
 
     def _text(self) -> str:
-        state, width = self.text_env.episodes.state, self.text_env.mdp.prompt_width
-        completion = self.text_env.mdp.decode(state.input_ids[0, width : width + state.time[0]])
-        prompt = str(state.prompt_text[0])
+        completion, prompt = self.text_env.episodes.completion(0), str(self.text_env.episodes.state.prompt_text[0])
         return f"{prompt} {completion}" if completion and not completion[0].isspace() else prompt + completion
 
 
