@@ -171,7 +171,9 @@ def _check_external(kind: Any, name: str, flag: str) -> None:
     if not isinstance(kind, type) or not issubclass(kind, Agent):
         raise FlagError(f"{refused} a subclass of agents.Agent, got {kind!r:.100}.")
     if inspect.isabstract(kind):
-        raise FlagError(f"{refused} an agent that can be made, but {', '.join(kind.__abstractmethods__)} is missing.")
+        raise FlagError(
+            f"{refused} an agent that can be made, but {', '.join(sorted(kind.__abstractmethods__))} is missing."
+        )
     if "__dataclass_fields__" not in vars(kind) and vars(kind).get("__annotations__"):
         raise FlagError(f"{refused} a dataclass, so that its settings are flags; write @dataclass(eq=False) above it.")
     try:

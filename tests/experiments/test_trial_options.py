@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import gymnasium as gym
@@ -126,8 +127,9 @@ def test_a_flag_selects_the_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def watched(name: str, call: Any) -> Any:
         return lambda *args: (used.append(name), call(*args))[1]
 
-    for name, function in (("loop", "sample"), ("generate", "generate_sampler")):
-        monkeypatch.setattr(trial, function, watched(name, getattr(trial, function)))
+    for name, module in (("loop", "sample"), ("generate", "generate_sampler")):
+        path = f"agents.sampling.{name}.{module}"
+        monkeypatch.setattr(path, watched(name, resolve_name(path)))
     monkeypatch.setattr(GraphSampler, "__call__", watched("graph", GraphSampler.__call__))
     for name in ("loop", "generate", "graph"):
         config = TrialConfig(**TRIAL, sampler=name, out=tmp_path / name)  # type: ignore[arg-type]

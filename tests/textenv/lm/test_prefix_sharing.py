@@ -328,13 +328,13 @@ def test_micro_batches_share_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
     for size in (None, 8):
         agent = RLOO(policy, env, n_episodes=32, num_generations=8, n_epochs=1, micro_batch_size=size, seed=0)
-        loss = agent.loss
+        losses = agent.losses
 
-        def record_prompts(micro_batch: Any, *args: Any, loss: Any = loss) -> Any:
-            prompts.append(micro_batch.prompt)
-            return loss(micro_batch, *args)
+        def record_prompts(micro_batch: Any, losses: Any = losses) -> Any:
+            prompts.append(micro_batch.rollout.prompt)
+            return losses(micro_batch)
 
-        monkeypatch.setattr(agent, "loss", record_prompts)
+        monkeypatch.setattr(agent, "losses", record_prompts)
         monkeypatch.setattr(agent, "step", lambda: 0.0)
         agent.train(rollout)
         gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters()]))
