@@ -36,8 +36,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
     Info, on reset and on every step: `action_mask` int8 [V]. On every step: `ref_log_prob`, and `reward_terms`, whose
     sum is the reward: `score`, `kl_reference` (beta log pi_ref of the token), each shaping term by its name and, with a
     bound policy, `kl_policy` (-beta log pi of the token). On the last step also: `prompt`, `completion`, `score`,
-    `finish_reason` ("stop" or "length"), `gold_score` where the task has one and, with a bound policy, `kl`. A masked
-    action is an error, unless the environment is wrapped in `textenv.wrappers.TerminateIllegal`.
+    `finish_reason` ("stop" or "length"), `gold_score` where the task has one and, with a policy that was bound before
+    the reset, `kl`: sum_t (log pi - log pi_ref) over the tokens since then. A masked action is an error, unless the
+    environment is wrapped in `textenv.wrappers.TerminateIllegal`.
 
     Reset options: `prompt` (an index into `prompts`, text, messages or ids) and `completion` (its first tokens, as text
     or ids).
