@@ -2,6 +2,7 @@
 
     optimizer.PARAMETER.KEY          a tensor: Adam's exp_avg, exp_avg_sq and step, Adagrad's sum and step
     optimizer.PARAMETER.number.KEY   a number
+    optimizer.keys                   the names of the above, as bytes; Adam and Adagrad have none: theirs are known
 
 PARAMETER is a name in `policy.named_parameters()`; one that had no gradient may have no state. The tensors are whole,
 whether the training is sharded or not.
@@ -9,6 +10,7 @@ whether the training is sharded or not.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from torch import Tensor
 from agents.files import DamagedFile
 from agents.training.sharding import gather_moments, shard_moments
 
-# What each parameter's state holds; of other optimizers, what that of any parameter holds.
+# What each parameter's state holds. Other optimizers keep what they like of each: Adafactor of a vector another tensor
+# than of a matrix. So a file names what they have kept, and a tensor that is missing is noticed.
 KEYS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adam: ("exp_avg", "exp_avg_sq", "step"),
     torch.optim.Adagrad: ("sum", "step"),
 }
-PREFIX, NUMBER = "optimizer.", "number."
+PREFIX, NUMBER, NAMES = "optimizer.", "number.", "optimizer.keys"
 
 
 def parameter_names(policy: torch.nn.Module) -> dict[int, str]:
@@ -57,7 +60,14 @@ def optimizer_tensors(
                 )
             elif value is not None:  # SGD without momentum; another rank's tensor
                 raise TypeError(f"{type(optimizer).__name__}'s state must be tensors and numbers, got {key} {value!r}.")
+    if known_keys(optimizer) is None:
+        tensors[NAMES] = torch.frombuffer(bytearray("\n".join(tensors) + "\n", "utf-8"), dtype=torch.uint8)
     return tensors
+
+
+def known_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | None:
+    """What each parameter's state holds, where that is known."""
+    return None if optimizer.defaults.get("amsgrad") else KEYS.get(type(optimizer))
 
 
 def load_optimizer_tensors(
@@ -77,24 +87,37 @@ def load_optimizer_tensors(
     Raises:
         DamagedFile: a tensor is missing, or has another shape than its parameter.
     """
-    names, known = parameter_names(policy), KEYS.get(type(optimizer))
-    prefixes = [f"{PREFIX}{names[id(parameter)]}." for parameter in parameters]
-    found = [{name[len(prefix) :] for name in tensors if name.startswith(prefix)} for prefix in prefixes]
-    keys = known if known and not optimizer.defaults.get("amsgrad") else sorted(set().union(*found))
+    names, known = parameter_names(policy), known_keys(optimizer)
+    listed = take_names(tensors, path) if known is None else None
     state: dict[int, dict[str, Any]] = {}
-    for index, (parameter, prefix) in enumerate(zip(parameters, prefixes, strict=True)):
-        if not found[index] & set(keys):
-            continue
-        state[index] = {}
+    for index, parameter in enumerate(parameters):
+        prefix = f"{PREFIX}{names[id(parameter)]}."
+        found = {name[len(prefix) :] for name in tensors if name.startswith(prefix)}
+        if known is not None:
+            keys: Iterable[str] = known if found & set(known) else ()
+        else:  # older files have no list
+            keys = found if listed is None else [name[len(prefix) :] for name in listed if name.startswith(prefix)]
         for key in keys:
             shape = None if known is None else torch.Size([]) if key == "step" else parameter.shape
             tensor = take_tensor(tensors, prefix + key, shape, path)
-            if key.startswith(NUMBER):
-                state[index][key.removeprefix(NUMBER)] = tensor.item()
-            else:
-                state[index][key] = tensor
+            value = tensor.item() if key.startswith(NUMBER) else tensor
+            state.setdefault(index, {})[key.removeprefix(NUMBER)] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict(shard_moments({"state": state, "param_groups": groups}, optimizer))
+
+
+def take_names(tensors: dict[str, Tensor], path: Path) -> list[str] | None:
+    """Removes the list of an optimizer's tensors from those of a file, and returns it; None where there is none.
+
+    Raises:
+        DamagedFile: it is no list of names.
+    """
+    if (data := tensors.pop(NAMES, None)) is None:
+        return None
+    try:
+        return bytes(data.tolist()).decode().splitlines()
+    except (TypeError, ValueError) as error:
+        raise DamagedFile(f"{path} must hold {NAMES}, names as bytes, got {data.dtype} {list(data.shape)}.") from error
 
 
 def drop_optimizer_tensors(tensors: dict[str, Tensor]) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import agents.training.optimizers as optimizers
 from agents import PPO, REINFORCE
-from agents.files import read_json, read_manifest, write_folder, write_json
+from agents.files import DamagedFile, read_json, read_manifest, write_folder, write_json
 from agents.training import default_learning_rate
+from agents.training_state import collect_training_state, restore_optimizer
 from tests.helpers.agents import agent_of, stop_after, task, weights
 
 HELPER = "tests.helpers.optimizers"
-NAMES = ["adam", "adagrad", "torch.optim:AdamW", "torch.optim:RMSprop", f"{HELPER}:momentum", f"{HELPER}:Harmonic"]
+NAMES = [
+    *("adam", "adagrad", "torch.optim:AdamW", "torch.optim:RMSprop", "torch.optim:Adafactor"),
+    *(f"{HELPER}:momentum", f"{HELPER}:Harmonic"),
+]
 TOTAL = 250
 
 
@@ -39,6 +46,29 @@ def test_any_optimizer_resumes_bit_identically(tmp_path: Path, name: str, schedu
             forgetful = PPO.load(tmp_path, env=task(), optimizer="torch.optim:Adagrad")
         forgetful.learn(remaining, reset_num_timesteps=False)
         assert not weights(forgetful).equal(weights(whole))
+
+
+def test_a_tensor_that_is_missing_from_the_state_is_noticed(tmp_path: Path) -> None:
+    """Also of an optimizer that keeps other tensors of a vector than of a matrix, and of a parameter's whole state."""
+    agent = agent_of(REINFORCE, optimizer="torch.optim:Adafactor").learn(1)
+    path, tensors = tmp_path / "state", collect_training_state(agent)
+
+    def restore(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        remaining = change(dict(tensors))
+        del remaining["generators"]
+        restore_optimizer(agent_of(REINFORCE, optimizer="torch.optim:Adafactor"), remaining, path)
+
+    restore(lambda t: t)  # control
+    restore(lambda t: {name: x for name, x in t.items() if name != "optimizer.keys"})  # as older files
+    row = "optimizer.model.transformer.wte.weight.row_var"
+    with pytest.raises(DamagedFile, match=f"must hold {re.escape(row)}"):
+        restore(lambda t: {name: x for name, x in t.items() if name != row})
+    with pytest.raises(DamagedFile, match=r"must hold optimizer\.model\.transformer\.wpe\.weight\."):
+        restore(lambda t: {name: x for name, x in t.items() if "wpe" not in name})
+    with pytest.raises(DamagedFile, match=r"must hold optimizer\.keys, names as bytes, got torch\.float32 \[\]"):
+        restore(lambda t: t | {"optimizer.keys": torch.ones(())})
+    with pytest.raises(DamagedFile, match=r"must hold optimizer\.keys, names as bytes, got torch\.uint8 \[1\]"):
+        restore(lambda t: t | {"optimizer.keys": torch.tensor([255], dtype=torch.uint8)})
 
 
 def test_a_folder_names_no_code_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
