@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agents.policy import TransformerPolicy
 from agents.training.master_weights import MasterWeights
+from agents.training.optimizer_state import check_state, group_settings
 from agents.training.optimizers import Rate, find_optimizer, rate_at, rate_factor
 from agents.training.sharding import gather_tensor
 
@@ -88,8 +89,14 @@ class Optimization:
         return gather_tensor(torch.nn.utils.clip_grad_norm_(self.stepped, largest)).item()
 
     def step(self) -> None:
-        """Takes an optimizer step, and rounds its result to the policy's weights."""
+        """Takes an optimizer step, and rounds its result to the policy's weights.
+
+        Raises:
+            ValueError: the optimizer has state that could not be saved.
+        """
+        before = group_settings(self.optimizer)
         self.optimizer.step()
+        check_state(self.optimizer, before)
         self.master_weights.update_weights()
 
 

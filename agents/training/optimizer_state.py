@@ -1,4 +1,4 @@
-"""An optimizer's state as named tensors, to be saved. That of any optimizer whose state is tensors and numbers.
+"""An optimizer's state as named tensors, to be saved. Its state must be tensors and numbers, per parameter.
 
     optimizer.PARAMETER.KEY          a tensor: Adam's exp_avg, exp_avg_sq and step, Adagrad's sum and step
     optimizer.PARAMETER.number.KEY   a number
@@ -34,18 +34,44 @@ def parameter_names(policy: torch.nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in policy.named_parameters()}
 
 
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, str]]:
+    """The settings of each parameter group but its step size, as text to compare."""
+    return [
+        {name: repr(value) for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+
+
+def check_state(optimizer: torch.optim.Optimizer, before: list[dict[str, str]]) -> None:
+    """Checks after a step that an optimizer can be saved; `before` is `group_settings` before the step.
+
+    Raises:
+        ValueError: it has state elsewhere than per parameter, or one that is neither tensor nor number.
+    """
+    name = type(optimizer).__name__
+    rule = (
+        f"optimizer must keep its state per parameter, as tensors and numbers, which can be saved; {name} keeps {{}}."
+    )
+    for old, new in zip(before, group_settings(optimizer), strict=True):
+        if changed := sorted(key for key in new if old.get(key) != new[key]):
+            raise ValueError(rule.format(f"{changed[0]} in its parameter groups"))
+    for parameter, state in optimizer.state.items():
+        if not isinstance(parameter, Tensor):
+            raise ValueError(rule.format(f"the state {parameter!r:.100}"))
+        for key, value in state.items():
+            if not isinstance(value, Tensor | int | float | None):
+                raise ValueError(rule.format(f"{key} {value!r:.100}"))
+
+
 def optimizer_tensors(
     policy: torch.nn.Module, optimizer: torch.optim.Optimizer, parameters: list[Tensor]
 ) -> dict[str, Tensor]:
-    """Returns an optimizer's state. Every rank calls it; the tensors of rank 0 are whole.
+    """Returns an optimizer's state, see `check_state`. Every rank calls it; the tensors of rank 0 are whole.
 
     Args:
         policy: has the parameters' names.
         optimizer: the optimizer.
         parameters: the policy's parameters, in the order of those that the optimizer steps.
-
-    Raises:
-        TypeError: the state has something else than tensors and numbers.
     """
     names, state = parameter_names(policy), gather_moments(optimizer.state_dict())["state"]
     tensors: dict[str, Tensor] = {}
@@ -54,12 +80,10 @@ def optimizer_tensors(
             name = f"{PREFIX}{names[id(parameter)]}"
             if isinstance(value, Tensor):
                 tensors[f"{name}.{key}"] = value
-            elif isinstance(value, int | float):
+            elif value is not None:  # SGD without momentum; another rank's tensor
                 tensors[f"{name}.{NUMBER}{key}"] = torch.tensor(
                     value, dtype=torch.float64 if isinstance(value, float) else None
                 )
-            elif value is not None:  # SGD without momentum; another rank's tensor
-                raise TypeError(f"{type(optimizer).__name__}'s state must be tensors and numbers, got {key} {value!r}.")
     if known_keys(optimizer) is None:
         tensors[NAMES] = torch.frombuffer(bytearray("\n".join(tensors) + "\n", "utf-8"), dtype=torch.uint8)
     return tensors

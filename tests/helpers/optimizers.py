@@ -27,6 +27,36 @@ class Harmonic(torch.optim.SGD):
         return None
 
 
+class InGroups(torch.optim.SGD):
+    """Gradient descent that counts its steps in the parameter groups, as Prodigy does."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Takes a step."""
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+        return super().step(closure)
+
+
+class InList(torch.optim.SGD):
+    """Gradient descent that keeps a list of each parameter."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Takes a step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["history"] = [1.0]
+        return super().step(closure)
+
+
+class Shared(torch.optim.SGD):
+    """Gradient descent with state that belongs to no parameter."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Takes a step."""
+        self.state["all"] = {"k": 1}
+        return super().step(closure)
+
+
 def nothing(groups: list[dict[str, Any]]) -> None:
     """No optimizer."""
 

@@ -148,6 +148,16 @@ def test_what_is_made_must_be_an_optimizer_and_a_schedule_finite() -> None:
         agent_of(REINFORCE, learning_rate=lambda share: 1e-3 if share == 0 else -1.0).learn(TOTAL)
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("InGroups", "k in its parameter groups"), ("InList", r"history \[1\.0\]"), ("Shared", "the state 'all'")],
+)
+def test_state_that_could_not_be_saved_is_refused_at_the_first_step(name: str, kept: str) -> None:
+    """Rather than at the first checkpoint, or never. Control: the optimizers in NAMES, which are resumed."""
+    with pytest.raises(ValueError, match=f"optimizer must keep its state per parameter.*; {name} keeps {kept}"):
+        agent_of(REINFORCE, optimizer=f"{HELPER}:{name}").learn(1)
+
+
 def test_the_default_step_size_follows_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small model, a larger one, an adapter; a value that is given is kept, and the resolved one is the attribute."""
     agent = agent_of(REINFORCE)
