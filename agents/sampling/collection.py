@@ -112,9 +112,12 @@ def sampled_mask(generation: Generation, mdp: TextMDP, state: TextState) -> Tens
 
 
 def add_reference(generation: Generation, mdp: TextMDP, mask: Tensor) -> Generation:
-    """Adds log pi_ref of the sampled tokens, 0 elsewhere, and the mask of allowed tokens, unless the sampler has."""
+    """Adds log pi_ref of the sampled tokens, 0 elsewhere, and the mask of allowed tokens, unless the sampler has both.
+
+    Without the mask of a task that has one, the update would compute another pi than the tokens were sampled from.
+    """
     ref_log_probs, action_mask = generation.ref_log_probs, generation.action_mask
-    if ref_log_probs is None:
+    if ref_log_probs is None or (action_mask is None and not mdp.full_support):
         inputs = (generation.input_ids, generation.attention_mask, mask.shape[1])
         ref_log_probs, action_mask = reference_log_probs(mdp, *inputs)
     return generation._replace(ref_log_probs=torch.where(mask, ref_log_probs, 0.0), action_mask=action_mask)

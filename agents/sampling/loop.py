@@ -29,7 +29,7 @@ class Generation(NamedTuple):
     ref_log_probs: Tensor | None = None
     """log pi_ref of the sampled tokens, [B, T]; None where `collect` is to compute it."""
     action_mask: Tensor | None = None
-    """The allowed tokens, bool [B, T, V]; None where `collect` is to compute it."""
+    """The allowed tokens, bool [B, T, V]; None where `collect` is to compute it, with `ref_log_probs`."""
     values: Tensor | None = None
     """V(s_t) of the current policy, [B, T], ignored where no token was sampled; None where `collect` is to compute it,
     in a separate pass, if it needs values."""
@@ -105,13 +105,13 @@ def validate_generation(generation: Generation, mdp: TextMDP, count: int, device
         ValueError: a tensor has another shape than `Generation` defines.
     """
     width, horizon = mdp.prompt_width, mdp.max_new_tokens
-    columns = {"input_ids": width + horizon, "attention_mask": width + horizon, "log_probs": horizon, "values": horizon}
-    for name, number in columns.items():
-        if name == "values" and generation.values is None:
-            continue
-        if (shape := tuple(getattr(generation, name).shape)) != (count, number):
-            raise ValueError(f"A sampler must return {name} of shape {(count, number)}, got {shape}.")
-    types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32}
+    sequences, completions = (count, width + horizon), (count, horizon)
+    shapes = {"input_ids": sequences, "attention_mask": sequences, "action_mask": (*completions, mdp.vocab_size)}
+    for name, value in generation._asdict().items():
+        expected = shapes.get(name, completions)
+        if value is not None and tuple(value.shape) != expected:
+            raise ValueError(f"A sampler must return {name} of shape {expected}, got {tuple(value.shape)}.")
+    types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32, "action_mask": torch.bool}
     return generation._replace(
         **{
             name: torch.as_tensor(value, dtype=types.get(name), device=device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,6 +114,44 @@ def test_a_sampler_may_return_only_ids_and_log_probs(kind: str) -> None:
         assert full.action_mask is not None and minimal.action_mask is not None
         assert full.action_mask.equal(minimal.action_mask) and not full.action_mask.all()
     assert minimal.input_ids.dtype == torch.int64 and minimal.log_probs.dtype == torch.float32
+
+
+def test_a_sampler_may_leave_out_the_mask_alone() -> None:
+    """`collect` computes it, as if the sampler had no log pi_ref either: rho is 1 in the first minibatch."""
+    env, policy = sampling_task("masked")
+
+    def unmasked(*arguments: Any) -> Generation:
+        return sample(*arguments)._replace(action_mask=None)
+
+    full, found = (collect(env, policy, 24, generator=new_generator("cpu", 0), sampler=s) for s in (sample, unmasked))
+    assert full.action_mask is not None and found.action_mask is not None and not full.action_mask.all()
+    assert full.action_mask.equal(found.action_mask)
+    assert torch.allclose(full.ref_log_probs, found.ref_log_probs, rtol=0, atol=1e-6)
+    agent = PPO(policy, env, n_episodes=24, n_epochs=1, seed=0)
+    with torch.no_grad():
+        ratio = [
+            (agent.evaluate_actions(rollout).log_probs - rollout.log_probs)[rollout.mask].exp()
+            for rollout in (found, replace(found, action_mask=None))
+        ]
+    assert float((ratio[0] - 1).abs().max()) < CLOSE < 0.01 < float((ratio[1] - 1).abs().max())  # control: no mask
+
+
+@pytest.mark.parametrize("name", Generation._fields)
+def test_every_tensor_of_a_sampler_must_have_its_shape(name: str) -> None:
+    """One column less is refused with the name."""
+    env, policy = sampling_task("masked")
+
+    def sampler(*arguments: Any, columns: int) -> Generation:
+        generation = sample(*arguments)
+        generation = generation._replace(values=torch.zeros_like(generation.log_probs))
+        return generation._replace(**{name: getattr(generation, name)[:, :columns]})
+
+    collect(env, policy, 24, sampler=partial(sampler, columns=99))  # control: none is cut
+    with pytest.raises(ValueError, match=rf"A sampler must return {name} of shape \(24, "):
+        collect(env, policy, 24, sampler=partial(sampler, columns=3))
+    if name == "action_mask":
+        with pytest.raises(ValueError, match=r"return action_mask of shape \(24, 4, \d+\), got \(24, 4, 2\)"):
+            collect(env, policy, 24, sampler=lambda *a: sample(*a)._replace(action_mask=torch.ones(24, 4, 2)))
 
 
 def test_a_wrong_generation_is_an_error() -> None:
