@@ -46,20 +46,27 @@ class EpochSettings:
     """eps; None is importance weights without a clip."""
     target_kl: float | None = None
     """Stop the epochs of a batch when KL(pi_old || pi) per token (RLOO: per completion) exceeds 1.5 times this, as in
-    Stable-Baselines3; None never stops."""
+    Stable-Baselines3; None never stops. The minibatch that exceeds it is not trained on; it is in the metrics."""
 
 
 def run_epochs(agent: Any, batch: Batch) -> Metrics:
-    """Takes an optimizer step for each minibatch, until KL(pi_old || pi) is too large; returns the reduced metrics."""
+    """Takes an optimizer step for each minibatch, until KL(pi_old || pi) is too large.
+
+    Returns:
+        The reduced metrics. Those of the minibatch that is too far from pi_old are among them, so that they show how
+        far the steps have come; `grad_norm` and `num_minibatches` are of the steps alone.
+    """
+    seen: list[Metrics] = []
     steps: list[Metrics] = []
     for rows in minibatches(len(batch.rollout), agent.n_epochs, agent.batch_size, agent.generator):
         metrics = agent.backward(batch, rows)
         if not metrics:  # all completions of the minibatch are skipped
             continue
+        seen.append(metrics)
         if agent.target_kl is not None and metrics["policy/approxkl_avg"] > 1.5 * agent.target_kl:
             break
-        steps.append(metrics | {"grad_norm": agent.step()})
-    return reduce_minibatches(steps) | {"num_minibatches": float(len(steps))}
+        steps.append({"grad_norm": agent.step()})
+    return reduce_minibatches(seen) | reduce_minibatches(steps) | {"num_minibatches": float(len(steps))}
 
 
 def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:

@@ -140,7 +140,12 @@ def test_target_kl_stops_the_epochs_where_the_kl_exceeds_it_by_half(kind: Any) -
         agent = agent_of(kind, target_kl=target, **settings)
         expected = equations.update(agent, rollout)
         assert expected.metrics["num_minibatches"] == steps
-        assert agent.train(rollout)["num_minibatches"] == steps
+        metrics = agent.train(rollout)
+        assert metrics["num_minibatches"] == steps
+        seen = kls[: steps + 1]  # the minibatch that exceeds it is in the metrics too
+        assert metrics["policy/approxkl_avg"] == pytest.approx(sum(seen) / len(seen), rel=1e-4)
+        for name in ("val/ratio_error_max", "val/ess", "grad_norm"):
+            assert metrics[name] == pytest.approx(expected.metrics[name], rel=1e-3)
         found = {name: p.detach() for name, p in agent.policy.named_parameters()}
         assert distance(change(start, found), change(start, expected.weights)) < EQUAL
 

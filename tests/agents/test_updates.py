@@ -47,6 +47,9 @@ def test_target_kl_stops_the_epochs() -> None:
     """A tiny target stops the epochs after the first step (where rho = 1), a huge one never."""
     stopped, metrics = update_ppo(n_epochs=5, learning_rate=0.05, target_kl=1e-6)
     assert metrics["num_minibatches"] == 1
+    assert metrics["policy/approxkl_avg"] > 1e-6 and metrics["val/ratio_error_max"] > 1e-3 and metrics["val/ess"] < 1
+    first = update_ppo(n_epochs=1, learning_rate=0.05)[1]  # control: that of the one step is perfect
+    assert first["policy/approxkl_avg"] < 1e-6 and metrics["grad_norm"] == first["grad_norm"]
     assert {int(state["step"]) for state in stopped.optimization.optimizer.state.values()} == {1}
     assert update_ppo(n_epochs=5, learning_rate=0.05, target_kl=1e6)[1]["num_minibatches"] == 5
 

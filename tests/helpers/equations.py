@@ -254,11 +254,12 @@ def update(agent: Any, rollout: Rollout, q_values: Tensor | None = None) -> Upda
     old_values = None if rollout.values is None else numbers(rollout.values, rollout)
     batch = Batch(rollout, advantages, returns, numbers(rollout.log_probs, rollout), old_values)
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    rows_of_metrics = []
+    rows_of_metrics, norms = [], []
     for rows in minibatches(agent, len(rollout)):
         if not any(batch.old_log_probs[i] for i in rows):
             continue
         loss, metrics = loss_of(agent, batch, rows, policy)
+        rows_of_metrics.append(metrics)
         target = getattr(agent, "target_kl", None)
         if target is not None and metrics["policy/approxkl_avg"] > 1.5 * target:
             break
@@ -272,14 +273,15 @@ def update(agent: Any, rollout: Rollout, q_values: Tensor | None = None) -> Upda
             critics = getattr(agent, "vf_learning_rate", None)
             own = agent.learning_rate if critics is None or name.startswith("model.") else critics
             optimizer.step(name, parameters[name], scale * gradient, own)
-        rows_of_metrics.append(metrics | {"grad_norm": norm})
+        norms.append(norm)
     columns = {name: [row[name] for row in rows_of_metrics] for name in (rows_of_metrics or [{}])[0]}
     reduced = {name: mean(values) for name, values in columns.items()}
     reduced |= {name: max(values) for name, values in columns.items() if name == "val/ratio_error_max"}
     reduced |= {name: min(values) for name, values in columns.items() if name == "val/ess"}
     reduced |= {name: values[0] for name, values in columns.items() if name == "val/first_ratio_error_avg"}
+    reduced |= {"grad_norm": mean(norms)} if norms else {}
     if hasattr(agent, "n_epochs"):
-        reduced["num_minibatches"] = float(len(rows_of_metrics))
+        reduced["num_minibatches"] = float(len(norms))
     if old_values is not None and type(agent).__name__ in ("ActorCritic", "PPO"):
         reduced |= critic_metrics(old_values, returns, type(agent).__name__ == "ActorCritic")
     return Update(reduced, {name: p.detach() for name, p in policy.named_parameters()}, rows_of_metrics)
