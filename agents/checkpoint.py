@@ -27,7 +27,9 @@ OTHER_TOKENIZER = (
     *("vocab.*", "merges.txt", "spiece.model", "sentencepiece*.model"),
     *("chat_template.*", "additional_chat_templates/*"),
 )
-CODE = ("learning_rate", "optimizer")  # settings that may be functions, or name them
+# Settings whose text may name code: the optimizer's does, and in older files that of a function as learning rate. Other
+# functions are saved as {"code": "module:name"}.
+NAMES_OF_CODE = ("learning_rate", "optimizer")
 TYPES = {
     "settings": dict,
     "num_timesteps": int,
@@ -81,7 +83,7 @@ def load_agent(
     settings: dict[str, Any],
 ) -> Any:
     """Loads an agent of a class, see `Agent.load`."""
-    path, saved = find_agent(folder, kind.__name__, kind.hyperparameters())
+    path, saved = read_agent_file(folder, kind.__name__, kind.hyperparameters())
     check_code(path / AGENT, saved["settings"], settings)
     reference = None if env is None or is_external(env) else get_mdp(env).reference
     policy = TransformerPolicy.from_pretrained(path, reference=reference, trust_remote_code=trust_remote_code)
@@ -93,24 +95,28 @@ def load_agent(
 
 
 def _named(setting: Any) -> Any:
-    """A setting as a JSON value: of a function its name, `module:name`."""
+    """A setting as a JSON value: of a function its name, {"code": "module:name"}."""
     if not callable(setting):
         return setting
     named = setting if hasattr(setting, "__qualname__") else type(setting)
-    return f"{named.__module__}:{named.__qualname__}"
+    return {"code": f"{named.__module__}:{named.__qualname__}"}
 
 
 def check_code(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises a ValueError if saved settings name code that is not given again: what is read from a folder runs none."""
-    for name in CODE:
-        if isinstance(value := saved.get(name), str) and ":" in value and name not in given:
+    for name, value in saved.items():
+        if isinstance(value, dict) and value.keys() == {"code"}:
+            value = value["code"]
+        elif name not in NAMES_OF_CODE or not isinstance(value, str) or ":" not in value:
+            continue
+        if name not in given:
             raise ValueError(
                 f"{path} names {value!r:.100}, which would import and run code. If you trust it, give the setting too: "
                 f"load(..., {name}=)."
             )
 
 
-def find_agent(folder: Path, name: str, settings: list[str]) -> tuple[Path, dict[str, Any]]:
+def read_agent_file(folder: Path, name: str, settings: list[str]) -> tuple[Path, dict[str, Any]]:
     """Returns the newest whole version of a folder that `save_agent` wrote, and the content of its `agent.json`.
 
     Args:
@@ -141,8 +147,8 @@ def restore_training_state(agent: Any, folder: Path, saved: dict[str, Any], gene
 
     Args:
         agent: a new agent with the saved policy and settings.
-        folder: the folder of `find_agent`.
-        saved: the content of `agent.json`, from `find_agent`.
+        folder: the folder of `read_agent_file`.
+        saved: the content of `agent.json`, from `read_agent_file`.
         generator: False keeps the agent's own generator.
 
     Raises:

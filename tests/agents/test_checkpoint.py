@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,20 @@ def test_the_tokenizer_is_saved_with_the_policy(tmp_path: Path) -> None:
     assert loaded.get_vocab() == tokenizer.get_vocab() and loaded.eos_token == "[END]"
     agent_of(PPO).save(tmp_path / "own")
     assert not list((tmp_path / "own").glob("tokenizer*"))
+
+
+@dataclass(eq=False)
+class Weighted(REINFORCE):
+    """An agent from outside whose setting is a function."""
+
+    weight: Callable[[float], float] = abs
+    note: str = "a:b"
+
+
+def test_a_function_as_a_setting_of_any_agent_must_be_given_again(tmp_path: Path) -> None:
+    """Its name would otherwise become the setting. Control: a text with a colon is no code."""
+    agent_of(Weighted, weight=math.sqrt).learn(1).save(tmp_path)
+    with pytest.raises(ValueError, match=r"agent\.json names 'math:sqrt', which would import and run code.*weight="):
+        Weighted.load(tmp_path)
+    loaded = Weighted.load(tmp_path, weight=math.sqrt)
+    assert loaded.weight is math.sqrt and loaded.note == "a:b"

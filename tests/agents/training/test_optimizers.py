@@ -86,6 +86,30 @@ def test_a_folder_names_no_code_to_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert HELPER in imported and loaded.learning_rate is rising
 
 
+def test_a_file_that_names_a_function_in_the_older_way_names_no_code_either(tmp_path: Path) -> None:
+    """As text, without {"code": ...}; it loads where the function is given again."""
+    agent_of(REINFORCE, learning_rate=rising).learn(1).save(tmp_path)
+    assert read_json(tmp_path / "agent.json")["settings"]["learning_rate"] == {"code": f"{__name__}:rising"}
+    change_settings(tmp_path, lambda settings: settings | {"learning_rate": f"{__name__}:rising"})
+    with pytest.raises(ValueError, match=r"names '.*:rising', which would import and run code.*learning_rate="):
+        REINFORCE.load(tmp_path)
+    assert REINFORCE.load(tmp_path, env=task(), learning_rate=rising).learning_rate is rising
+
+
+def change_settings(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Replaces the settings in an agent's folder, with the checksums."""
+    content = read_json(folder / "agent.json")
+    content["settings"] = change(content["settings"])
+    kept = {path: path.read_bytes() for path in folder.iterdir() if path.name in read_manifest(folder)["files"]}
+
+    def fill(new: Path) -> None:
+        for path, data in kept.items():
+            (new / path.name).write_bytes(data)
+        write_json(new / "agent.json", content)
+
+    write_folder(folder, fill)
+
+
 def rising(share: float) -> float:
     """A schedule."""
     return 1e-3 * (1 + share)
@@ -104,17 +128,8 @@ def test_a_folder_from_before_these_settings_is_loaded(tmp_path: Path) -> None:
     """Without optimizer, schedule and warm-up: Adam with a constant step size, and its state."""
     agent = agent_of(REINFORCE).learn(1)
     agent.save(tmp_path)
-    content = read_json(tmp_path / "agent.json")
-    for name in ("optimizer", "lr_schedule", "lr_warmup"):
-        del content["settings"][name]
-    kept = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name in read_manifest(tmp_path)["files"]}
-
-    def fill(new: Path) -> None:
-        for path, data in kept.items():
-            (new / path.name).write_bytes(data)
-        write_json(new / "agent.json", content)
-
-    write_folder(tmp_path, fill)
+    new = ("optimizer", "lr_schedule", "lr_warmup")
+    change_settings(tmp_path, lambda settings: {name: value for name, value in settings.items() if name not in new})
     loaded = REINFORCE.load(tmp_path, env=task())
     assert (loaded.optimizer, loaded.lr_schedule, loaded.lr_warmup) == ("adam", "constant", 0)
     assert len(loaded.optimization.optimizer.state) == len(agent.optimization.optimizer.state) > 0
