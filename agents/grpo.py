@@ -17,26 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from agents.agent import Agent
-from agents.functional import (
-    clipped_surrogate_loss,
-    first_ratio_error,
-    group_relative,
-    in_groups,
-    reward_to_go,
-    surrogate_diagnostics,
-)
-from agents.ranges import RANGES, check_range
-from agents.sampling import Rollout
-from agents.training import Batch, EpochSettings, Info, Metrics, run_epochs
+from agents.functional import clipped_surrogate_loss, first_ratio_error, group_relative, surrogate_diagnostics
+from agents.group_agent import GroupAgent
+from agents.training import Batch, Info
 
 
 @dataclass(eq=False)
-class GRPO(EpochSettings, Agent):
+class GRPO(GroupAgent):
     """Group-relative policy optimisation, see this file's docstring."""
 
     num_generations: int = 8
@@ -46,23 +36,9 @@ class GRPO(EpochSettings, Agent):
     clip_range_high: float | None = 0.28
     """eps_high, for rho > 1; None is eps."""
 
-    needs_values: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("num_generations", self.num_generations, 2, RANGES["num_generations"].high)
-
-    def train(self, rollout: Rollout) -> Metrics:
-        """Takes `n_epochs` passes over the completions, in minibatches."""
-        valid = self.trained_rows(rollout)
-        rollout = rollout.skip(~valid)
-        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
-        advantages = group_relative(returns, self.num_generations, self.scale_rewards, valid=valid)
-        return run_epochs(self, Batch(rollout, advantages[:, None].expand_as(rollout.mask)))
-
-    def trained_rows(self, rollout: Rollout) -> Tensor:
-        """The completions that are not skipped, in groups with at least two of them."""
-        return in_groups(rollout.valid, self.num_generations)
+    def advantages(self, returns: Tensor, valid: Tensor) -> Tensor:
+        """(G_i - mean) / std of the group; without `scale_rewards` G_i - mean."""
+        return group_relative(returns, self.num_generations, self.scale_rewards, valid=valid)
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the loss of some completions, and metrics."""

@@ -14,27 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from agents.agent import Agent
-from agents.functional import (
-    clipped_surrogate_loss,
-    first_ratio_error,
-    in_groups,
-    leave_one_out,
-    reward_to_go,
-    surrogate_diagnostics,
-)
-from agents.ranges import RANGES, check_range
-from agents.sampling import Rollout
-from agents.training import Batch, EpochSettings, Info, Metrics, run_epochs
+from agents.functional import clipped_surrogate_loss, first_ratio_error, leave_one_out, surrogate_diagnostics
+from agents.group_agent import GroupAgent
+from agents.training import Batch, Info
 
 
 @dataclass(eq=False)
-class RLOO(EpochSettings, Agent):
+class RLOO(GroupAgent):
     """REINFORCE leave-one-out, see this file's docstring."""
 
     num_generations: int = 4
@@ -42,23 +32,9 @@ class RLOO(EpochSettings, Agent):
     n_epochs: int = 1
     """Passes over each batch of completions."""
 
-    needs_values: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("num_generations", self.num_generations, 2, RANGES["num_generations"].high)
-
-    def train(self, rollout: Rollout) -> Metrics:
-        """Takes `n_epochs` passes over the completions, in minibatches."""
-        valid = self.trained_rows(rollout)
-        rollout = rollout.skip(~valid)
-        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
-        advantages = returns - leave_one_out(returns, self.num_generations, valid)
-        return run_epochs(self, Batch(rollout, advantages[:, None].expand_as(rollout.mask)))
-
-    def trained_rows(self, rollout: Rollout) -> Tensor:
-        """The completions that are not skipped, in groups with at least two of them."""
-        return in_groups(rollout.valid, self.num_generations)
+    def advantages(self, returns: Tensor, valid: Tensor) -> Tensor:
+        """G_i - b_i."""
+        return returns - leave_one_out(returns, self.num_generations, valid)
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the loss of some completions, with one importance weight for each, and metrics per completion."""
