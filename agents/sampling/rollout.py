@@ -21,7 +21,7 @@ class Rollout:
         input_ids, attention_mask: [B, W + T], prompts with left padding, completions with right padding; in external
             environments (`agents.sampling.external`) [B, T, L + 1], one observation per token.
         mask: bool [B, T], the tokens sampled in this rollout, EOS included; all False in a row that is skipped.
-        log_probs: log pi(a_t|s_t) of the behaviour policy, [B, T]. 0 where the mask is False, like the next two.
+        log_probs: log pi(a_t|s_t) of the behaviour policy, [B, T]. 0 where the mask is False, like the next two and V.
         ref_log_probs: log pi_ref(a_t|s_t), [B, T]; nan where the environment has no reference.
         rewards: r_t, the sum of all its terms, [B, T].
         scores: score(x, y), [B]; nan where skipped.
@@ -94,8 +94,11 @@ class Rollout:
         return Rollout(**{f.name: select(getattr(self, f.name)) for f in fields(self)})
 
     def skip(self, rows: Tensor) -> Rollout:
-        """The rollout with the masks of these rows, bool [B], all False: they are skipped too."""
-        return replace(self, mask=self.mask & ~rows[:, None])
+        """The rollout in which these rows, bool [B], are skipped too: masks all False, zeros where those were True."""
+        kept = ~rows[:, None]
+        names = ("log_probs", "ref_log_probs", "rewards", "values")
+        masked = {name: torch.where(kept, x, 0.0) for name in names if (x := getattr(self, name)) is not None}
+        return replace(self, mask=self.mask & kept, **masked)
 
     def scored(self) -> Rollout:
         """The rollout without the rows that are skipped."""

@@ -472,3 +472,15 @@ def test_other_environments_are_refused() -> None:
     """The error names the required kind of environment."""
     with pytest.raises(TypeError, match="environment of textenv"):
         collect(gym.make("CartPole-v1"), toy(Path())[1], 4)
+
+
+def test_skip_leaves_zeros_where_the_mask_is_false() -> None:
+    """In log pi, log pi_ref, rewards and V, as `collect` does; the other rows are the same."""
+    env = make(words(4, max_new_tokens=4))
+    rollout = collect(env, random_policy(env, scale=0.1), 4, generator=seeded())
+    rollout.values = torch.where(rollout.mask, 1.0, 0.0)
+    skipped = rollout.skip(torch.tensor([False, True, False, False]))
+    assert skipped.valid.tolist() == [True, False, True, True]
+    for name in ("log_probs", "ref_log_probs", "rewards", "values"):
+        before, after = getattr(rollout, name), getattr(skipped, name)
+        assert before[1].any() and not after[1].any() and after[[0, 2, 3]].equal(before[[0, 2, 3]]), name
