@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from agents.functional import ESTIMATORS
 from agents.policy import TransformerPolicy
 from agents.ranges import RANGES, check_fields, check_range
 from agents.sampling import check_spaces
-from agents.training import SCHEDULES, Optimization, trainable_parameters, world_size
+from agents.training import Optimization, trainable_parameters, world_size
 from textenv import TextMDP
 from textenv.lm import max_length
 
@@ -41,12 +40,8 @@ def check_settings(agent: Any) -> None:
             )
     if agent.kl_target is not None:
         check_range("kl_horizon", agent.kl_horizon, agent.n_episodes)  # one batch changes beta by at most 20%
-    if not isinstance(agent.lr_schedule, str) or agent.lr_schedule not in SCHEDULES:
-        raise ValueError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, got {agent.lr_schedule!r}.")
     if callable(agent.learning_rate) and agent.lr_schedule != "constant":
         raise ValueError(f"lr_schedule must be constant where learning_rate is a function, got {agent.lr_schedule!r}.")
-    if not isinstance(agent.kl_estimator, str) or agent.kl_estimator not in ESTIMATORS:
-        raise ValueError(f"kl_estimator must be one of {', '.join(ESTIMATORS)}, got {agent.kl_estimator!r}.")
 
 
 def check_external(agent: Any) -> None:
@@ -79,7 +74,7 @@ def check_mdp(agent: Any, mdp: TextMDP) -> None:
 
 
 def check_fit(policy: Any, mdp: TextMDP) -> None:
-    """Checks that a policy can write in an MDP.
+    """Checks that a policy fits an MDP.
 
     Raises:
         ValueError: another vocabulary, or sequences too long for the policy.

@@ -8,8 +8,10 @@ overflows or memory ends. Limits are generous. What is merely unwise is allowed,
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 from dataclasses import fields
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -80,21 +82,47 @@ def check_integer(name: str, value: Any, low: int, high: int = MOST) -> int:
 
 
 def check_fields(settings: Any) -> None:
-    """Checks every field of a dataclass that is an int, a float or a bool, or one of them or None (or a function).
+    """Checks every field of a dataclass that is an int, a float, a bool or a Literal, or one of them or None.
 
-    NumPy's numbers are replaced by Python's, so that they can be saved.
+    NumPy's numbers are replaced by Python's, so that they can be saved. A number may also be a function where the
+    field's type says so.
 
     Raises:
-        ValueError: another type, or a value outside `RANGES`; the message has the name, the rule and the value.
+        ValueError: another type, a value outside `RANGES`, or one that a Literal does not have; the message has the
+            name, the rule and the value.
     """
+    literals = _literals(type(settings))
     for f in fields(settings):
         kinds = _kinds(f.type)
         value = getattr(settings, f.name)
+        if f.name in literals:
+            if not any(isinstance(value, type(each)) and value == each for each in literals[f.name]):
+                allowed = ", ".join(map(str, literals[f.name]))
+                raise ValueError(f"{f.name} must be one of {allowed}, got {value!r}.")
+            continue
         if not kinds & {"int", "float", "bool"} or (value is None and "None" in kinds):
             continue
         if callable(value) and any(kind.startswith("Callable") for kind in kinds):
             continue
         setattr(settings, f.name, _checked(f.name, value, kinds))
+
+
+def _literals(kind: type) -> dict[str, tuple[Any, ...]]:
+    """The values of each annotated name of a class that is a Literal, or a Literal or None."""
+    hints: dict[str, Any] = {}
+    for each in reversed(kind.__mro__):
+        # a class may have annotations that only a type checker can read: the Literals of its bases are known
+        with suppress(NameError, AttributeError, TypeError):
+            hints |= get_type_hints(each)
+    parts = {
+        name: get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,) for name, hint in hints.items()
+    }
+    return {
+        name: tuple(value for part in found for value in get_args(part) or (None,))
+        for name, found in parts.items()
+        if Literal in map(get_origin, found)
+        and all(part is type(None) or get_origin(part) is Literal for part in found)
+    }
 
 
 def _kinds(annotation: Any) -> set[str]:

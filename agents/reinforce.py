@@ -54,10 +54,6 @@ class REINFORCE(Agent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.credit, str) or self.credit not in ("sequence", "reward_to_go", "q"):
-            raise ValueError(f"credit must be 'sequence', 'reward_to_go' or 'q', got {self.credit!r}.")
-        if not isinstance(self.baseline, str | None) or self.baseline not in (None, "mean", "leave_one_out"):
-            raise ValueError(f"baseline must be None, 'mean' or 'leave_one_out', got {self.baseline!r}.")
         if self.credit == "q" and is_external(self.env):
             raise ValueError(
                 "credit='q' needs an environment of textenv, which can start in any state, got one of another library; "

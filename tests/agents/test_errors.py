@@ -114,8 +114,8 @@ def test_groups_must_fill_the_batch(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"credit": "tokens"}, "credit must be 'sequence', 'reward_to_go' or 'q', got 'tokens'"),
-        ({"baseline": "median"}, "baseline must be None, 'mean' or 'leave_one_out', got 'median'"),
+        ({"credit": "tokens"}, "credit must be one of sequence, reward_to_go, q, got 'tokens'"),
+        ({"baseline": "median"}, "baseline must be one of mean, leave_one_out, None, got 'median'"),
         ({"num_generations": 1}, "num_generations >= 2"),
     ],
 )

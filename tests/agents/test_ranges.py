@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
-from typing import Any
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Optional, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
-from agents import PPO, REINFORCE, TransformerPolicy
+from agents import PPO, REINFORCE, Agent, TransformerPolicy
+from agents.functional import ESTIMATORS
 from agents.ranges import LARGEST, RANGES, check_fields, check_integer, check_range
+from agents.training import SCHEDULES
 from tests.helpers.agents import KINDS, agent_of, every_kind, task, weights
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import toy
@@ -62,7 +65,6 @@ def test_every_number_of_an_agent_is_in_the_table() -> None:
 
 def test_a_setting_of_a_new_agent_is_checked_by_its_type() -> None:
     """A setting that the table does not have must be of its type, and in the range of all numbers."""
-    from dataclasses import dataclass
 
     @dataclass
     class Settings:
@@ -76,6 +78,46 @@ def test_a_setting_of_a_new_agent_is_checked_by_its_type() -> None:
     for wrong in (*floats, {"rounds": 2.0}, {"rounds": True}, {"rounds": 10**31}, {"fast": 1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
             check_fields(Settings(**wrong))
+
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+@dataclass(eq=False)
+class Typed(REINFORCE):
+    """An agent from outside with Literals."""
+
+    side: Literal["left", "right"] = "left"
+    level: Literal[1, 2] | None = None
+    old: Optional[Literal["x"]] = None  # noqa: UP045
+    free: Literal["auto"] | str = "auto"
+
+
+@dataclass(eq=False)
+class Unresolved(Typed):
+    """Has an annotation that is not known when it runs."""
+
+    amount: Decimal | None = None
+
+
+@pytest.mark.parametrize("kind", [Typed, Unresolved])
+def test_a_literal_of_a_new_agent_is_checked(kind: Any) -> None:
+    """Each of its values is accepted, and None where it may be; the message names them."""
+    for right in ({"side": "right"}, {"level": 2}, {"level": None}, {"old": "x"}, {"free": "other"}):
+        agent_of(kind, **right)
+    wrong: list[Any] = [("side", "up", "left, right"), ("side", None, "left, right"), ("side", [], "left, right")]
+    wrong += [("level", 3, "1, 2, None"), ("level", "1", "1, 2, None"), ("old", "y", "x, None")]
+    wrong += [("lr_schedule", "step", "constant, linear, cosine"), ("baseline", "median", "mean, leave_one_out, None")]
+    for name, value, allowed in wrong:
+        with pytest.raises(ValueError, match=re.escape(f"{name} must be one of {allowed}, got {value!r}.")):
+            agent_of(kind, **{name: value})
+
+
+def test_every_literal_of_an_agent_is_one_of_the_values_that_it_uses() -> None:
+    """The schedules and the estimators that there are."""
+    assert get_args(get_type_hints(Agent)["lr_schedule"]) == tuple(SCHEDULES)
+    assert get_args(get_type_hints(Agent)["kl_estimator"]) == tuple(ESTIMATORS)
 
 
 def test_the_message_has_rule_and_value() -> None:
