@@ -36,6 +36,11 @@ AGENTS = {  # a new agent is one line here
 UNTRAINED = ("random", "best-of-n")  # what `compare --agents` takes besides
 SHARED = {"policy", "initial_policy", "env", "learning_rate", "n_episodes", "seed"}  # no settings: flags of all agents
 PLAIN = (int, float, bool, str, type(None))  # what a setting may be: what a flag and a JSON file can hold
+# attributes that `__post_init__` of our agents sets: the value of a field of that name would be lost
+SET_BY_AGENTS = {
+    *("generator", "health", "kl_coef", "num_timesteps", "num_updates", "optimization", "sampler", "step_guard"),
+    "skipped_continuations",
+}
 
 METAVAR = "{" + ",".join(AGENTS) + "}|module:Class"  # in the help of a flag that names an agent
 
@@ -170,11 +175,9 @@ def _check_external(kind: Any, name: str, flag: str) -> None:
     refused = f"{flag} {name!r} must be"
     if not isinstance(kind, type) or not issubclass(kind, Agent):
         raise FlagError(f"{refused} a subclass of agents.Agent, got {kind!r:.100}.")
-    if inspect.isabstract(kind):
-        raise FlagError(
-            f"{refused} an agent that can be made, but {', '.join(sorted(kind.__abstractmethods__))} is missing."
-        )
-    if "__dataclass_fields__" not in vars(kind) and vars(kind).get("__annotations__"):
+    if missing := sorted(kind.__abstractmethods__):
+        raise FlagError(f"{refused} an agent that can be made, but {', '.join(missing)} is missing.")
+    if "__dataclass_fields__" not in vars(kind) and inspect.get_annotations(kind):
         raise FlagError(f"{refused} a dataclass, so that its settings are flags; write @dataclass(eq=False) above it.")
     try:
         hints = get_type_hints(kind)
@@ -184,8 +187,10 @@ def _check_external(kind: Any, name: str, flag: str) -> None:
     for f in dataclasses.fields(kind):
         if f.name in inherited:
             continue
-        if hasattr(Agent, f.name):
-            raise FlagError(f"{refused} a class without a field {f.name!r}: Agent.{f.name} exists; rename the field.")
+        if f.name in SET_BY_AGENTS:
+            raise FlagError(f"{refused} a class without a field {f.name!r}: `Agent` sets it itself; rename the field.")
+        if (hidden := _hidden_by(f.name, kind)) is not None:
+            raise FlagError(f"{refused} a class without a field {f.name!r}: {hidden} exists; rename the field.")
         if f.init and f.default is dataclasses.MISSING:
             raise FlagError(f"{refused} a class whose fields have defaults; {f.name!r} has none.")
         if f.init and _plain_type(hints[f.name]) is None:
@@ -193,6 +198,15 @@ def _check_external(kind: Any, name: str, flag: str) -> None:
                 f"{refused} a class whose fields are numbers, texts, bool, Literal or None, since they are flags; got "
                 f"{f.name}: {hints[f.name]}."
             )
+
+
+def _hidden_by(name: str, kind: type[Any]) -> str | None:
+    """The method or class variable of a base class that a field of this name would hide, if there is one."""
+    for base in kind.__mro__[1:]:
+        own = {f.name for f in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else set()
+        if name in vars(base).keys() - own:
+            return f"{base.__name__}.{name}"
+    return None
 
 
 def _plain_type(annotation: Any) -> Any:

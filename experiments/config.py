@@ -131,17 +131,10 @@ class TrialConfig(AgentFlags):
 
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """Returns the agent that the flags name; raises a FlagError where its settings do not fit each other."""
-        settings = self.hyperparameters()
         try:
-            agent = find_agent(self.agent)(policy, env, **settings)
+            return find_agent(self.agent)(policy, env, **self.hyperparameters())
         except ValueError as error:
             raise FlagError(name_flags(str(error), self, settings_key(self.agent))) from error
-        if changed := [name for name, value in settings.items() if getattr(agent, name) != value]:
-            raise FlagError(
-                f"--agent {self.agent}: its field {changed[0]!r} has another value once the agent is made; `Agent` "
-                "uses this name itself, so rename the field."
-            )
-        return agent
 
     def hyperparameters(self) -> dict[str, Any]:
         """The agent's settings, without policy and env."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agents import REINFORCE
+from agents import REINFORCE, Agent
 from agents.files import read_json
-from experiments.agent_classes import AGENTS, complete_settings, find_agent, settings_of, short_name
+from experiments.agent_classes import AGENTS, SET_BY_AGENTS, complete_settings, find_agent, settings_of, short_name
 from experiments.changes import changes_that_mix
 from experiments.command_line import read_arguments, train
 from experiments.compare import CompareConfig
@@ -39,6 +40,14 @@ class Mine(REINFORCE):
     kind: Literal["a", "b"] | None = None
     count: "int | Callable[[], int]" = 3
 
+@dataclass(eq=False)
+class Resolves(Mine):
+    keep: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.keep = self.num_generations if self.keep is None else self.keep
+
 class Plain(REINFORCE):
     '''No setting of its own: needs no dataclass.'''
 """
@@ -52,6 +61,14 @@ class Undecorated(REINFORCE):
 @dataclass(eq=False)
 class Hides(REINFORCE):
     step: int = 3
+
+@dataclass(eq=False)
+class HidesMethod(REINFORCE):
+    weights: float = 1.0
+
+@dataclass(eq=False)
+class HidesVariable(PPO):
+    needs_values: bool = False
 
 @dataclass(eq=False)
 class Overwritten(REINFORCE):
@@ -154,6 +171,9 @@ def test_its_flags_are_its_fields(modules: Path, capsys: pytest.CaptureFixture[s
         ("own_agents:Abstract", "must be an agent that can be made, but losses, train is missing"),
         ("own_agents:Undecorated", r"must be a dataclass, .* write @dataclass\(eq=False\)"),
         ("own_agents:Hides", "must be a class without a field 'step': Agent.step exists"),
+        ("own_agents:HidesMethod", "must be a class without a field 'weights': REINFORCE.weights exists"),
+        ("own_agents:HidesVariable", "must be a class without a field 'needs_values': .*needs_values exists"),
+        ("own_agents:Overwritten", "must be a class without a field 'kl_coef': `Agent` sets it itself"),
         ("own_agents:Required", "must be a class whose fields have defaults; 'bonus' has none"),
         ("own_agents:Odd", "must be a class whose fields are numbers, texts.* got bonus: <class 'list'>"),
         ("own_agents:ppo", "must have a name of its own, got ppo, which is that of another agent"),
@@ -178,11 +198,21 @@ def test_names_that_clash_with_each_other_or_with_a_flag(modules: Path) -> None:
     CompareConfig(agents=["own_agents:Mine", "other_agents:Plain"])
 
 
-def test_a_field_that_the_agent_itself_uses_is_refused(modules: Path) -> None:
-    """`Agent` sets kl_coef: the value of the flag would be lost."""
-    config = tiny(agent="own_agents:Overwritten")
-    with pytest.raises(FlagError, match="its field 'kl_coef' has another value once the agent is made"):
-        config.make_agent(random_policy(env := config.make_env()).float(), env)
+def test_the_names_that_agents_set_themselves_are_all_refused() -> None:
+    """No attribute of one of our agents is missing among those that a field must not have."""
+    env, found = tiny().make_env(), set()
+    for name in filter(lambda name: issubclass(find_agent(name), Agent), AGENTS):
+        agent = tiny(agent=name).make_agent(random_policy(env).float(), env)
+        found |= vars(agent).keys() - {f.name for f in dataclasses.fields(agent)}
+    assert found == SET_BY_AGENTS
+
+
+def test_an_agent_may_resolve_a_default(modules: Path) -> None:
+    """A field that is None by default and has a value once the agent is made; one that is given is kept."""
+    for keep, value in ((None, 4), (2, 2)):
+        config = tiny(agent="own_agents:Resolves", settings={"Resolves": {"keep": keep}})
+        agent = config.make_agent(random_policy(env := config.make_env()).float(), env)
+        assert getattr(agent, "keep") == value  # noqa: B009
 
 
 def test_a_setting_of_an_agent_that_is_not_asked_for_is_refused() -> None:
