@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,8 @@ from experiments.errors import FlagError
 from experiments.named_code import import_named
 from experiments.ranges import check_flags, name_flags
 from experiments.stable_baselines import StableBaselines
+from textenv import get_mdp
+from textenv.references import CausalLMReference
 
 # a new sampler is one entry here: a function as `agents.sampling.Sampler` says, or a class that makes one
 SAMPLERS = {
@@ -35,7 +36,7 @@ class TrainFlags(EnvFlags):
     """Tokens to sample; a timestep is a token."""
     learning_rate: float | None = None
     """Step size of the optimizer. By default it follows what is trained: 1e-4 for a LoRA adapter, 1e-5 for a pretrained
-    model (Text-v0, Sentiment-v0), 1e-3 for a toy's small transformer."""
+    model (the task's reference is a language model), 1e-3 for a toy's small transformer."""
     n_episodes: int = 64
     """Completions per update."""
     separate_critic: bool = False
@@ -78,13 +79,15 @@ class TrainFlags(EnvFlags):
         check_flags(self)
         if self.sampler not in SAMPLERS:
             raise FlagError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}.")
+
+    def resolve_learning_rate(self, env: Any) -> None:
+        """Sets `learning_rate`, if it is None, to the default for what is trained in an environment.
+
+        Where the reference is no language model, the policy is a small transformer that is trained from scratch.
+        """
         if self.learning_rate is None:
-            pretrained = self.env in ("textenv/Text-v0", "textenv/Sentiment-v0")
+            pretrained = isinstance(get_mdp(env).reference, CausalLMReference)
             self.learning_rate = 1e-4 if self.lora_rank else 1e-5 if pretrained else 1e-3
-        if self.lora_rank and importlib.util.find_spec("peft") is None:
-            raise FlagError('--lora-rank needs peft: pip install -e ".[peft]".')
-        if self.wandb_project is not None and importlib.util.find_spec("wandb") is None:
-            raise FlagError('--wandb-project needs Weights & Biases: pip install -e ".[wandb]".')
 
 
 @dataclass

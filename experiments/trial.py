@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -34,10 +35,15 @@ NUM_SAMPLE_PROMPTS = 6
 
 
 def make_environment(config: AgentFlags) -> Any:
-    """Sets the precision of float32 matrix products for this OS process, and returns the environment of the flags."""
+    """Sets the precision of float32 matrix products for this OS process, and returns the environment of the flags.
+
+    The flags get their default step size, which depends on the environment.
+    """
     if config.float32_matmul_precision is not None:
         torch.set_float32_matmul_precision(config.float32_matmul_precision)
-    return config.make_env()
+    env = config.make_env()
+    config.resolve_learning_rate(env)
+    return env
 
 
 def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPolicy:
@@ -122,6 +128,8 @@ def prepare(
     """
     try:
         check_login(config.wandb_project)
+        if config.lora_rank and importlib.util.find_spec("peft") is None:
+            raise FlagError('--lora-rank needs peft: pip install -e ".[peft]".')
         evaluator = Evaluator.for_env(env, config.eval_episodes)
         policy = initial_policy(config, env, folder / INITIAL)
         for trial in trials:
@@ -169,12 +177,12 @@ def run_trial(
             text = f"{folder}: the trial has finished: nothing is trained. For other flags choose another --out."
             print(printable(text), file=sys.stderr)
         return finished
+    env = make_environment(config)  # first: config.json has the step size that it resolves
     if rank() == 0:
         with files.storage_errors("make", folder):
             folder.mkdir(parents=True, exist_ok=True)
         if not (folder / CONFIG).is_file():
             write_config(config, folder)
-    env = make_environment(config)
     evaluator = Evaluator.for_env(env, config.eval_episodes)
     baselines = measure_baselines(evaluator, initial)
     resumed = run_on_rank0(lambda: checkpoint_to_resume(folder, initial, config.keep_checkpoints))

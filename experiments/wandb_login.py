@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from experiments.errors import FlagError
 
 
@@ -11,10 +13,12 @@ def check_login(project: str | None) -> None:
     No login is needed with WANDB_MODE=offline or disabled.
 
     Raises:
-        FlagError: there is no key, or it is refused.
+        FlagError: it is not installed, there is no key, or the key is refused.
     """
     if project is None:
         return
+    if importlib.util.find_spec("wandb") is None:
+        raise FlagError('--wandb-project needs Weights & Biases: pip install -e ".[wandb]".')
     import wandb
 
     try:

@@ -176,10 +176,10 @@ def test_versions_threads_and_device_are_named(config: TrialConfig) -> None:
 def test_flags_of_a_later_version_have_their_default(config: TrialConfig) -> None:
     """A flag that the saved run does not have is the same if it has its default."""
     before = saved(config)
-    del before["flags"]["n_episodes"]
+    del before["flags"]["num_evals"]
     assert changes_that_mix(config, before) == []
-    changed = TrialConfig(**(vars(config) | {"n_episodes": 32}))
-    assert changes_that_mix(changed, before) == ["n_episodes was 64 and is 32."]
+    changed = TrialConfig(**(vars(config) | {"num_evals": 7}))
+    assert changes_that_mix(changed, before) == ["num_evals was 25 and is 7."]
 
 
 def test_settings_of_the_agents_that_are_trained_are_compared(config: TrialConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,18 @@ import gymnasium as gym
 import pytest
 
 from agents.files import read_json
+from experiments.command_line import train
+from experiments.compare import CompareConfig, compare
+from experiments.config import AgentFlags, TrialConfig
 from experiments.errors import FlagError
-from experiments.run_folder import write_config
+from experiments.run_folder import read_config, write_config
+from experiments.trial import make_environment
+from tests.helpers import models
 from tests.helpers.commands import command, tiny
+from textenv import TextMDP
+
+OWN = "own/Pretrained-v0"
+SHARED = [f.name for f in dataclasses.fields(AgentFlags) if f.name != "settings"]
 
 
 def test_help_lists_the_common_flags() -> None:
@@ -44,21 +54,50 @@ def test_missing_weights_raise_an_error_with_the_install_commands(monkeypatch: p
         tiny(env="textenv/Sentiment-v0", env_args={}).make_env()
 
 
+def pretrained(max_new_tokens: int = 2) -> TextMDP:
+    """A task of the user's whose reference is a language model."""
+    return TextMDP(**models.arguments("gpt2", max_new_tokens=max_new_tokens))
+
+
 @pytest.mark.parametrize(
     ("flags", "rate"),
     [
         ({}, 1e-3),
-        ({"env": "textenv/Sentiment-v0", "env_args": {}}, 1e-5),
-        ({"env": "textenv/Text-v0", "env_args": {}, "lora_rank": 2}, 1e-4),
-        ({"learning_rate": 0.5, "lora_rank": 2}, 0.5),
+        ({"env": OWN, "env_args": {}}, 1e-5),
+        ({"env": OWN, "env_args": {}, "lora_rank": 2}, 1e-4),
+        ({"env": OWN, "env_args": {}, "learning_rate": 0.0}, 0.0),
     ],
 )
-def test_the_default_step_size_follows_what_is_trained(
-    flags: dict[str, Any], rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_default_step_size_follows_what_is_trained(flags: dict[str, Any], rate: float, tmp_path: Path) -> None:
+    """A toy's transformer, a pretrained model, an adapter, whatever the task's name; config.json has the value."""
+    gym.register(OWN, vector_entry_point="textenv.vector:make_vec", kwargs={"task": f"{__name__}:pretrained"})
+    try:
+        config = tiny(**flags)
+        make_environment(config)
+        write_config(config, tmp_path)
+    finally:
+        del gym.registry[OWN]
+    assert config.learning_rate == config.hyperparameters()["learning_rate"] == rate
+    assert read_json(tmp_path / "config.json")["flags"]["learning_rate"] == rate
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"lora_rank": 2}, r'needs peft: pip install -e "\.\[peft\]"'),
+        ({"wandb_project": "x"}, r'needs Weights & Biases: pip install -e "\.\[wandb\]"'),
+    ],
+)
+def test_packages_are_missed_where_training_is_prepared(
+    flags: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A toy's transformer, a pretrained model, an adapter; the resolved value is in config.json."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # peft need not be there
-    monkeypatch.setattr("experiments.run_folder.sources", lambda config: {})
-    write_config(config := tiny(**flags), tmp_path)
-    assert read_json(tmp_path / "config.json")["flags"]["learning_rate"] == config.hyperparameters()["learning_rate"]
-    assert config.learning_rate == rate
+    """Before anything is kept. `evaluate` and `sample`, which read the same flags, do not need them."""
+    config = tiny(**flags, out=tmp_path / "run")
+    (tmp_path / "read").mkdir()
+    write_config(config, tmp_path / "read")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    assert read_config(tmp_path / "read") == config
+    for refused in (config, CompareConfig(**{name: getattr(config, name) for name in SHARED})):
+        with pytest.raises(FlagError, match=message):
+            train(refused) if isinstance(refused, TrialConfig) else compare(refused)
+    assert not (tmp_path / "run").exists()

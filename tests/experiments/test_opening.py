@@ -126,13 +126,13 @@ def test_config_is_written_once(tmp_path: Path) -> None:
 def test_other_flags_are_refused_or_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is named with both values; with --accept-changes the run continues, and keeps what was accepted."""
     folder = begun(tmp_path / "run")
-    changed: dict[str, Any] = {"out": folder, "resume": True, "learning_rate": 0.5, "num_evals": 7}
-    with pytest.raises(FlagError, match=r"learning_rate was 0\.001 and is 0\.5\. num_evals was 3 and is 7\."):
+    changed: dict[str, Any] = {"out": folder, "resume": True, "eval_episodes": 9, "num_evals": 7}
+    with pytest.raises(FlagError, match=r"eval_episodes was 256 and is 9\. num_evals was 3 and is 7\."):
         opens(tiny(**changed))
     opens(tiny(**changed, accept_changes=True))
-    assert "learning_rate was 0.001 and is 0.5." in capsys.readouterr().err
+    assert "eval_episodes was 256 and is 9." in capsys.readouterr().err
     (row,) = files.read_rows(folder / "accepted_changes.jsonl")
-    assert row["changes"] == ["learning_rate was 0.001 and is 0.5.", "num_evals was 3 and is 7."]
+    assert row["changes"] == ["eval_episodes was 256 and is 9.", "num_evals was 3 and is 7."]
 
 
 @pytest.mark.parametrize(

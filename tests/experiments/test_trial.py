@@ -50,6 +50,7 @@ def test_a_trial_writes_its_folder(agent: str, tmp_path: Path, initial: Path) ->
 def test_accepted_flags_take_effect(agent: str, tmp_path: Path, initial: Path) -> None:
     """More tokens, and other settings of the agent; the rows that were there stay."""
     first = run_trial(tiny(agent=agent, total_timesteps=150), tmp_path, initial)
+    assert read_json(tmp_path / "config.json")["flags"]["learning_rate"] == 0.001  # the default, as it was resolved
     rows = read_metrics(tmp_path)
     for rate in (0.001, 0.05):  # the same, and another one
         config = tiny(agent=agent, total_timesteps=300, learning_rate=rate)
@@ -151,11 +152,7 @@ def test_gradient_checkpointing_does_not_change_training(tmp_path: Path, initial
 
 
 def test_weights_and_biases_by_a_flag(tmp_path: Path, initial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is installed it mirrors TensorBoard; where it is not, the flag is refused before anything runs."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FlagError, match=r'needs Weights & Biases: pip install -e "\.\[wandb\]"'):
-        tiny(wandb_project="x")
-    monkeypatch.undo()
+    """Where it is installed it mirrors TensorBoard."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_trial(tiny(wandb_project="x"), tmp_path, initial)
