@@ -5,9 +5,9 @@ A name on the command line is trusted: its module is imported and run. A name in
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
+import agents
 from experiments.errors import FlagError
 
 
@@ -22,12 +22,9 @@ def import_named(name: str, flag: str) -> Any:
         flag: the flag that has the name, for the message.
 
     Raises:
-        FlagError: there is no such module, it has no such object, or one of its own imports fails.
+        FlagError: there is no such module, it has no such object, or it fails when it is imported.
     """
-    module, _, attribute = name.rpartition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise FlagError(f"{flag} {name!r} could not be imported: it must be module:object, such as my_module:MyClass.")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise FlagError(f"{flag} {name!r} could not be imported: {error}") from error
+        return agents.import_named(name)
+    except ValueError as error:
+        raise FlagError(f"{flag} {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from agents.named_code import import_named
 from agents.policy import TransformerPolicy
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]  # from parameter groups with their "lr"
@@ -38,13 +38,12 @@ def find_optimizer(name: Any) -> MakeOptimizer:
     """
     if isinstance(name, str) and name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    module, _, attribute = name.rpartition(":") if isinstance(name, str) else ("", "", "")
-    if not module or not attribute:
+    if not isinstance(name, str) or ":" not in name:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, or module:object, got {name!r}.")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: "..:object" is no module's name
-        raise ValueError(f"optimizer {name!r} could not be imported: {error}.") from error
+        found = import_named(name)
+    except ValueError as error:
+        raise ValueError(f"optimizer {error}") from error
     if not callable(found):
         raise ValueError(f"optimizer must be called with parameter groups, got {name!r}, which is {found!r:.100}.")
     make: MakeOptimizer = found

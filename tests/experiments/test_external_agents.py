@@ -161,7 +161,7 @@ def test_its_flags_are_its_fields(modules: Path, capsys: pytest.CaptureFixture[s
         ("own", "must be one of reinforce, .*, or module:Class of an agent of your own, got 'own'"),
         ("no_such_module:Mine", "could not be imported: No module named 'no_such_module'"),
         ("broken_agents:Mine", "could not be imported: No module named 'no_such_package'"),
-        ("unreadable_agents:Mine", "could not be imported: invalid syntax"),
+        ("unreadable_agents:Mine", "could not be imported: SyntaxError in unreadable_agents: invalid syntax"),
         ("own_agents:Missing", "could not be imported: .* has no attribute 'Missing'"),
         (":Mine", "must be module:object"),
         ("own_agents:", "must be module:object"),

@@ -76,12 +76,12 @@ def test_a_folder_names_no_code_to_run(tmp_path: Path, monkeypatch: pytest.Monke
     agent_of(REINFORCE, optimizer=f"{HELPER}:momentum", learning_rate=rising).learn(1).save(tmp_path)
     imported: list[str] = []
     real = importlib.import_module
-    monkeypatch.setattr(optimizers.importlib, "import_module", lambda name: (imported.append(name), real(name))[1])
+    monkeypatch.setattr(importlib, "import_module", lambda name, *more: (imported.append(name), real(name, *more))[1])
     with pytest.raises(ValueError, match=r"names '.*:rising', which would import and run code.*learning_rate="):
         REINFORCE.load(tmp_path, optimizer=f"{HELPER}:momentum")
     with pytest.raises(ValueError, match=r"names '.*:momentum', which would import and run code.*optimizer="):
         REINFORCE.load(tmp_path, learning_rate=rising)
-    assert imported == []
+    assert HELPER not in imported
     loaded = REINFORCE.load(tmp_path, env=task(), optimizer=f"{HELPER}:momentum", learning_rate=rising)
     assert HELPER in imported and loaded.learning_rate is rising
 
@@ -141,6 +141,7 @@ def test_a_folder_from_before_these_settings_is_loaded(tmp_path: Path) -> None:
         ({"optimizer": "sgd"}, "optimizer must be one of adam, adagrad, or module:object, got 'sgd'"),
         ({"optimizer": "no_such_module:x"}, "optimizer 'no_such_module:x' could not be imported"),
         ({"optimizer": f"{HELPER}:missing"}, "could not be imported"),
+        ({"optimizer": "..:object"}, "optimizer '..:object' could not be imported: it must be module:object"),
         ({"optimizer": f"{HELPER}:NO_FUNCTION"}, "optimizer must be called with parameter groups"),
         ({"lr_schedule": "step"}, "lr_schedule must be one of constant, linear, cosine, got 'step'"),
         ({"lr_schedule": "linear", "learning_rate": rising}, "lr_schedule must be constant where learning_rate is a"),

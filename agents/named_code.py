@@ -1,0 +1,28 @@
+"""Code by its name, `module:object`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def import_named(name: str) -> Any:
+    """Returns the object that `module:object` names; the module is imported, which runs it.
+
+    Args:
+        name: the module's full name, a colon, and the object's name in the module.
+
+    Raises:
+        ValueError: the name has another form, there is no such module or object, or the module fails when it is
+            imported. The message begins with the name.
+    """
+    module, _, attribute = name.rpartition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise ValueError(f"{name!r} could not be imported: it must be module:object, such as my_module:MyClass.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} could not be imported: {error}") from error
+    except Exception as error:  # the code of a module may raise anything
+        text = " ".join(str(error).split())
+        raise ValueError(f"{name!r} could not be imported: {type(error).__name__} in {module}: {text}") from error
