@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import docstring_parser
 import tyro
 
-from agents import Agent
+from agents import RANGES, Agent
 from experiments.errors import FlagError
 from experiments.named_code import import_named
 from experiments.ranges import check_flags
@@ -51,14 +52,14 @@ class Settings(dict[str, dict[str, Any]]):
     """The settings of agents, by `settings_key`; of each a value for every name."""
 
 
-def is_external(name: str) -> bool:
+def names_user_code(name: str) -> bool:
     """Whether a name is `module:Class`, which is code of others."""
     return name not in AGENTS and ":" in name
 
 
 def short_name(name: str) -> str:
     """The name of an agent in tables and folders: for `module:Class` it is the class's."""
-    return name.rpartition(":")[2] if is_external(name) else name
+    return name.rpartition(":")[2] if names_user_code(name) else name
 
 
 def settings_key(name: str) -> str:
@@ -87,7 +88,7 @@ def find_agent(name: str, flag: str = "--agent") -> AgentClass:
             f"{flag} must be one of {', '.join(AGENTS)}, or module:Class of an agent of your own, got {name!r}."
         )
     kind: AgentClass = import_named(AGENTS.get(name, name), flag)
-    if is_external(name):
+    if names_user_code(name):
         _check_external(kind, name, flag)
     return kind
 
@@ -103,7 +104,7 @@ def check_distinct(names: Sequence[str], flags: Sequence[str], flag: str) -> Non
         flag: the flag that has the names.
     """
     taken = {name.lower().replace("-", "_") for name in (*AGENTS, *flags, *UNTRAINED, "initial")}
-    for name in filter(is_external, names):
+    for name in filter(names_user_code, names):
         key = settings_key(name).lower()
         if key in taken:
             raise FlagError(
@@ -165,6 +166,8 @@ def complete_settings(given: Mapping[str, Mapping[str, Any]], names: Sequence[st
         if unknown := set(values) - {f.name for f in dataclasses.fields(kind)}:
             raise FlagError(f"--{flag}.{min(unknown).replace('_', '-')}: {name} has no such setting.")
         settings = kind(**values)
+        if settings.max_grad_norm == math.inf:  # JSON has no inf: as in `Agent`, the largest number stands for it
+            settings.max_grad_norm = RANGES["max_grad_norm"].high
         check_flags(settings, f"--{flag}.")
         complete[key] = dataclasses.asdict(settings)
     return complete
@@ -175,8 +178,9 @@ def _check_external(kind: Any, name: str, flag: str) -> None:
     refused = f"{flag} {name!r} must be"
     if not isinstance(kind, type) or not issubclass(kind, Agent):
         raise FlagError(f"{refused} a subclass of agents.Agent, got {kind!r:.100}.")
-    if missing := sorted(kind.__abstractmethods__):
-        raise FlagError(f"{refused} an agent that can be made, but {', '.join(missing)} is missing.")
+    if inspect.isabstract(kind):
+        missing = ", ".join(sorted(kind.__abstractmethods__))
+        raise FlagError(f"{refused} an agent that can be made, but it lacks {missing}.")
     if "__dataclass_fields__" not in vars(kind) and inspect.get_annotations(kind):
         raise FlagError(f"{refused} a dataclass, so that its settings are flags; write @dataclass(eq=False) above it.")
     try:

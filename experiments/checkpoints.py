@@ -27,7 +27,7 @@ class Checkpoint(NamedTuple):
     manifest: dict[str, Any]
     passed_over: Sequence[str] = ()
 
-    def say_passed_over(self) -> None:
+    def print_passed_over(self) -> None:
         """Prints why newer checkpoints were passed over, if there are any."""
         if self.passed_over:
             older = f"{self.folder}, of update {self.manifest['num_updates']}, is read instead."
@@ -86,14 +86,14 @@ def newest_checkpoint(folder: Path, initial: Path | None = None) -> Checkpoint |
 def checkpoint_to_resume(folder: Path, initial: Path, keep: int) -> Checkpoint | None:
     """Returns the newest whole checkpoint as `checkpoint/`; it gets this name, and damaged ones are removed.
 
-    The writing of a checkpoint that was stopped is ended first. What was passed over is said.
+    The writing of a checkpoint that was stopped is ended first. What was passed over is printed.
     """
     path = folder / CHECKPOINT
     files.finish_folder(path, keep)
     found = newest_checkpoint(folder, initial)
     if found is None:
         return None
-    found.say_passed_over()
+    found.print_passed_over()
     files.promote(path, found.folder)  # else a damaged one would be kept, and a whole one removed in its place
     files.remove_versions(path, keep)
     return found._replace(folder=path)

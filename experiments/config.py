@@ -20,7 +20,7 @@ from experiments.stable_baselines import StableBaselines
 from textenv import get_mdp
 from textenv.references import CausalLMReference
 
-# a new sampler is one entry here: a function as `agents.sampling.Sampler` says, or a class that makes one
+# a new sampler is one entry here: a function as `agents.sampling.Sampler` defines, or a class that makes one
 SAMPLERS = {
     "loop": "agents.sampling.loop:sample",
     "generate": "agents.sampling.generate:generate_sampler",

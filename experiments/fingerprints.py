@@ -23,8 +23,9 @@ from huggingface_hub.errors import HFValidationError
 
 import textenv
 from agents import files
-from experiments.agent_classes import is_external, trained_agents
+from experiments.agent_classes import names_user_code, trained_agents
 from experiments.env_flags import REWARDS
+from experiments.named_code import import_named
 
 PACKAGES = (
     *("gymnasium", "torch", "transformers", "tokenizers", "numpy", "scipy", "stable-baselines3", "sb3-contrib"),
@@ -60,8 +61,12 @@ def _sources(config: Any) -> Iterator[tuple[str, str | None]]:
             yield from _files(name, Path(path), "**/*")
     if (model := getattr(config, "model", None)) is not None:
         yield from _model("model", str(model))
-    for agent in filter(is_external, trained_agents(config)):
+    for agent in filter(names_user_code, trained_agents(config)):
         yield f"agent {agent}", _source_of(*agent.rsplit(":", 1))
+    for key, settings in (getattr(config, "settings", None) or {}).items():
+        if ":" in (optimizer := settings.get("optimizer", "")):
+            import_named(optimizer, f"--{key.replace('_', '-')}.optimizer")  # whose error has the flag
+            yield f"{key}.optimizer {optimizer}", _source_of(*optimizer.rsplit(":", 1))
     rewards = getattr(config, "reward", None) or []
     gold = getattr(config, "gold_reward", None)
     for flag, name in [*(("reward", each) for each in rewards), *([("gold_reward", gold)] if gold else [])]:

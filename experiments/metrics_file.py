@@ -1,7 +1,7 @@
 """`metrics.jsonl` of a trial: a row an update. It is only appended to, or replaced whole when a trial resumes.
 
 A checkpoint's manifest has size and checksum of the file up to its update. When a trial resumes, rows after it are
-dropped, since their updates are repeated. If rows before it are missing, they stay missing: a gap is said and never
+dropped, since their updates are repeated. If rows before it are missing, they stay missing: a gap is reported and never
 filled.
 """
 

@@ -35,7 +35,6 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "reward_wait": (0, 3600),
     "reward_weights": (-1e6, 1e6),
     "missing_eos_penalty": (0, 1e6),
-    "samples_per_eval": (0, 1_000_000),
     "max_new_tokens": (1, 1_000_000),
     "kl_coef": (0, 1e6),
     "env_args": (-(2**63), 2**63 - 1),  # the task has ranges of its own

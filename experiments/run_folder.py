@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import FORMAT_VERSION, check_format, files
-from experiments.agent_classes import AGENTS, Settings, is_external, settings_key
+from experiments.agent_classes import AGENTS, Settings, names_user_code, settings_key
 from experiments.config import SHARED_FLAGS, TrainFlags, TrialConfig
 from experiments.errors import FlagError
 from experiments.fingerprints import sources, surroundings
@@ -78,7 +78,7 @@ def read_config(folder: Path) -> TrainFlags:
     if isinstance(out := values.get("out"), str):
         values["out"] = Path(out)
     try:
-        if isinstance(agent, str) and is_external(agent):
+        if isinstance(agent, str) and names_user_code(agent):
             shared = {f.name for f in dataclasses.fields(TrainFlags)}
             return TrainFlags(**{name: value for name, value in values.items() if name in shared})
         return TrialConfig(**values, settings=Settings({own: settings[own]} if own in settings else {}))

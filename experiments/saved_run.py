@@ -72,7 +72,7 @@ class RunFlags:
             checkpoint = newest_checkpoint(self.run)
             if checkpoint is None:
                 raise FlagError(f"{str(self.run)!r} holds no checkpoint; pass the folder of one agent and seed.")
-            checkpoint.say_passed_over()
+            checkpoint.print_passed_over()
             policy = TransformerPolicy.from_pretrained(
                 checkpoint.folder, dtype=getattr(torch, self.dtype), trust_remote_code=self.trust_remote_code
             )

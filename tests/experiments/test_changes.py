@@ -20,6 +20,7 @@ from experiments.fingerprints import sources
 from experiments.opening import opened
 from experiments.reward_model import RewardModelConfig
 from experiments.run_folder import read_saved_config, write_config
+from tests.helpers.commands import tiny
 
 REWARD = "def words(prompts, completions, completion_ids, **columns):\n    return [0.0] * len(prompts)\n"
 
@@ -119,6 +120,22 @@ def test_a_reward_is_its_module_and_its_source(
     assert before is not None and fingerprints._source_of("named", name) == before
     append(changed)()
     assert fingerprints._source_of("named", name) != before
+
+
+def test_an_optimizer_of_the_users_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`module:object` in the settings of an agent; one that cannot be imported is refused with its flag."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    Path("my_optimizer.py").write_text("from torch.optim import SGD\n")
+    config = tiny(settings={"ppo": {"optimizer": "my_optimizer:SGD"}})
+    before = saved(config)
+    assert changes_that_mix(config, before) == []
+    append("my_optimizer.py")()
+    assert changes_that_mix(config, before) == ["ppo.optimizer my_optimizer:SGD has changed."]
+    with pytest.raises(FlagError, match=r"--ppo\.optimizer 'my_optimizer:missing' could not be imported"):
+        sources(tiny(settings={"ppo": {"optimizer": "my_optimizer:missing"}}))
+    assert not any("optimizer" in name for name in sources(tiny()))  # control: adam is ours
 
 
 def test_what_is_built_in_has_no_source() -> None:

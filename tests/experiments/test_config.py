@@ -9,12 +9,14 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
+from agents import RANGES
 from agents.files import read_json
-from experiments.command_line import train
+from experiments.changes import changes_that_mix
+from experiments.command_line import read_arguments, train
 from experiments.compare import CompareConfig, compare
 from experiments.config import AgentFlags, TrialConfig
 from experiments.errors import FlagError
-from experiments.run_folder import read_config, write_config
+from experiments.run_folder import read_config, read_saved_config, write_config
 from experiments.trial import make_environment
 from tests.helpers import models
 from tests.helpers.commands import command, tiny
@@ -101,3 +103,15 @@ def test_packages_are_missed_where_training_is_prepared(
         with pytest.raises(FlagError, match=message):
             train(refused) if isinstance(refused, TrialConfig) else compare(refused)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("agent", ["ppo", "sb3-ppo"])
+def test_a_gradient_that_is_never_scaled_down(agent: str, tmp_path: Path) -> None:
+    """inf, by the flag: it is saved as a number, with which a resume finds no change. Control: nan is refused."""
+    flag = f"--{agent}.max-grad-norm"
+    config = read_arguments(["train", "--agent", agent, flag, "inf"])
+    assert config.hyperparameters()["max_grad_norm"] == RANGES["max_grad_norm"].high
+    write_config(config, tmp_path)
+    assert changes_that_mix(config, read_saved_config(tmp_path)) == []
+    with pytest.raises(FlagError, match=f"{flag} must be a finite number, got nan"):
+        read_arguments(["train", "--agent", agent, flag, "nan"])

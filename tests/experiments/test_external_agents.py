@@ -168,7 +168,7 @@ def test_its_flags_are_its_fields(modules: Path, capsys: pytest.CaptureFixture[s
         ("./own_agents.py:Mine", "must be module:object"),
         ("own_agents:No", "must be a subclass of agents.Agent, got <class 'own_agents.No'>"),
         ("own_agents:number", "must be a subclass of agents.Agent, got 3"),
-        ("own_agents:Abstract", "must be an agent that can be made, but losses, train is missing"),
+        ("own_agents:Abstract", "must be an agent that can be made, but it lacks losses, train"),
         ("own_agents:Undecorated", r"must be a dataclass, .* write @dataclass\(eq=False\)"),
         ("own_agents:Hides", "must be a class without a field 'step': Agent.step exists"),
         ("own_agents:HidesMethod", "must be a class without a field 'weights': REINFORCE.weights exists"),
