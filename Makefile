@@ -70,7 +70,7 @@ oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -n auto -m "not slow" \
 		tests/textenv tests/agents/sampling tests/agents/sb3
 
-# With Python 3.13, where there is one: the tests of the environment and of the formulas.
+# With Python 3.13, where there is one: the tests of the exact oracle, of stepping and of the formulas.
 .venv-newest/ready: PYTHON := $(NEWEST)
 newest: $(if $(NEWEST),.venv-newest/ready)
 ifdef NEWEST

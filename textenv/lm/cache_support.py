@@ -1,9 +1,9 @@
 """How a causal language model is read, found by what it does.
 
-What the model says of one sequence alone is right. Padding, other rows of a batch, a KV cache, and a row of the cache
-that was replaced must not change it. Few forward passes over sequences of 32 tokens show whether they do. In bfloat16
-rounding hides small differences; what happens only after 32 tokens is not seen (positions that change there are known
-from the config, see `max_length`).
+What the model computes for one sequence alone is right. Padding, other rows of a batch, a KV cache, and a row of the
+cache that was replaced must not change it. Few forward passes over sequences of 32 tokens show whether they do. In
+bfloat16 rounding hides small differences; what happens only after 32 tokens is not seen (positions that change there
+are known from the config, see `max_length`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def find_cache_support(model: Any) -> bool:
 
     Raises:
         ValueError: the model attends to later tokens, as an encoder like BERT does, or is a masked language model; what
-            it says of a sequence depends on other rows of a batch; it cannot read one sequence alone; or its weights
-            are not finite.
+            it computes for a sequence depends on other rows of a batch; it cannot read one sequence alone; or its
+            weights are not finite.
     """
     model = base_model(model)
     ids = _sequence(model)
@@ -94,7 +94,7 @@ def _is_right_in_a_cache(model: Any, ids: Tensor, alone: Tensor) -> bool:
 
 
 def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
-    """Checks that neither a second row nor later tokens, which padding is, change what the model says."""
+    """Checks that neither a second row nor later tokens, which padding is, change what the model computes."""
     length = _beginnings(len(ids))[1]
     rows = torch.stack([ids, torch.cat([ids[:length], ids.flip(0)[: len(ids) - length]])])
     lengths = torch.tensor([len(ids), length], device=ids.device)
@@ -107,8 +107,8 @@ def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
         raise ValueError(f"{_name(model)} reads one sequence, but not two in a batch: {_told(error)}") from error
     if (distance := _distance(alone, logits[0])) > _tolerance(alone):
         raise ValueError(
-            f"{_name(model)} cannot be used: what it says of a sequence depends on the rest of the batch, or on chance "
-            f"(logits of one sequence, alone and beside another one, differ by {distance:.2g})."
+            f"{_name(model)} cannot be used: what it computes for a sequence depends on the rest of the batch, or on "
+            f"chance (logits of one sequence, alone and beside another one, differ by {distance:.2g})."
         )
     others = (_read_alone(model, ids[:length]), logits[1, :length])
     if (distance := max(_distance(alone[:length], other) for other in others)) > _tolerance(alone):

@@ -76,7 +76,7 @@ class CausalLMReference:
         self.max_length = max_length(self.model)
         self._input, self._logits = IncrementalInput(), torch.zeros(0, 0)
         self._decoder: Any = None  # made where all rows are new, as they are at first
-        self._paused = np.zeros(0, dtype=np.bool_)  # rows that sat out a step: the cache cannot go on with them
+        self._paused = np.zeros(0, dtype=np.bool_)  # rows that sat out a step: the cache cannot continue them
 
     def check_no_adapter(self) -> None:
         """Raises a ValueError if a policy's adapter is attached to these weights."""
