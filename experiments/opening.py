@@ -148,8 +148,8 @@ def _check_changes(config: Any, folder: Path, saved: dict[str, Any]) -> None:
     text = " ".join(mixed)
     if not config.accept_changes:
         raise FlagError(
-            f"--resume: since the run in {str(folder)!r} began: {text} To continue would mix two runs: restore what was, "
-            "choose another --out, or add --accept-changes."
+            f"--resume: since the run in {str(folder)!r} began: {text} To continue would mix two runs: restore what "
+            "was, choose another --out, or add --accept-changes."
         )
     if without_effect := changes_without_effect(config, saved):
         raise FlagError(

@@ -15,6 +15,7 @@ from textenv.data import WordTokenizer
 from textenv.env import TextEnv
 from textenv.mdp import TextMDP
 from textenv.references import TableReference
+from textenv.registration import register
 from textenv.state import TextState
 from textenv.unwrap import EnvLike, get_mdp
 from textenv.vector import TextVectorEnv
@@ -29,14 +30,7 @@ for _id, _task in {
     "textenv/Text-v0": "textenv.tasks.text:text",
 }.items():
     if _id not in gym.registry:
-        # Gymnasium's passive checker is left out: after a refused first reset it fails at every later step.
-        gym.register(
-            _id,
-            entry_point="textenv.env:make",
-            vector_entry_point="textenv.vector:make_vec",
-            kwargs={"task": _task},
-            disable_env_checker=True,
-        )
+        register(_id, _task)
 
 __all__ = [
     "EnvLike",
@@ -48,4 +42,5 @@ __all__ = [
     "TextVectorEnv",
     "WordTokenizer",
     "get_mdp",
+    "register",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
+import textenv
 from agents import RANGES
 from agents.files import read_json
 from experiments.changes import changes_that_mix
@@ -72,7 +73,7 @@ def pretrained(max_new_tokens: int = 2) -> TextMDP:
 )
 def test_the_default_step_size_follows_what_is_trained(flags: dict[str, Any], rate: float, tmp_path: Path) -> None:
     """A toy's transformer, a pretrained model, an adapter, whatever the task's name; config.json has the value."""
-    gym.register(OWN, vector_entry_point="textenv.vector:make_vec", kwargs={"task": f"{__name__}:pretrained"})
+    textenv.register(OWN, f"{__name__}:pretrained")
     try:
         config = tiny(**flags)
         make_environment(config)

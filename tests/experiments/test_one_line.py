@@ -25,16 +25,9 @@ from tests.helpers.commands import tiny
 
 def test_a_new_task() -> None:
     """Registered with Gymnasium like the others, it is an environment of every command."""
-    registered = gym.spec("textenv/Toy-v0")
     with pytest.raises(FlagError, match="textenv/Mine-v0"):  # control
         EnvFlags(env="textenv/Mine-v0").make_env()
-    gym.register(
-        "textenv/Mine-v0",
-        entry_point=registered.entry_point,
-        vector_entry_point=registered.vector_entry_point,
-        kwargs={"task": "textenv.tasks.toy:toy"},
-        disable_env_checker=True,
-    )
+    textenv.register("textenv/Mine-v0", "textenv.tasks.toy:toy")
     try:
         env = EnvFlags(env="textenv/Mine-v0", env_args={"vocab_size": 4}).make_env()
     finally:
