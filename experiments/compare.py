@@ -108,10 +108,10 @@ def compare(config: CompareConfig) -> Path:
     """
     if not config.trained_agents or not config.seeds:
         raise FlagError(f"compare needs one of --seeds, and one of --agents that is trained: {', '.join(AGENTS)}.")
-    config.trials()  # invalid flags are refused before anything is loaded
+    trials = config.trials()
     env = make_environment(config)
     with opened(config, f"compare-{config.env.split('/')[-1]}") as folder:
-        _compare(config, config.trials(), env, folder)
+        _compare(config, trials, env, folder)
     return folder
 
 

@@ -134,6 +134,7 @@ class TrialConfig(AgentFlags):
 
     def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
         """Returns the agent that the flags name; raises a FlagError where its settings do not fit each other."""
+        self.resolve_learning_rate(env)
         try:
             return find_agent(self.agent)(policy, env, **self.hyperparameters())
         except ValueError as error:

@@ -79,11 +79,11 @@ def test_numbers_are_accepted_in_their_range_alone(value: Any) -> None:
 
 @contextmanager
 def suppress_other_rules() -> Iterator[None]:
-    """Lets pass errors of rules that two flags have together, and of packages and devices that are not here."""
+    """Lets pass errors of rules that two flags have together."""
     try:
         yield
     except FlagError as error:
-        assert any(word in str(error) for word in ("--devices must divide", "needs peft")), error
+        assert "--devices must divide" in str(error), error
 
 
 @pytest.mark.parametrize("value", ["a\0b", "x" * 256, f"runs/{'x' * 256}/a", "x/" * 2100, "\udcff", "ä" * 128, 7, b"a"])
