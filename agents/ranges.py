@@ -120,7 +120,7 @@ def _literals(kind: type) -> dict[str, tuple[Any, ...]]:
     return {
         name: tuple(value for part in found for value in get_args(part) or (None,))
         for name, found in parts.items()
-        if Literal in map(get_origin, found)
+        if any(get_origin(part) is Literal for part in found)
         and all(part is type(None) or get_origin(part) is Literal for part in found)
     }
 

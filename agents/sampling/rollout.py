@@ -97,7 +97,9 @@ class Rollout:
         """The rollout in which these rows, bool [B], are skipped too: masks all False, zeros where those were True."""
         kept = ~rows[:, None]
         names = ("log_probs", "ref_log_probs", "rewards", "values")
-        masked = {name: torch.where(kept, x, 0.0) for name in names if (x := getattr(self, name)) is not None}
+        masked: dict[str, Any] = {
+            name: torch.where(kept, x, 0.0) for name in names if (x := getattr(self, name)) is not None
+        }
         return replace(self, mask=self.mask & kept, **masked)
 
     def scored(self) -> Rollout:
