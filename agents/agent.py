@@ -154,7 +154,7 @@ class Agent(ABC):
         weights on each rank no wrapper such as DistributedDataParallel is needed: `backward` averages the gradients.
 
         Raises:
-            ValueError: the policy itself was sharded, or a copy would start without Adam's moments.
+            ValueError: the policy itself was sharded, or a copy would start without the optimizer's state.
         """
         learner = wrap(self.policy)
         check_copy(self.optimization, learner)

@@ -1,4 +1,4 @@
-"""What training raises when it cannot go on, and the category of its warnings."""
+"""What training raises when it cannot continue, and the category of its warnings."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ and the gradient is that of ActorCritic.
 
 One update, from top to bottom:
 
-    Agent.learn -> update, from top to bottom                          agents/agent.py, agents/update.py
+    Agent.learn -> update                                              agents/agent.py, agents/update.py
        -> Agent.collect -> collect                                     agents/sampling/collection.py
     PPO.train -> ActorCriticBase.batch -> reward_to_go, gae            agents/functional/returns.py
               -> run_epochs, and for each minibatch                    agents/training/updater.py
@@ -19,7 +19,8 @@ One update, from top to bottom:
                        -> PPO.policy_loss -> clipped_surrogate_loss    agents/functional/losses.py
                        -> PPO.critic_loss -> value_loss
                  -> ActorCriticBase.step -> Agent.step
-                    -> StepGuard.passes, Optimization.step             agents/training/optimization.py
+                    -> StepGuard.passes                                agents/training/divergence.py
+                    -> Optimization.step                               agents/training/optimization.py
 
 Unlike Huang et al. 2024 (arXiv:2403.17031), by default: advantages are not whitened, V is regressed on the reward to go
 and not clipped, losses are sums over a completion's tokens. Like them: V(s_T) = 0 at the end, gamma = 1, Adam's eps.

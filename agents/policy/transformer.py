@@ -29,7 +29,6 @@ from agents.policy.value_head import ValueHead
 from textenv import EnvLike
 from textenv.lm import (
     CausalLM,
-    base_model,
     forward_completions,
     forward_sequences,
     fuse_activations,
@@ -77,7 +76,7 @@ class TransformerPolicy(nn.Module):
         self.vocab_size = check_vocab_size(vocab_size, config.vocab_size)
         supports_cache(model)  # finds out how it is read, before its trunk is copied
         self.critic = copy.deepcopy(self.trunk) if separate_critic else None
-        self.value_head = ValueHead(config.hidden_size, model.device, type(base_model(model)).__name__)
+        self.value_head = ValueHead(config.hidden_size, model.device)
         self.gradient_checkpointing = False
         self.share_prefixes = True  # prefix sharing: compute the common prefixes of sequences once
         self.train(False)

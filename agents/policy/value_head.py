@@ -12,12 +12,10 @@ class ValueHead(nn.Linear):
     Args:
         hidden_size: H.
         device: the device of w and b.
-        model: the name of the model's class, for the error.
     """
 
-    def __init__(self, hidden_size: int, device: torch.device, model: str) -> None:
+    def __init__(self, hidden_size: int, device: torch.device) -> None:
         super().__init__(hidden_size, 1, device=device)
-        self.model = model
 
     def reset_parameters(self) -> None:
         """Sets w and b to 0. Drawing them, as `nn.Linear` does, would use up numbers of the global generator."""
@@ -32,7 +30,7 @@ class ValueHead(nn.Linear):
         """
         if hidden.ndim != 3:
             raise ValueError(
-                f"V needs last hidden states of the shape [B, L, H]; those of {self.model} are {list(hidden.shape)}: "
-                "it can be a reference, but not a policy."
+                f"V needs last hidden states of the shape [B, L, H]; this model's are {list(hidden.shape)}: it can be "
+                "a reference, but not a policy."
             )
         return super().forward(hidden.to(self.weight.dtype)).squeeze(2)

@@ -30,12 +30,12 @@ def generate_sampler(
     log pi comes from the scores that were sampled from, and the model's own `generation_config` is ignored.
 
     Raises:
-        ValueError: padding or a KV cache changes what the model says.
+        ValueError: padding or a KV cache changes what the model computes.
     """
     if not supports_cache(policy.model):
         raise ValueError(
             f"generate pads on the left and decodes through a KV cache, which changes what a "
-            f"{type(base_model(policy.model)).__name__} says: use the loop sampler (--sampler loop), the default."
+            f"{type(base_model(policy.model)).__name__} computes: use the loop sampler (--sampler loop), the default."
         )
     if len(np.unique(state.time)) > 1:
         return _by_time(policy, mdp, state, generator)
@@ -98,7 +98,7 @@ def generate_sampler(
 def _by_time(policy: TransformerPolicy, mdp: TextMDP, state: TextState, generator: torch.Generator) -> Generation:
     """Samples the rows of each time t apart.
 
-    generate goes on with every row until the last one has ended, and would leave the model's positions in a row whose
+    generate continues with every row until the last one has ended, and would leave the model's positions in a row whose
     completion was longer at first.
     """
     groups = [np.flatnonzero(state.time == time) for time in np.unique(state.time)]

@@ -154,7 +154,7 @@ CONDITIONS = (
         4.0,
         gold_falls,
         "the score rises ({objective/scores:.3g}) while the gold score falls ({objective/gold_scores:.3g}), which is "
-        "reward hacking: raise kl_coef, set kl_target, stop earlier, or mend the reward.",
+        "reward hacking: raise kl_coef, set kl_target, stop earlier, or correct the reward.",
     ),
     Condition(
         "gradient_large",

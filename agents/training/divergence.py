@@ -1,7 +1,8 @@
 """Divergence: which optimizer steps are taken, when training stops, and the text of its error.
 
-A step is taken only if loss and gradient are finite: one step with a nan would destroy the weights and Adam's moments.
-A minibatch may be bad by chance, so training continues with the next one, and stops after `MOST_SKIPPED` in a row.
+A step is taken only if loss and gradient are finite: one step with a nan would destroy the weights and the optimizer's
+state. A minibatch may be bad by chance, so training continues with the next one, and stops after `MOST_SKIPPED` in a
+row.
 """
 
 from __future__ import annotations

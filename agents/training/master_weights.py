@@ -1,13 +1,13 @@
 """Master weights: float32 copies of bfloat16 parameters, which the optimizer steps.
 
 bfloat16 has 8 bits of precision. A step smaller than 1/256 of a weight would be rounded away, and a learning rate of
-1e-5 makes no larger steps. So gradients are accumulated in float32, Adam steps the float32 copy, and the weights are
-rounded from it:
+1e-5 makes no larger steps. So gradients are accumulated in float32, the optimizer steps the float32 copy, and the
+weights are rounded from it:
 
-    master <- Adam(master, grad),    weight <- round(master)
+    master <- step(master, grad),    weight <- round(master)
 
-A trained parameter then takes 2 + 4 + 8 bytes besides its gradient, where float32 takes 4 + 8. bfloat16 saves in the
-reference, the KV cache, the activations and the arithmetic.
+With Adam a trained parameter then takes 2 + 4 + 8 bytes besides its gradient, where float32 takes 4 + 8. bfloat16
+saves in the reference, the KV cache, the activations and the arithmetic.
 
 A sharded copy that is trained in the policy's place (`agents.training.sharding`) is held in float32. Its parameters are
 the master weights, and the policy's weights are gathered from it and rounded.
@@ -25,7 +25,7 @@ from agents.training.sharding import gather_on_rank0, gather_tensor, shard_like
 
 
 class TrainedParameter(NamedTuple):
-    """The policy's parameter, the one that receives the gradient, and the one that Adam steps; often all the same."""
+    """The policy's parameter, the one that gets the gradient, and the one that the optimizer steps; often the same."""
 
     parameter: Tensor
     learner: Tensor

@@ -6,9 +6,9 @@ skipped, the gradient of the mean loss is a mean over ranks:
 
     grad L = 1/B sum_i grad L_i = 1/R sum_r (R/B sum_{i of r} grad L_i)
 
-So `all_reduce_gradients` averages the gradients, once per step and in the dtype that Adam uses. DistributedDataParallel
-would do it once per micro-batch, and in the dtype of the weights, while gradients are accumulated in float32
-(`agents.training.master_weights`).
+So `all_reduce_gradients` averages the gradients, once per step and in the dtype that the optimizer uses.
+DistributedDataParallel would do it once per micro-batch, and in the dtype of the weights, while gradients are
+accumulated in float32 (`agents.training.master_weights`).
 
 The equation holds only if L_i is the same as with one rank. So a statistic that whitens a quantity, or is subtracted
 from it, must be that of all completions. Ranks can add up sums, so such statistics are computed from sums with

@@ -1,4 +1,4 @@
-"""Sharding: weights, gradients and Adam's moments distributed over the ranks with FSDP2 (`fully_shard`).
+"""Sharding: weights, gradients and the optimizer's state distributed over the ranks with FSDP2 (`fully_shard`).
 
 Ranks sample completions of different lengths, so they run different numbers of forward passes. With sharded weights,
 which are gathered layer by layer, one rank would wait for another while sampling. So a sharded copy of the policy is
@@ -6,8 +6,8 @@ trained, in lockstep on all ranks. Each rank keeps the whole policy for sampling
 weights into it after each step (`agents.training.master_weights`).
 
 The copy is held in float32 and computes in the policy's dtype. Its gradients are averaged in float32 once per
-micro-batch, since no rank has memory for whole gradients. On each of R ranks a trained parameter in bfloat16 then takes
-2 + 16 / R bytes, in float32 4 + 16 / R; with whole weights on each rank it takes 18 and 16.
+micro-batch, since no rank has memory for whole gradients. With Adam, on each of R ranks a trained parameter in bfloat16
+then takes 2 + 16 / R bytes, in float32 4 + 16 / R; with whole weights on each rank it takes 18 and 16.
 
 If nothing is sharded, every function here but `shard` and `hold_in_float32` is a no-op.
 """

@@ -92,7 +92,7 @@ def test_generate_refuses_models_that_padding_changes(name: str) -> None:
     """It pads on the left; the loop pads on the right where that is right."""
     env = environment(tiny_causal_lm(causal_lm_configs()[f"{name}Config"]))
     policy = TransformerPolicy.for_env(env)
-    with pytest.raises(ValueError, match=f"which changes what a {name}ForCausalLM says: use the loop sampler"):
+    with pytest.raises(ValueError, match=f"which changes what a {name}ForCausalLM computes: use the loop sampler"):
         collect(env, policy, 4, generator=new_generator("cpu", 0), sampler=generate_sampler)
     rollout = collect(env, policy, 4, generator=new_generator("cpu", 0))
     assert float((rollout.log_probs - rollout.ref_log_probs)[rollout.mask].abs().max()) < CLOSE

@@ -110,7 +110,7 @@ def test_a_model_without_hidden_states_is_no_policy() -> None:
     model = Stacked(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2)).eval()
     assert stepping_error(environment(model), model) < CLOSE
     envs = environment(model)
-    with pytest.raises(ValueError, match=r"V needs last hidden states .* those of Stacked are \[2, "):
+    with pytest.raises(ValueError, match=r"V needs last hidden states .* this model's are \[2, "):
         PPO(TransformerPolicy.for_env(envs), envs, n_episodes=4).learn(1)
 
 
