@@ -52,12 +52,9 @@ class EpochSettings:
 def run_epochs(agent: Any, batch: Batch) -> Metrics:
     """Takes an optimizer step for each minibatch, until KL(pi_old || pi) is too large.
 
-    Returns:
-        The reduced metrics. Those of the minibatch that is too far from pi_old are among them, so that they show how
-        far the steps have come; `grad_norm` and `num_minibatches` are of the steps alone.
+    Returns the reduced metrics. They include those of the minibatch that is too far from pi_old, without a step.
     """
-    seen: list[Metrics] = []
-    steps: list[Metrics] = []
+    seen, steps = list[Metrics](), list[Metrics]()
     for rows in minibatches(len(batch.rollout), agent.n_epochs, agent.batch_size, agent.generator):
         metrics = agent.backward(batch, rows)
         if not metrics:  # all completions of the minibatch are skipped
@@ -72,8 +69,5 @@ def run_epochs(agent: Any, batch: Batch) -> Metrics:
 def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:
     """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all)."""
     size = count if batch_size is None else per_rank(batch_size)
-    rows: list[Tensor] = []
-    for _ in range(n_epochs):
-        order = torch.randperm(count, generator=generator, device=generator.device)
-        rows += list(order.split(size))  # type: ignore[no-untyped-call]
-    return rows
+    shuffles = (torch.randperm(count, generator=generator, device=generator.device) for _ in range(n_epochs))
+    return [rows for order in shuffles for rows in order.split(size)]  # type: ignore[no-untyped-call]
