@@ -19,8 +19,7 @@ One update, from top to bottom:
                        -> PPO.policy_loss -> clipped_surrogate_loss    agents/functional/losses.py
                        -> PPO.critic_loss -> value_loss
                  -> ActorCriticBase.step -> Agent.step
-                    -> StepGuard.passes                                agents/training/divergence.py
-                    -> Optimization.step                               agents/training/optimization.py
+                    -> StepGuard.passes, Optimization.step             agents/training/{divergence,optimization}.py
 
 Unlike Huang et al. 2024 (arXiv:2403.17031), by default: advantages are not whitened, V is regressed on the reward to go
 and not clipped, losses are sums over a completion's tokens. Like them: V(s_T) = 0 at the end, gamma = 1, Adam's eps.

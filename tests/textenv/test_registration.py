@@ -21,7 +21,7 @@ def made(vocab_size: int = 4, max_new_tokens: int = 3) -> TextMDP:
 
 def test_a_registered_task_is_a_single_and_a_batched_environment() -> None:
     """With its defaults, which arguments override, and the passive checker left out as for textenv's own tasks."""
-    with pytest.raises(gym.error.NamespaceNotFound):  # control
+    with pytest.raises(gym.error.UnregisteredEnv):  # control
         gym.make(OWN)
     textenv.register(OWN, f"{__name__}:made", vocab_size=5)
     try:
