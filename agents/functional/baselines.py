@@ -40,13 +40,7 @@ def leave_one_out(returns: Tensor, num_generations: int, valid: Tensor | None = 
     Raises:
         ValueError: fewer than two completions per prompt, or N is not a multiple of it.
     """
-    if num_generations < 2 or len(returns) % num_generations:
-        raise ValueError(
-            "leave_one_out needs num_generations >= 2 contiguous completions of each prompt, got "
-            f"{num_generations} for {len(returns)} returns."
-        )
-    valid = (torch.ones_like(returns, dtype=torch.bool) if valid is None else valid).view(-1, num_generations)
-    groups = returns.view(-1, num_generations)
+    groups, valid = _as_groups("leave_one_out", returns, num_generations, valid)
     others = (valid.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     return torch.where(valid, (_group_sums(groups, valid) - groups) / others, 0.0).view(-1)
 
@@ -70,13 +64,7 @@ def group_relative(
     Raises:
         ValueError: fewer than two completions per prompt, or N is not a multiple of it.
     """
-    if num_generations < 2 or len(returns) % num_generations:
-        raise ValueError(
-            "group_relative needs num_generations >= 2 contiguous completions of each prompt, got "
-            f"{num_generations} for {len(returns)} returns."
-        )
-    valid = (torch.ones_like(returns, dtype=torch.bool) if valid is None else valid).view(-1, num_generations)
-    groups = returns.view(-1, num_generations)
+    groups, valid = _as_groups("group_relative", returns, num_generations, valid)
     count = valid.sum(dim=1, keepdim=True).to(returns.dtype)
     mean = _group_sums(groups, valid) / count.clamp(min=1)
     centred = torch.where(valid, groups - mean, 0.0)
@@ -87,6 +75,17 @@ def group_relative(
     std = torch.where(valid, groups, mean).double().std(dim=1, keepdim=True).to(returns.dtype)
     std = std * ((num_generations - 1) / (count - 1).clamp(min=1)).sqrt()
     return (centred / (std + epsilon)).view(-1)
+
+
+def _as_groups(name: str, returns: Tensor, num_generations: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns and their mask with a row for each group, [N / K, K]; raises a ValueError in the name of a function."""
+    if num_generations < 2 or len(returns) % num_generations:
+        raise ValueError(
+            f"{name} needs num_generations >= 2 contiguous completions of each prompt, got "
+            f"{num_generations} for {len(returns)} returns."
+        )
+    valid = torch.ones_like(returns, dtype=torch.bool) if valid is None else valid
+    return returns.view(-1, num_generations), valid.view(-1, num_generations)
 
 
 def _group_sums(groups: Tensor, valid: Tensor) -> Tensor:

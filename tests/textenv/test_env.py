@@ -1,4 +1,4 @@
-"""`TextEnv` equals the plainest core, `tests.helpers.plain_env`, whatever stands behind its one step."""
+"""`TextEnv` equals the plainest core, `tests.helpers.plain_env`, with every backend."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_actions_of_every_integer_type(kind: Any) -> None:
 
 @pytest.mark.parametrize("pure", [False, True])
 def test_a_policy_may_be_bound_within_an_episode(pure: bool) -> None:
-    """The episode goes on, of a tabulated task too, and goes on again without the policy."""
+    """The episode continues, of a tabulated task too, and again without the policy."""
     arguments = words(max_new_tokens=6)
     arguments |= {"reward": PureLetters(arguments["prompts"])} if pure else {}
     pair, results = (TextEnv(TextMDP(**arguments)), PlainEnv(TextMDP(**arguments))), ([], [])

@@ -158,10 +158,12 @@ class EpisodeBatch:
 
     def _illegal_final(self, final: FinalInfo | None, illegal: NDArray[np.bool_]) -> FinalInfo:
         """Adds the completions that a masked action breaks off to `final`. They have no score, and not its token."""
+        state, width = self.state, self.mdp.prompt_width
         if final is None:
             completion, finish_reason = np.full((2, len(illegal)), None, dtype=object)
-            final = FinalInfo(self.state.prompt_text.copy(), completion, finish_reason)
-        final.completion[illegal] = [self.completion(row) for row in illegal.nonzero()[0].tolist()]
+            final = FinalInfo(state.prompt_text, completion, finish_reason)
+        rows = illegal.nonzero()[0].tolist()
+        final.completion[illegal] = [self.mdp.decode(state.completion_ids(row, width)) for row in rows]
         final.finish_reason[illegal] = "illegal"
         return final
 

@@ -53,7 +53,7 @@ def test_log_probs_are_those_of_a_teacher_forced_pass(sampler: Sampler, kind: st
 @SAMPLERS
 @pytest.mark.parametrize("kind", ["open", "masked", "model"])
 def test_rows_may_start_at_different_times(sampler: Sampler, kind: str) -> None:
-    """From the beginnings of other completions: each row goes on to its own end, with log pi of its own tokens."""
+    """From the beginnings of other completions: each row continues to its own end, with log pi of its own tokens."""
     env, policy = sampling_task(kind)
     mdp = get_mdp(env)
     before = collect(env, policy, 24, generator=new_generator("cpu", 0))
