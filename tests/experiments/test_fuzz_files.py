@@ -252,8 +252,9 @@ def fuzz_files(folder: Path, count: int, some: list[tuple[Reader, Path]]) -> Inp
 
 @pytest.fixture(autouse=True)
 def importable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The module could be imported."""
+    """The module could be imported, and is not yet."""
     monkeypatch.syspath_prepend(folder.parent)
+    assert HOSTILE not in sys.modules
 
 
 @pytest.mark.filterwarnings("ignore")

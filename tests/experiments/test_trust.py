@@ -55,14 +55,15 @@ OWN = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
 
 
 @pytest.fixture
-def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that a module named `hostile` leaves when it is imported."""
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file that a module named `hostile` leaves when it is imported; no later test finds it imported."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "hostile.py").write_text(MODULE.format(marker=str(tmp_path / "ran")))
     monkeypatch.syspath_prepend(tmp_path / "modules")
     monkeypatch.delitem(sys.modules, "hostile", raising=False)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "ran"
+    yield tmp_path / "ran"
+    sys.modules.pop("hostile", None)
 
 
 @pytest.fixture(scope="module")

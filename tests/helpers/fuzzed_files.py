@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-HOSTILE = "hostile"  # a module that must not be imported
+HOSTILE = "hostile_in_a_file"  # a module that must not be imported
 PICKLED = f"c{HOSTILE}\nrun\n(V1\ntR.".encode()  # a pickle that imports it and calls a function of it
 
 # What a field may be changed to. There are no large sizes: a model of that size would be made.
