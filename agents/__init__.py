@@ -6,7 +6,7 @@ from agents.checks import check_fit
 from agents.errors import Diverged, TrainingWarning
 from agents.format_version import FORMAT_VERSION, check_format, find_saved, read_saved
 from agents.grpo import GRPO
-from agents.named_code import import_named
+from agents.named_code import import_module, import_named
 from agents.policy import TransformerPolicy
 from agents.ppo import PPO
 from agents.ranges import RANGES, check_fields, check_range
@@ -33,6 +33,7 @@ __all__ = [
     "check_range",
     "collect",
     "find_saved",
+    "import_module",
     "import_named",
     "read_saved",
 ]

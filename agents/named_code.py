@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 
@@ -19,10 +20,23 @@ def import_named(name: str) -> Any:
     module, _, attribute = name.rpartition(":")
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):
         raise ValueError(f"{name!r} could not be imported: it must be module:object, such as my_module:MyClass.")
+    imported = import_module(module, name)
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        return getattr(imported, attribute)
+    except AttributeError as error:
         raise ValueError(f"{name!r} could not be imported: {error}") from error
-    except Exception as error:  # the code of a module may raise anything
+
+
+def import_module(module: str, name: str) -> ModuleType:
+    """Imports a module for a name that it is part of.
+
+    Raises:
+        ValueError: there is no such module, or it fails when it is imported. The message begins with the name.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{name!r} could not be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # the code of a module may raise anything
         text = " ".join(str(error).split())
         raise ValueError(f"{name!r} could not be imported: {type(error).__name__} in {module}: {text}") from error

@@ -12,7 +12,7 @@ import torch
 import textenv.rewards
 from agents import files
 from experiments.errors import FlagError
-from experiments.named_code import import_named
+from experiments.named_code import import_named, import_registrations
 from experiments.task_arguments import check_flags_of_task, check_task_arguments
 from textenv import get_mdp
 from textenv.data import fill_holes, parse_json
@@ -104,6 +104,7 @@ class EnvFlags:
                 f"--{given[0].replace('_', '-')} is for --env textenv/Text-v0 and textenv/Sentiment-v0; {self.env} "
                 "brings its own."
             )
+        import_registrations(self.env)
         try:
             check_task_arguments(self.env, self.env_args)
             check_flags_of_task(self.env, [*flags])

@@ -28,3 +28,17 @@ def import_named(name: str, flag: str) -> Any:
         return agents.import_named(name)
     except ValueError as error:
         raise FlagError(f"{flag} {error}") from error
+
+
+def import_registrations(env: str) -> None:
+    """Imports the module that registers an environment `module:id`, as `gym.make` would; no-op for an id alone.
+
+    Raises:
+        FlagError: there is no such module, or it fails when it is imported.
+    """
+    module, _, _ = env.rpartition(":")
+    if module:
+        try:
+            agents.import_module(module, env)
+        except ValueError as error:
+            raise FlagError(f"--env {error}") from error

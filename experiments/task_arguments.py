@@ -6,7 +6,6 @@ makes the task: whoever sets these runs any function.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import types
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
 from experiments.errors import FlagError
+from experiments.named_code import import_registrations
 from textenv import TextMDP
 
 Kinds = tuple[Any, ...]  # the types int, float and str, and the allowed values of a Literal
@@ -59,10 +59,8 @@ def check_flags_of_task(env: str, names: list[str]) -> None:
 
 def _known_arguments(env: str) -> tuple[dict[str, Kinds], set[str], bool]:
     """The arguments of a task that may be set, the names that may not, and whether it takes any other names."""
-    module, _, name = env.rpartition(":")
-    if module:  # as `gym.make` does: the module registers the environment
-        importlib.import_module(module)
-    spec = gym.spec(name)
+    import_registrations(env)
+    spec = gym.spec(env.rpartition(":")[2])
     maker = spec.kwargs.get("task") or spec.vector_entry_point or spec.entry_point
     function: Any = load_env_creator(maker) if isinstance(maker, str) else maker
     known, any_name = _scalar_parameters(function)

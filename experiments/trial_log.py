@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents import Agent, files
 from agents.sampling import Rollout
-from agents.training import check_policy, rank, run_on_rank0
+from agents.training import check_finite, rank, run_on_rank0
 from experiments.agent_classes import short_name
 from experiments.checkpoints import CHECKPOINT, Checkpoint, attachment
 from experiments.config import TrialConfig
@@ -143,7 +143,7 @@ class TrialLog:
         if np.searchsorted(self.grid, self.reported, "right") < np.searchsorted(
             self.grid, agent.num_timesteps, "right"
         ):
-            check_policy(agent.policy, get_mdp(agent.env))
+            check_finite(agent.policy, get_mdp(agent.env))
             measured = self.evaluator.measure(agent.policy)
             reference, optimum = self.baselines["reference"], self.baselines["optimum"]
             row |= _prefixed(measured) | agent.health.observe_evaluation(measured, reference, optimum)
@@ -189,7 +189,7 @@ class TrialLog:
         if self.saved_updates == self.agent.num_updates:
             return
         started = time.monotonic()
-        check_policy(self.agent.policy, get_mdp(self.agent.env))
+        check_finite(self.agent.policy, get_mdp(self.agent.env))
         attached = self._attachment() if rank() == 0 else None
         self.agent.save(self.folder / CHECKPOINT, self.config.keep_checkpoints, attached)
         self.saved_updates = self.agent.num_updates

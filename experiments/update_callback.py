@@ -15,7 +15,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import Diverged
-from agents.training import MOST_SKIPPED, Metrics, advice, check_policy, reward_metrics, shown
+from agents.training import MOST_SKIPPED, Metrics, advice, check_finite, reward_metrics, shown
 from textenv import get_mdp
 from textenv.rewards import TrainerState
 
@@ -129,7 +129,7 @@ class UpdateCallback(BaseCallback):
 def check_agent(agent: Any) -> None:
     """Raises `Diverged` if the policy of an agent of Stable-Baselines3 is not finite."""
     try:
-        check_policy(agent.policy, get_mdp(agent.env))
+        check_finite(agent.policy, get_mdp(agent.env))
     except Diverged as error:
         raise Diverged(f"Training has diverged in update {agent.num_updates + 1}: {error} {advice(agent)}") from error
 

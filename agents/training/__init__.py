@@ -1,6 +1,6 @@
 """Training: optimizer steps, metrics, and what serves scale (master weights, ranks, sharding)."""
 
-from agents.training.divergence import MOST_SKIPPED, StepGuard, advice, check_policy, explain_divergence, shown
+from agents.training.divergence import MOST_SKIPPED, StepGuard, advice, check_finite, explain_divergence, shown
 from agents.training.gradients import compute_gradients
 from agents.training.health import HealthMonitor
 from agents.training.master_weights import MasterWeights
@@ -50,7 +50,7 @@ __all__ = [
     "all_reduce_sum",
     "batch_statistics",
     "broadcast_parameters",
-    "check_policy",
+    "check_finite",
     "compute_gradients",
     "default_learning_rate",
     "drop_optimizer_tensors",

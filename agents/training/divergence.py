@@ -150,7 +150,7 @@ def advice(agent: Any, largest: float = 0.0) -> str:
 
 
 @torch.no_grad()
-def check_policy(policy: TransformerPolicy, mdp: TextMDP, num_prompts: int = 8) -> None:
+def check_finite(policy: TransformerPolicy, mdp: TextMDP, num_prompts: int = 8) -> None:
     """Checks that a policy is worth saving: weights, and pi and V at a few prompts, are finite.
 
     Cheap beside saving: it reads the weights once, and computes one forward pass of at most `num_prompts` rows.

@@ -25,6 +25,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("x = unknown", NameError, "NameError in own_module: name 'unknown' is not defined"),
         ("class", SyntaxError, "SyntaxError in own_module: invalid syntax"),
         ("open('no/such/file')", FileNotFoundError, "FileNotFoundError in own_module: .*'no/such/file'"),
+        ("import sys; sys.exit()", SystemExit, "SystemExit in own_module"),
         ("raise RuntimeError('two\\nlines')", RuntimeError, "RuntimeError in own_module: two lines$"),
         ("other = 3", AttributeError, "module 'own_module' has no attribute 'found'"),
     ],

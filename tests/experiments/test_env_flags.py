@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def test_bad_flags_are_refused_before_loading(flags: dict[str, object], message:
     """The error names the flag and the value."""
     with pytest.raises(ValueError, match=message):
         EnvFlags(**flags).make_env()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", ["unknown", "raise SystemExit", "raise RuntimeError('broken')", "class"])
+@pytest.mark.parametrize("env_args", [{}, {"vocab_size": 3}])
+def test_a_module_of_environments_that_fails(
+    source: str, env_args: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is one of the flag, and names the module."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    (tmp_path / "own_environments.py").write_text(source)
+    message = "--env 'own_environments:own/Task-v0' could not be imported: (Syntax|Name|Runtime|System)E"
+    with pytest.raises(FlagError, match=message):
+        EnvFlags(env="own_environments:own/Task-v0", env_args=env_args).make_env()
 
 
 def save_classifier(folder: Path, labels: list[str]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agents import GRPO, PPO, REINFORCE, ActorCritic, Diverged
 from agents.sampling import GraphSampler, collect, generate_sampler, new_generator, sample
-from agents.training import StepGuard, check_policy
+from agents.training import StepGuard, check_finite
 from agents.training.divergence import MOST_SKIPPED, advice, shown
 from tests.helpers.agents import FOREVER, agent_of, every_kind, task
 from tests.helpers.policies import random_policy
@@ -176,17 +176,17 @@ def test_a_policy_that_is_not_finite_is_not_worth_saving(name: str) -> None:
     env = task()
     policy = random_policy(env).float()
     mdp = env.unwrapped.mdp
-    check_policy(policy, mdp)
+    check_finite(policy, mdp)
     wrong = copy.deepcopy(policy)
     with torch.no_grad():
         dict(wrong.named_parameters(remove_duplicate=False))[name].view(-1)[-1] = torch.nan
     with pytest.raises(Diverged, match="weights that are not finite"):
-        check_policy(wrong, mdp)
+        check_finite(wrong, mdp)
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter *= 1e20
     with pytest.raises(Diverged, match="probabilities are not finite after '"):
-        check_policy(policy, mdp)
+        check_finite(policy, mdp)
 
 
 def test_ranks_decide_alike() -> None:
