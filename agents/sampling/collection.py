@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.errors import Diverged
 from agents.policy import TransformerPolicy
-from agents.sampling.loop import Generation, Sampler, new_generator, sample, validate_generation
+from agents.sampling.checks import check_log_probs, check_obeys_mask, check_rewards, validate_generation
+from agents.sampling.loop import Generation, Sampler, new_generator, sample
 from agents.sampling.reference import reference_log_probs
 from agents.sampling.rollout import Rollout
 from agents.sampling.starts import sample_prompts
@@ -155,11 +155,11 @@ def score(generation: Generation, mdp: TextMDP, state: TextState, kl_coef: float
     scores, gold_scores = scores_or_nan(mdp.reward, mdp.gold_reward, finished)
     assert generation.ref_log_probs is not None  # `add_reference`
     log_probs, ref_log_probs = generation.log_probs.cpu().numpy(), generation.ref_log_probs.cpu().numpy()
-    if not np.isfinite(ref_log_probs).all():
-        raise ValueError("The sampler returned tokens that the reference gives probability 0: it must obey the mask.")
+    check_obeys_mask(ref_log_probs)
     terms = mdp.reward_terms(transitions, ref_log_probs, np.nan_to_num(scores), log_probs, kl_coef)
-    stopped = np.asarray(transitions.stop.any(axis=1))
-    return Scored(finished, scores, gold_scores, sum_of_terms(terms), stopped)
+    rewards: NDArray[np.float64] = reduce(np.add, terms.values())
+    check_rewards(rewards, terms)
+    return Scored(finished, scores, gold_scores, rewards, np.asarray(transitions.stop.any(axis=1)))
 
 
 def assemble(generation: Generation, scored: Scored, state: TextState, mask: Tensor) -> Rollout:
@@ -198,36 +198,3 @@ def object_array(values: Sequence[Any]) -> NDArray[Any]:
     for row, value in enumerate(values):
         array[row] = value
     return array
-
-
-def sum_of_terms(terms: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    """r_t, [B, T], the sum of the terms of `TextMDP.reward_terms`.
-
-    Raises:
-        ValueError: a sum is not finite in float32.
-    """
-    rewards: NDArray[np.float64] = reduce(np.add, terms.values())
-    if not (np.abs(rewards) <= np.finfo(np.float32).max).all():
-        largest = {name: float(np.abs(values).max()) for name, values in terms.items()}
-        raise ValueError(
-            f"A reward must be finite in float32, got {np.abs(rewards).max()}; the largest values of its terms are "
-            f"{largest}. Scale the reward, the shaping terms or kl_coef down."
-        )
-    return rewards
-
-
-def check_log_probs(sampled: Tensor, state: TextState) -> None:
-    """Checks the log-probabilities of sampled tokens, [B, T].
-
-    Raises:
-        Diverged: one is not finite; the message has the first prompt, with control characters escaped.
-    """
-    log_probs = sampled.cpu().numpy()
-    wrong = np.flatnonzero(~np.isfinite(log_probs).all(axis=1))
-    if len(wrong):
-        time = int(np.flatnonzero(~np.isfinite(log_probs[wrong[0]]))[0])
-        raise Diverged(
-            f"The policy's probabilities are not finite in {len(wrong)} of {len(log_probs)} completions, first at "
-            f"token {time} after the prompt {state.prompt_text[wrong[0]]!r:.200}: the last optimizer steps were too "
-            "large."
-        )

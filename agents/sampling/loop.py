@@ -96,26 +96,3 @@ def new_generator(device: torch.device | str, seed: int | None = None) -> torch.
     else:
         generator.manual_seed(seed)
     return generator
-
-
-def validate_generation(generation: Generation, mdp: TextMDP, count: int, device: torch.device) -> Generation:
-    """Returns what a sampler returned, as tensors of the dtypes of `Generation` on `device`.
-
-    Raises:
-        ValueError: a tensor has another shape than `Generation` defines.
-    """
-    width, horizon = mdp.prompt_width, mdp.max_new_tokens
-    sequences, completions = (count, width + horizon), (count, horizon)
-    shapes = {"input_ids": sequences, "attention_mask": sequences, "action_mask": (*completions, mdp.vocab_size)}
-    for name, value in generation._asdict().items():
-        expected = shapes.get(name, completions)
-        if value is not None and tuple(value.shape) != expected:
-            raise ValueError(f"A sampler must return {name} of shape {expected}, got {tuple(value.shape)}.")
-    types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32, "action_mask": torch.bool}
-    return generation._replace(
-        **{
-            name: torch.as_tensor(value, dtype=types.get(name), device=device)
-            for name, value in generation._asdict().items()
-            if value is not None
-        }
-    )
