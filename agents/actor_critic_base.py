@@ -7,21 +7,20 @@ loss = policy loss + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.functional import explained_variance, first_ratio_error, gae, masked_whiten, reward_to_go, value_loss
+from agents.functional import explained_variance, gae, masked_whiten, policy_diagnostics, reward_to_go, value_loss
 from agents.sampling import Rollout
 from agents.training import Batch, Info, all_reduce_sum
 
 
 @dataclass(eq=False)
-class ActorCriticBase(Agent, ABC):
+class ActorCriticBase(Agent):
     """An agent whose advantages come from V, see this file's docstring."""
 
     gae_lambda: float = 0.95
@@ -69,14 +68,15 @@ class ActorCriticBase(Agent, ABC):
         rollout, shared = batch.rollout, self.policy.critic is None
         log_probs, values = self.evaluate_actions(rollout, values=shared)
         loss, info = self.policy_loss(log_probs, batch)
-        info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
-        info["loss/policy_avg"] = loss.detach()
-        if not shared:
+        info |= policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)
+        assert batch.returns is not None
+        if values is not None:
+            critic_loss = self.critic_loss(values, batch.returns, rollout)
+            yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}
+        else:
             yield loss, info
-            loss, info, values = torch.zeros_like(loss), {}, self.evaluate_states(rollout)
-        assert values is not None and batch.returns is not None
-        critic_loss = self.critic_loss(values, batch.returns, rollout)
-        yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}
+            critic_loss = self.critic_loss(self.evaluate_states(rollout), batch.returns, rollout)
+            yield self.vf_coef * critic_loss, {"loss/value_avg": critic_loss.detach()}
 
     def explained_variance(self, batch: Batch) -> float:
         """The explained variance of V before the update, over the tokens of all ranks."""

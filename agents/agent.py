@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -205,17 +204,7 @@ class Agent(ABC):
         return values
 
     def backward(self, batch: Batch, rows: Tensor | None = None) -> Metrics:
-        """Computes the gradient of the losses of a minibatch, in micro-batches, over all ranks.
-
-        Args:
-            batch: the completions.
-            rows: those of the minibatch, int64; by default all.
-
-        Returns:
-            Metrics over all completions of all ranks, so that all ranks take the same decisions. They are empty if all
-            completions are skipped; there is no gradient then, and `step` changes nothing.
-        """
-        rows = torch.arange(len(batch.rollout), device=batch.advantages.device) if rows is None else rows
+        """Computes the gradient of the losses of a minibatch, see `compute_gradients`; `rows` (int64) None is all."""
         return compute_gradients(self, batch, rows)
 
     def step(self) -> float:

@@ -5,7 +5,7 @@ A completion has one advantage, for all its tokens. There is no V. Each batch is
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from agents.training import Batch, EpochSettings, Metrics, run_epochs
 
 
 @dataclass(eq=False)
-class GroupAgent(EpochSettings, Agent, ABC):
+class GroupAgent(EpochSettings, Agent):
     """An agent that compares the completions of a group, see this file's docstring."""
 
     needs_values: ClassVar[bool] = False

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agents.functional import clipped_surrogate_loss, first_ratio_error, group_relative, surrogate_diagnostics
+from agents.functional import clipped_surrogate_loss, group_relative, policy_diagnostics, surrogate_diagnostics
 from agents.group_agent import GroupAgent
 from agents.training import Batch, Info
 
@@ -46,5 +46,4 @@ class GRPO(GroupAgent):
         clip = (self.clip_range, self.clip_range_high)
         arguments = (log_probs, rollout.log_probs, batch.advantages, rollout.mask, *clip)
         loss, info = clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
-        info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
-        yield loss, info | {"loss/policy_avg": loss.detach()}
+        yield loss, info | policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)

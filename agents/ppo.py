@@ -52,8 +52,8 @@ class PPO(EpochSettings, ActorCriticBase):
     def policy_loss(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Info]:
         """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
         old_log_probs, mask = batch.rollout.log_probs, batch.rollout.mask  # log pi_old, stored at sampling
-        arguments = (log_probs, old_log_probs, batch.advantages, mask, self.clip_range)
-        return clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
+        loss = clipped_surrogate_loss(log_probs, old_log_probs, batch.advantages, mask, self.clip_range)
+        return loss, surrogate_diagnostics(log_probs, old_log_probs, batch.advantages, mask, self.clip_range)
 
     def critic_loss(self, values: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         """Value loss, with V clipped to `clip_range_vf` around its value when the batch was collected."""

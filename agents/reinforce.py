@@ -24,9 +24,9 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.functional import (
     batch_mean,
-    first_ratio_error,
     in_groups,
     leave_one_out,
+    policy_diagnostics,
     policy_gradient_loss,
     reward_to_go,
 )
@@ -85,8 +85,7 @@ class REINFORCE(Agent):
         """Yields the loss of some completions with weights w_t - b, and metrics."""
         rollout, log_probs = batch.rollout, self.evaluate_actions(batch.rollout).log_probs
         loss = policy_gradient_loss(log_probs, batch.advantages, rollout.mask)
-        info: Info = first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
-        yield loss, info | {"loss/policy_avg": loss.detach()}
+        yield loss, policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)
 
     def weights(self, rollout: Rollout) -> Tensor:
         """Weights w_t - b, [B, T]."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.functional import clipped_surrogate_loss, first_ratio_error, leave_one_out, surrogate_diagnostics
+from agents.functional import clipped_surrogate_loss, leave_one_out, policy_diagnostics, surrogate_diagnostics
 from agents.group_agent import GroupAgent
 from agents.training import Batch, Info
 
@@ -44,5 +44,4 @@ class RLOO(GroupAgent):
         advantages, valid = batch.advantages[:, :1], rollout.valid[:, None]  # one for all tokens of a completion
         arguments = (sequence_log_probs, old_log_probs, advantages, valid, self.clip_range)
         loss, info = clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
-        info |= first_ratio_error(log_probs, rollout.log_probs, rollout.mask)
-        yield loss, info | {"loss/policy_avg": loss.detach()}
+        yield loss, info | policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)

@@ -84,8 +84,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
             if seed is not None or not self.episodes.started:
                 self.episodes.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
             self.episodes.start(0, options)
-        self.episodes.refresh()
         self._rewards, self._illegal = [], False
+        self.episodes.refresh()  # may raise; the episodes and what is rendered of them have begun anew then
         if self.render_mode == "human":
             print(self._rendered(), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}

@@ -1,7 +1,7 @@
 """Pure functions of [B, T] tensors and a mask: returns, advantages, losses, KL estimators, diagnostics."""
 
 from agents.functional.baselines import batch_mean, group_relative, in_groups, leave_one_out
-from agents.functional.diagnostics import explained_variance, first_ratio_error, surrogate_diagnostics
+from agents.functional.diagnostics import explained_variance, policy_diagnostics, surrogate_diagnostics
 from agents.functional.kl import ESTIMATORS, adaptive_kl_coef, k1, k2, k3
 from agents.functional.losses import clipped_surrogate_loss, mean_over_completions, value_loss
 from agents.functional.policy_gradient import policy_gradient_loss
@@ -13,7 +13,6 @@ __all__ = [
     "batch_mean",
     "clipped_surrogate_loss",
     "explained_variance",
-    "first_ratio_error",
     "gae",
     "group_relative",
     "in_groups",
@@ -24,6 +23,7 @@ __all__ = [
     "masked_mean",
     "masked_whiten",
     "mean_over_completions",
+    "policy_diagnostics",
     "policy_gradient_loss",
     "reward_to_go",
     "surrogate_diagnostics",

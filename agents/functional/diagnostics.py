@@ -46,15 +46,17 @@ def surrogate_diagnostics(
 
 
 @torch.no_grad()
-def first_ratio_error(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Returns `val/first_ratio_error_avg`, the mean of |rho_t - 1| over the real tokens, and their number.
+def policy_diagnostics(loss: Tensor, log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Returns the metrics of any policy loss: its value, and the mean of |rho_t - 1| over the real tokens.
 
-    Before the first step pi is the behaviour policy, so the metric of the first minibatch is 0 up to rounding, unless
-    the sampler's log-probabilities are not those of the policy. Arguments are those of `clipped_surrogate_loss`.
+    Before the first step pi is the behaviour policy, so `val/first_ratio_error_avg` of the first minibatch is 0 up to
+    rounding, unless the sampler's log-probabilities are not those of the policy. It is a mean over `num_ratios` tokens.
+    Arguments are the loss, and those of `clipped_surrogate_loss`.
     """
     check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs)
     error = torch.where(mask, (log_probs - old_log_probs).exp() - 1.0, 0.0).abs()
-    return {"val/first_ratio_error_avg": error.sum() / mask.sum().clamp(min=1), "num_ratios": mask.sum()}
+    first = {"val/first_ratio_error_avg": error.sum() / mask.sum().clamp(min=1), "num_ratios": mask.sum()}
+    return {"loss/policy_avg": loss.detach()} | first
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:

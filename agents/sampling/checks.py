@@ -11,28 +11,70 @@ from agents.errors import Diverged
 from agents.sampling.loop import Generation
 from textenv import TextMDP, TextState
 
+LOG_PROB_TOLERANCE = 1e-3  # rounding of a sampler that computes in bfloat16
 
-def validate_generation(generation: Generation, mdp: TextMDP, count: int, device: torch.device) -> Generation:
-    """Returns what a sampler returned, as tensors of the dtypes of `Generation` on `device`.
+
+def validate_generation(generation: Generation, mdp: TextMDP, state: TextState, device: torch.device) -> Generation:
+    """Returns what a sampler returned for `state`, as tensors of the dtypes of `Generation` on `device`.
 
     Raises:
-        ValueError: a tensor has another shape than `Generation` defines.
+        TypeError: it is no `Generation`.
+        ValueError: a tensor has another shape, or a completion breaks a rule of `Sampler`.
+        Diverged: log pi of a token is not finite.
+    """
+    if not isinstance(generation, Generation):
+        raise TypeError(f"A sampler must return a Generation, got {type(generation).__name__}.")
+    width, horizon = mdp.prompt_width, mdp.max_new_tokens
+    sequences, completions = (len(state), width + horizon), (len(state), horizon)
+    shapes = {"input_ids": sequences, "attention_mask": sequences, "action_mask": (*completions, mdp.vocab_size)}
+    types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32, "action_mask": torch.bool}
+    tensors: dict[str, Tensor] = {}
+    for name, value in generation._asdict().items():
+        if value is not None:
+            tensors[name] = torch.as_tensor(value, dtype=types.get(name), device=device)
+            expected = shapes.get(name, completions)
+            if tuple(tensors[name].shape) != expected:
+                raise ValueError(f"A sampler must return {name} of shape {expected}, got {tuple(tensors[name].shape)}.")
+    generation = generation._replace(**tensors)
+    check_log_probs(generation.log_probs, state)  # before the reward sees tokens that were not sampled from pi
+    check_completions(generation, mdp, state)
+    return generation
+
+
+def check_completions(generation: Generation, mdp: TextMDP, state: TextState) -> None:
+    """Checks that the completions continue `state` as the MDP's transitions do: otherwise a score would be paid twice.
+
+    Raises:
+        ValueError: a completion breaks a rule of `Sampler`; the message has the rule and the first such completion.
     """
     width, horizon = mdp.prompt_width, mdp.max_new_tokens
-    sequences, completions = (count, width + horizon), (count, horizon)
-    shapes = {"input_ids": sequences, "attention_mask": sequences, "action_mask": (*completions, mdp.vocab_size)}
-    for name, value in generation._asdict().items():
-        expected = shapes.get(name, completions)
-        if value is not None and tuple(value.shape) != expected:
-            raise ValueError(f"A sampler must return {name} of shape {expected}, got {tuple(value.shape)}.")
-    types = {"input_ids": torch.int64, "log_probs": torch.float32, "values": torch.float32, "action_mask": torch.bool}
-    return generation._replace(
-        **{
-            name: torch.as_tensor(value, dtype=types.get(name), device=device)
-            for name, value in generation._asdict().items()
-            if value is not None
-        }
-    )
+    ids, attention = generation.input_ids.cpu().numpy(), generation.attention_mask.cpu().numpy() == 1
+    log_probs = generation.log_probs.cpu().numpy()
+    given, tokens, mask = state.attention_mask == 1, ids[:, width:], attention[:, width:]
+    length = mask.sum(axis=1)
+    known = (tokens >= 0) & (tokens < mdp.vocab_size)
+    is_eos = mask & known & mdp.is_eos.take(np.where(known, tokens, 0))
+    last = np.arange(horizon) == length[:, None] - 1
+    same_prompt = (attention[:, :width] == given[:, :width]).all(axis=1)
+    rules = {
+        "the prompts and prefixes that it was given": same_prompt & ((ids == state.input_ids) | ~given).all(axis=1),
+        "at least one token for each state": length > state.time,
+        "completions without a gap in the mask": (mask == (np.arange(horizon) < length[:, None])).all(axis=1),
+        f"token ids from 0 to {mdp.vocab_size - 1}": (known | ~mask).all(axis=1),
+        "no token after an EOS token": (last | ~is_eos).all(axis=1),
+        f"completions that end with an EOS token or have {horizon} tokens": (
+            (is_eos & last).any(axis=1) | (length == horizon)
+        ),
+        "log-probabilities of at most 0": (log_probs <= LOG_PROB_TOLERANCE).all(axis=1),
+    }
+    for rule, holds in rules.items():
+        if not holds.all():
+            row = int(np.argmin(holds))
+            raise ValueError(
+                f"A sampler must return {rule}; completion {row}, of the prompt {state.prompt_text[row]!r:.200}, has "
+                f"the tokens {tokens[row].tolist()!r:.200}, the mask {mask[row].astype(int).tolist()!r:.200} and "
+                f"log-probabilities of up to {log_probs[row].max():.3g}."
+            )
 
 
 def check_log_probs(sampled: Tensor, state: TextState) -> None:

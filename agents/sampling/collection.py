@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
-from agents.sampling.checks import check_log_probs, check_obeys_mask, check_rewards, validate_generation
+from agents.sampling.checks import check_obeys_mask, check_rewards, validate_generation
 from agents.sampling.loop import Generation, Sampler, new_generator, sample
 from agents.sampling.reference import reference_log_probs
 from agents.sampling.rollout import Rollout
 from agents.sampling.starts import sample_prompts
 from textenv import EnvLike, TextMDP, TextState, get_mdp
-from textenv.rewards import FinishedCompletions, scores_or_nan
+from textenv.rewards import scores_or_nan
 
 
 @torch.no_grad()
@@ -55,19 +55,17 @@ def collect(
     Raises:
         textenv.rewards.RewardError: a reward function failed, with another `on_reward_error`.
         agents.Diverged: the policy's probabilities are not finite.
-        ValueError: n is not a multiple of num_generations; the sampler returned tensors of other shapes, or masked
-            tokens; the terms of a reward are finite, and their sum is not in float32.
+        ValueError: n is not a multiple of num_generations; what the sampler returned breaks a rule of `Sampler`; the
+            terms of a reward are finite, and their sum is not in float32.
     """
     mdp = get_mdp(env)
     generator = generator or new_generator(policy.device)
     state = sample_prompts(mdp, n, num_generations, generator) if start is None else start
     generation = sampler(policy, mdp, state, generator)
-    generation = trim(validate_generation(generation, mdp, len(state), policy.device), mdp.prompt_width)
-    check_log_probs(generation.log_probs, state)  # before the reward sees tokens that were not sampled from pi
+    generation = trim(validate_generation(generation, mdp, state, policy.device), mdp.prompt_width)
     mask = sampled_mask(generation, mdp, state)
     generation = add_reference(generation, mdp, mask)
-    scored = score(generation, mdp, state, kl_coef)
-    rollout = assemble(generation, scored, state, mask)
+    rollout = assemble(generation, mdp, state, mask, kl_coef)
     if values:
         found = generation.values
         if found is None:
@@ -84,19 +82,9 @@ def trim(generation: Generation, prompt_width: int) -> Generation:
     attention = generation.attention_mask
     longest = int((attention[:, prompt_width:] == 1).sum(dim=1).max())
     first = int(attention[:, :prompt_width].any(dim=0).int().argmax())
-    sequences = slice(first, prompt_width + longest)
-
-    def cut(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[:, :longest]
-
-    return Generation(
-        generation.input_ids[:, sequences],
-        attention[:, sequences],
-        generation.log_probs[:, :longest],
-        ref_log_probs=cut(generation.ref_log_probs),
-        action_mask=cut(generation.action_mask),
-        values=cut(generation.values),
-    )
+    columns = dict.fromkeys(("input_ids", "attention_mask"), slice(first, prompt_width + longest))
+    tensors = {name: x for name, x in generation._asdict().items() if x is not None}
+    return generation._replace(**{name: x[:, columns.get(name, slice(longest))] for name, x in tensors.items()})
 
 
 def completion_mask(generation: Generation) -> Tensor:
@@ -123,34 +111,29 @@ def add_reference(generation: Generation, mdp: TextMDP, mask: Tensor) -> Generat
     return generation._replace(ref_log_probs=torch.where(mask, ref_log_probs, 0.0), action_mask=action_mask)
 
 
-class Scored(NamedTuple):
-    """B completions with what the MDP computes of them, on the host.
+def assemble(
+    generation: Generation, mdp: TextMDP, state: TextState, mask: Tensor, kl_coef: float | None = None
+) -> Rollout:
+    """Scores the completions, computes their rewards as the environments do, and returns the rollout, without values.
 
-    Attributes:
-        finished: the completions as text, and what reward functions have logged of them.
-        scores, gold_scores: float64 [B], nan where skipped; `gold_scores` is None without a gold reward.
-        rewards: r_t, float64 [B, T]; as if the score were 0 where skipped.
-        stopped: bool [B], whether the completion ended with EOS.
-    """
-
-    finished: FinishedCompletions
-    scores: NDArray[np.float64]
-    gold_scores: NDArray[np.float64] | None
-    rewards: NDArray[np.float64]
-    stopped: NDArray[np.bool_]
-
-
-def score(generation: Generation, mdp: TextMDP, state: TextState, kl_coef: float | None) -> Scored:
-    """Scores the completions and computes their rewards, as the environments do.
+    Args:
+        generation: the completions, trimmed, with log pi_ref.
+        mdp: the MDP.
+        state: the states that they start from.
+        mask: the sampled tokens, bool [B, T].
+        kl_coef: beta, by default the MDP's.
 
     Raises:
         textenv.rewards.RewardError: a reward function failed, and the MDP does not skip such completions.
         ValueError: the sampler returned a masked token, or a sum of terms is not finite in float32.
     """
+
+    def tensor(values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype, device=mask.device)
+
     completion = completion_mask(generation)
-    tokens = generation.input_ids[:, -completion.shape[1] :].cpu().numpy()
+    tokens, lengths = generation.input_ids[:, -completion.shape[1] :].cpu().numpy(), completion.sum(dim=1).cpu().numpy()
     transitions = mdp.transitions(state.without_completion(mdp.prompt_width), tokens, completion.cpu().numpy())
-    lengths = completion.sum(dim=1).cpu().numpy()
     finished = mdp.finished(state.prompt, state.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
     scores, gold_scores = scores_or_nan(mdp.reward, mdp.gold_reward, finished)
     assert generation.ref_log_probs is not None  # `add_reference`
@@ -159,19 +142,9 @@ def score(generation: Generation, mdp: TextMDP, state: TextState, kl_coef: float
     terms = mdp.reward_terms(transitions, ref_log_probs, np.nan_to_num(scores), log_probs, kl_coef)
     rewards: NDArray[np.float64] = reduce(np.add, terms.values())
     check_rewards(rewards, terms)
-    return Scored(finished, scores, gold_scores, rewards, np.asarray(transitions.stop.any(axis=1)))
 
-
-def assemble(generation: Generation, scored: Scored, state: TextState, mask: Tensor) -> Rollout:
-    """The rollout, without values; `mask` are the sampled tokens, bool [B, T]. Skipped completions are masked."""
-
-    def tensor(values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
-        return torch.as_tensor(values, dtype=dtype, device=mask.device)
-
-    skipped = np.isnan(scored.scores)
+    skipped = np.isnan(scores)
     kept = mask & tensor(~skipped[:, None]) if skipped.any() else mask
-    assert generation.ref_log_probs is not None  # `add_reference`
-    finished, gold_scores = scored.finished, scored.gold_scores
     return Rollout(
         prompt=tensor(state.prompt),
         input_ids=generation.input_ids,
@@ -179,9 +152,9 @@ def assemble(generation: Generation, scored: Scored, state: TextState, mask: Ten
         mask=kept,
         log_probs=torch.where(kept, generation.log_probs, 0.0),
         ref_log_probs=torch.where(kept, generation.ref_log_probs, 0.0),
-        rewards=torch.where(kept, tensor(scored.rewards, torch.float32), 0.0),
-        scores=tensor(scored.scores, torch.float32),
-        stopped=tensor(scored.stopped),
+        rewards=torch.where(kept, tensor(rewards, torch.float32), 0.0),
+        scores=tensor(scores, torch.float32),
+        stopped=tensor(transitions.stop.any(axis=1)),
         values=None,
         action_mask=generation.action_mask,
         prompts=state.prompt_text.copy(),
@@ -194,7 +167,4 @@ def assemble(generation: Generation, scored: Scored, state: TextState, mask: Ten
 
 def object_array(values: Sequence[Any]) -> NDArray[Any]:
     """Any values as an array [B], also where they are lists of the same length."""
-    array = np.empty(len(values), dtype=object)
-    for row, value in enumerate(values):
-        array[row] = value
-    return array
+    return np.fromiter(values, dtype=object, count=len(values))

@@ -39,7 +39,8 @@ class Sampler(Protocol):
     """Samples completions: given initial states, returns ids and log-probabilities. Agents take any sampler.
 
     It samples from pi as `policy.log_softmax` defines it. A mask forbids the tokens with reference probability 0
-    (none, if `mdp.full_support`). A completion ends at `mdp.is_eos` or after `max_new_tokens`.
+    (none, if `mdp.full_support`). A completion has at least one token, and ends at its first token of `mdp.is_eos` or
+    after `max_new_tokens`; the columns after it have attention_mask 0. Prompts, and prefixes of completions, stay.
     """
 
     def __call__(

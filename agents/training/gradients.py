@@ -12,13 +12,19 @@ from agents.training.reduction import Metrics, merge_micro_batches, without_coun
 from agents.training.updater import Batch, Info
 
 
-def compute_gradients(agent: Any, batch: Batch, rows: Tensor) -> Metrics:
-    """Leaves the gradient of the losses of some rows at the agent's master weights, see `Agent.backward`.
+def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> Metrics:
+    """Leaves the gradient of the losses of some rows (int64; None is all) at the agent's master weights.
 
     Losses are means per completion, so the micro-batches' gradients, each weighted by its share of the completions,
     add up to the minibatch's. The backward pass of each loss ends before the next loss is computed, so that the
     activations of one loss at a time are in memory. Then the gradients are averaged over the ranks, once.
+
+    Returns:
+        Metrics over all completions of all ranks, so that all ranks take the same decisions. They are empty if all
+        completions are skipped; there is no gradient then, and `step` changes nothing.
     """
+    if rows is None:
+        rows = torch.arange(len(batch.rollout), device=batch.advantages.device)
     optimization = agent.optimization
     optimization.optimizer.zero_grad()
     if agent.micro_batch_size is not None:  # groups stay contiguous, so that a shared prompt is encoded once

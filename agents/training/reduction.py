@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -77,25 +78,26 @@ def without_counts(row: Metrics) -> Metrics:
 def merge_micro_batches(rows: list[Metrics]) -> Metrics:
     """Merges the metrics of a minibatch's micro-batches; the result equals the metrics of the undivided minibatch.
 
+    A micro-batch without a metric is left out of it.
+
     Raises:
         ValueError: a metric is a mean over something whose count is not among the metrics.
     """
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     merged: Metrics = {}
-    for name, values in columns.items():
-        how = metric(name)
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        how, having = metric(name), [row for row in rows if name in row]
+        values = np.array([row[name] for row in having])
         if how.merge in ("sum", "count"):
             merged[name] = float(values.sum())
         elif how.merge == "max":
             merged[name] = float(values.max())
-        elif how.weight not in columns:
-            raise ValueError(
-                f"{name} is a mean over {how.weight}, which the losses must return too, got {list(rows[0])}."
-            )
+        elif any(how.weight not in row for row in having):
+            raise ValueError(f"{name} is a mean over {how.weight}, which the losses must return too, got {having}.")
         elif how.merge == "ess" and len(rows) > 1:
-            merged[name] = merged_ess(values, columns["val/ratio"], columns[how.weight])
+            ratio, count = (np.array([row[key] for row in having]) for key in ("val/ratio", how.weight))
+            merged[name] = merged_ess(values, ratio, count)
         else:
-            count = columns[how.weight]
+            count = np.array([row[how.weight] for row in having])
             merged[name] = float((values * count).sum() / max(1.0, count.sum()))
     return merged
 
@@ -118,12 +120,14 @@ _REDUCTIONS: dict[str, Callable[[list[float]], Any]] = {
 def reduce_minibatches(rows: list[Metrics]) -> Metrics:
     """Reduces the metrics of an update's minibatches to one row.
 
-    Values that are not finite, of minibatches whose step is skipped, are left out.
+    A minibatch without a metric, or whose value is not finite (its step is skipped), is left out.
     """
-    columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in (rows[0] if rows else ())}
-    return {
-        name: float(_REDUCTIONS[metric(name).minibatches](values)) for name, values in columns.items() if len(values)
-    }
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if np.isfinite(value):
+                columns.setdefault(name, []).append(value)
+    return {name: float(_REDUCTIONS[metric(name).minibatches](values)) for name, values in columns.items()}
 
 
 def reduce_ranks(metrics: Metrics) -> Metrics:

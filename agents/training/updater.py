@@ -54,16 +54,17 @@ def run_epochs(agent: Any, batch: Batch) -> Metrics:
 
     Returns the reduced metrics. They include those of the minibatch that is too far from pi_old, without a step.
     """
-    seen, steps = list[Metrics](), list[Metrics]()
+    of_minibatches = list[Metrics]()
     for rows in minibatches(len(batch.rollout), agent.n_epochs, agent.batch_size, agent.generator):
         metrics = agent.backward(batch, rows)
         if not metrics:  # all completions of the minibatch are skipped
             continue
-        seen.append(metrics)
+        of_minibatches.append(metrics)
         if agent.target_kl is not None and metrics["policy/approxkl_avg"] > 1.5 * agent.target_kl:
             break
-        steps.append({"grad_norm": agent.step()})
-    return reduce_minibatches(seen) | reduce_minibatches(steps) | {"num_minibatches": float(len(steps))}
+        metrics["grad_norm"] = agent.step()
+    steps = sum("grad_norm" in metrics for metrics in of_minibatches)
+    return reduce_minibatches(of_minibatches) | {"num_minibatches": float(steps)}
 
 
 def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:

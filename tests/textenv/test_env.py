@@ -134,6 +134,21 @@ def test_a_step_whose_reference_fails_can_be_taken_again(mode: AutoresetMode | N
     assert failed > 3
 
 
+def test_an_environment_can_be_rendered_after_a_reset_whose_reference_failed() -> None:
+    """The episode that the reset began, without the rewards of the one before; the next reset succeeds."""
+    env = TextEnv(TextMDP(**words(reference=FailsOnce(False))), render_mode="ansi")
+    env.reset(seed=1)
+    allowed = env.reset()[1]["action_mask"]
+    env.step(int(np.flatnonzero(allowed)[-1]))
+    assert "\n" in str(env.render())
+    env.mdp.reference.fails = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        env.reset()
+    assert str(env.render()).startswith("prompt: ") and "\n" not in str(env.render())
+    env.reset()
+    assert "\n" not in str(env.render())
+
+
 def test_what_a_policy_or_a_term_writes_to_its_arguments_is_not_in_the_state() -> None:
     """They get copies, as the reference does."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from textenv.rewards.awaiting import await_all, discard
@@ -49,8 +50,9 @@ def call_rewards(
 
     for k, (function, takes) in functions.items():
         log = CallLog(len(finished))
+        call = _bind(function, takes, finished, context, log)
         try:
-            returned = _call(function, takes, finished, context, log)
+            returned = call()
             if inspect.isawaitable(returned):
                 waiting[k] = returned, log
             else:
@@ -77,11 +79,12 @@ def score_tokens_of(function: Any) -> Any:
     return None if hasattr(function, "__wrapped__") else getattr(function, "score_tokens", None)
 
 
-def _call(
+def _bind(
     function: Any, takes: tuple[str, ...], finished: FinishedCompletions, context: TrainingContext, log: CallLog
-) -> Any:
+) -> Callable[[], Any]:
+    """The call with its arguments: an error while these are made is not one of the function."""
     score_tokens = score_tokens_of(function)
     if score_tokens is not None and finished.prompt.min() >= 0:
-        return score_tokens(finished.prompt, finished.tokens, finished.length)
+        return partial(score_tokens, finished.prompt, finished.tokens, finished.length)
     given = {"trainer_state": context.state, "log_extra": log.log_extra, "log_metric": log.log_metric}
-    return function(**finished.arguments(), **{name: given[name] for name in takes})
+    return partial(function, **finished.arguments(), **{name: given[name] for name in takes})

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.functional import explained_variance, first_ratio_error, surrogate_diagnostics
+from agents.functional import explained_variance, policy_diagnostics, surrogate_diagnostics
 from tests.helpers.batches import Batch, batches, padded, properties
 
 
@@ -129,7 +129,7 @@ def test_a_diagnostic_refuses_other_shapes(name: str) -> None:
         surrogate_diagnostics(**wrong, mask=mask, clip_range=0.2)
     if name != "advantages":
         with pytest.raises(ValueError, match=f"^{name} must have the shape"):
-            first_ratio_error(wrong["log_probs"], wrong["old_log_probs"], mask)
+            policy_diagnostics(torch.zeros(()), wrong["log_probs"], wrong["old_log_probs"], mask)
 
 
 def test_explained_variance_is_one_for_the_returns_and_zero_for_a_constant() -> None:

@@ -167,8 +167,12 @@ def test_a_wrong_generation_is_an_error() -> None:
         return generation._replace(values=generation.log_probs[:, :2])
 
     def unmasked(*arguments: Any) -> Generation:
-        generation = sample(*arguments)
-        return Generation(generation.input_ids.clamp(min=1), generation.attention_mask, generation.log_probs)
+        generation, width = sample(*arguments), env.unwrapped.mdp.prompt_width
+        ids, mask = generation.input_ids, generation.action_mask
+        assert mask is not None
+        goes_on = generation.attention_mask[:, width + 1] == 1  # whose first token may be any that is not EOS
+        ids[:, width] = torch.where(goes_on, 1 + mask[:, 0, 1:].int().argmin(dim=1), ids[:, width])
+        return Generation(ids, generation.attention_mask, generation.log_probs)
 
     with pytest.raises(ValueError, match=r"return log_probs of shape \(24, 4\), got \(24, 3\)"):
         collect(env, policy, 24, sampler=short)

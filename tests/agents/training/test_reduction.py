@@ -61,6 +61,23 @@ def test_minibatches_are_reduced_as_the_table_says() -> None:
     assert reduce_minibatches([dict.fromkeys(names, float("inf"))]) == reduce_minibatches([]) == {}
 
 
+def test_a_metric_may_be_in_some_rows_only() -> None:
+    """In the first or another: it is reduced over the rows that have it, as if there were no others."""
+    first, second = (
+        {"num_completions": 1.0},
+        {"num_completions": 3.0, "my/metric": 4.0, "num_tokens": 2.0, "val/ess": 0.5},
+    )
+    second["val/ratio"] = 1.5
+    for rows in ([first, second], [second, first], [second]):
+        merged = merge_micro_batches(rows)
+        assert [merged[name] for name in ("my/metric", "val/ratio", "val/ess")] == pytest.approx([4.0, 1.5, 0.5])
+        assert merged["num_completions"] == sum(row["num_completions"] for row in rows)
+        assert reduce_minibatches(rows)["my/metric"] == 4.0
+    third = second | {"my/metric": 8.0, "num_completions": 1.0}
+    assert merge_micro_batches([first, second, third])["my/metric"] == 5.0
+    assert reduce_minibatches([first, second, third])["my/metric"] == 6.0
+
+
 def test_a_metric_from_outside_may_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line; control: without it the metric is a mean."""
     rows = [{"my/largest": value, "num_completions": 1.0} for value in (1.0, 5.0)]

@@ -56,6 +56,15 @@ def batch() -> FinishedCompletions:
     return task.finished(prompt, task.prompt_texts[prompt], tokens, np.array([2, 2, 3]))
 
 
+def test_an_error_of_the_tokenizer_is_not_the_rewards() -> None:
+    """Completions that cannot be decoded: the reward was not called, and is not called again."""
+    judge, finished = Judge(), batch()
+    finished.tokens[0, 0] = 99
+    with pytest.raises(IndexError):
+        weighted(judge, on_error="retry").score(finished)
+    assert judge.calls == []
+
+
 def weighted(*functions: Any, **arguments: Any) -> WeightedReward:
     """The sum of functions, without a wait between tries."""
     return WeightedReward(functions, **{"wait": 0.0} | arguments)
