@@ -154,7 +154,7 @@ def assemble(
         ref_log_probs=torch.where(kept, generation.ref_log_probs, 0.0),
         rewards=torch.where(kept, tensor(rewards, torch.float32), 0.0),
         scores=tensor(scores, torch.float32),
-        stopped=tensor(transitions.stop.any(axis=1)),
+        stopped=tensor(np.asarray(transitions.stop.any(axis=1))),
         values=None,
         action_mask=generation.action_mask,
         prompts=state.prompt_text.copy(),
