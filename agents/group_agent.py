@@ -41,9 +41,9 @@ class GroupAgent(EpochSettings, Agent):
         """Takes `n_epochs` passes over the completions, in minibatches."""
         valid = self.trained_rows(rollout)
         rollout = rollout.skip(~valid)
-        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)[:, 0]
-        advantages = self.advantages(returns, valid)
-        return run_epochs(self, Batch(rollout, advantages[:, None].expand_as(rollout.mask)))
+        returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
+        advantages = self.advantages(returns[:, 0], valid)
+        return run_epochs(self, Batch(rollout, advantages[:, None].expand_as(rollout.mask), returns))
 
     def trained_rows(self, rollout: Rollout) -> Tensor:
         """The completions that are not skipped, in groups with at least two of them."""

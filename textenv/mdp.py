@@ -64,14 +64,8 @@ class TextMDP:
         eos_token_id: the EOS token or tokens, ids or spellings; by default those of the reference's generation config,
             else the tokenizer's.
         max_prompt_length: W, by default the length of the longest prompt.
-        on_reward_error: what happens where `reward` or `gold_reward` fails: it raises an error, calls `sys.exit`, or
-            does not return one finite number or None for each completion. "raise": `RewardError`. "retry": the batch is
-            scored again, in up to `reward_tries` attempts, before the error; functions that have scored all completions
-            are not called again. "skip": as "retry"; then each completion that has no score yet is scored once more
-            alone, and `collect` skips those that fail: their rows of `Rollout.mask` are False. `TextEnv`,
-            `TextVectorEnv` and `textenv.exact`, which cannot leave a completion out, raise the error after the last
-            attempt. Before an error about a whole batch is raised, its completions are scored alone, up to the first
-            that fails, so that the error can name it: a batch of B completions may cost B more calls.
+        on_reward_error: what happens where `reward` or `gold_reward` fails: "raise", "retry" or "skip" (see
+            `textenv.rewards.weighted`).
         reward_tries: attempts at scoring a batch, the first one included; all reward functions share them.
         reward_wait: seconds between these attempts, the same each time.
         special_tokens_in_prompts: whether the spelling of a special token ("</s>") in a prompt, or in a prompt or

@@ -55,8 +55,8 @@ def policy_diagnostics(loss: Tensor, log_probs: Tensor, old_log_probs: Tensor, m
     """
     check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs)
     error = torch.where(mask, (log_probs - old_log_probs).exp() - 1.0, 0.0).abs()
-    first = {"val/first_ratio_error_avg": error.sum() / mask.sum().clamp(min=1), "num_ratios": mask.sum()}
-    return {"loss/policy_avg": loss.detach()} | first
+    mean, count = error.sum() / mask.sum().clamp(min=1), mask.sum()
+    return {"loss/policy_avg": loss.detach(), "val/first_ratio_error_avg": mean, "num_ratios": count}
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Total = local_total) -> Tensor:

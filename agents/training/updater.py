@@ -22,16 +22,15 @@ class Batch:
     Attributes:
         rollout: the completions; one that is skipped has a mask that is all False.
         advantages: A_t, or another weight of grad log pi(a_t|s_t), [B, T].
-        returns: G_t, the targets of V, [B, T]; None for an agent without V.
+        returns: G_t, the targets of V, [B, T].
     """
 
     rollout: Rollout
     advantages: Tensor
-    returns: Tensor | None = None
+    returns: Tensor
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        returns = None if self.returns is None else self.returns[rows]
-        return Batch(self.rollout.without_strings()[rows], self.advantages[rows], returns)
+        return Batch(self.rollout.without_strings()[rows], self.advantages[rows], self.returns[rows])
 
 
 @dataclass(eq=False)

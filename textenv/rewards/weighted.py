@@ -10,9 +10,18 @@ completion as a message of the assistant in a list of its own. A function whose 
 `trainer_state`, `log_extra` and `log_metric` (`textenv.rewards.training`). What async functions return is awaited, all
 together, after the other functions were called.
 
-It is called again where a function fails (`on_reward_error` of `textenv.TextMDP`). If a call with several completions
-fails as a whole, they are scored alone, one by one up to the first that fails, so that the error can name it: up to B
-more calls for a batch of B, also with `on_error="raise"`.
+A function fails if it raises an error, calls `sys.exit`, or does not return one finite number or None for each
+completion. `on_reward_error` of `textenv.TextMDP` is what happens then:
+
+    raise    `RewardError`.
+    retry    The batch is scored again, in up to `reward_tries` attempts with `reward_wait` seconds between them, before
+             the error. Functions that have scored all completions are not called again.
+    skip     As retry; then each completion without a score is scored once more alone. `agents.collect` skips those that
+             fail: their rows of `Rollout.mask` are False. `TextEnv`, `TextVectorEnv` and `textenv.exact` cannot leave a
+             completion out: they raise the error after the last attempt.
+
+Before an error about a whole batch is raised, its completions are scored alone, one by one up to the first that fails,
+so that the error can name it: up to B more calls for a batch of B, also with "raise".
 
 A reward function that depends only on token ids may also have `score_tokens(prompt, tokens, length)`, which computes
 the same scores from arrays: `prompt` [K] the index of each prompt, `tokens` [K, T] the completions, 0 after their ends,
