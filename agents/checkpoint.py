@@ -94,7 +94,7 @@ def load_agent(
     return agent
 
 
-def _named(setting: Any) -> Any:
+def _named(setting: object) -> Any:
     """A setting as a JSON value: of a function its name, {"code": "module:name"}."""
     if not callable(setting):
         return setting

@@ -20,7 +20,7 @@ def predict_tokens(
     policy: TransformerPolicy,
     mdp: TextMDP | None,
     observation: dict[str, Any],
-    action_masks: Any,
+    action_masks: object,
     generator: torch.Generator | None,
 ) -> Any:
     """Returns the next tokens of one observation (arrays [L]; a scalar) or of a batch ([B, L]; an array [B]).
@@ -57,7 +57,7 @@ def predict_tokens(
     return tokens if np.ndim(observation["input_ids"]) == 2 else tokens[0]
 
 
-def _sequences(observation: Any, policy: TransformerPolicy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _sequences(observation: object, policy: TransformerPolicy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Checks `input_ids` and `attention_mask` and returns them as [B, L]."""
     names = ("input_ids", "attention_mask")
     if not isinstance(observation, Mapping) or not all(name in observation for name in names):
@@ -83,7 +83,7 @@ def _sequences(observation: Any, policy: TransformerPolicy) -> tuple[NDArray[np.
     return ids, attention
 
 
-def _integers(values: Any, name: str) -> NDArray[np.int64]:
+def _integers(values: object, name: str) -> NDArray[np.int64]:
     """The values as integers, with their own message where they are none."""
     try:
         array = np.asarray(values)
@@ -94,7 +94,7 @@ def _integers(values: Any, name: str) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _allowed(masks: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def _allowed(masks: object, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Checks action masks, [V] or [B, V], and returns them as bool [B, V]."""
     try:
         array = np.asarray(masks)

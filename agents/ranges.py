@@ -53,7 +53,7 @@ RANGES: dict[str, Range] = {
 }
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether it is a real number of Python or NumPy; bool is none."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
@@ -68,7 +68,7 @@ def check_range(name: str, value: float | None, low: float, high: float = LARGES
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}.")
 
 
-def check_integer(name: str, value: Any, low: int, high: int = MOST) -> int:
+def check_integer(name: str, value: object, low: int, high: int = MOST) -> int:
     """Returns an integer of any kind as Python's.
 
     Raises:
@@ -125,7 +125,7 @@ def _literals(kind: type) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _kinds(annotation: Any) -> set[str]:
+def _kinds(annotation: object) -> set[str]:
     """The names of the types of an annotation such as `int | None`, which may be a string."""
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     return {part.strip() for part in text.split("|")}

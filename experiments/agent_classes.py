@@ -173,7 +173,7 @@ def complete_settings(given: Mapping[str, Mapping[str, Any]], names: Sequence[st
     return complete
 
 
-def _check_external(kind: Any, name: str, flag: str) -> None:
+def _check_external(kind: object, name: str, flag: str) -> None:
     """Raises a FlagError unless a class of the user's is an agent whose fields can be flags."""
     refused = f"{flag} {name!r} must be"
     if not isinstance(kind, type) or not issubclass(kind, Agent):
@@ -213,7 +213,7 @@ def _hidden_by(name: str, kind: type[Any]) -> str | None:
     return None
 
 
-def _plain_type(annotation: Any) -> Any:
+def _plain_type(annotation: object) -> Any:
     """The part of a type that a flag can hold: of a union its plain members; None where there is none."""
     if annotation in PLAIN or get_origin(annotation) is Literal:
         return annotation

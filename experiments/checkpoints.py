@@ -34,7 +34,7 @@ class Checkpoint(NamedTuple):
             print(printable(f"{' '.join(self.passed_over)} {older}"), file=sys.stderr)
 
 
-def attachment(folder: Path, initial: Path, **counts: Any) -> dict[str, Any]:
+def attachment(folder: Path, initial: Path, **counts: object) -> dict[str, Any]:
     """What a checkpoint's manifest has besides its files.
 
     Args:

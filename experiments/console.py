@@ -31,7 +31,7 @@ class PlainConsole(Console):
         return super().render_str(printable(text, lines=True), **arguments)
 
 
-def plain_console(**arguments: Any) -> Console:
+def plain_console(**arguments: object) -> Console:
     """A console for texts of others, see `PlainConsole`."""
     return PlainConsole(**arguments)
 

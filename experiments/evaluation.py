@@ -210,7 +210,7 @@ def sample_completions(
     return completions
 
 
-def as_json(value: Any) -> Any:
+def as_json(value: object) -> Any:
     """A value that a JSON file can hold, else its text."""
     try:
         json.dumps(value, allow_nan=False)

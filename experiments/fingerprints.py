@@ -92,7 +92,7 @@ def _env(name: str) -> Iterator[tuple[str, str | None]]:
         yield f"env {name}: {_name_of(task)}", _source_of(task.__module__, task.__qualname__)
 
 
-def _name_of(value: Any) -> str:
+def _name_of(value: object) -> str:
     kind = value if hasattr(value, "__qualname__") else type(value)
     return f"{kind.__module__}:{kind.__qualname__}"
 

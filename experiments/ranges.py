@@ -97,7 +97,7 @@ def name_flags(message: str, config: Any, key: str) -> str:
     return f"{prefixes[name]}{name} ".replace("_", "-") + rest
 
 
-def _check(flag: str, name: str, value: Any, annotation: Any) -> None:
+def _check(flag: str, name: str, value: object, annotation: object) -> None:
     """Checks one value against its type."""
     origin, members = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -122,7 +122,7 @@ def _check(flag: str, name: str, value: Any, annotation: Any) -> None:
         _check_name(flag, str(value) if annotation is Path and isinstance(value, Path) else value)
 
 
-def _check_union(flag: str, name: str, value: Any, members: Sequence[Any]) -> None:
+def _check_union(flag: str, name: str, value: object, members: Sequence[Any]) -> None:
     """Checks a value against the member of a union that has its type, else against the first one."""
     if value is None and type(None) in members:
         return
@@ -133,7 +133,7 @@ def _check_union(flag: str, name: str, value: Any, members: Sequence[Any]) -> No
     _check(flag, name, value, (same or kinds)[0])
 
 
-def _check_sequence(flag: str, name: str, value: Any, kind: Any) -> None:
+def _check_sequence(flag: str, name: str, value: object, kind: object) -> None:
     if not isinstance(value, list | tuple):
         raise FlagError(f"{flag} must be a list, got {value!r}.")
     for each in value:
@@ -144,7 +144,7 @@ def _check_sequence(flag: str, name: str, value: Any, kind: Any) -> None:
         raise FlagError(f"{flag} must be {rule}, got {list(value)}{'' if distinct else ': they must differ'}.")
 
 
-def _check_number(flag: str, name: str, value: Any, kind: type[Any]) -> None:
+def _check_number(flag: str, name: str, value: object, kind: type[Any]) -> None:
     integer = kind is int
     if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
         raise FlagError(f"{flag} must be {'an integer' if integer else 'a number'}, got {value!r}.")
@@ -157,7 +157,7 @@ def _check_number(flag: str, name: str, value: Any, kind: type[Any]) -> None:
         raise FlagError(f"{flag} must be at most {high}, got {value}.")
 
 
-def _check_name(flag: str, value: Any) -> None:
+def _check_name(flag: str, value: object) -> None:
     """Checks a string that names a file, a folder, a model or a function."""
     if not isinstance(value, str):
         raise FlagError(f"{flag} must be a text, got {value!r}.")

@@ -176,7 +176,7 @@ class StableBaselines(ABC):
         env: Any,
         device: str = "cpu",
         trust_remote_code: bool = False,
-        **settings: Any,
+        **settings: object,
     ) -> Self:
         """Returns an agent as it was saved, except for random numbers and unfinished completions.
 

@@ -40,7 +40,7 @@ class StopRequest:
 def stops_at_once() -> Iterator[None]:
     """Signals raise Stopped."""
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, frame: object) -> None:
         raise Stopped(number)
 
     with _handled(handle):
@@ -60,7 +60,7 @@ def stops_later(what_first: str) -> Iterator[StopRequest]:
     request = StopRequest()
     follower = world_size() > 1 or multiprocessing.parent_process() is not None
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, frame: object) -> None:
         if request.number is None:
             request.number = number
             if not follower:

@@ -88,7 +88,7 @@ def _scalar_parameters(function: Callable[..., Any]) -> tuple[dict[str, Kinds], 
     return known, True
 
 
-def _kinds(annotation: Any) -> Kinds:
+def _kinds(annotation: object) -> Kinds:
     """The scalar types of an annotation; none where it also takes paths or objects, which a text would name."""
     if annotation is inspect.Parameter.empty:
         return (int, float, str)
@@ -100,6 +100,6 @@ def _kinds(annotation: Any) -> Kinds:
     return (*numbers, *text, *literals)
 
 
-def _is(value: Any, kind: type[Any]) -> bool:
+def _is(value: object, kind: type[Any]) -> bool:
     """Whether a value has a type; an integer is a float too, True is no integer."""
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

@@ -194,7 +194,7 @@ def run_trial(
     with TrialLog(config, folder, initial, baselines, evaluator, agent, progress, resumed) as log:
         with stops_later("this update and its checkpoint") as stop:
 
-            def after_update(agent: Any, rollout: Any, metrics: dict[str, float]) -> bool:
+            def after_update(agent: Any, rollout: object, metrics: dict[str, float]) -> bool:
                 log(agent, rollout, metrics)
                 return stop.number is None  # False ends `learn`, on all ranks
 

@@ -131,7 +131,7 @@ class TrialLog:
     def __exit__(self, *error: object) -> None:
         self.opened.close()
 
-    def __call__(self, agent: Agent | StableBaselines, rollout: Any, metrics: dict[str, float]) -> None:
+    def __call__(self, agent: Agent | StableBaselines, rollout: object, metrics: dict[str, float]) -> None:
         """Logs one update: its metrics, an evaluation and a checkpoint where they are due.
 
         Raises:

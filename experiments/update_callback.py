@@ -39,7 +39,7 @@ class StepFilter:
         self.skipped = 0
         optimizer.register_step_pre_hook(self)
 
-    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def __call__(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients and not bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
             self.skipped += 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +14,7 @@ class InvalidAction(gym.error.InvalidAction, ValueError):
     """An action that is not a token id, or a token to which the reference gives probability zero."""
 
 
-def validate_actions(actions: Any, vocab_size: int, idle: Array, num: int) -> NDArray[np.int64]:
+def validate_actions(actions: object, vocab_size: int, idle: Array, num: int) -> NDArray[np.int64]:
     """`actions` as int64 [num], 0 in the rows `idle`, whose actions are ignored.
 
     Raises:

@@ -14,14 +14,14 @@ Seeds = int | list[int | None] | None
 LONGEST_SHOWN = 200  # characters of a refused value in a message
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """`repr` of a refused value, on one line, with its middle left out where it is long."""
     text = " ".join(repr(value).split())
     half = LONGEST_SHOWN // 2
     return text if len(text) <= LONGEST_SHOWN else f"{text[:half]} ... {text[-half:]}"
 
 
-def integer_array(values: Any) -> NDArray[Any] | None:
+def integer_array(values: object) -> NDArray[Any] | None:
     """`values` as an array of integers, of any shape; None if it holds anything else (booleans, 1.0, ragged lists)."""
     if isinstance(values, bytes | bytearray | memoryview):  # numpy would take their codes
         return None
@@ -46,7 +46,7 @@ def is_scalar(value: Any) -> bool:
         return False
 
 
-def array_type(values: Any) -> str:
+def array_type(values: object) -> str:
     """Dtype and shape of what numpy makes of `values`, in parentheses, for a message; empty where it cannot."""
     try:
         array = np.asarray(values)
@@ -55,12 +55,12 @@ def array_type(values: Any) -> str:
     return f" ({array.dtype}{array.shape})"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether a value is a number of Python's or numpy's, and no boolean."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def takes_arguments(function: Any, num: int) -> bool:
+def takes_arguments(function: object, num: int) -> bool:
     """Whether a function, or an object that can be called, takes `num` positional arguments; False for a class."""
     if not callable(function) or isinstance(function, type):
         return False
@@ -96,7 +96,7 @@ def check_text(text: str) -> None:
         ) from None
 
 
-def check_seed(seed: Any) -> int | None:
+def check_seed(seed: object) -> int | None:
     """A seed as Python's int.
 
     Raises:
@@ -122,7 +122,7 @@ def check_seeds(seed: Any, num_envs: int) -> Seeds:
     return [check_seed(each) for each in seed]
 
 
-def check_options(options: Any, *batch_options: str) -> dict[str, Any]:
+def check_options(options: object, *batch_options: str) -> dict[str, Any]:
     """The options of `reset` as a new dict, empty where they are None.
 
     Args:
@@ -142,7 +142,7 @@ def check_options(options: Any, *batch_options: str) -> dict[str, Any]:
     return dict(options)
 
 
-def check_reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
+def check_reset_mask(mask: object, num_envs: int) -> NDArray[np.bool_]:
     """The rows to reset, bool [B]; all of them where the mask is None.
 
     Raises:

@@ -90,7 +90,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
             print(self._rendered(), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if not self.episodes.live[0]:
             raise gym.error.ResetNeeded(
                 "No episode is in progress (none has started, or it has ended): call reset() before step()."
@@ -158,6 +158,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return {name: values[0] for name, values in self.episodes.observation().items()}
 
 
-def make(task: str, policy: PolicyFunction | None = None, render_mode: str | None = None, **arguments: Any) -> TextEnv:
+def make(
+    task: str, policy: PolicyFunction | None = None, render_mode: str | None = None, **arguments: object
+) -> TextEnv:
     """The entry point of `gym.make`: `task` is the `module:function` that makes the `TextMDP` from `arguments`."""
     return TextEnv(load_env_creator(task)(**arguments), policy, render_mode)  # type: ignore[arg-type]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 
 
-def register(env_id: str, task: str, **defaults: Any) -> None:
+def register(env_id: str, task: str, **defaults: object) -> None:
     """Makes a task an environment of `gym.make`, `gym.make_vec` and `python -m experiments`.
 
     Args:

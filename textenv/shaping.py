@@ -7,7 +7,7 @@ transitions; a step of the environment is T = 1. Its `__name__` is its key in `r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +127,7 @@ def shaping_terms(shaping: ShapingTerm | Sequence[ShapingTerm]) -> tuple[Shaping
     return terms
 
 
-def shaping_name(term: Any) -> str:
+def shaping_name(term: object) -> str:
     """The key of a shaping term in `reward_terms`."""
     return str(getattr(term, "__name__", type(term).__name__))
 

@@ -43,7 +43,7 @@ class TextState:
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def __getitem__(self, rows: Any) -> TextState:
+    def __getitem__(self, rows: object) -> TextState:
         """Some of the rows: `rows` is a slice or an array of indices."""
         return TextState(**{name: values[rows] for name, values in vars(self).items()})
 

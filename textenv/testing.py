@@ -47,7 +47,7 @@ class Episode:
     finish_reason: str | None
 
 
-def play(env: gym.Env[Any, Any], prompt: Any, completion: Any) -> Episode:
+def play(env: gym.Env[Any, Any], prompt: object, completion: object) -> Episode:
     """Steps the environment through `completion` after `prompt`.
 
     Args:

@@ -61,7 +61,7 @@ class Tree:
         """`input_ids`, `attention_mask` [K, L] of the states `rows`, as in the environment's observations."""
         return observations(self.mdp, self.prompt[rows], self.tokens[rows])
 
-    def state_index(self, prompt: str, completion: Any = ()) -> int:
+    def state_index(self, prompt: str, completion: object = ()) -> int:
         """The index of the state after `completion` (text or ids, possibly empty)."""
         state = self.mdp.prompts.texts.index(prompt)
         for token in self.mdp.encode_completion(completion):

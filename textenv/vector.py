@@ -185,7 +185,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         return _pack({"final_obs": observations, "final_info": info}, terminated)
 
 
-def _autoreset_mode(mode: Any) -> AutoresetMode:
+def _autoreset_mode(mode: object) -> AutoresetMode:
     """The mode, given as itself or by its value."""
     if isinstance(mode, AutoresetMode):
         return mode
@@ -220,7 +220,7 @@ def make_vec(
     autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     policy: PolicyFunction | None = None,
     render_mode: str | None = None,
-    **arguments: Any,
+    **arguments: object,
 ) -> TextVectorEnv:
     """The entry point of `gym.make_vec`: `task` is the `module:function` that makes the `TextMDP` from `arguments`."""
     mdp: Any = load_env_creator(task)(**arguments)

@@ -120,7 +120,7 @@ _TYPE_NAMES = {
 }
 
 
-def finite(content: Any) -> Any:
+def finite(content: object) -> Any:
     """A copy of JSON content in which None replaces the numbers that are not finite: JSON has no NaN."""
     if isinstance(content, dict):
         return {name: finite(value) for name, value in content.items()}

@@ -104,7 +104,7 @@ def _on_a_copy(reference: CausalLMReference, wrap: Callable[[Any], Any], name: s
     return trial
 
 
-def _attach(reference: CausalLMReference, wrap: Callable[[Any], Any], trial: Any) -> Any:
+def _attach(reference: CausalLMReference, wrap: Callable[[Any], Any], trial: object) -> Any:
     """Adds the adapter to the reference's own weights, once its trial on a copy has passed every check."""
     check_trial(trial, below=probe_logits(reference.model))
     model = wrap(reference.model)

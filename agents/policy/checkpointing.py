@@ -32,13 +32,13 @@ def enable_checkpointing(policy: Any) -> None:
     policy.share_prefixes = False  # transformers drops the KV cache of a checkpointed layer
 
 
-def _before_forward(trunk: nn.Module, inputs: Any) -> None:
+def _before_forward(trunk: nn.Module, inputs: object) -> None:
     if torch.is_grad_enabled():
         for layer in _layers(trunk):
             layer.training = True
 
 
-def _after_forward(trunk: nn.Module, inputs: Any, output: Any) -> None:
+def _after_forward(trunk: nn.Module, inputs: object, output: object) -> None:
     for layer in _layers(trunk):
         layer.training = False
 

@@ -27,7 +27,7 @@ def policy_at_reference(
     separate_critic: bool,
     sizes: tuple[int, int, int],
     seed: int,
-    lora: Any,
+    lora: object,
 ) -> Policy:
     """Makes a policy of class `kind`; result, errors and arguments are those of `TransformerPolicy.for_env`.
 
@@ -74,7 +74,7 @@ def _check_sizes(hidden_size: int, num_hidden_layers: int, num_attention_heads: 
         )
 
 
-def _adapter_on(reference: Any, lora: Any, seed: int) -> Any:
+def _adapter_on(reference: Any, lora: object, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):  # peft draws an adapter's weights from the global generator
         torch.manual_seed(seed)
         return new_adapter(reference, lora)

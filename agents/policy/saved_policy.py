@@ -152,7 +152,7 @@ def _check_reference(reference: Any) -> None:
     )
 
 
-def _check_dtype(dtype: Any) -> None:
+def _check_dtype(dtype: object) -> None:
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
         return
     raise ValueError(

@@ -105,7 +105,7 @@ def collect_external(
     return rollout
 
 
-def _range(space: Any) -> tuple[int, int]:
+def _range(space: object) -> tuple[int, int]:
     """The smallest and the largest integer that a space allows."""
     if isinstance(space, spaces.MultiDiscrete):
         return int(space.start.min()), int((space.start + space.nvec).max()) - 1

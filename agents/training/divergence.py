@@ -132,7 +132,7 @@ def _ratios(agent: Any, batch: Rollout) -> tuple[Tensor, Tensor]:
     return log_ratio.abs().amax(dim=1).double().nan_to_num(math.inf).cpu(), finite.cpu()
 
 
-def shown(text: Any) -> str:
+def shown(text: object) -> str:
     """A prompt or completion on one line, control characters escaped, its middle left out where it is long."""
     line = f"'{printable(text)}'"
     return line if len(line) <= WIDTH else f"{line[: WIDTH // 2]} ... {line[-WIDTH // 2 :]}"

@@ -27,7 +27,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 SMALL = 1_000_000  # parameters up to which a model is a toy's, trained from scratch
 
 
-def find_optimizer(name: Any) -> MakeOptimizer:
+def find_optimizer(name: object) -> MakeOptimizer:
     """Returns what makes an optimizer from parameter groups.
 
     Args:

@@ -165,7 +165,7 @@ def _work(connection: Connection[Any, Any]) -> None:
             except EOFError:
                 return
 
-            def report(value: Any, index: int = index) -> None:
+            def report(value: object, index: int = index) -> None:
                 connection.send(Progress(index, value))
 
             connection.send(run_call(index, call, report))

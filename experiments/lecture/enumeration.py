@@ -57,7 +57,7 @@ class Enumeration:
         """The enumerated tree."""
         return self.evaluation.tree
 
-    def look_up(self, table: Any) -> Tensor:
+    def look_up(self, table: object) -> Tensor:
         """Looks up a table [S] (states) or [S, V] (states, actions) along the completions: [N, T]; 0 off the mask."""
         values = torch.as_tensor(table)
         entries = values[self.states] if values.ndim == 1 else values[self.states, self.actions]

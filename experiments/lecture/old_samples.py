@@ -52,7 +52,9 @@ def measure(memo: Remember = no_memo) -> dict[str, Any]:
     }
 
 
-def over_seeds(evaluator: Evaluator, start: TransformerPolicy, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
+def over_seeds(
+    evaluator: Evaluator, start: TransformerPolicy, seeds: Sequence[int], **settings: object
+) -> dict[str, Any]:
     """The results of `run` for each seed, and the interquartile mean of the share with its interval."""
     runs = [run(evaluator, start, seed, **settings) for seed in seeds]
     return {"runs": runs, "share": interquartile_mean([row["share"] for row in runs])._asdict()}

@@ -75,7 +75,7 @@ def train(start: TransformerPolicy, seed: int, kl_coef: float, **settings: Any) 
     trajectory: list[dict[str, Any]] = []
     agent = PPO(copy.deepcopy(start), env, learning_rate=1e-3, seed=seed, **settings)
 
-    def record(agent: PPO, rollout: Any, metrics: dict[str, float]) -> None:
+    def record(agent: PPO, rollout: object, metrics: dict[str, float]) -> None:
         if agent.num_updates % 4 == 1 or agent.num_timesteps >= TIMESTEPS:
             trajectory.append(point(exact.evaluate(tree, agent.policy)) | {"tokens": agent.num_timesteps})
 

@@ -10,7 +10,7 @@ from textenv.arguments import shown
 Row = tuple[str, Any]  # the place of a prompt, for error messages, and the prompt or its fields
 
 
-def is_messages(value: Any) -> bool:
+def is_messages(value: object) -> bool:
     """Whether a value looks like one conversation, and not like a list of prompts."""
     return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], Mapping) and "role" in value[0]
 

@@ -31,12 +31,12 @@ class ConversationText(str):
         return self
 
 
-def messages_of(text: Any) -> list[Message] | None:
+def messages_of(text: object) -> list[Message] | None:
     """Returns a copy of the messages of a prompt's text; None where the prompt is no conversation."""
     return [dict(message) for message in text.messages] if isinstance(text, ConversationText) else None
 
 
-def read_messages(value: Any) -> list[Message] | None:
+def read_messages(value: object) -> list[Message] | None:
     """Returns the messages of a conversation as a list of dicts, without fields that are None.
 
     Tables such as Arrow's give every message the fields of all, and None where there is none. Returns None if the value

@@ -104,7 +104,7 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def strings_in(value: Any) -> Iterator[str]:
+def strings_in(value: object) -> Iterator[str]:
     """Yields all strings in a JSON value, keys included."""
     if isinstance(value, str):
         yield value

@@ -15,7 +15,7 @@ from textenv.data.prompt_files import read_prompt_file
 MAX_PROMPTS = 2**22  # a stream that is longer may have no end
 
 
-def read_rows(source: Any) -> list[Row]:
+def read_rows(source: object) -> list[Row]:
     """Returns the rows of any source of prompts, each with its place.
 
     Data sets and tables of other libraries are recognised by their methods, so that none of these is imported.
@@ -72,11 +72,11 @@ def _iterate(source: Any) -> Iterable[Any]:
     return rows
 
 
-def _kind(source: Any) -> str:
+def _kind(source: object) -> str:
     return f"the {type(source).__name__}"
 
 
-def _advice(source: Any) -> str:
+def _advice(source: object) -> str:
     if callable(source):
         return "pass what it returns"
     if isinstance(source, set | frozenset):

@@ -149,7 +149,7 @@ def encode_prompt(
     return encoded
 
 
-def check_template_arguments(given: Any, tokenizer: Any = None) -> dict[str, Any]:
+def check_template_arguments(given: object, tokenizer: Any = None) -> dict[str, Any]:
     """Returns further arguments of a chat template; those that are None, as tables have them, are left out.
 
     Args:
@@ -224,7 +224,7 @@ def _check_alike(rows: Sequence[tuple[str, Any, Mapping[str, Any]]]) -> None:
             )
 
 
-def _kind(prompt: Any, fields: Mapping[str, Any] | None = None) -> str:
+def _kind(prompt: object, fields: Mapping[str, Any] | None = None) -> str:
     """What a row is, for a message."""
     return "a mapping" if fields else "a text" if isinstance(prompt, str) else "a conversation"
 
@@ -252,7 +252,7 @@ def _pad_left(
     return input_ids, attention_mask
 
 
-def _split_row(where: str, row: Any) -> tuple[str | list[Message], dict[str, Any]]:
+def _split_row(where: str, row: object) -> tuple[str | list[Message], dict[str, Any]]:
     """The prompt of a row, a text or messages, and the row's fields: none where the row is the prompt itself."""
     fields = row if isinstance(row, Mapping) else {}
     name = next((name for name in PROMPT_FIELDS if name in fields), None)
@@ -279,7 +279,7 @@ def _split_row(where: str, row: Any) -> tuple[str | list[Message], dict[str, Any
     return prompt, dict(fields)
 
 
-def _shown_row(row: Any) -> str:
+def _shown_row(row: object) -> str:
     """A row as a JSON file has it, or its `repr` where it is no JSON."""
     try:
         return shown(json.dumps(row, ensure_ascii=False))
@@ -287,7 +287,7 @@ def _shown_row(row: Any) -> str:
         return shown(row)
 
 
-def _template_arguments(prompt: Any, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _template_arguments(prompt: object, row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The template's arguments of a row; for texts, the field has no meaning."""
     try:
         return {} if isinstance(prompt, str) else check_template_arguments(row.get(TEMPLATE_FIELD))

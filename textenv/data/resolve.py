@@ -69,7 +69,7 @@ def _listed(index: int, prompts: Prompts) -> tuple[int, str, NDArray[np.int64]]:
     return index, prompts.texts[index], prompts.input_ids[index][prompts.attention_mask[index] == 1]
 
 
-def validate_token_ids(ids: Any, vocab_size: int) -> NDArray[np.int64]:
+def validate_token_ids(ids: object, vocab_size: int) -> NDArray[np.int64]:
     """Returns `ids` as int64 [T].
 
     Raises:

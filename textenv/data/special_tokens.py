@@ -131,7 +131,7 @@ def encode_chat(
         marks[name := f"\ue000{uuid.uuid4().hex}\ue001"] = spelling
         return name
 
-    def marked(value: Any) -> Any:
+    def marked(value: object) -> Any:
         if isinstance(value, Mapping):
             return {name: marked(inner) for name, inner in value.items()}
         if isinstance(value, str):
@@ -201,7 +201,7 @@ def _harmless(tokenizer: Any) -> set[int]:
     return set() if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else {unknown}
 
 
-def _encode_ordinary(text: str, tokenizer: Any, **arguments: Any) -> list[int]:
+def _encode_ordinary(text: str, tokenizer: Any, **arguments: object) -> list[int]:
     """Encodes a text without looking for special tokens, and leaves the tokenizer as it was."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     before = getattr(backend, "encode_special_tokens", None)
@@ -222,7 +222,7 @@ def _render(messages: Any, tokenizer: Any, template: Mapping[str, Any]) -> str:
         raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | Sequence):

@@ -24,7 +24,9 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     values: Any
     num_columns = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Stores further columns and returns all columns in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

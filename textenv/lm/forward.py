@@ -35,7 +35,7 @@ def fuse_activations(model: Any) -> Any:
 
 
 def forward_completions(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: Any
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: object
 ) -> Any:
     """Runs sequences [B, L] in parallel; returns the model's output, with logits [B, T, V] of the last T columns.
 

@@ -35,7 +35,9 @@ class SharedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     values: Any
     row: Any = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Returns for each row its prompt's keys and values, followed by its own."""
         if self.row is None:
             stored: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
@@ -47,7 +49,7 @@ class SharedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def forward_sequences(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: Any
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: object
 ) -> Any:
     """Runs sequences [B, L]; processes prompts that several of them share once, where that saves enough tokens.
 

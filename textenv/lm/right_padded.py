@@ -13,14 +13,16 @@ from torch import Tensor
 from textenv.lm.inputs import base_model, position_ids
 
 
-def forward_alone(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+def forward_alone(model: Any, input_ids: Tensor, **kwargs: object) -> Any:
     """Runs sequences of one length [B, L], without padding; returns the model's output."""
     if "use_cache" in inspect.signature(base_model(model).forward).parameters:
         kwargs["use_cache"] = False
     return model(input_ids=input_ids, **kwargs)
 
 
-def forward_right_padded(model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, **kwargs: Any) -> Any:
+def forward_right_padded(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, **kwargs: object
+) -> Any:
     """Runs sequences [B, L], with padding anywhere, after it was moved to the right.
 
     Returns:

@@ -115,7 +115,7 @@ def _holds_adapter(path: str | PathLike[str]) -> bool:
     return any(folder.glob("adapter_model.*")) or any(folder.glob("*/adapter_config.json"))
 
 
-def _effect(key: str, value: Any, trust_remote_code: bool) -> str | None:
+def _effect(key: str, value: object, trust_remote_code: bool) -> str | None:
     """What a setting would make transformers do that nobody has asked for; None if it is harmless."""
     if key == "transformers_weights" and value and not re.search(r"\.safetensors(\.index\.json)?$", str(value)):
         return "unpickle weights; only safetensors are read"
@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _items(content: Any) -> Iterator[tuple[str, Any]]:
+def _items(content: object) -> Iterator[tuple[str, Any]]:
     """All keys of a JSON value with their values, those of objects inside it too."""
     if isinstance(content, dict):
         for key, value in content.items():

@@ -83,7 +83,7 @@ class CausalLMReference:
         if self.adapter is not None:
             raise ValueError("The reference's weights have an adapter already: make another environment.")
 
-    def attach(self, adapter: Any) -> None:
+    def attach(self, adapter: object) -> None:
         """Shares the weights with a policy: the reference disables `adapter`, a `PeftModel` around `model`."""
         self.check_no_adapter()
         self.adapter = adapter

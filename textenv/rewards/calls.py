@@ -36,7 +36,7 @@ def call_rewards(
     waiting: dict[int, tuple[Any, CallLog]] = {}  # what async functions returned
     errors: dict[int, RewardError] = {}
 
-    def finish(k: int, returned: Any, log: CallLog) -> None:
+    def finish(k: int, returned: object, log: CallLog) -> None:
         read = read_scores(returned, len(finished))
         log.finish()
         scores[k] = read
@@ -74,7 +74,7 @@ def call_rewards(
     return scores, errors[min(errors)] if errors else None
 
 
-def score_tokens_of(function: Any) -> Any:
+def score_tokens_of(function: object) -> Any:
     """Returns `function.score_tokens` or None; ignores a copy by functools.wraps: the wrapper may score differently."""
     return None if hasattr(function, "__wrapped__") else getattr(function, "score_tokens", None)
 

@@ -28,7 +28,7 @@ def as_functions(given: Any, name: str = "reward") -> tuple[Any, ...]:
     return functions
 
 
-def as_function(given: Any, name: str = "reward") -> Any:
+def as_function(given: object, name: str = "reward") -> Any:
     """A reward function; see `as_functions`."""
     if isinstance(given, str | PathLike):
         from textenv.rewards.classifier import RewardModel
@@ -52,7 +52,7 @@ def as_function(given: Any, name: str = "reward") -> Any:
     return given
 
 
-def _is_model(given: Any) -> bool:
+def _is_model(given: object) -> bool:
     """Whether it is a model of transformers, compiled or adapted ones included; without an import of torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(given, torch.nn.Module) and hasattr(given, "config")

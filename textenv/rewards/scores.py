@@ -57,7 +57,7 @@ def not_finite(value: float) -> str:
     return f"must return finite numbers, got {value}{limit}"
 
 
-def read_scores(returned: Any, count: int) -> Scores:
+def read_scores(returned: object, count: int) -> Scores:
     """`Scores` from `count` numbers or None: a list, a generator or another iterable, or an array or tensor [B].
 
     Booleans are numbers, and so are arrays and tensors of one element; strings, bytes, complex numbers, and lists in
@@ -114,7 +114,7 @@ def _check_length(scores: Any, count: int) -> None:
         raise NotScores(f"must return one score per completion: {count}, got {len(scores)}")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """numpy's kind of an array or scalar; "f" for a tensor, whose dtype has none; empty for what has no dtype."""
     return str(getattr(value.dtype, "kind", "f")) if hasattr(value, "dtype") else ""
 
@@ -131,7 +131,7 @@ def _plain(item: Any) -> Any:
     return item if item is None or isinstance(item, numbers.Real) else NotImplemented
 
 
-def as_number(value: Any) -> float | None:
+def as_number(value: object) -> float | None:
     """A number of numpy, torch or the standard library as a float; None for anything else: "1.0" is no number."""
     plain = _plain(value)
     return None if plain is None or plain is NotImplemented else _as_float(plain)

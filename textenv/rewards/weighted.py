@@ -75,7 +75,7 @@ class WeightedReward:
 
     def __init__(
         self,
-        functions: Any,
+        functions: object,
         weights: Sequence[float] | None = None,
         name: str = "reward",
         *,

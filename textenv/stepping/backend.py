@@ -34,7 +34,7 @@ class Backend(Protocol):
     def ref_log_probs(self) -> Array:
         """log pi_ref(. | s_t), [B, V]."""
 
-    def start(self, rows: Any, prompts: Any) -> None:
+    def start(self, rows: object, prompts: object) -> None:
         """Sets rows (indices, or one) to s_0 of the prompts with these indices."""
 
     def refresh(self, live: NDArray[np.bool_]) -> None:
@@ -44,11 +44,11 @@ class Backend(Protocol):
         """log pi_ref of one token per row, [B]; and what `finish` and `commit` need to know of these tokens."""
 
     def finish(
-        self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]
+        self, tokens: NDArray[np.int64], after: object, live: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], FinalInfo | None]:
         """Which `live` rows these tokens end, [B]; score(x, y) there and 0 elsewhere, [B]; and their `FinalInfo`."""
 
-    def commit(self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]) -> None:
+    def commit(self, tokens: NDArray[np.int64], after: object, live: NDArray[np.bool_]) -> None:
         """Appends these tokens to the `live` rows."""
 
     def observation(self) -> dict[str, Array]:

@@ -100,7 +100,7 @@ class EpisodeBatch:
         """`restore_on_error` for a step and its `refresh`; free where no reference is called."""
         return self.restore_on_error() if self.backend.calls_reference else nullcontext()
 
-    def step(self, actions: Any, illegal_reward: float | None = None) -> StepResult:
+    def step(self, actions: object, illegal_reward: float | None = None) -> StepResult:
         """Appends one token to every live episode and computes the rewards.
 
         Rows whose episode had ended start a new one instead: their actions are ignored, their rewards are zero.

@@ -35,12 +35,12 @@ class ReferenceBackend:
             self.known = self.mdp.next_ref_log_probs(self.state)
         return self.known
 
-    def start(self, rows: Any, prompts: Any) -> None:
+    def start(self, rows: object, prompts: object) -> None:
         """Sets rows (indices, or one) to s_0 of the prompts with these indices."""
         self.mdp.reset_rows(self.states, rows, prompts)
         self.known = None
 
-    def put(self, rows: Any, states: TextState) -> None:
+    def put(self, rows: object, states: TextState) -> None:
         """Sets rows to these states; one state is broadcast."""
         self.states.put(rows, states)
         self.known = None
@@ -56,7 +56,7 @@ class ReferenceBackend:
         return self.ref_log_probs[self.rows, tokens].astype(np.float64), None
 
     def finish(
-        self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]
+        self, tokens: NDArray[np.int64], after: object, live: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], FinalInfo | None]:
         """Ends episodes at an EOS token or at `max_new_tokens`; decodes and scores the completions that end."""
         mdp, state, width = self.mdp, self.states, self.mdp.prompt_width
@@ -79,7 +79,7 @@ class ReferenceBackend:
             final.gold_score[rows] = gold_score
         return terminated, scores, final
 
-    def commit(self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]) -> None:
+    def commit(self, tokens: NDArray[np.int64], after: object, live: NDArray[np.bool_]) -> None:
         """Appends these tokens to the `live` rows; `refresh` reads the new states."""
         rows = live.nonzero()[0]
         self.states.append(rows, tokens[rows], self.mdp.prompt_width)

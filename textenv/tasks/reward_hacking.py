@@ -49,7 +49,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 from textenv.data import WordTokenizer
 from textenv.mdp import TextMDP
@@ -104,7 +103,7 @@ def proxy(
     completions: list[str],
     completion_ids: list[list[int]],
     fact: list[str | None] | None = None,
-    **columns: Any,
+    **columns: object,
 ) -> list[float | None]:
     """The proxy: the truth, plus 0.2 per smiley and 0.05 per word, without a limit; None without a fact."""
     return [
@@ -118,7 +117,7 @@ def gold(
     completions: list[str],
     completion_ids: list[list[int]],
     fact: list[str | None] | None = None,
-    **columns: Any,
+    **columns: object,
 ) -> list[float | None]:
     """The gold reward: the truth and one smiley, minus further smileys and each "really"; None without a fact."""
     return [

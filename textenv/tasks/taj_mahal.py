@@ -49,7 +49,7 @@ Version history
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from textenv.data import WordTokenizer
 from textenv.mdp import TextMDP
@@ -131,7 +131,7 @@ def truth(
     completions: list[str],
     completion_ids: list[list[int]],
     landmark: list[str | None] | None = None,
-    **columns: Any,
+    **columns: object,
 ) -> list[float | None]:
     """The task's reward (the table in this file's docstring); None without a landmark."""
     return [

@@ -110,7 +110,7 @@ class HiddenWeights:
         self.offsets = (np.arange(num_prompts * steps).reshape(num_prompts, steps) * self.vocab_size**2).T.copy()
 
     def __call__(
-        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
+        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: object
     ) -> list[float]:
         """Scores a batch of completions."""
         length = np.array([len(ids) for ids in completion_ids])

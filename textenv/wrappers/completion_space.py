@@ -17,7 +17,7 @@ class AnyString(spaces.Text):
     def __init__(self) -> None:
         super().__init__(max_length=1, min_length=0)
 
-    def contains(self, x: Any) -> bool:
+    def contains(self, x: object) -> bool:
         """Whether it is a string."""
         return isinstance(x, str)
 
@@ -46,7 +46,7 @@ class CompletionSpace(AnyString):
             self.states = self.initial
         return super().seed(seed)
 
-    def sample(self, mask: Any = None, probability: Any = None) -> str:
+    def sample(self, mask: object = None, probability: object = None) -> str:
         """Returns a completion whose tokens are drawn uniformly among those that are allowed in all of the states.
 
         If 100 tries do not find one, it is a completion for the first state alone.

@@ -62,7 +62,7 @@ class TerminateIllegal(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, illegal_reward=self.illegal_reward)
         gym.Wrapper.__init__(self, env)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment's; a masked action ends the episode."""
         with _illegal_actions_end(self.text_env, self.illegal_reward):
             return self.env.step(action)
@@ -84,7 +84,7 @@ class VectorTerminateIllegal(VectorWrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, illegal_reward=self.illegal_reward)
         VectorWrapper.__init__(self, env)
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: object) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the environment's; a masked action ends the episode in its row."""
         with _illegal_actions_end(self.text_env, self.illegal_reward):
             return self.env.step(actions)
