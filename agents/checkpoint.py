@@ -7,7 +7,7 @@ policy.json, ...              see `agents.policy.saved_policy`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def load_agent(
     device: str,
     wrap: Callable[[Any], Any] | None,
     trust_remote_code: bool,
-    settings: dict[str, Any],
+    settings: Mapping[str, object],
 ) -> Any:
     """Loads an agent of a class, see `Agent.load`."""
     path, saved = read_agent_file(folder, kind.__name__, kind.hyperparameters())
@@ -102,7 +102,7 @@ def _named(setting: object) -> Any:
     return {"code": f"{named.__module__}:{named.__qualname__}"}
 
 
-def check_code(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+def check_code(path: Path, saved: Mapping[str, object], given: Mapping[str, object]) -> None:
     """Raises a ValueError if saved settings name code that is not given again: what is read from a folder runs none."""
     for name, value in saved.items():
         if isinstance(value, dict) and value.keys() == {"code"}:

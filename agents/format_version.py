@@ -17,6 +17,7 @@ Runs and agents of another format are refused. Policies of every earlier format 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def read_saved(path: Path, oldest: int = FORMAT_VERSION) -> dict[str, Any]:
     return content
 
 
-def check_format(path: Path, content: dict[str, Any], oldest: int = FORMAT_VERSION) -> int:
+def check_format(path: Path, content: Mapping[str, object], oldest: int = FORMAT_VERSION) -> int:
     """Checks that this version reads the format of a saved file, and returns the format.
 
     Args:

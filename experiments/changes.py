@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.agent_classes import AGENTS, settings_key, settings_of, trained_agents
@@ -38,7 +38,7 @@ def changes_without_effect(config: Any, saved: dict[str, Any]) -> list[str]:
     return list(_differences(before, now))
 
 
-def changes_of_surroundings(config: Any, saved: dict[str, Any]) -> list[str]:
+def changes_of_surroundings(config: Any, saved: Mapping[str, object]) -> list[str]:
     """Returns a sentence for each package, number of threads and device that is another one than before."""
     now = surroundings(getattr(config, "device", "cpu"))
     return list(_differences({name: saved[name] for name in now}, now))
@@ -58,7 +58,7 @@ def _flags(config: Any, saved: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     return missing | before, now
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _differences(before: Mapping[str, object], now: Mapping[str, object], prefix: str = "") -> Iterator[str]:
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
@@ -67,7 +67,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
             yield f"{prefix}{name} was {old!r} and is {new!r}."
 
 
-def _changed_sources(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+def _changed_sources(before: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
     for name in sorted(before.keys() | now.keys()):
         if name not in now:
             yield f"{name} is gone."

@@ -7,7 +7,7 @@ The manifest of a checkpoint has its files, the trial's counts, and checksums of
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,14 +105,14 @@ def _check_earlier_format(path: Path) -> None:
         _check_format(path / "agent.json", files.read_object(path / "agent.json"))
 
 
-def _check_format(path: Path, content: dict[str, Any]) -> None:
+def _check_format(path: Path, content: Mapping[str, object]) -> None:
     try:
         check_format(path, content)
     except ValueError as error:
         raise FlagError(str(error)) from error
 
 
-def _check_same(path: Path, expected: dict[str, Any], checkpoint: Path) -> None:
+def _check_same(path: Path, expected: Mapping[str, object], checkpoint: Path) -> None:
     if files.describe(path) != expected:
         raise files.DamagedFile(
             f"{path} is not the file with which {checkpoint} was written. Restore it from a copy, or choose another "

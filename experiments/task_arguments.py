@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
@@ -31,7 +31,7 @@ def is_own_task(env: str) -> bool:
     return env.startswith("textenv/") and isinstance(task, str) and task.startswith("textenv.tasks.")
 
 
-def check_task_arguments(env: str, arguments: dict[str, Any]) -> None:
+def check_task_arguments(env: str, arguments: Mapping[str, object]) -> None:
     """Checks names and types of --env-args.
 
     Raises:

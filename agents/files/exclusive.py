@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import agents.files.atomic as atomic
 from agents.files.json_objects import write_json
 
 
-def create_json(path: Path, content: dict[str, Any], writer: str) -> bool:
+def create_json(path: Path, content: Mapping[str, object], writer: str) -> bool:
     """Writes a JSON object as `write_json` does, unless there is a file (or anything else) of this name.
 
     Of several OS processes that call this at once, on one machine or on several that share the disk, one writes the

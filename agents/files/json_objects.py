@@ -21,7 +21,7 @@ class DamagedFile(ValueError):
     """A file is missing, cut off or changed. The message names it."""
 
 
-def write_json(path: Path, content: dict[str, Any], sync: bool = False) -> None:
+def write_json(path: Path, content: Mapping[str, object], sync: bool = False) -> None:
     """Writes a JSON object with its checksum, see `write_file`; numbers that are not finite become null."""
     plain = finite(content)
     write_text(path, json.dumps(plain | {CHECKSUM: _checksum_of(plain)}, indent=2, allow_nan=False) + "\n", sync)
@@ -71,14 +71,14 @@ def parse(content: bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def check_unchanged(path: Path, content: dict[str, Any]) -> None:
+def check_unchanged(path: Path, content: Mapping[str, object]) -> None:
     """Raises a DamagedFile unless a JSON object has the checksum with which it was written."""
     rest = {name: value for name, value in content.items() if name != CHECKSUM}
     if content.get(CHECKSUM) != _checksum_of(rest):
         raise DamagedFile(f"{path} was changed after it was written: its checksum is that of another content.")
 
 
-def check_types(path: Path, content: dict[str, Any], types: Mapping[str, type | UnionType]) -> None:
+def check_types(path: Path, content: Mapping[str, object], types: Mapping[str, type | UnionType]) -> None:
     """Raises a DamagedFile unless the fields of a JSON object are there and have their types.
 
     Args:
@@ -129,5 +129,5 @@ def finite(content: object) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _checksum_of(content: dict[str, Any]) -> str:
+def _checksum_of(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

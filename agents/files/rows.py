@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Rows:
         content = atomic.perform("read", path, lambda: atomic.read_bytes(path))
         self.size, self.digest = len(content), hashlib.sha256(content)
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Mapping[str, object]) -> None:
         """Appends a row and hands it to the operating system.
 
         Raises:

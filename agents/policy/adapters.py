@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def adapter_probe(model: Any) -> list[float]:
     return [float(number) for number in torch.cat([logits.amax(dim=-1), logits[:, 0]])]
 
 
-def _computes_the_same(model: Any, saved: dict[str, Any]) -> bool:
+def _computes_the_same(model: Any, saved: Mapping[str, object]) -> bool:
     """Whether a model computes what the policy with these saved settings did; True where those do not say."""
     if saved.get("adapter_probe") is None:
         return True

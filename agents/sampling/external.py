@@ -7,6 +7,7 @@ So each step has its own observation as a token sequence, and the reward is the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -163,7 +164,9 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
     return episode | {"action_mask": torch.stack(masks)}
 
 
-def _input_row(observation: dict[str, Any], policy: TransformerPolicy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _input_row(
+    observation: Mapping[str, object], policy: TransformerPolicy
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ids and mask [L + 1] of an observation: padding moved to the left, and a last column for the action."""
     mask = np.asarray(observation["attention_mask"], dtype=np.int64)
     order = mask.argsort(kind="stable")
