@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.files import DamagedFile, check_names, check_types, read_tensors, write_folder, write_json, write_tensors
+from agents.files import (
+    DamagedFile,
+    JsonObject,
+    check_names,
+    check_types,
+    read_tensors,
+    write_folder,
+    write_json,
+    write_tensors,
+)
 from agents.format_version import FORMAT_VERSION, find_saved, read_saved
 from agents.policy import STALE, TransformerPolicy, write_policy
 from agents.sampling import is_external
@@ -42,7 +51,7 @@ TYPES = {
 }
 
 
-def save_agent(agent: Any, folder: Path, keep: int = 1, attach: dict[str, Any] | None = None) -> None:
+def save_agent(agent: Any, folder: Path, keep: int = 1, attach: JsonObject | None = None) -> None:
     """Writes an `Agent` to a folder, see `write_folder`. Every rank calls it; rank 0 writes."""
     tensors = collect_training_state(agent)
     if rank() > 0:
@@ -116,7 +125,7 @@ def check_code(path: Path, saved: Mapping[str, object], given: Mapping[str, obje
             )
 
 
-def read_agent_file(folder: Path, name: str, settings: list[str]) -> tuple[Path, dict[str, Any]]:
+def read_agent_file(folder: Path, name: str, settings: list[str]) -> tuple[Path, JsonObject]:
     """Returns the newest whole version of a folder that `save_agent` wrote, and the content of its `agent.json`.
 
     Args:
@@ -142,7 +151,7 @@ def read_agent_file(folder: Path, name: str, settings: list[str]) -> tuple[Path,
     return found, saved
 
 
-def restore_training_state(agent: Any, folder: Path, saved: dict[str, Any], generator: bool = True) -> None:
+def restore_training_state(agent: Any, folder: Path, saved: JsonObject, generator: bool = True) -> None:
     """Restores optimizer, master weights, generator, counts, beta, and what the warnings remember.
 
     Args:

@@ -19,10 +19,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import textenv
-from agents.files import MANIFEST, DamagedFile, check_unchanged, newest_whole, read_manifest, read_object
+from agents.files import MANIFEST, DamagedFile, JsonObject, check_unchanged, newest_whole, read_manifest, read_object
 
 FORMAT_VERSION = 3
 FIRST_WITH_CHECKSUMS = 3
@@ -30,7 +29,7 @@ FIRST_WITH_CHECKSUMS = 3
 READERS = {1: "textenv 0.1 (commit b8391f7)", 2: "textenv 0.2 (commit 13092f1)"}
 
 
-def read_saved(path: Path, oldest: int = FORMAT_VERSION) -> dict[str, Any]:
+def read_saved(path: Path, oldest: int = FORMAT_VERSION) -> JsonObject:
     """Reads a saved file, and checks its format and its checksum.
 
     Args:

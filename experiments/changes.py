@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from agents.files import JsonObject
 from experiments.agent_classes import AGENTS, settings_key, settings_of, trained_agents
 from experiments.fingerprints import sources, surroundings
 from experiments.run_folder import plain
@@ -21,7 +22,7 @@ MAY_DIFFER = {
 OF_THE_POLICY = {"agent", "temperature", "dtype", "separate_critic", "lora_rank"}
 
 
-def changes_that_mix(config: Any, saved: dict[str, Any]) -> list[str]:
+def changes_that_mix(config: Any, saved: JsonObject) -> list[str]:
     """Returns a sentence for each flag, file, model and function that is another one than when the run began.
 
     Args:
@@ -32,7 +33,7 @@ def changes_that_mix(config: Any, saved: dict[str, Any]) -> list[str]:
     return [*_differences(before, now), *_changed_sources(saved["sources"], sources(config))]
 
 
-def changes_without_effect(config: Any, saved: dict[str, Any]) -> list[str]:
+def changes_without_effect(config: Any, saved: JsonObject) -> list[str]:
     """Returns a sentence for each flag of the saved policy that is another one than when the run began."""
     before, now = ({name: flags.get(name) for name in OF_THE_POLICY} for flags in _flags(config, saved))
     return list(_differences(before, now))
@@ -44,7 +45,7 @@ def changes_of_surroundings(config: Any, saved: Mapping[str, object]) -> list[st
     return list(_differences({name: saved[name] for name in now}, now))
 
 
-def _flags(config: Any, saved: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _flags(config: Any, saved: JsonObject) -> tuple[JsonObject, JsonObject]:
     """The flags that must not differ, when the run began and now."""
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
     before = {name: value for name, value in saved["flags"].items() if name not in MAY_DIFFER}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agents import FORMAT_VERSION, check_format, files
+from agents.files import JsonObject
 from experiments.errors import FlagError
 from experiments.run_folder import CONFIG
 from textenv.data import printable
@@ -24,7 +25,7 @@ class Checkpoint(NamedTuple):
     """A checkpoint that is whole, its manifest, and why newer ones were passed over."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: JsonObject
     passed_over: Sequence[str] = ()
 
     def print_passed_over(self) -> None:
@@ -34,7 +35,7 @@ class Checkpoint(NamedTuple):
             print(printable(f"{' '.join(self.passed_over)} {older}"), file=sys.stderr)
 
 
-def attachment(folder: Path, initial: Path, **counts: object) -> dict[str, Any]:
+def attachment(folder: Path, initial: Path, **counts: object) -> JsonObject:
     """What a checkpoint's manifest has besides its files.
 
     Args:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from agents import files
+from agents.files import JsonObject
 from experiments.agent_classes import (
     AGENTS,
     METAVAR,
@@ -202,7 +203,7 @@ def _launch(
 
 def run_with_progress(
     config: TrialConfig, folder: Path, initial: Path, take_over: bool, report_progress: Report
-) -> dict[str, Any]:
+) -> JsonObject:
     """Runs a trial on one thread, and reports the tokens so far after each update.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
 from textenv import exact, get_mdp
@@ -22,7 +23,7 @@ EVAL_BATCH = 64
 
 
 Measured = dict[str, float]  # objective, score, kl, gold_score where there is one, and their standard errors
-Completions = list[dict[str, Any]]  # prompt, completion, score, kl, and gold_score; None where a reward failed
+Completions = list[JsonObject]  # prompt, completion, score, kl, and gold_score; None where a reward failed
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Evaluator:
         errors = {f"{name}_stderr": float(x.std(ddof=1) / np.sqrt(len(x))) for name, x in columns.items()}
         return means | errors | ({"skipped": float(skipped)} if skipped else {})
 
-    def costliest_states(self, policy: TransformerPolicy, count: int = 10) -> list[dict[str, Any]]:
+    def costliest_states(self, policy: TransformerPolicy, count: int = 10) -> list[JsonObject]:
         """The states that contribute most to J* - J, each with its contribution; none where J* is not known."""
         if self.solution is None:
             return []

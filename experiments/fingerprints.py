@@ -23,6 +23,7 @@ from huggingface_hub.errors import HFValidationError
 
 import textenv
 from agents import files
+from agents.files import JsonObject
 from experiments.agent_classes import names_user_code, trained_agents
 from experiments.env_flags import REWARDS
 from experiments.named_code import import_named
@@ -41,7 +42,7 @@ def sources(config: Any) -> dict[str, str | None]:
     return dict(_sources(config))
 
 
-def surroundings(device: str = "cpu") -> dict[str, Any]:
+def surroundings(device: str = "cpu") -> JsonObject:
     """Returns what else the numbers of a run depend on: the versions of packages, threads, the device."""
     versions = {"textenv": textenv.__version__, "python": platform.python_version()}
     for name in PACKAGES:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agents import files
+from agents.files import JsonObject
 
 METRICS = "metrics.jsonl"
-Row = dict[str, Any]  # by name of the metric: a number, or None where it is not finite
+Row = JsonObject  # by name of the metric: a number, or None where it is not finite
 
 
 class Kept(NamedTuple):
@@ -25,7 +26,7 @@ class Kept(NamedTuple):
     rows: list[Row]
 
 
-def kept_metrics(folder: Path, saved: dict[str, Any] | None) -> Kept:
+def kept_metrics(folder: Path, saved: JsonObject | None) -> Kept:
     """Returns what a trial keeps of its metrics.
 
     Args:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import files
+from agents.files import JsonObject
 from agents.training import rank, run_on_rank0, world_size
 from experiments.changes import changes_of_surroundings, changes_that_mix, changes_without_effect
 from experiments.errors import FlagError
@@ -140,7 +141,7 @@ def _begin_or_resume(config: Any, folder: Path, file: str) -> bool:
     return True
 
 
-def _check_changes(config: Any, folder: Path, saved: dict[str, Any]) -> None:
+def _check_changes(config: Any, folder: Path, saved: JsonObject) -> None:
     for change in changes_of_surroundings(config, saved):
         print(printable(f"{folder}: since the run began: {change}"), file=sys.stderr)
     if not (mixed := changes_that_mix(config, saved)):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import files
+from agents.files import JsonObject
 from experiments.console import plain_console, score_text
 from experiments.evaluation import Measured, normalized_objective
 from experiments.metrics_file import Row, find_gaps, read_metrics
@@ -23,7 +24,7 @@ from textenv.data import printable
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-Summaries = dict[str, list[dict[str, Any]]]
+Summaries = dict[str, list[JsonObject]]
 FEW_SEEDS = 10  # with fewer, a nominal 95% interval covers clearly less
 
 
@@ -31,7 +32,7 @@ def report(
     folder: Path,
     summaries: Summaries,
     untrained: dict[str, Measured],
-    before: list[dict[str, Any]],
+    before: list[JsonObject],
     console: Console,
 ) -> None:
     """Prints the report and writes it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`.
@@ -65,7 +66,7 @@ def report(
     files.write_text(folder / "report.txt", text.getvalue())
 
 
-def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> Table:
+def results_table(summaries: Summaries, baselines: JsonObject, untrained: dict[str, Measured]) -> Table:
     """One row per agent: interquartile means over seeds with 95% bootstrap intervals; baselines are above them."""
     counts = sorted({len(trials) for trials in summaries.values()})
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]  # some trials may have failed
@@ -96,7 +97,7 @@ def results_table(summaries: Summaries, baselines: dict[str, Any], untrained: di
     return table
 
 
-def _tokens_to_90(trials: list[dict[str, Any]]) -> str:
+def _tokens_to_90(trials: list[JsonObject]) -> str:
     """The interquartile mean over seeds, or how many of the seeds reach 90% of the way."""
     reached = [trial["tokens_to_90"] for trial in trials if trial["tokens_to_90"] is not None]
     if len(reached) < len(trials):
@@ -122,7 +123,7 @@ def _few_seeds_caption(summaries: Summaries) -> str | None:
     return "A bootstrap interval never leaves the range of its seeds: with few of them it is too narrow."
 
 
-def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Path) -> Table:
+def samples_table(summaries: Summaries, before: list[JsonObject], folder: Path) -> Table:
     """Completions of the initial policy and of each agent (its first seed); writes them to `samples.txt` too."""
     table = Table(title="completions, sampled: before and after")
     for column in ("prompt", "policy", "completion", "score"):
@@ -141,7 +142,7 @@ def samples_table(summaries: Summaries, before: list[dict[str, Any]], folder: Pa
     return table
 
 
-def curves(folder: Path, summaries: Summaries, baselines: dict[str, Any], untrained: dict[str, Measured]) -> None:
+def curves(folder: Path, summaries: Summaries, baselines: JsonObject, untrained: dict[str, Measured]) -> None:
     """Draws `curves.png`: objective and KL against tokens; score (and gold score) against KL.
 
     Against tokens: a line is an agent's mean over seeds, its band goes from the lowest seed to the highest. It has a
@@ -196,7 +197,7 @@ class Logged(NamedTuple):
     gaps: list[list[int]]
 
     @classmethod
-    def read(cls, folder: Path, summary: dict[str, Any]) -> Logged:
+    def read(cls, folder: Path, summary: JsonObject) -> Logged:
         """Reads `metrics.jsonl` of a trial that has finished."""
         rows = read_metrics(folder)
         return cls(rows, find_gaps(rows, summary["num_updates"]))
@@ -220,7 +221,7 @@ class Logged(NamedTuple):
         return line
 
 
-def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(trials: list[JsonObject]) -> JsonObject:
     """Interquartile means over seeds of one agent's numbers."""
     names: list[str] = [
         name for name in ("objective", "score", "gold_score", "kl", "tokens_per_second") if name in trials[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import FORMAT_VERSION, check_format, files
+from agents.files import JsonObject
 from experiments.agent_classes import AGENTS, Settings, names_user_code, settings_key
 from experiments.config import SHARED_FLAGS, TrainFlags, TrialConfig
 from experiments.errors import FlagError
@@ -30,7 +31,7 @@ def write_config(config: Any, folder: Path, name: str = CONFIG) -> None:
     files.write_json(folder / name, content, sync=True)
 
 
-def read_saved_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+def read_saved_config(folder: Path, name: str = CONFIG) -> JsonObject:
     """Returns the content of a folder's `config.json`.
 
     Raises:
@@ -86,8 +87,8 @@ def read_config(folder: Path) -> TrainFlags:
         raise FlagError(f"{path}: {error}") from error
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: Any) -> JsonObject:
     """Returns a config as a dict of JSON values; the settings of each agent are beside the flags, by their key."""
-    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    settings: dict[str, Any] = content.pop("settings", {})
+    content: JsonObject = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    settings: JsonObject = content.pop("settings", {})
     return content | settings

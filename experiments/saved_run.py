@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from agents import check_fit
-from agents.files import DamagedFile
+from agents.files import DamagedFile, JsonObject
 from agents.policy import TransformerPolicy
 from agents.sampling import new_generator
 from experiments.checkpoints import newest_checkpoint
@@ -147,7 +147,7 @@ def evaluate(config: EvaluateConfig) -> None:
     measured = evaluator.measure(policy)
     baselines = evaluator.baselines()
     share = normalized_objective(measured["objective"], baselines)
-    content: dict[str, Any] = measured | {"normalized_objective": share, "baselines": baselines}
+    content: JsonObject = measured | {"normalized_objective": share, "baselines": baselines}
     if baselines["optimum"] is not None:
         content["gap_to_optimum"] = baselines["optimum"] - measured["objective"]
     if costs := evaluator.costliest_states(policy):

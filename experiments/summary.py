@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from agents import files
+from agents.files import JsonObject
 from experiments.checkpoints import newest_checkpoint
 from experiments.metrics_file import METRICS
 from textenv.data import printable
@@ -37,12 +37,12 @@ BASELINE_TYPES = {
 }
 
 
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+def write_summary(folder: Path, summary: JsonObject) -> None:
     """Writes the summary of a trial, with size and checksum of its metrics."""
     files.write_json(folder / SUMMARY, summary | {"metrics": files.describe(folder / METRICS)}, sync=True)
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
+def read_summary(folder: Path) -> JsonObject | None:
     """Returns the summary of a trial that has finished.
 
     Returns:
@@ -76,7 +76,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary
 
 
-def _same(path: Path, described: dict[str, Any]) -> bool:
+def _same(path: Path, described: JsonObject) -> bool:
     return path.exists() and bool(files.describe(path) == described)
 
 
@@ -94,6 +94,6 @@ def read_baselines(path: Path) -> dict[str, float | None]:
     return baselines
 
 
-def check_baselines(path: Path, baselines: dict[str, Any]) -> None:
+def check_baselines(path: Path, baselines: JsonObject) -> None:
     """Raises a DamagedFile unless baselines have their names and are numbers."""
     files.check_types(path, baselines, BASELINE_TYPES)

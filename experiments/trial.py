@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from agents import Agent, files
+from agents.files import JsonObject
 from agents.policy import TransformerPolicy, check_compiler
 from agents.training import rank, run_on_rank0
 from experiments.agent_classes import find_agent
@@ -150,7 +151,7 @@ def run_trial(
     initial: Path,
     progress: Callable[[int], None] = lambda tokens: None,
     wrap: Callable[[Any], Any] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Trains and evaluates an agent and writes the results to `folder`; resumes from the checkpoint if there is one.
 
     The folder then holds `config.json`, `metrics.jsonl` (a row an update), TensorBoard events, `checkpoint/`,
@@ -221,7 +222,7 @@ def run_trial(
         if rank() == 0:
             files.write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in completions))
             write_summary(folder, summary)
-    written: dict[str, Any] = files.finite(summary)
+    written: JsonObject = files.finite(summary)
     return written
 
 

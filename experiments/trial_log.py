@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import Agent, files
+from agents.files import JsonObject
 from agents.sampling import Rollout
 from agents.training import check_finite, rank, run_on_rank0
 from experiments.agent_classes import short_name
@@ -60,7 +60,7 @@ class TrialLog:
         config: TrialConfig,
         folder: Path,
         initial: Path,
-        baselines: dict[str, Any],
+        baselines: JsonObject,
         evaluator: Evaluator,
         agent: Agent | StableBaselines,
         progress: Callable[[int], None],
@@ -196,7 +196,7 @@ class TrialLog:
         self.last_checkpoint = time.monotonic()
         self.checkpoint_seconds = self.last_checkpoint - started
 
-    def _attachment(self) -> dict[str, Any]:
+    def _attachment(self) -> JsonObject:
         return attachment(
             self.folder,
             self.initial,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Array = NDArray[Any]  # of any dtype
+Rows = int | NDArray[np.int64]  # one row, or the indices of several
 
 
 @dataclass
@@ -23,11 +24,11 @@ class TextState:
         time: int64 [B], t, the number of completion tokens.
     """
 
-    prompt: Array
-    prompt_text: Array
-    input_ids: Array
-    attention_mask: Array
-    time: Array
+    prompt: NDArray[np.int64]
+    prompt_text: NDArray[np.object_]
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int8]
+    time: NDArray[np.int64]
 
     @classmethod
     def empty(cls, batch: int, length: int) -> TextState:
@@ -43,7 +44,7 @@ class TextState:
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def __getitem__(self, rows: object) -> TextState:
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> TextState:
         """Some of the rows: `rows` is a slice or an array of indices."""
         return TextState(**{name: values[rows] for name, values in vars(self).items()})
 
@@ -51,11 +52,11 @@ class TextState:
         """A copy that shares no array."""
         return TextState(**{name: values.copy() for name, values in vars(self).items()})
 
-    def completion_ids(self, row: int, prompt_width: int) -> Array:
+    def completion_ids(self, row: int, prompt_width: int) -> NDArray[np.int64]:
         """The tokens of the completion so far in one row, [t]; `prompt_width` is W."""
         return self.input_ids[row, prompt_width : prompt_width + int(self.time[row])]
 
-    def append(self, rows: Any, tokens: Any, prompt_width: int) -> None:
+    def append(self, rows: Rows, tokens: Rows, prompt_width: int) -> None:
         """Puts a_t of the rows `rows` (indices [K], or one) in their column W + t and advances t, in place.
 
         Args:
@@ -77,8 +78,8 @@ class TextState:
         state.time[:] = 0
         return state
 
-    def put(self, rows: Any, other: TextState) -> None:
+    def put(self, rows: Rows, other: TextState) -> None:
         """Sets the rows `rows` to those of `other`, in place; one row of `other` is broadcast."""
-        rows = np.atleast_1d(rows)
+        indices = np.atleast_1d(rows)
         for name, values in vars(self).items():
-            values[rows] = getattr(other, name)
+            values[indices] = getattr(other, name)

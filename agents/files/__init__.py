@@ -6,6 +6,7 @@ from agents.files.exclusive import create_json
 from agents.files.folders import check_saved, describe, finish_folder, newest_whole, verify, write_folder
 from agents.files.json_objects import (
     DamagedFile,
+    JsonObject,
     check_names,
     check_types,
     check_unchanged,
@@ -22,6 +23,7 @@ from agents.files.tensors import read_tensors, write_tensors
 __all__ = [
     "MANIFEST",
     "DamagedFile",
+    "JsonObject",
     "Rows",
     "StorageError",
     "check_names",

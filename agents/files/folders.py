@@ -16,7 +16,7 @@ from typing import Any
 
 import agents.files.atomic as atomic
 from agents.files.commit import check_versions, earlier_versions, replace_folder, update_folder
-from agents.files.json_objects import CHECKSUM, DamagedFile, read_object, write_json
+from agents.files.json_objects import CHECKSUM, DamagedFile, JsonObject, read_object, write_json
 from agents.files.manifest import MANIFEST, read_manifest
 
 
@@ -24,7 +24,7 @@ def write_folder(
     path: Path,
     fill: Callable[[Path], Any],
     keep: int = 1,
-    attach: dict[str, Any] | None = None,
+    attach: JsonObject | None = None,
     replaced: Sequence[str] = (),
 ) -> None:
     """Writes a folder by `fill(temporary)`, with a manifest.
@@ -76,7 +76,7 @@ def finish_folder(path: Path, keep: int = 1, replaced: Sequence[str] = ()) -> No
             path.rmdir()
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path) -> JsonObject:
     """Returns the manifest of a folder of `write_folder`.
 
     Raises:
@@ -146,7 +146,7 @@ def newest_whole(path: Path) -> tuple[Path, list[str]] | None:
     raise DamagedFile(f"No whole version of {str(path)!r} is left: {' '.join(passed_over)}")
 
 
-def describe(file: Path) -> dict[str, Any]:
+def describe(file: Path) -> JsonObject:
     """Returns `size` (bytes) and `sha256` of a file.
 
     Raises:

@@ -14,6 +14,8 @@ from typing import Any, get_args
 from agents.files.atomic import read_bytes, write_text
 from textenv.data import parse_json
 
+JsonObject = dict[str, Any]  # whose values are as they were written, and are checked where they are read
+
 CHECKSUM = "checksum"  # the field that holds the SHA-256 of the others
 
 
@@ -27,7 +29,7 @@ def write_json(path: Path, content: Mapping[str, object], sync: bool = False) ->
     write_text(path, json.dumps(plain | {CHECKSUM: _checksum_of(plain)}, indent=2, allow_nan=False) + "\n", sync)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Reads a file of `write_json`.
 
     Raises:
@@ -38,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != CHECKSUM}
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Reads a file that holds a JSON object.
 
     Raises:

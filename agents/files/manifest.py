@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
-from agents.files.json_objects import DamagedFile, check_types, read_json
+from agents.files.json_objects import DamagedFile, JsonObject, check_types, read_json
 
 MANIFEST = "manifest.json"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> JsonObject:
     """Returns the manifest of a folder: `folder`, its name; `files`, by relative path; and what was attached.
 
     Raises:

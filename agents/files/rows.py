@@ -8,10 +8,9 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import agents.files.atomic as atomic
-from agents.files.json_objects import DamagedFile, finite, parse
+from agents.files.json_objects import DamagedFile, JsonObject, finite, parse
 
 
 class Rows:
@@ -53,7 +52,7 @@ class Rows:
         self.digest.update(line)
         self.size += len(line)
 
-    def sync(self) -> dict[str, Any]:
+    def sync(self) -> JsonObject:
         """Waits until all rows are on the disk; returns `size` and `sha256` of the file."""
         atomic.perform("sync", self.path, lambda: os.fsync(self.descriptor))
         return {"size": self.size, "sha256": self.digest.hexdigest()}
@@ -63,7 +62,7 @@ class Rows:
         os.close(self.descriptor)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[JsonObject]:
     """Returns the rows of a file of `Rows`, without a last one that was cut off; none if there is no file.
 
     Raises:
@@ -77,7 +76,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise DamagedFile(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def parse_rows(path: Path, content: bytes) -> list[dict[str, Any]]:
+def parse_rows(path: Path, content: bytes) -> list[JsonObject]:
     """Returns the rows in the content of a file of `Rows`, see `read_rows`."""
     rows = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # a whole row ends with a line feed

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from agents.files import JsonObject
 from agents.policy.adapter_checks import CHECKED, check_adapter_config, check_adapter_files, check_trial
 from agents.ranges import check_integer
 from textenv.lm import probe_logits
@@ -46,7 +47,7 @@ def new_adapter(reference: Any, config: Any) -> Any:
     return _attach(reference, add, _on_a_copy(reference, add, "The adapter"))
 
 
-def load_adapter(reference: Any, folder: Path, saved: dict[str, Any] | None = None) -> Any:
+def load_adapter(reference: Any, folder: Path, saved: JsonObject | None = None) -> Any:
     """Returns a `PeftModel` with the adapter of a folder on the reference's own weights; it can be trained further.
 
     All is tried on a copy of the reference first: one whose adapter is refused is as it was.

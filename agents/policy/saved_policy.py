@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from agents.files import DamagedFile, check_types, read_tensors, write_json, write_tensors
+from agents.files import DamagedFile, JsonObject, check_types, read_tensors, write_json, write_tensors
 from agents.format_version import FORMAT_VERSION, find_saved, read_saved
 from agents.policy.adapter_checks import ADAPTER_CONFIG, check_one_adapter
 from agents.policy.adapters import ADAPTER, adapter_probe, load_adapter
@@ -40,7 +40,7 @@ TYPES: dict[str, Any] = {
     "adapter_probe": list | None,
 }
 # of formats without them
-DEFAULTS: dict[str, Any] = {"vocab_size": None, "temperature": 1.0, "separate_critic": False, "dtype": "float32"}
+DEFAULTS: JsonObject = {"vocab_size": None, "temperature": 1.0, "separate_critic": False, "dtype": "float32"}
 # files from which transformers would load other weights than the saved ones
 STALE = ("model*.safetensors*", "pytorch_model*.bin*", "adapter_config.json", "adapter_model.*")
 
@@ -121,7 +121,7 @@ def read_policy(
     _check_dtype(dtype)
     folder = find_saved(Path(path), SETTINGS, oldest=1)
     if folder is None:  # any Hugging Face causal language model, or a LoRA adapter on one that the caller gives
-        saved: dict[str, Any] = DEFAULTS | {"adapter": False}
+        saved: JsonObject = DEFAULTS | {"adapter": False}
         if reference is not None and (Path(path) / ADAPTER_CONFIG).is_file():
             model = load_adapter(reference, Path(path))
         else:
@@ -160,7 +160,7 @@ def _check_dtype(dtype: object) -> None:
     )
 
 
-def _load_model(folder: Path, saved: dict[str, Any], reference: Any, trust_remote_code: bool) -> Any:
+def _load_model(folder: Path, saved: JsonObject, reference: Any, trust_remote_code: bool) -> Any:
     if saved["adapter"] and reference is not None:
         return load_adapter(reference, folder / ADAPTER, saved)
     return load_causal_lm(folder, trust_remote_code=trust_remote_code)
@@ -188,7 +188,7 @@ def _damage_named(folder: Path) -> Iterator[None]:
         raise DamagedFile(f"{str(folder)!r} does not hold a policy: {error}") from error
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> JsonObject:
     """Returns the content of `policy.json`, with the defaults of what earlier formats do not have."""
     path = folder / SETTINGS
     saved = read_saved(path, oldest=1)

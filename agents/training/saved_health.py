@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from agents.files import check_types
+from agents.files import JsonObject, check_types
 from agents.training.health import HealthMonitor, probe_weights
 from agents.training.optimizer_state import take_tensor
 
@@ -22,7 +22,7 @@ TYPES = {
 }
 
 
-def health_state(monitor: HealthMonitor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def health_state(monitor: HealthMonitor) -> tuple[JsonObject, dict[str, Tensor]]:
     """Returns a JSON object, and the weights `probe.INDEX` with which later ones are compared."""
     state = {
         "warned": sorted(monitor.warned),
@@ -36,7 +36,7 @@ def health_state(monitor: HealthMonitor) -> tuple[dict[str, Any], dict[str, Tens
     return state, {f"probe.{index}": before for index, (_, before) in enumerate(monitor.probe or [])}
 
 
-def restore_health(agent: Any, state: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
+def restore_health(agent: Any, state: JsonObject, tensors: dict[str, Tensor], path: Path) -> None:
     """Restores an agent's monitor from `health_state`.
 
     Args:
@@ -49,7 +49,7 @@ def restore_health(agent: Any, state: dict[str, Any], tensors: dict[str, Tensor]
         DamagedFile: it is not what `health_state` returns.
     """
     where = path / "agent.json: health"
-    state = {"ends": []} | state  # the first agents of format 3 did not save it: it is measured again
+    state = {"ends": [], **state}  # the first agents of format 3 did not save it: it is measured again
     check_types(where, state, TYPES)
     for name in ("start", "updates", "evaluations"):
         for row in state[name]:

@@ -8,13 +8,13 @@ tokens change it. A narrow clip slows training down, a wide one has little effec
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from experiments.evaluation import Evaluator
 from experiments.lecture.memo import Remember, no_memo
@@ -26,7 +26,7 @@ SEEDS = tuple(range(5))
 EPOCHS = 16
 
 
-def measure(memo: Remember = no_memo) -> list[dict[str, Any]]:
+def measure(memo: Remember = no_memo) -> list[JsonObject]:
     """A row per clip range, with the results of `old_samples.over_seeds`."""
     env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
     start = TransformerPolicy.for_env(env)
@@ -38,7 +38,7 @@ def measure(memo: Remember = no_memo) -> list[dict[str, Any]]:
     ]
 
 
-def table(numbers: list[dict[str, Any]]) -> Table:
+def table(numbers: list[JsonObject]) -> Table:
     """A row per clip range."""
     result = Table(
         title=f"PPO's clip, {EPOCHS} epochs per batch, {len(numbers[0]['runs'])} seeds",
@@ -60,7 +60,7 @@ def table(numbers: list[dict[str, Any]]) -> Table:
     return result
 
 
-def figure(numbers: list[dict[str, Any]]) -> Figure:
+def figure(numbers: list[JsonObject]) -> Figure:
     """The objective, and how often the clip binds on either side, against eps."""
     fig = Figure(figsize=(11, 3.6), layout="constrained")
     reached, binds = fig.subplots(1, 2)

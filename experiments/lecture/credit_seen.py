@@ -9,14 +9,13 @@ continuations.
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from agents.files import JsonObject
 from agents.functional import gae, reward_to_go
 from experiments.lecture.credit_variance import values_from_samples
 from experiments.lecture.enumeration import Enumeration, interpolated_policy
@@ -26,7 +25,7 @@ PROMPT = "where is the taj mahal located"
 ENDINGS = {"the taj mahal is in agra": "good", "the taj mahal is in paris": "bad"}
 
 
-def measure(memo: Remember = no_memo) -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> JsonObject:
     """For each completion its tokens, and for each estimator one weight per token.
 
     `memo` is not used: this takes seconds.
@@ -67,7 +66,7 @@ def find(completions: Enumeration, completion: str) -> int:
     raise ValueError(f"The completion must be possible under the reference, got {completion!r} after {PROMPT!r}.")
 
 
-def table(numbers: dict[str, Any]) -> Table:
+def table(numbers: JsonObject) -> Table:
     """A row per completion and estimator, a column per token."""
     first = next(iter(numbers.values()))["tokens"]
     result = Table(title=f"weights of the tokens: {PROMPT}?")
@@ -82,7 +81,7 @@ def table(numbers: dict[str, Any]) -> Table:
     return result
 
 
-def figure(numbers: dict[str, Any]) -> Figure:
+def figure(numbers: JsonObject) -> Figure:
     """A heat map per completion."""
     fig = Figure(figsize=(13, 3.4), layout="constrained")
     axes = fig.subplots(1, len(numbers), sharey=True)

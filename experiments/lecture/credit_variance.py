@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from agents.files import JsonObject
 from agents.functional import batch_mean, gae, leave_one_out, reward_to_go
 from experiments.lecture.enumeration import Enumeration, interpolated_policy
 from experiments.lecture.gram import tabular_gram
@@ -65,9 +66,9 @@ class Rung(NamedTuple):
     noise: Tensor | None = None
 
 
-def measure(memo: Remember = no_memo) -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> JsonObject:
     """For each estimator, lists over the toys: bias, variance (total and by token), noise to signal."""
-    rows: dict[str, Any] = {}
+    rows: JsonObject = {}
     for seed in TASK_SEEDS:
         for name, numbers in memo(f"toy {seed}", partial(on_toy, seed)).items():
             for key, value in numbers.items():
@@ -75,7 +76,7 @@ def measure(memo: Remember = no_memo) -> dict[str, Any]:
     return rows
 
 
-def on_toy(seed: int) -> dict[str, dict[str, Any]]:
+def on_toy(seed: int) -> dict[str, JsonObject]:
     """The numbers of each estimator (see `bias_and_variance`) on one toy."""
     completions = Enumeration.of(interpolated_policy(toy(seed), 0.5))
     gram = tabular_gram(completions)
@@ -139,7 +140,7 @@ def ladder(completions: Enumeration, learned: Tensor) -> dict[str, Rung]:
     return {name: rungs[name] for name in RUNGS}
 
 
-def bias_and_variance(completions: Enumeration, rung: Rung, gram: Tensor) -> dict[str, Any]:
+def bias_and_variance(completions: Enumeration, rung: Rung, gram: Tensor) -> JsonObject:
     """Bias and variance of one estimator; `gram` [S V, S V] holds grad log pi(a|s) . grad log pi(b|s').
 
     Returns:
@@ -178,12 +179,12 @@ def bias_and_variance(completions: Enumeration, rung: Rung, gram: Tensor) -> dic
     }
 
 
-def relative(numbers: dict[str, Any], name: str, key: str) -> Any:
+def relative(numbers: JsonObject, name: str, key: str) -> Any:
     """The numbers of a rung divided by those of the whole return, for each toy."""
     return np.array(numbers[name][key]) / np.array(numbers["whole return"][key])
 
 
-def table(numbers: dict[str, Any]) -> Table:
+def table(numbers: JsonObject) -> Table:
     """A row per estimator."""
     horizon = len(numbers["whole return"]["per_token"][0])
     result = Table(
@@ -205,7 +206,7 @@ def table(numbers: dict[str, Any]) -> Table:
     return result
 
 
-def figure(numbers: dict[str, Any]) -> Figure:
+def figure(numbers: JsonObject) -> Figure:
     """Dots, one per toy: noise to signal over that of the whole return. Bars: the variance by token."""
     fig = Figure(figsize=(12, 4.6), layout="constrained")
     noise, tokens = fig.subplots(1, 2, sharey=True)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from agents.files import JsonObject
 from agents.functional import gae
 from agents.policy import TransformerPolicy
 from experiments.lecture.enumeration import Enumeration, partly_trained_policy
@@ -32,7 +33,7 @@ LAMBDAS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 CRITIC_STEPS = 40  # a partly trained critic
 
 
-def measure(memo: Remember = no_memo) -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> JsonObject:
     """Bias, standard deviation and root mean squared error of A_hat over the grid, for a learned V."""
     env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=6, num_prompts=2, task_seed=0)
     policy = partly_trained_policy(env)
@@ -73,7 +74,7 @@ def errors(completions: Enumeration, values: Tensor, gamma: float, gae_lambda: f
     }
 
 
-def table(numbers: dict[str, Any]) -> Table:
+def table(numbers: JsonObject) -> Table:
     """A row per lambda, a column per gamma; bias / standard deviation in each cell."""
     result = Table(
         title="GAE with a learned V, less its mean in the state, against the exact advantage: bias / std",
@@ -91,7 +92,7 @@ def table(numbers: dict[str, Any]) -> Table:
     return result
 
 
-def figure(numbers: dict[str, Any]) -> Figure:
+def figure(numbers: JsonObject) -> Figure:
     """Heat maps of bias, standard deviation and error over the grid."""
     fig = Figure(figsize=(13, 3.2), layout="constrained")
     top = max(row["rmse"] for row in numbers["grid"])

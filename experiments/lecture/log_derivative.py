@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from agents import REINFORCE
+from agents.files import JsonObject
 from agents.functional import policy_gradient_loss, reward_to_go
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
@@ -37,7 +38,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(memo: Remember = no_memo) -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> JsonObject:
     """For each estimator and n: relative error (root mean square over repeats), its prediction, and mean cosine.
 
     `memo` is not used: one generator samples everything, so that no part can be left out.
@@ -50,7 +51,7 @@ def measure(memo: Remember = no_memo) -> dict[str, Any]:
     )
     gram = parameter_gram(policy, completions.tree)
     generator = new_generator(policy.device, seed=0)
-    numbers: dict[str, Any] = {}
+    numbers: JsonObject = {}
     for name, settings in ESTIMATORS.items():
         numbers[name] = []
         for n in SAMPLES:
@@ -121,7 +122,7 @@ def gradient_std(completions: Enumeration, gram: Tensor, n: int, credit: str, ba
     return math.sqrt(variance) / prompts
 
 
-def table(numbers: dict[str, Any]) -> Table:
+def table(numbers: JsonObject) -> Table:
     """A row per estimator and n."""
     result = Table(
         title="the sampled gradient against the exact one",
@@ -138,7 +139,7 @@ def table(numbers: dict[str, Any]) -> Table:
     return result
 
 
-def figure(numbers: dict[str, Any]) -> Figure:
+def figure(numbers: JsonObject) -> Figure:
     """Error and cosine against n; dashed: the predicted error."""
     fig = Figure(figsize=(11, 3.8), layout="constrained")
     error, cosine = fig.subplots(1, 2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agents import files
+from agents.files import JsonObject
 from textenv.data import printable
 
 
@@ -44,7 +45,7 @@ class Memo:
         files.write_json(self._path(name), {"name": name, "value": value}, sync=True)
         return value
 
-    def read(self, name: str) -> dict[str, Any] | None:
+    def read(self, name: str) -> JsonObject | None:
         """Returns `name` and `value` of a piece; None if there is none."""
         path = self._path(name)
         if not path.is_file():

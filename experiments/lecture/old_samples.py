@@ -22,6 +22,7 @@ from rich.table import Table
 from scipy import stats
 
 from agents import PPO, TrainingWarning
+from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from experiments.evaluation import Evaluator, normalized_objective
 from experiments.lecture.memo import Remember, no_memo
@@ -34,7 +35,7 @@ TIMESTEPS = 3000
 COLLAPSED = 0.25  # share of the way from the reference to the optimum
 
 
-def measure(memo: Remember = no_memo) -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> JsonObject:
     """For each clip and number of epochs the results of `run` for each seed, and the estimate over the seeds."""
     env = gym.make("textenv/Toy-v0", vocab_size=5, max_new_tokens=4, num_prompts=2, task_seed=0)
     start = TransformerPolicy.for_env(env)
@@ -52,15 +53,13 @@ def measure(memo: Remember = no_memo) -> dict[str, Any]:
     }
 
 
-def over_seeds(
-    evaluator: Evaluator, start: TransformerPolicy, seeds: Sequence[int], **settings: object
-) -> dict[str, Any]:
+def over_seeds(evaluator: Evaluator, start: TransformerPolicy, seeds: Sequence[int], **settings: object) -> JsonObject:
     """The results of `run` for each seed, and the interquartile mean of the share with its interval."""
     runs = [run(evaluator, start, seed, **settings) for seed in seeds]
     return {"runs": runs, "share": interquartile_mean([row["share"] for row in runs])._asdict()}
 
 
-def run(evaluator: Evaluator, start: TransformerPolicy, seed: int, **settings: Any) -> dict[str, Any]:
+def run(evaluator: Evaluator, start: TransformerPolicy, seed: int, **settings: Any) -> JsonObject:
     """One PPO run: share of the way to J*, KL, 1 + largest |rho - 1|, least effective sample, rate of clipping."""
     rows: list[dict[str, float]] = []
     agent = PPO(copy.deepcopy(start), evaluator.env, learning_rate=1e-3, seed=seed, **settings)
@@ -85,7 +84,7 @@ def collapsed(runs: list[dict[str, float]]) -> tuple[int, float, float]:
     return count, float(interval.low), float(interval.high)
 
 
-def table(numbers: dict[str, Any]) -> Table:
+def table(numbers: JsonObject) -> Table:
     """A row per clip and number of epochs."""
     seeds = len(next(iter(numbers.values()))[0]["runs"])
     result = Table(
@@ -112,7 +111,7 @@ def table(numbers: dict[str, Any]) -> Table:
     return result
 
 
-def figure(numbers: dict[str, Any]) -> Figure:
+def figure(numbers: JsonObject) -> Figure:
     """Objective, largest ratio and effective sample against the number of epochs; one dot per run."""
     fig = Figure(figsize=(12, 3.8), layout="constrained")
     panels = {

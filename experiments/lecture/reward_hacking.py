@@ -22,6 +22,7 @@ from rich.console import Group
 from rich.table import Table
 
 from agents import PPO, TrainingWarning
+from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from experiments.evaluation import sample_completions
 from experiments.lecture.memo import Remember, no_memo
@@ -36,7 +37,7 @@ TARGET = {"kl_coef": 0.1, "kl_target": 0.7, "kl_horizon": 300}
 ID = "textenv/RewardHacking-v0"
 
 
-def measure(memo: Remember = no_memo) -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> JsonObject:
     """The exact frontier; for each beta the PPO runs; completions before and after training."""
     env: Any = gym.make(ID)
     tree = exact.enumerate_tree(env)
@@ -57,22 +58,22 @@ def measure(memo: Remember = no_memo) -> dict[str, Any]:
     }
 
 
-def point(evaluation: exact.Evaluation) -> dict[str, Any]:
+def point(evaluation: exact.Evaluation) -> JsonObject:
     """KL, proxy and gold score of a policy."""
     return {"kl": evaluation.kl, "proxy": evaluation.score, "gold": evaluation.gold_score}
 
 
-def optimum(tree: Tree, beta: float) -> dict[str, Any]:
+def optimum(tree: Tree, beta: float) -> JsonObject:
     """KL, proxy and gold score of the optimal policy for this beta."""
     best = exact.solve(tree, kl_coef=beta).action_log_probs
     return point(exact.evaluate_log_probs(tree, best)) | {"kl_coef": beta}
 
 
-def train(start: TransformerPolicy, seed: int, kl_coef: float, **settings: Any) -> dict[str, Any]:
+def train(start: TransformerPolicy, seed: int, kl_coef: float, **settings: Any) -> JsonObject:
     """One PPO run: `point` along the way, the last one at its end, and completions of the final policy."""
     env: Any = gym.make(ID, kl_coef=kl_coef)
     tree = exact.enumerate_tree(env)
-    trajectory: list[dict[str, Any]] = []
+    trajectory: list[JsonObject] = []
     agent = PPO(copy.deepcopy(start), env, learning_rate=1e-3, seed=seed, **settings)
 
     def record(agent: PPO, rollout: object, metrics: dict[str, float]) -> None:
@@ -85,23 +86,23 @@ def train(start: TransformerPolicy, seed: int, kl_coef: float, **settings: Any) 
     return {"trajectory": trajectory, "last_kl_coef": agent.kl_coef, "completions": completions_of(env, agent.policy)}
 
 
-def completions_of(env: Any, policy: TransformerPolicy) -> list[dict[str, Any]]:
+def completions_of(env: Any, policy: TransformerPolicy) -> list[JsonObject]:
     """A completion of each prompt, with both scores."""
     completions = sample_completions(env, policy, list(range(len(env.unwrapped.prompts))))
     return [{key: row[key] for key in ("prompt", "completion", "score", "gold_score")} for row in completions]
 
 
-def name_of(run: dict[str, Any]) -> str:
+def name_of(run: JsonObject) -> str:
     """The label of the runs of a beta in tables and figures."""
     return f"kl_target = {run['kl_target']:g}" if "kl_target" in run else f"beta = {run['kl_coef']:g}"
 
 
-def ends(run: dict[str, Any], key: str) -> NDArray[np.float64]:
+def ends(run: JsonObject, key: str) -> NDArray[np.float64]:
     """A quantity at the end of each seed's run."""
     return np.array([seed["trajectory"][-1][key] for seed in run["seeds"]])
 
 
-def table(numbers: dict[str, Any]) -> Group:
+def table(numbers: JsonObject) -> Group:
     """The final policies beside the exact optimum of each beta; and completions before and after training."""
     result = Table(
         title=f"PPO on {ID}, {TIMESTEPS:,} tokens, {len(numbers['runs'][0]['seeds'])} seeds",
@@ -132,7 +133,7 @@ def table(numbers: dict[str, Any]) -> Group:
     return Group(result, samples)
 
 
-def figure(numbers: dict[str, Any]) -> Figure:
+def figure(numbers: JsonObject) -> Figure:
     """Proxy and gold score against the KL, with the exact frontier; and over training, the mean of the seeds."""
     fig = Figure(figsize=(13, 7), layout="constrained")
     axes = fig.subplots(2, 3)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from agents.files import JsonObject
 from agents.functional import explained_variance, reward_to_go, value_loss
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
@@ -35,14 +36,14 @@ LEAST_SQUARES = "linear head, least squares"
 CRITICS = {"linear head": False, "own transformer": True}  # separate_critic
 
 
-def measure(memo: Remember = no_memo) -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> JsonObject:
     """Error and explained variance of both critics over training, and at its end by token."""
     env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=5, num_prompts=2, task_seed=0)
     policy = partly_trained_policy(env)
     completions = Enumeration.of(exact.evaluate(env, policy))
     true = completions.look_up(completions.evaluation.values)
     best = least_squares(completions, policy)
-    numbers: dict[str, Any] = {
+    numbers: JsonObject = {
         "exact V": {"per_token": per_token(completions, true), "explained_variance": pooled(completions, true)},
         LEAST_SQUARES: {"per_token": per_token(completions, best), "mse": squared_error(completions, best)},
     }
@@ -51,7 +52,7 @@ def measure(memo: Remember = no_memo) -> dict[str, Any]:
     return numbers
 
 
-def train_critic(env: Any, completions: Enumeration, critic: TransformerPolicy) -> dict[str, Any]:
+def train_critic(env: Any, completions: Enumeration, critic: TransformerPolicy) -> JsonObject:
     """Error and explained variance of a critic over its training, and at its end by token."""
     rows = []
     for step, sampled in fit_values(env, critic, STEPS):
@@ -141,7 +142,7 @@ def per_token(completions: Enumeration, values: Tensor) -> list[dict[str, float]
     return rows
 
 
-def table(numbers: dict[str, Any]) -> Table:
+def table(numbers: JsonObject) -> Table:
     """A row per token."""
     result = Table(
         title="the critics after training, by token",
@@ -158,7 +159,7 @@ def table(numbers: dict[str, Any]) -> Table:
     return result
 
 
-def figure(numbers: dict[str, Any]) -> Figure:
+def figure(numbers: JsonObject) -> Figure:
     """The error against the exact V; the explained variance of each batch, and the exact one by token."""
     fig = Figure(figsize=(14, 3.8), layout="constrained")
     error, sampled, *tokens = fig.subplots(1, 4)

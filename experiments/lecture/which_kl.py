@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from agents.files import JsonObject
 from agents.functional import ESTIMATORS, policy_gradient_loss, reward_to_go
 from experiments.lecture.enumeration import Enumeration, random_log_probs
 from experiments.lecture.memo import Remember, no_memo
@@ -34,12 +35,12 @@ POLICIES = 20
 DISTANCES: dict[str, float | None] = {"near": 0.1, "between": 0.5, "far": 1.0, "independent": None}
 
 
-def measure(memo: Remember = no_memo) -> dict[str, Any]:
+def measure(memo: Remember = no_memo) -> JsonObject:
     """For each distance and estimator: lists over the random policies."""
     return {name: memo(name, partial(over_policies, distance)) for name, distance in DISTANCES.items()}
 
 
-def over_policies(distance: float | None) -> dict[str, Any]:
+def over_policies(distance: float | None) -> JsonObject:
     """The KL of each policy; and each estimator's bias, standard deviation (both over the KL) and cosines."""
     found: dict[str, Any] = {name: defaultdict(list) for name in ESTIMATORS} | {"kl": []}
     for seed in range(POLICIES):
@@ -105,7 +106,7 @@ def cosine(gradient: Tensor, true: Tensor) -> float | None:
     return float(torch.dot(gradient, true) / (gradient.norm() * true.norm()))
 
 
-def table(numbers: dict[str, Any]) -> Table:
+def table(numbers: JsonObject) -> Table:
     """A row per distance and estimator, medians over the policies."""
     result = Table(
         title=f"estimators of the sequence KL, {len(numbers['near']['kl'])} random policies at each distance",
@@ -134,7 +135,7 @@ def spread_of(values: list[float | None]) -> str:
     return f"{np.median(array):.2f} [{array.min():.2f}, {array.max():.2f}]"
 
 
-def figure(numbers: dict[str, Any]) -> Figure:
+def figure(numbers: JsonObject) -> Figure:
     """Standard deviation of the estimate, and cosine of the gradients (median and range), against the distance."""
     fig = Figure(figsize=(11, 3.8), layout="constrained")
     number, gradient = fig.subplots(1, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from agents import FORMAT_VERSION, Diverged, files, read_saved
+from agents.files import JsonObject
 from agents.training import MasterWeights
 from experiments.reward_model.pairs import Pair, shown
 from textenv.rewards import RewardModel
@@ -137,7 +137,7 @@ class Fit:
             ValueError: it was written by another version.
         """
         files.verify(folder)
-        state: dict[str, Any] = read_saved(folder / STATE)
+        state: JsonObject = read_saved(folder / STATE)
         types = {"num_pairs": int, "skipped": int, "in_a_row": int, "order": dict, "rng": dict}
         files.check_types(folder / STATE, state, types)
         tensors = files.read_tensors(folder / TENSORS)

@@ -6,14 +6,14 @@ task and state, `TableBackend` a task whose reference is a table, `TabulatedBack
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.mdp import TextMDP
 from textenv.references import TableReference
-from textenv.state import Array, TextState
+from textenv.state import Array, Rows, TextState
 from textenv.stepping.reference import ReferenceBackend
 from textenv.stepping.results import FinalInfo
 from textenv.stepping.table import TableBackend
@@ -34,21 +34,21 @@ class Backend(Protocol):
     def ref_log_probs(self) -> Array:
         """log pi_ref(. | s_t), [B, V]."""
 
-    def start(self, rows: object, prompts: object) -> None:
+    def start(self, rows: Rows, prompts: Rows) -> None:
         """Sets rows (indices, or one) to s_0 of the prompts with these indices."""
 
     def refresh(self, live: NDArray[np.bool_]) -> None:
         """Brings log pi_ref up to date with the states of the rows that are `live`."""
 
-    def look_up(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], Any]:
-        """log pi_ref of one token per row, [B]; and what `finish` and `commit` need to know of these tokens."""
+    def look_up(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """log pi_ref of one token per row, [B]; and what `finish` and `commit` need to know of them, int64 [B]."""
 
     def finish(
-        self, tokens: NDArray[np.int64], after: object, live: NDArray[np.bool_]
+        self, tokens: NDArray[np.int64], after: NDArray[np.int64], live: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], FinalInfo | None]:
         """Which `live` rows these tokens end, [B]; score(x, y) there and 0 elsewhere, [B]; and their `FinalInfo`."""
 
-    def commit(self, tokens: NDArray[np.int64], after: object, live: NDArray[np.bool_]) -> None:
+    def commit(self, tokens: NDArray[np.int64], after: NDArray[np.int64], live: NDArray[np.bool_]) -> None:
         """Appends these tokens to the `live` rows."""
 
     def observation(self) -> dict[str, Array]:

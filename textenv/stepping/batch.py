@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, reduce
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from textenv.actions import validate_actions
 from textenv.bound_policy import PolicyFunction, action_log_probs, check_policy
 from textenv.mdp import TextMDP
-from textenv.state import Array, TextState
+from textenv.state import Array, Rows, TextState
 from textenv.stepping.backend import Backend, make_backend
 from textenv.stepping.prompt_streams import PromptStreams
 from textenv.stepping.results import FinalInfo, StepResult
@@ -60,7 +59,7 @@ class EpisodeBatch:
         self.policy = policy
         self.kl[self.live] = np.nan
 
-    def start(self, rows: Any, options: dict[str, Any] | None = None) -> None:
+    def start(self, rows: Rows, options: Mapping[str, object] | None = None) -> None:
         """Starts an episode in these rows (indices, or one), in the state that `options` names.
 
         A row's stream gives the prompt where `options` has none.

@@ -5,12 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.state import Rows
+
 AHEAD = 256  # hashes per batch, at least: hashing an array takes hardly longer than hashing a few numbers
+
+
+class Seeded(Protocol):
+    """An environment of Gymnasium, single or batched, as the owner of a generator."""
+
+    _np_random: np.random.Generator | None
+    _np_random_seed: int | None
 
 
 class PromptStreams:
@@ -42,16 +51,16 @@ class PromptStreams:
         self.keys[rows], self.drawn[rows] = _mix(seeds), 0
         self._hash_ahead()
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, object]:
         """A copy of the streams' positions, for `restore`."""
         return copy.deepcopy(vars(self))
 
-    def restore(self, snapshot: dict[str, Any]) -> None:
+    def restore(self, snapshot: dict[str, object]) -> None:
         """Sets the streams to what they were."""
         vars(self).update(snapshot)
 
     @contextmanager
-    def restore_on_error(self, env: Any) -> Iterator[None]:
+    def restore_on_error(self, env: Seeded) -> Iterator[None]:
         """Restores the streams, and the generator of the environment that seeds them, if its block raises."""
         before, generator = self.snapshot(), (env._np_random, env._np_random_seed)
         try:
@@ -61,7 +70,7 @@ class PromptStreams:
             env._np_random, env._np_random_seed = generator
             raise
 
-    def draw(self, rows: Any) -> Any:
+    def draw(self, rows: Rows) -> NDArray[np.int64]:
         """The next prompt of each of these rows (indices, or one)."""
         if self.enough_for == 0:
             used = self.next - self.first

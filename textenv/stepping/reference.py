@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.mdp import TextMDP
-from textenv.state import Array, TextState
+from textenv.state import Array, Rows, TextState
 from textenv.stepping.results import FINISH_REASONS, FinalInfo
 
 
@@ -35,12 +33,12 @@ class ReferenceBackend:
             self.known = self.mdp.next_ref_log_probs(self.state)
         return self.known
 
-    def start(self, rows: object, prompts: object) -> None:
+    def start(self, rows: Rows, prompts: Rows) -> None:
         """Sets rows (indices, or one) to s_0 of the prompts with these indices."""
         self.mdp.reset_rows(self.states, rows, prompts)
         self.known = None
 
-    def put(self, rows: object, states: TextState) -> None:
+    def put(self, rows: Rows, states: TextState) -> None:
         """Sets rows to these states; one state is broadcast."""
         self.states.put(rows, states)
         self.known = None
@@ -51,12 +49,12 @@ class ReferenceBackend:
             self.known = None  # stays so if the reference raises
             self.known = self.mdp.next_ref_log_probs(self.state)
 
-    def look_up(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], Any]:
-        """log pi_ref of one token per row, [B]; None, as `commit` needs to know no more than the tokens."""
-        return self.ref_log_probs[self.rows, tokens].astype(np.float64), None
+    def look_up(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """log pi_ref of one token per row, [B]; and these tokens, all that `finish` and `commit` need to know."""
+        return self.ref_log_probs[self.rows, tokens].astype(np.float64), tokens
 
     def finish(
-        self, tokens: NDArray[np.int64], after: object, live: NDArray[np.bool_]
+        self, tokens: NDArray[np.int64], after: NDArray[np.int64], live: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], FinalInfo | None]:
         """Ends episodes at an EOS token or at `max_new_tokens`; decodes and scores the completions that end."""
         mdp, state, width = self.mdp, self.states, self.mdp.prompt_width
@@ -79,7 +77,7 @@ class ReferenceBackend:
             final.gold_score[rows] = gold_score
         return terminated, scores, final
 
-    def commit(self, tokens: NDArray[np.int64], after: object, live: NDArray[np.bool_]) -> None:
+    def commit(self, tokens: NDArray[np.int64], after: NDArray[np.int64], live: NDArray[np.bool_]) -> None:
         """Appends these tokens to the `live` rows; `refresh` reads the new states."""
         rows = live.nonzero()[0]
         self.states.append(rows, tokens[rows], self.mdp.prompt_width)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.mdp import TextMDP
 from textenv.references import TableReference
-from textenv.state import Array, TextState
+from textenv.state import Array, Rows, TextState
 from textenv.stepping.reference import ReferenceBackend
 from textenv.stepping.results import FINISH_REASONS, FinalInfo
 from textenv.stepping.table import TableBackend
@@ -84,21 +82,21 @@ class TabulatedBackend:
         log_probs: Array = rows.take(np.minimum(self.node, self.num_states), axis=0)
         return log_probs
 
-    def start(self, rows: Any, prompts: Any) -> None:
+    def start(self, rows: Rows, prompts: Rows) -> None:
         """Sets rows (indices, or one) to s_0 of the prompts with these indices."""
         self.node[rows] = prompts
 
     def refresh(self, live: NDArray[np.bool_]) -> None:
         """No-op: log-probabilities are tabulated."""
 
-    def look_up(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], Any]:
+    def look_up(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """log pi_ref of one token per row, [B]; and the nodes after these tokens, [B]."""
         edge = self.first_edge.take(self.node)
         edge += tokens
         return self.ref_log_prob.take(edge), self.child.take(edge)
 
     def finish(
-        self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]
+        self, tokens: NDArray[np.int64], after: NDArray[np.int64], live: NDArray[np.bool_]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], FinalInfo | None]:
         """Looks up which nodes are finished completions, their scores and texts."""
         terminated = self.finished.take(after)
@@ -113,7 +111,7 @@ class TabulatedBackend:
             gold_score=None if self.gold_score is None else self.gold_score.take(node),
         )
 
-    def commit(self, tokens: NDArray[np.int64], after: Any, live: NDArray[np.bool_]) -> None:
+    def commit(self, tokens: NDArray[np.int64], after: NDArray[np.int64], live: NDArray[np.bool_]) -> None:
         """Moves to the nodes after these tokens."""
         self.node = after
 
