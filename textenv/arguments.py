@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
+
+from textenv.state import Array
 
 Seeds = int | list[int | None] | None
 
@@ -21,7 +23,7 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:half]} ... {text[-half:]}"
 
 
-def integer_array(values: object) -> NDArray[Any] | None:
+def integer_array(values: object) -> Array | None:
     """`values` as an array of integers, of any shape; None if it holds anything else (booleans, 1.0, ragged lists)."""
     if isinstance(values, bytes | bytearray | memoryview):  # numpy would take their codes
         return None
@@ -55,7 +57,7 @@ def array_type(values: object) -> str:
     return f" ({array.dtype}{array.shape})"
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a number of Python's or numpy's, and no boolean."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
@@ -73,7 +75,7 @@ def takes_arguments(function: object, num: int) -> bool:
     return True
 
 
-def check_count(name: str, value: Any, low: int = 1, high: int = 2**24) -> int:
+def check_count(name: str, value: object, low: int = 1, high: int = 2**24) -> int:
     """A whole number in low .. high, as Python's int; 4.0 is one.
 
     Raises:
@@ -122,7 +124,7 @@ def check_seeds(seed: Any, num_envs: int) -> Seeds:
     return [check_seed(each) for each in seed]
 
 
-def check_options(options: object, *batch_options: str) -> dict[str, Any]:
+def check_options(options: object, *batch_options: str) -> dict[str, object]:
     """The options of `reset` as a new dict, empty where they are None.
 
     Args:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.arguments import array_type, shown, takes_arguments
 from textenv.categorical import masked_log_softmax
-from textenv.state import Array
+from textenv.state import Array, Selection
 
-PolicyFunction = Callable[[Any, Any], Any]
+PolicyFunction = Callable[[Array, Array], object]
 
 
-def check_policy(policy: Any) -> None:
+def check_policy(policy: object) -> None:
     """Checks a policy before it is bound; None is no policy.
 
     Raises:
@@ -62,7 +61,11 @@ def action_log_probs(
 
 
 def policy_logits(
-    policy: PolicyFunction, input_ids: Array, attention_mask: Array, vocab_size: int, rows: Any = slice(None)
+    policy: PolicyFunction,
+    input_ids: Array,
+    attention_mask: Array,
+    vocab_size: int,
+    rows: Selection = slice(None),
 ) -> NDArray[np.float64]:
     """`policy(input_ids, attention_mask)` as float64 [B, V], whether it returns a numpy array or a torch tensor.
 

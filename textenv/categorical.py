@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.state import Array
 
 
-def masked_log_softmax(logits: Array, mask: Any) -> NDArray[np.float64]:
+def masked_log_softmax(logits: Array, mask: NDArray[np.bool_] | np.bool_) -> NDArray[np.float64]:
     """log softmax over the last axis, restricted to where `mask` is True; -inf elsewhere."""
     allowed = np.where(mask, logits, -np.inf)
     shifted = allowed - allowed.max(axis=-1, keepdims=True)

@@ -18,7 +18,7 @@ from textenv.data import printable
 from textenv.mdp import TextMDP
 from textenv.spaces import action_space, observation_space
 from textenv.state import Array
-from textenv.stepping import EpisodeBatch
+from textenv.stepping import EpisodeBatch, Info
 
 Observation = dict[str, Array]
 
@@ -75,9 +75,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         """
         self.episodes.bind(policy)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[Observation, Info]:
         seed, options = check_seed(seed), check_options(options)
         with self.episodes.streams.restore_on_error(self) if options else nullcontext():
             super().reset(seed=seed)
@@ -90,7 +88,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
             print(self._rendered(), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
 
-    def step(self, action: object) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Observation, float, bool, bool, Info]:
         if not self.episodes.live[0]:
             raise gym.error.ResetNeeded(
                 "No episode is in progress (none has started, or it has ended): call reset() before step()."
@@ -106,7 +104,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         if self.render_mode == "human":
             print(self._rendered(), flush=True)
         terms = {name: values.item(0) for name, values in step.terms.items()}
-        final: dict[str, Any] = {}
+        final: Info = {}
         if step.final is not None:
             arrays = step.text_info() if self._illegal else step.text_info() | step.scored_info()
             final = {name: value for name, values in arrays.items() if (value := values.item(0)) == value}  # no nan

@@ -41,7 +41,7 @@ class MaskedDiscrete(spaces.Discrete):
         super().__init__(len(initial_mask))
         self.initial_mask = self.mask = initial_mask
 
-    def seed(self, seed: int | None = None) -> Any:
+    def seed(self, seed: int | None = None) -> int:
         """Seeds the sampler and restores the initial mask, until the environment sets another.
 
         The first sample of a space that was never seeded calls this too; it keeps the mask.

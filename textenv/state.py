@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]  # of any dtype
 Rows = int | NDArray[np.int64]  # one row, or the indices of several
+Selection = slice | NDArray[np.int64] | NDArray[np.bool_]  # some of the rows
 
 
 @dataclass
@@ -44,7 +45,7 @@ class TextState:
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> TextState:
+    def __getitem__(self, rows: Selection) -> TextState:
         """Some of the rows: `rows` is a slice or an array of indices."""
         return TextState(**{name: values[rows] for name, values in vars(self).items()})
 

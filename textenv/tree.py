@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.mdp import TextMDP
-from textenv.state import Array
-from textenv.unwrap import get_mdp
+from textenv.state import Array, Selection
+from textenv.unwrap import EnvLike, get_mdp
 
 MAX_COMPLETIONS = 2_000_000
 BATCH = 4096  # states per call of the reference, the reward or the policy
+
+Level: TypeAlias = "slice[int, int, int]"  # the states of one time
 
 
 class TreeTooLarge(ValueError):
@@ -40,7 +43,7 @@ class Tree:
     mdp: TextMDP
     prompt: NDArray[np.int64]
     tokens: NDArray[np.int64]
-    levels: list[slice]
+    levels: list[Level]
     ref_log_probs: NDArray[np.float64]
     child: NDArray[np.int64]
     scores: NDArray[np.float64]
@@ -57,7 +60,7 @@ class Tree:
         """The number of finished completions, over all prompts."""
         return int((self.child == -1).sum())
 
-    def observations(self, rows: Any) -> tuple[Array, Array]:
+    def observations(self, rows: Selection) -> tuple[Array, Array]:
         """`input_ids`, `attention_mask` [K, L] of the states `rows`, as in the environment's observations."""
         return observations(self.mdp, self.prompt[rows], self.tokens[rows])
 
@@ -107,7 +110,7 @@ class Tree:
             reach[self.child[parent, action]] = reach[parent] + log_probs[parent, action]
         return reach
 
-    def backward(self, backup: Any) -> tuple[Array, Array]:
+    def backward(self, backup: Callable[[Level, Array], Array]) -> tuple[Array, Array]:
         """Backward induction over time with `backup(level, Q [K, V]) -> V [K]`; returns V [S] and Q [S, V]."""
         values = np.zeros(len(self.prompt) + 2)  # child -1 and -2 read the zeros at the end: V(s_T) = 0
         rewards = self.rewards
@@ -118,7 +121,10 @@ class Tree:
         return values[:-2], q_values
 
 
-def enumerate_tree(env: Any, max_completions: int = MAX_COMPLETIONS) -> Tree:
+Enumerable = EnvLike | TextMDP | Tree  # what has a tree, or is one
+
+
+def enumerate_tree(env: EnvLike | TextMDP, max_completions: int = MAX_COMPLETIONS) -> Tree:
     """Enumerates every state of the task, in batches.
 
     Raises:
@@ -163,10 +169,9 @@ def enumerate_tree(env: Any, max_completions: int = MAX_COMPLETIONS) -> Tree:
             break
         prompt, tokens = prompt[parent], tokens[parent]
         tokens[:, time] = action
-    arrays: dict[str, Any] = {name: np.concatenate(part) for name, part in parts.items()}
-    if mdp.gold_reward is None:
-        arrays["gold_scores"] = None
-    return Tree(mdp, levels=levels, **arrays)
+    arrays: dict[str, Array] = {name: np.concatenate(part) for name, part in parts.items()}
+    gold_scores = arrays.pop("gold_scores")
+    return Tree(mdp, levels=levels, gold_scores=None if mdp.gold_reward is None else gold_scores, **arrays)
 
 
 def _check_size(mdp: TextMDP, max_completions: int) -> None:
@@ -228,6 +233,6 @@ def _rewards(
     return all_scores, all_shaping, all_gold
 
 
-def in_batches(count: int, function: Any) -> Array:
+def in_batches(count: int, function: Callable[..., Array]) -> Array:
     """`function(slice)` over 0 .. count in slices of BATCH; returns the results as one array."""
     return np.concatenate([function(slice(start, start + BATCH)) for start in range(0, count, BATCH)])

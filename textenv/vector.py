@@ -20,10 +20,9 @@ from textenv.data import printable
 from textenv.mdp import TextMDP
 from textenv.spaces import MaskedMultiDiscrete, action_space, observation_space
 from textenv.state import Array
-from textenv.stepping import EpisodeBatch, StepResult
+from textenv.stepping import EpisodeBatch, Info, StepResult
 
 Observation = dict[str, Array]
-Info = dict[str, Any]
 
 
 class TextVectorEnv(VectorEnv[Observation, Array, Array]):
@@ -78,7 +77,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         self.episodes.bind(policy)
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, object] | None = None
     ) -> tuple[Observation, Info]:
         """Resets every row, or those where `options["reset_mask"]` (bool [B]) is True.
 

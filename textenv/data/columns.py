@@ -7,7 +7,7 @@ from typing import Any
 
 from textenv.arguments import shown
 
-Row = tuple[str, Any]  # the place of a prompt, for error messages, and the prompt or its fields
+Row = tuple[str, object]  # the place of a prompt, for error messages, and the prompt or its fields
 
 
 def is_messages(value: object) -> bool:
@@ -15,7 +15,7 @@ def is_messages(value: object) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], Mapping) and "role" in value[0]
 
 
-def column_rows(columns: Mapping[Any, Any], where: str) -> list[Row]:
+def column_rows(columns: Mapping[object, object], where: str) -> list[Row]:
     """Returns one row per prompt of `{"prompt": [...], ...}`, each with its place.
 
     Args:

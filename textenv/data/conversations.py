@@ -66,12 +66,12 @@ def read_messages(value: object) -> list[Message] | None:
     return [{str(name): field for name, field in message.items() if field is not None} for message in value]
 
 
-def continues_last_message(messages: Sequence[Mapping[str, Any]]) -> bool:
+def continues_last_message(messages: Sequence[Message]) -> bool:
     """Whether the completion continues the last message, which is the beginning of an assistant's turn."""
     return bool(messages) and messages[-1].get("role") == "assistant"
 
 
-def with_completion(messages: Sequence[Mapping[str, Any]], completion: str) -> list[Message]:
+def with_completion(messages: Sequence[Message], completion: str) -> list[Message]:
     """Returns the whole conversation: the completion is a turn of the assistant, or continues one that has begun."""
     if continues_last_message(messages):
         *before, last = messages

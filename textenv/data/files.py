@@ -47,7 +47,7 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
     return [(f"{path}:{number}", line.strip()) for number, line in lines if line.strip()]
 
 
-def read_jsonl(path: Path) -> list[tuple[str, Any]]:
+def read_jsonl(path: Path) -> list[tuple[str, object]]:
     """Returns the values of a file with one JSON value per line as `(file:line, value)`.
 
     Raises:
@@ -76,7 +76,7 @@ def parse_json_at(where: str, text: str) -> Any:
     return value
 
 
-def parse_json(text: str, parse_constant: Callable[[str], Any] | None = None) -> Any:
+def parse_json(text: str, parse_constant: Callable[[str], object] | None = None) -> Any:
     """Returns the value of a JSON text.
 
     Args:
@@ -96,7 +96,7 @@ def check_characters(text: str, where: str) -> None:
             raise ValueError(f"{where}: {name} (at character {text.index(character)}) in {text[:200]!r}; remove it.")
 
 
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]

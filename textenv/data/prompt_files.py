@@ -6,7 +6,7 @@ import csv
 import importlib.util
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +138,7 @@ def _parquet_rows(path: Path, kind: RowKind) -> list[Row]:
     return rows
 
 
-def _placed(rows: list[Any], path: Path, kind: RowKind) -> list[Row]:
+def _placed(rows: Sequence[object], path: Path, kind: RowKind) -> list[Row]:
     """Rows with their places, for files in which a row has no line."""
     return [(f"{path}, {kind} {i}", row) for i, row in enumerate(rows)]
 

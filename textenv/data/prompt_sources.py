@@ -44,10 +44,10 @@ def read_rows(source: object) -> list[Row]:
     return [(f"prompt {i}", row) for i, row in enumerate(rows)]
 
 
-def _iterate(source: Any) -> Iterable[Any]:
+def _iterate(source: Any) -> Iterable[object]:
     """The rows of a table, a data set, a list or a stream."""
     if hasattr(source, "to_pylist"):  # Arrow
-        rows: Iterable[Any] = source.to_pylist()
+        rows: Iterable[object] = source.to_pylist()
         return rows
     if hasattr(source, "to_dicts"):  # a Polars data frame
         rows = source.to_dicts()

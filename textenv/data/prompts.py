@@ -30,7 +30,7 @@ TEMPLATE_FIELD = "chat_template_kwargs"  # TRL's name
 SET_HERE = {"conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"}
 SET_HERE |= {"conversations", "messages"}
 PASSED_ON = {"tools", "documents"}  # arguments of apply_chat_template that are variables of the template
-PromptSource = str | PathLike[str] | Mapping[str, Sequence[Any]] | Iterable[Any]
+PromptSource = str | PathLike[str] | Mapping[str, Sequence[object]] | Iterable[object]
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Prompts:
     texts: list[str]
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int8]
-    columns: dict[str, list[Any]]
+    columns: dict[str, list[object]]
 
-    def columns_of(self, prompt: Sequence[int]) -> dict[str, list[Any]]:
+    def columns_of(self, prompt: Sequence[int]) -> dict[str, list[object]]:
         """Returns the columns of some prompts, as a reward gets them.
 
         Args:
@@ -64,7 +64,7 @@ def load_prompts(
     width: int | None = None,
     *,
     special_tokens_in_prompts: bool = False,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> Prompts:
     """Reads and tokenizes prompts.
 
@@ -121,7 +121,7 @@ def encode_prompt(
     tokenizer: Tokenizer,
     where: str = "the prompt",
     special_tokens_in_prompts: bool = False,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> EncodedText:
     """Encodes one prompt, a text or a conversation; the last arguments are those of `load_prompts`.
 
@@ -149,7 +149,7 @@ def encode_prompt(
     return encoded
 
 
-def check_template_arguments(given: object, tokenizer: Any = None) -> dict[str, Any]:
+def check_template_arguments(given: object, tokenizer: Any = None) -> dict[str, object]:
     """Returns further arguments of a chat template; those that are None, as tables have them, are left out.
 
     Args:
@@ -203,7 +203,7 @@ def padding_id(tokenizer: Tokenizer) -> int:
     return 0
 
 
-def _check_alike(rows: Sequence[tuple[str, Any, Mapping[str, Any]]]) -> None:
+def _check_alike(rows: Sequence[tuple[str, object, Mapping[str, object]]]) -> None:
     """Raises a ValueError unless all rows (place, prompt, fields) have the same fields, and prompts of one kind."""
     first, first_prompt, fields = rows[0]
     for where, prompt, row in rows:
@@ -224,7 +224,7 @@ def _check_alike(rows: Sequence[tuple[str, Any, Mapping[str, Any]]]) -> None:
             )
 
 
-def _kind(prompt: object, fields: Mapping[str, Any] | None = None) -> str:
+def _kind(prompt: object, fields: Mapping[str, object] | None = None) -> str:
     """What a row is, for a message."""
     return "a mapping" if fields else "a text" if isinstance(prompt, str) else "a conversation"
 
@@ -252,7 +252,7 @@ def _pad_left(
     return input_ids, attention_mask
 
 
-def _split_row(where: str, row: object) -> tuple[str | list[Message], dict[str, Any]]:
+def _split_row(where: str, row: object) -> tuple[str | list[Message], dict[str, object]]:
     """The prompt of a row, a text or messages, and the row's fields: none where the row is the prompt itself."""
     fields = row if isinstance(row, Mapping) else {}
     name = next((name for name in PROMPT_FIELDS if name in fields), None)
@@ -287,7 +287,7 @@ def _shown_row(row: object) -> str:
         return shown(row)
 
 
-def _template_arguments(prompt: object, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _template_arguments(prompt: object, row: Mapping[str, object], where: str) -> dict[str, object]:
     """The template's arguments of a row; for texts, the field has no meaning."""
     try:
         return {} if isinstance(prompt, str) else check_template_arguments(row.get(TEMPLATE_FIELD))

@@ -19,7 +19,7 @@ def resolve_prompt(
     prompts: Prompts,
     tokenizer: Tokenizer,
     special_tokens_in_prompts: bool = False,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> tuple[int, str, NDArray[np.int64]]:
     """Index, text and ids of a prompt given as an index, text, messages or ids; index -1 if it is not in the list.
 

@@ -42,7 +42,7 @@ def encode_text(
     Raises:
         ValueError: the tokenizer has no ordinary tokens for that spelling.
     """
-    arguments: dict[str, Any] = {"add_special_tokens": add_special_tokens}
+    arguments: dict[str, object] = {"add_special_tokens": add_special_tokens}
     if max_length is not None:
         arguments |= {"truncation": True, "max_length": max_length}
     check_text(text)
@@ -97,7 +97,7 @@ def encode_chat(
     complete: bool = True,
     max_length: int | None = None,
     read_special_tokens: bool = False,
-    template: Mapping[str, Any] | None = None,
+    template: Mapping[str, object] | None = None,
 ) -> EncodedText:
     """Encodes a conversation by the tokenizer's chat template: only the template writes special tokens.
 
@@ -213,7 +213,7 @@ def _encode_ordinary(text: str, tokenizer: Any, **arguments: object) -> list[int
     return ids
 
 
-def _render(messages: Any, tokenizer: Any, template: Mapping[str, Any]) -> str:
+def _render(messages: Any, tokenizer: Any, template: Mapping[str, object]) -> str:
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("messages need a tokenizer with a chat template: set tokenizer.chat_template or pass strings.")
     try:

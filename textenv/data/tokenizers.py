@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+
+from textenv.state import Array
 
 
 class Tokenizer(Protocol):
@@ -88,7 +89,7 @@ class WordTokenizer:
         """Returns the words of `token_ids`, separated by spaces."""
         return " ".join(self.tokens[i] for i in token_ids if not (skip_special_tokens and i == self.eos_token_id))
 
-    def decode_rows(self, token_ids: NDArray[Any]) -> list[str]:
+    def decode_rows(self, token_ids: Array) -> list[str]:
         """Decodes each row of `token_ids` [K, T], without end tokens.
 
         A subclass that overrides `decode` is called row by row. Otherwise all rows become one string, which is split

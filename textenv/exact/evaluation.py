@@ -9,7 +9,6 @@ with r(x, y) the score and the shaping along y, and r_t(s, a) the whole reward o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from textenv.bound_policy import PolicyFunction, policy_logits
 from textenv.categorical import masked_log_softmax
 from textenv.state import Array
-from textenv.tree import MAX_COMPLETIONS, Tree, enumerate_tree, in_batches
+from textenv.tree import MAX_COMPLETIONS, Enumerable, Level, Tree, enumerate_tree, in_batches
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Evaluation:
     tree: Tree
 
 
-def evaluate(env: Any, policy: PolicyFunction, max_completions: int = MAX_COMPLETIONS) -> Evaluation:
+def evaluate(env: Enumerable, policy: PolicyFunction, max_completions: int = MAX_COMPLETIONS) -> Evaluation:
     """Computes J, score, KL, V, Q and A of a policy exactly.
 
     Args:
@@ -69,7 +68,7 @@ def evaluate_log_probs(tree: Tree, log_probs: Array) -> Evaluation:
     log_ratio = np.where(probs > 0, log_probs - np.where(allowed, tree.ref_log_probs, 0.0), 0.0)
     beta = tree.mdp.kl_coef
 
-    def expectation(level: slice, q_values: Array) -> Array:
+    def expectation(level: Level, q_values: Array) -> Array:
         value: Array = (probs[level] * (q_values - beta * log_ratio[level])).sum(axis=1)
         return value
 

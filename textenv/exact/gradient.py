@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from textenv.exact.evaluation import evaluate
-from textenv.tree import BATCH, MAX_COMPLETIONS, Tree, enumerate_tree
+from textenv.tree import BATCH, MAX_COMPLETIONS, Enumerable, Tree, enumerate_tree
 
 
-def policy_gradient(env: Any, policy: Any, max_completions: int = MAX_COMPLETIONS) -> dict[str, Any]:
+def policy_gradient(env: Enumerable, policy: Any, max_completions: int = MAX_COMPLETIONS) -> dict[str, Any]:
     """Computes the exact gradient of J, by parameter name.
 
     Args:

@@ -14,7 +14,6 @@ KL-regularized control: Todorov 2006; Peters et al. 2010; Rafailov et al. 2023 (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from textenv.categorical import masked_log_softmax
 from textenv.exact.evaluation import Evaluation, evaluate_log_probs
 from textenv.state import Array
-from textenv.tree import MAX_COMPLETIONS, Tree, enumerate_tree
+from textenv.tree import MAX_COMPLETIONS, Enumerable, Level, Tree, enumerate_tree
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def normalized_objective(objective: float, reference: float, optimum: float) -> 
     return (objective - reference) / gap if gap > 1e-12 else float("nan")
 
 
-def solve(env: Any, max_completions: int = MAX_COMPLETIONS, kl_coef: float | None = None) -> Solution:
+def solve(env: Enumerable, max_completions: int = MAX_COMPLETIONS, kl_coef: float | None = None) -> Solution:
     """Computes the optimum `pi* = pi_ref exp(r / beta) / Z` by the soft Bellman equation, backward in time.
 
     With beta = 0, pi* puts all its mass on the best completion: V* = max_a Q*.
@@ -78,7 +77,7 @@ def solve(env: Any, max_completions: int = MAX_COMPLETIONS, kl_coef: float | Non
     beta, reference = tree.mdp.kl_coef if kl_coef is None else kl_coef, tree.ref_log_probs
     allowed = tree.child != -2
 
-    def soft_maximum(level: slice, q_values: Array) -> Array:
+    def soft_maximum(level: Level, q_values: Array) -> Array:
         if beta == 0:
             best: Array = np.where(allowed[level], q_values, -np.inf).max(axis=1)
             return best

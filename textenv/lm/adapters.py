@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from textenv.lm.inputs import max_length
+from textenv.lm.protocols import CausalLM
 from textenv.lm.right_padded import forward_alone
 from textenv.lm.rounding import rounding_tolerance
 
 TOKENS = 16  # of the sequence whose logits are compared
 
 
-def has_adapters(model: Any) -> bool:
+def has_adapters(model: CausalLM) -> bool:
     """Whether a model is a `PeftModel`, or has layers of peft inside."""
     if not isinstance(model, nn.Module) or "peft" not in sys.modules:  # without peft there are no such layers
         return False
@@ -29,7 +30,7 @@ def has_adapters(model: Any) -> bool:
     return any(isinstance(module, kinds) for module in model.modules())
 
 
-def frozen_copy(model: Any) -> Any:
+def frozen_copy(model: CausalLM) -> Any:
     """Returns a copy of a causal LM; the adapters of a `PeftModel` are merged into the weights of the copy.
 
     Raises:
@@ -38,7 +39,7 @@ def frozen_copy(model: Any) -> Any:
     return merge_and_check_adapters(copy_with_adapters(model).eval()) if has_adapters(model) else copy.deepcopy(model)
 
 
-def copy_with_adapters(model: Any) -> Any:
+def copy_with_adapters(model: CausalLM) -> Any:
     """Returns a copy of a model with adapters.
 
     Raises:
@@ -122,7 +123,7 @@ def remove_adapters(model: Any) -> Any:
 
 
 @torch.no_grad()
-def probe_logits(model: Any) -> Tensor:
+def probe_logits(model: CausalLM) -> Tensor:
     """Returns the logits of one sequence, float64: [L, V], apart from a constant, which the softmax takes away.
 
     A classifier's are [labels], as they are.

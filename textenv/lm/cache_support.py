@@ -19,6 +19,7 @@ from torch import Tensor
 from textenv.lm.cached_decoder import CachedDecoder
 from textenv.lm.inputs import POSITIONS, base_model, check_predicts_next, max_length, trunk_of
 from textenv.lm.position_tables import PositionTables
+from textenv.lm.protocols import CausalLM
 from textenv.lm.right_padded import forward_alone, forward_right_padded
 from textenv.lm.rounding import precision, rounding_tolerance
 
@@ -37,7 +38,7 @@ def supports_cache(model: Any) -> bool:
 
 
 @torch.no_grad()
-def find_cache_support(model: Any) -> bool:
+def find_cache_support(model: CausalLM) -> bool:
     """Finds out how a causal LM must be read, in at most four forward passes of 64 tokens, and keeps it.
 
     Returns:
@@ -67,7 +68,7 @@ def find_cache_support(model: Any) -> bool:
     return supported
 
 
-def _is_right_in_a_cache(model: Any, ids: Tensor, alone: Tensor) -> bool:
+def _is_right_in_a_cache(model: CausalLM, ids: Tensor, alone: Tensor) -> bool:
     """Whether company in a KV cache leaves the logits of sequences as they are alone.
 
     Two beginnings of the sequence are prefilled. Then one row is replaced by a third beginning, and both are continued.
@@ -93,7 +94,7 @@ def _is_right_in_a_cache(model: Any, ids: Tensor, alone: Tensor) -> bool:
     return _distance(alone[[other - 1, long, other]], torch.cat([first, then])) <= tolerance
 
 
-def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
+def _check_right_padded(model: CausalLM, ids: Tensor, alone: Tensor) -> None:
     """Checks that neither a second row nor later tokens, which padding is, change what the model computes."""
     length = _beginnings(len(ids))[1]
     rows = torch.stack([ids, torch.cat([ids[:length], ids.flip(0)[: len(ids) - length]])])
@@ -118,7 +119,7 @@ def _check_right_padded(model: Any, ids: Tensor, alone: Tensor) -> None:
         )
 
 
-def _sequence(model: Any) -> Tensor:
+def _sequence(model: CausalLM) -> Tensor:
     """Token ids [L] of a sequence, special tokens among them, which some models treat in a way of their own."""
     config = model.config.get_text_config()
     length = min(LENGTH, max_length(model) or LENGTH)
@@ -135,7 +136,7 @@ def _beginnings(length: int) -> tuple[int, int, int]:
     return length - 1, max(1, (length - 1) // 3), max(1, (length - 1) // 2)
 
 
-def _read_alone(model: Any, ids: Tensor) -> Tensor:
+def _read_alone(model: CausalLM, ids: Tensor) -> Tensor:
     try:
         logits: Tensor = forward_alone(model, ids[None]).logits[0]
     except OUT_OF_MEMORY:
@@ -157,7 +158,7 @@ def _tolerance(logits: Tensor, noise: float = math.inf) -> float:
     return min(rounding_tolerance(logits, logits.dtype), 4 * precision(logits.dtype) * spread + 10 * noise)
 
 
-def _name(model: Any) -> str:
+def _name(model: CausalLM) -> str:
     return type(model).__name__
 
 

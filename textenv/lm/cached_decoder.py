@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from textenv.lm.inputs import cache_argument, deduplicate, last_columns, pack_left, position_ids
+from textenv.lm.protocols import CausalLM
 
 BLOCK_COLUMNS = 32  # columns allocated at a time: one copy of the cache per 32 tokens, and at most 32 unused columns
 
@@ -58,7 +59,7 @@ class CachedDecoder:
     The outputs are inference tensors: autograd refuses them, so they cannot be trained through.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalLM) -> None:
         self.model = model
         self._cache_argument = cache_argument(model)
         self.cache: Any = None

@@ -11,6 +11,7 @@ from transformers.activations import NewGELUActivation
 
 from textenv.lm.inputs import last_columns
 from textenv.lm.prefix_sharing import forward_sequences
+from textenv.lm.protocols import CausalLM
 
 # Logits in memory together where only the tokens' log-probabilities are kept: 2^26 float32 are 256 MiB.
 MAX_LOGITS = 2**26
@@ -35,7 +36,12 @@ def fuse_activations(model: Any) -> Any:
 
 
 def forward_completions(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: object
+    model: CausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_tokens: int,
+    share_prefix: bool = True,
+    **kwargs: object,
 ) -> Any:
     """Runs sequences [B, L] in parallel; returns the model's output, with logits [B, T, V] of the last T columns.
 

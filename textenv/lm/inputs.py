@@ -47,7 +47,7 @@ def is_causal_lm(model: object) -> TypeGuard[CausalLM]:
     return isinstance(model, nn.Module) and getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 
-def check_predicts_next(model: Any) -> None:
+def check_predicts_next(model: CausalLM) -> None:
     """Raises a ValueError for a masked language model: transformers declares what a class predicts.
 
     Its behaviour does not show it: as a decoder (`is_decoder`) such a model attends to earlier tokens only, and has

@@ -11,12 +11,13 @@ from textenv.lm.cache_support import supports_cache
 from textenv.lm.cached_decoder import CachedDecoder
 from textenv.lm.inputs import last_columns, pack_left
 from textenv.lm.prefix_sharing import forward_sequences
+from textenv.lm.protocols import CausalLM
 
 
 class UncachedDecoder:
     """Decodes B sequences token by token, as `CachedDecoder` does, for models that must be read without a cache."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalLM) -> None:
         self.model = model
 
     @torch.inference_mode()
@@ -48,6 +49,6 @@ class UncachedDecoder:
         return forward_sequences(self.model, self.input_ids, self.attention_mask, 1, False, logits_to_keep=last)
 
 
-def new_decoder(model: Any) -> CachedDecoder | UncachedDecoder:
+def new_decoder(model: CausalLM) -> CachedDecoder | UncachedDecoder:
     """A decoder that reads a causal language model as it must be read."""
     return CachedDecoder(model) if supports_cache(model) else UncachedDecoder(model)

@@ -1,6 +1,6 @@
 """References: pi_ref as a finite-state table or a causal language model."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textenv.references.checks import as_reference, first_tokens, resolve_eos
 from textenv.references.protocol import Reference
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports `CausalLMReference` on first use: it needs torch, which the rest of this package does not."""
     if name == "CausalLMReference":
         from textenv.references.causal_lm import CausalLMReference

@@ -29,6 +29,7 @@ from textenv.lm import (
     supports_cache,
 )
 from textenv.references.incremental import IncrementalInput
+from textenv.state import Array
 
 
 class CausalLMReference:
@@ -100,7 +101,7 @@ class CausalLMReference:
         return self.max_length is not None and self._decoder.num_columns >= self.max_length
 
     @torch.no_grad()
-    def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float32]:
+    def log_probs(self, input_ids: Array, attention_mask: Array) -> NDArray[np.float32]:
         """Next-token log-probabilities, float32 [B, V], of sequences [B, L]."""
         device = self.model.device
         ids, mask = torch.as_tensor(input_ids, device=device), torch.as_tensor(attention_mask, device=device)
@@ -145,14 +146,14 @@ class CausalLMReference:
             del logits  # else two chunks are in memory together
         return torch.cat(chunks).to(home)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CausalLMReference:
+    def __deepcopy__(self, memo: dict[int, object]) -> CausalLMReference:
         """Copies the weights, not the cache."""
         other = copy.copy(self)
         other.model, other.adapter = self.copy_model().eval().requires_grad_(False), None
         other.config = other.model.config.get_text_config()
         return other
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_input": IncrementalInput(), "_decoder": None, "_logits": torch.zeros(0, 0)}
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from textenv.state import Array
 
 
 class IncrementalInput:
@@ -22,10 +19,10 @@ class IncrementalInput:
 
     def clear(self) -> None:
         """Forgets the previous batch: all rows of the next one are new."""
-        self.input_ids: NDArray[Any] = np.zeros((0, 0), dtype=np.int64)
-        self.attention_mask: NDArray[Any] = np.zeros((0, 0), dtype=np.int8)
+        self.input_ids: Array = np.zeros((0, 0), dtype=np.int64)
+        self.attention_mask: Array = np.zeros((0, 0), dtype=np.int8)
 
-    def match(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> tuple[Array, Array, Array]:
+    def match(self, input_ids: Array, attention_mask: Array) -> tuple[Array, Array, Array]:
         """Compares a batch with the stored one and clears the latter.
 
         Returns:
@@ -45,6 +42,6 @@ class IncrementalInput:
         self.clear()  # until `store`: after an interrupted call every row is new
         return extended, unchanged, input_ids[rows, last_column]
 
-    def store(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> None:
+    def store(self, input_ids: Array, attention_mask: Array) -> None:
         """Remembers a batch after it has been processed."""
         self.input_ids, self.attention_mask = input_ids.copy(), attention_mask.copy()

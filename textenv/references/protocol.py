@@ -8,9 +8,9 @@ tokens.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
+from textenv.state import Array
 
 
 class Reference(Protocol):
@@ -21,4 +21,4 @@ class Reference(Protocol):
     `token_log_probs(input_ids, attention_mask, num_tokens) -> [B, T]`, which scores whole completions in one pass.
     """
 
-    def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[Any]: ...
+    def log_probs(self, input_ids: Array, attention_mask: Array) -> Array: ...

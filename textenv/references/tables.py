@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from textenv.data import Tokenizer, encode_beginning, fill_holes
 from textenv.references.incremental import IncrementalInput
+from textenv.state import Array
 
 
 class TableReference:
@@ -115,7 +115,7 @@ class TableReference:
                 table[state, token] = np.log(weight / total)
         return cls(table, next_state)
 
-    def log_probs(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.float64]:
+    def log_probs(self, input_ids: Array, attention_mask: Array) -> NDArray[np.float64]:
         """Next-token log-probabilities [B, V] of the rows of `input_ids` [B, L]."""
         extended, unchanged, last = self._input.match(input_ids, attention_mask)
         new = ~(extended | unchanged)
@@ -128,7 +128,7 @@ class TableReference:
         log_probs: NDArray[np.float64] = self.table[state]
         return log_probs
 
-    def final_state(self, input_ids: NDArray[Any], attention_mask: NDArray[Any]) -> NDArray[np.int64]:
+    def final_state(self, input_ids: Array, attention_mask: Array) -> NDArray[np.int64]:
         """The state [B] at the end of each row of `input_ids` [B, L], from its first token on."""
         state = np.zeros(len(input_ids), dtype=np.int64)
         for column in range(input_ids.shape[1]):

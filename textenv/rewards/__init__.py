@@ -1,6 +1,6 @@
 """Rewards: scores of finished completions, with the signature of TRL's reward functions."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textenv.rewards.errors import RewardError
 from textenv.rewards.finished import FinishedCompletions
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports `RewardModel` on first use: it needs torch, which the rest of this package does not."""
     if name == "RewardModel":
         from textenv.rewards.classifier import RewardModel

@@ -154,7 +154,7 @@ class RewardModel:
         return int(self.tokenizer.eos_token_id)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: object) -> list[float]:
+    def __call__(self, prompts: Sequence[object], completions: Sequence[Completion], **columns: object) -> list[float]:
         """Returns the score of each completion, [B]; it does not depend on the rest of the batch.
 
         Raises:

@@ -32,7 +32,7 @@ class RewardError(ValueError):
 
 
 def reward_error(
-    function: Callable[..., Any],
+    function: Callable[..., object],
     problem: str,
     finished: FinishedCompletions,
     row: int | None = None,
@@ -61,7 +61,7 @@ def describe(finished: FinishedCompletions, row: int) -> str:
     return f"the completion {shown(finished.completions[row])} after the prompt {shown(finished.prompts[row])}"
 
 
-def what_failed(function: Callable[..., Any], error: BaseException) -> str:
+def what_failed(function: Callable[..., object], error: BaseException) -> str:
     """Where in the function an error was raised, its type and its text."""
     summary = traceback.TracebackException.from_exception(error)
     files = {code.co_filename for code in codes(function)}
@@ -77,14 +77,14 @@ def shorten(text: str, limit: int = 500) -> str:
     return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., object]) -> str:
     """The function's name, or that of its class."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def place_of(function: Callable[..., Any]) -> str:
+def place_of(function: Callable[..., object]) -> str:
     """File and first line of the function, of its `__call__` or of what it wraps; empty where it is not Python."""
     found = codes(function)
     return f"{found[-1].co_filename}:{found[-1].co_firstlineno}" if found else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from textenv.data import Prompts, Tokenizer, messages_of
@@ -32,15 +32,15 @@ class FinishedCompletions:
         self,
         tokenizer: Tokenizer,
         listed: Prompts,
-        prompt: NDArray[Any],
-        prompt_text: NDArray[Any],
-        tokens: NDArray[Any],
-        length: NDArray[Any],
+        prompt: NDArray[np.int64],
+        prompt_text: NDArray[np.object_],
+        tokens: NDArray[np.int64],
+        length: NDArray[np.int64],
     ) -> None:
         self.tokenizer, self.listed = tokenizer, listed
         self.prompt, self.prompt_text = prompt, prompt_text
         self.tokens, self.length = tokens, length
-        self.extra: dict[str, list[Any]] = {}
+        self.extra: dict[str, list[object]] = {}
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -72,11 +72,11 @@ class FinishedCompletions:
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in self.completion_ids]
 
     @cached_property
-    def columns(self) -> dict[str, list[Any]]:
+    def columns(self) -> dict[str, list[object]]:
         """The further fields of each completion's prompt, see `Prompts.columns_of`."""
         return self.listed.columns_of(self.prompt.tolist())
 
-    def arguments(self) -> dict[str, list[Any]]:
+    def arguments(self) -> dict[str, list[object]]:
         """The arguments of a reward function, as lists of its own: one that changes them does not affect the next.
 
         Prompts and completions are texts, or messages where the prompt is a conversation.

@@ -10,7 +10,7 @@ from textenv.rewards.messages import Completion, completion_text
 
 
 def vader(
-    prompts: Sequence[Any], completions: Sequence[Completion], completion_ids: list[list[int]], **columns: object
+    prompts: Sequence[object], completions: Sequence[Completion], completion_ids: list[list[int]], **columns: object
 ) -> list[float]:
     """Sentiment of each completion in [-1, 1]: VADER's compound score (Hutto and Gilbert 2014), a lexicon with rules.
 

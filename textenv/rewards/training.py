@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from textenv.arguments import shown
 from textenv.rewards.scores import as_number
@@ -133,7 +132,7 @@ class CallLog:
                 )
 
 
-def trainer_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+def trainer_arguments(function: Callable[..., object]) -> tuple[str, ...]:
     """Which of `TRAINER_ARGUMENTS` a function takes, by name or as one of any keywords."""
     try:
         # a torch module is called through a method that takes anything

@@ -4,6 +4,6 @@
 """
 
 from textenv.stepping.batch import EpisodeBatch
-from textenv.stepping.results import StepResult
+from textenv.stepping.results import Info, StepResult
 
-__all__ = ["EpisodeBatch", "StepResult"]
+__all__ = ["EpisodeBatch", "Info", "StepResult"]

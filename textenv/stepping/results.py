@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textenv.state import Array
+
+Info = dict[str, Any]  # the info of Gymnasium, of one environment or of a batch
 
 FINISH_REASONS = np.array(["length", "stop"], dtype=object)  # indexed by whether the last token is an EOS token
 

@@ -47,12 +47,13 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 from textenv.data import PromptSource, fill_holes
 from textenv.mdp import TextMDP
-from textenv.rewards import vader
+from textenv.rewards import RewardFunction, vader
 
 OPENINGS = (
     "The film begins slowly, and then",
@@ -109,7 +110,7 @@ OPENINGS = (
 def sentiment(
     model: str | PathLike[str] | None = None,
     prompts: PromptSource = OPENINGS,
-    reward: Any = vader,
+    reward: RewardFunction | Sequence[RewardFunction] = vader,
     *,
     max_new_tokens: int = 24,
     kl_coef: float = 0.05,

@@ -38,9 +38,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textenv.arguments import check_count, is_number, shown
 from textenv.categorical import masked_log_softmax
@@ -101,7 +101,7 @@ class HiddenWeights:
 
     __name__ = "hidden_weights"
 
-    def __init__(self, prompts: list[str], weights: Any) -> None:
+    def __init__(self, prompts: list[str], weights: NDArray[np.float64]) -> None:
         self.index = {prompt: i for i, prompt in enumerate(prompts)}
         self.weights = weights
         self.weights[:, 1:, 0, 0] = 0.0  # 0 after 0: after the end, where 0 fills the arrays
@@ -119,7 +119,9 @@ class HiddenWeights:
         scores: list[float] = self.score_tokens(indices, tokens, length).tolist()
         return scores
 
-    def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+    def score_tokens(
+        self, prompt: NDArray[np.int64], tokens: NDArray[np.int64], length: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Computes the same scores from arrays."""
         words = tokens.T
         position = self.offsets[: len(words)].take(prompt, axis=1)
@@ -127,10 +129,12 @@ class HiddenWeights:
         after_first = position[1:]
         after_first += self.vocab_size * words[:-1]
         terms = self.weights.take(position)
-        return np.add.accumulate(terms)[-1]  # token by token: the rounding does not depend on the rest of the batch
+        # token by token: the rounding does not depend on the rest of the batch
+        scores: NDArray[np.float64] = np.add.accumulate(terms)[-1]
+        return scores
 
 
-def _state_machine(log_probs: Any, width: int) -> TableReference:
+def _state_machine(log_probs: NDArray[np.float64], width: int) -> TableReference:
     """The reference as a finite-state machine: first a state per prefix of the prompt, then (prompt, t, last word)."""
     num_prompts, max_new_tokens, vocab, _ = log_probs.shape
     letters = vocab - 1

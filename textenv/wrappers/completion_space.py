@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from gymnasium import spaces
 
@@ -37,7 +35,7 @@ class CompletionSpace(AnyString):
         mdp.reset_rows(self.initial, prompts, prompts)
         self.states = self.initial
 
-    def seed(self, seed: Any = None) -> Any:
+    def seed(self, seed: int | None = None) -> int:
         """Seeds the space's generator and returns to the initial states, until the next reset.
 
         The first sample of a space that was never seeded calls this too; it keeps the states.

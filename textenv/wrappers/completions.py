@@ -15,6 +15,7 @@ from textenv.actions import InvalidAction
 from textenv.env import Observation
 from textenv.mdp import TextMDP
 from textenv.state import TextState
+from textenv.stepping import Info
 from textenv.wrappers.completion_space import AnyString, CompletionSpace
 from textenv.wrappers.terminate_illegal import TerminateIllegal
 from textenv.wrappers.text_env import layers, text_env
@@ -52,13 +53,13 @@ class CompletionAction(gym.Wrapper[str, str, Observation, np.int64], RecordConst
         self.ended = True
         self.illegal_ends = any(isinstance(layer, TerminateIllegal) for layer in layers(env))
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, object] | None = None) -> tuple[str, Info]:
         self.env.reset(seed=seed, options=options)
         self.ended = False
         self.completions.states = self.text_env.episodes.state
         return self._text(), {}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
         """Plays a completion to its end. An error leaves the state unchanged.
 
         Raises:

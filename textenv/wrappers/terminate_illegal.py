@@ -11,8 +11,10 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from numpy.typing import NDArray
 
 from textenv.arguments import is_number, shown
+from textenv.stepping import Info
 from textenv.vector import TextVectorEnv
 from textenv.wrappers.text_env import kind_of, layers, text_env
 
@@ -62,7 +64,7 @@ class TerminateIllegal(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, illegal_reward=self.illegal_reward)
         gym.Wrapper.__init__(self, env)
 
-    def step(self, action: object) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Any, Any, bool, bool, Info]:
         """As the environment's; a masked action ends the episode."""
         with _illegal_actions_end(self.text_env, self.illegal_reward):
             return self.env.step(action)
@@ -84,7 +86,7 @@ class VectorTerminateIllegal(VectorWrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, illegal_reward=self.illegal_reward)
         VectorWrapper.__init__(self, env)
 
-    def step(self, actions: object) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: object) -> tuple[Any, Any, Any, Any, Info]:
         """As the environment's; a masked action ends the episode in its row."""
         with _illegal_actions_end(self.text_env, self.illegal_reward):
             return self.env.step(actions)
@@ -94,7 +96,7 @@ class VectorTerminateIllegal(VectorWrapper, RecordConstructorArgs):
         """The environment's; TorchRL reads it from the outermost wrapper."""
         return self.text_env.autoreset_mode
 
-    def action_masks(self) -> Any:
+    def action_masks(self) -> NDArray[np.bool_]:
         """bool [B, V], which tokens are allowed now: sb3-contrib's convention."""
         return self.text_env.action_masks()
 
@@ -109,7 +111,7 @@ def _illegal_actions_end(env: Any, illegal_reward: float) -> Iterator[None]:
         env.illegal_reward = None
 
 
-def _checked(env: Any, illegal_reward: Any, action_space: type[Any]) -> float:
+def _checked(env: Any, illegal_reward: object, action_space: type) -> float:
     """Returns `illegal_reward` as a float, after checking it and the environment."""
     if not is_number(illegal_reward) or not abs(illegal_reward) <= float(np.finfo(np.float32).max):
         raise ValueError(f"illegal_reward must be a number, finite in float32, got {shown(illegal_reward)}.")

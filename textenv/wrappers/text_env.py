@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 
 from textenv.arguments import shown
 from textenv.env import TextEnv
 
 
-def text_env(env: Any) -> TextEnv:
+def text_env(env: object) -> TextEnv:
     """The `TextEnv` below all wrappers.
 
     Raises:
@@ -21,12 +19,12 @@ def text_env(env: Any) -> TextEnv:
     return inner
 
 
-def kind_of(env: Any) -> str:
+def kind_of(env: object) -> str:
     """The class of an environment below its wrappers, or the value that was passed instead of one, for a message."""
     return type(env.unwrapped).__name__ if isinstance(env, gym.Env | gym.vector.VectorEnv) else shown(env)
 
 
-def layers(env: Any) -> list[Any]:
+def layers(env: object) -> list[gym.Wrapper | gym.vector.VectorWrapper]:
     """The wrappers of an environment, single or batched, from the outermost to the innermost."""
     found = []
     while isinstance(env, gym.Wrapper | gym.vector.VectorWrapper):
