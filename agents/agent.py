@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from agents.checkpoint import load_agent, save_agent
 from agents.checks import check_copy, check_external, check_mdp, check_settings
-from agents.files import resolved
+from agents.files import JsonObject, resolved
 from agents.policy import ActionEvaluation, TransformerPolicy
 from agents.predict import predict_tokens
 from agents.sampling import Rollout, Sampler, collect, collect_external, is_external, new_generator, sample
@@ -34,7 +34,7 @@ from agents.training import (
     rank_seed,
 )
 from agents.update import update
-from textenv import TextMDP, get_mdp
+from textenv import EnvLike, TextMDP, get_mdp
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class Agent(ABC):
 
     policy: TransformerPolicy
     """Samples tokens, and estimates V."""
-    env: Any
+    env: EnvLike
     """A text environment, single or batched; another library's single environment whose observation is a Dict of
     `input_ids` and `attention_mask`; None for an agent that only predicts."""
     learning_rate: float | Callable[[float], float] | None = None
@@ -146,7 +146,7 @@ class Agent(ABC):
                     break
         return self
 
-    def distribute(self, wrap: Callable[[Any], Any]) -> None:
+    def distribute(self, wrap: Callable[[TransformerPolicy], torch.nn.Module]) -> None:
         """Computes losses with `wrap(policy)` from now on, for example a sharded copy (`agents.training.shard`).
 
         Each optimizer step copies the trained weights back to the policy, which samples and is evaluated. With whole
@@ -221,10 +221,10 @@ class Agent(ABC):
     def predict(
         self,
         observation: dict[str, Any],
-        state: Any = None,
-        episode_start: Any = None,
+        state: object = None,
+        episode_start: object = None,
         deterministic: bool = False,
-        action_masks: Any = None,
+        action_masks: object = None,
     ) -> tuple[Any, Any]:
         """Returns the next token of one observation (arrays [L]) or of a batch ([B, L]).
 
@@ -242,7 +242,7 @@ class Agent(ABC):
         """Names of the settings, without policy and env."""
         return [f.name for f in fields(cls) if f.name not in ("policy", "env")]
 
-    def save(self, folder: str | PathLike[str], keep: int = 1, attach: dict[str, Any] | None = None) -> None:
+    def save(self, folder: str | PathLike[str], keep: int = 1, attach: JsonObject | None = None) -> None:
         """Writes the agent to a folder, see agents/checkpoint.py. Every rank calls it; rank 0 writes.
 
         A crash leaves the earlier content of the folder or the new one. Files of others in the folder are kept.
@@ -261,11 +261,11 @@ class Agent(ABC):
     def load(
         cls,
         folder: str | PathLike[str],
-        env: Any = None,
+        env: EnvLike | None = None,
         device: str = "cpu",
-        wrap: Callable[[Any], Any] | None = None,
+        wrap: Callable[[TransformerPolicy], torch.nn.Module] | None = None,
         trust_remote_code: bool = False,
-        **settings: Any,
+        **settings: object,
     ) -> Self:
         """Loads a saved agent; `learn(..., reset_num_timesteps=False)` resumes its training.
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agents.files import (
     DamagedFile,
     JsonObject,
@@ -26,7 +28,7 @@ from agents.policy import STALE, TransformerPolicy, write_policy
 from agents.sampling import is_external
 from agents.training import drop_optimizer_tensors, health_state, rank, restore_health
 from agents.training_state import collect_training_state, restore_generator, restore_optimizer
-from textenv import get_mdp
+from textenv import EnvLike, get_mdp
 
 AGENT = "agent.json"
 TRAINING_STATE = "training_state.safetensors"
@@ -85,9 +87,9 @@ def save_agent(agent: Any, folder: Path, keep: int = 1, attach: JsonObject | Non
 def load_agent(
     kind: Any,
     folder: Path,
-    env: Any,
+    env: EnvLike | None,
     device: str,
-    wrap: Callable[[Any], Any] | None,
+    wrap: Callable[[TransformerPolicy], torch.nn.Module] | None,
     trust_remote_code: bool,
     settings: Mapping[str, object],
 ) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from agents.policy import TransformerPolicy
 from agents.training.master_weights import MasterWeights
 from agents.training.optimizer_state import check_state, group_settings
-from agents.training.optimizers import Rate, find_optimizer, rate_at, rate_factor
+from agents.training.optimizers import ParameterGroups, Rate, find_optimizer, rate_at, rate_factor
 from agents.training.sharding import gather_tensor
 
 
@@ -34,7 +33,8 @@ class Optimization:
     """
 
     def __init__(self, policy: TransformerPolicy, optimizer: str, rate: Rate, critic_rate: float | None = None) -> None:
-        self.policy, self.learner = policy, policy
+        self.policy = policy
+        self.learner: torch.nn.Module = policy
         self.trained = trainable_parameters(policy)
         self._make_optimizer, self._rate = find_optimizer(optimizer), rate
         first = rate_at(rate, 0.0)
@@ -52,7 +52,7 @@ class Optimization:
         Raises:
             ValueError: what the name names has made something else.
         """
-        made: Any = self._make_optimizer(self.master_weights.parameter_groups(self.parameter_groups()))
+        made: object = self._make_optimizer(self.master_weights.parameter_groups(self.parameter_groups()))
         if not isinstance(made, torch.optim.Optimizer):
             raise ValueError(f"optimizer must make a torch.optim.Optimizer, got {made!r:.100}.")
         return made
@@ -67,7 +67,7 @@ class Optimization:
         """Whether there are master weights already."""
         return "master_weights" in vars(self)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> ParameterGroups:
         """The optimizer's parameter groups: the policy's model, and the critic with its own step size."""
         model = {id(parameter) for parameter in self.policy.model.parameters()}
         parts = ([p for p in self.trained if (id(p) in model) is of_model] for of_model in (True, False))
