@@ -73,7 +73,7 @@ def check_mdp(agent: Any, mdp: TextMDP) -> None:
         )
 
 
-def check_fit(policy: Any, mdp: TextMDP) -> None:
+def check_fit(policy: TransformerPolicy, mdp: TextMDP) -> None:
     """Checks that a policy fits an MDP.
 
     Raises:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any
 
 
-def import_named(name: str) -> Any:
+def import_named(name: str) -> object:
     """Returns the object that `module:object` names; the module is imported, which runs it.
 
     Args:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from agents.errors import Diverged
 from agents.policy import TransformerPolicy
@@ -19,10 +18,10 @@ from textenv.lm import max_length
 def predict_tokens(
     policy: TransformerPolicy,
     mdp: TextMDP | None,
-    observation: dict[str, Any],
+    observation: Mapping[str, ArrayLike],
     action_masks: object,
     generator: torch.Generator | None,
-) -> Any:
+) -> NDArray[np.int64] | np.int64:
     """Returns the next tokens of one observation (arrays [L]; a scalar) or of a batch ([B, L]; an array [B]).
 
     Args:

@@ -11,9 +11,12 @@ import operator
 from contextlib import suppress
 from dataclasses import fields
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LARGEST = 1e30  # of a float; its products with numbers of ordinary size are finite in float32
 MOST = 2**31 - 1  # of an integer
@@ -81,7 +84,7 @@ def check_integer(name: str, value: object, low: int, high: int = MOST) -> int:
     return number
 
 
-def check_fields(settings: Any) -> None:
+def check_fields(settings: DataclassInstance) -> None:
     """Checks every field of a dataclass that is an int, a float, a bool or a Literal, or one of them or None.
 
     NumPy's numbers are replaced by Python's, so that they can be saved. A number may also be a function where the
@@ -107,9 +110,9 @@ def check_fields(settings: Any) -> None:
         setattr(settings, f.name, _checked(f.name, value, kinds))
 
 
-def _literals(kind: type) -> dict[str, tuple[Any, ...]]:
+def _literals(kind: type) -> dict[str, tuple[object, ...]]:
     """The values of each annotated name of a class that is a Literal, or a Literal or None."""
-    hints: dict[str, Any] = {}
+    hints: dict[str, object] = {}
     for each in reversed(kind.__mro__):
         # a class may have annotations that only a type checker can read: the Literals of its bases are known
         with suppress(NameError, AttributeError, TypeError):

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
@@ -71,7 +71,7 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{ending}")
 
 
-def write_file(path: Path, write: Callable[[Path], Any], sync: bool = False) -> None:
+def write_file(path: Path, write: Callable[[Path], object], sync: bool = False) -> None:
     """Writes a file by `write(temporary)`, and renames it to `path`.
 
     Args:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import agents.files.atomic as atomic
 from agents.files.commit import check_versions, earlier_versions, replace_folder, update_folder
@@ -22,7 +21,7 @@ from agents.files.manifest import MANIFEST, read_manifest
 
 def write_folder(
     path: Path,
-    fill: Callable[[Path], Any],
+    fill: Callable[[Path], object],
     keep: int = 1,
     attach: JsonObject | None = None,
     replaced: Sequence[str] = (),

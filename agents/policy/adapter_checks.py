@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textenv.data import parse_json
-from textenv.lm import copy_with_adapters, has_adapters, merge_and_check_adapters, probe_logits
+from textenv.lm import CausalLM, copy_with_adapters, has_adapters, merge_and_check_adapters, probe_logits
 
 ADAPTER_CONFIG = "adapter_config.json"
 NAME = "default"  # of the adapter in its `PeftModel`, which is also in the names of saved tensors
@@ -21,7 +21,7 @@ NOT_READ = {  # settings of an adapter -> what peft does with them
 }
 
 
-def check_adapter(model: Any) -> None:
+def check_adapter(model: CausalLM) -> None:
     """Checks that a model without adapters, or a `PeftModel`, can be a policy's: trained, saved and loaded.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from agents.files import JsonObject
 from agents.policy.adapter_checks import CHECKED, check_adapter_config, check_adapter_files, check_trial
 from agents.ranges import check_integer
-from textenv.lm import probe_logits
+from textenv.lm import CausalLM, probe_logits
 from textenv.references import CausalLMReference
 
 ADAPTER = "adapter"  # the folder of the adapter in a checkpoint
@@ -41,7 +41,7 @@ def new_adapter(reference: Any, config: Any) -> Any:
     check_adapter_config(config)
     check_integer("The rank r of an adapter", config.r, 1, reference.model.config.get_text_config().hidden_size)
 
-    def add(model: Any) -> Any:
+    def add(model: CausalLM) -> Any:
         return peft.get_peft_model(model, copy.deepcopy(config))  # peft changes the config that it is given
 
     return _attach(reference, add, _on_a_copy(reference, add, "The adapter"))
@@ -65,7 +65,7 @@ def load_adapter(reference: Any, folder: Path, saved: JsonObject | None = None) 
     _check_reference(reference)
     check_adapter_files(folder)
 
-    def load(model: Any) -> Any:
+    def load(model: CausalLM) -> Any:
         return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
 
     name = f"The adapter in {str(folder)!r}"
@@ -114,7 +114,7 @@ def _attach(reference: CausalLMReference, wrap: Callable[[Any], Any], trial: obj
     return model
 
 
-def adapter_probe(model: Any) -> list[float]:
+def adapter_probe(model: CausalLM) -> list[float]:
     """A few numbers that are saved with an adapter, and show on which weights it was trained.
 
     Returns:
@@ -124,7 +124,7 @@ def adapter_probe(model: Any) -> list[float]:
     return [float(number) for number in torch.cat([logits.amax(dim=-1), logits[:, 0]])]
 
 
-def _computes_the_same(model: Any, saved: Mapping[str, object]) -> bool:
+def _computes_the_same(model: CausalLM, saved: Mapping[str, object]) -> bool:
     """Whether a model computes what the policy with these saved settings did; True where those do not say."""
     if saved.get("adapter_probe") is None:
         return True

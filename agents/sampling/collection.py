@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
@@ -128,7 +127,7 @@ def assemble(
         ValueError: the sampler returned a masked token, or a sum of terms is not finite in float32.
     """
 
-    def tensor(values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
+    def tensor(values: ArrayLike, dtype: torch.dtype | None = None) -> Tensor:
         return torch.as_tensor(values, dtype=dtype, device=mask.device)
 
     completion = completion_mask(generation)
@@ -165,6 +164,6 @@ def assemble(
     )
 
 
-def object_array(values: Sequence[Any]) -> NDArray[Any]:
+def object_array(values: Sequence[object]) -> NDArray[np.object_]:
     """Any values as an array [B], also where they are lists of the same length."""
     return np.fromiter(values, dtype=object, count=len(values))

@@ -20,11 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 from agents.errors import Diverged
 from agents.policy import TransformerPolicy
 from agents.sampling.rollout import Rollout
-from textenv import TextEnv
+from textenv import EnvLike, TextEnv
 from textenv.lm import max_length
 
 
-def is_external(env: Any) -> bool:
+def is_external(env: EnvLike) -> bool:
     """Whether `env` is a single environment of another library; environments of textenv may be wrapped."""
     return isinstance(env, gym.Env) and not isinstance(env.unwrapped, TextEnv)
 
@@ -64,7 +64,13 @@ def check_spaces(env: Any, policy: TransformerPolicy) -> None:
 
 @torch.no_grad()
 def collect_external(
-    env: Any, policy: TransformerPolicy, n: int, *, generator: torch.Generator, gamma: float = 1.0, values: bool = True
+    env: EnvLike,
+    policy: TransformerPolicy,
+    n: int,
+    *,
+    generator: torch.Generator,
+    gamma: float = 1.0,
+    values: bool = True,
 ) -> Rollout:
     """Collects `n` whole episodes as a `Rollout` whose `input_ids` and `attention_mask` are [B, T, L + 1].
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from agents.policy import TransformerPolicy
 from agents.sampling.loop import Generation
 from textenv import TextMDP, TextState
-from textenv.lm import base_model, pack_left, supports_cache
+from textenv.lm import CausalLM, base_model, pack_left, supports_cache
 
 
 def generate_sampler(
@@ -108,7 +107,7 @@ def _by_time(policy: TransformerPolicy, mdp: TextMDP, state: TextState, generato
 
 
 @contextmanager
-def no_generation_config(model: Any) -> Iterator[None]:
+def no_generation_config(model: CausalLM) -> Iterator[None]:
     """Replaces the generation config of a checkpoint by the default: an adapter's, and that of its base model."""
     models = {model, base_model(model)}
     saved = [each.generation_config for each in models]

@@ -160,7 +160,7 @@ class CapturedStep:
         self.time.copy_((self.time + 1).clamp(max=horizon).masked_fill(self.is_eos[token], horizon))
         self.token.copy_(token)
 
-    def _arguments(self, ids: Tensor, positions: Tensor) -> dict[str, Any]:
+    def _arguments(self, ids: Tensor, positions: Tensor) -> dict[str, object]:
         """The model's arguments to add `ids` [B, n] to the cache."""
         return {
             "input_ids": ids,
@@ -201,7 +201,7 @@ class CapturedStep:
         return graph.replay
 
 
-def capture_key(policy: TransformerPolicy) -> tuple[Any, ...]:
+def capture_key(policy: TransformerPolicy) -> tuple[object, ...]:
     """What a captured step depends on: the addresses of the weights, and the temperature, which is a Python number."""
     return (policy.temperature, *(parameter.data_ptr() for parameter in policy.parameters()))
 

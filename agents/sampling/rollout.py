@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -49,7 +51,7 @@ class Rollout:
     completions: Any
     gold_scores: Tensor | None = None
     lengths: Tensor | None = None
-    extra: dict[str, Any] | None = None
+    extra: dict[str, NDArray[np.object_]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -79,7 +81,7 @@ class Rollout:
         """log(pi(y|x) / pi_ref(y|x)), [B]: its mean estimates the KL over whole completions."""
         return (self.log_probs - self.ref_log_probs).sum(dim=1)
 
-    def __getitem__(self, rows: Any) -> Rollout:
+    def __getitem__(self, rows: slice | Tensor) -> Rollout:
         """A rollout of some of the completions: `rows` is a slice or an int64 tensor."""
 
         def select(value: Any) -> Any:

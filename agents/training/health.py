@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from agents.errors import TrainingWarning
+from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
 from agents.training.conditions import CONDITIONS, EVALUATION_CONDITIONS, Condition
 from agents.training.ranks import rank
@@ -136,7 +137,7 @@ def probe_weights(agent: Any) -> list[Tensor]:
     return found
 
 
-def precision(policy: Any) -> float:
+def precision(policy: TransformerPolicy) -> float:
     """The relative rounding error of the policy's arithmetic."""
     if policy.model.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return torch.finfo(torch.bfloat16).eps

@@ -16,11 +16,12 @@ the master weights, and the policy's weights are gathered from it and rounded.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from agents.training.optimizers import ParameterGroups
 from agents.training.sharding import gather_on_rank0, gather_tensor, shard_like
 
 
@@ -60,7 +61,7 @@ class MasterWeights:
         """Returns the master weights of some parameters."""
         return [self._master_by_id.get(id(parameter), parameter) for parameter in parameters]
 
-    def parameter_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, groups: ParameterGroups) -> ParameterGroups:
         """Returns an optimizer's parameter groups with master weights in place of the parameters."""
         return [group | {"params": self.for_parameters(group["params"])} for group in groups]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +112,7 @@ def load_optimizer_tensors(
     """
     names, known = parameter_names(policy), known_keys(optimizer)
     listed = take_names(tensors, path) if known is None else None
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, Tensor | float]] = {}
     for index, parameter in enumerate(parameters):
         prefix = f"{PREFIX}{names[id(parameter)]}."
         found = {name[len(prefix) :] for name in tensors if name.startswith(prefix)}

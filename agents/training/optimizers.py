@@ -12,7 +12,8 @@ import torch
 from agents.named_code import import_named
 from agents.policy import TransformerPolicy
 
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]  # from parameter groups with their "lr"
+ParameterGroups = list[dict[str, Any]]  # as torch takes them, with their "lr"
+MakeOptimizer = Callable[[ParameterGroups], torch.optim.Optimizer]
 Rate = float | Callable[[float], float]  # a step size, or that at a share of the training, 0 .. 1
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {

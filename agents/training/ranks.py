@@ -80,7 +80,7 @@ def gather_objects(local: T) -> list[T]:
     """Returns the objects of all ranks, in the order of the ranks, on each rank."""
     if not is_distributed():
         return [local]
-    gathered: list[Any] = [None] * world_size()
+    gathered = [local] * world_size()
     dist.all_gather_object(gathered, local)
     return gathered
 

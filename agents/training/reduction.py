@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal, SupportsFloat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.training.ranks import gather_objects
 
@@ -102,14 +103,14 @@ def merge_micro_batches(rows: list[Metrics]) -> Metrics:
     return merged
 
 
-def merged_ess(ess: Any, ratio: Any, count: Any) -> float:
+def merged_ess(ess: NDArray[np.float64], ratio: NDArray[np.float64], count: NDArray[np.float64]) -> float:
     """(sum rho)^2 / (n sum rho^2) of all tokens, from that of parts, their mean ratios and their numbers of tokens."""
     first = ratio * count
     second = first**2 / np.maximum(count * ess, 1e-30)
     return float(first.sum() ** 2 / max(1e-30, count.sum() * second.sum()))
 
 
-_REDUCTIONS: dict[str, Callable[[list[float]], Any]] = {
+_REDUCTIONS: dict[str, Callable[[list[float]], SupportsFloat]] = {
     "mean": np.mean,
     "first": lambda values: values[0],
     "max": max,

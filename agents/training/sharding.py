@@ -94,7 +94,7 @@ def gather_moments(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"state": {i: {k: gather_on_rank0(v) for k, v in s.items()} for i, s in state["state"].items()}}
 
 
-def shard_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def shard_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, object]:
     """Returns an optimizer's whole `state_dict` with its tensors sharded like the parameters that it steps."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {i: {k: shard_like(v, parameters[i]) for k, v in s.items()} for i, s in state["state"].items()}
