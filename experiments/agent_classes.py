@@ -13,12 +13,13 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 
 from agents import RANGES, Agent
+from agents.files import JsonObject
 from experiments.errors import FlagError
 from experiments.named_code import import_named
 from experiments.ranges import check_flags
@@ -48,7 +49,7 @@ METAVAR = "{" + ",".join(AGENTS) + "}|module:Class"  # in the help of a flag tha
 AgentClass = type[Agent] | type[StableBaselines]
 
 
-class Settings(dict[str, dict[str, Any]]):
+class Settings(dict[str, JsonObject]):
     """The settings of agents, by `settings_key`; of each a value for every name."""
 
 
@@ -67,7 +68,7 @@ def settings_key(name: str) -> str:
     return short_name(name).replace("-", "_")
 
 
-def trained_agents(config: Any) -> list[str]:
+def trained_agents(config: object) -> list[str]:
     """The names of the agents that a config of `train` or `compare` trains; none of another command's."""
     agents = getattr(config, "agents", None) or [getattr(config, "agent", None)]
     return [name for name in agents if name is not None and name not in UNTRAINED]
@@ -115,7 +116,7 @@ def check_distinct(names: Sequence[str], flags: Sequence[str], flag: str) -> Non
 
 
 @cache
-def settings_of(name: str) -> type[Any]:
+def settings_of(name: str) -> type:
     """Returns a dataclass of an agent's settings, with their types, defaults and docstrings.
 
     Raises:
@@ -142,7 +143,7 @@ def settings_of(name: str) -> type[Any]:
     )
 
 
-def complete_settings(given: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Settings:
+def complete_settings(given: Mapping[str, Mapping[str, object]], names: Sequence[str]) -> Settings:
     """Returns all settings of some agents: those that are given, and the defaults of the others.
 
     Args:
@@ -204,7 +205,7 @@ def _check_external(kind: object, name: str, flag: str) -> None:
             )
 
 
-def _hidden_by(name: str, kind: type[Any]) -> str | None:
+def _hidden_by(name: str, kind: type) -> str | None:
     """The method or class variable of a base class that a field of this name would hide, if there is one."""
     for base in kind.__mro__[1:]:
         own = {f.name for f in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else set()
@@ -213,7 +214,7 @@ def _hidden_by(name: str, kind: type[Any]) -> str | None:
     return None
 
 
-def _plain_type(annotation: object) -> Any:
+def _plain_type(annotation: object) -> object:
     """The part of a type that a flag can hold: of a union its plain members; None where there is none."""
     if annotation in PLAIN or get_origin(annotation) is Literal:
         return annotation

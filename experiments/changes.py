@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from agents.files import JsonObject
 from experiments.agent_classes import AGENTS, settings_key, settings_of, trained_agents
 from experiments.fingerprints import sources, surroundings
 from experiments.run_folder import plain
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # flags that may differ: of what is printed or kept, of how the command runs, and of what is done about failing rewards
 MAY_DIFFER = {
@@ -22,7 +25,7 @@ MAY_DIFFER = {
 OF_THE_POLICY = {"agent", "temperature", "dtype", "separate_critic", "lora_rank"}
 
 
-def changes_that_mix(config: Any, saved: JsonObject) -> list[str]:
+def changes_that_mix(config: DataclassInstance, saved: JsonObject) -> list[str]:
     """Returns a sentence for each flag, file, model and function that is another one than when the run began.
 
     Args:
@@ -33,19 +36,19 @@ def changes_that_mix(config: Any, saved: JsonObject) -> list[str]:
     return [*_differences(before, now), *_changed_sources(saved["sources"], sources(config))]
 
 
-def changes_without_effect(config: Any, saved: JsonObject) -> list[str]:
+def changes_without_effect(config: DataclassInstance, saved: JsonObject) -> list[str]:
     """Returns a sentence for each flag of the saved policy that is another one than when the run began."""
     before, now = ({name: flags.get(name) for name in OF_THE_POLICY} for flags in _flags(config, saved))
     return list(_differences(before, now))
 
 
-def changes_of_surroundings(config: Any, saved: Mapping[str, object]) -> list[str]:
+def changes_of_surroundings(config: DataclassInstance, saved: Mapping[str, object]) -> list[str]:
     """Returns a sentence for each package, number of threads and device that is another one than before."""
     now = surroundings(getattr(config, "device", "cpu"))
     return list(_differences({name: saved[name] for name in now}, now))
 
 
-def _flags(config: Any, saved: JsonObject) -> tuple[JsonObject, JsonObject]:
+def _flags(config: DataclassInstance, saved: JsonObject) -> tuple[JsonObject, JsonObject]:
     """The flags that must not differ, when the run began and now."""
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
     before = {name: value for name, value in saved["flags"].items() if name not in MAY_DIFFER}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from experiments.console import escape_logs_and_warnings
 from experiments.cost import CostConfig, cost
 from experiments.env_flags import check_device
 from experiments.errors import EXPECTED, FlagError, Stopped, paragraph
-from experiments.launch import is_launched, process_group
+from experiments.launch import Wrap, is_launched, process_group
 from experiments.lecture import LectureConfig, lecture
 from experiments.opening import INITIAL, opened
 from experiments.parsing import parse
@@ -51,7 +51,7 @@ def train(config: TrialConfig) -> Path:
         return _train(dataclasses.replace(config, device=device), wrap)
 
 
-def _train(config: TrialConfig, wrap: Callable[[Any], Any] | None = None) -> Path:
+def _train(config: TrialConfig, wrap: Wrap | None = None) -> Path:
     name = f"{short_name(config.agent)}-{config.env.split('/')[-1]}-seed-{config.seed}"
     env = make_environment(config)
     with (

@@ -8,11 +8,11 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -37,12 +37,13 @@ from experiments.config import SHARED_FLAGS, AgentFlags, TrialConfig
 from experiments.console import escape_logs_and_warnings, plain_console
 from experiments.errors import FlagError, Unfinished
 from experiments.evaluation import sample_completions
-from experiments.launch import STOP_SECONDS, Ended, Failure, Progress, Report, run_in_workers, run_on_ray
+from experiments.launch import STOP_SECONDS, Call, Ended, Failure, Progress, Report, run_in_workers, run_on_ray
 from experiments.lock import locked
 from experiments.opening import INITIAL, opened
 from experiments.report import Summaries, report
 from experiments.stopping import stops_later
 from experiments.trial import make_environment, prepare, run_trial, sample_prompt_indices
+from textenv import EnvLike
 from textenv.data import printable
 
 ERROR = "error.txt"
@@ -116,7 +117,7 @@ def compare(config: CompareConfig) -> Path:
     return folder
 
 
-def _compare(config: CompareConfig, trials: list[TrialConfig], env: Any, folder: Path) -> None:
+def _compare(config: CompareConfig, trials: list[TrialConfig], env: EnvLike, folder: Path) -> None:
     console = plain_console(width=None if sys.stdout.isatty() else 120)
     console.print("making the initial policy, which equals the reference ...")
     evaluator, policy = prepare(config, env, folder, trials)
@@ -192,7 +193,7 @@ def keep_traceback(failure: Failure | None, folder: Path) -> None:
 
 
 def _launch(
-    config: CompareConfig, calls: list[Any], is_stopping: Callable[[], bool]
+    config: CompareConfig, calls: Sequence[Call], is_stopping: Callable[[], bool]
 ) -> Generator[Progress | Ended | None, None, None]:
     if config.launcher == "ray":
         gpus = int(config.device.startswith("cuda"))

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 from agents import Agent
+from agents.files import JsonObject
+from agents.policy import TransformerPolicy
 from agents.sampling import Sampler
 from experiments.agent_classes import METAVAR, Settings, check_distinct, complete_settings, find_agent, settings_key
 from experiments.env_flags import EnvFlags
@@ -17,7 +19,7 @@ from experiments.errors import FlagError
 from experiments.named_code import import_named
 from experiments.ranges import check_flags, name_flags
 from experiments.stable_baselines import StableBaselines
-from textenv import get_mdp
+from textenv import EnvLike, get_mdp
 from textenv.references import CausalLMReference
 
 # a new sampler is one entry here: a function as `agents.sampling.Sampler` defines, or a class that makes one
@@ -80,7 +82,7 @@ class TrainFlags(EnvFlags):
         if self.sampler not in SAMPLERS:
             raise FlagError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}.")
 
-    def resolve_learning_rate(self, env: Any) -> None:
+    def resolve_learning_rate(self, env: EnvLike) -> None:
         """Sets `learning_rate`, if it is None, to the default for what is trained in an environment.
 
         Where the reference is no language model, the policy is a small transformer that is trained from scratch.
@@ -132,7 +134,7 @@ class TrialConfig(AgentFlags):
         sampler: Sampler = named() if isinstance(named, type) else named
         return sampler
 
-    def make_agent(self, policy: Any, env: Any) -> Agent | StableBaselines:
+    def make_agent(self, policy: TransformerPolicy, env: EnvLike) -> Agent | StableBaselines:
         """Returns the agent that the flags name; raises a FlagError where its settings do not fit each other."""
         self.resolve_learning_rate(env)
         try:
@@ -140,7 +142,7 @@ class TrialConfig(AgentFlags):
         except ValueError as error:
             raise FlagError(name_flags(str(error), self, settings_key(self.agent))) from error
 
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self) -> JsonObject:
         """The agent's settings, without policy and env."""
         shared = {"learning_rate": self.learning_rate, "n_episodes": self.n_episodes, "seed": self.seed}
         return self.settings[settings_key(self.agent)] | shared

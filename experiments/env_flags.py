@@ -125,7 +125,7 @@ class EnvFlags:
             raise FlagError(f"{self.env}: {error}") from error
         return envs
 
-    def _text_arguments(self) -> dict[str, Any]:
+    def _text_arguments(self) -> dict[str, object]:
         """Arguments of Text-v0 and Sentiment-v0 that the flags set."""
         if self.env == "textenv/Text-v0" and (self.model is None or self.prompts is None or self.reward is None):
             raise FlagError("--env textenv/Text-v0 needs --model, --prompts and --reward.")

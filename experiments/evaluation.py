@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
-from textenv import exact, get_mdp
+from textenv import EnvLike, exact, get_mdp
 from textenv.exact import Tree
 from textenv.references import CausalLMReference
 from textenv.rewards import RewardError
@@ -41,7 +42,7 @@ class Evaluator:
     solution: exact.Solution | None
 
     @classmethod
-    def for_env(cls, env: Any, episodes: int, max_completions: int = 100_000) -> Evaluator:
+    def for_env(cls, env: EnvLike, episodes: int, max_completions: int = 100_000) -> Evaluator:
         """An evaluator that is exact if the task has at most `max_completions` completions, and samples otherwise."""
         try:
             return cls(env, episodes, exact.solve(env, max_completions))
@@ -132,7 +133,7 @@ class Evaluator:
         }
 
 
-def reference_policy(env: Any) -> TransformerPolicy:
+def reference_policy(env: EnvLike) -> TransformerPolicy:
     """The reference as a policy, for evaluation and not for training: a language model is shared, not copied."""
     mdp = get_mdp(env)
     if isinstance(mdp.reference, CausalLMReference) and mdp.reference.adapter is None:
@@ -166,7 +167,7 @@ def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: dict[
     return None
 
 
-def check_enough(count: int, where: str, env: Any) -> None:
+def check_enough(count: int, where: str, env: EnvLike) -> None:
     """Raises a RewardError unless at least two completions, as a standard error needs, are not skipped."""
     if count < 2:
         raise RewardError(
@@ -176,7 +177,7 @@ def check_enough(count: int, where: str, env: Any) -> None:
 
 
 def sample_completions(
-    env: Any, policy: TransformerPolicy, prompts: list[Any], generator: torch.Generator | None = None
+    env: Any, policy: TransformerPolicy, prompts: Sequence[object], generator: torch.Generator | None = None
 ) -> Completions:
     """Samples one completion for each prompt (index or text), and returns them with score and KL.
 
@@ -211,7 +212,7 @@ def sample_completions(
     return completions
 
 
-def as_json(value: object) -> Any:
+def as_json(value: object) -> object:
     """A value that a JSON file can hold, else its text."""
     try:
         json.dumps(value, allow_nan=False)

@@ -14,7 +14,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gymnasium as gym
 import torch
@@ -28,13 +28,16 @@ from experiments.agent_classes import names_user_code, trained_agents
 from experiments.env_flags import REWARDS
 from experiments.named_code import import_named
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 PACKAGES = (
     *("gymnasium", "torch", "transformers", "tokenizers", "numpy", "scipy", "stable-baselines3", "sb3-contrib"),
     *("peft", "accelerate", "vaderSentiment"),
 )
 
 
-def sources(config: Any) -> dict[str, str | None]:
+def sources(config: DataclassInstance) -> dict[str, str | None]:
     """Returns the fingerprint of everything that the flags of a command name, by its flag and name.
 
     Where it is unknown (a function that is not written in Python, a model that is not in the hub's cache) it is None.
@@ -54,7 +57,7 @@ def surroundings(device: str = "cpu") -> JsonObject:
     return {"versions": versions, "threads": torch.get_num_threads(), "device": f"{device} ({own})"}
 
 
-def _sources(config: Any) -> Iterator[tuple[str, str | None]]:
+def _sources(config: DataclassInstance) -> Iterator[tuple[str, str | None]]:
     if (env := getattr(config, "env", None)) is not None:
         yield from _env(env)
     for name in ("prompts", "pairs"):
@@ -134,7 +137,7 @@ def _source_of(module: str, name: str) -> str | None:
     They differ where the function is imported from elsewhere, or is an instance of a class of elsewhere.
     """
     imported = importlib.import_module(module)
-    value: Any = imported
+    value: object = imported
     for part in name.split("."):
         value = getattr(value, part, None)
     value = inspect.unwrap(value) if callable(value) else value

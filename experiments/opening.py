@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from agents import files
 from agents.files import JsonObject
@@ -20,13 +20,27 @@ from experiments.lock import GUARD, LOCK, locked
 from experiments.run_folder import CONFIG, read_saved_config, write_config
 from textenv.data import printable
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    class RunFlags(DataclassInstance, Protocol):
+        """What the flags of a command say of the folder of its run."""
+
+        resume: bool
+        take_over: bool
+        accept_changes: bool
+
+        @property
+        def out(self) -> Path | None: ...
+
+
 INITIAL = "initial"  # the policy and the baselines that trials start from
 ACCEPTED = "accepted_changes.jsonl"
 WANDB = "wandb"  # Weights & Biases makes links in its folder
 
 
 @contextmanager
-def opened(config: Any, name: str, file: str = CONFIG) -> Iterator[Path]:
+def opened(config: RunFlags, name: str, file: str = CONFIG) -> Iterator[Path]:
     """Yields the folder of a run, which this process (rank 0) has locked.
 
     With `resume` the folder may hold a run, begun with the same flags; or nothing, or what a start that did not get far
@@ -34,7 +48,7 @@ def opened(config: Any, name: str, file: str = CONFIG) -> Iterator[Path]:
     was trained before an error is removed again. A stop, and an error that is no FlagError, get a note how to resume.
 
     Args:
-        config: flags with `out`, `resume`, `take_over` and `accept_changes`.
+        config: the flags of the command.
         name: of a new folder under runs/, if there is no `out`.
         file: the name of the file that holds the flags.
 
@@ -76,7 +90,7 @@ def resume_command(folder: Path) -> str:
     return f"{start} {shlex.join([*kept, '--out', str(folder), '--resume'])}"
 
 
-def _make_folder(config: Any, name: str) -> tuple[Path, list[Path]]:
+def _make_folder(config: RunFlags, name: str) -> tuple[Path, list[Path]]:
     """Returns the folder of a run, and the folders that it has made: that one and those above it, innermost first.
 
     Raises:
@@ -112,7 +126,7 @@ def _missing(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
-def _check_empty(config: Any, folder: Path) -> None:
+def _check_empty(config: RunFlags, folder: Path) -> None:
     """Raises a FlagError if there is something in a folder, and no `resume`."""
     if not config.resume and _contents(folder):
         raise FlagError(
@@ -120,7 +134,7 @@ def _check_empty(config: Any, folder: Path) -> None:
         )
 
 
-def _begin_or_resume(config: Any, folder: Path, file: str) -> bool:
+def _begin_or_resume(config: RunFlags, folder: Path, file: str) -> bool:
     """Checks a folder that is locked, and writes the file with the flags if its run begins; returns whether it does."""
     check_links(folder)
     _check_empty(config, folder)  # again: another process may have used it until the lock was free
@@ -141,7 +155,7 @@ def _begin_or_resume(config: Any, folder: Path, file: str) -> bool:
     return True
 
 
-def _check_changes(config: Any, folder: Path, saved: JsonObject) -> None:
+def _check_changes(config: RunFlags, folder: Path, saved: JsonObject) -> None:
     for change in changes_of_surroundings(config, saved):
         print(printable(f"{folder}: since the run began: {change}"), file=sys.stderr)
     if not (mixed := changes_that_mix(config, saved)):

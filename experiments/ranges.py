@@ -11,10 +11,13 @@ import math
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from agents import RANGES
 from experiments.errors import FlagError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 INTEGERS = (0, 2**31 - 1)  # of an integer flag that is not in the tables
 FLOATS = (-1e30, 1e30)
@@ -61,7 +64,7 @@ REPEATED = ("reward", "reward_weights", "prompt", "check")  # lists that may hav
 EMPTY = ("variants", "check")  # lists that may be empty
 
 
-def check_flags(config: Any, prefix: str = "--") -> None:
+def check_flags(config: DataclassInstance, prefix: str = "--") -> None:
     """Checks every field of a command's config, or of an agent's settings.
 
     Raises:
@@ -122,7 +125,7 @@ def _check(flag: str, name: str, value: object, annotation: object) -> None:
         _check_name(flag, str(value) if annotation is Path and isinstance(value, Path) else value)
 
 
-def _check_union(flag: str, name: str, value: object, members: Sequence[Any]) -> None:
+def _check_union(flag: str, name: str, value: object, members: Sequence[object]) -> None:
     """Checks a value against the member of a union that has its type, else against the first one."""
     if value is None and type(None) in members:
         return
@@ -144,7 +147,7 @@ def _check_sequence(flag: str, name: str, value: object, kind: object) -> None:
         raise FlagError(f"{flag} must be {rule}, got {list(value)}{'' if distinct else ': they must differ'}.")
 
 
-def _check_number(flag: str, name: str, value: object, kind: type[Any]) -> None:
+def _check_number(flag: str, name: str, value: object, kind: type) -> None:
     integer = kind is int
     if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
         raise FlagError(f"{flag} must be {'an integer' if integer else 'a number'}, got {value!r}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from agents import FORMAT_VERSION, check_format, files
 from agents.files import JsonObject
@@ -17,10 +17,13 @@ from experiments.config import SHARED_FLAGS, TrainFlags, TrialConfig
 from experiments.errors import FlagError
 from experiments.fingerprints import sources, surroundings
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 CONFIG = "config.json"
 
 
-def write_config(config: Any, folder: Path, name: str = CONFIG) -> None:
+def write_config(config: DataclassInstance, folder: Path, name: str = CONFIG) -> None:
     """Writes `config.json`: the flags, the fingerprints of what they name, versions, threads and device."""
     content = {
         "format_version": FORMAT_VERSION,
@@ -87,7 +90,7 @@ def read_config(folder: Path) -> TrainFlags:
         raise FlagError(f"{path}: {error}") from error
 
 
-def plain(config: Any) -> JsonObject:
+def plain(config: DataclassInstance) -> JsonObject:
     """Returns a config as a dict of JSON values; the settings of each agent are beside the flags, by their key."""
     content: JsonObject = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     settings: JsonObject = content.pop("settings", {})

@@ -158,7 +158,7 @@ def evaluate(config: EvaluateConfig) -> None:
 def sample(config: SampleConfig) -> None:
     """Prints completions of a trained policy."""
     env, policy = config.load()
-    prompts: list[Any] = config.prompt or list(range(min(3, len(env.unwrapped.prompts))))
+    prompts: list[str] | list[int] = config.prompt or list(range(min(3, len(env.unwrapped.prompts))))
     generator = new_generator(policy.device, config.seed)
     rows = (prompt for prompt in prompts for _ in range(config.num))
     while batch := list(itertools.islice(rows, SAMPLE_BATCH)):

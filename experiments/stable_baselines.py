@@ -48,7 +48,7 @@ from agents.training import (
     restore_health,
 )
 from experiments.update_callback import StepFilter, StopLearning, UpdateCallback, check_agent
-from textenv import TextMDP, TextVectorEnv, get_mdp
+from textenv import EnvLike, TextMDP, TextVectorEnv, get_mdp
 
 
 @dataclass(eq=False)
@@ -173,7 +173,7 @@ class StableBaselines(ABC):
     def load(
         cls,
         folder: str | PathLike[str],
-        env: Any,
+        env: EnvLike,
         device: str = "cpu",
         trust_remote_code: bool = False,
         **settings: object,

@@ -8,9 +8,10 @@ with 3, 5 and 10 seeds, that of a mean (of paired differences) in 75%, 84% and 9
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -49,11 +50,11 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
     return _bootstrap(np.array([first[seed] - second[seed] for seed in first]), np.mean)
 
 
-def _iqm(values: np.ndarray, axis: int = -1) -> np.ndarray:
+def _iqm(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
     return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
 
 
-def _bootstrap(values: np.ndarray, statistic: Callable[..., Any]) -> Estimate:
+def _bootstrap(values: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], SupportsFloat]) -> Estimate:
     value = float(statistic(values))
     if len(values) < 2:
         return Estimate(value, None, None)

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 from agents.training import gather_objects, world_size
 from experiments.errors import Stopped
@@ -40,7 +40,7 @@ class StopRequest:
 def stops_at_once() -> Iterator[None]:
     """Signals raise Stopped."""
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
     with _handled(handle):
@@ -60,7 +60,7 @@ def stops_later(what_first: str) -> Iterator[StopRequest]:
     request = StopRequest()
     follower = world_size() > 1 or multiprocessing.parent_process() is not None
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if request.number is None:
             request.number = number
             if not follower:
@@ -74,7 +74,7 @@ def stops_later(what_first: str) -> Iterator[StopRequest]:
 
 
 @contextmanager
-def _handled(handle: Callable[[int, Any], None]) -> Iterator[None]:
+def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handles signals by `handle`, except those that this process ignores. Only the main thread can do that."""
     main = threading.current_thread() is threading.main_thread()
     numbers = [number for number in SIGNALS if main and signal.getsignal(number) is not signal.SIG_IGN]

@@ -18,7 +18,7 @@ from experiments.errors import FlagError
 from experiments.named_code import import_registrations
 from textenv import TextMDP
 
-Kinds = tuple[Any, ...]  # the types int, float and str, and the allowed values of a Literal
+Kinds = tuple[object, ...]  # the types int, float and str, and the allowed values of a Literal
 
 RESERVED = {"id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "max_episode_steps"}
 RESERVED |= {"task", "policy", "render_mode", "autoreset_mode", "disable_env_checker", "env_creator", "entry_point"}
@@ -68,7 +68,7 @@ def _known_arguments(env: str) -> tuple[dict[str, Kinds], set[str], bool]:
     return {name: kinds for name, kinds in known.items() if name not in reserved}, reserved, any_name
 
 
-def _scalar_parameters(function: Callable[..., Any]) -> tuple[dict[str, Kinds], bool]:
+def _scalar_parameters(function: Callable[..., object]) -> tuple[dict[str, Kinds], bool]:
     """The parameters of a function that a number or a text can set, and whether it takes any other names."""
     parameters = inspect.signature(function).parameters.values()
     try:
@@ -100,6 +100,6 @@ def _kinds(annotation: object) -> Kinds:
     return (*numbers, *text, *literals)
 
 
-def _is(value: object, kind: type[Any]) -> bool:
+def _is(value: object, kind: type) -> bool:
     """Whether a value has a type; an integer is a float too, True is no integer."""
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

@@ -22,6 +22,7 @@ from experiments.config import AgentFlags, TrialConfig
 from experiments.env_flags import set_attention
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, normalized_objective, sample_completions, tokens_to_reach
+from experiments.launch import Wrap
 from experiments.opening import INITIAL
 from experiments.run_folder import CONFIG, write_config
 from experiments.stable_baselines import StableBaselines
@@ -29,6 +30,7 @@ from experiments.stopping import stops_later
 from experiments.summary import read_baselines, read_summary, write_summary
 from experiments.trial_log import TrialLog
 from experiments.wandb_login import check_login
+from textenv import EnvLike
 from textenv.data import printable
 from textenv.rewards import RewardError
 
@@ -47,7 +49,7 @@ def make_environment(config: AgentFlags) -> Any:
     return env
 
 
-def initial_policy(config: AgentFlags, env: Any, folder: Path) -> TransformerPolicy:
+def initial_policy(config: AgentFlags, env: EnvLike, folder: Path) -> TransformerPolicy:
     """Returns the policy at the reference, where every trial of a run starts.
 
     It is kept in `folder`, since fitting a policy to a toy's reference takes seconds.
@@ -82,7 +84,7 @@ def _apply_flags(config: AgentFlags, policy: TransformerPolicy) -> TransformerPo
     return policy
 
 
-def _save_initial(config: AgentFlags, env: Any, folder: Path) -> None:
+def _save_initial(config: AgentFlags, env: EnvLike, folder: Path) -> None:
     files.finish_folder(folder)
     if not (folder / "policy.json").exists():
         TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
@@ -113,7 +115,7 @@ def sample_prompt_indices(env: Any) -> list[int]:
 
 
 def prepare(
-    config: AgentFlags, env: Any, folder: Path, trials: list[TrialConfig]
+    config: AgentFlags, env: EnvLike, folder: Path, trials: list[TrialConfig]
 ) -> tuple[Evaluator, TransformerPolicy]:
     """Returns the evaluator of a run and the policy that its trials start from.
 
@@ -150,7 +152,7 @@ def run_trial(
     folder: Path,
     initial: Path,
     progress: Callable[[int], None] = lambda tokens: None,
-    wrap: Callable[[Any], Any] | None = None,
+    wrap: Wrap | None = None,
 ) -> JsonObject:
     """Trains and evaluates an agent and writes the results to `folder`; resumes from the checkpoint if there is one.
 
@@ -195,7 +197,7 @@ def run_trial(
     with TrialLog(config, folder, initial, baselines, evaluator, agent, progress, resumed) as log:
         with stops_later("this update and its checkpoint") as stop:
 
-            def after_update(agent: Any, rollout: object, metrics: dict[str, float]) -> bool:
+            def after_update(agent: Agent, rollout: object, metrics: dict[str, float]) -> bool:
                 log(agent, rollout, metrics)
                 return stop.number is None  # False ends `learn`, on all ranks
 
@@ -237,10 +239,10 @@ def _changed_settings(config: TrialConfig, resumed: Checkpoint) -> dict[str, Any
 
 def _agent(
     config: TrialConfig,
-    env: Any,
+    env: EnvLike,
     resumed: Checkpoint | None,
     initial: Path,
-    wrap: Callable[[Any], Any] | None = None,
+    wrap: Wrap | None = None,
 ) -> Agent | StableBaselines:
     """Returns the agent of a checkpoint, or a new one."""
     kind = find_agent(config.agent)

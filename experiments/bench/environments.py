@@ -17,6 +17,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from numpy.typing import NDArray
 
 import textenv
+from agents.files import JsonObject
 from textenv import get_mdp
 
 Case = Callable[[int], float]  # runs the given number of steps, returns the seconds that they took
@@ -29,7 +30,7 @@ LONGER: dict[str, Any] = {"vocab_size": 50, "max_new_tokens": 32}  # 24 tokens o
 WIDE = 50_000
 
 
-def environments(seconds: float = 20.0) -> dict[str, Any]:
+def environments(seconds: float = 20.0) -> JsonObject:
     """Runs all measurements of this file, in about `seconds` seconds.
 
     Returns:
@@ -170,7 +171,7 @@ def zero_score(prompts: list[str], **columns: Any) -> list[float]:
     return [0.0] * len(prompts)
 
 
-def wide_mask(num_envs: int = 64) -> dict[str, Any]:
+def wide_mask(num_envs: int = 64) -> JsonObject:
     """Compares the cost of a step with 50,000 and with 50 unmasked tokens, and checks that the mask is one array."""
     rates = medians({size: vector_case(unmasked(size, num_envs, 8), num_envs, 50) for size in (50, WIDE)}, 0.2)
     envs = unmasked(WIDE, num_envs, 8)

@@ -6,9 +6,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import torch
 
@@ -66,7 +66,7 @@ class RoundProtocol:
             memory = dict.fromkeys(memory, torch.cuda.max_memory_allocated() / 2**20)
         self._send({"tokens": tokens, "seconds": wall, "cpu": cpu, "phases": phases, "numbers": numbers, **memory})
 
-    def _send(self, content: dict[str, Any]) -> None:
+    def _send(self, content: Mapping[str, object]) -> None:
         print(json.dumps(content), file=self.output, flush=True)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from agents.files import JsonObject
 from agents.policy import cpp_compiler
 from experiments.bench.environments import environments
 from experiments.bench.exactness import EXACT, ExactWork
@@ -156,15 +157,15 @@ def stepping(config: BenchConfig) -> Any:
 def scaling(config: BenchConfig) -> Any:
     """RLOO by completions per update and by completion length, one case after the other."""
     names = config.runnable([name for name in config.variants or ("rloo", "trl rloo") if "rloo" in name])
-    found: dict[str, Any] = {"completions": {}, "tokens": {}}
+    found: JsonObject = {"completions": {}, "tokens": {}}
     for axis, values in (("completions", config.scaling_completions), ("tokens", config.scaling_tokens)):
         for value in values:
-            changed: dict[str, Any] = {axis: value}
+            changed: JsonObject = {axis: value}
             found[axis][value] = turns(config, names, dataclasses.replace(config.work(config.sizes[0]), **changed))
     return found
 
 
-def turns(config: BenchConfig, names: list[str], work: Any, rounds: int | None = None) -> dict[str, Any]:
+def turns(config: BenchConfig, names: list[str], work: Any, rounds: int | None = None) -> JsonObject:
     """Runs `take_turns` with the settings of the flags."""
     return take_turns(names, work, rounds or config.rounds, config.peers, config.threads)
 
@@ -180,12 +181,12 @@ PARTS: dict[str, Callable[[BenchConfig], Any]] = {
 }
 
 
-def bench(config: BenchConfig) -> dict[str, Any]:
+def bench(config: BenchConfig) -> JsonObject:
     """Runs the parts, prints their tables and writes them to `out`."""
     if config.model is not None and not (Path(config.model) / "config.json").is_file():
         raise FlagError(f"--model: {config.model!r} is not the folder of a language model (no config.json).")
     known = [*names_of("updates"), *names_of("options"), *TRL]
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "command": "python -m experiments " + shlex.join(sys.argv[1:]),
         "flags": plain(config),
         "versions": {

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from agents.files import JsonObject
 
 RATIOS = [  # numerator and denominator, of tokens per second
     ("ppo", "tight loop"),
@@ -43,7 +44,7 @@ PHASES = ("generate", "score", "forward", "backward", "step", "other")
 BUSY = 0.9  # below this share of a core, other processes delayed the measurement
 
 
-def table(found: dict[str, Any]) -> str:
+def table(found: JsonObject) -> str:
     """Formats all results; the title of each part says how busy the machine was."""
     lines = [f"$ {found['command']}", f"{found['cores']} cores, threads per process: {found['flags']['threads']}"]
     if found["left_out"]:
@@ -63,7 +64,7 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def updates(found: dict[str, Any]) -> list[str]:
+def updates(found: JsonObject) -> list[str]:
     """A row per variant, then the ratios."""
     lines = []
     for size, variants in found.items():
@@ -71,7 +72,7 @@ def updates(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def options(found: dict[str, Any]) -> list[str]:
+def options(found: JsonObject) -> list[str]:
     """Like `updates`, with the largest ratio of the first minibatch, where it is 1 up to rounding."""
     title = "max(rho, 1/rho) - 1 in the first minibatch; seconds to start, compilation included"
     lines = []
@@ -80,7 +81,7 @@ def options(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def toys(found: dict[str, Any]) -> list[str]:
+def toys(found: JsonObject) -> list[str]:
     """Like `updates`, with the tokens per update and the number of parameters."""
     work, variants = found["work"], found["variants"]
     title = (
@@ -92,7 +93,7 @@ def toys(found: dict[str, Any]) -> list[str]:
     return ["", title, "", *_variants("", variants, _network), "", *_ratios(variants)]
 
 
-def exact(found: dict[str, Any]) -> list[str]:
+def exact(found: JsonObject) -> list[str]:
     """Seconds and memory of each function."""
     lines = [
         "",
@@ -104,7 +105,7 @@ def exact(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def environments(found: dict[str, Any]) -> list[str]:
+def environments(found: JsonObject) -> list[str]:
     """Steps per second by the number of environments, and the smaller measurements."""
     lines = ["", "steps per second by number of environments"]
     for name, rates in found["steps_per_second"].items():
@@ -121,7 +122,7 @@ def environments(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def gpu(found: dict[str, Any]) -> list[str]:
+def gpu(found: JsonObject) -> list[str]:
     """Like `updates`, in seconds, beside the lower bounds that the peak rates of one H100 give."""
     variants, bounds = found["variants"], found["bounds"]
     limits = ", ".join(f"{name} {value:.3f} s" for name, value in bounds.items() if value)
@@ -135,7 +136,7 @@ def gpu(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def scaling(found: dict[str, Any]) -> list[str]:
+def scaling(found: JsonObject) -> list[str]:
     """Rates of RLOO by completions per update and by completion length."""
     lines = []
     for axis, cases in found.items():
@@ -146,7 +147,7 @@ def scaling(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _machine(found: dict[str, Any], part: str) -> str:
+def _machine(found: JsonObject, part: str) -> str:
     """How busy the machine was during a part, and whether its seconds can be trusted."""
     machine = found["machine"][part]
     before, after, share = machine["load_before"], machine["load_after"], machine["share_of_a_core"]
@@ -157,7 +158,7 @@ def _machine(found: dict[str, Any], part: str) -> str:
     return line + "."
 
 
-def _variants(size: str, variants: dict[str, Any], more: Callable[[dict[str, Any]], str]) -> list[str]:
+def _variants(size: str, variants: JsonObject, more: Callable[[JsonObject], str]) -> list[str]:
     lines = [f"{size:36s}{'tokens/s':>10s}{'per CPU s':>11s}{'MB':>7s}{'work MB':>9s}   {more({})}"]
     for name, row in variants.items():
         line = f"{name:36s}{row['tokens_per_second']:10,.0f}{row['tokens_per_cpu_second']:11,.0f}"
@@ -168,22 +169,22 @@ def _variants(size: str, variants: dict[str, Any], more: Callable[[dict[str, Any
 # The columns after those of `_variants`: the cells of a variant, or the titles if the dict is empty.
 
 
-def _phases(row: dict[str, Any]) -> str:
+def _phases(row: JsonObject) -> str:
     if not row:
         return "".join(f"{name:>9s}" for name in PHASES) + "   (share of the round)"
     total = sum(row["phases"].values())
     return "".join(f"{row['phases'].get(name, 0.0) / total:9.0%}" for name in PHASES if total)
 
 
-def _first_ratio(row: dict[str, Any]) -> str:
+def _first_ratio(row: JsonObject) -> str:
     return f"{row['largest_ratio'] - 1:9.1e}{row['start_seconds']:9.0f}" if row else f"{'ratio':>9s}{'start':>9s}"
 
 
-def _network(row: dict[str, Any]) -> str:
+def _network(row: JsonObject) -> str:
     return f"{row['tokens']:9,.0f}{row['parameters']:13,.0f}" if row else f"{'tokens':>9s}{'parameters':>13s}"
 
 
-def _ratios(variants: dict[str, Any], by: str = "cpu") -> list[str]:
+def _ratios(variants: JsonObject, by: str = "cpu") -> list[str]:
     """The median and the quartiles of the ratios, each of two rounds that ran in turn."""
     lines = []
     for first, second in RATIOS:
@@ -200,7 +201,7 @@ def _ratios(variants: dict[str, Any], by: str = "cpu") -> list[str]:
     return lines
 
 
-def scaling_figure(found: dict[str, Any], path: Path) -> None:
+def scaling_figure(found: JsonObject, path: Path) -> None:
     """Tokens per CPU second against completions per update, and against completion length."""
     from matplotlib.figure import Figure
 

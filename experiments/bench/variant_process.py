@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from agents.files import JsonObject
 from experiments.errors import FlagError
 
 
@@ -39,7 +40,7 @@ class VariantProcess:
         if not name.startswith("trl") and "PYTHONPATH" in os.environ:
             paths.append(os.environ["PYTHONPATH"])
         environment = {"PYTHONPATH": ":".join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
-        self.name, self.rounds = name, list[dict[str, Any]]()
+        self.name, self.rounds = name, list[JsonObject]()
         self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (an unread pipe would fill up and block)
         started = time.perf_counter()
         self.process = subprocess.Popen(
@@ -60,14 +61,14 @@ class VariantProcess:
         self.process.stdin.flush()
         self.rounds.append(self._receive())
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self) -> JsonObject:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             self.stderr.seek(0)
             lines = self.stderr.read().splitlines()
             raise FlagError(f"{self.name} failed: {lines[-1] if lines else 'no message on stderr'}")
-        message: dict[str, Any] = json.loads(line)
+        message: JsonObject = json.loads(line)
         return message
 
     def stop(self) -> None:
@@ -77,7 +78,7 @@ class VariantProcess:
         self.stderr.close()
 
 
-def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, threads: int) -> dict[str, Any]:
+def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, threads: int) -> JsonObject:
     """Runs the first round of every variant, then the second of every variant, and so on; one process at a time.
 
     Returns:
@@ -103,7 +104,7 @@ def take_turns(names: Sequence[str], work: Any, rounds: int, peers: Path, thread
         }
 
 
-def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def medians(rounds: Sequence[JsonObject]) -> JsonObject:
     """Returns the medians over the rounds of a variant; for memory and the other numbers, the maxima."""
     phases = {name: float(np.median([r["phases"][name] for r in rounds])) for name in rounds[0]["phases"]}
     scalars = {name: float(np.median([r[name] for r in rounds])) for name in ("tokens", "seconds", "cpu")}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import textenv  # noqa: F401
-from agents import PPO
+from agents import PPO, Agent
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
 from experiments.cost.equations import Device, Job, Shape, memory, seconds
@@ -22,7 +22,7 @@ from textenv import get_mdp
 from textenv.lm import load_tokenizer
 
 
-def peak_bytes_during(call: Callable[[], Any], before: int, device: str = "cpu") -> int:
+def peak_bytes_during(call: Callable[[], object], before: int, device: str = "cpu") -> int:
     """Peak bytes during a call: `before`, plus the allocations and releases that the profiler records.
 
     The call must not free what was allocated before it: the profiler does not record that. On a GPU torch's own count
@@ -40,7 +40,7 @@ def peak_bytes_during(call: Callable[[], Any], before: int, device: str = "cpu")
     return peak
 
 
-def resident_bytes(agent: Any, reference: Any) -> int:
+def resident_bytes(agent: Agent, reference: Any) -> int:
     """Bytes of weights, master weights, gradients, Adam's moments and reference; shared storage counts once.
 
     No reference to a gradient is kept, so that it can be freed.
@@ -54,7 +54,7 @@ def resident_bytes(agent: Any, reference: Any) -> int:
     return sum({x.data_ptr(): x.nbytes for x in (*weights, *gradients, *states)}.values())
 
 
-def least_seconds(call: Callable[[], Any], times: int = 3) -> float:
+def least_seconds(call: Callable[[], object], times: int = 3) -> float:
     """Least seconds of several calls: other load on the machine only makes a call slower."""
     durations = []
     for _ in range(times):

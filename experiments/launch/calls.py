@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from experiments.errors import paragraph
 
-Report = Callable[[Any], None]
-Call = Callable[[Report], Any]  # picklable, e.g. `functools.partial`; it may report its progress
+Report = Callable[[object], None]
+Call = Callable[[Report], object]  # picklable, e.g. `functools.partial`; it may report its progress
 
 
 class Failure(NamedTuple):

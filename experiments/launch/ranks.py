@@ -13,12 +13,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 
+from agents.policy import TransformerPolicy
 from agents.training import shard
 from experiments.errors import FlagError
+
+Wrap = Callable[[TransformerPolicy], torch.nn.Module]  # makes a sharded copy of a policy, see `Agent.distribute`
 
 FSDP_SETTINGS = ("VERSION", "OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING", "RESHARD_AFTER_FORWARD")
 
@@ -29,7 +31,7 @@ def is_launched() -> bool:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[tuple[Callable[[Any], Any] | None, str]]:
+def process_group(device: str) -> Iterator[tuple[Wrap | None, str]]:
     """Joins the process group of all ranks, and leaves it at the end.
 
     Yields:
@@ -53,7 +55,7 @@ def process_group(device: str) -> Iterator[tuple[Callable[[Any], Any] | None, st
     torch.distributed.destroy_process_group()
 
 
-def sharding_from_environment() -> Callable[[Any], Any]:
+def sharding_from_environment() -> Wrap:
     """Returns what shards a policy, from accelerate's environment variables.
 
     Raises:

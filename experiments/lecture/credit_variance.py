@@ -18,12 +18,13 @@ from __future__ import annotations
 import itertools
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from agents.functional import batch_mean, gae, leave_one_out, reward_to_go
 from experiments.lecture.enumeration import Enumeration, interpolated_policy
 from experiments.lecture.gram import tabular_gram
 from experiments.lecture.memo import Remember, no_memo
+from textenv import EnvLike
 
 TASK_SEEDS = tuple(range(20))
 BATCH = 4  # K, completions of the prompt: REINFORCE's num_generations
@@ -84,7 +86,7 @@ def on_toy(seed: int) -> dict[str, JsonObject]:
     return {name: bias_and_variance(completions, rung, gram) for name, rung in ladder(completions, learned).items()}
 
 
-def toy(seed: int) -> Any:
+def toy(seed: int) -> EnvLike:
     """A task with one prompt and 31 completions."""
     return gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=4, num_prompts=1, task_seed=seed)
 
@@ -179,9 +181,10 @@ def bias_and_variance(completions: Enumeration, rung: Rung, gram: Tensor) -> Jso
     }
 
 
-def relative(numbers: JsonObject, name: str, key: str) -> Any:
+def relative(numbers: JsonObject, name: str, key: str) -> NDArray[np.float64]:
     """The numbers of a rung divided by those of the whole return, for each toy."""
-    return np.array(numbers[name][key]) / np.array(numbers["whole return"][key])
+    ratio: NDArray[np.float64] = np.array(numbers[name][key]) / np.array(numbers["whole return"][key])
+    return ratio
 
 
 def table(numbers: JsonObject) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from agents import ActorCritic
 from agents.policy import TransformerPolicy
-from textenv import exact
+from textenv import EnvLike, exact
 from textenv.exact import Tree, masked_log_softmax
 
 
@@ -94,13 +93,13 @@ class Enumeration:
         return self.probability[:, None] * self.mask
 
 
-def partly_trained_policy(env: Any, total_timesteps: int = 3000) -> TransformerPolicy:
+def partly_trained_policy(env: EnvLike, total_timesteps: int = 3000) -> TransformerPolicy:
     """A transformer between the reference and the optimum: the result of a short run of ActorCritic."""
     policy = TransformerPolicy.for_env(env)
     return ActorCritic(policy, env, learning_rate=1e-3, seed=0).learn(total_timesteps).policy
 
 
-def interpolated_policy(env: Any, share: float) -> exact.Evaluation:
+def interpolated_policy(env: EnvLike, share: float) -> exact.Evaluation:
     """The exact evaluation of a policy whose logits lie `share` of the way from the reference's to the optimum's."""
     solution = exact.solve(env)
     logits = (1 - share) * solution.tree.ref_log_probs + share * solution.action_log_probs

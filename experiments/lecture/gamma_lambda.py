@@ -12,7 +12,6 @@ V is fitted to the returns of each gamma, as in the agents. (Schulman et al. 201
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -26,7 +25,7 @@ from agents.policy import TransformerPolicy
 from experiments.lecture.enumeration import Enumeration, partly_trained_policy
 from experiments.lecture.memo import Remember, no_memo
 from experiments.lecture.value_head import fit_values, with_new_critic
-from textenv import exact
+from textenv import EnvLike, exact
 
 GAMMAS = (0.8, 0.9, 0.95, 1.0)
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -47,7 +46,9 @@ def measure(memo: Remember = no_memo) -> JsonObject:
     }
 
 
-def over_lambdas(env: Any, policy: TransformerPolicy, completions: Enumeration, gamma: float) -> list[dict[str, float]]:
+def over_lambdas(
+    env: EnvLike, policy: TransformerPolicy, completions: Enumeration, gamma: float
+) -> list[dict[str, float]]:
     """`errors` for each lambda, with a V that is learned for this gamma."""
     critic = with_new_critic(policy, separate=True)
     for _ in fit_values(env, critic, CRITIC_STEPS, gamma):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -28,11 +27,11 @@ from agents.sampling import collect, new_generator
 from experiments.lecture.enumeration import Enumeration, partly_trained_policy
 from experiments.lecture.gram import parameter_gram
 from experiments.lecture.memo import Remember, no_memo
-from textenv import exact, get_mdp
+from textenv import EnvLike, exact, get_mdp
 
 SAMPLES = tuple(2**i for i in range(13))  # completions per prompt
 REPEATS = 8  # at least; more at small n, where the estimates are noisier
-ESTIMATORS: dict[str, dict[str, Any]] = {
+ESTIMATORS: dict[str, JsonObject] = {
     "whole return": {"credit": "sequence", "baseline": None},
     "reward to go, leave-one-out": {"credit": "reward_to_go", "baseline": "leave_one_out"},
 }
@@ -72,7 +71,7 @@ def flat(gradients: Iterable[Tensor]) -> Tensor:
 
 
 def sampled_gradient(
-    env: Any, policy: TransformerPolicy, n: int, generator: torch.Generator, settings: dict[str, Any]
+    env: EnvLike, policy: TransformerPolicy, n: int, generator: torch.Generator, settings: JsonObject
 ) -> Tensor:
     """REINFORCE's estimate of grad J from n completions of each prompt."""
     mdp = get_mdp(env)

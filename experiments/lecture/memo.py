@@ -16,11 +16,11 @@ from textenv.data import printable
 class Remember(Protocol):
     """Returns what `measure` returned, perhaps in an earlier call with the same name."""
 
-    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+    def __call__(self, name: str, measure: Callable[[], object]) -> Any:
         """Returns the result of `measure()` as JSON holds it: a tuple becomes a list."""
 
 
-def no_memo(name: str, measure: Callable[[], Any]) -> Any:
+def no_memo(name: str, measure: Callable[[], object]) -> Any:
     """Measures every time."""
     return json.loads(json.dumps(measure()))
 
@@ -35,7 +35,7 @@ class Memo:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+    def __call__(self, name: str, measure: Callable[[], object]) -> Any:
         """Returns the piece of this name; measures it if it is not in the folder, or its file is damaged."""
         if (kept := self.read(name)) is not None:
             return kept["value"]

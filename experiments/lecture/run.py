@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
+from rich.console import Console
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -136,7 +137,7 @@ def _module(claim: str) -> ModuleType:
     return importlib.import_module(f"experiments.lecture.{claim}")
 
 
-def _show(module: ModuleType, numbers: Any, path: Path, console: Any) -> None:
+def _show(module: ModuleType, numbers: object, path: Path, console: Console) -> None:
     """Prints the table of a claim; writes its numbers, its table and its figure, which nothing reads to resume."""
     title = (module.__doc__ or "").splitlines()[0]
     text = io.StringIO()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 import torch
@@ -27,7 +26,7 @@ from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from experiments.lecture.enumeration import Enumeration, partly_trained_policy
 from experiments.lecture.memo import Remember, no_memo
-from textenv import exact
+from textenv import EnvLike, exact
 from textenv.lm import position_ids
 
 STEPS = 400
@@ -52,7 +51,7 @@ def measure(memo: Remember = no_memo) -> JsonObject:
     return numbers
 
 
-def train_critic(env: Any, completions: Enumeration, critic: TransformerPolicy) -> JsonObject:
+def train_critic(env: EnvLike, completions: Enumeration, critic: TransformerPolicy) -> JsonObject:
     """Error and explained variance of a critic over its training, and at its end by token."""
     rows = []
     for step, sampled in fit_values(env, critic, STEPS):
@@ -68,7 +67,7 @@ def with_new_critic(policy: TransformerPolicy, separate: bool) -> TransformerPol
     return TransformerPolicy(copy.deepcopy(policy.model), vocab_size=policy.vocab_size, separate_critic=separate)
 
 
-def fit_values(env: Any, policy: TransformerPolicy, steps: int, gamma: float = 1.0) -> Iterator[tuple[int, float]]:
+def fit_values(env: EnvLike, policy: TransformerPolicy, steps: int, gamma: float = 1.0) -> Iterator[tuple[int, float]]:
     """Trains only the critic, on new completions at every step. Yields the step and the batch's explained variance.
 
     Without a separate critic only the linear layer is trained; the policy's trunk does not change.

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -42,7 +41,7 @@ def measure(memo: Remember = no_memo) -> JsonObject:
 
 def over_policies(distance: float | None) -> JsonObject:
     """The KL of each policy; and each estimator's bias, standard deviation (both over the KL) and cosines."""
-    found: dict[str, Any] = {name: defaultdict(list) for name in ESTIMATORS} | {"kl": []}
+    found: JsonObject = {name: defaultdict(list) for name in ESTIMATORS} | {"kl": []}
     for seed in range(POLICIES):
         env = gym.make("textenv/Toy-v0", vocab_size=4, max_new_tokens=5, num_prompts=1, task_seed=seed)
         tree = exact.enumerate_tree(env)

@@ -67,7 +67,7 @@ def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple
 
     All pairs of a prompt are on one side. Where there is only one prompt, pairs are drawn one by one.
     """
-    groups: dict[Any, list[Pair]] = {}
+    groups: dict[int | str, list[Pair]] = {}
     one_prompt = len({pair.prompt for pair in pairs}) == 1
     for i, pair in enumerate(pairs):
         groups.setdefault(i if one_prompt else pair.prompt, []).append(pair)
@@ -79,7 +79,7 @@ def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple
     return train, test
 
 
-def _read_saved_dataset(path: Path) -> list[tuple[str, Any]]:
+def _read_saved_dataset(path: Path) -> list[tuple[str, object]]:
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(f"{str(path)!r} is a folder, which needs datasets: pip install datasets.")
     import datasets
