@@ -1,7 +1,8 @@
 """Signs of trouble in the metrics of the last updates, which the table of warnings names.
 
 Metrics are those of the table in agents/README.md. A metric that is missing, because an agent does not have it, never
-holds.
+holds. Nor does a change whose standard error is missing: it is nan, and no comparison with nan holds. Limits are
+therefore combined by `np.max`, which keeps a nan; Python's `max` may drop it.
 """
 
 from __future__ import annotations
@@ -58,17 +59,21 @@ def estimated_objective(rows: Rows) -> float:
     return float(np.mean(means)) if means else math.nan
 
 
+def mean_error(rows: Rows, name: str) -> float:
+    """The standard error of the mean over the rows, from the errors `name` of each row; nan where one is missing."""
+    errors = [row.get(name, math.nan) for row in rows]
+    return math.sqrt(float(np.mean(np.square(errors))) / len(rows)) if rows else math.nan
+
+
+def in_errors(change: float, error: float) -> float:
+    """A change as a number of standard errors; nan where the error is nan."""
+    return float(change / np.max([1e-12, error]))
+
+
 def change_of_objective(rows: Rows, run: Run) -> float:
     """How far J has come since the start of the run, in standard errors; nan where it is not measured."""
-
-    def estimate(some: Rows) -> tuple[float, float]:
-        errors = [row.get("objective/rlhf_reward_stderr", math.nan) for row in some]
-        return estimated_objective(some), float(np.mean(np.square(errors))) / len(some)
-
-    if not run.start:
-        return math.nan
-    (now, now_variance), (first, first_variance) = estimate(rows), estimate(run.start)
-    return (now - first) / max(1e-12, math.sqrt(now_variance + first_variance))
+    change = estimated_objective(rows) - estimated_objective(run.start)
+    return in_errors(change, math.hypot(*(mean_error(x, "objective/rlhf_reward_stderr") for x in (rows, run.start))))
 
 
 def trend(rows: Rows, name: str) -> float:
@@ -76,7 +81,7 @@ def trend(rows: Rows, name: str) -> float:
     values = np.array([row.get(name, math.nan) for row in rows])
     first, second = np.array_split(values, 2)
     error = math.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
-    return float(second.mean() - first.mean()) / max(1e-12, error)
+    return in_errors(float(second.mean() - first.mean()), error)
 
 
 def scores_equal(rows: Rows, limit: float, run: Run) -> bool:
@@ -102,8 +107,8 @@ def first_ratio_off(rows: Rows, limit: float, run: Run) -> bool:
 def kl_negative(rows: Rows, limit: float, run: Run) -> bool:
     """The mean of k1 is below 0 by more than chance: by its standard error, and by completions too rare to be seen."""
     kl = float(np.mean([row.get("objective/kl", math.nan) for row in rows]))
-    error = math.sqrt(float(np.mean([row.get("objective/kl_stderr", math.nan) ** 2 for row in rows])) / len(rows))
-    return kl < -max(limit, 4 * error, 10 / (run.n_episodes * len(rows)))
+    chance = 4 * mean_error(rows, "objective/kl_stderr")
+    return kl < -float(np.max([limit, chance, 10 / (run.n_episodes * len(rows))]))
 
 
 def never_ends(rows: Rows, limit: float, run: Run) -> bool:
@@ -129,7 +134,7 @@ def objective_fell(rows: Rows, limit: float, run: Run) -> bool:
 def kl_runs_away(rows: Rows, limit: float, run: Run) -> bool:
     """The KL has at least doubled, to more than the threshold, and score and J have not risen."""
     kl = [row.get("objective/kl", math.nan) for row in rows]
-    doubled = float(np.mean(kl[-2:])) > max(limit, 2 * float(np.mean(kl[:2])))
+    doubled = float(np.mean(kl[-2:])) > float(np.max([limit, 2 * float(np.mean(kl[:2]))]))
     return doubled and trend(rows, "objective/scores") < 1 and not change_of_objective(rows, run) > RISEN
 
 
@@ -148,6 +153,6 @@ def below_reference(rows: Rows, limit: float, run: Run) -> bool:
 
     def margin(row: Metrics) -> float:
         error = math.sqrt(2) * row.get("eval/objective_stderr", 0.0)  # the reference's J has an error too
-        return max(limit * max(0.0, row.get("optimum", -math.inf) - row["reference"]), 3 * error)
+        return float(np.max([0.0, limit * (row.get("optimum", -math.inf) - row["reference"]), 3 * error]))
 
     return all(row["eval/objective"] < row["reference"] - margin(row) for row in rows)

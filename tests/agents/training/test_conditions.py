@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from agents.training.conditions import CONDITIONS, EVALUATION_CONDITIONS, Condition
 from agents.training.health import precision
-from agents.training.signs import Run
+from agents.training.signs import Run, change_of_objective
 from tests.helpers.paths import ROOT
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import make, words
@@ -181,6 +182,45 @@ def test_the_message_has_the_values_that_were_compared(judged: str) -> None:
     condition = ALL["objective_fell"]
     assert condition.found(found, condition.threshold, run)
     assert "has fallen from 0.9 at the start of the run to 0.4:" in condition.describe(found, run)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error"),
+    [
+        ("objective_fell", {"objective__rlhf_reward": 0.5}, "objective/rlhf_reward_stderr"),
+        ("kl_negative", {"objective__kl": -3.0}, "objective/kl_stderr"),
+    ],
+)
+def test_a_change_whose_error_is_not_measured_is_no_change(name: str, changes: dict[str, Any], error: str) -> None:
+    """Not in these updates, not in one of them, and not at the start. Control: all of them are measured."""
+    condition = ALL[name]
+    found = rows(condition, **changes)
+    assert condition.found(found, condition.threshold, Run(start=START))
+
+    def unmeasured(some: list[dict[str, float]]) -> list[dict[str, float]]:
+        return [{key: value for key, value in row.items() if key != error} for row in some]
+
+    for some in (unmeasured(found), [*found[:-1], *unmeasured(found[-1:])]):
+        assert not condition.found(some, condition.threshold, Run(start=START, n_episodes=1))
+    assert condition.found(found, condition.threshold, Run(start=unmeasured(START))) is (name == "kl_negative")
+
+
+@pytest.mark.parametrize("name", ["equal_scores", "no_completion_ends"])
+def test_a_rise_of_j_that_is_not_measured_silences_nothing(name: str) -> None:
+    """A higher mean return without a standard error. Control: with it, the completions may be good."""
+    sign = {"groups__equal_scores_ratio": 1.0, "completions__clipped_ratio": 1.0, "objective__rlhf_reward": 2.0}
+    assert not holds(name, **sign)
+    assert holds(name, **sign, objective__rlhf_reward_stderr=math.nan)
+    assert math.isnan(change_of_objective(rows(ALL[name], objective__rlhf_reward_stderr=math.nan), Run(start=START)))
+
+
+def test_a_limit_that_is_not_known_is_not_passed() -> None:
+    """The KL at the start, and the error of an evaluation, are nan. Control: they are known."""
+    rising = np.linspace(1, 12, 10)
+    assert holds("kl_runs_away", objective__kl=rising)
+    assert not holds("kl_runs_away", objective__kl=np.concatenate([[math.nan], rising[1:]]))
+    assert holds("below_reference", eval__objective=-0.5, eval__objective_stderr=0.01)
+    assert not holds("below_reference", eval__objective=-0.5, eval__objective_stderr=math.nan)
 
 
 def test_j_is_not_compared_where_beta_is_adapted() -> None:

@@ -143,6 +143,13 @@ def test_a_healthy_run_does_not_warn(start: Any, kind: Any) -> None:
     assert np.mean([row["objective/scores"] for row in rows[-5:]]) > 1.5 * rows[0]["objective/scores"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_one_completion_an_update_shows_no_fall(start: Any, seed: int) -> None:
+    """Its mean return has no standard error: the returns of a policy that hardly changes differ by chance."""
+    env, policy = start()
+    assert learn(ActorCritic(policy, env, n_episodes=1, learning_rate=1e-9, seed=seed), 9)[0] == {}
+
+
 def test_every_condition_is_provoked_in_training() -> None:
     """But for the mean ratio, which is a weaker sign than the effective sample size; see test_conditions.py."""
     assert {name for name, *_ in PATHOLOGIES} == {each.name for each in CONDITIONS} - {"ratio_off"}
