@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agents.training.reduction import Metrics
 from agents.training.signs import (
     Rows,
     Run,
@@ -16,8 +17,10 @@ from agents.training.signs import (
     first_ratio_off,
     gold_falls,
     gradient_large,
+    halves,
     kl_negative,
     kl_runs_away,
+    mean,
     never_ends,
     objective_fell,
     ratio_off,
@@ -34,8 +37,8 @@ class Condition:
         patience: the number of updates (or evaluations) that `found` gets, the last ones.
         threshold: its limit.
         found: whether the rows are worth a warning.
-        message: what it means, and the cure; `{metric}` is replaced by its value in the last row, `{objective}` and
-            `{objective_at_start}` by the estimates of J from these rows and from the start of the run.
+        message: what it means, and the cure; `{metric}` is replaced by its value in the last row, and a name of
+            `compared` by that number.
     """
 
     name: str
@@ -46,8 +49,23 @@ class Condition:
 
     def describe(self, rows: Rows, run: Run) -> str:
         """The text of the warning, for the rows in which it was found."""
-        estimates = {"objective": estimated_objective(rows), "objective_at_start": estimated_objective(run.start)}
-        return self.message.format_map({**rows[-1], **estimates})
+        return self.message.format_map({**rows[-1], **compared(rows, run)})
+
+
+def compared(rows: Rows, run: Run) -> Metrics:
+    """The numbers that conditions compare where they look at several rows together."""
+    first, second = halves(rows)
+    return {
+        "objective": estimated_objective(rows),
+        "objective_at_start": estimated_objective(run.start),
+        "mean_kl": mean(rows, "objective/kl"),
+        "kl_before": mean(rows[:2], "objective/kl"),
+        "kl_after": mean(rows[-2:], "objective/kl"),
+        "scores_before": mean(first, "objective/scores"),
+        "scores_after": mean(second, "objective/scores"),
+        "gold_before": mean(first, "objective/gold_scores"),
+        "gold_after": mean(second, "objective/gold_scores"),
+    }
 
 
 CONDITIONS = (
@@ -97,8 +115,8 @@ CONDITIONS = (
         10,
         2.0,
         kl_runs_away,
-        "the KL to the reference doubled to {objective/kl:.3g} nats while the score did not rise: lower learning_rate, "
-        "raise kl_coef or set kl_target.",
+        "the KL to the reference has risen from {kl_before:.3g} to {kl_after:.3g} nats while the score did not rise: "
+        "lower learning_rate, raise kl_coef or set kl_target.",
     ),
     Condition(
         "objective_fell",
@@ -145,7 +163,7 @@ CONDITIONS = (
         5,
         0.05,
         kl_negative,
-        "the mean of log pi - log pi_ref is {objective/kl:.3g}, but a KL cannot be negative: log-probabilities of "
+        "the mean of log pi - log pi_ref is {mean_kl:.3g}, but a KL cannot be negative: log-probabilities of "
         "the sampler or of the reference are wrong.",
     ),
     Condition(
@@ -153,8 +171,9 @@ CONDITIONS = (
         20,
         4.0,
         gold_falls,
-        "the score rises ({objective/scores:.3g}) while the gold score falls ({objective/gold_scores:.3g}), which is "
-        "reward hacking: raise kl_coef, set kl_target, stop earlier, or correct the reward.",
+        "the score rises (from {scores_before:.3g} to {scores_after:.3g}) while the gold score falls (from "
+        "{gold_before:.3g} to {gold_after:.3g}), which is reward hacking: raise kl_coef, set kl_target, stop earlier, "
+        "or correct the reward.",
     ),
     Condition(
         "gradient_large",

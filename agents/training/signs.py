@@ -16,7 +16,7 @@ import numpy as np
 from agents.training.reduction import Metrics
 
 Rows = Sequence[Metrics]  # one an update
-RISEN = 4.0  # standard errors from which J counts as higher than at the start
+RISEN = 4.0  # standard errors from which J, or the KL, counts as higher than at the start
 
 
 @dataclass
@@ -53,6 +53,11 @@ def below(name: str) -> Test:
     return lambda rows, limit, run: all(row.get(name, math.nan) < limit for row in rows)
 
 
+def mean(rows: Rows, name: str) -> float:
+    """The mean of a metric over the rows; nan where one does not have it, and without rows."""
+    return float(np.mean([row.get(name, math.nan) for row in rows])) if rows else math.nan
+
+
 def estimated_objective(rows: Rows) -> float:
     """An estimate of J: the mean return, or the mean score of an agent that has no mean return; nan without rows."""
     means = [row.get("objective/rlhf_reward", row.get("objective/scores", math.nan)) for row in rows]
@@ -76,10 +81,15 @@ def change_of_objective(rows: Rows, run: Run) -> float:
     return in_errors(change, math.hypot(*(mean_error(x, "objective/rlhf_reward_stderr") for x in (rows, run.start))))
 
 
+def halves(rows: Rows) -> tuple[Rows, Rows]:
+    """The first half of the rows, the longer one where their number is odd, and the second."""
+    middle = (len(rows) + 1) // 2
+    return rows[:middle], rows[middle:]
+
+
 def trend(rows: Rows, name: str) -> float:
     """The change of a metric from the first half of the rows to the second, in standard errors."""
-    values = np.array([row.get(name, math.nan) for row in rows])
-    first, second = np.array_split(values, 2)
+    first, second = (np.array([row.get(name, math.nan) for row in half]) for half in halves(rows))
     error = math.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
     return in_errors(float(second.mean() - first.mean()), error)
 
@@ -106,9 +116,8 @@ def first_ratio_off(rows: Rows, limit: float, run: Run) -> bool:
 
 def kl_negative(rows: Rows, limit: float, run: Run) -> bool:
     """The mean of k1 is below 0 by more than chance: by its standard error, and by completions too rare to be seen."""
-    kl = float(np.mean([row.get("objective/kl", math.nan) for row in rows]))
     chance = 4 * mean_error(rows, "objective/kl_stderr")
-    return kl < -float(np.max([limit, chance, 10 / (run.n_episodes * len(rows))]))
+    return mean(rows, "objective/kl") < -float(np.max([limit, chance, 10 / (run.n_episodes * len(rows))]))
 
 
 def never_ends(rows: Rows, limit: float, run: Run) -> bool:
@@ -132,10 +141,14 @@ def objective_fell(rows: Rows, limit: float, run: Run) -> bool:
 
 
 def kl_runs_away(rows: Rows, limit: float, run: Run) -> bool:
-    """The KL has at least doubled, to more than the threshold, and score and J have not risen."""
-    kl = [row.get("objective/kl", math.nan) for row in rows]
-    doubled = float(np.mean(kl[-2:])) > float(np.max([limit, 2 * float(np.mean(kl[:2]))]))
-    return doubled and trend(rows, "objective/scores") < 1 and not change_of_objective(rows, run) > RISEN
+    """The KL has at least doubled, to more than the threshold and chance, and score and J have not risen.
+
+    The mean of the last two rows is compared with that of the first two.
+    """
+    before, after = mean(rows[:2], "objective/kl"), mean(rows[-2:], "objective/kl")
+    errors = [mean_error(some, "objective/kl_stderr") for some in (rows[:2], rows[-2:])]
+    risen = after > limit and after > 2 * before and in_errors(after - before, math.hypot(*errors)) > RISEN
+    return risen and trend(rows, "objective/scores") < 1 and not change_of_objective(rows, run) > RISEN
 
 
 def gold_falls(rows: Rows, limit: float, run: Run) -> bool:

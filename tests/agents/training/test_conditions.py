@@ -223,6 +223,33 @@ def test_a_limit_that_is_not_known_is_not_passed() -> None:
     assert not holds("below_reference", eval__objective=-0.5, eval__objective_stderr=math.nan)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("kl_runs_away", {"objective__kl": [0.1] * 8 + [5.0, 0.05]}, "from 0.1 to 2.52 nats"),
+        ("kl_negative", {"objective__kl": [-3.0] * 4 + [0.2]}, "log pi_ref is -2.36,"),
+        (
+            "gold_falls",
+            {"objective__scores": [0.0, 0.1] * 5 + [1.0, 0.05] * 5, "objective__gold_scores": [1, 1.1] * 5 + [0] * 10},
+            "from 0.05 to 0.525) while the gold score falls (from 1.05 to 0)",
+        ),
+    ],
+)
+def test_a_message_does_not_contradict_its_condition(name: str, changes: dict[str, Any], expected: str) -> None:
+    """It has the means that were compared; the last row alone would deny what is said."""
+    condition = replace(ALL[name], threshold=min(ALL[name].threshold, 1.0))
+    found = rows(condition, **changes)
+    assert condition.found(found, condition.threshold, Run(start=START))
+    assert expected in condition.describe(found, Run(start=START))
+
+
+def test_noise_of_the_kl_does_not_run_away() -> None:
+    """The same means, with a standard error in which they could be equal, or that is not measured."""
+    for error, expected in ((0.1, True), (3.0, False), (math.nan, False)):
+        changes = {"objective__kl": np.linspace(1, 12, 10), "objective__kl_stderr": error}
+        assert holds("kl_runs_away", **changes) is expected
+
+
 def test_j_is_not_compared_where_beta_is_adapted() -> None:
     """`Run.start` is empty then: no condition on J holds."""
     run = replace(Run(), start=[])
