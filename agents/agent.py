@@ -133,7 +133,7 @@ class Agent(ABC):
             raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
         if reset_num_timesteps:
             self.num_timesteps = self.num_updates = 0
-            self.health = HealthMonitor()
+            self.step_guard, self.health = StepGuard(), HealthMonitor()
         total_timesteps += self.num_timesteps
         hidden = not progress_bar or rank() > 0
         with tqdm(total=total_timesteps, initial=self.num_timesteps, unit="tok", disable=hidden) as bar:

@@ -40,7 +40,6 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
         mdp.training.take_metrics()  # what an evaluation has logged
     with explain_divergence(agent):
         rollout = agent.collect()
-    agent.step_guard.begin(rollout)
     metrics = reduce_ranks(
         rollout_metrics(rollout, agent.kl_estimator, agent.trained_rows(rollout), agent.num_generations)
     )
@@ -50,7 +49,11 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
     metrics |= batch_statistics(rollout, agent.num_generations)
     share = min(1.0, before / total_timesteps) if total_timesteps else 0.0
     agent.optimization.set_rates(share, agent.num_updates, agent.lr_schedule, agent.lr_warmup)
-    metrics |= agent.train(rollout) | agent.step_guard.end()
+    agent.step_guard.begin(rollout)
+    try:
+        metrics |= agent.train(rollout)
+    finally:  # an agent whose training has failed does not keep the completions
+        metrics |= agent.step_guard.end()
     if agent.kl_target is not None and agent.kl_coef is not None:
         metrics["objective/kl_coef"] = agent.kl_coef
         agent.kl_coef = adaptive_kl_coef(

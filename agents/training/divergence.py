@@ -71,14 +71,15 @@ class StepGuard:
             return True
         self.skipped += 1
         self.in_a_row += 1
-        if self.in_a_row >= MOST_SKIPPED:
-            losses = "".join(f", {name} {value:.3g}" for name, value in self._losses.items())
-            raise Diverged(
-                f"Training has diverged in update {agent.num_updates + 1}: loss or gradient of {self.in_a_row} "
-                f"minibatches in a row are not finite (gradient norm {norm:.3g}{losses}). Their steps were not taken; "
-                "weights and optimizer are those before." + describe_minibatch(agent, self._rollout, self._rows)
-            )
-        return False
+        if self.in_a_row < MOST_SKIPPED:
+            return False
+        in_a_row, self.in_a_row = self.in_a_row, 0  # who continues after the error begins a new row
+        losses = "".join(f", {name} {value:.3g}" for name, value in self._losses.items())
+        raise Diverged(
+            f"Training has diverged in update {agent.num_updates + 1}: loss or gradient of {in_a_row} minibatches in a "
+            f"row are not finite (gradient norm {norm:.3g}{losses}). Their steps were not taken; weights and optimizer "
+            "are those before." + describe_minibatch(agent, self._rollout, self._rows)
+        )
 
 
 @contextmanager

@@ -96,6 +96,35 @@ def test_bad_minibatches_must_be_in_a_row_to_end_training() -> None:
     assert agent.num_updates == 4 * MOST_SKIPPED
 
 
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("raised", [True, False])
+def test_minibatches_of_an_earlier_training_are_not_in_a_row(raised: bool, reset: bool) -> None:
+    """Training ends with `Diverged`, or one bad minibatch earlier: the next bad one is the first of a new training.
+
+    Control: where the earlier training continues, it is the last of its row.
+    """
+    agent = agent_of(REINFORCE)
+    bad = MOST_SKIPPED if raised else MOST_SKIPPED - 1
+    before = break_gradients(agent, lambda index: index <= bad)
+    if raised:
+        with pytest.raises(Diverged, match=f"of {MOST_SKIPPED} minibatches in a row"):
+            agent.learn(FOREVER)
+        assert agent.step_guard._rollout is None
+    else:
+        agent.learn(FOREVER, callback=lambda *_: len(before) < bad)
+    assert len(before) == bad
+
+    def go_on() -> None:
+        agent.learn(FOREVER, callback=lambda *_: len(before) < bad + 3, reset_num_timesteps=reset)
+
+    if raised or reset:
+        go_on()
+        assert len(before) == bad + 3
+    else:
+        with pytest.raises(Diverged, match=f"of {MOST_SKIPPED} minibatches in a row"):
+            go_on()
+
+
 @pytest.mark.parametrize("loss", [math.inf, -math.inf, math.nan])
 def test_a_loss_that_is_not_finite_stops_a_step_with_a_finite_gradient(loss: float) -> None:
     """Control: a metric that is no loss does not, nor does the same gradient with a finite loss."""
