@@ -12,6 +12,7 @@ from agents.training import (
     Metrics,
     all_reduce_sum,
     batch_statistics,
+    check_metric_name,
     explain_divergence,
     reduce_ranks,
     reward_metrics,
@@ -37,6 +38,7 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
     mdp: TextMDP | None = agent.mdp
     if mdp is not None:
         mdp.training.state = trainer_state(agent, mdp, total_timesteps)
+        mdp.training.check_name = check_metric_name
         mdp.training.take_metrics()  # what an evaluation has logged
     with explain_divergence(agent):
         rollout = agent.collect()

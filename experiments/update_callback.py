@@ -15,7 +15,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import Diverged
-from agents.training import MOST_SKIPPED, Metrics, advice, check_finite, reward_metrics, shown
+from agents.training import MOST_SKIPPED, Metrics, advice, check_finite, check_metric_name, reward_metrics, shown
 from textenv import get_mdp
 from textenv.rewards import TrainerState
 
@@ -72,6 +72,7 @@ class UpdateCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.reported = self.num_timesteps
+        get_mdp(self.agent.env).training.check_name = check_metric_name
 
     def _on_step(self) -> bool:
         self.finished += [

@@ -26,7 +26,7 @@ from agents.training.ranks import (
     world_size,
 )
 from agents.training.reduction import METRICS, Metric, Metrics, reduce_ranks
-from agents.training.reward_log import reward_metrics, trainer_state
+from agents.training.reward_log import check_metric_name, reward_metrics, trainer_state
 from agents.training.saved_health import health_state, restore_health
 from agents.training.sharding import gather_tensor, shard
 from agents.training.statistics import batch_statistics
@@ -51,6 +51,7 @@ __all__ = [
     "batch_statistics",
     "broadcast_parameters",
     "check_finite",
+    "check_metric_name",
     "compute_gradients",
     "default_learning_rate",
     "drop_optimizer_tensors",

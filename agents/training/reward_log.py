@@ -8,7 +8,7 @@ from typing import Any
 from agents.training.ranks import gather_objects, rank
 from agents.training.reduction import Metrics
 from textenv import TextMDP
-from textenv.rewards import RewardError, TrainerState
+from textenv.rewards import TrainerState
 
 # What the names of our metrics begin with, and the other names in a row of metrics
 OURS = ("objective/", "policy/", "val/", "loss/", "groups/", "completions/", "train/", "eval/", "warnings/")
@@ -36,20 +36,20 @@ def trainer_state(agent: Any, mdp: TextMDP, total_timesteps: int | None) -> Trai
     )
 
 
-def reward_metrics(mdp: TextMDP) -> Metrics:
-    """The means of what reward functions have logged (`log_metric`) since the update began, over all ranks.
+def check_metric_name(name: str) -> None:
+    """Raises a ValueError if a name of `log_metric` is, or may become, that of a metric of ours."""
+    if name in OTHERS or name.startswith(OURS):
+        raise ValueError(
+            f"log_metric's name {name!r} is one of the agents' metrics, as all that begin with {', '.join(OURS)} are; "
+            "a reward function must use another."
+        )
 
-    Raises:
-        RewardError: a name is, or may become, that of a metric of ours.
-    """
+
+def reward_metrics(mdp: TextMDP) -> Metrics:
+    """The means of what reward functions have logged (`log_metric`) since the update began, over all ranks."""
     sums: dict[str, tuple[float, int]] = {}
     for logged in gather_objects(mdp.training.take_metrics()):
         for name, (total, count) in logged.items():
             before = sums.get(name, (0.0, 0))
             sums[name] = before[0] + total, before[1] + count
-    if taken := sorted(name for name in sums if name in OTHERS or name.startswith(OURS)):
-        raise RewardError(
-            f"log_metric's name {taken[0]!r} is one of the agents' metrics, as all that begin with "
-            f"{', '.join(OURS)} are; a reward function must use another."
-        )
     return {name: total / count for name, (total, count) in sorted(sums.items())}

@@ -19,6 +19,7 @@ from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO
 from experiments.update_callback import EndedCompletion, common_metrics
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import make, words
+from textenv.rewards import RewardError
 
 AGENTS = [SB3PPO, SB3A2C, SB3MaskablePPO]
 every_agent = pytest.mark.parametrize("kind", AGENTS, ids=lambda kind: kind.__name__)
@@ -131,6 +132,24 @@ def test_weights_that_do_not_move_and_equal_scores_warn(kind: Any) -> None:
 
     names, _ = learn(agent_of(kind, make(words(4, reward=constant)), learning_rate=0.0), 12)
     assert set(names) == {"nothing_moves", "equal_scores"}
+
+
+@every_agent
+def test_a_reward_that_logs_the_name_of_a_metric_is_refused_before_a_step(kind: Any) -> None:
+    """The weights are those of the start. Control: another name is among the metrics."""
+    names = ["train/loss", "mine"]
+
+    def reward(prompts: Any, log_metric: Any, **_: Any) -> list[float]:
+        log_metric(names[0], 1.0)
+        return [0.5] * len(prompts)
+
+    agent = agent_of(kind, make(words(4, reward=reward)))
+    before = [weight.clone() for weight in agent.policy.parameters()]
+    with pytest.raises(RewardError, match="log_metric's name 'train/loss' is one of the agents' metrics"):
+        learn(agent, 1)
+    assert all(map(torch.equal, before, agent.policy.parameters()))
+    names.pop(0)
+    assert learn(agent, 1)[1][0]["mine"] == 1.0
 
 
 def test_metrics_have_the_names_of_our_agents() -> None:

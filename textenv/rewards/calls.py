@@ -49,7 +49,7 @@ def call_rewards(
         errors[k].__cause__ = None if isinstance(error, NotScores) else error
 
     for k, (function, takes) in functions.items():
-        log = CallLog(len(finished))
+        log = CallLog(len(finished), context.check_name)
         call = _bind(function, takes, finished, context, log)
         try:
             returned = call()

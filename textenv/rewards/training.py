@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from textenv.arguments import shown
-from textenv.rewards.scores import as_number
+from textenv.rewards.scores import FLOAT32_MAX, as_number
 
 TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric")
 SAMPLE_FIELDS = frozenset({"prompt", "completion", "score", "kl", "gold_score"})  # `samples.jsonl` has them already
@@ -49,15 +50,22 @@ class TrainerState:
     stateful_callbacks: dict[str, object] = field(default_factory=dict)
 
 
+def any_name(name: str) -> None:
+    """Accepts every name."""
+
+
 class TrainingContext:
     """What the reward functions of a task share with the agent that is trained on it.
 
     Attributes:
         state: the `trainer_state` of reward functions. The agent sets it before each update.
+        check_name: raises a ValueError for a name of `log_metric` that one of the agent's own metrics has. The agent
+            sets it; without an agent every name is free.
     """
 
     def __init__(self) -> None:
         self.state = TrainerState()
+        self.check_name: Callable[[str], None] = any_name
         self._metrics: dict[str, tuple[float, int]] = {}
 
     def add_metrics(self, metrics: Sequence[tuple[str, float]]) -> None:
@@ -77,27 +85,37 @@ class CallLog:
 
     Args:
         count: B, the number of completions of the call.
+        check_name: see `TrainingContext`.
 
     Attributes:
         metrics: names and values, in order.
         columns: per name, B values.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, check_name: Callable[[str], None]) -> None:
+        self.count, self.check_name = count, check_name
         self.metrics: list[tuple[str, float]] = []
         self.columns: dict[str, list[object]] = {}
 
     def log_metric(self, name: str, value: float) -> None:
         """Logs a number; an update's metric is the mean of those that were logged under its name.
 
+        A nan, such as the mean of an empty list, is left out of that mean.
+
         Raises:
-            ValueError: the name is no string, or the value no number.
+            ValueError: the name is no string, or one of the agent's metrics; or the value is no number, or infinite in
+                float32.
         """
         number = as_number(value)
         if not isinstance(name, str) or not name or number is None:
             raise ValueError(f"log_metric takes a name and a number, got {shown(name)} and {shown(value)}.")
-        self.metrics.append((name, number))
+        self.check_name(name)
+        if abs(number) > FLOAT32_MAX:
+            raise ValueError(
+                f"log_metric takes a number that is finite in float32, or nan, got {shown(value)} for {name!r}."
+            )
+        if not math.isnan(number):
+            self.metrics.append((name, number))
 
     def log_extra(self, column: str, values: Sequence[object]) -> None:
         """Logs a column, one value per completion; further calls of the same name fill up a column begun before.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agents import PPO, REINFORCE
 from agents.sampling import Rollout, collect
@@ -15,6 +17,7 @@ from agents.training.reward_log import OTHERS, OURS
 from tests.helpers.policies import random_policy
 from tests.helpers.ranks import run_on_two_ranks
 from tests.helpers.tasks import logging_reward, make, words
+from textenv.rewards import RewardError
 
 
 def learn(
@@ -85,14 +88,19 @@ def test_a_reward_follows_the_progress_of_the_training() -> None:
     "name", ["objective/kl", "num_timesteps", "seconds", "eval/objective", "policy/weight_change", "warnings/x"]
 )
 def test_the_names_of_other_metrics_are_refused(name: str) -> None:
-    """A row of metrics has one number of each name."""
+    """A row of metrics has one number of each name. The error comes before the weights change."""
 
     def reward(prompts: Any, log_metric: Any, **_: Any) -> list[float]:
         log_metric(name, 1.0)
         return [1.0] * len(prompts)
 
-    with pytest.raises(ValueError, match=f"log_metric's name '{name}' is one of the agents' metrics"):
-        learn(reward)
+    env = make(words(reward=reward))
+    collect(env, random_policy(env), 4)  # control: without an agent every name is free
+    agent = PPO(random_policy(env), env, n_episodes=16, seed=0)
+    before = [weight.clone() for weight in agent.policy.parameters()]
+    with pytest.raises(RewardError, match=f"log_metric's name '{name}' is one of the agents' metrics"):
+        agent.learn(300)
+    assert agent.num_updates == 0 and all(map(torch.equal, before, agent.policy.parameters()))
 
 
 @pytest.mark.parametrize("settings", [{"cls": PPO}, {"cls": REINFORCE, "credit": "q"}, {"cls": PPO, "kl_target": 1.0}])
@@ -102,16 +110,16 @@ def test_our_metrics_have_the_names_that_are_refused(settings: dict[str, Any]) -
     assert {name for row in rows for name in row if not name.startswith(OURS)} <= OTHERS and len(rows[-1]) > 10
 
 
-def test_numbers_that_are_not_finite_are_left_out() -> None:
-    """As of any metric."""
+def test_a_nan_is_left_out_of_the_mean() -> None:
+    """A metric of which nothing else is logged does not exist."""
 
     def reward(prompts: Any, log_metric: Any, **_: Any) -> list[float]:
-        log_metric("ratio", float("nan"))
-        log_metric("other", 2.0)
+        for name, value in (("none", math.nan), ("some", math.nan), ("some", 2.0), ("some", 4.0)):
+            log_metric(name, value)
         return [1.0] * len(prompts)
 
     row = learn(reward, 1)[2][0]
-    assert "ratio" not in row and row["other"] == 2.0
+    assert "none" not in row and row["some"] == 3.0
 
 
 def ranks(r: int, folder: Path) -> dict[str, Any]:

@@ -139,6 +139,13 @@ def test_columns_reach_the_completions_that_are_scored_alone() -> None:
         (lambda metric, extra: metric("m", [1.0]), "log_metric takes a name and a number"),
         (lambda metric, extra: metric(1, 1.0), "log_metric takes a name and a number, got 1 and 1.0"),
         (lambda metric, extra: metric("", 1.0), "log_metric takes a name and a number"),
+        *(
+            (
+                lambda metric, extra, value=value: metric("m", value),
+                "finite in float32, or nan, got .* for 'm'",
+            )
+            for value in (float("inf"), -float("inf"), 1e39, 10**400)
+        ),
         (lambda metric, extra: extra("c", [1]), "one value per completion: 2, got 1 for 'c'.*2 completions"),
         (lambda metric, extra: extra("c", [1, 2, 3]), "one value per completion: 1, got 3 for 'c'"),
         (lambda metric, extra: extra("c", "ab"), "log_extra takes a name and a list of values"),
