@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get
 
 import numpy as np
 
+from textenv.arguments import is_number
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -54,11 +56,6 @@ RANGES: dict[str, Range] = {
     "kl_horizon": Range(1, 10**12),
     "seed": Range(0, 2**63 - 1),
 }
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a real number of Python or NumPy; bool is none."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def check_range(name: str, value: float | None, low: float, high: float = LARGEST) -> None:

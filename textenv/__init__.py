@@ -1,7 +1,8 @@
 """textenv: Gymnasium environments in which an agent generates text token by token.
 
 Public are the names below, and the modules `exact`, `shaping`, `testing`, `wrappers`, `rewards`, `references`, `data`
-and, with torch, `lm`. Importing this package registers the tasks with Gymnasium and does not import torch:
+and, with torch, `lm`. (The packages of this repository also use the checks of `arguments`.) Importing this package
+registers the tasks with Gymnasium and does not import torch:
 
 >>> import gymnasium as gym, textenv
 >>> env = gym.make("textenv/TajMahal-v0", kl_coef=0.1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from agents.ranges import check_integer, is_number
+from agents.ranges import check_integer
+from textenv.arguments import is_number
 from textenv.lm import is_causal_lm
 
 
