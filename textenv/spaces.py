@@ -28,7 +28,28 @@ def action_space(mdp: TextMDP) -> MaskedDiscrete:
     return MaskedDiscrete(mdp.initial_action_mask.astype(np.int8))
 
 
-class MaskedDiscrete(spaces.Discrete):
+class _MaskedSpace(spaces.Space[Any]):
+    """What both spaces of actions with a mask share.
+
+    Attributes:
+        initial_mask: the mask before the first reset and after `seed`.
+        mask: the actions that are allowed at present; the environment sets it.
+    """
+
+    initial_mask: Mask
+    mask: Mask
+
+    def seed(self, seed: Any = None) -> Any:
+        """Seeds the sampler and restores the initial mask, until the environment sets another.
+
+        The first sample of a space that was never seeded calls this too; it keeps the mask.
+        """
+        if seed is not None or self._np_random is not None:
+            self.mask = self.initial_mask
+        return super().seed(seed)
+
+
+class MaskedDiscrete(_MaskedSpace, spaces.Discrete):
     """`Discrete(n)` whose `sample()` draws among the actions that `mask` allows at present.
 
     A random agent, and every checker that acts at random, thus takes no action that a sparse reference masks.
@@ -41,15 +62,6 @@ class MaskedDiscrete(spaces.Discrete):
         super().__init__(len(initial_mask))
         self.initial_mask = self.mask = initial_mask
 
-    def seed(self, seed: int | None = None) -> int:
-        """Seeds the sampler and restores the initial mask, until the environment sets another.
-
-        The first sample of a space that was never seeded calls this too; it keeps the mask.
-        """
-        if seed is not None or self._np_random is not None:
-            self.mask = self.initial_mask
-        return super().seed(seed)
-
     def sample(self, mask: Any = None, probability: Any = None) -> Any:
         """As `Discrete.sample`; without arguments, uniform over the actions allowed at present."""
         if mask is None and probability is None:
@@ -57,19 +69,13 @@ class MaskedDiscrete(spaces.Discrete):
         return super().sample(mask=mask, probability=probability)
 
 
-class MaskedMultiDiscrete(spaces.MultiDiscrete):
+class MaskedMultiDiscrete(_MaskedSpace, spaces.MultiDiscrete):
     """B `MaskedDiscrete`: `mask` is [B, n]."""
 
     def __init__(self, initial_mask: Mask, batch: int) -> None:
         n = len(initial_mask)
         super().__init__(np.full(batch, n, dtype=np.int64))
         self.initial_mask = self.mask = np.broadcast_to(initial_mask, (batch, n))
-
-    def seed(self, seed: Any = None) -> Any:
-        """As `MaskedDiscrete.seed`."""
-        if seed is not None or self._np_random is not None:
-            self.mask = self.initial_mask
-        return super().seed(seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> Any:
         """As `MultiDiscrete.sample`; without arguments, each row uniform over its allowed actions."""
