@@ -9,7 +9,7 @@ from agents.grpo import GRPO
 from agents.named_code import import_module, import_named
 from agents.policy import TransformerPolicy
 from agents.ppo import PPO
-from agents.ranges import RANGES, check_fields, check_range
+from agents.ranges import RANGES, check_fields, check_range, check_timesteps
 from agents.reinforce import REINFORCE
 from agents.rloo import RLOO
 from agents.sampling import Rollout, collect
@@ -31,6 +31,7 @@ __all__ = [
     "check_fit",
     "check_format",
     "check_range",
+    "check_timesteps",
     "collect",
     "find_saved",
     "import_module",

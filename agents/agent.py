@@ -17,6 +17,7 @@ from agents.checks import check_copy, check_external, check_mdp, check_settings
 from agents.files import JsonObject, resolved
 from agents.policy import ActionEvaluation, TransformerPolicy
 from agents.predict import predict_tokens
+from agents.ranges import check_timesteps
 from agents.sampling import Rollout, Sampler, collect, collect_external, is_external, new_generator, sample
 from agents.training import (
     Batch,
@@ -128,9 +129,12 @@ class Agent(ABC):
                 learning stops on all ranks.
             progress_bar: show a progress bar (on rank 0).
             reset_num_timesteps: count timesteps and updates from zero; False continues the counts of the last call.
+
+        Raises:
+            ValueError: total_timesteps is no whole number in 0 .. 10^15.
+            Diverged: the policy cannot sample, or several optimizer steps in a row could not be taken.
         """
-        if not total_timesteps >= 0:
-            raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
+        total_timesteps = check_timesteps(total_timesteps)
         if reset_num_timesteps:
             self.num_timesteps = self.num_updates = 0
             self.step_guard, self.health = StepGuard(), HealthMonitor()

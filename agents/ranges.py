@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get
 
 import numpy as np
 
-from textenv.arguments import is_number
+from textenv.arguments import check_count, is_number
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 LARGEST = 1e30  # of a float; its products with numbers of ordinary size are finite in float32
 MOST = 2**31 - 1  # of an integer
+MOST_TIMESTEPS = 10**15  # tokens of a training
 
 
 class Range(NamedTuple):
@@ -79,6 +80,15 @@ def check_integer(name: str, value: object, low: int, high: int = MOST) -> int:
     number = operator.index(value)
     check_range(name, number, low, high)
     return number
+
+
+def check_timesteps(total_timesteps: object) -> int:
+    """Returns the `total_timesteps` of `learn` as Python's integer; 2e5 is one.
+
+    Raises:
+        ValueError: no whole number, or out of range.
+    """
+    return check_count("total_timesteps", total_timesteps, 0, MOST_TIMESTEPS)
 
 
 def check_fields(settings: DataclassInstance) -> None:

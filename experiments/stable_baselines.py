@@ -20,7 +20,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.logger import Logger
 from tqdm.auto import tqdm
 
-from agents import FORMAT_VERSION, check_fields, check_range, find_saved, read_saved
+from agents import FORMAT_VERSION, check_fields, check_range, check_timesteps, find_saved, read_saved
 from agents.files import (
     DamagedFile,
     check_names,
@@ -134,10 +134,10 @@ class StableBaselines(ABC):
         """Trains on `total_timesteps` more tokens; `callback(agent, None, metrics)` returns False to stop.
 
         Raises:
+            ValueError: total_timesteps is no whole number in 0 .. 10^15.
             Diverged: the policy is not finite, or loss or gradient were not in several updates in a row.
         """
-        if not total_timesteps >= 0:
-            raise ValueError(f"total_timesteps must not be negative, got {total_timesteps}.")
+        total_timesteps = check_timesteps(total_timesteps)
         if reset_num_timesteps:
             self.num_updates = 0
             self.health = HealthMonitor()

@@ -156,11 +156,20 @@ def test_absurd_sizes_of_a_policy_are_refused(name: str, value: Any) -> None:
         TransformerPolicy.for_env(env, hidden_size=6)
 
 
-@pytest.mark.parametrize("total", [-1, math.nan])
-def test_learn_refuses_a_negative_number_of_tokens(total: Any) -> None:
-    """nan, which compares false with everything, too."""
-    with pytest.raises(ValueError, match="total_timesteps must not be negative"):
-        agent_of(REINFORCE, task()).learn(total)
+@pytest.mark.parametrize("total", [-1, math.nan, math.inf, 1.5, 10**16, 1e300, "10", None, True, [], np.array([1, 2])])
+def test_learn_refuses_what_is_no_number_of_tokens(total: Any) -> None:
+    """Before it samples. nan compares false with everything; inf would be found by the reward's `trainer_state`."""
+    agent = agent_of(REINFORCE, task())
+    before = agent.generator.get_state()
+    with pytest.raises(ValueError, match="^total_timesteps must be a whole number, at "):
+        agent.learn(total)
+    assert torch.equal(agent.generator.get_state(), before)
+
+
+@pytest.mark.parametrize("total", [1, 1.0, np.int32(1), np.float32(1)])
+def test_learn_takes_whole_numbers_of_any_kind(total: Any) -> None:
+    """Control: `learn(2e5)` is a habit."""
+    assert agent_of(REINFORCE, task()).learn(total).num_updates == 1
 
 
 def test_learn_for_no_tokens_changes_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,10 @@ def test_a_callback_stops_stable_baselines(agent: Any, capsys: pytest.CaptureFix
     assert (trained.num_timesteps, trained.num_updates) == (64, 2) and "tok" not in capsys.readouterr().err
     trained.learn(32, progress_bar=True, reset_num_timesteps=False)
     assert (trained.num_timesteps, trained.num_updates) == (96, 3) and "32/32" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="total_timesteps must not be negative"):
-        trained.learn(-1)
+    for wrong in (-1, math.inf, "10", None, True):
+        with pytest.raises(ValueError, match="total_timesteps must be a whole number, at least 0"):
+            trained.learn(wrong)
+    assert trained.learn(32.0, reset_num_timesteps=False).num_timesteps == 128
 
 
 @pytest.mark.parametrize("agent", [SB3PPO, SB3A2C, SB3MaskablePPO])
