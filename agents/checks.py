@@ -20,13 +20,16 @@ def check_settings(agent: Any) -> None:
 
     Raises:
         TypeError: the policy is not a TransformerPolicy.
-        ValueError: a setting is out of range, or does not fit another.
+        ValueError: a setting is out of range, or does not fit another; or the agent has an environment, and a policy
+            without weights to train.
     """
     if not isinstance(agent.policy, TransformerPolicy):
         raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {agent.policy!r}.")
     if isinstance(agent.max_grad_norm, float) and agent.max_grad_norm == math.inf:  # nothing is scaled down
         agent.max_grad_norm = RANGES["max_grad_norm"].high
     check_fields(agent)
+    if agent.env is not None:
+        check_trainable(agent.policy, agent.needs_values)
     if agent.n_episodes % agent.num_generations:
         raise ValueError(
             f"n_episodes must be a positive multiple of num_generations, got {agent.n_episodes} and "
@@ -42,6 +45,33 @@ def check_settings(agent: Any) -> None:
         check_range("kl_horizon", agent.kl_horizon, agent.n_episodes)  # one batch changes beta by at most 20%
     if callable(agent.learning_rate) and agent.lr_schedule != "constant":
         raise ValueError(f"lr_schedule must be constant where learning_rate is a function, got {agent.lr_schedule!r}.")
+
+
+def check_trainable(policy: TransformerPolicy, needs_values: bool) -> None:
+    """Checks that each loss of an agent depends on weights that require a gradient.
+
+    The policy loss and the value loss have one backward pass together, unless V has a trunk of its own.
+
+    Args:
+        policy: the agent's.
+        needs_values: whether the agent trains V.
+
+    Raises:
+        ValueError: a loss depends on none.
+    """
+    model = trainable_parameters(policy.model)
+    others = len(trainable_parameters(policy)) - len(model)  # the value head, and V's own trunk
+    shared = needs_values and policy.critic is None
+    if not model and not (shared and others):
+        raise ValueError(
+            "policy must have weights to train, got a model in which none requires a gradient; call "
+            "policy.model.requires_grad_(True), or give an agent that only predicts no env."
+        )
+    if needs_values and not shared and not others:
+        raise ValueError(
+            "A separate critic must have weights to train, got one in which none requires a gradient; call "
+            "policy.requires_grad_(True), or use an agent without V."
+        )
 
 
 def check_external(agent: Any) -> None:

@@ -65,6 +65,11 @@ class PretrainedPolicy:
             raise TypeError(
                 f"language_model must be a TransformerPolicy (for_env, from_pretrained), got {language_model!r}."
             )
+        if not any(parameter.requires_grad for parameter in language_model.parameters()):
+            raise ValueError(
+                "language_model must have weights to train, got one in which none requires a gradient; call "
+                "language_model.requires_grad_(True)."
+            )
         observation_space = kwargs.get("observation_space", args[0] if args else None)
         if not {"input_ids", "attention_mask"} <= set(getattr(observation_space, "spaces", ())):
             raise ValueError(

@@ -54,6 +54,9 @@ def test_a_language_model_that_does_not_fit_is_refused() -> None:
         PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": other})
     with pytest.raises(TypeError, match="must be a TransformerPolicy.*'gpt2'"):
         PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": "gpt2"})
+    frozen = random_policy(envs).float().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"language_model must have weights to train.*requires_grad_\(True\)"):
+        PPO(CausalLMPolicy, envs, policy_kwargs={"language_model": frozen})
     flat = FlatTokens(gym.make("textenv/Toy-v0", **TOY))
     with pytest.raises(ValueError, match="observation must be a Dict of input_ids and attention_mask.*MultiDiscrete"):
         PPO(CausalLMPolicy, flat, policy_kwargs={"language_model": random_policy(envs).float()})
