@@ -249,7 +249,9 @@ class Agent(ABC):
     def save(self, folder: str | PathLike[str], keep: int = 1, attach: JsonObject | None = None) -> None:
         """Writes the agent to a folder, see agents/checkpoint.py. Every rank calls it; rank 0 writes.
 
-        A crash leaves the earlier content of the folder or the new one. Files of others in the folder are kept.
+        A crash leaves the earlier content of the folder or the new one. Files of others in the folder are kept if they
+        have other names than those of a checkpoint, which are in agents/checkpoint.py: `config.json`, `agent.json`,
+        weights and files of tokenizers, for example, are replaced, whoever wrote them.
 
         Args:
             folder: the folder.
@@ -258,6 +260,7 @@ class Agent(ABC):
 
         Raises:
             StorageError: the disk is full or cannot be written.
+            ValueError: the folder has a `manifest.json` of another program, or FOLDER.1, ... is no version of it.
         """
         save_agent(self, resolved(folder), keep, attach)
 

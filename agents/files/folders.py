@@ -15,8 +15,8 @@ from pathlib import Path
 
 import agents.files.atomic as atomic
 from agents.files.commit import check_versions, earlier_versions, replace_folder, update_folder
-from agents.files.json_objects import CHECKSUM, DamagedFile, JsonObject, read_object, write_json
-from agents.files.manifest import MANIFEST, read_manifest
+from agents.files.json_objects import DamagedFile, JsonObject, write_json
+from agents.files.manifest import MANIFEST, is_of_others, read_manifest
 
 
 def write_folder(
@@ -32,16 +32,23 @@ def write_folder(
         path: the folder.
         fill: writes the files into the empty folder that it is given.
         keep: how many versions to keep, the new one included. With one, files in the folder that are not in its
-            manifest belong to somebody else, and stay. With more, the folder and NAME.1, ... beside it are ours alone.
+            manifest belong to somebody else, and stay, unless a new file has their name. With more, the folder and
+            NAME.1, ... beside it are ours alone.
         attach: further content of the manifest.
         replaced: patterns (`Path.glob`) of files that are removed from the folder, whoever wrote them.
 
     Raises:
         StorageError: the disk is full or cannot be written; the earlier versions are as they were.
-        ValueError: a folder beside `path` that is not an earlier version has the name of one.
+        ValueError: the folder has a `manifest.json` of another program, or a folder beside it that is not an earlier
+            version has the name of one; nothing was written.
     """
     path = Path(os.path.abspath(path))
     check_versions(path, keep)
+    if not path.is_symlink() and is_of_others(path / MANIFEST):
+        raise ValueError(
+            f"Choose another folder than {str(path)!r}: its {MANIFEST} was written by another program, and would be "
+            "replaced."
+        )
     if keep == 1 and path.is_symlink():
         atomic.remove(path)
     finish_folder(path, keep, replaced)
@@ -98,11 +105,8 @@ def check_saved(path: str | os.PathLike[str]) -> None:
         DamagedFile: it has a manifest of `write_folder`, and a file is missing or changed.
     """
     manifest = Path(path) / MANIFEST
-    if not manifest.is_file():
+    if not manifest.is_file() or is_of_others(manifest):
         return
-    with suppress(DamagedFile):
-        if not {CHECKSUM, "folder", "files"} & read_object(manifest).keys():
-            return  # somebody else's
     try:
         verify(Path(path))
     except DamagedFile as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from agents.files.json_objects import DamagedFile, JsonObject, check_types, read_json
+from agents.files.atomic import read_bytes
+from agents.files.json_objects import CHECKSUM, DamagedFile, JsonObject, check_types, parse, read_json
 
 MANIFEST = "manifest.json"
 
@@ -22,6 +23,20 @@ def read_manifest(folder: Path) -> JsonObject:
         if not _is_below(name):
             raise DamagedFile(f"{path} must list files of its folder, got {name!r:.100}.")
     return manifest
+
+
+def is_of_others(path: Path) -> bool:
+    """Whether a `manifest.json` is one that another program wrote: JSON, and not an object with our fields.
+
+    A file that is not JSON, or lacks one of the fields, may be a damaged manifest of ours: it counts as one.
+    """
+    if not path.is_file():
+        return False
+    try:
+        content = parse(read_bytes(path))
+    except (OSError, ValueError):
+        return False
+    return not (isinstance(content, dict) and (CHECKSUM in content or {"folder", "files"} <= content.keys()))
 
 
 def _is_below(name: str) -> bool:

@@ -265,7 +265,9 @@ class TransformerPolicy(nn.Module):
         """Saves a Hugging Face checkpoint, which `AutoModelForCausalLM` loads, and the critic in the same folder.
 
         An adapter is merged into the checkpoint, and also saved separately in the subfolder `adapter`. A crash leaves
-        the earlier content of the folder or the new one. Files of others are kept. `StorageError`: the disk is full.
+        the earlier content of the folder or the new one. Files of others are kept if they have other names than those
+        in agents/policy/saved_policy.py. `StorageError`: the disk is full. `ValueError`: the folder has a
+        `manifest.json` of another program.
         """
         write_folder(resolved(folder), partial(write_policy, self), replaced=STALE)
 

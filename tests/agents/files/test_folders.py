@@ -137,6 +137,29 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     assert (path / "theirs.txt").stat().st_ino == inode and read(path) == "2"
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("theirs", ['{"name": "web app"}', '{"files": []}', "[1]", '"x"', "null"])
+def test_a_manifest_of_another_program_is_not_replaced(theirs: str, keep: int, tmp_path: Path) -> None:
+    """Nothing is written. Control: what is not JSON, or lacks a field, may be ours, and damaged."""
+    path = tmp_path / "x"
+    path.mkdir()
+    (path / files.MANIFEST).write_text(theirs)
+    (path / "a.txt").write_text("theirs")
+    before = content(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"Choose another folder than .*/x': its manifest\.json was written by another"
+    ):
+        files.write_folder(path, fill("1"), keep)
+    files.check_saved(path)  # it is nothing to check
+    assert content(tmp_path) == before
+    for damaged in ('{"name": "web', '{"folder": "x", "files": {}}', '{"checksum": ""}'):
+        (path / files.MANIFEST).write_text(damaged)
+        with pytest.raises(files.DamagedFile):
+            files.check_saved(path)
+        files.write_folder(path, fill("1"), keep)
+        assert read(path) == "1"
+
+
 def test_a_folder_of_another_name_is_no_version(tmp_path: Path) -> None:
     """Somebody saves `agent` and `agent.1`: neither replaces the other, nor is read in its place."""
     files.write_folder(tmp_path / "agent.1", fill("theirs"))
