@@ -24,8 +24,8 @@ def batch_statistics(rollout: Rollout, num_generations: int) -> Metrics:
     `objective/kl_stderr`, `objective/rlhf_reward_stderr`: standard errors of two means over completions;
     `groups/equal_scores_ratio`: the share of groups whose scores are all equal; with one completion per prompt the
     completions of each rank are a group;
-    `objective/score_noise`: the variance of the score among identical completions of a prompt, as a share of its
-    variance in the batch. Left out where few completions are repeated, or all scores are equal.
+    `objective/score_noise`: the variance of the score among completions of a prompt with the same tokens, as a share of
+    its variance in the batch. Left out where few completions are repeated, or all scores are equal.
     """
     scored = rollout.mask.any(dim=1)
     scores = rollout.scores.double()
@@ -69,11 +69,16 @@ def _equal_groups(scores: Tensor, valid: Tensor) -> Iterable[Tensor]:
 
 
 def _identical(rollout: Rollout) -> list[int]:
-    """For each completion, the first row with the same prompt and completion (itself where completions are no text)."""
-    first: dict[tuple[int, str], int] = {}
+    """For each completion, the first row with the same prompt and tokens (itself where completions are no text).
+
+    Texts do not tell: several sequences of tokens may have the same one, and rewards get the ids too.
+    """
+    sampled = torch.where(rollout.mask, rollout.tokens, -1)
+    keys = torch.cat([rollout.prompt[:, None], sampled], dim=1).cpu().numpy()
+    first: dict[bytes, int] = {}
     return [
-        row if completion is None else first.setdefault((prompt, str(completion)), row)
-        for row, (prompt, completion) in enumerate(zip(rollout.prompt.tolist(), rollout.completions, strict=True))
+        row if completion is None else first.setdefault(key.tobytes(), row)
+        for row, (key, completion) in enumerate(zip(keys, rollout.completions, strict=True))
     ]
 
 

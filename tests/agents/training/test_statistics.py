@@ -20,11 +20,9 @@ from tests.helpers.threads import on_threads
 from textenv import exact
 
 
-def rollout_with(scores: list[float], completions: list[str] | None = None) -> Rollout:
-    """A rollout of COUNT completions in groups of GROUP, with these scores and texts."""
-    rollout = uneven_rollout(task())
-    texts = rollout.completions if completions is None else np.array(completions, dtype=object)
-    return replace(rollout, scores=torch.tensor(scores), completions=texts)
+def rollout_with(scores: list[float]) -> Rollout:
+    """A rollout of COUNT completions in groups of GROUP, with these scores."""
+    return replace(uneven_rollout(task()), scores=torch.tensor(scores))
 
 
 def stderr(values: list[float]) -> float:
@@ -67,7 +65,9 @@ def test_the_noise_of_the_score_is_its_variance_among_identical_completions() ->
     rng = np.random.default_rng(0)
     env = task()
     base = collect(env, random_policy(env), 96, num_generations=96, generator=new_generator("cpu", 0))
-    base.completions[:] = rng.choice(["a", "b", "c d"], 96)
+    different = list({text: row for row, text in enumerate(base.completions)}.values())[:3]
+    base = base[torch.tensor(rng.choice(different, 96))]
+    names = base.completions.copy()
     of_text = np.array([len(text) for text in base.completions]) + 0.5 * base.prompt.numpy()
 
     def noise(scores: np.ndarray) -> float:
@@ -75,15 +75,33 @@ def test_the_noise_of_the_score_is_its_variance_among_identical_completions() ->
 
     assert noise(of_text) == pytest.approx(0.0, abs=1e-6)
     random = rng.normal(size=96)
-    groups = [random[base.completions == text] for text in ("a", "b", "c d")]
+    groups = [random[names == text] for text in set(names)]
+    assert len(groups) == 3
     within = sum(((group - group.mean()) ** 2).sum() for group in groups) / (96 - 3)
     assert noise(random) == pytest.approx(within / random.var(ddof=1), rel=1e-4) and noise(random) > 0.8
-    assert 0.05 < noise(of_text + random / 2) < 0.7
+    assert 0.05 < noise(of_text + 2 * random) < 0.7
+    base.completions[:] = "a"  # other tokens with the same text are another completion
+    assert noise(of_text) == pytest.approx(0.0, abs=1e-6)
+    base.completions[:] = [str(row) for row in range(96)]  # control
+    assert noise(random) > 0.8
 
 
-def test_the_same_text_after_another_prompt_is_another_completion() -> None:
+def test_tokens_after_the_end_make_no_other_completion() -> None:
+    """They are padding, which the mask leaves out. Control: the tokens before it."""
+    rollout = rollout_with([0.0, 1.0] * 4)[torch.zeros(16, dtype=torch.long)]
+    rollout.mask[:, 1:], rollout.mask[:, 0] = False, True
+    rollout.scores[::2] = 1.0
+    sampled = rollout.input_ids[:, -rollout.num_tokens :]
+    sampled[::2, 1:] += 1
+    assert batch_statistics(rollout, 1)["objective/score_noise"] > 0.9
+    sampled[::2, 0] += 1
+    assert batch_statistics(rollout, 1)["objective/score_noise"] == 0.0
+
+
+def test_the_same_tokens_after_another_prompt_are_another_completion() -> None:
     """And few repeated completions, or equal scores, say nothing about the noise."""
-    rollout = rollout_with([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0], ["a"] * COUNT)
+    rollout = rollout_with([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    rollout.input_ids[:], rollout.mask[:] = rollout.input_ids[0].clone(), rollout.mask[0].clone()
     assert "objective/score_noise" not in batch_statistics(rollout, GROUP)  # 6 repeats, or 7 where the prompt is one
     twice = Rollout(**{
         name: torch.cat([value, value]) if isinstance(value, torch.Tensor) else value if value is None
