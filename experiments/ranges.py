@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from agents import RANGES
 from experiments.errors import FlagError
+from textenv.arguments import SMALLEST_KL_COEF
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -58,6 +59,7 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "scaling_completions": (1, 1_000_000),
     "scaling_tokens": (1, 1_000_000),
 }
+SMALLEST = {"kl_coef": SMALLEST_KL_COEF}  # of a number that may also be 0
 PLURALS = {"seeds": "seed"}  # lists whose members have the range of another flag
 TEXTS = ("prompt",)  # strings that are no name or path
 REPEATED = ("reward", "reward_weights", "prompt", "check")  # lists that may have equal members
@@ -156,6 +158,8 @@ def _check_number(flag: str, name: str, value: object, kind: type) -> None:
     low, high = flag_range(name) or (INTEGERS if integer else FLOATS)
     if value < low:
         raise FlagError(f"{flag} must {'not be negative' if low == 0 else f'be at least {low}'}, got {value}.")
+    if 0 < value < (smallest := SMALLEST.get(name, 0)):
+        raise FlagError(f"{flag} must be 0 or at least {smallest:g}, got {value}.")
     if value > high:
         raise FlagError(f"{flag} must be at most {high}, got {value}.")
 

@@ -13,6 +13,7 @@ from textenv.state import Array
 
 Seeds = int | list[int | None] | None
 
+SMALLEST_KL_COEF = 1e-30  # a score divided by it is finite
 LONGEST_SHOWN = 200  # characters of a refused value in a message
 
 
@@ -86,6 +87,21 @@ def check_count(name: str, value: object, low: int = 1, high: int = 2**24) -> in
     if value > high:
         raise ValueError(f"{name} must be a whole number, at most {high}, got {shown(value)}.")
     return int(value)
+
+
+def check_kl_coef(kl_coef: Any) -> float:
+    """beta, the weight of the KL: 0, or a number that is neither too small to divide by nor infinite in float32.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    largest = float(np.finfo(np.float32).max)
+    if not is_number(kl_coef) or (kl_coef != 0 and not SMALLEST_KL_COEF <= kl_coef <= largest):
+        raise ValueError(
+            f"kl_coef (beta) must be finite in float32, >= 0, got {shown(kl_coef)}; 0 switches the KL off, and the "
+            f"smallest other value is {SMALLEST_KL_COEF:g}."
+        )
+    return float(kl_coef)
 
 
 def check_text(text: str) -> None:

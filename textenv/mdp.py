@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.actions import InvalidAction
-from textenv.arguments import check_count, is_number, shown
+from textenv.arguments import check_count, check_kl_coef, shown
 from textenv.data import (
     PromptSource,
     Tokenizer,
@@ -99,10 +99,7 @@ class TextMDP:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.max_new_tokens = check_count("max_new_tokens", max_new_tokens)
-        if not is_number(kl_coef) or not 0 <= kl_coef <= float(np.finfo(np.float32).max):
-            raise ValueError(
-                f"kl_coef (beta) must be finite in float32, >= 0, got {shown(kl_coef)}; 0 switches the KL off."
-            )
+        self.kl_coef = check_kl_coef(kl_coef)
         self.tokenizer = tokenizer = as_tokenizer(tokenizer)
         self.vocab_size = len(tokenizer)
         self.encoding: dict[str, Any] = {
@@ -119,7 +116,6 @@ class TextMDP:
         self.reference = as_reference(reference, self.vocab_size)
         # whether every token is allowed in every state, which makes masks unnecessary
         self.full_support = bool(getattr(self.reference, "full_support", False))
-        self.kl_coef = float(kl_coef)
         self.shaping = shaping_terms(shaping)
         self.prompt_width = width = int(self.prompts.input_ids.shape[1])
         empty_columns = ((0, 0), (0, self.max_new_tokens))

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from textenv.arguments import SMALLEST_KL_COEF
+
 
 def k1(log_ratio: Tensor) -> Tensor:
     """log_ratio, elementwise."""
@@ -40,7 +42,7 @@ def adaptive_kl_coef(kl_coef: float, kl: float, target: float, num_episodes: int
         beta <- beta (1 + clip(kl / target - 1, -0.2, 0.2) num_episodes / horizon)
 
     Ziegler et al. 2019 (arXiv:1909.08593), section 2.2, with `num_episodes / horizon` for the paper's gain K_beta, as
-    their code has it. The only fixed point is kl = target.
+    their code has it. The only fixed point is kl = target. beta does not fall below 1e-30: from 0 it could not rise.
 
     Args:
         kl_coef: beta of the batch.
@@ -50,4 +52,4 @@ def adaptive_kl_coef(kl_coef: float, kl: float, target: float, num_episodes: int
         horizon: completions after which beta has changed by a factor of about e^0.2 if the KL stays far off target.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
-    return kl_coef * (1.0 + error * num_episodes / horizon)
+    return max(SMALLEST_KL_COEF, kl_coef * (1.0 + error * num_episodes / horizon))

@@ -142,6 +142,7 @@ def test_a_text_that_is_no_integer_is_refused_by_the_parser(value: str) -> None:
         (["train", "--ppo.clip-range", "1e308"], "--ppo.clip-range must be at most 1000000.0, got 1e+308."),
         (["train", "--learning-rate", "inf"], "--learning-rate must be a finite number, got inf."),
         (["train", "--log-completions", "-1"], "--log-completions must not be negative, got -1."),
+        (["train", "--kl-coef", "1e-310"], "--kl-coef must be 0 or at least 1e-30, got 1e-310."),
         (["train", "--env-args", "task_seed", "nan"], "--env-args task_seed must be a finite number, got nan."),
         (["train", "--model", ""], "--model must not be empty, got ''."),
         (["sample", "--run", "r", "--num", "-1"], "--num must be at least 1, got -1."),

@@ -36,6 +36,7 @@ from textenv.testing import play
         ({"prompts": ["a", "a aple"]}, "'aple' is not in the vocabulary"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, at least 1, got 0"),
         ({"kl_coef": -0.1}, r"kl_coef \(beta\).*>= 0, got -0.1; 0 switches"),
+        ({"kl_coef": 1e-310}, "kl_coef.*got 1e-310; .*the smallest other value is 1e-30"),
         ({"kl_coef": float("nan")}, "kl_coef.*finite.*got nan"),
         ({"kl_coef": float("inf")}, "kl_coef.*finite.*got inf"),
         ({"eos_token_id": 4}, r"eos_token_id must be in 0 \.\. 3, .*got 4"),

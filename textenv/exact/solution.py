@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.arguments import check_kl_coef
 from textenv.categorical import masked_log_softmax
 from textenv.exact.evaluation import Evaluation, evaluate_log_probs
 from textenv.state import Array
@@ -69,10 +70,10 @@ def solve(env: Enumerable, max_completions: int = MAX_COMPLETIONS, kl_coef: floa
 
     Raises:
         TreeTooLarge: there are more than `max_completions` finished completions.
-        ValueError: beta is negative or not finite.
+        ValueError: beta is negative, not finite in float32, or positive and less than 1e-30.
     """
-    if kl_coef is not None and not 0 <= kl_coef < float("inf"):
-        raise ValueError(f"kl_coef (beta) must be a finite number >= 0, got {kl_coef}.")
+    if kl_coef is not None:
+        kl_coef = check_kl_coef(kl_coef)
     tree = env if isinstance(env, Tree) else enumerate_tree(env, max_completions)
     beta, reference = tree.mdp.kl_coef if kl_coef is None else kl_coef, tree.ref_log_probs
     allowed = tree.child != -2

@@ -99,6 +99,15 @@ def test_adaptive_kl_coef_by_hand(kl_coef: float, kl: float, target: float, num_
         assert adaptive_kl_coef(kl_coef, kl, target, num_episodes, *horizon) == pytest.approx(expected, rel=1e-12)
 
 
+def test_adaptive_kl_coef_can_always_rise_again() -> None:
+    """After thousands of batches below the target, too. Control: it has fallen."""
+    kl_coef = 0.1
+    for _ in range(5000):
+        kl_coef = adaptive_kl_coef(kl_coef, 0.0, 1.0, 100, 100)
+    assert 0 < kl_coef < 1e-20
+    assert adaptive_kl_coef(kl_coef, 9.0, 1.0, 100, 100) == pytest.approx(1.2 * kl_coef, rel=1e-12)
+
+
 @properties
 @given(COEFFICIENTS, st.floats(0.0, 100.0), TARGETS, st.integers(1, 2000), st.integers(2000, 20_000))
 def test_adaptive_kl_coef_steers_the_kl_towards_its_target(

@@ -179,9 +179,17 @@ def test_another_beta_has_another_optimum() -> None:
     other = exact.solve(gym.make("textenv/Toy-v0", kl_coef=0.1, task_seed=1))
     with pytest.raises(ValueError, match="of the same environment"):
         exact.suboptimality_by_state(other, known)
-    for beta in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"kl_coef .* got {beta}"):
-            exact.solve(tree, kl_coef=beta)
+    for beta in (-1.0, float("nan"), float("inf"), 1e-310, 9e-31, True, "1"):
+        with pytest.raises(ValueError, match=f"kl_coef .* got {beta!r}; 0 switches .* other value is 1e-30"):
+            exact.solve(tree, kl_coef=beta)  # type: ignore[arg-type]
+
+
+def test_the_smallest_beta_has_the_optimum_of_none() -> None:
+    """No number overflows. Control: an ordinary beta has another."""
+    tree = enumerate_tree(gym.make("textenv/Toy-v0", kl_coef=1e-30))
+    smallest, none = exact.solve(tree), exact.solve(tree, kl_coef=0)
+    assert smallest.objective == pytest.approx(none.objective, rel=1e-12)
+    assert not np.isnan(smallest.log_probs).any() and exact.solve(tree, kl_coef=0.1).objective < none.objective - 0.1
 
 
 @settings(max_examples=30, deadline=None)
