@@ -50,9 +50,7 @@ class TextVectorEnv(VectorEnv[Observation, Array, Array]):
         policy: PolicyFunction | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if not isinstance(num_envs, int | np.integer) or isinstance(num_envs, bool) or num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {shown(num_envs)}; pass an integer.")
-        check_count("num_envs", num_envs)
+        num_envs = check_count("num_envs", num_envs)
         if not isinstance(render_mode, str | None) or render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be None or 'ansi' for a vector environment, got {shown(render_mode)}.")
         self.mdp = mdp

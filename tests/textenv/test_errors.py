@@ -98,7 +98,7 @@ def test_a_toy_that_is_too_small_is_refused(arguments: dict[str, Any], message: 
             lambda: TableReference.from_completions(WordTokenizer("a b"), {"a": {"b": -1.0, "a": 2.0}}),
             "must not be negative, got -1.0 for 'b'",
         ),
-        (lambda: TextVectorEnv(TextMDP(**words()), 0), "num_envs must be at least 1, got 0"),
+        (lambda: TextVectorEnv(TextMDP(**words()), 0), "num_envs must be a whole number, at least 1, got 0"),
         (lambda: TextMDP(**words(reward="count")), "^reward must be a function.*got 'count'"),
         (lambda: TextMDP(**words(gold_reward="count")), "^gold_reward must be a function.*got 'count'"),
         (
@@ -114,6 +114,26 @@ def test_a_broken_part_is_refused(construct: Any, message: str) -> None:
     """The errors of tokenizer, table, environment and `play` name the rule and the value."""
     with pytest.raises(ValueError, match=message):
         construct()
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_prompt_length", "reward_tries", "num_envs"])
+def test_one_rule_for_every_count(name: str) -> None:
+    """A whole number of any kind, which becomes Python's; the largest is large."""
+
+    def count(value: Any) -> Any:
+        if name == "num_envs":
+            return TextVectorEnv(TextMDP(**words()), value).num_envs
+        mdp = TextMDP(**words(**{name: value}))
+        found = {"max_new_tokens": mdp.max_new_tokens, "max_prompt_length": 3, "reward_tries": mdp.reward.tries}
+        return found[name]
+
+    for value in (3, 3.0, np.int64(3), np.float32(3)):
+        assert type(count(value)) is int and count(value) == 3
+    for wrong in (0, -1, 2.5, True, "3", None, float("nan"), float("inf"), 10**30):
+        if wrong is None and name == "max_prompt_length":
+            continue
+        with pytest.raises(ValueError, match=f"^{name} must be a whole number, at (least 1|most [0-9]+), got "):
+            count(wrong)
 
 
 def test_a_model_must_have_the_tokenizers_vocabulary(assets: Path) -> None:

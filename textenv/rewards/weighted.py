@@ -40,7 +40,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.arguments import is_scalar, shown
+from textenv.arguments import check_count, is_number, is_scalar, shown
 from textenv.rewards.calls import call_rewards, score_tokens_of
 from textenv.rewards.errors import RewardError, describe, reward_error
 from textenv.rewards.finished import FinishedCompletions
@@ -90,11 +90,10 @@ class WeightedReward:
         self.takes = tuple(map(trainer_arguments, self.functions))
         if on_error not in ("raise", "retry", "skip"):
             raise ValueError(f"on_reward_error must be 'raise', 'retry' or 'skip', got {on_error!r}.")
-        if isinstance(tries, bool) or not isinstance(tries, int | np.integer) or not 1 <= tries <= MAX_TRIES:
-            raise ValueError(f"reward_tries must be a whole number from 1 to {MAX_TRIES}, got {tries!r}.")
-        if isinstance(wait, bool) or not isinstance(wait, int | float | np.number) or not 0 <= wait <= MAX_WAIT:
+        tries = check_count("reward_tries", tries, high=MAX_TRIES)
+        if not is_number(wait) or not 0 <= wait <= MAX_WAIT:
             raise ValueError(f"reward_wait must be a number of seconds from 0 to {MAX_WAIT:g}, got {wait!r}.")
-        self.name, self.on_error, self.tries, self.wait = name, on_error, int(tries), float(wait)
+        self.name, self.on_error, self.tries, self.wait = name, on_error, tries, float(wait)
         self.last_skip: RewardError | None = None  # the last error for which a completion was skipped
 
     @property

@@ -384,7 +384,7 @@ def test_a_skip_of_score_or_gold_score_skips_both() -> None:
     [
         ({"on_reward_error": "ignore"}, "on_reward_error must be 'raise', 'retry' or 'skip', got 'ignore'"),
         ({"on_reward_error": None}, "on_reward_error must be .* got None"),
-        *[({"reward_tries": n}, "reward_tries must be a whole number from 1") for n in (0, -1, 2.0, True, "3", 10**6)],
+        *[({"reward_tries": n}, "reward_tries must be a whole number, at ") for n in (0, -1, 2.5, True, "3", 10**6)],
         *[({"reward_tries": n}, "reward_tries must be") for n in (math.inf, math.nan, None)],
         *[({"reward_wait": n}, "reward_wait must be a number of seconds from 0") for n in (-1, 1e9, True, "1", None)],
         *[({"reward_wait": n}, "reward_wait must be") for n in (math.inf, math.nan, -math.inf)],
