@@ -15,7 +15,16 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import Diverged
-from agents.training import MOST_SKIPPED, Metrics, advice, check_finite, check_metric_name, reward_metrics, shown
+from agents.training import (
+    MOST_SKIPPED,
+    Metrics,
+    advice,
+    check_finite,
+    check_metric_name,
+    find_losses,
+    reward_metrics,
+    shown,
+)
 from textenv import get_mdp
 from textenv.rewards import TrainerState
 
@@ -113,8 +122,8 @@ class UpdateCallback(BaseCallback):
         """Raises `Diverged` if the policy cannot sample any more, or has not been trained for several updates."""
         agent = self.agent
         check_agent(agent)
-        losses = {name: value for name, value in metrics.items() if name.endswith("loss")}
-        bad = agent.step_filter.skipped > 0 or not all(map(math.isfinite, losses.values()))
+        found = find_losses(metrics)
+        bad = agent.step_filter.skipped > 0 or not all(map(math.isfinite, found.values()))
         self.bad_updates = self.bad_updates + 1 if bad else 0
         if self.bad_updates >= MOST_SKIPPED:
             largest = max(self.finished, key=lambda each: abs(each.score), default=None)
@@ -122,7 +131,7 @@ class UpdateCallback(BaseCallback):
             suspect = "" if largest is None else f", of {shown(largest.prompt)} -> {shown(largest.completion)}"
             raise Diverged(
                 f"Training has diverged in update {agent.num_updates + 1}: loss or gradient of {self.bad_updates} "
-                f"updates in a row are not finite ({', '.join(f'{name} {value:.3g}' for name, value in losses.items())}"
+                f"updates in a row are not finite ({', '.join(f'{name} {value:.3g}' for name, value in found.items())}"
                 f"). Largest |score|: {score:.3g}{suspect}. {advice(agent, score)}"
             )
 

@@ -25,7 +25,7 @@ from agents.training.ranks import (
     run_on_rank0,
     world_size,
 )
-from agents.training.reduction import METRICS, Metric, Metrics, reduce_ranks
+from agents.training.reduction import METRICS, Metric, Metrics, find_losses, reduce_ranks
 from agents.training.reward_log import check_metric_name, reward_metrics, trainer_state
 from agents.training.saved_health import health_state, restore_health
 from agents.training.sharding import gather_tensor, shard
@@ -56,6 +56,7 @@ __all__ = [
     "default_learning_rate",
     "drop_optimizer_tensors",
     "explain_divergence",
+    "find_losses",
     "gather_objects",
     "gather_tensor",
     "health_state",

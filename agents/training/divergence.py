@@ -21,7 +21,7 @@ from agents.errors import Diverged
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
 from agents.training.ranks import gather_objects
-from agents.training.reduction import Metrics
+from agents.training.reduction import Metrics, find_losses
 from textenv import TextMDP
 from textenv.data import printable
 
@@ -53,7 +53,7 @@ class StepGuard:
     def watch(self, rows: Tensor, metrics: Metrics) -> None:
         """Takes note of the minibatch whose gradient was computed, and of its losses."""
         self._rows = rows
-        self._losses = {name: value for name, value in metrics.items() if name.startswith("loss/")}
+        self._losses = find_losses(metrics)
 
     def end(self) -> Metrics:
         """Ends the update, whose completions are released; returns `num_skipped_steps`."""
@@ -74,10 +74,10 @@ class StepGuard:
         if self.in_a_row < MOST_SKIPPED:
             return False
         in_a_row, self.in_a_row = self.in_a_row, 0  # who continues after the error begins a new row
-        losses = "".join(f", {name} {value:.3g}" for name, value in self._losses.items())
+        found = "".join(f", {name} {value:.3g}" for name, value in self._losses.items())
         raise Diverged(
             f"Training has diverged in update {agent.num_updates + 1}: loss or gradient of {in_a_row} minibatches in a "
-            f"row are not finite (gradient norm {norm:.3g}{losses}). Their steps were not taken; weights and optimizer "
+            f"row are not finite (gradient norm {norm:.3g}{found}). Their steps were not taken; weights and optimizer "
             "are those before." + describe_minibatch(agent, self._rollout, self._rows)
         )
 

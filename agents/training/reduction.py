@@ -24,17 +24,19 @@ class Metric:
             count: a sum that weighs means, and is not logged. ess: see `merged_ess`.
         weight: the count of what the metric is a mean over.
         minibatches: of the minibatches of an update.
+        is_loss: whether it must be finite for the optimizer step of its minibatch to be taken.
     """
 
     merge: Literal["mean", "sum", "max", "ess", "count"] = "mean"
     weight: str = "num_completions"
     minibatches: Literal["mean", "first", "max", "min"] = "mean"
+    is_loss: bool = False
 
 
-PER_COMPLETION, PER_TOKEN, COUNT = Metric(), Metric(weight="num_tokens"), Metric("count")
+PER_COMPLETION, PER_TOKEN, COUNT, LOSS = Metric(), Metric(weight="num_tokens"), Metric("count"), Metric(is_loss=True)
 
-# A metric that is not in the table, of an agent from outside, is a mean over completions and over minibatches. Another
-# one is a line: METRICS["my/largest"] = Metric("max", minibatches="max").
+# A metric that is not in the table, of an agent from outside, is a mean over completions and over minibatches, and no
+# loss. Another one is a line: METRICS["my/largest"] = Metric("max", minibatches="max").
 METRICS: dict[str, Metric] = {
     "objective/scores": PER_COMPLETION,
     "objective/gold_scores": PER_COMPLETION,
@@ -46,8 +48,8 @@ METRICS: dict[str, Metric] = {
     "completions/clipped_ratio": PER_COMPLETION,
     "completions/skipped": Metric("sum"),
     "completions/skipped_groups": Metric("sum"),
-    "loss/policy_avg": PER_COMPLETION,
-    "loss/value_avg": PER_COMPLETION,
+    "loss/policy_avg": LOSS,
+    "loss/value_avg": LOSS,
     "val/ratio": PER_TOKEN,
     "val/ratio_error_max": Metric("max", minibatches="max"),
     "val/first_ratio_error_avg": Metric(weight="num_ratios", minibatches="first"),
@@ -63,6 +65,11 @@ METRICS: dict[str, Metric] = {
     "num_ratios": COUNT,
     "num_high": COUNT,
     "num_low": COUNT,
+    "train/loss": LOSS,  # from here on Stable-Baselines3's
+    "train/policy_gradient_loss": LOSS,
+    "train/policy_loss": LOSS,
+    "train/value_loss": LOSS,
+    "train/entropy_loss": LOSS,
 }
 
 
@@ -74,6 +81,11 @@ def metric(name: str) -> Metric:
 def without_counts(row: Metrics) -> Metrics:
     """The metrics that are logged."""
     return {name: value for name, value in row.items() if metric(name).merge != "count"}
+
+
+def find_losses(row: Metrics) -> Metrics:
+    """The losses among the metrics."""
+    return {name: value for name, value in row.items() if metric(name).is_loss}
 
 
 def merge_micro_batches(rows: list[Metrics]) -> Metrics:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from agents import RANGES, Diverged, TrainingWarning
-from agents.training import MOST_SKIPPED
+from agents.training import MOST_SKIPPED, find_losses
 from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO
 from experiments.update_callback import EndedCompletion, common_metrics
 from tests.helpers.policies import random_policy
@@ -92,6 +92,16 @@ def test_a_single_bad_step_is_left_out_and_counted(kind: Any) -> None:
     assert [row["train/skipped_steps"] for row in rows].count(1.0) == 1 and names == ["skipped_steps"]
     same = [all(map(torch.equal, *pair)) for pair in pairwise(after)]
     assert same[0] and not any(same[1:])
+
+
+@every_agent
+def test_the_table_has_the_losses_of_stable_baselines(kind: Any) -> None:
+    """And no other of its metrics; a version with other names is found here."""
+    agent = agent_of(kind)
+    _, rows = learn(agent, 2)
+    names = {name for row in rows for name in row if name.startswith("train/")}
+    assert set(find_losses(rows[-1])) == {name for name in names if name.endswith("loss")} != names
+    assert {"train/value_loss", "train/entropy_loss"} < set(find_losses(rows[-1]))
 
 
 @every_agent

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agents import GRPO, PPO, REINFORCE, ActorCritic, Diverged
 from agents.sampling import GraphSampler, collect, generate_sampler, new_generator, sample
-from agents.training import StepGuard, check_finite
+from agents.training import METRICS, Metric, StepGuard, check_finite
 from agents.training.divergence import MOST_SKIPPED, advice, shown
 from tests.helpers.agents import FOREVER, agent_of, every_kind, task
 from tests.helpers.policies import random_policy
@@ -126,17 +126,22 @@ def test_minibatches_of_an_earlier_training_are_not_in_a_row(raised: bool, reset
 
 
 @pytest.mark.parametrize("loss", [math.inf, -math.inf, math.nan])
-def test_a_loss_that_is_not_finite_stops_a_step_with_a_finite_gradient(loss: float) -> None:
-    """Control: a metric that is no loss does not, nor does the same gradient with a finite loss."""
+def test_a_loss_that_is_not_finite_stops_a_step_with_a_finite_gradient(
+    loss: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table has the losses. Control: a metric that is no loss, and the same gradient with a finite loss."""
+    monkeypatch.setitem(METRICS, "mine", Metric(is_loss=True))
     agent, guard = agent_of(REINFORCE), StepGuard()
     for metrics, passes in [
         ({"loss/policy_avg": 1.0, "loss/value_avg": loss}, False),
         ({"loss/policy_avg": 1.0, "val/ess": math.nan}, True),
+        ({"loss/policy_avg": 1.0, "mine": loss}, False),
+        ({"loss/policy_avg": 1.0, "my/loss": loss}, True),
         ({}, True),
     ]:
         guard.watch(torch.arange(2), metrics)
         assert guard.passes(agent, 1.0) is passes
-    assert guard.skipped == 1 and guard.in_a_row == 0
+    assert guard.skipped == 2 and guard.in_a_row == 0
 
 
 @every_kind
