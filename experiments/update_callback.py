@@ -18,12 +18,12 @@ from agents import Diverged
 from agents.training import (
     MOST_SKIPPED,
     Metrics,
+    abridge,
     advice,
     check_finite,
     check_metric_name,
     find_losses,
     reward_metrics,
-    shown,
 )
 from textenv import get_mdp
 from textenv.rewards import TrainerState
@@ -128,7 +128,7 @@ class UpdateCallback(BaseCallback):
         if self.bad_updates >= MOST_SKIPPED:
             largest = max(self.finished, key=lambda each: abs(each.score), default=None)
             score = 0.0 if largest is None else abs(largest.score)
-            suspect = "" if largest is None else f", of {shown(largest.prompt)} -> {shown(largest.completion)}"
+            suspect = "" if largest is None else f", of {abridge(largest.prompt)} -> {abridge(largest.completion)}"
             raise Diverged(
                 f"Training has diverged in update {agent.num_updates + 1}: loss or gradient of {self.bad_updates} "
                 f"updates in a row are not finite ({', '.join(f'{name} {value:.3g}' for name, value in found.items())}"

@@ -1,6 +1,6 @@
 """Training: optimizer steps, metrics, and what serves scale (master weights, ranks, sharding)."""
 
-from agents.training.divergence import MOST_SKIPPED, StepGuard, advice, check_finite, explain_divergence, shown
+from agents.training.divergence import MOST_SKIPPED, StepGuard, abridge, advice, check_finite, explain_divergence
 from agents.training.gradients import compute_gradients
 from agents.training.health import HealthMonitor
 from agents.training.master_weights import MasterWeights
@@ -45,6 +45,7 @@ __all__ = [
     "Metrics",
     "Optimization",
     "StepGuard",
+    "abridge",
     "advice",
     "all_reduce_gradients",
     "all_reduce_sum",
@@ -73,7 +74,6 @@ __all__ = [
     "run_epochs",
     "run_on_rank0",
     "shard",
-    "shown",
     "take_tensor",
     "trainable_parameters",
     "trainer_state",

@@ -117,7 +117,7 @@ def suspects(agent: Any, batch: Rollout) -> list[str]:
     score = batch.scores.double().nan_to_num(0.0).abs().cpu()
     order = torch.nonzero(~good).flatten().tolist() or [int(score.argmax()), int(ratio.argmax())]
     return [
-        f"{shown(batch.prompts[i])} -> {shown(batch.completions[i])} (score {float(batch.scores[i]):.3g}, largest "
+        f"{abridge(batch.prompts[i])} -> {abridge(batch.completions[i])} (score {float(batch.scores[i]):.3g}, largest "
         f"|log ratio| {float(ratio[i]):.3g})"
         for i in dict.fromkeys(order[:SHOWN])
     ]
@@ -133,7 +133,7 @@ def _ratios(agent: Any, batch: Rollout) -> tuple[Tensor, Tensor]:
     return log_ratio.abs().amax(dim=1).double().nan_to_num(math.inf).cpu(), finite.cpu()
 
 
-def shown(text: object) -> str:
+def abridge(text: object) -> str:
     """A prompt or completion on one line, control characters escaped, its middle left out where it is long."""
     line = f"'{printable(text)}'"
     return line if len(line) <= WIDTH else f"{line[: WIDTH // 2]} ... {line[-WIDTH // 2 :]}"
@@ -171,5 +171,5 @@ def check_finite(policy: TransformerPolicy, mdp: TextMDP, num_prompts: int = 8) 
         wrong = torch.nonzero(~numbers.view(count, -1).isfinite().all(dim=1)).flatten().tolist()
         if wrong:
             raise Diverged(
-                f"The policy has diverged: its {name} are not finite after {shown(mdp.prompts.texts[wrong[0]])}."
+                f"The policy has diverged: its {name} are not finite after {abridge(mdp.prompts.texts[wrong[0]])}."
             )

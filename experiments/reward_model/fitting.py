@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from agents import FORMAT_VERSION, Diverged, files, read_saved
 from agents.files import JsonObject
 from agents.training import MasterWeights
-from experiments.reward_model.pairs import Pair, shown
+from experiments.reward_model.pairs import Pair, describe_pair
 from textenv.rewards import RewardModel
 
 MOST_SKIPPED = 5  # minibatches in a row whose step is not taken: then training stops
@@ -99,7 +99,8 @@ class Fit:
             raise Diverged(
                 f"Training has diverged after {self.num_pairs} pairs: loss or gradient of {self.in_a_row} minibatches "
                 f"in a row are not finite (loss {loss.item():.3g}, gradient norm {norm:.3g}). The last one begins with "
-                f"{shown(batch[0])}. Nothing was saved as a result; lower --learning-rate ({self.learning_rate:g})."
+                f"{describe_pair(batch[0])}. Nothing was saved as a result; lower --learning-rate "
+                f"({self.learning_rate:g})."
             )
         return loss.item()
 

@@ -57,7 +57,7 @@ def _pair(where: str, row: Any) -> Pair:
     return Pair(*(row[name] for name in Pair._fields))
 
 
-def shown(pair: Pair) -> str:
+def describe_pair(pair: Pair) -> str:
     """A pair on one line, as error messages show it."""
     return ", ".join(f"{name} {text[:80]!r}" for name, text in pair._asdict().items())
 

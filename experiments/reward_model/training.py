@@ -29,7 +29,7 @@ from experiments.errors import FlagError
 from experiments.opening import opened
 from experiments.ranges import check_flags
 from experiments.reward_model.fitting import KEEP, Fit, margins
-from experiments.reward_model.pairs import Pair, read_pairs, shown, split
+from experiments.reward_model.pairs import Pair, describe_pair, read_pairs, split
 from experiments.stopping import stops_later
 from textenv.data import printable
 from textenv.lm import load_pretrained, load_tokenizer
@@ -214,7 +214,7 @@ def check_differ(reward: RewardModel, pairs: list[Pair], which: str) -> None:
     text = (
         f"{len(alike)} of {len(pairs)} {which} look alike to the model: both completions have the same tokens. Its "
         f"tokenizer may not know their words{cut}. "
-        f"The first is {shown(alike[0])}."
+        f"The first is {describe_pair(alike[0])}."
     )
     if len(alike) == len(pairs):
         raise FlagError(text)

@@ -15,7 +15,7 @@ from torch import Tensor
 from agents import GRPO, PPO, REINFORCE, ActorCritic, Diverged
 from agents.sampling import GraphSampler, collect, generate_sampler, new_generator, sample
 from agents.training import METRICS, Metric, StepGuard, check_finite
-from agents.training.divergence import MOST_SKIPPED, advice, shown
+from agents.training.divergence import MOST_SKIPPED, abridge, advice
 from tests.helpers.agents import FOREVER, agent_of, every_kind, task
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import sparse, toy
@@ -279,5 +279,5 @@ def test_the_advice_names_the_settings_of_the_agent(kind: Any, settings: dict[st
 
 def test_texts_of_the_error_cannot_command_the_terminal() -> None:
     """Control characters are escaped, long texts are cut."""
-    assert shown("a\x1b[31mb\nc") == r"'a\x1b[31mb\nc'"
-    assert len(shown("x" * 10_000)) < 200
+    assert abridge("a\x1b[31mb\nc") == r"'a\x1b[31mb\nc'"
+    assert len(abridge("x" * 10_000)) < 200
