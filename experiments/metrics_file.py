@@ -15,7 +15,7 @@ from typing import NamedTuple
 from agents import files
 from agents.files import JsonObject
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 Row = JsonObject  # by name of the metric: a number, or None where it is not finite
 
 
@@ -39,7 +39,7 @@ def kept_metrics(folder: Path, saved: JsonObject | None) -> Kept:
     """
     if saved is None:
         return Kept(b"", [])
-    path = folder / METRICS
+    path = folder / METRICS_FILE
     cure = "Restore it from a copy; or remove it and resume: the trial then continues without these rows."
     try:
         content = files.read_bytes(path) if path.exists() else b""
@@ -76,9 +76,9 @@ def read_metrics(folder: Path) -> list[Row]:
     Raises:
         DamagedFile: another row is not what a trial writes.
     """
-    rows = files.read_rows(folder / METRICS)
+    rows = files.read_rows(folder / METRICS_FILE)
     for number, row in enumerate(rows, start=1):
-        check_row(folder / METRICS, number, row)
+        check_row(folder / METRICS_FILE, number, row)
     return rows
 
 
@@ -90,4 +90,4 @@ def find_gaps(rows: list[Row], num_updates: int) -> list[list[int]]:
 
 def describe_gaps(gaps: list[list[int]]) -> str:
     """A sentence about updates without rows."""
-    return f"{METRICS} lacks the rows of updates {' and '.join(f'{first} to {last}' for first, last in gaps)}"
+    return f"{METRICS_FILE} lacks the rows of updates {' and '.join(f'{first} to {last}' for first, last in gaps)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from agents import files
 from agents.files import JsonObject
 from experiments.checkpoints import newest_checkpoint
-from experiments.metrics_file import METRICS
+from experiments.metrics_file import METRICS_FILE
 from textenv.data import printable
 
 SUMMARY = "summary.json"
@@ -39,7 +39,7 @@ BASELINE_TYPES = {
 
 def write_summary(folder: Path, summary: JsonObject) -> None:
     """Writes the summary of a trial, with size and checksum of its metrics."""
-    files.write_json(folder / SUMMARY, summary | {"metrics": files.describe(folder / METRICS)}, sync=True)
+    files.write_json(folder / SUMMARY, summary | {"metrics": files.describe(folder / METRICS_FILE)}, sync=True)
 
 
 def read_summary(folder: Path) -> JsonObject | None:
@@ -69,7 +69,7 @@ def read_summary(folder: Path) -> JsonObject | None:
     if checkpoint is None:
         print(printable(f"{folder}: the trial has finished, and its checkpoint was removed."), file=sys.stderr)
     elif checkpoint.manifest["num_updates"] != summary["num_updates"] or not _same(
-        folder / METRICS, summary["metrics"]
+        folder / METRICS_FILE, summary["metrics"]
     ):
         return None
     del summary["metrics"]

@@ -24,7 +24,7 @@ from experiments.config import TrialConfig
 from experiments.console import completions_table, plain_console
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator
-from experiments.metrics_file import METRICS, Kept, Row, describe_gaps, find_gaps, kept_metrics
+from experiments.metrics_file import METRICS_FILE, Kept, Row, describe_gaps, find_gaps, kept_metrics
 from experiments.run_folder import plain
 from experiments.stable_baselines import StableBaselines
 from textenv import get_mdp
@@ -118,7 +118,7 @@ class TrialLog:
             purge = self.agent.num_timesteps + 1 if self.saved_updates is not None else None
             self.board = SummaryWriter(str(self.folder), purge_step=purge)
         opened.callback(self._close_board)
-        path = self.folder / METRICS
+        path = self.folder / METRICS_FILE
         if not path.is_file() or path.read_bytes() != self.kept.content:
             files.write_file(path, lambda new: new.write_bytes(self.kept.content), sync=True)
         self.metrics_file = files.Rows(path)

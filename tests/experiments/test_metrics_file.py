@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from agents import Diverged, files
 from experiments import trial_log
 from experiments.config import TrialConfig
-from experiments.metrics_file import METRICS, find_gaps, kept_metrics, read_metrics
+from experiments.metrics_file import METRICS_FILE, find_gaps, kept_metrics, read_metrics
 from experiments.report import Logged
 from experiments.trial import run_trial
 from experiments.trial_log import TrialLog
@@ -32,7 +32,7 @@ def rows_to(last: int) -> list[dict[str, Any]]:
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Writes rows; returns size and checksum."""
-    file = files.Rows(folder / METRICS)
+    file = files.Rows(folder / METRICS_FILE)
     for row in rows:
         file.append(row)
     written = file.sync()
@@ -48,10 +48,10 @@ def test_the_rows_up_to_the_checkpoint_are_kept(
     folder = tmp_path_factory.mktemp("metrics")
     saved = {"metrics": write_rows(folder, rows_to(kept)), "num_updates": kept}
     write_rows(folder, rows_to(kept + more)[kept + 1 :])
-    whole = (folder / METRICS).read_bytes()
-    (folder / METRICS).write_bytes(whole[: len(whole) - cut] if cut else whole)
+    whole = (folder / METRICS_FILE).read_bytes()
+    (folder / METRICS_FILE).write_bytes(whole[: len(whole) - cut] if cut else whole)
     found = kept_metrics(folder, saved)
-    left = (folder / METRICS).read_bytes()[: saved["metrics"]["size"]]
+    left = (folder / METRICS_FILE).read_bytes()[: saved["metrics"]["size"]]
     assert found.rows == rows_to(left.count(b"\n") - 1)[: left.count(b"\n")]
     assert found.content == left[: left.rfind(b"\n") + 1]
     missing = [[len(found.rows), kept]] if len(found.rows) <= kept else []
@@ -68,12 +68,12 @@ def test_a_new_agent_keeps_nothing(tmp_path: Path) -> None:
 def test_changed_rows_are_refused(at: int, tmp_path: Path) -> None:
     """The error names the file and says what to do; without the file the trial goes on with a gap."""
     saved = {"metrics": write_rows(tmp_path, rows_to(4)), "num_updates": 4}
-    changed = bytearray((tmp_path / METRICS).read_bytes())
+    changed = bytearray((tmp_path / METRICS_FILE).read_bytes())
     changed[at] ^= 1
-    (tmp_path / METRICS).write_bytes(changed)
+    (tmp_path / METRICS_FILE).write_bytes(changed)
     with pytest.raises(files.DamagedFile, match=r"metrics\.jsonl was changed after it was written\. Restore it .* or"):
         kept_metrics(tmp_path, saved)
-    (tmp_path / METRICS).unlink()
+    (tmp_path / METRICS_FILE).unlink()
     assert find_gaps(kept_metrics(tmp_path, saved).rows, 4) == [[0, 4]]
 
 
@@ -84,7 +84,7 @@ def test_a_row_that_lost_a_metric_is_refused(tmp_path: Path) -> None:
     rows[2].popitem()
     (tmp_path / "shorter").mkdir()
     write_rows(tmp_path / "shorter", rows)
-    shutil.copy(tmp_path / "shorter" / METRICS, tmp_path / METRICS)
+    shutil.copy(tmp_path / "shorter" / METRICS_FILE, tmp_path / METRICS_FILE)
     with pytest.raises(files.DamagedFile, match=r"metrics\.jsonl was changed after it was written"):
         kept_metrics(tmp_path, saved)
 
@@ -157,12 +157,12 @@ def test_lost_rows_are_said_and_never_filled(
     whole = run_trial(often(), tmp_path / "whole", initial)
     folder = tmp_path / "stopped"
     stop_at(6, monkeypatch, folder, initial)
-    lose(folder / METRICS)
+    lose(folder / METRICS_FILE)
     kept = len(read_metrics(folder))
     assert kept >= first
     stop_at(8, monkeypatch, folder, initial)  # the gap is said again, and does not grow
     resumed = run_trial(often(), folder, initial)
-    assert f"{METRICS} lacks the rows of updates {kept} to 5" in capsys.readouterr().err
+    assert f"{METRICS_FILE} lacks the rows of updates {kept} to 5" in capsys.readouterr().err
     assert resumed["gaps"] == [[kept, 5]] and whole["gaps"] == []
     rows = without_times(read_metrics(tmp_path / "whole"))
     assert without_times(read_metrics(folder)) == rows[:kept] + rows[6:]
@@ -181,8 +181,8 @@ def test_tokens_to_90_is_not_known_after_a_gap(tmp_path: Path, initial: Path, mo
     for name, last in (("before", reached + 1), ("after", reached - 1)):
         folder = tmp_path / name
         stop_at(reached + 4, monkeypatch, folder, initial, **flags)
-        lines = (folder / METRICS).read_bytes().splitlines(keepends=True)
-        (folder / METRICS).write_bytes(b"".join(lines[: last + 1]))
+        lines = (folder / METRICS_FILE).read_bytes().splitlines(keepends=True)
+        (folder / METRICS_FILE).write_bytes(b"".join(lines[: last + 1]))
         found = run_trial(often(**flags), folder, initial)["tokens_to_90"]
         assert found == (whole["tokens_to_90"] if name == "before" else None)
 
@@ -191,7 +191,7 @@ def test_a_finished_trial_whose_rows_are_lost_says_so(tmp_path: Path, initial: P
     """It is not trained again; its summary is written anew, with the gap."""
     whole = run_trial(often(), tmp_path, initial)
     weights = (tmp_path / "checkpoint" / "model.safetensors").read_bytes()
-    (tmp_path / METRICS).unlink()
+    (tmp_path / METRICS_FILE).unlink()
     again = run_trial(often(), tmp_path, initial)
     assert again["gaps"] == [[0, whole["num_updates"]]] and again["objective"] == whole["objective"]
     assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == weights
@@ -208,7 +208,7 @@ def test_an_error_before_the_first_row_costs_no_rows(
         wandb = pytest.importorskip("wandb")
         flags["wandb_project"] = "x"
     stop_at(4, monkeypatch, tmp_path, initial)
-    before = (tmp_path / METRICS).read_bytes()
+    before = (tmp_path / METRICS_FILE).read_bytes()
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         if what == "TensorBoard":
@@ -223,7 +223,7 @@ def test_an_error_before_the_first_row_costs_no_rows(
         message = "Could not write events" if what == "TensorBoard" else "--wandb-project x: no login"
         with pytest.raises((files.StorageError, ValueError), match=message):
             run_trial(often(**flags), tmp_path, initial)
-    assert (tmp_path / METRICS).read_bytes() == before
+    assert (tmp_path / METRICS_FILE).read_bytes() == before
     assert run_trial(often(), tmp_path, initial)["gaps"] == []
 
 
@@ -236,7 +236,7 @@ def test_the_last_checkpoints_are_kept(keep: int, tmp_path: Path, initial: Path)
     updates = [files.verify(tmp_path / name)["num_updates"] for name in found]
     assert updates == [summary["num_updates"] - i for i in range(keep)]
     manifest = files.verify(tmp_path / "checkpoint")
-    assert manifest["metrics"] == files.describe(tmp_path / METRICS)
+    assert manifest["metrics"] == files.describe(tmp_path / METRICS_FILE)
     assert manifest["config"] == files.describe(tmp_path / "config.json")
     assert manifest["baselines"] == files.describe(initial / "baselines.json")
 
@@ -277,7 +277,7 @@ def test_times_continue_after_a_resume(tmp_path: Path, initial: Path, monkeypatc
     """`seconds` grows from row to row, also where the rows before were lost, and the rate is that of all updates."""
     stop_at(6, monkeypatch, tmp_path, initial)
     seconds = read_metrics(tmp_path)[5]["seconds"]
-    (tmp_path / METRICS).unlink()
+    (tmp_path / METRICS_FILE).unlink()
     summary = run_trial(often(), tmp_path, initial)
     found = [row["seconds"] for row in read_metrics(tmp_path)]
     assert found == sorted(found) and found[0] > seconds > 0
@@ -344,5 +344,5 @@ def test_the_rows_are_json_for_every_reader(tmp_path: Path, initial: Path) -> No
     def refuse(name: str) -> Any:
         raise AssertionError(name)
 
-    for line in (tmp_path / METRICS).read_text().splitlines():
+    for line in (tmp_path / METRICS_FILE).read_text().splitlines():
         assert isinstance(json.loads(line, parse_constant=refuse), dict)
