@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from agents.training.reduction import Metrics
 from agents.training.signs import (
+    Context,
     Rows,
-    Run,
     Test,
     above,
     below,
@@ -47,17 +47,17 @@ class Condition:
     found: Test
     message: str
 
-    def describe(self, rows: Rows, run: Run) -> str:
+    def describe(self, rows: Rows, context: Context) -> str:
         """The text of the warning, for the rows in which it was found."""
-        return self.message.format_map({**rows[-1], **compared(rows, run)})
+        return self.message.format_map({**rows[-1], **compared(rows, context)})
 
 
-def compared(rows: Rows, run: Run) -> Metrics:
+def compared(rows: Rows, context: Context) -> Metrics:
     """The numbers that conditions compare where they look at several rows together."""
     first, second = halves(rows)
     return {
         "objective": estimated_objective(rows),
-        "objective_at_start": estimated_objective(run.start),
+        "objective_at_start": estimated_objective(context.start),
         "mean_kl": mean(rows, "objective/kl"),
         "kl_before": mean(rows[:2], "objective/kl"),
         "kl_after": mean(rows[-2:], "objective/kl"),

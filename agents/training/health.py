@@ -16,7 +16,7 @@ from agents.sampling import Rollout
 from agents.training.conditions import CONDITIONS, EVALUATION_CONDITIONS, Condition
 from agents.training.ranks import rank
 from agents.training.reduction import Metrics
-from agents.training.signs import Run
+from agents.training.signs import Context
 from agents.training.statistics import expected_ends
 
 START = 3  # updates that are the start of a run
@@ -30,7 +30,7 @@ class HealthMonitor:
     Rank 0 warns. All ranks have the same metrics, so they find the same conditions.
 
     Attributes:
-        run: what the conditions need besides the last rows.
+        context: what the conditions need besides the last rows.
         warned: the names of the conditions that were found.
         updates, evaluations: the last rows of metrics.
         probe: weights, and copies of them that were made earlier; None before the copies, empty after the comparison.
@@ -40,7 +40,7 @@ class HealthMonitor:
     """
 
     def __init__(self) -> None:
-        self.run = Run()
+        self.context = Context()
         self.warned: set[str] = set()
         self.updates: deque[Metrics] = deque(maxlen=max(each.patience for each in CONDITIONS))
         self.evaluations: deque[Metrics] = deque(maxlen=max(each.patience for each in EVALUATION_CONDITIONS))
@@ -58,17 +58,17 @@ class HealthMonitor:
             metrics: the metrics of the update.
             rollout: its completions, where it has whole ones.
         """
-        self.run.n_episodes, self.run.max_grad_norm = agent.n_episodes, agent.max_grad_norm
-        self.run.precision = precision(agent.policy)
-        self.run.regularized = agent.mdp is not None and agent.mdp.kl_coef > 0
-        self.run.expected_ends = lambda: self._expected_ends(agent, rollout)
+        self.context.n_episodes, self.context.max_grad_norm = agent.n_episodes, agent.max_grad_norm
+        self.context.precision = precision(agent.policy)
+        self.context.regularized = agent.mdp is not None and agent.mdp.kl_coef > 0
+        self.context.expected_ends = lambda: self._expected_ends(agent, rollout)
         added = self._weight_change(agent)
         row = metrics | added
-        if len(self.run.start) < START and getattr(agent, "kl_target", None) is None:
-            self.run.start.append(row)
+        if len(self.context.start) < START and getattr(agent, "kl_target", None) is None:
+            self.context.start.append(row)
         self.updates.append(row)
         found = self._warn(CONDITIONS, self.updates, stacklevel=5)  # the caller of `learn`, through `update`
-        self.run.expected_ends = Run().expected_ends  # releases the rollout
+        self.context.expected_ends = Context().expected_ends  # releases the rollout
         return added | found
 
     def observe_evaluation(self, measured: Metrics, reference: float | None, optimum: float | None = None) -> Metrics:
@@ -94,12 +94,16 @@ class HealthMonitor:
         found: Metrics = {}
         for each in conditions:
             last = list(rows)[-each.patience :]
-            if each.name in self.warned or len(last) < each.patience or not each.found(last, each.threshold, self.run):
+            if (
+                each.name in self.warned
+                or len(last) < each.patience
+                or not each.found(last, each.threshold, self.context)
+            ):
                 continue
             self.warned.add(each.name)
             found[f"warnings/{each.name}"] = 1.0
             if rank() == 0:
-                message = f"{each.name}: {each.describe(last, self.run)}"
+                message = f"{each.name}: {each.describe(last, self.context)}"
                 warnings.warn(message, TrainingWarning, stacklevel=stacklevel)
         return found
 

@@ -26,7 +26,7 @@ def health_state(monitor: HealthMonitor) -> tuple[JsonObject, dict[str, Tensor]]
     """Returns a JSON object, and the weights `probe.INDEX` with which later ones are compared."""
     state = {
         "warned": sorted(monitor.warned),
-        "start": monitor.run.start,
+        "start": monitor.context.start,
         "updates": list(monitor.updates),
         "evaluations": list(monitor.evaluations),
         "ends": monitor.ends,
@@ -60,7 +60,7 @@ def restore_health(agent: Any, state: JsonObject, tensors: dict[str, Tensor], pa
     for value in state["ends"]:
         check_types(where, {"ends": value}, {"ends": float | None})
     monitor = agent.health
-    monitor.warned, monitor.run.start = set(state["warned"]), state["start"]
+    monitor.warned, monitor.context.start = set(state["warned"]), state["start"]
     monitor.updates.extend(state["updates"])
     monitor.evaluations.extend(state["evaluations"])
     monitor.ends = state["ends"][:1]

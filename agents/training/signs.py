@@ -20,7 +20,7 @@ RISEN = 4.0  # standard errors from which J, or the KL, counts as higher than at
 
 
 @dataclass
-class Run:
+class Context:
     """What the conditions need besides the metrics of the last updates.
 
     Attributes:
@@ -40,17 +40,17 @@ class Run:
     expected_ends: Callable[[], float | None] = lambda: None
 
 
-Test = Callable[[Rows, float, Run], bool]
+Test = Callable[[Rows, float, Context], bool]
 
 
 def above(name: str) -> Test:
     """A metric is above the threshold in every row."""
-    return lambda rows, limit, run: all(row.get(name, math.nan) > limit for row in rows)
+    return lambda rows, limit, context: all(row.get(name, math.nan) > limit for row in rows)
 
 
 def below(name: str) -> Test:
     """A metric is below the threshold in every row."""
-    return lambda rows, limit, run: all(row.get(name, math.nan) < limit for row in rows)
+    return lambda rows, limit, context: all(row.get(name, math.nan) < limit for row in rows)
 
 
 def mean(rows: Rows, name: str) -> float:
@@ -75,10 +75,12 @@ def in_errors(change: float, error: float) -> float:
     return float(change / np.max([1e-12, error]))
 
 
-def change_of_objective(rows: Rows, run: Run) -> float:
+def change_of_objective(rows: Rows, context: Context) -> float:
     """How far J has come since the start of the run, in standard errors; nan where it is not measured."""
-    change = estimated_objective(rows) - estimated_objective(run.start)
-    return in_errors(change, math.hypot(*(mean_error(x, "objective/rlhf_reward_stderr") for x in (rows, run.start))))
+    change = estimated_objective(rows) - estimated_objective(context.start)
+    return in_errors(
+        change, math.hypot(*(mean_error(x, "objective/rlhf_reward_stderr") for x in (rows, context.start)))
+    )
 
 
 def halves(rows: Rows) -> tuple[Rows, Rows]:
@@ -94,53 +96,55 @@ def trend(rows: Rows, name: str) -> float:
     return in_errors(float(second.mean() - first.mean()), error)
 
 
-def scores_equal(rows: Rows, limit: float, run: Run) -> bool:
+def scores_equal(rows: Rows, limit: float, context: Context) -> bool:
     """Nearly all groups have equal scores, and not because J has risen until all completions are good."""
-    return above("groups/equal_scores_ratio")(rows, limit, run) and not change_of_objective(rows, run) > RISEN
+    return above("groups/equal_scores_ratio")(rows, limit, context) and not change_of_objective(rows, context) > RISEN
 
 
-def entropy_gone(rows: Rows, limit: float, run: Run) -> bool:
+def entropy_gone(rows: Rows, limit: float, context: Context) -> bool:
     """The policy is deterministic. Without a KL in the reward it may be the best: then only if J has not risen."""
-    return below("objective/entropy")(rows, limit, run) and (run.regularized or change_of_objective(rows, run) <= RISEN)
+    return below("objective/entropy")(rows, limit, context) and (
+        context.regularized or change_of_objective(rows, context) <= RISEN
+    )
 
 
-def ratio_off(rows: Rows, limit: float, run: Run) -> bool:
+def ratio_off(rows: Rows, limit: float, context: Context) -> bool:
     """The mean of rho, which is 1 in expectation, is far from 1."""
     return all(abs(row.get("val/ratio", math.nan) - 1.0) > limit for row in rows)
 
 
-def first_ratio_off(rows: Rows, limit: float, run: Run) -> bool:
+def first_ratio_off(rows: Rows, limit: float, context: Context) -> bool:
     """rho is not 1 before the first step; rounding in low precision is allowed for."""
-    return above("val/first_ratio_error_avg")(rows, max(limit, 20 * run.precision), run)
+    return above("val/first_ratio_error_avg")(rows, max(limit, 20 * context.precision), context)
 
 
-def kl_negative(rows: Rows, limit: float, run: Run) -> bool:
+def kl_negative(rows: Rows, limit: float, context: Context) -> bool:
     """The mean of k1 is below 0 by more than chance: by its standard error, and by completions too rare to be seen."""
     chance = 4 * mean_error(rows, "objective/kl_stderr")
-    return mean(rows, "objective/kl") < -float(np.max([limit, chance, 10 / (run.n_episodes * len(rows))]))
+    return mean(rows, "objective/kl") < -float(np.max([limit, chance, 10 / (context.n_episodes * len(rows))]))
 
 
-def never_ends(rows: Rows, limit: float, run: Run) -> bool:
+def never_ends(rows: Rows, limit: float, context: Context) -> bool:
     """No completion ends itself, J has not risen, and it is not by design.
 
     It is by design where the reference, a model of long texts, would hardly have ended any of these completions. Where
     it gives the end tokens next to no probability at all, they are probably not the model's: this is no design.
     """
     clipped = "completions/clipped_ratio"
-    if not all(row.get(clipped, math.nan) >= limit for row in rows) or change_of_objective(rows, run) > RISEN:
+    if not all(row.get(clipped, math.nan) >= limit for row in rows) or change_of_objective(rows, context) > RISEN:
         return False
-    if any(row.get(clipped, limit) < limit for row in run.start):
+    if any(row.get(clipped, limit) < limit for row in context.start):
         return True
-    ends = run.expected_ends()
-    return ends is not None and (ends * run.n_episodes * len(rows) > 5 or ends < 1e-6)
+    ends = context.expected_ends()
+    return ends is not None and (ends * context.n_episodes * len(rows) > 5 or ends < 1e-6)
 
 
-def objective_fell(rows: Rows, limit: float, run: Run) -> bool:
+def objective_fell(rows: Rows, limit: float, context: Context) -> bool:
     """J is below its value at the start of the run, by several standard errors, also in the last row alone."""
-    return change_of_objective(rows, run) < -limit and change_of_objective(rows[-1:], run) < 0
+    return change_of_objective(rows, context) < -limit and change_of_objective(rows[-1:], context) < 0
 
 
-def kl_runs_away(rows: Rows, limit: float, run: Run) -> bool:
+def kl_runs_away(rows: Rows, limit: float, context: Context) -> bool:
     """The KL has at least doubled, to more than the threshold and chance, and score and J have not risen.
 
     The mean of the last two rows is compared with that of the first two.
@@ -148,20 +152,20 @@ def kl_runs_away(rows: Rows, limit: float, run: Run) -> bool:
     before, after = mean(rows[:2], "objective/kl"), mean(rows[-2:], "objective/kl")
     errors = [mean_error(some, "objective/kl_stderr") for some in (rows[:2], rows[-2:])]
     risen = after > limit and after > 2 * before and in_errors(after - before, math.hypot(*errors)) > RISEN
-    return risen and trend(rows, "objective/scores") < 1 and not change_of_objective(rows, run) > RISEN
+    return risen and trend(rows, "objective/scores") < 1 and not change_of_objective(rows, context) > RISEN
 
 
-def gold_falls(rows: Rows, limit: float, run: Run) -> bool:
+def gold_falls(rows: Rows, limit: float, context: Context) -> bool:
     """The score rises and the gold score falls."""
     return trend(rows, "objective/scores") > limit and trend(rows, "objective/gold_scores") < -limit
 
 
-def gradient_large(rows: Rows, limit: float, run: Run) -> bool:
+def gradient_large(rows: Rows, limit: float, context: Context) -> bool:
     """The gradient is so large that max_grad_norm leaves next to nothing of its smaller parts."""
-    return above("grad_norm")(rows, limit * run.max_grad_norm, run)
+    return above("grad_norm")(rows, limit * context.max_grad_norm, context)
 
 
-def below_reference(rows: Rows, limit: float, run: Run) -> bool:
+def below_reference(rows: Rows, limit: float, context: Context) -> bool:
     """The measured J is below the reference's by a share of the way to the optimum, or by more than chance."""
 
     def margin(row: Metrics) -> float:

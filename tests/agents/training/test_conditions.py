@@ -13,7 +13,7 @@ import torch
 
 from agents.training.conditions import CONDITIONS, EVALUATION_CONDITIONS, Condition
 from agents.training.health import precision
-from agents.training.signs import Run, change_of_objective
+from agents.training.signs import Context, change_of_objective
 from tests.helpers.paths import ROOT
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import make, words
@@ -56,10 +56,12 @@ def rows(condition: Condition, **changes: Any) -> list[dict[str, float]]:
     return [HEALTHY | {name: float(values[-count:][i]) for name, values in columns.items()} for i in range(count)]
 
 
-def holds(name: str, run: Run | None = None, **changes: Any) -> bool:
+def holds(name: str, context: Context | None = None, **changes: Any) -> bool:
     """Whether the condition holds on these rows."""
     condition = ALL[name]
-    return condition.found(rows(condition, **changes), condition.threshold, Run(start=START) if run is None else run)
+    return condition.found(
+        rows(condition, **changes), condition.threshold, Context(start=START) if context is None else context
+    )
 
 
 NEVER = {"completions__clipped_ratio": 1.0}
@@ -112,10 +114,10 @@ def test_a_condition_holds(name: str, changes: dict[str, Any]) -> None:
     """On as many updates as it needs; a single healthy update among them ends it, and so does a missing metric."""
     condition = ALL[name]
     assert holds(name, **changes)
-    assert condition.describe(rows(condition, **changes), Run(start=START))
+    assert condition.describe(rows(condition, **changes), Context(start=START))
     missing = [{k: v for k, v in row.items() if k.replace("/", "__") not in changes} for row in rows(condition)]
     if name != "below_reference":  # an evaluation has all
-        assert not condition.found(missing, condition.threshold, Run(start=START))
+        assert not condition.found(missing, condition.threshold, Context(start=START))
 
 
 @pytest.mark.parametrize(("name", "changes"), DOES_NOT)
@@ -145,7 +147,7 @@ def test_no_name_is_used_twice_and_every_message_has_a_cure() -> None:
 def test_completions_that_are_cut_by_design_are_no_reason_for_a_warning(ends: float | None, expected: bool) -> None:
     """From the first update on: where the reference would have ended some of them, or can hardly end any at all."""
     cut = [HEALTHY | {"completions/clipped_ratio": 1.0}] * 3
-    assert holds("no_completion_ends", Run(start=cut, expected_ends=lambda: ends), **NEVER) is expected
+    assert holds("no_completion_ends", Context(start=cut, expected_ends=lambda: ends), **NEVER) is expected
 
 
 @pytest.mark.parametrize(
@@ -154,16 +156,16 @@ def test_completions_that_are_cut_by_design_are_no_reason_for_a_warning(ends: fl
 def test_rounding_of_bfloat16_is_no_wrong_ratio(error: float, in_float32: bool, in_bfloat16: bool) -> None:
     """0.04 is what bfloat16 does; log-probabilities that are wrong by 0.3 are found in either."""
     for rounding, expected in ((2.0**-23, in_float32), (2.0**-7, in_bfloat16)):
-        assert holds("first_ratio_off", Run(precision=rounding), val__first_ratio_error_avg=error) is expected
+        assert holds("first_ratio_off", Context(precision=rounding), val__first_ratio_error_avg=error) is expected
 
 
 def test_a_deterministic_policy_may_be_the_best_without_a_kl() -> None:
     """Where the reward has no KL it is worth a warning only if J has not risen."""
-    free = Run(start=START, regularized=False)
+    free = Context(start=START, regularized=False)
     gone = {"objective__entropy": 0.01}
     assert holds("entropy_gone", free, **gone)
     assert not holds("entropy_gone", free, **gone, objective__rlhf_reward=2.0)
-    assert holds("entropy_gone", Run(start=START), **gone, objective__rlhf_reward=2.0)
+    assert holds("entropy_gone", Context(start=START), **gone, objective__rlhf_reward=2.0)
 
 
 @pytest.mark.parametrize("judged", ["objective/rlhf_reward", "objective/scores"], ids=["return", "score"])
@@ -178,10 +180,10 @@ def test_the_message_has_the_values_that_were_compared(judged: str) -> None:
             "objective/rlhf_reward_stderr": 0.02
         }
 
-    run, found = Run(start=[row(None)] * 3), [row(i) for i in range(5)]
+    context, found = Context(start=[row(None)] * 3), [row(i) for i in range(5)]
     condition = ALL["objective_fell"]
-    assert condition.found(found, condition.threshold, run)
-    assert "has fallen from 0.9 at the start of the run to 0.4:" in condition.describe(found, run)
+    assert condition.found(found, condition.threshold, context)
+    assert "has fallen from 0.9 at the start of the run to 0.4:" in condition.describe(found, context)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +197,14 @@ def test_a_change_whose_error_is_not_measured_is_no_change(name: str, changes: d
     """Not in these updates, not in one of them, and not at the start. Control: all of them are measured."""
     condition = ALL[name]
     found = rows(condition, **changes)
-    assert condition.found(found, condition.threshold, Run(start=START))
+    assert condition.found(found, condition.threshold, Context(start=START))
 
     def unmeasured(some: list[dict[str, float]]) -> list[dict[str, float]]:
         return [{key: value for key, value in row.items() if key != error} for row in some]
 
     for some in (unmeasured(found), [*found[:-1], *unmeasured(found[-1:])]):
-        assert not condition.found(some, condition.threshold, Run(start=START, n_episodes=1))
-    assert condition.found(found, condition.threshold, Run(start=unmeasured(START))) is (name == "kl_negative")
+        assert not condition.found(some, condition.threshold, Context(start=START, n_episodes=1))
+    assert condition.found(found, condition.threshold, Context(start=unmeasured(START))) is (name == "kl_negative")
 
 
 @pytest.mark.parametrize("name", ["equal_scores", "no_completion_ends"])
@@ -211,7 +213,9 @@ def test_a_rise_of_j_that_is_not_measured_silences_nothing(name: str) -> None:
     sign = {"groups__equal_scores_ratio": 1.0, "completions__clipped_ratio": 1.0, "objective__rlhf_reward": 2.0}
     assert not holds(name, **sign)
     assert holds(name, **sign, objective__rlhf_reward_stderr=math.nan)
-    assert math.isnan(change_of_objective(rows(ALL[name], objective__rlhf_reward_stderr=math.nan), Run(start=START)))
+    assert math.isnan(
+        change_of_objective(rows(ALL[name], objective__rlhf_reward_stderr=math.nan), Context(start=START))
+    )
 
 
 def test_a_limit_that_is_not_known_is_not_passed() -> None:
@@ -239,8 +243,8 @@ def test_a_message_does_not_contradict_its_condition(name: str, changes: dict[st
     """It has the means that were compared; the last row alone would deny what is said."""
     condition = replace(ALL[name], threshold=min(ALL[name].threshold, 1.0))
     found = rows(condition, **changes)
-    assert condition.found(found, condition.threshold, Run(start=START))
-    assert expected in condition.describe(found, Run(start=START))
+    assert condition.found(found, condition.threshold, Context(start=START))
+    assert expected in condition.describe(found, Context(start=START))
 
 
 def test_noise_of_the_kl_does_not_run_away() -> None:
@@ -251,10 +255,10 @@ def test_noise_of_the_kl_does_not_run_away() -> None:
 
 
 def test_j_is_not_compared_where_beta_is_adapted() -> None:
-    """`Run.start` is empty then: no condition on J holds."""
-    run = replace(Run(), start=[])
-    assert not holds("objective_fell", run, objective__rlhf_reward=-9.0)
-    assert not holds("equal_scores", run) and holds("equal_scores", run, groups__equal_scores_ratio=1.0)
+    """`Context.start` is empty then: no condition on J holds."""
+    context = replace(Context(), start=[])
+    assert not holds("objective_fell", context, objective__rlhf_reward=-9.0)
+    assert not holds("equal_scores", context) and holds("equal_scores", context, groups__equal_scores_ratio=1.0)
 
 
 def test_the_false_alarms_of_noise_are_rare() -> None:
@@ -266,7 +270,7 @@ def test_the_false_alarms_of_noise_are_rare() -> None:
         start = [HEALTHY | {"objective/rlhf_reward": 0.9 + 0.05 * float(rng.normal())} for _ in range(3)]
         changes = {"objective__scores": noise[0], "objective__gold_scores": noise[1]}
         found += holds("gold_falls", **changes) + holds(
-            "objective_fell", Run(start=start), objective__rlhf_reward=0.9 + 0.05 * noise[2]
+            "objective_fell", Context(start=start), objective__rlhf_reward=0.9 + 0.05 * noise[2]
         )
     assert found < 20
 
@@ -286,8 +290,8 @@ def test_the_readme_has_every_warning() -> None:
 def test_a_large_gradient_is_measured_by_its_clip() -> None:
     """A thousand times `max_grad_norm`, whatever that is."""
     for clip in (0.01, 1.0, 100.0):
-        assert holds("gradient_large", Run(max_grad_norm=clip), grad_norm=1100.0 * clip)
-        assert not holds("gradient_large", Run(max_grad_norm=clip), grad_norm=900.0 * clip)
+        assert holds("gradient_large", Context(max_grad_norm=clip), grad_norm=1100.0 * clip)
+        assert not holds("gradient_large", Context(max_grad_norm=clip), grad_norm=900.0 * clip)
 
 
 def test_the_precision_of_the_policy() -> None:
