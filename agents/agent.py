@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from agents.checkpoint import load_agent, save_agent
@@ -150,7 +150,7 @@ class Agent(ABC):
                     break
         return self
 
-    def distribute(self, wrap: Callable[[TransformerPolicy], torch.nn.Module]) -> None:
+    def distribute(self, wrap: Callable[[TransformerPolicy], nn.Module]) -> None:
         """Computes losses with `wrap(policy)` from now on, for example a sharded copy (`agents.training.shard`).
 
         Each optimizer step copies the trained weights back to the policy, which samples and is evaluated. With whole
@@ -270,7 +270,7 @@ class Agent(ABC):
         folder: str | PathLike[str],
         env: EnvLike | None = None,
         device: str = "cpu",
-        wrap: Callable[[TransformerPolicy], torch.nn.Module] | None = None,
+        wrap: Callable[[TransformerPolicy], nn.Module] | None = None,
         trust_remote_code: bool = False,
         **settings: object,
     ) -> Self:

@@ -71,7 +71,7 @@ class REINFORCE(Agent):
         self.skipped_continuations.zero_()
         rollout = rollout.skip(~self.trained_rows(rollout))
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
-        metrics = self.backward(Batch(rollout, self.weights(rollout, returns), returns)) | {"grad_norm": self.step()}
+        metrics = self.backward(Batch(rollout, self.weights(rollout), returns)) | {"grad_norm": self.step()}
         if self.credit == "q":
             metrics["completions/skipped_continuations"] = float(all_reduce_sum(self.skipped_continuations))
         return metrics
@@ -88,8 +88,9 @@ class REINFORCE(Agent):
         loss = policy_gradient_loss(log_probs, batch.advantages, rollout.mask)
         yield loss, policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)
 
-    def weights(self, rollout: Rollout, to_go: Tensor) -> Tensor:
-        """Weights w_t - b, [B, T], from G_t, [B, T]."""
+    def weights(self, rollout: Rollout) -> Tensor:
+        """Weights w_t - b, [B, T]."""
+        to_go = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
         returns = to_go[:, 0]
         if self.credit == "sequence":
             weights = returns[:, None].expand_as(to_go)

@@ -65,7 +65,15 @@ class Tree:
         return observations(self.mdp, self.prompt[rows], self.tokens[rows])
 
     def state_index(self, prompt: str, completion: object = ()) -> int:
-        """The index of the state after `completion` (text or ids, possibly empty)."""
+        """The index of the state after `completion` (text or ids, possibly empty), as in the arrays of `textenv.exact`.
+
+        Raises:
+            ValueError: the prompt is not in the list, or no state begins with the completion.
+        """
+        if prompt not in self.mdp.prompts.texts:
+            raise ValueError(
+                f"The prompt must be one of the task's, such as {self.mdp.prompts.texts[0]!r}, got {prompt!r}."
+            )
         state = self.mdp.prompts.texts.index(prompt)
         for token in self.mdp.encode_completion(completion):
             if (state := int(self.child[state, token])) < 0:
