@@ -13,7 +13,7 @@ import pytest
 
 from experiments.compare import CompareConfig, compare
 from experiments.errors import FlagError, Unfinished
-from tests.helpers.commands import TRIAL, command
+from tests.helpers.commands import TRIAL, call, command
 from tests.helpers.paths import ROOT
 
 needs_no_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
@@ -36,16 +36,16 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
     )
     assert trials[0]["objective"] != trials[1]["objective"]
 
-    again = command("compare", *flags)
+    again = call("compare", *flags)
     assert again.returncode == 2 and "add --resume" in again.stderr
-    assert command("compare", *flags, "--resume").returncode == 0
-    other = command("compare", *flags, "--resume", "--learning-rate", "0.5")
+    assert call("compare", *flags, "--resume").returncode == 0
+    other = call("compare", *flags, "--resume", "--learning-rate", "0.5")
     assert other.returncode == 2 and "learning_rate" in other.stderr
 
     run = str(out / "ppo" / "seed-0")
-    measured = command("evaluate", "--run", run)
+    measured = call("evaluate", "--run", run)
     assert json.loads(measured.stdout)["objective"] == pytest.approx(trials[0]["objective"], abs=1e-6)
-    sampled = command("sample", "--run", run, "--num", "2")
+    sampled = call("sample", "--run", run, "--num", "2")
     assert sampled.returncode == 0 and sampled.stdout.count("a -> ") == 2
 
 
@@ -65,7 +65,7 @@ def test_invalid_settings_leave_no_folder(flags: list[str], message: str, tmp_pa
     """The error is one line with status 2 and without a traceback; no folder blocks the next run."""
     tokens = "100" if flags else "0"
     toy = ["--env", "textenv/Toy-v0", "--env-args", "vocab_size", "3", "max_new_tokens", "2"]
-    done = command("compare", *toy, "--total-timesteps", tokens, *flags, "--out", str(tmp_path / "out"))
+    done = call("compare", *toy, "--total-timesteps", tokens, *flags, "--out", str(tmp_path / "out"))
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -20,7 +20,7 @@ from experiments.errors import FlagError
 from experiments.run_folder import read_config, read_saved_config, write_config
 from experiments.trial import make_environment
 from tests.helpers import models
-from tests.helpers.commands import command, tiny
+from tests.helpers.commands import call, tiny
 from textenv import TextMDP
 
 OWN = "own/Pretrained-v0"
@@ -29,21 +29,21 @@ SHARED = [f.name for f in dataclasses.fields(AgentFlags) if f.name != "settings"
 
 def test_help_lists_the_common_flags() -> None:
     """The command line is made from the dataclasses. A help is short: of no agent but those that are asked for."""
-    text = command("compare", "--help").stdout
+    text = call("compare", "--help").stdout
     for flag in ("--env", "--agents", "--seeds", "--total-timesteps", "--device", "--out", "--resume"):
         assert flag in text
     assert ".clip-range" not in text and "compare --agents ppo rloo --help" in text
     assert len(text.splitlines()) < 70
-    text = command("train", "--help").stdout
+    text = call("train", "--help").stdout
     assert "--agent " in text and ".clip-range" not in text and "train --agent ppo --help" in text
     assert len(text.splitlines()) < 70
 
 
 def test_help_lists_the_flags_of_the_agents_that_are_asked_for() -> None:
     """With `-H` it explains them, by their docstrings."""
-    text = command("train", "--agent", "ppo", "--help").stdout
+    text = call("train", "--agent", "ppo", "--help").stdout
     assert "--ppo.clip-range" in text and "--rloo." not in text and "importance weights" not in text
-    text = command("compare", "--agents", "ppo", "sb3-a2c", "-H").stdout
+    text = call("compare", "--agents", "ppo", "sb3-a2c", "-H").stdout
     assert "--ppo.clip-range" in text and "--sb3-a2c.n-steps" in text and "--rloo." not in text
     assert "None is importance weights without a clip" in " ".join(text.replace("│", " ").split())
 

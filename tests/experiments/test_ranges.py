@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from experiments import command_line
 from experiments.errors import FlagError
 from experiments.ranges import flag_range, name_flags
-from tests.helpers.commands import command, tiny
+from tests.helpers.commands import call, tiny
 from tests.helpers.flags import COMMANDS, FLAGS, REQUIRED, Flag, make
 from tests.helpers.refusals import ODD
 
@@ -303,6 +303,6 @@ def test_a_refused_setting_removes_only_what_the_run_has_made(tmp_path: Path) ->
 
 def test_the_command_line_prints_one_line() -> None:
     """`error: --flag must ...`, exit code 2, no traceback."""
-    done = command("train", "--num-evals", "-1")
+    done = call("train", "--num-evals", "-1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == "error: --num-evals must be at least 1, got -1."

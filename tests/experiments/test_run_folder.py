@@ -14,7 +14,7 @@ from experiments.config import TrialConfig
 from experiments.errors import FlagError
 from experiments.opening import opened
 from experiments.run_folder import read_config, write_config
-from tests.helpers.commands import command
+from tests.helpers.commands import call, command
 from tests.helpers.paths import DATA
 
 REFUSED = r"config\.json is in format 1, which textenv 0\.1 \(commit b8391f7\) reads; this is textenv 0\.3"
@@ -120,7 +120,7 @@ def test_a_saved_format_below_the_run_is_refused_in_a_sentence(tmp_path: Path) -
     """A policy or an agent of a later format, in a run of this one: an error without a traceback."""
     run = tmp_path / "run"
     flags = ["--out", str(run), "--env", "textenv/Toy-v0", "--total-timesteps", "100", "--n-episodes", "16"]
-    assert command("train", *flags).returncode == 0
+    assert call("train", *flags).returncode == 0
     (run / "summary.json").unlink()
     for name, arguments in (
         ("agent.json", ["train", *flags, "--resume"]),
@@ -132,7 +132,7 @@ def test_a_saved_format_below_the_run_is_refused_in_a_sentence(tmp_path: Path) -
         files.write_json(path, json.loads(saved) | {"format_version": FORMAT_VERSION + 1})
         own = {"files": manifest["files"] | {name: files.describe(path)}}
         files.write_json(path.parent / files.MANIFEST, manifest | own)
-        done = command(*arguments)
+        done = call(*arguments)
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
         assert f"{name} is in format {FORMAT_VERSION + 1}" in " ".join(done.stderr.split())
         path.write_bytes(saved)

@@ -25,6 +25,7 @@ from experiments.bench.variant_process import share_of_a_core, take_turns
 from experiments.bench.variants import VARIANTS, distinct_scores, environment, largest_ratio, rounds_of, sampling
 from experiments.bench.work import Work, distinct
 from experiments.errors import FlagError
+from tests.helpers.commands import call
 from tests.helpers.paths import ROOT
 from textenv import get_mdp
 from textenv.tree import enumerate_tree
@@ -285,7 +286,7 @@ def test_bad_flags_are_errors_of_one_line() -> None:
     """Unknown names, values out of range, and a part that cannot run here."""
     without = [] if torch.cuda.is_available() else [["--parts", "gpu"]]
     for flags in (*without, ["--sizes", "huge"], ["--variants", "magic"], ["--rounds", "0"]):
-        process = run(*flags)
+        process = call("bench", *flags)
         assert process.returncode == 2 and flags[0] in process.stderr and "Traceback" not in process.stderr
     with pytest.raises(FlagError, match="--model: 'x' is not the folder of a language model"):
         bench(BenchConfig(model="x"))

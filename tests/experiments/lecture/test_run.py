@@ -28,7 +28,7 @@ from experiments.lecture import (
 from experiments.lecture.memo import Memo
 from experiments.lecture.run import CLAIMS, _module, _show
 from experiments.opening import opened
-from tests.helpers.commands import command
+from tests.helpers.commands import call
 from tests.helpers.paths import ROOT
 
 RESULTS = ROOT / "experiments" / "results" / "lecture"
@@ -37,7 +37,7 @@ RESULTS = ROOT / "experiments" / "results" / "lecture"
 def test_the_command_measures_prints_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each claim's table is printed and written with its numbers and figure; --resume measures only what is missing."""
     out, claims = tmp_path / "out", ["credit_seen", "which_kl"]
-    process = command("lecture", "--claims", *claims, "--out", str(out))
+    process = call("lecture", "--claims", *claims, "--out", str(out))
     assert process.returncode == 0, process.stderr
     for claim in claims:
         assert (out / f"{claim}.png").read_bytes().startswith(b"\x89PNG")
