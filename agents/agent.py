@@ -30,6 +30,7 @@ from agents.training import (
     compute_gradients,
     default_learning_rate,
     gather_objects,
+    is_pretrained,
     per_rank,
     rank,
     rank_seed,
@@ -54,7 +55,7 @@ class Agent(ABC):
     `input_ids` and `attention_mask`; None for an agent that only predicts."""
     learning_rate: float | Callable[[float], float] | None = None
     """Step size: a number, or a function of the share of total_timesteps that is done. None depends on what is trained:
-    3e-4 for a model of up to a million parameters, 1e-5 for a larger one, 1e-4 for a LoRA adapter."""
+    1e-5 for a pretrained model, 1e-4 for a LoRA adapter, 1e-3 for the small transformer of a toy."""
     n_episodes: int = 64
     """Completions per update, over all ranks."""
     num_generations: int = 1
@@ -98,7 +99,8 @@ class Agent(ABC):
         if self.env is not None:
             broadcast_parameters(self.policy.parameters())
         if self.learning_rate is None:
-            self.learning_rate = default_learning_rate(self.policy)
+            pretrained = is_pretrained(self.policy, self.mdp)
+            self.learning_rate = default_learning_rate(pretrained, self.policy.has_adapter)
         critic_rate = getattr(self, "vf_learning_rate", None)  # of agents with V
         self.optimization = Optimization(self.policy, self.optimizer, self.learning_rate, critic_rate)
         self.generator = new_generator(self.policy.device, rank_seed(self.seed))

@@ -13,6 +13,7 @@ from agents import Agent
 from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from agents.sampling import Sampler
+from agents.training import default_learning_rate
 from experiments.agent_classes import METAVAR, Settings, check_distinct, complete_settings, find_agent, settings_key
 from experiments.env_flags import EnvFlags
 from experiments.errors import FlagError
@@ -83,13 +84,10 @@ class TrainFlags(EnvFlags):
             raise FlagError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}.")
 
     def resolve_learning_rate(self, env: EnvLike) -> None:
-        """Sets `learning_rate`, if it is None, to the default for what is trained in an environment.
-
-        Where the reference is no language model, the policy is a small transformer that is trained from scratch.
-        """
+        """Sets `learning_rate`, if it is None, to the agents' default for what is trained in an environment."""
         if self.learning_rate is None:
             pretrained = isinstance(get_mdp(env).reference, CausalLMReference)
-            self.learning_rate = 1e-4 if self.lora_rank else 1e-5 if pretrained else 1e-3
+            self.learning_rate = default_learning_rate(pretrained, self.lora_rank > 0)
 
 
 @dataclass

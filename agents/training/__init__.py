@@ -13,7 +13,7 @@ from agents.training.optimizer_state import (
     parameter_names,
     take_tensor,
 )
-from agents.training.optimizers import SCHEDULES, default_learning_rate
+from agents.training.optimizers import SCHEDULES, default_learning_rate, is_pretrained
 from agents.training.ranks import (
     all_reduce_gradients,
     all_reduce_sum,
@@ -61,6 +61,7 @@ __all__ = [
     "gather_objects",
     "gather_tensor",
     "health_state",
+    "is_pretrained",
     "load_optimizer_tensors",
     "optimizer_tensors",
     "parameter_names",

@@ -11,6 +11,8 @@ import torch
 
 from agents.named_code import import_named
 from agents.policy import TransformerPolicy
+from textenv import TextMDP
+from textenv.references import CausalLMReference
 
 ParameterGroups = list[dict[str, Any]]  # as torch takes them, with their "lr"
 MakeOptimizer = Callable[[ParameterGroups], torch.optim.Optimizer]
@@ -51,12 +53,16 @@ def find_optimizer(name: object) -> MakeOptimizer:
     return make
 
 
-def default_learning_rate(policy: TransformerPolicy) -> float:
-    """The step size that suits what is trained: a toy's small transformer, a LoRA adapter, or a pretrained model."""
-    if policy.has_adapter:
-        return 1e-4
-    size = sum(parameter.numel() for parameter in policy.model.parameters())
-    return 3e-4 if size <= SMALL else 1e-5
+def default_learning_rate(pretrained: bool, adapter: bool) -> float:
+    """The step size that suits what is trained: a LoRA adapter, a pretrained model, or a toy's small transformer."""
+    return 1e-4 if adapter else 1e-5 if pretrained else 1e-3
+
+
+def is_pretrained(policy: TransformerPolicy, mdp: TextMDP | None) -> bool:
+    """Whether a policy starts at a language model: the reference is one, or the policy is too large for a toy's."""
+    if mdp is not None and isinstance(mdp.reference, CausalLMReference):
+        return True
+    return sum(parameter.numel() for parameter in policy.model.parameters()) > SMALL
 
 
 def rate_at(rate: Rate, share: float) -> float:

@@ -17,6 +17,7 @@ from agents.files import DamagedFile, read_json, read_manifest, write_folder, wr
 from agents.training import default_learning_rate
 from agents.training_state import collect_training_state, restore_optimizer
 from tests.helpers.agents import agent_of, stop_after, task, weights
+from tests.helpers.models import language_model
 
 HELPER = "tests.helpers.optimizers"
 NAMES = [
@@ -177,11 +178,13 @@ def test_state_that_could_not_be_saved_is_refused_at_the_first_step(name: str, k
 def test_the_default_step_size_follows_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small model, a larger one, an adapter; a value that is given is kept, and the resolved one is the attribute."""
     agent = agent_of(REINFORCE)
-    assert agent.learning_rate == default_learning_rate(agent.policy) == 3e-4
+    assert agent.learning_rate == default_learning_rate(False, False) == 1e-3
     size = sum(p.numel() for p in agent.policy.model.parameters())
     monkeypatch.setattr(optimizers, "SMALL", size)
-    assert agent_of(REINFORCE).learning_rate == 3e-4
+    assert agent_of(REINFORCE).learning_rate == 1e-3
     monkeypatch.setattr(optimizers, "SMALL", size - 1)
     assert agent_of(REINFORCE).learning_rate == 1e-5 and agent_of(REINFORCE, learning_rate=0.5).learning_rate == 0.5
-    monkeypatch.setattr(type(agent.policy), "has_adapter", True)
-    assert default_learning_rate(agent.policy) == 1e-4
+    monkeypatch.undo()
+    env, policy = language_model()  # of fewer parameters, and yet no toy's
+    assert REINFORCE(policy, env).learning_rate == default_learning_rate(True, False) == 1e-5
+    assert default_learning_rate(True, True) == default_learning_rate(False, True) == 1e-4
