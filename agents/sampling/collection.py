@@ -20,6 +20,7 @@ from agents.sampling.reference import reference_log_probs
 from agents.sampling.rollout import Rollout
 from agents.sampling.starts import sample_prompts
 from textenv import EnvLike, TextMDP, TextState, get_mdp
+from textenv.arguments import check_kl_coef
 from textenv.rewards import scores_or_nan
 
 
@@ -54,10 +55,12 @@ def collect(
     Raises:
         textenv.rewards.RewardError: a reward function failed, with another `on_reward_error`.
         agents.Diverged: the policy's probabilities are not finite.
-        ValueError: n is not a multiple of num_generations; what the sampler returned breaks a rule of `Sampler`; the
+        ValueError: kl_coef is out of range; n is not a multiple of num_generations; what the sampler returned breaks a rule of `Sampler`; the
             terms of a reward are finite, and their sum is not in float32.
     """
     mdp = get_mdp(env)
+    if kl_coef is not None:
+        check_kl_coef(kl_coef)
     generator = generator or new_generator(policy.device)
     state = sample_prompts(mdp, n, num_generations, generator) if start is None else start
     generation = sampler(policy, mdp, state, generator)

@@ -77,6 +77,14 @@ def test_a_changed_prompt_is_refused() -> None:
         rollout_of([[1, 0, 0]], [[1, 1, 0]], [ZERO], prompt=[[2, 2]])
 
 
+@pytest.mark.parametrize("kl_coef", [-1.0, float("nan"), float("inf"), 1e-310, "0.1"])
+def test_another_beta_is_checked(kl_coef: Any) -> None:
+    """As the MDP's is. Control: 0 is one."""
+    with pytest.raises(ValueError, match="kl_coef"):
+        collect(ENV, POLICY, 2, kl_coef=kl_coef)
+    assert collect(ENV, POLICY, 2, kl_coef=0.0).rewards.sum() == 2
+
+
 def test_what_is_no_generation_is_refused() -> None:
     """A plain tuple."""
     with pytest.raises(TypeError, match="A sampler must return a Generation, got tuple"):
