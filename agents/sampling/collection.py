@@ -55,8 +55,8 @@ def collect(
     Raises:
         textenv.rewards.RewardError: a reward function failed, with another `on_reward_error`.
         agents.Diverged: the policy's probabilities are not finite.
-        ValueError: kl_coef is out of range; n is not a multiple of num_generations; what the sampler returned breaks a rule of `Sampler`; the
-            terms of a reward are finite, and their sum is not in float32.
+        ValueError: kl_coef is out of range; n is not a multiple of num_generations; what the sampler returned breaks a
+            rule of `Sampler`; the terms of a reward are finite, and their sum is not in float32.
     """
     mdp = get_mdp(env)
     if kl_coef is not None:
