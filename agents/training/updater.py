@@ -49,10 +49,9 @@ class EpochSettings:
 
 
 def run_epochs(agent: Any, batch: Batch) -> Metrics:
-    """Takes an optimizer step for each minibatch, until KL(pi_old || pi) is too large.
+    """Takes an optimizer step for each minibatch, until KL(pi_old || pi) is too large; returns the reduced metrics.
 
-    Returns the reduced metrics. They include those of the minibatch that is too far from pi_old, without a step.
-    """
+    They include those of the minibatch that is too far from pi_old, without a step."""
     of_minibatches = list[Metrics]()
     for rows in minibatches(len(batch.rollout), agent.n_epochs, agent.batch_size, agent.generator):
         metrics = agent.backward(batch, rows)
