@@ -17,9 +17,10 @@ from rich.table import Table
 
 from agents.files import JsonObject
 from agents.functional import gae, reward_to_go
+from agents.verification import Enumeration
 from experiments.lecture.credit_variance import values_from_samples
-from experiments.lecture.enumeration import Enumeration, interpolated_policy
 from experiments.lecture.memo import Remember, no_memo
+from experiments.lecture.policies import interpolated_policy
 
 PROMPT = "where is the taj mahal located"
 ENDINGS = {"the taj mahal is in agra": "good", "the taj mahal is in paris": "bad"}

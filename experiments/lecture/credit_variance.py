@@ -30,9 +30,10 @@ from torch import Tensor
 
 from agents.files import JsonObject
 from agents.functional import batch_mean, gae, leave_one_out, reward_to_go
-from experiments.lecture.enumeration import Enumeration, interpolated_policy
+from agents.verification import Enumeration
 from experiments.lecture.gram import tabular_gram
 from experiments.lecture.memo import Remember, no_memo
+from experiments.lecture.policies import interpolated_policy
 from textenv import EnvLike
 
 TASK_SEEDS = tuple(range(20))

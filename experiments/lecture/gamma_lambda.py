@@ -22,8 +22,9 @@ from torch import Tensor
 from agents.files import JsonObject
 from agents.functional import gae
 from agents.policy import TransformerPolicy
-from experiments.lecture.enumeration import Enumeration, partly_trained_policy
+from agents.verification import Enumeration
 from experiments.lecture.memo import Remember, no_memo
+from experiments.lecture.policies import partly_trained_policy
 from experiments.lecture.value_head import fit_values, with_new_critic
 from textenv import EnvLike, exact
 

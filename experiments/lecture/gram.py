@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.policy import TransformerPolicy
-from experiments.lecture.enumeration import Enumeration
+from agents.verification import Enumeration
 from textenv.exact import Tree
 
 

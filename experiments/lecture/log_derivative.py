@@ -24,9 +24,10 @@ from agents.files import JsonObject
 from agents.functional import policy_gradient_loss, reward_to_go
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
-from experiments.lecture.enumeration import Enumeration, partly_trained_policy
+from agents.verification import Enumeration
 from experiments.lecture.gram import parameter_gram
 from experiments.lecture.memo import Remember, no_memo
+from experiments.lecture.policies import partly_trained_policy
 from textenv import EnvLike, exact, get_mdp
 
 SAMPLES = tuple(2**i for i in range(13))  # completions per prompt

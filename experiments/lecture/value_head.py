@@ -24,8 +24,9 @@ from agents.files import JsonObject
 from agents.functional import explained_variance, reward_to_go, value_loss
 from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
-from experiments.lecture.enumeration import Enumeration, partly_trained_policy
+from agents.verification import Enumeration
 from experiments.lecture.memo import Remember, no_memo
+from experiments.lecture.policies import partly_trained_policy
 from textenv import EnvLike, exact
 from textenv.lm import position_ids
 

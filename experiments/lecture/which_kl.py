@@ -25,7 +25,7 @@ from torch import Tensor
 
 from agents.files import JsonObject
 from agents.functional import ESTIMATORS, policy_gradient_loss, reward_to_go
-from experiments.lecture.enumeration import Enumeration, random_log_probs
+from agents.verification import Enumeration, random_log_probs
 from experiments.lecture.memo import Remember, no_memo
 from textenv import exact
 

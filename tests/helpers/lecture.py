@@ -13,8 +13,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agents.verification import Enumeration, random_log_probs
 from experiments.lecture import credit_variance
-from experiments.lecture.enumeration import Enumeration, random_log_probs
 from experiments.lecture.gram import tabular_gram
 from textenv import exact
 

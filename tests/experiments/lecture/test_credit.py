@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 
 from agents.functional import leave_one_out, reward_to_go
+from agents.verification import Enumeration, random_log_probs
 from experiments.lecture import credit_seen, credit_variance
 from experiments.lecture.credit_variance import Rung
-from experiments.lecture.enumeration import Enumeration, random_log_probs
 from experiments.lecture.gram import tabular_gram
 from tests.helpers.lecture import SEEDS, all_completions, rungs_of, toy
 from textenv import exact

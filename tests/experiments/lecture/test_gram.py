@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from agents.verification import Enumeration
 from experiments.lecture import log_derivative
-from experiments.lecture.enumeration import Enumeration
 from experiments.lecture.gram import parameter_gram
 from tests.helpers.lecture import toy
 from tests.helpers.policies import random_policy

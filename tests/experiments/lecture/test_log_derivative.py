@@ -8,9 +8,9 @@ from hypothesis import given, settings
 
 from agents.functional import leave_one_out, reward_to_go
 from agents.sampling import new_generator
+from agents.verification import Enumeration
 from experiments.lecture import credit_variance, log_derivative
 from experiments.lecture.credit_variance import Rung
-from experiments.lecture.enumeration import Enumeration
 from experiments.lecture.gram import parameter_gram, tabular_gram
 from experiments.lecture.log_derivative import gradient_std
 from tests.helpers.lecture import SEEDS, all_completions, rungs_of, toy

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from agents import PPO, TrainingWarning
 from agents.functional import clipped_surrogate_loss, surrogate_diagnostics
+from agents.verification import Enumeration, random_log_probs
 from experiments.evaluation import Evaluator
 from experiments.lecture import old_samples
-from experiments.lecture.enumeration import Enumeration, random_log_probs
 from tests.helpers.lecture import all_completions
 from tests.helpers.policies import random_policy
 from textenv import exact

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from agents import PPO
+from agents.verification import random_log_probs
 from experiments.lecture import reward_hacking
-from experiments.lecture.enumeration import random_log_probs
 from tests.helpers.policies import random_policy
 from textenv import exact
 

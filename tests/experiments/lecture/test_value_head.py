@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agents.functional import reward_to_go, value_loss
+from agents.verification import Enumeration
 from experiments.lecture import gamma_lambda, value_head
-from experiments.lecture.enumeration import Enumeration
 from tests.helpers.lecture import SEEDS, all_completions, toy
 from tests.helpers.policies import random_policy
 from textenv import exact

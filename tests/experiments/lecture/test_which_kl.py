@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 
 from agents.functional import k1, k2, k3
+from agents.verification import Enumeration, random_log_probs
 from experiments.lecture import which_kl
-from experiments.lecture.enumeration import Enumeration, random_log_probs
 from tests.helpers.lecture import SEEDS, all_completions, toy
 from textenv import exact
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.functional import gae, reward_to_go
-from experiments.lecture.enumeration import random_log_probs
+from agents.verification import random_log_probs
 from tests.helpers.lecture import SEEDS, all_completions
 from textenv import exact
 

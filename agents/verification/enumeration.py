@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents import ActorCritic
 from agents.policy import TransformerPolicy
-from textenv import EnvLike, exact
+from textenv import exact
 from textenv.exact import Tree, masked_log_softmax
 
 
@@ -91,19 +90,6 @@ class Enumeration:
     def token_weights(self) -> Tensor:
         """The probability of the completion at each of its tokens, [N, T]; sums over tokens are over the occupancy."""
         return self.probability[:, None] * self.mask
-
-
-def partly_trained_policy(env: EnvLike, total_timesteps: int = 3000) -> TransformerPolicy:
-    """A transformer between the reference and the optimum: the result of a short run of ActorCritic."""
-    policy = TransformerPolicy.for_env(env)
-    return ActorCritic(policy, env, learning_rate=1e-3, seed=0).learn(total_timesteps).policy
-
-
-def interpolated_policy(env: EnvLike, share: float) -> exact.Evaluation:
-    """The exact evaluation of a policy whose logits lie `share` of the way from the reference's to the optimum's."""
-    solution = exact.solve(env)
-    logits = (1 - share) * solution.tree.ref_log_probs + share * solution.action_log_probs
-    return exact.evaluate_log_probs(solution.tree, masked_log_softmax(logits, solution.tree.child != -2))
 
 
 def random_log_probs(tree: Tree, rng: np.random.Generator, distance: float | None = None) -> NDArray[np.float64]:
