@@ -62,7 +62,7 @@ def is_pretrained(policy: TransformerPolicy, mdp: TextMDP | None) -> bool:
     """Whether a policy starts at a language model: the reference is one, or the policy is too large for a toy's."""
     if mdp is not None and isinstance(mdp.reference, CausalLMReference):
         return True
-    return sum(parameter.numel() for parameter in policy.model.parameters()) > SMALL
+    return bool(sum(parameter.numel() for parameter in policy.model.parameters()) > SMALL)
 
 
 def rate_at(rate: Rate, share: float) -> float:
