@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from tqdm import tqdm
 from transformers.utils import logging
 
 from agents.training import rank
@@ -21,7 +20,7 @@ from experiments.agent_classes import find_agent, short_name
 from experiments.bench import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
 from experiments.config import TrialConfig
-from experiments.console import escape_logs_and_warnings
+from experiments.console import escape_logs_and_warnings, progress_bar
 from experiments.cost import CostConfig, cost
 from experiments.env_flags import check_device
 from experiments.errors import EXPECTED, FlagError, Stopped, paragraph
@@ -56,7 +55,7 @@ def _train(config: TrialConfig, wrap: Wrap | None = None) -> Path:
     env = make_environment(config)
     with (
         opened(config, name) as folder,
-        tqdm(total=config.total_timesteps, unit="tok", unit_scale=True, mininterval=1.0, disable=rank() > 0) as bar,
+        progress_bar(total=config.total_timesteps, unit="tok", unit_scale=True, disable=rank() > 0) as bar,
     ):
         prepare(config, env, folder, [config])  # the trial loads its own policy
 

@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from tqdm import tqdm
 from transformers.utils import logging
 
 from agents import files
@@ -34,7 +33,7 @@ from experiments.agent_classes import (
 )
 from experiments.baselines import best_of_n, random_policy
 from experiments.config import SHARED_FLAGS, AgentFlags, TrialConfig
-from experiments.console import escape_logs_and_warnings, plain_console
+from experiments.console import escape_logs_and_warnings, plain_console, progress_bar
 from experiments.errors import FlagError, Unfinished
 from experiments.evaluation import sample_completions
 from experiments.launch import STOP_SECONDS, Call, Ended, Failure, Progress, Report, run_in_workers, run_on_ray
@@ -165,9 +164,7 @@ def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path) -> list
         for trial, own in zip(trials, folders, strict=True)
     ]
     with (
-        tqdm(
-            total=len(trials) * config.total_timesteps, unit="tok", unit_scale=True, smoothing=0.05, mininterval=1.0
-        ) as bar,
+        progress_bar(total=len(trials) * config.total_timesteps, unit="tok", unit_scale=True, smoothing=0.05) as bar,
         stops_later(f"the workers' updates and checkpoints (at most {STOP_SECONDS:.0f} s)") as stop,
         contextlib.closing(_launch(config, calls, lambda: stop.number is not None)) as events,
     ):

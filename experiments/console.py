@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from agents.sampling import Rollout
@@ -34,6 +36,17 @@ class PlainConsole(Console):
 def plain_console(**arguments: object) -> Console:
     """A console for texts of others, see `PlainConsole`."""
     return PlainConsole(**arguments)
+
+
+def progress_bar(**arguments: Any) -> tqdm:
+    """A bar on stderr; in a file, where each redraw is kept, it is drawn once a minute. Arguments are those of tqdm."""
+    seconds = 1.0 if sys.stderr.isatty() else 60.0
+    return tqdm(mininterval=seconds, maxinterval=max(10.0, seconds), **arguments)
+
+
+def show(bar: tqdm, text: str) -> None:
+    """Shows a text behind a bar; in a file only where the bar is drawn anyway."""
+    bar.set_postfix_str(text, refresh=sys.stderr.isatty())
 
 
 def score_text(score: float | None) -> str:

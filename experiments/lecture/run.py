@@ -17,11 +17,10 @@ from typing import Literal, get_args
 
 import torch
 from rich.console import Console
-from tqdm import tqdm
 from transformers.utils import logging
 
 from agents import files
-from experiments.console import plain_console
+from experiments.console import plain_console, progress_bar, show
 from experiments.errors import Unfinished
 from experiments.launch import Ended, Failure, Report, run_in_workers
 from experiments.lecture.memo import Memo
@@ -100,8 +99,8 @@ def _measure(config: LectureConfig, folder: Path) -> dict[str, Failure]:
     workers = max(1, min(config.num_workers or os.cpu_count() or 1, len(missing)))
     failures: dict[str, Failure] = {}
     unfinished = list(missing)
-    with tqdm(total=len(config.claims), initial=len(config.claims) - len(missing), unit="claim") as bar:
-        bar.set_postfix_str(", ".join(unfinished[:workers]))
+    with progress_bar(total=len(config.claims), initial=len(config.claims) - len(missing), unit="claim") as bar:
+        show(bar, ", ".join(unfinished[:workers]))
         calls = [partial(_measure_one, claim, folder) for claim in missing]
         with contextlib.closing(run_in_workers(calls, workers, poll=1)) as events:
             for event in events:
@@ -116,7 +115,7 @@ def _measure(config: LectureConfig, folder: Path) -> dict[str, Failure]:
                         bar.write(
                             printable(f"{claim} failed: {event.failure.text}\n{event.failure.traceback}", lines=True)
                         )
-                bar.set_postfix_str(", ".join(unfinished[:workers]))
+                show(bar, ", ".join(unfinished[:workers]))
     return failures
 
 

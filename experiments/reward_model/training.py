@@ -20,10 +20,10 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from agents import Diverged, files
+from experiments.console import progress_bar, show
 from experiments.env_flags import check_device
 from experiments.errors import FlagError
 from experiments.opening import opened
@@ -184,13 +184,13 @@ def _fit(fit: Fit, checkpoint: Path, seconds: float | None) -> None:
         took = last - started
 
     with (
-        tqdm(total=fit.epochs * len(fit.pairs), initial=fit.num_pairs, unit="pair") as bar,
+        progress_bar(total=fit.epochs * len(fit.pairs), initial=fit.num_pairs, unit="pair") as bar,
         stops_later("this minibatch and its checkpoint") as stop,
     ):
 
         def after_batch(size: int, loss: float) -> None:
             bar.update(size)
-            bar.set_postfix(loss=f"{loss:.3f}")
+            show(bar, f"loss={loss:.3f}")
             interval = max(CHECKPOINT_SECONDS, 20 * took) if seconds is None else seconds
             if stop.number is not None or time.monotonic() - last > interval:
                 save()
