@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from inspect import getdoc
 from pathlib import Path
@@ -88,9 +89,15 @@ def read_arguments(arguments: Sequence[str]) -> Any:
     had all of them would be 400 lines. Theirs is one line a flag, and `-H` explains each.
 
     Raises:
-        FlagError: a flag has a value that its config refuses, or is a setting of an agent that is not asked for.
+        FlagError: a flag has a value that its config refuses, is given twice, or is a setting of an agent that is not
+            asked for.
         SystemExit: the command line cannot be parsed; or it asked for help.
     """
+    flags = Counter(argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--"))
+    if twice := [flag for flag, count in flags.items() if count > 1]:
+        raise FlagError(
+            f"{twice[0]} must be given once, with all its values behind it; got it {flags[twice[0]]} times."
+        )
     agents = asked_agents(arguments)
     registry, compact = registry_of(agents or []), agents is not None
     about: dict[str, Any] = {"prog": "python -m experiments", "description": __doc__}

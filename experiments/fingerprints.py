@@ -24,9 +24,10 @@ from huggingface_hub.errors import HFValidationError
 import textenv
 from agents import files
 from agents.files import JsonObject
+from agents.training import find_optimizer
 from experiments.agent_classes import names_user_code, trained_agents
 from experiments.env_flags import REWARDS
-from experiments.named_code import import_named
+from experiments.errors import FlagError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -69,7 +70,10 @@ def _sources(config: DataclassInstance) -> Iterator[tuple[str, str | None]]:
         yield f"agent {agent}", _source_of(*agent.rsplit(":", 1))
     for key, settings in (getattr(config, "settings", None) or {}).items():
         if ":" in (optimizer := settings.get("optimizer", "")):
-            import_named(optimizer, f"--{key.replace('_', '-')}.optimizer")  # whose error has the flag
+            try:
+                find_optimizer(optimizer)
+            except ValueError as error:
+                raise FlagError(f"--{key.replace('_', '-')}.{error}") from error
             yield f"{key}.optimizer {optimizer}", _source_of(*optimizer.rsplit(":", 1))
     rewards = getattr(config, "reward", None) or []
     gold = getattr(config, "gold_reward", None)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from agents import files
+from agents import Diverged, files
 from agents.files import JsonObject
 from agents.training import rank, run_on_rank0, world_size
 from experiments.changes import changes_of_surroundings, changes_that_mix, changes_without_effect
@@ -63,16 +63,24 @@ def opened(config: RunFlags, name: str, file: str = CONFIG) -> Iterator[Path]:
         return
     kept = {path.name for path in folder.iterdir()}
     with locked(folder, config.take_over):
-        begins = run_on_rank0(lambda: _begin_or_resume(config, folder, file))
+        begins: bool | None = None  # not known yet
         try:
+            begins = run_on_rank0(lambda: _begin_or_resume(config, folder, file))
             yield folder
         except BaseException as error:
-            refused = isinstance(error, Exception) and begins and world_size() == 1
+            refused = isinstance(error, Exception) and begins is not False and world_size() == 1
             if refused and not _contents(folder) - {file, INITIAL}:
                 _remove(folder, kept, made)
-            elif not isinstance(error, FlagError):
-                error.add_note(f"To resume: {resume_command(folder)}")
+            elif begins is not None and not isinstance(error, FlagError):
+                error.add_note(_how_to_resume(error, folder))
             raise
+
+
+def _how_to_resume(error: BaseException, folder: Path) -> str:
+    command = resume_command(folder)
+    if isinstance(error, Diverged):  # with the same settings it would diverge again
+        return f"To resume with other settings: {command} --accept-changes, and for example a lower --learning-rate"
+    return f"To resume: {command}"
 
 
 def resume_command(folder: Path) -> str:

@@ -17,7 +17,7 @@ from agents import files
 from agents.files import JsonObject
 from experiments.console import plain_console, score_text
 from experiments.evaluation import Measured, normalized_objective
-from experiments.metrics_file import Row, find_gaps, read_metrics
+from experiments.metrics_file import Row, describe_gaps, find_gaps, read_metrics
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 from textenv.data import printable
 
@@ -59,10 +59,16 @@ def report(
     tables = [results_table(summaries, baselines, untrained), samples_table(summaries, before, folder)]
     if len(summaries) > 1:
         tables.insert(1, differences_table(summaries))
+    lost = [
+        f"{name}, seed {trial['seed']}: {describe_gaps(trial['gaps'])}."
+        for name, trials in summaries.items()
+        for trial in trials
+        if trial["gaps"]
+    ]
     text = io.StringIO()
     for printer in (console, plain_console(width=120, file=text)):
-        for table in tables:
-            printer.print(table)
+        for part in (*tables, *lost):
+            printer.print(part)
     files.write_text(folder / "report.txt", text.getvalue())
 
 

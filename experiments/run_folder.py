@@ -73,6 +73,8 @@ def read_config(folder: Path) -> TrainFlags:
     own = settings_key(agent) if isinstance(agent, str) else ""
     settings = {name: value for name, value in flags.items() if name in keys | {own} and name not in SHARED_FLAGS}
     values = {name: value for name, value in flags.items() if name not in settings}
+    if "agents" in flags:
+        raise FlagError(f"{str(folder)!r} holds a comparison; pass the folder of one agent and seed in it.")
     if unknown := values.keys() - set(SHARED_FLAGS):
         raise FlagError(
             f"{path} has the flag {min(unknown)}, which `train` of this version does not have; pass the folder of one "

@@ -13,7 +13,7 @@ from agents.training.optimizer_state import (
     parameter_names,
     take_tensor,
 )
-from agents.training.optimizers import SCHEDULES, default_learning_rate, is_pretrained
+from agents.training.optimizers import SCHEDULES, default_learning_rate, find_optimizer, is_pretrained
 from agents.training.ranks import (
     all_reduce_gradients,
     all_reduce_sum,
@@ -58,6 +58,7 @@ __all__ = [
     "drop_optimizer_tensors",
     "explain_divergence",
     "find_losses",
+    "find_optimizer",
     "gather_objects",
     "gather_tensor",
     "health_state",

@@ -50,7 +50,29 @@ def find_optimizer(name: object) -> MakeOptimizer:
     if not callable(found):
         raise ValueError(f"optimizer must be called with parameter groups, got {name!r}, which is {found!r:.100}.")
     make: MakeOptimizer = found
+    _try_to_make(make, name)
     return make
+
+
+def _try_to_make(make: MakeOptimizer, name: str) -> None:
+    """Makes an optimizer of two numbers, in two groups as those of agents with V are.
+
+    Raises:
+        ValueError: it fails, or makes something else.
+    """
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1e-3} for _ in range(2)]
+    try:
+        made: object = make(groups)
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"optimizer must make a torch optimizer from parameter groups, got {name!r}, which raises "
+            f"{type(error).__name__}: {text:.200}"
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ValueError(
+            f"optimizer must make a torch.optim.Optimizer, got {name!r}, which makes {type(made).__name__}."
+        )
 
 
 def default_learning_rate(pretrained: bool, adapter: bool) -> float:

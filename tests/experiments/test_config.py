@@ -39,6 +39,15 @@ def test_help_lists_the_common_flags() -> None:
     assert len(text.splitlines()) < 70
 
 
+@pytest.mark.parametrize(
+    "flags", [["--seed", "1", "--seed", "2"], ["--seed=1", "--seed", "1"], ["--n-episodes", "8", "--n_episodes", "8"]]
+)
+def test_a_flag_that_is_given_twice_is_refused(flags: list[str]) -> None:
+    """Instead of taking the last."""
+    done = call("train", *flags, "--total-timesteps", "0")
+    assert done.returncode == 2 and "must be given once, with all its values behind it; got it 2 times" in done.stderr
+
+
 def test_help_lists_the_flags_of_the_agents_that_are_asked_for() -> None:
     """With `-H` it explains them, by their docstrings."""
     text = call("train", "--agent", "ppo", "--help").stdout

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from agents import files
+from agents import Diverged, files
+from experiments.agent_classes import Settings
 from experiments.errors import FlagError, Stopped
 from experiments.lock import GUARD, LOCK, locked
 from experiments.opening import check_links, opened, resume_command
@@ -168,6 +169,25 @@ def test_an_error_before_training_leaves_nothing(existed: bool, tmp_path: Path) 
         raise ValueError("bad reward")
     assert folder.is_symlink() == existed and folder.exists() == existed
     assert not existed or list(target.iterdir()) == []
+
+
+def test_a_setting_that_cannot_be_used_leaves_nothing(tmp_path: Path) -> None:
+    """An optimizer that fails: found before anything is made. Control: with another one the folder is made."""
+    settings = Settings({"ppo": {"optimizer": "torch.optim:LBFGS"}})
+    with pytest.raises(FlagError, match="--ppo.optimizer must make a torch optimizer.*LBFGS"):
+        opens(tiny(out=tmp_path / "run", settings=settings))
+    assert list(tmp_path.iterdir()) == []
+    opens(tiny(out=tmp_path / "run", settings=Settings({"ppo": {"optimizer": "torch.optim:AdamW"}})))
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_what_diverged_is_resumed_with_other_settings(tmp_path: Path) -> None:
+    """The same ones would end in the same way."""
+    with pytest.raises(Diverged) as raised, opened(tiny(out=tmp_path / "run"), "x"):
+        (tmp_path / "run" / "checkpoint").mkdir()
+        raise Diverged("x")
+    (note,) = raised.value.__notes__
+    assert note.startswith("To resume with other settings: ") and "--resume --accept-changes, and for example" in note
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), Stopped(15), KeyboardInterrupt()])

@@ -111,8 +111,11 @@ def test_flags_that_this_version_does_not_have(change: Any, message: str, tmp_pa
 def test_a_comparison_is_not_read_as_a_trial(tmp_path: Path) -> None:
     """Its folder has other flags: the error says which folder to pass."""
     write_config(TrialConfig(), tmp_path)
-    rewrite(tmp_path, lambda flags: flags.update(seeds=[0]))
-    with pytest.raises(FlagError, match="has the flag seeds.*pass the folder of one agent and seed"):
+    rewrite(tmp_path, lambda flags: flags.update(agents=["ppo"], seeds=[0]))
+    with pytest.raises(FlagError, match="holds a comparison; pass the folder of one agent and seed in it"):
+        read_config(tmp_path)
+    rewrite(tmp_path, lambda flags: flags.pop("agents"))
+    with pytest.raises(FlagError, match="has the flag seeds.*of this version does not have"):
         read_config(tmp_path)
 
 

@@ -123,7 +123,13 @@ class WeightedReward:
             return total
         if may_skip and self.on_error == "skip":
             return self._score_alone(finished, done, total, error)
-        raise self._locate(finished, done, error)
+        error = self._locate(finished, done, error)
+        if self.on_error == "skip":
+            error.add_note(
+                "on_reward_error='skip' leaves completions out of rollouts alone: steps of an environment, and what is "
+                "computed exactly over all completions, need every score."
+            )
+        raise error
 
     def _attempt(
         self, finished: FinishedCompletions, done: dict[int, Scores]

@@ -144,6 +144,14 @@ def test_a_folder_from_before_these_settings_is_loaded(tmp_path: Path) -> None:
         ({"optimizer": f"{HELPER}:missing"}, "could not be imported"),
         ({"optimizer": "..:object"}, "optimizer '..:object' could not be imported: it must be module:object"),
         ({"optimizer": f"{HELPER}:NO_FUNCTION"}, "optimizer must be called with parameter groups"),
+        ({"optimizer": "torch.optim:LBFGS"}, "which raises ValueError: LBFGS doesn't support per-parameter options"),
+        ({"optimizer": "builtins:int"}, "from parameter groups, got 'builtins:int', which raises TypeError"),
+        ({"optimizer": "sys:exit"}, "from parameter groups, got 'sys:exit', which raises SystemExit"),
+        ({"optimizer": "builtins:list"}, "must make a torch.optim.Optimizer, got 'builtins:list', which makes list"),
+        (
+            {"optimizer": f"{HELPER}:nothing"},
+            "must make a torch.optim.Optimizer, .*:nothing', which makes NoneType",
+        ),
         ({"lr_schedule": "step"}, "lr_schedule must be one of constant, linear, cosine, got 'step'"),
         ({"lr_schedule": "linear", "learning_rate": rising}, "lr_schedule must be constant where learning_rate is a"),
         ({"learning_rate": lambda share: share}, r"learning_rate\(0\) must be a finite number > 0"),
@@ -157,10 +165,8 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
         agent_of(REINFORCE, **settings)
 
 
-def test_what_is_made_must_be_an_optimizer_and_a_schedule_finite() -> None:
-    """Found when training begins, or when the share is reached."""
-    with pytest.raises(ValueError, match=r"optimizer must make a torch.optim.Optimizer, got None"):
-        agent_of(REINFORCE, optimizer=f"{HELPER}:nothing").learn(1)
+def test_a_schedule_must_be_finite() -> None:
+    """Found when the share is reached."""
     with pytest.raises(ValueError, match=r"learning_rate\(0\.\d+\) must be a finite number >= 0, got -1.0"):
         agent_of(REINFORCE, learning_rate=lambda share: 1e-3 if share == 0 else -1.0).learn(TOTAL)
 

@@ -65,6 +65,16 @@ def test_an_error_of_the_tokenizer_is_not_the_rewards() -> None:
     assert judge.calls == []
 
 
+def test_what_cannot_be_skipped_says_so() -> None:
+    """A step and the exact optimum need every score. Control: other errors have no such note."""
+    for on_error in ("skip", "retry"):
+        with pytest.raises(RewardError) as raised:
+            weighted(Judge(bad=["b"]), on_error=on_error).score(batch())
+        assert ("leaves completions out of rollouts alone" in str(getattr(raised.value, "__notes__", ""))) == (
+            on_error == "skip"
+        )
+
+
 def weighted(*functions: Any, **arguments: Any) -> WeightedReward:
     """The sum of functions, without a wait between tries."""
     return WeightedReward(functions, **{"wait": 0.0} | arguments)
