@@ -38,6 +38,10 @@ def test_the_gold_score_is_reported_where_there_is_one(
     untrained = {"best of 4": best_of_n(Evaluator.for_env(env, 16), 4)}
     report(tmp_path, {"ppo": trials}, untrained, before, plain_console())
     table = (tmp_path / "report.txt").read_text()
+    lost = [trials[0] | {"gaps": [[0, 2]]}, trials[1]]
+    report(tmp_path, {"ppo": lost}, untrained, before, plain_console())
+    sentence = "ppo, seed 0: metrics.jsonl lacks the rows of updates 0 to 2."
+    assert sentence in (tmp_path / "report.txt").read_text() and "lacks the rows" not in table
     capsys.readouterr()
     content = json.loads((tmp_path / "summary.json").read_text())
     evaluate(EvaluateConfig(run=runs[0]))
