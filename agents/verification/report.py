@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -23,6 +25,7 @@ class Report:
         at_optimum: at pi*, where grad J is zero.
         ordered: whether the loss depends on the order of the completions in a group.
         num_batches: how many batches were enumerated, for each policy.
+        find_fixed_point: computes `fixed_point`, which takes longer than all else.
     """
 
     by_policy: dict[str, Measured]
@@ -30,6 +33,7 @@ class Report:
     at_optimum: Measured
     ordered: bool
     num_batches: int
+    find_fixed_point: Callable[[], float] = field(repr=False)
 
     @property
     def bias(self) -> float:
@@ -50,6 +54,11 @@ class Report:
     def noise(self) -> float:
         """The largest standard deviation of the gradient of a batch over |E[gradient]|."""
         return max(each.noise for each in self.by_policy.values())
+
+    @cached_property
+    def fixed_point(self) -> float:
+        """Where the loss leads from the reference, as a share of the way to J*; see `fixed_point.py`."""
+        return self.find_fixed_point()
 
     @property
     def zero_at_optimum(self) -> bool:
@@ -75,6 +84,7 @@ class Report:
             *(self._row(name, each) for name, each in self.off_policy.items()),
             f"unbiased: {self._unbiased()}",
             f"zero at pi*: {self._zero()}",
+            f"fixed point: {self._fixed_point()}",
         ]
         return "\n".join(lines)
 
@@ -97,6 +107,11 @@ class Report:
             f"off by up to {self.bias:.3g} of grad J: usually a divisor that depends on the samples (lengths, a "
             "standard deviation), a KL whose gradient is another divergence's, or a shifted column"
         )
+
+    def _fixed_point(self) -> str:
+        if math.isnan(self.fixed_point):
+            return "none is reached from the reference: usually a loss without a KL, or against it"
+        return f"{self.fixed_point:.1%} of the way from the reference to the optimum"
 
     def _zero(self) -> str:
         if self.zero_at_optimum_by_sample:

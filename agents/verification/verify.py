@@ -12,6 +12,7 @@ from agents.policy import TransformerPolicy
 from agents.verification.agent_loss import AgentGradient, AgentLoss
 from agents.verification.batches import MAX_BATCHES, enumerate_batches
 from agents.verification.cases import Case, default_cases, optimum_case, policy_case, table_case
+from agents.verification.fixed_point import fixed_point
 from agents.verification.loss import BatchGradient, Loss, LossGradient, check_deterministic
 from agents.verification.measure import Measured, depends_on_order, measure
 from agents.verification.report import Report
@@ -76,6 +77,7 @@ def verify(
         off_policy={case.name: at(case, reference) for case in cases},
         ordered=ordered,
         num_batches=len(batches.rows),
+        find_fixed_point=lambda: fixed_point(tree, lambda case: at(case, case)),
     )
 
 

@@ -1,0 +1,46 @@
+"""Where losses lead: to pi* where they are right, and else where plain gradient ascent leads too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from agents.verification import verify
+from agents.verification.batches import enumerate_batches
+from agents.verification.cases import table_case
+from agents.verification.loss import LossGradient
+from agents.verification.measure import measure
+from tests.agents.verification.test_verify import FAULTS, relative, small, to_go
+from textenv import exact
+
+
+@pytest.mark.parametrize(("loss", "num_generations"), [(to_go, 1), (relative, 2)])
+def test_unbiased_losses_lead_to_the_optimum(loss: Any, num_generations: int) -> None:
+    """All of the way."""
+    report = verify(loss, small(), num_generations=num_generations)
+    assert report.fixed_point == pytest.approx(1.0, abs=1e-9)
+    assert "fixed point: 100.0% of the way" in str(report)
+
+
+def test_it_is_where_gradient_ascent_leads() -> None:
+    """For a wrong loss, that has a fixed point elsewhere: plain steps along its expected gradient end there too."""
+    loss, env = FAULTS["rewards that come before"], small()
+    found = verify(loss, env, num_generations=2).fixed_point
+    tree = exact.enumerate_tree(env)
+    log_probs = torch.as_tensor(tree.ref_log_probs)
+    batches = enumerate_batches(table_case("", tree, tree.ref_log_probs).completions.prompt, 2)
+    for _ in range(150):
+        case = table_case("", tree, log_probs.numpy())
+        gradient = measure(LossGradient(loss, case.completions), case, batches, case).expected
+        log_probs = (log_probs + 4.0 * gradient.view(log_probs.shape)).log_softmax(dim=1)
+    share = exact.solve(tree).normalized_objective(case.evaluation.objective)
+    assert found == pytest.approx(share, abs=0.01) and 0.3 < found < 0.7  # control: the optimum is elsewhere
+
+
+def test_a_loss_that_leads_nowhere_has_none() -> None:
+    """Weights of another temperature push without an end."""
+    report = verify(FAULTS["another temperature"], small(), num_generations=2)
+    assert math.isnan(report.fixed_point) and "none is reached from the reference" in str(report)
