@@ -77,9 +77,8 @@ def own_ppo(work: ToyWork) -> Round:
     policy = work.policy(env)
     rollout = collect(env, policy, 1024, generator=new_generator("cpu", 0), values=False)
     minibatch = max(1, round(work.tokens / rollout.mask.sum(dim=1).float().mean().item() / work.minibatches))
-    agent = PPO(
-        policy, env, n_episodes=minibatch * work.minibatches, batch_size=minibatch, n_epochs=work.epochs, seed=0
-    )
+    settings: dict[str, Any] = {"learning_rate": 3e-4, "n_epochs": work.epochs, "batch_size": minibatch, "seed": 0}
+    agent = PPO(policy, env, n_episodes=minibatch * work.minibatches, **settings)
     return rounds_of(agent, {"parameters": size(policy)})
 
 

@@ -59,6 +59,7 @@ def update(
     policy = TransformerPolicy.for_env(env, separate_critic=separate_critic).to(work.device)
     if compiled:
         policy.compile()
+    settings |= {"learning_rate": 3e-4}  # the peers' too
     settings |= {"n_episodes": work.completions, "n_epochs": work.epochs, "micro_batch_size": work.micro_batch}
     agent = agent_class(policy, env, seed=0, **settings)
     if graph:

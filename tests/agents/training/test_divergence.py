@@ -71,7 +71,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_ends_training(
     assert len(before) == 2 + MOST_SKIPPED and same(before[2], state_of(agent)) and not same(before[1], before[2])
     assert all(tensor.isfinite().all() for tensor in state_of(agent))
     message = str(raised.value)
-    parts = ("Largest |score|", "' -> '", "learning_rate (0.0003)", "max_grad_norm (1)")
+    parts = ("Largest |score|", "' -> '", "learning_rate (0.001)", "max_grad_norm (1)")
     assert all(part in message for part in (f"in update {agent.num_updates + 1}:", *parts)), message
 
 
@@ -267,9 +267,9 @@ def test_a_metric_that_does_not_exist_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "expected"),
     [
-        (PPO, {"clip_range": None}, r"lower learning_rate \(0\.0003\), .*, n_epochs \(4\); set clip_range\.$"),
-        (PPO, {}, r"lower learning_rate \(0\.0003\), .*, n_epochs \(4\), clip_range \(0\.2\)\.$"),
-        (REINFORCE, {}, r"lower learning_rate \(0\.0003\), max_grad_norm \(1\)\.$"),
+        (PPO, {"clip_range": None}, r"lower learning_rate \(0\.001\), .*, n_epochs \(4\); set clip_range\.$"),
+        (PPO, {}, r"lower learning_rate \(0\.001\), .*, n_epochs \(4\), clip_range \(0\.2\)\.$"),
+        (REINFORCE, {}, r"lower learning_rate \(0\.001\), max_grad_norm \(1\)\.$"),
     ],
 )
 def test_the_advice_names_the_settings_of_the_agent(kind: Any, settings: dict[str, Any], expected: str) -> None:

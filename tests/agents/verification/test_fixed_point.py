@@ -13,7 +13,7 @@ from agents.verification.batches import enumerate_batches
 from agents.verification.cases import table_case
 from agents.verification.loss import LossGradient
 from agents.verification.measure import measure
-from tests.agents.verification.test_verify import FAULTS, relative, small, to_go
+from tests.helpers.losses import FAULTS, relative, small, to_go
 from textenv import exact
 
 

@@ -38,7 +38,7 @@ def test_ppo_takes_the_same_steps_as_the_tight_loop(separate_critic: bool) -> No
     """On the same completions, both have the same values and weights over three updates: no work is skipped."""
     env = environment(WORK)
     policy = TransformerPolicy.for_env(env, separate_critic=separate_critic)
-    agent = PPO(policy, env, n_episodes=WORK.completions, n_epochs=WORK.epochs, seed=0)
+    agent = PPO(policy, env, learning_rate=3e-4, n_episodes=WORK.completions, n_epochs=WORK.epochs, seed=0)
     loop = TightPPO(WORK.model(), separate_critic, reward=distinct_scores, kl_coef=0.05)
     for _ in range(3):
         rollout = agent.collect()
