@@ -12,6 +12,7 @@ from agents.ranges import RANGES, check_fields, check_range
 from agents.sampling import check_spaces
 from agents.training import Optimization, trainable_parameters, world_size
 from textenv import TextMDP
+from textenv.arguments import is_number
 from textenv.lm import max_length
 
 
@@ -25,7 +26,7 @@ def check_settings(agent: Any) -> None:
     """
     if not isinstance(agent.policy, TransformerPolicy):
         raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {agent.policy!r}.")
-    if isinstance(agent.max_grad_norm, float) and agent.max_grad_norm == math.inf:  # nothing is scaled down
+    if is_number(agent.max_grad_norm) and agent.max_grad_norm == math.inf:  # nothing is scaled down
         agent.max_grad_norm = RANGES["max_grad_norm"].high
     check_fields(agent)
     if agent.env is not None:

@@ -24,6 +24,7 @@ from experiments.errors import FlagError
 from experiments.named_code import import_named
 from experiments.ranges import check_flags
 from experiments.stable_baselines import StableBaselines
+from textenv.arguments import is_number
 
 AGENTS = {  # a new agent is one line here
     "reinforce": "agents.reinforce:REINFORCE",
@@ -167,7 +168,8 @@ def complete_settings(given: Mapping[str, Mapping[str, object]], names: Sequence
         if unknown := set(values) - {f.name for f in dataclasses.fields(kind)}:
             raise FlagError(f"--{flag}.{min(unknown).replace('_', '-')}: {name} has no such setting.")
         settings = kind(**values)
-        if settings.max_grad_norm == math.inf:  # JSON has no inf: as in `Agent`, the largest number stands for it
+        norm = settings.max_grad_norm
+        if is_number(norm) and norm == math.inf:  # JSON has no inf: as in `Agent`, the largest number stands for it
             settings.max_grad_norm = RANGES["max_grad_norm"].high
         check_flags(settings, f"--{flag}.")
         complete[key] = dataclasses.asdict(settings)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 import textenv
 from agents import RANGES
 from agents.files import read_json
+from experiments.agent_classes import Settings
 from experiments.changes import changes_that_mix
 from experiments.command_line import read_arguments, train
 from experiments.compare import CompareConfig, compare
@@ -37,6 +39,16 @@ def test_help_lists_the_common_flags() -> None:
     text = call("train", "--help").stdout
     assert "--agent " in text and ".clip-range" not in text and "train --agent ppo --help" in text
     assert len(text.splitlines()) < 70
+
+
+@pytest.mark.parametrize("value", [np.array([]), np.array([1.0, 2.0]), np.array(np.inf), [], None, "inf", np.nan])
+def test_settings_of_any_type_are_refused_by_their_flag(value: object) -> None:
+    """Before they are compared with anything. Control: infinity, of any float type, stands for the largest number."""
+    with pytest.raises(FlagError, match="--ppo.max-grad-norm must be"):
+        tiny(settings=Settings({"ppo": {"max_grad_norm": value}}))
+    for infinity in (np.float32(np.inf), np.inf):
+        made = tiny(settings=Settings({"ppo": {"max_grad_norm": infinity}})).settings["ppo"]
+        assert made["max_grad_norm"] == RANGES["max_grad_norm"].high
 
 
 @pytest.mark.parametrize(
