@@ -94,7 +94,8 @@ def results(r: int, folder: Path) -> dict[str, Any]:
     found["all-reduced"] = all_reduced(bfloat16_agent("RLOO", n_epochs=2), half(rollout, r))
     policy = random_policy(task(), seed=r)
     found["own weights"] = torch.cat([p.detach().flatten() for p in policy.parameters()])
-    found["initial weights"] = torch.cat([p.detach().flatten() for p in RLOO(policy, task(), n_episodes=COUNT).trained])
+    begun = RLOO(policy, task(), n_episodes=COUNT)
+    found["initial weights"] = torch.cat([p.detach().flatten() for p in begun.optimization.trained])
     found["update"] = update(agent_of("PPO", **ADAPTIVE_KL), half(rollout, r))
     found["timesteps with continuations"] = update(agent_of("REINFORCE, q, mean"), half(rollout, r))["num_timesteps"]
     agent = agent_of("PPO", target_kl=0.1)
