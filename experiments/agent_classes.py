@@ -169,7 +169,7 @@ def complete_settings(given: Mapping[str, Mapping[str, object]], names: Sequence
             raise FlagError(f"--{flag}.{min(unknown).replace('_', '-')}: {name} has no such setting.")
         settings = kind(**values)
         norm = settings.max_grad_norm
-        if is_number(norm) and norm == math.inf:  # JSON has no inf: as in `Agent`, the largest number stands for it
+        if is_number(norm) and norm == math.inf:  # JSON has no inf: as in `Agent`, its largest number
             settings.max_grad_norm = RANGES["max_grad_norm"].high
         check_flags(settings, f"--{flag}.")
         complete[key] = dataclasses.asdict(settings)

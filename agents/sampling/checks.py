@@ -42,7 +42,7 @@ def validate_generation(generation: Generation, mdp: TextMDP, state: TextState, 
 
 
 def check_completions(generation: Generation, mdp: TextMDP, state: TextState) -> None:
-    """Checks that the completions continue `state` as the MDP's transitions do: otherwise a score would be paid twice.
+    """Checks that the completions continue `state` as the MDP's transitions do: otherwise a score would count twice.
 
     Raises:
         ValueError: a completion breaks a rule of `Sampler`; the message has the rule and the first such completion.

@@ -74,7 +74,7 @@ def count_batches(sizes: list[int], num_generations: int, num_prompts: int, orde
 
 
 def _groups(rows: list[int], num_generations: int, ordered: bool) -> Iterator[tuple[tuple[int, ...], int]]:
-    """The groups of these completions, each with the number of orders that it stands for."""
+    """The groups of these completions, each with its number of orders that are not listed, itself included."""
     if ordered:
         for group in itertools.product(rows, repeat=num_generations):
             yield group, 1

@@ -21,7 +21,7 @@ class TabulatedBackend:
     """B states of a known tree, see `Backend`: the state of an episode is one number, its node.
 
     Nodes 0 .. S-1 are the tree's states (the first P of them the prompts), S .. S+N-1 its finished completions. The
-    tables of a token's effect are indexed by edge, `state * V + token`. State S stands for an episode that has
+    tables of a token's effect are indexed by edge, `state * V + token`. State S is that of an episode that has
     ended: its edges cost nothing and lead to node 0, and the same step starts a new episode in that row.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a sampler returns is checked: in every rollout each score is paid once, at the end of its completion."""
+"""What a sampler returns is checked: in every rollout each score is a reward once, at the end of its completion."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ ZERO = [-1.0, -1.0, -1.0]
 )
 def test_what_breaks_a_rule_is_refused(tokens: Any, mask: Any, log_probs: Any, rule: str) -> None:
     """In the second of two completions, which is named. Control: two right ones are taken."""
-    right = [1, 0, 7], [1, 1, 0], ZERO  # what stands where the mask is 0 does not matter
+    right = [1, 0, 7], [1, 1, 0], ZERO  # the tokens where the mask is 0 do not matter
     assert rollout_of(*([each, each] for each in right)).rewards.tolist() == [[0, 1], [0, 1]]
     with pytest.raises(ValueError, match=f"A sampler must return {rule}; completion 1, of the prompt 'a"):
         rollout_of(*([one, other] for one, other in zip(right, (tokens, mask, log_probs), strict=True)))
@@ -99,7 +99,7 @@ def test_what_is_no_generation_is_refused() -> None:
         max_size=3,
     )
 )
-def test_a_score_is_paid_once(completions: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+def test_a_score_is_a_reward_once(completions: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
     """For any tokens and masks: they are refused, or the rewards of each completion add up to its score."""
     tokens, masks = [list(each) for each, _ in completions], [list(each) for _, each in completions]
     try:

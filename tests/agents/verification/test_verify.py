@@ -151,7 +151,7 @@ def test_what_the_updates_of_agents_climb(kind: Any, num_generations: int, setti
 
 
 def test_what_other_updates_climb() -> None:
-    """GRPO's scale and a wrong critic with GAE are biased, and the report says where pi* is left."""
+    """GRPO's scale and a wrong critic with GAE are biased, and the report shows where pi* is left."""
     grpo = verify(agent_loss(GRPO), small(), num_generations=2)
     assert not grpo.unbiased and grpo.cosine < 0.99 and grpo.zero_at_optimum
     biased = verify(agent_loss(PPO, critic="zero", gae_lambda=0.5), small())
