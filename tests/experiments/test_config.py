@@ -43,7 +43,7 @@ def test_help_lists_the_common_flags() -> None:
 
 @pytest.mark.parametrize("value", [np.array([]), np.array([1.0, 2.0]), np.array(np.inf), [], None, "inf", np.nan])
 def test_settings_of_any_type_are_refused_by_their_flag(value: object) -> None:
-    """Before they are compared with anything. Control: infinity, of any float type, is replaced by the largest number."""
+    """Before they are compared with anything. Control: infinity of any float type is the largest number."""
     with pytest.raises(FlagError, match="--ppo.max-grad-norm must be"):
         tiny(settings=Settings({"ppo": {"max_grad_norm": value}}))
     for infinity in (np.float32(np.inf), np.inf):
