@@ -22,7 +22,7 @@ from pathlib import Path
 
 import agents.files.atomic as atomic
 from agents.files.json_objects import DamagedFile
-from agents.files.manifest import MANIFEST, is_of_others, read_manifest
+from agents.files.manifest import MANIFEST, read_manifest
 
 
 def replace_folder(path: Path, new: Path, keep: int) -> None:
@@ -51,9 +51,9 @@ def promote(path: Path, version: Path) -> None:
 
 
 def remove_versions(path: Path, keep: int) -> None:
-    """Removes all but `keep` versions of a folder, but none without a manifest of ours: somebody else may need it."""
+    """Removes all but `keep` versions of a folder: NAME.1, ... are ours."""
     for version in earlier_versions(path):
-        if _number(version) >= keep and (version / MANIFEST).is_file() and not is_of_others(version / MANIFEST):
+        if _number(version) >= keep:
             atomic.remove(version)
 
 

@@ -33,7 +33,7 @@ def write_folder(
         fill: writes the files into the empty folder that it is given.
         keep: how many versions to keep, the new one included. With one, files in the folder that are not in its
             manifest belong to somebody else, and stay, unless a new file has their name. With more, the folder and
-            NAME.1, ... beside it are ours alone; one without a manifest is renamed, and never removed.
+            NAME.1, ... beside it are ours alone.
         attach: further content of the manifest.
         replaced: patterns (`Path.glob`) of files that are removed from the folder, whoever wrote them.
 

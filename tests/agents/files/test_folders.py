@@ -174,22 +174,6 @@ def test_a_folder_of_another_name_is_no_version(tmp_path: Path) -> None:
     assert read(tmp_path / "agent.1") == "theirs"
 
 
-@pytest.mark.parametrize("name", ["x", "x.1", "x.7"])
-def test_a_folder_without_a_manifest_is_never_removed(name: str, tmp_path: Path) -> None:
-    """With several versions it is renamed. Control: one with a manifest, whole or damaged, is removed."""
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "thesis.txt").write_text("theirs")
-    for version in "1234":
-        files.write_folder(tmp_path / "x", fill(version, "a.txt"), keep=2)
-    assert [read(tmp_path / each) for each in ("x", "x.1")] == ["4", "3"]
-    (found,) = tmp_path.glob("*/thesis.txt")
-    assert found.read_text() == "theirs"
-    (found.parent / files.MANIFEST).write_text("{")
-    for version in "56":
-        files.write_folder(tmp_path / "x", fill(version, "a.txt"), keep=2)
-    assert not list(tmp_path.glob("*/thesis.txt"))
-
-
 def test_links_inside_are_not_written_through(tmp_path: Path) -> None:
     """A link in the place of the folder, of one inside it, or of a file."""
     outside = tmp_path / "outside"
