@@ -25,13 +25,11 @@ from torch import Tensor
 
 from agents.files import JsonObject
 from agents.functional import ESTIMATORS, policy_gradient_loss, reward_to_go
-from agents.verification import Enumeration, random_log_probs
+from agents.verification import DISTANCES, Enumeration, random_log_probs
 from experiments.lecture.memo import Remember, no_memo
 from textenv import exact
 
 POLICIES = 20
-# Distance from the reference: logits log pi_ref + distance N(0, 1); or logits N(0, 1), independent of it.
-DISTANCES: dict[str, float | None] = {"near": 0.1, "between": 0.5, "far": 1.0, "independent": None}
 
 
 def measure(memo: Remember = no_memo) -> JsonObject:
