@@ -1,4 +1,4 @@
-"""python -m experiments {compare, train, evaluate, sample, lecture, reward-model, cost, bench}: see --help of each."""
+"""python -m experiments {compare, train, evaluate, sample, lecture, verify, reward-model, cost, bench}: see --help."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from experiments.settings_flags import asked_agents, registry_of
 from experiments.stable_baselines import StableBaselines
 from experiments.stopping import stops_at_once
 from experiments.trial import make_environment, prepare, run_trial
+from experiments.verify import VerifyConfig, verify_losses
 from textenv.data import printable
 
 
@@ -79,6 +80,7 @@ Command = (
     | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench", description=getdoc(BenchConfig))]
+    | Annotated[VerifyConfig, tyro.conf.subcommand("verify", description=VerifyConfig.__doc__)]
 )
 
 
@@ -120,6 +122,7 @@ def main() -> None:
         RewardModelConfig: reward_model,
         CostConfig: cost,
         BenchConfig: bench,
+        VerifyConfig: verify_losses,
     }
     try:
         with stops_at_once():

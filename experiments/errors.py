@@ -17,6 +17,10 @@ class Unfinished(RuntimeError):
     """Some of several trials, or claims, have failed. Those that are not named have finished, and are kept."""
 
 
+class NotShown(RuntimeError):
+    """What the user expects of a loss does not hold."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal stopped the command. (A SystemExit would be taken for a failure of the reward that it interrupts.)
 
@@ -36,7 +40,7 @@ class Stopped(KeyboardInterrupt):
         return f"stopped by {signal.Signals(self.number).name}."
 
 
-EXPECTED = (FlagError, DamagedFile, RewardError, Diverged, StorageError, Unfinished)
+EXPECTED = (FlagError, DamagedFile, RewardError, Diverged, StorageError, Unfinished, NotShown)
 
 
 def paragraph(error: BaseException) -> str:

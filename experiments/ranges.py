@@ -38,6 +38,8 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "reward_tries": (1, 1000),
     "reward_wait": (0, 3600),
     "reward_weights": (-1e6, 1e6),
+    "num_prompts": (1, 64),
+    "sampled_batches": (2, 10**9),
     "missing_eos_penalty": (0, 1e6),
     "max_new_tokens": (1, 1_000_000),
     "kl_coef": (0, 1e6),
@@ -63,7 +65,7 @@ SMALLEST = {"kl_coef": SMALLEST_KL_COEF}  # of a number that may also be 0
 PLURALS = {"seeds": "seed"}  # lists whose members have the range of another flag
 TEXTS = ("prompt",)  # strings that are no name or path
 REPEATED = ("reward", "reward_weights", "prompt", "check")  # lists that may have equal members
-EMPTY = ("variants", "check")  # lists that may be empty
+EMPTY = ("variants", "check", "expect")  # lists that may be empty
 
 
 def check_flags(config: DataclassInstance, prefix: str = "--") -> None:

@@ -68,6 +68,7 @@ def collect(
     mask = sampled_mask(generation, mdp, state)
     generation = add_reference(generation, mdp, mask)
     rollout = assemble(generation, mdp, state, mask, kl_coef)
+    rollout.num_generations = num_generations if start is None else 1
     if values:
         found = generation.values
         if found is None:

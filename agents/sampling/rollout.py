@@ -34,6 +34,7 @@ class Rollout:
         gold_scores: the gold reward's scores, [B], nan where skipped; None where the MDP has no gold reward.
         lengths: int64 [B], the number of tokens sampled, also where skipped; None means `mask.sum(dim=1)`.
         extra: what reward functions have logged of each completion (`log_extra`), object arrays [B] by name; or None.
+        num_generations: completions per group, as sampled.
     """
 
     prompt: Tensor
@@ -52,6 +53,7 @@ class Rollout:
     gold_scores: Tensor | None = None
     lengths: Tensor | None = None
     extra: dict[str, NDArray[np.object_]] | None = None
+    num_generations: int = 1
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -87,13 +89,13 @@ class Rollout:
         def select(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value[rows]
-            if value is None:
-                return None
             if isinstance(value, dict):
                 return {name: select(values) for name, values in value.items()}
-            return value[rows if isinstance(rows, slice) else rows.cpu().numpy()]  # strings, which are on the host
+            if isinstance(value, np.ndarray):  # strings, which are on the host
+                return value[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+            return value
 
-        return Rollout(**{f.name: select(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: select(getattr(self, f.name)) for f in fields(self)})
 
     def skip(self, rows: Tensor) -> Rollout:
         """The rollout in which these rows, bool [B], are skipped too: masks all False, zeros where those were True."""

@@ -1,17 +1,23 @@
 """What a loss climbs, exactly: its gradient in expectation over every batch of a toy, beside the gradient of J."""
 
-from agents.verification.agent_loss import AgentLoss, agent_loss
+from agents.verification.agent_gradient import AgentLoss, agent_loss
 from agents.verification.batches import TooManyBatches
 from agents.verification.cases import DISTANCES
+from agents.verification.entry import DEFAULT_TOY, verify
 from agents.verification.enumeration import Enumeration, random_log_probs
+from agents.verification.findings import Finding
+from agents.verification.loss import Loss
 from agents.verification.measure import Measured
-from agents.verification.report import Report
-from agents.verification.verify import verify
+from agents.verification.report import Behaviour, Report
 
 __all__ = [
+    "DEFAULT_TOY",
     "DISTANCES",
     "AgentLoss",
+    "Behaviour",
     "Enumeration",
+    "Finding",
+    "Loss",
     "Measured",
     "Report",
     "TooManyBatches",

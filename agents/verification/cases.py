@@ -28,7 +28,7 @@ class Case:
         name: of the policy.
         completions: all completions with their probabilities under pi.
         log_probs: log pi(a|s), [S, V].
-        by_parameters: from c(s, a), [S, V], to sum c(s, a) grad log pi(a|s) by the P parameters of pi, [P].
+        by_parameters: from c(s, a), [M, S, V], to sum c(s, a) grad log pi(a|s) by the P parameters of pi, [M, P].
     """
 
     name: str
@@ -41,13 +41,18 @@ class Case:
         """The exact quantities of pi."""
         return self.completions.evaluation
 
+    @property
+    def pi(self) -> Tensor:
+        """pi(y|x) of each completion, [N]."""
+        return self.completions.probability * len(self.completions.tree.mdp.prompts.texts)
+
     @cached_property
     def exact_gradient(self) -> Tensor:
         """grad J = sum_s d(s) sum_a pi(a|s) A(s, a) grad log pi(a|s), [P]."""
         known = self.evaluation
         probs = np.exp(known.log_probs)
         weights = known.occupancy[:, None] * probs * np.where(probs > 0, known.advantages, 0.0)
-        return self.by_parameters(torch.as_tensor(weights))
+        return self.by_parameters(torch.as_tensor(weights)[None])[0]
 
 
 def table_case(name: str, tree: Tree, log_probs: NDArray[np.float64]) -> Case:
@@ -59,7 +64,7 @@ def table_case(name: str, tree: Tree, log_probs: NDArray[np.float64]) -> Case:
 
     def by_logits(weights: Tensor) -> Tensor:
         weights = torch.where(probs > 0, weights, 0.0)
-        return (weights - weights.sum(dim=1, keepdim=True) * probs).flatten()
+        return (weights - weights.sum(dim=-1, keepdim=True) * probs).flatten(start_dim=1)
 
     return Case(name, completions, torch.as_tensor(log_probs), by_logits)
 
@@ -70,13 +75,14 @@ def policy_case(name: str, tree: Tree, policy: TransformerPolicy) -> Case:
     logits = policy.next_token_logits(*tree.observations(slice(None))).masked_fill(~allowed, -torch.inf)
     log_probs = logits.log_softmax(dim=1).masked_fill(~allowed, 0.0)
     parameters = [each for each in policy.model.parameters() if each.requires_grad]
+    rows = []  # grad log pi(a|s) of each allowed action
+    for entry in log_probs[allowed]:
+        gradients = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]).double())
+    jacobian = torch.stack(rows)
 
     def by_weights(weights: Tensor) -> Tensor:
-        weights = torch.where(allowed, weights, 0.0).to(log_probs.dtype)
-        gradients = torch.autograd.grad(
-            log_probs, parameters, weights, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return torch.cat([gradient.flatten() for gradient in gradients]).double()
+        return weights[:, allowed] @ jacobian
 
     return Case(name, completions, torch.as_tensor(completions.evaluation.log_probs), by_weights)
 

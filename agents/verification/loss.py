@@ -1,114 +1,95 @@
-"""The gradient of a loss on one batch, and what is wrong with a loss that has none."""
+"""The gradient of a user's loss on one batch."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from agents.sampling import Rollout
-from agents.verification.enumeration import Enumeration
+from agents.verification.samples import Sample
 
 EXTRA = ("all_log_probs", "ref_all_log_probs", "values")
 Loss = Callable[..., Tensor]
 
 
+class TokenGradient(NamedTuple):
+    """The gradient of a loss by log pi(a_t|s_t), [B, T], and by log pi(.|s_t), [B, T, V], where it depends on those."""
+
+    log_probs: Tensor
+    all_log_probs: Tensor | None
+
+    def by_token(self, sample: Sample) -> Tensor:
+        """The gradient by the log-probabilities of the sampled tokens, [B, T], both parts together."""
+        if self.all_log_probs is None:
+            return self.log_probs
+        return self.log_probs + self.all_log_probs.gather(2, sample.actions[..., None])[..., 0]
+
+
 class BatchGradient(Protocol):
-    """Computes the gradient of a loss on the completions `rows` [B] by the table log pi(a|s): [S, V]."""
+    """Computes the gradient of a loss, or of an agent's update, on the completions of a batch."""
 
-    def __call__(self, rows: Tensor, log_probs: Tensor) -> Tensor: ...
+    extra: list[str]  # the names in `EXTRA` of what is read besides rollout and log_probs
 
+    def __call__(self, sample: Sample) -> TokenGradient: ...
 
-def rollout_of(completions: Enumeration, log_probs: Tensor | None = None) -> Rollout:
-    """All N completions as a rollout of the policy that was enumerated, in float64.
-
-    Args:
-        completions: the completions of the behaviour policy.
-        log_probs: log pi(a|s) as the sampler returned it, [S, V]; by default the behaviour policy's.
-    """
-    tree, mask = completions.tree, completions.mask
-    behaviour = completions.evaluation.log_probs if log_probs is None else log_probs
-    ids, attention = completions.sequences()
-    last = mask.sum(dim=1, keepdim=True) - 1
-    mdp = tree.mdp
-    stopped = torch.as_tensor(mdp.is_eos)[completions.actions.gather(1, last)[:, 0]]
-    allowed = torch.as_tensor(tree.child != -2)[completions.states] | ~mask[:, :, None]
-    texts = [mdp.decode(row[kept].tolist()) for row, kept in zip(completions.actions, mask, strict=True)]
-    return Rollout(
-        prompt=completions.prompt,
-        input_ids=ids,
-        attention_mask=attention,
-        mask=mask,
-        log_probs=completions.look_up(behaviour),
-        ref_log_probs=completions.look_up(tree.ref_log_probs),
-        rewards=completions.rewards,
-        scores=completions.look_up(tree.scores).sum(dim=1),
-        stopped=stopped,
-        values=None,
-        action_mask=None if mdp.full_support else allowed,
-        prompts=mdp.prompt_texts[completions.prompt.numpy()],
-        completions=np.array(texts, dtype=object),
-    )
+    def in_micro_batches(self, sample: Sample, size: int) -> TokenGradient:
+        """The gradient on the same completions in parts of `size`."""
+        ...
 
 
 class LossGradient:
-    """The gradient of a user's loss, `loss(rollout, log_probs, **extra) -> scalar`; see `BatchGradient`.
+    """The gradient of a user's loss, `loss(rollout, log_probs, **extra) -> scalar`.
 
     Args:
         loss: the loss. `extra` are the arguments of `EXTRA` that its signature names.
-        completions: the completions of the behaviour policy.
-        values: V(s), [S], that a loss with the argument `values` gets.
-        sampled: log pi(a|s) as the sampler returned it, [S, V]; by default the behaviour policy's.
 
     Raises:
         TypeError: the loss cannot be called, or takes other arguments.
     """
 
-    def __init__(
-        self, loss: Loss, completions: Enumeration, values: Tensor | None = None, sampled: Tensor | None = None
-    ) -> None:
-        self.loss, self.completions = loss, completions
-        self.extra = extra_arguments(loss)
-        self.rollout = rollout_of(completions, sampled)
-        self.values = torch.zeros(len(completions.tree.prompt), dtype=torch.float64) if values is None else values
-        self.ref_log_probs = torch.as_tensor(completions.tree.ref_log_probs)
+    def __init__(self, loss: Loss) -> None:
+        self.loss, self.extra = loss, extra_arguments(loss)
 
-    def __call__(self, rows: Tensor, log_probs: Tensor) -> Tensor:
+    def __call__(self, sample: Sample) -> TokenGradient:
         """See `BatchGradient`.
 
         Raises:
             TypeError: the loss returns no tensor.
             ValueError: the loss is no finite scalar with a gradient, or changes its arguments.
         """
-        states, actions, mask = (
-            x[rows] for x in (self.completions.states, self.completions.actions, self.rollout.mask)
-        )
-        table = log_probs.clone().requires_grad_()
-        rollout = self.rollout[rows]
-        taken = torch.where(mask, table[states, actions], 0.0)
-        known = {
-            "all_log_probs": lambda: table[states],
-            "ref_all_log_probs": lambda: self.ref_log_probs[states],
-            "values": lambda: torch.where(mask, self.values[states], 0.0),
-        }
-        extra = {name: known[name]() for name in self.extra}
-        arguments = [x for x in (*vars(rollout).values(), taken, *extra.values()) if isinstance(x, Tensor)]
+        leaf = sample.log_probs.detach().requires_grad_()
+        log_probs = torch.where(sample.rollout.mask, leaf, 0.0)
+        extra, leaves = {name: getattr(sample, name) for name in self.extra}, [leaf]
+        if "all_log_probs" in extra:
+            extra["all_log_probs"] = sample.all_log_probs.detach().requires_grad_()
+            leaves.append(extra["all_log_probs"])
+        arguments = [x for x in (*vars(sample.rollout).values(), log_probs, *extra.values()) if isinstance(x, Tensor)]
         versions = [x._version for x in arguments]
-        loss = self.loss(rollout, taken, **extra)
+        loss = self.loss(sample.rollout, log_probs, **extra)
         check_loss(loss)
         if versions != [x._version for x in arguments]:
             raise ValueError("A loss must not change its arguments in place: copy what it changes.")
-        gradient = torch.autograd.grad(loss, table)[0]
-        if not gradient.isfinite().all():
-            raise ValueError(
-                f"The gradient of the loss must be finite, got {gradient[~gradient.isfinite()][0].item()} for the "
-                f"completions {rollout.completions.tolist()}."
-            )
-        return gradient
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        for gradient in gradients:
+            if gradient is not None and not gradient.isfinite().all():
+                raise ValueError(
+                    "The gradient of the loss must be finite, got "
+                    f"{gradient[~gradient.isfinite()][0].item()} for the completions "
+                    f"{sample.rollout.completions.tolist()}."
+                )
+        own = torch.zeros_like(leaf) if gradients[0] is None else gradients[0]
+        return TokenGradient(own, gradients[1] if len(gradients) > 1 else None)
+
+    def in_micro_batches(self, sample: Sample, size: int) -> TokenGradient:
+        """The mean of the gradients of the parts, as gradients are accumulated."""
+        parts = sample.batches(torch.arange(len(sample.rollout)).view(-1, size))
+        gradients = [self(part) for part in parts]
+        own = torch.cat([each.log_probs for each in gradients]) / len(parts)
+        others = [each.all_log_probs for each in gradients if each.all_log_probs is not None]
+        return TokenGradient(own, torch.cat(others) / len(parts) if others else None)
 
 
 def check_loss(loss: Tensor) -> None:
@@ -142,9 +123,9 @@ def extra_arguments(loss: Loss) -> list[str]:
     return extra
 
 
-def check_deterministic(gradient: BatchGradient, rows: Tensor, log_probs: Tensor) -> None:
+def check_deterministic(gradient: BatchGradient, sample: Sample) -> None:
     """Raises a ValueError if the gradient of a loss draws random numbers: its expectation could not be enumerated."""
     state = torch.get_rng_state()
-    first = gradient(rows, log_probs)
-    if not torch.equal(torch.get_rng_state(), state) or not torch.equal(first, gradient(rows, log_probs)):
+    first, second = (gradient(sample).by_token(sample) for _ in range(2))
+    if not torch.equal(torch.get_rng_state(), state) or not torch.equal(first, second):
         raise ValueError("A loss must not draw random numbers: its expectation over batches is enumerated.")

@@ -1,4 +1,4 @@
-"""The expectation and the noise of a gradient over all batches."""
+"""The expectation and the noise of a gradient over batches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.verification.batches import Batches
+from agents.verification.batches import Batches, SampledBatches
 from agents.verification.cases import Case
 from agents.verification.loss import BatchGradient
+from agents.verification.samples import Sample
 
 NEGLIGIBLE = 1e-12  # a norm, in units of that of another gradient
+CHUNK = 512  # batches that are selected together
+MAX_ENTRIES = 1 << 22  # numbers in the gradients of some batches that are in memory together
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,26 @@ class Measured:
         exact: grad J, [P].
         variance: E |gradient - E[gradient]|^2.
         largest: the largest norm of the gradient of a batch that can be sampled.
+        num_batches: of how many batches.
+        sampled: whether the batches were sampled, so that `expected` is an estimate.
     """
 
     expected: Tensor
     exact: Tensor
     variance: float
     largest: float
+    num_batches: int
+    sampled: bool
 
     @property
     def bias(self) -> float:
         """|E[gradient] - grad J| / |grad J|."""
         return float((self.expected - self.exact).norm() / self.exact.norm())
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of `expected`, as a norm and relative to |grad J|; 0 where all batches were enumerated."""
+        return (self.variance / self.num_batches) ** 0.5 / float(self.exact.norm()) if self.sampled else 0.0
 
     @property
     def cosine(self) -> float:
@@ -50,32 +62,52 @@ class Measured:
         return self.variance**0.5 / norm if norm > 0 else float("inf")
 
 
-def measure(gradient: BatchGradient, case: Case, batches: Batches, behaviour: Case) -> Measured:
+def measure(gradient: BatchGradient, case: Case, sample: Sample, pi: Tensor, batches: Batches) -> Measured:
     """Computes the gradient of every batch.
 
     Args:
-        gradient: of the loss, on completions of the behaviour policy.
+        gradient: of the loss.
         case: pi, at which the gradient is taken.
-        batches: all batches.
-        behaviour: the policy that samples the completions.
+        sample: all N completions, of the behaviour policy.
+        pi: the behaviour policy's pi(y|x) of each completion, [N].
+        batches: the batches.
     """
-    completions = behaviour.completions
-    pi = completions.probability * len(completions.tree.mdp.prompts.texts)
-    probability = batches.probability(pi)
+    rows, weights = batches.weighted(pi)
     first, second, largest = torch.zeros_like(case.exact_gradient), 0.0, 0.0
-    for rows, p in zip(batches.rows, probability.tolist(), strict=True):
-        if p > 0:
-            found = -case.by_parameters(gradient(rows, case.log_probs))
-            squared = float(found @ found)
-            first, second, largest = first + p * found, second + p * squared, max(largest, squared**0.5)
-    return Measured(first, case.exact_gradient, max(0.0, second - float(first @ first)), largest)
+    size = max(1, min(CHUNK, MAX_ENTRIES // max(case.log_probs.numel(), len(first))))
+    for some, p in zip(rows.split(size), weights.split(size), strict=True):  # type: ignore[no-untyped-call]
+        tables = torch.zeros(len(some), *case.log_probs.shape, dtype=torch.float64)
+        for table, each in zip(tables, sample.batches(some), strict=True):
+            add_to_table(table, each, gradient)
+        found = -case.by_parameters(tables)
+        squared = found.square().sum(dim=1)
+        first, second = first + p @ found, second + float(p @ squared)
+        largest = max(largest, float(squared.max()) ** 0.5)
+    variance = max(0.0, second - float(first @ first))
+    return Measured(first, case.exact_gradient, variance, largest, len(rows), isinstance(batches, SampledBatches))
 
 
-def depends_on_order(gradient: BatchGradient, case: Case, batches: Batches, num_generations: int) -> bool:
-    """Whether the gradient of a batch changes where the completions within its groups are reversed."""
-    for rows in batches.rows[:: max(1, len(batches.rows) // 20)]:
-        reversed_rows = rows.view(-1, num_generations).flip(1).flatten()
-        one, other = (gradient(each, case.log_probs) for each in (rows, reversed_rows))
-        if not torch.allclose(one, other, rtol=1e-9, atol=1e-12):
+def add_to_table(table: Tensor, sample: Sample, gradient: BatchGradient) -> None:
+    """Adds the gradient of a batch to that by the table log pi(a|s), [S, V]."""
+    found, width = gradient(sample), table.shape[1]
+    table.view(-1).index_add_(0, (sample.states * width + sample.actions).flatten(), found.log_probs.flatten())
+    if found.all_log_probs is not None:
+        table.index_add_(0, sample.states.flatten(), found.all_log_probs.flatten(end_dim=1))
+
+
+def depends_on_order(gradient: BatchGradient, sample: Sample, rows: Tensor, num_generations: int) -> bool:
+    """Whether the gradient of a batch changes where the completions within its groups are reversed.
+
+    Args:
+        gradient: of the loss.
+        sample: all N completions.
+        rows: batches, int64 [M, B], of which some are tried.
+        num_generations: K, completions per group.
+    """
+    rows = rows[:: max(1, len(rows) // 20)]
+    reverse = torch.arange(rows.shape[1]).view(-1, num_generations).flip(1).flatten()
+    for one, other in zip(sample.batches(rows), sample.batches(rows[:, reverse]), strict=True):
+        found, reversed_ = (gradient(each).by_token(each) for each in (one, other))
+        if not torch.allclose(found[reverse], reversed_, rtol=1e-9, atol=1e-12):
             return True
     return False

@@ -9,31 +9,25 @@ from functools import cached_property
 
 import numpy as np
 
+from agents.verification.findings import Finding
 from agents.verification.measure import Measured
 
 UNBIASED = 1e-6  # relative bias, in float64
-ZERO = 1e-6  # norm of a gradient at pi*, in units of the largest of a batch there
+STDERRS = 3.0  # of a bias that is estimated
+ZERO = 1e-6  # norm of a gradient at pi*, in units of grad J elsewhere
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a loss climbs.
+class Behaviour:
+    """A loss on completions of one kind of sampler.
 
     Attributes:
-        by_policy: at each policy, on completions that it has sampled itself.
-        off_policy: at each policy, on completions of the reference.
+        by_policy: at each policy.
         at_optimum: at pi*, where grad J is zero.
-        ordered: whether the loss depends on the order of the completions in a group.
-        num_batches: how many batches were enumerated, for each policy.
-        find_fixed_point: computes `fixed_point`, which takes longer than all else.
     """
 
     by_policy: dict[str, Measured]
-    off_policy: dict[str, Measured]
     at_optimum: Measured
-    ordered: bool
-    num_batches: int
-    find_fixed_point: Callable[[], float] = field(repr=False)
 
     @property
     def bias(self) -> float:
@@ -42,8 +36,8 @@ class Report:
 
     @property
     def unbiased(self) -> bool:
-        """Whether the relative bias is below 1e-6 at every policy."""
-        return self.bias < UNBIASED
+        """Whether the relative bias is below 1e-6 at every policy; for sampled batches, below 3 standard errors."""
+        return all(each.bias < max(UNBIASED, STDERRS * each.stderr) for each in self.by_policy.values())
 
     @property
     def cosine(self) -> float:
@@ -55,48 +49,117 @@ class Report:
         """The largest standard deviation of the gradient of a batch over |E[gradient]|."""
         return max(each.noise for each in self.by_policy.values())
 
-    @cached_property
-    def fixed_point(self) -> float:
-        """Where the loss leads from the reference, as a share of the way to J*; see `fixed_point.py`."""
-        return self.find_fixed_point()
+    @property
+    def typical(self) -> float:
+        """The largest norm of grad J at a policy."""
+        return max(float(each.exact.norm()) for each in self.by_policy.values())
 
     @property
     def zero_at_optimum(self) -> bool:
         """Whether the expected gradient vanishes at pi*: otherwise the loss leads away from it."""
-        return float(self.at_optimum.expected.norm()) <= ZERO * max(self.at_optimum.largest, self._typical)
+        error = STDERRS * (self.at_optimum.variance / self.at_optimum.num_batches) ** 0.5
+        limit = ZERO * max(self.at_optimum.largest, self.typical)
+        return float(self.at_optimum.expected.norm()) <= max(limit, error if self.at_optimum.sampled else 0.0)
 
     @property
     def zero_at_optimum_by_sample(self) -> bool:
         """Whether the gradient of every batch vanishes at pi*, so that there is no noise either."""
-        return self.at_optimum.largest <= ZERO * self._typical
+        return self.at_optimum.largest <= ZERO * self.typical
 
     @property
-    def _typical(self) -> float:
-        """The norm of grad J at a policy."""
-        return max(float(each.exact.norm()) for each in self.by_policy.values())
+    def zero(self) -> str:
+        """Whether it vanishes at pi*, in a word."""
+        if self.zero_at_optimum_by_sample:
+            return "every batch"
+        return "expected" if self.zero_at_optimum else "no"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a loss climbs.
+
+    Attributes:
+        on_policy: on completions that each policy has sampled itself; `by_policy`, `bias`, ... are its.
+        ordered: whether the loss depends on the order of the completions in a group.
+        num_batches: how many batches were enumerated (or sampled) for each policy.
+        invariances: what a loss on text owes.
+        find_off_policy: computes `off_policy`.
+        find_fixed_point: computes `fixed_point`.
+    """
+
+    on_policy: Behaviour
+    ordered: bool
+    num_batches: int
+    invariances: dict[str, Finding]
+    find_off_policy: Callable[[], dict[str, Behaviour]] = field(repr=False)
+    find_fixed_point: Callable[[], float] = field(repr=False)
+
+    @property
+    def by_policy(self) -> dict[str, Measured]:
+        """The numbers at each policy, on completions that it has sampled itself."""
+        return self.on_policy.by_policy
+
+    @property
+    def bias(self) -> float:
+        """The largest |E[gradient] - grad J| / |grad J| of the policies."""
+        return self.on_policy.bias
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the relative bias is below 1e-6 at every policy; for sampled batches, below 3 standard errors."""
+        return self.on_policy.unbiased
+
+    @property
+    def cosine(self) -> float:
+        """The smallest cosine of E[gradient] and grad J of the policies; nan if one has no gradient."""
+        return self.on_policy.cosine
+
+    @property
+    def noise(self) -> float:
+        """The largest standard deviation of the gradient of a batch over |E[gradient]|."""
+        return self.on_policy.noise
+
+    @property
+    def zero_at_optimum(self) -> bool:
+        """Whether the expected gradient vanishes at pi*: otherwise the loss leads away from it."""
+        return self.on_policy.zero_at_optimum
+
+    @property
+    def zero_at_optimum_by_sample(self) -> bool:
+        """Whether the gradient of every batch vanishes at pi*, so that there is no noise either."""
+        return self.on_policy.zero_at_optimum_by_sample
+
+    @cached_property
+    def off_policy(self) -> dict[str, Behaviour]:
+        """The same on completions of other samplers, by `behaviours.SAMPLERS`. Computed when it is first read."""
+        return self.find_off_policy()
+
+    @cached_property
+    def fixed_point(self) -> float:
+        """Where the loss leads from the reference, as a share of the way to J*; see `fixed_point.py`.
+
+        Computed when it is first read, which takes longer than all else.
+        """
+        return self.find_fixed_point()
 
     def __str__(self) -> str:
         lines = [
             f"{self.num_batches:,} batches" + (", in each order of a group" if self.ordered else ""),
-            f"{'policy':<14}{'bias':>10}{'cosine':>10}{'noise':>10}   of completions that the policy has sampled",
-            *(self._row(name, each) for name, each in self.by_policy.items()),
-            f"{'policy':<14}{'bias':>10}{'cosine':>10}{'noise':>10}   of completions of the reference",
-            *(self._row(name, each) for name, each in self.off_policy.items()),
+            f"{'completions of':<24}{'bias':>12}{'cosine':>10}{'noise':>10}   zero at pi*",
+            *(_row(name, each.bias, each.stderr, each.cosine, each.noise) for name, each in self.by_policy.items()),
+            _row("worst", self.bias, 0.0, self.cosine, self.noise) + f"   {self.on_policy.zero}",
+            *(_row(name, x.bias, 0.0, x.cosine, x.noise) + f"   {x.zero}" for name, x in self.off_policy.items()),
             f"unbiased: {self._unbiased()}",
             f"zero at pi*: {self._zero()}",
             f"fixed point: {self._fixed_point()}",
+            *map(str, self.invariances.values()),
         ]
         return "\n".join(lines)
 
-    @staticmethod
-    def _row(name: str, each: Measured) -> str:
-        bias = "0" if each.bias < UNBIASED else f"{each.bias:.3g}"
-        cosine = "-" if math.isnan(each.cosine) else f"{each.cosine:.4f}"
-        return f"{name:<14}{bias:>10}{cosine:>10}{each.noise:>10.3g}"
-
     def _unbiased(self) -> str:
         if self.unbiased:
-            return "holds"
+            error = max(each.stderr for each in self.by_policy.values())
+            return "holds" if error == 0 else f"holds within 3 standard errors, of up to {error:.3g} of grad J"
         if all(abs(each.cosine - 1) < UNBIASED for each in self.by_policy.values()):
             scale = [float(each.expected.norm() / each.exact.norm()) for each in self.by_policy.values()]
             return (
@@ -104,7 +167,7 @@ class Report:
                 "completion itself, a mean over a constant number, or a scaled advantage"
             )
         return (
-            f"off by up to {self.bias:.3g} of grad J: usually a divisor that depends on the samples (lengths, a "
+            f"no, off by up to {self.bias:.3g} of grad J: usually a divisor that depends on the samples (lengths, a "
             "standard deviation), a KL whose gradient is another divergence's, or a shifted column"
         )
 
@@ -118,5 +181,11 @@ class Report:
             return "holds, for every batch"
         if self.zero_at_optimum:
             return "holds, in expectation"
-        share = float(self.at_optimum.expected.norm()) / self._typical
+        share = float(self.on_policy.at_optimum.expected.norm()) / self.on_policy.typical
         return f"no: its gradient there is {share:.3g} of grad J elsewhere"
+
+
+def _row(name: str, bias: float, stderr: float, cosine: float, noise: float) -> str:
+    shown = "0" if bias < UNBIASED else f"{bias:.3g}" + (f"+-{stderr:.2g}" if stderr > 0 else "")
+    alignment = "-" if math.isnan(cosine) else f"{cosine:.4f}"
+    return f"{name:<24}{shown:>12}{alignment:>10}{noise:>10.3g}"

@@ -1,0 +1,156 @@
+"""What a loss gives credit for, token by token: the score, the length, and the KL of a plain batch.
+
+A plain batch is one on which all policies agree: log pi = log pi_old = log pi_ref, V = 0. The only reward is a score on
+the last token of its first completion. The gradient of a loss by log pi(a_t|s_t) is the weight that it gives a token,
+and one number is changed at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from agents.functional import reward_to_go
+from agents.verification.findings import TOLERANCE, Finding
+from agents.verification.loss import BatchGradient
+from agents.verification.samples import Sample
+
+LOG_RATIOS = torch.tensor([-1.0, -0.5, 0.5, 1.0], dtype=torch.float64)
+KL_GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "k2 or of k3 times rho": lambda d: d,
+    "k3": lambda d: 1 - (-d).exp(),
+    "k3 of the log-ratio the wrong way round": lambda d: d.exp() - 1,
+}
+
+
+@dataclass(frozen=True)
+class PlainBatches:
+    """Plain batches whose first completion is of every length.
+
+    Attributes:
+        gradient: of the loss.
+        samples: a batch for each length, without a score.
+        lengths: the number of tokens of the first completion.
+    """
+
+    gradient: BatchGradient
+    samples: list[Sample]
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, gradient: BatchGradient, sample: Sample, batch_size: int) -> PlainBatches:
+        """Batches of completions of one prompt; those after the first are one of each length in turn."""
+        length = sample.rollout.mask.sum(dim=1)
+        of_prompt = torch.nonzero(sample.rollout.prompt == sample.rollout.prompt[0])[:, 0]
+        by_length = {
+            int(each): of_prompt[length[of_prompt] == each] for each in sorted(set(length[of_prompt].tolist()))
+        }
+        others = [rows[-1] for rows in by_length.values()] * batch_size
+        rows = torch.stack([torch.stack([each[0], *others[: batch_size - 1]]) for each in by_length.values()])
+        return cls(gradient, [_plain(each) for each in sample.batches(rows)], list(by_length))
+
+    def weights(self, sample: Sample) -> Tensor:
+        """The weight of each token, [B, T]."""
+        q_values = reward_to_go(sample.rollout.rewards, sample.rollout.mask)
+        return -self.gradient(replace(sample, q_values=q_values)).by_token(sample)
+
+    def scored(self, sample: Sample, score: float) -> Sample:
+        """The batch with a score of the first completion."""
+        rewards, scores = sample.rollout.rewards.clone(), sample.rollout.scores.clone()
+        rewards[0, int(sample.rollout.mask[0].sum()) - 1], scores[0] = score, score
+        return sample.change(rewards=rewards, scores=scores)
+
+    def responses(self) -> list[Tensor]:
+        """How much the weights of the tokens of the first completion change with its score, [length] for each."""
+        return [
+            (self.weights(self.scored(sample, 1.0)) - self.weights(self.scored(sample, -1.0)))[0, :length] / 2
+            for sample, length in zip(self.samples, self.lengths, strict=True)
+        ]
+
+
+def credit(gradient: BatchGradient, sample: Sample, batch_size: int) -> list[Finding]:
+    """Tests what a loss gives credit for.
+
+    Args:
+        gradient: of the loss.
+        sample: all N completions, of the policy itself.
+        batch_size: B, completions per batch.
+    """
+    plain = PlainBatches.of(gradient, sample, batch_size)
+    try:
+        responses = plain.responses()
+        largest = max(float(each.abs().max()) for each in responses)
+        return [*_score_findings(responses, largest), _kl_finding(plain)]
+    except Exception as error:  # of the user's loss
+        return [Finding("score", float("nan"), f"since the loss fails where one completion has a score: {error}")]
+
+
+def _score_findings(responses: list[Tensor], largest: float) -> list[Finding]:
+    names = ("score", "last token", "length")
+    if largest < TOLERANCE:
+        cause = "no token gets credit for the score: usually it is one column late, where the mask hides it"
+        return [Finding(names[0], 1.0, cause), *(Finding(name, float("nan"), "without a score") for name in names[1:])]
+    reached = [float(each.abs().max()) > TOLERANCE * largest for each in responses]
+    last = torch.stack([each[-1].abs() for each in responses])
+    if float(last.max()) < TOLERANCE * largest:
+        cause = "the last token, mostly EOS, gets no credit: usually it is left out of the mask (pad == eos)"
+        return [Finding(names[0], 0.0), Finding(names[1], 1.0, cause), Finding(names[2], float("nan"), "without EOS")]
+    return [
+        Finding(
+            names[0],
+            1 - sum(reached) / len(reached),
+            "completions of some lengths get no credit for their score: usually it is one column late, which is cut off"
+            " after the longest",
+        ),
+        Finding(names[1], float(last.min() < TOLERANCE * largest), "the last token of some completions gets no credit"),
+        Finding(
+            names[2],
+            float(1 - last.min() / last.max()),
+            "a completion's weight depends on its length: usually a mean over tokens in place of a sum",
+        ),
+    ]
+
+
+def _kl_finding(plain: PlainBatches) -> Finding:
+    """Where the KL is, and whose gradient it has, from changes of log pi_ref of the last token of the longest."""
+    name, sample, last = "KL in the rewards", plain.samples[-1], plain.lengths[-1] - 1
+    if "ref_all_log_probs" in plain.gradient.extra:
+        return Finding(name, float("nan"), "since the loss reads ref_all_log_probs")
+    before, found = plain.weights(sample), []
+    for log_ratio in LOG_RATIOS.tolist():
+        ref_log_probs = sample.rollout.ref_log_probs.clone()
+        ref_log_probs[0, last] -= log_ratio
+        found.append((before - plain.weights(sample.change(ref_log_probs=ref_log_probs)))[0])
+    responses = torch.stack(found)  # [4, T]: how much the weight of each token falls
+    own, largest = responses[:, last], float(responses.abs().max())
+    if largest < TOLERANCE:
+        if (constant := float(before[0].abs().max())) > TOLERANCE:
+            return Finding(name, constant, "every token has a weight without a cause: k1 in the loss has no gradient")
+        rewards = sample.rollout.rewards.clone()
+        rewards[0, 0] = 1.0
+        change = float((before - plain.weights(sample.change(rewards=rewards)))[0].abs().max())
+        return Finding(name, float(change < TOLERANCE), "there is none: the loss reads no reward but the score")
+    if last and float(responses[:, 0].abs().max()) > TOLERANCE * largest:
+        reversed_ = float(own @ LOG_RATIOS) < 0
+        return Finding(
+            name, float(reversed_), "the log-ratio is the wrong way round: log pi_ref - log pi is subtracted"
+        )
+    for kind, function in KL_GRADIENTS.items():
+        shape = function(LOG_RATIOS)
+        factor = float(own @ shape) / float(shape @ shape)
+        if float((own - factor * shape).abs().max()) < 1e-6 * largest:
+            sign = "" if factor > 0 else "minus "
+            return Finding(name, 1.0, f"it is in the loss, with the gradient of {sign}{kind}")
+    return Finding(name, 1.0, "it is in the loss, with a gradient of another form than those of k1, k2 and k3")
+
+
+def _plain(sample: Sample) -> Sample:
+    """The batch with log pi of all policies, without rewards."""
+    zero, log_probs = torch.zeros_like(sample.log_probs), sample.log_probs
+    changed = sample.change(
+        log_probs=log_probs, ref_log_probs=log_probs, rewards=zero, scores=torch.zeros_like(sample.rollout.scores)
+    )
+    return replace(changed, ref_all_log_probs=sample.all_log_probs, values=zero, q_values=zero)
