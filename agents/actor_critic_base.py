@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents.agent import Agent
 from agents.functional import explained_variance, gae, masked_whiten, policy_diagnostics, reward_to_go, value_loss
+from agents.kl_in_loss import add_kl
 from agents.sampling import Rollout
 from agents.training import Batch, Info, all_reduce_sum
 
@@ -49,7 +50,7 @@ class ActorCriticBase(Agent):
         advantages = gae(rollout.rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
         if self.normalize_advantage:
             advantages = masked_whiten(advantages, rollout.mask, total=all_reduce_sum)
-        return Batch(rollout, advantages, returns)
+        return Batch(rollout, rollout.weighted(advantages), returns)
 
     @abstractmethod
     def policy_loss(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Info]:
@@ -66,11 +67,12 @@ class ActorCriticBase(Agent):
         are in memory at a time.
         """
         rollout, shared = batch.rollout, self.policy.critic is None
-        log_probs, values = self.evaluate_actions(rollout, values=shared)
-        loss, info = self.policy_loss(log_probs, batch)
-        info |= policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)
-        if values is not None:
-            critic_loss = self.critic_loss(values, batch.returns, rollout)
+        evaluation = self.evaluate_actions(rollout, values=shared)
+        loss, info = self.policy_loss(evaluation.log_probs, batch)
+        info |= policy_diagnostics(loss, evaluation.log_probs, rollout.log_probs, rollout.mask)
+        loss, info = add_kl(self, loss, info, rollout, evaluation)
+        if evaluation.values is not None:
+            critic_loss = self.critic_loss(evaluation.values, batch.returns, rollout)
             yield loss + self.vf_coef * critic_loss, info | {"loss/value_avg": critic_loss.detach()}
         else:
             yield loss, info

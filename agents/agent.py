@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -19,6 +20,7 @@ from agents.policy import ActionEvaluation, TransformerPolicy
 from agents.predict import predict_tokens
 from agents.ranges import check_timesteps
 from agents.sampling import Rollout, Sampler, collect, collect_external, is_external, new_generator, sample
+from agents.settings import AgentSettings
 from agents.training import (
     Batch,
     HealthMonitor,
@@ -40,49 +42,13 @@ from textenv import EnvLike, TextMDP, get_mdp
 
 
 @dataclass(eq=False)
-class Agent(ABC):
+class Agent(AgentSettings, ABC):
     """Base class of agents: sample completions with the current policy, train on them, discard them, repeat.
 
     A timestep is a token. `learn` collects batches of `n_episodes` whole completions; `train` defines each agent's
     update. With several ranks (agents/training/ranks.py), each rank creates the agent; all start from the policy of
     rank 0 and train the same one.
     """
-
-    policy: TransformerPolicy
-    """Samples tokens, and estimates V."""
-    env: EnvLike
-    """A text environment, single or batched; another library's single environment whose observation is a Dict of
-    `input_ids` and `attention_mask`; None for an agent that only predicts."""
-    learning_rate: float | Callable[[float], float] | None = None
-    """Step size: a number, or a function of the share of total_timesteps that is done. None depends on what is trained:
-    1e-5 for a pretrained model, 1e-4 for a LoRA adapter, 1e-3 for the small transformer of a toy."""
-    n_episodes: int = 64
-    """Completions per update, over all ranks."""
-    num_generations: int = 1
-    """Completions per prompt, a group; contiguous among the n_episodes."""
-    gamma: float = 1.0
-    """Discount; 1 for text, so that the score at the end counts in full after a completion of any length."""
-    max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm; inf never does."""
-    optimizer: str = "adam"
-    """adam, adagrad, or module:object, which makes a torch optimizer from parameter groups."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """All step sizes over the share of total_timesteps that is done: constant, or falling to 0 linearly or as half a
-    cosine."""
-    lr_warmup: int = 0
-    """The first updates, counted by num_updates, over which all step sizes rise linearly; 0: none."""
-    micro_batch_size: int | None = None
-    """Completions per forward and backward pass, to bound memory; gradients are accumulated. None is a minibatch."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the metric `objective/kl`. The KL in the rewards is always k1, the only one with the gradient of the
-    KL, see `python -m experiments lecture --claims which_kl`."""
-    kl_target: float | None = None
-    """Target of the KL over whole completions, in nats, as measured by kl_estimator (k2 is biased). beta starts at the
-    task's kl_coef and is adapted after each update; None keeps it fixed."""
-    kl_horizon: int = 10_000
-    """With kl_target: completions over which beta changes by at most about a factor of e^0.2; >= n_episodes."""
-    seed: int | None = None
-    """Seed of prompts, tokens and minibatches; None draws one from the operating system."""
 
     needs_values: ClassVar[bool] = True
 
@@ -112,9 +78,19 @@ class Agent(ABC):
         """The environment's MDP; None without an environment, and for one of another library."""
         return None if self.env is None or is_external(self.env) else get_mdp(self.env)
 
+    @property
+    def beta(self) -> float:
+        """The coefficient of the KL: as adapted to `kl_target`, or the task's; 0 where there is no reference."""
+        if self.kl_coef is not None:
+            return self.kl_coef
+        return 0.0 if self.mdp is None else self.mdp.kl_coef
+
     @abstractmethod
     def train(self, rollout: Rollout) -> Metrics:
-        """Updates the policy by `backward` and `step`, or by `run_epochs`; returns the metrics to log."""
+        """Updates the policy by `backward` and `step`, or by `run_epochs`; returns the metrics to log.
+
+        `rollout` is that of `prepare` in agents/preparation.py.
+        """
 
     def learn(
         self,
@@ -194,13 +170,19 @@ class Agent(ABC):
     def losses(self, batch: Batch) -> Iterable[tuple[Tensor, Info]]:
         """Returns the losses of some completions, means per completion to be added up, each with metrics.
 
-        Metrics are scalar tensors; `METRICS` in agents/training/reduction.py has how each is reduced.
+        Metrics are scalar tensors; `METRICS` in agents/training/reduction.py has how each is reduced. `add_kl` in
+        agents/kl_in_loss.py adds the KL to the policy loss where the settings say so.
         """
 
     def evaluate_actions(self, rollout: Rollout, values: bool = False) -> ActionEvaluation:
-        """Returns log pi(a_t|s_t), and with `values` V(s_t), [B, T] each, with gradients."""
+        """Returns log pi(a_t|s_t), and with `values` V(s_t), [B, T] each, with gradients.
+
+        Where the loss has the exact KL, also log pi of all tokens, unless gradients are off.
+        """
         inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
-        evaluation: ActionEvaluation = self.optimization.learner(*inputs, values=values)
+        exact = self.kl_in == "loss" and self.kl_loss == "exact" and torch.is_grad_enabled()
+        more = {"all_log_probs": True} if exact else {}
+        evaluation: ActionEvaluation = self.optimization.learner(*inputs, values=values, **more)
         return evaluation
 
     def evaluate_states(self, rollout: Rollout) -> Tensor:

@@ -88,6 +88,11 @@ def check_external(agent: Any) -> None:
             f"start and has no reference; got num_generations={agent.num_generations} and kl_target={agent.kl_target}. "
             "Use num_generations=1 and kl_target=None (REINFORCE: baseline='mean')."
         )
+    if agent.kl_in == "loss":
+        raise ValueError(
+            "kl_in='loss' needs an environment of textenv, got one of another library, which has no reference; "
+            "use kl_in='reward'."
+        )
 
 
 def check_mdp(agent: Any, mdp: TextMDP) -> None:

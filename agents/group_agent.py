@@ -12,15 +12,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.functional import in_groups, reward_to_go
+from agents.functional import in_groups, masked_whiten, reward_to_go
 from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
-from agents.training import Batch, EpochSettings, Metrics, run_epochs
+from agents.training import Batch, EpochSettings, Metrics, all_reduce_sum, run_epochs
 
 
 @dataclass(eq=False)
 class GroupAgent(EpochSettings, Agent):
     """An agent that compares the completions of a group, see this file's docstring."""
+
+    normalize_advantage: bool = False
+    """Whiten the advantages over the real tokens of a batch (REINFORCE++, Hu et al. 2025, arXiv:2501.03262)."""
 
     needs_values: ClassVar[bool] = False
 
@@ -42,8 +45,10 @@ class GroupAgent(EpochSettings, Agent):
         valid = self.trained_rows(rollout)
         rollout = rollout.skip(~valid)
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
-        advantages = self.advantages(returns[:, 0], valid)
-        return run_epochs(self, Batch(rollout, advantages[:, None].expand_as(rollout.mask), returns))
+        advantages = self.advantages(returns[:, 0], valid)[:, None].expand_as(rollout.mask)
+        if self.normalize_advantage:
+            advantages = masked_whiten(advantages, rollout.mask, total=all_reduce_sum)
+        return run_epochs(self, Batch(rollout, rollout.weighted(advantages), returns))
 
     def trained_rows(self, rollout: Rollout) -> Tensor:
         """The completions that are not skipped, in groups with at least two of them."""

@@ -7,22 +7,33 @@ What it changes in PPO: there is no critic. The advantage is relative to the gro
 completion. With eps_high > eps ("clip-higher", Yu et al. 2025, arXiv:2503.14476) the probability of unlikely tokens can
 rise further.
 
-Unlike Shao et al.: the KL is in the reward and not in the loss (`python -m experiments lecture --claims which_kl`
-measures why), and the loss is a sum over a completion's tokens and not a mean. The mean favours short correct and long
-wrong completions (Liu et al. 2025, arXiv:2503.20783). Liu et al. also argue against dividing by the standard deviation:
-`scale_rewards=False`.
+Unlike Shao et al., by default: the KL is in the reward and not in the loss (`python -m experiments lecture --claims
+which_kl` measures why), and the loss is a sum over a completion's tokens and not a mean, loss="dr_grpo". The mean,
+loss="grpo", favours short correct and long wrong completions (Liu et al. 2025, arXiv:2503.20783). Liu et al. also argue
+against dividing by the standard deviation: `scale_rewards=False`. `loss` has the successors too, in one table of
+agents/functional/group_losses.py. GRPO as Shao et al. have it: loss="grpo", kl_in="loss", kl_loss="k3".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from agents.functional import clipped_surrogate_loss, group_relative, policy_diagnostics, surrogate_diagnostics
+from agents.functional import (
+    GROUP_LOSSES,
+    completion_weights,
+    group_loss,
+    group_relative,
+    policy_diagnostics,
+    surrogate_diagnostics,
+)
 from agents.group_agent import GroupAgent
-from agents.training import Batch, Info
+from agents.kl_in_loss import add_kl
+from agents.sampling import Rollout
+from agents.training import Batch, Info, Metrics, all_reduce_sum
 
 
 @dataclass(eq=False)
@@ -35,15 +46,31 @@ class GRPO(GroupAgent):
     """Divide advantages by the group's standard deviation."""
     clip_range_high: float | None = 0.28
     """eps_high, for rho > 1; None is eps."""
+    loss: Literal["dr_grpo", "grpo", "dapo", "gspo", "cispo", "sapo"] = "dr_grpo"
+    """The surrogate of a token and the weight of a completion, see agents/functional/group_losses.py. gspo needs much
+    smaller clip ranges, 3e-4 and 4e-4; cispo clips rho at 1 + eps_high alone, sapo nowhere: metrics of the clip are
+    those of PPO's for them too. Other divisors than dr_grpo's change the size of the loss, and so of the gradient."""
+    importance: Literal["token", "sequence", "prefix"] = "token"
+    """What rho_t is the product over, see `importance_log_ratio`; gspo has its own."""
 
     def advantages(self, returns: Tensor, valid: Tensor) -> Tensor:
         """(G_i - mean) / std of the group; without `scale_rewards` G_i - mean."""
         return group_relative(returns, self.num_generations, self.scale_rewards, valid=valid)
 
+    def train(self, rollout: Rollout) -> Metrics:
+        """Takes `n_epochs` passes over the completions, in minibatches."""
+        mask = rollout.mask & self.trained_rows(rollout)[:, None]
+        tokens, completions = all_reduce_sum(mask.sum()), all_reduce_sum(mask.any(dim=1).sum())
+        self.mean_length = tokens.clamp(min=1).double() / completions.clamp(min=1)  # of all minibatches and ranks
+        return super().train(rollout)
+
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the loss of some completions, and metrics."""
-        rollout, log_probs = batch.rollout, self.evaluate_actions(batch.rollout).log_probs
-        clip = (self.clip_range, self.clip_range_high)
-        arguments = (log_probs, rollout.log_probs, batch.advantages, rollout.mask, *clip)
-        loss, info = clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
-        yield loss, info | policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)
+        rollout, evaluation = batch.rollout, self.evaluate_actions(batch.rollout)
+        log_probs, mask, importance = evaluation.log_probs, rollout.mask, GROUP_LOSSES[self.loss].importance
+        clip = (self.clip_range, self.clip_range_high, importance or self.importance)
+        arguments = (log_probs, rollout.log_probs, batch.advantages, mask, *clip)
+        loss, info = group_loss(self.loss, *arguments, self.mean_length), surrogate_diagnostics(*arguments)
+        info |= policy_diagnostics(loss, log_probs, rollout.log_probs, mask)
+        weights = completion_weights(self.loss, mask, self.mean_length).to(log_probs.dtype)
+        yield add_kl(self, loss, info, rollout, evaluation, weights)

@@ -28,6 +28,7 @@ and not clipped, losses are sums over a completion's tokens. Like them: V(s_T) =
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -43,6 +44,8 @@ class PPO(EpochSettings, ActorCriticBase):
 
     clip_range_vf: float | None = None
     """The clip range of V around its old value; None does not clip V."""
+    importance: Literal["token", "sequence", "prefix"] = "token"
+    """What rho_t is the product over, see `importance_log_ratio`."""
 
     def train(self, rollout: Rollout) -> Metrics:
         """Takes `n_epochs` passes over the completions, in minibatches."""
@@ -52,8 +55,8 @@ class PPO(EpochSettings, ActorCriticBase):
     def policy_loss(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Info]:
         """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
         old_log_probs, mask = batch.rollout.log_probs, batch.rollout.mask  # log pi_old, stored at sampling
-        loss = clipped_surrogate_loss(log_probs, old_log_probs, batch.advantages, mask, self.clip_range)
-        return loss, surrogate_diagnostics(log_probs, old_log_probs, batch.advantages, mask, self.clip_range)
+        arguments = (log_probs, old_log_probs, batch.advantages, mask, self.clip_range, None, self.importance)
+        return clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
 
     def critic_loss(self, values: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         """Value loss, with V clipped to `clip_range_vf` around its value when the batch was collected."""

@@ -55,6 +55,7 @@ RANGES: dict[str, Range] = {
     "target_kl": Range(0, 1e6),
     "kl_target": Range(1e-12, 1e6),
     "kl_horizon": Range(1, 10**12),
+    "sampler_cap": Range(1, LARGEST),
     "seed": Range(0, 2**63 - 1),
 }
 

@@ -26,10 +26,12 @@ from agents.functional import (
     batch_mean,
     in_groups,
     leave_one_out,
+    masked_whiten,
     policy_diagnostics,
     policy_gradient_loss,
     reward_to_go,
 )
+from agents.kl_in_loss import add_kl
 from agents.sampling import Rollout, collect, is_external, states_after
 from agents.training import Batch, Info, Metrics, all_reduce_sum
 from textenv import get_mdp
@@ -49,6 +51,8 @@ class REINFORCE(Agent):
     """None, the mean return of the batch, or the mean return of the other completions of the prompt."""
     num_continuations: int = 4
     """With credit="q": continuations sampled from each (s_t, a_t)."""
+    normalize_advantage: bool = False
+    """Whiten the weights over the real tokens of a batch (REINFORCE++, Hu et al. 2025, arXiv:2501.03262)."""
 
     needs_values: ClassVar[bool] = False
 
@@ -71,7 +75,10 @@ class REINFORCE(Agent):
         self.skipped_continuations.zero_()
         rollout = rollout.skip(~self.trained_rows(rollout))
         returns = reward_to_go(rollout.rewards, rollout.mask, self.gamma)
-        metrics = self.backward(Batch(rollout, self.weights(rollout), returns)) | {"grad_norm": self.step()}
+        weights = self.weights(rollout)
+        if self.normalize_advantage:
+            weights = masked_whiten(weights, rollout.mask, total=all_reduce_sum)
+        metrics = self.backward(Batch(rollout, rollout.weighted(weights), returns)) | {"grad_norm": self.step()}
         if self.credit == "q":
             metrics["completions/skipped_continuations"] = float(all_reduce_sum(self.skipped_continuations))
         return metrics
@@ -84,9 +91,10 @@ class REINFORCE(Agent):
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the loss of some completions with weights w_t - b, and metrics."""
-        rollout, log_probs = batch.rollout, self.evaluate_actions(batch.rollout).log_probs
-        loss = policy_gradient_loss(log_probs, batch.advantages, rollout.mask)
-        yield loss, policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)
+        rollout, evaluation = batch.rollout, self.evaluate_actions(batch.rollout)
+        loss = policy_gradient_loss(evaluation.log_probs, batch.advantages, rollout.mask)
+        info = policy_diagnostics(loss, evaluation.log_probs, rollout.log_probs, rollout.mask)
+        yield add_kl(self, loss, info, rollout, evaluation)
 
     def weights(self, rollout: Rollout) -> Tensor:
         """Weights w_t - b, [B, T]."""
@@ -123,7 +131,7 @@ class REINFORCE(Agent):
                 generator=self.generator,
                 values=False,
                 start=start,
-                kl_coef=self.kl_coef,
+                kl_coef=0.0 if self.kl_in == "loss" else self.kl_coef,
                 sampler=self.sampler,
             )
             self.num_timesteps += int(continuations.num_sampled)  # these are sampled tokens too

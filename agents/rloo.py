@@ -20,6 +20,7 @@ from torch import Tensor
 
 from agents.functional import clipped_surrogate_loss, leave_one_out, policy_diagnostics, surrogate_diagnostics
 from agents.group_agent import GroupAgent
+from agents.kl_in_loss import add_kl
 from agents.training import Batch, Info
 
 
@@ -32,16 +33,26 @@ class RLOO(GroupAgent):
     n_epochs: int = 1
     """Passes over each batch of completions."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler_correction is not None and self.sampler_level != "sequence":
+            raise ValueError(
+                "sampler_level must be 'sequence' for RLOO with a sampler_correction: a completion has one weight, got "
+                f"{self.sampler_level!r}."
+            )
+
     def advantages(self, returns: Tensor, valid: Tensor) -> Tensor:
         """G_i - b_i."""
         return returns - leave_one_out(returns, self.num_generations, valid)
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the loss of some completions, with one importance weight for each, and metrics per completion."""
-        rollout, log_probs = batch.rollout, self.evaluate_actions(batch.rollout).log_probs
+        rollout, evaluation = batch.rollout, self.evaluate_actions(batch.rollout)
+        log_probs = evaluation.log_probs
         sequence_log_probs = torch.where(rollout.mask, log_probs, 0.0).sum(dim=1, keepdim=True)  # log pi(y|x), [B, 1]
         old_log_probs = rollout.log_probs.sum(dim=1, keepdim=True)
         advantages, valid = batch.advantages[:, :1], rollout.valid[:, None]  # one for all tokens of a completion
         arguments = (sequence_log_probs, old_log_probs, advantages, valid, self.clip_range)
         loss, info = clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
-        yield loss, info | policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)
+        info |= policy_diagnostics(loss, log_probs, rollout.log_probs, rollout.mask)
+        yield add_kl(self, loss, info, rollout, evaluation)

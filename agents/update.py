@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from agents.functional import adaptive_kl_coef
+from agents.preparation import prepare
 from agents.sampling import Rollout
 from agents.skipped import all_skipped
 from agents.training import (
@@ -53,7 +54,8 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
     agent.optimization.set_rates(share, agent.num_updates, agent.lr_schedule, agent.lr_warmup)
     agent.step_guard.begin(rollout)
     try:
-        metrics |= agent.train(rollout)
+        prepared, found = prepare(agent, rollout)
+        metrics |= found | agent.train(prepared)
     finally:  # an agent whose training has failed does not keep the completions
         metrics |= agent.step_guard.end()
     if agent.kl_target is not None and agent.kl_coef is not None:

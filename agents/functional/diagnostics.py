@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.functional.importance import Level, importance_log_ratio
 from agents.functional.kl import k3
 from agents.functional.returns import Total, check_shapes, local_total, masked_mean
 
@@ -17,14 +18,17 @@ def surrogate_diagnostics(
     mask: Tensor,
     clip_range: float | None,
     clip_range_high: float | None = None,
+    importance: Level = "token",
 ) -> dict[str, Tensor]:
     """Returns metrics of the clipped surrogate loss over the n real tokens; arguments are those of the loss.
 
-    The glossary of agents/README.md defines them; `num_*` are the numbers of tokens that they are means over.
+    The glossary of agents/README.md defines them; `num_*` are the numbers of tokens that they are means over. rho is
+    that of `importance`; the KL is that of tokens at every level.
     """
     check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
-    log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0)
-    ratio, binds = log_ratio.exp(), torch.zeros_like(mask)
+    of_tokens = torch.where(mask, log_probs - old_log_probs, 0.0)
+    ratio = importance_log_ratio(log_probs, old_log_probs, mask, importance).exp()
+    binds = torch.zeros_like(mask)
     if clip_range is not None:
         above = clip_range if clip_range_high is None else clip_range_high
         binds = mask & (ratio.clamp(1.0 - clip_range, 1.0 + above) * advantages < ratio * advantages)
@@ -35,7 +39,7 @@ def surrogate_diagnostics(
         "val/ratio": rho.sum() / tokens,
         "val/ess": weights.sum() ** 2 / (tokens * (weights**2).sum()).clamp(min=1e-30),  # Kong 1992
         "val/ratio_error_max": (ratio - 1.0).abs().max(),
-        "policy/approxkl_avg": k3(-log_ratio).sum() / tokens,
+        "policy/approxkl_avg": k3(-of_tokens).sum() / tokens,
         "policy/clipfrac_avg": binds.sum() / tokens,
         "policy/clipfrac_high_avg": (binds & high).sum() / high.sum().clamp(min=1),
         "policy/clipfrac_low_avg": (binds & low).sum() / low.sum().clamp(min=1),

@@ -8,7 +8,7 @@ Estimators of KL(pi || pi_ref) from samples of pi (Schulman, "Approximating KL d
     k3 = exp(-log_ratio) - 1 + log_ratio unbiased, never negative, low variance near pi_ref
 
 Their gradients are another matter: only k1 in the reward has the gradient of the KL over whole sequences.
-`python -m experiments lecture --claims which_kl` measures bias and variance of each.
+`python -m experiments lecture --claims which_kl` measures bias and variance of each. kl_loss.py has them as losses.
 """
 
 from __future__ import annotations

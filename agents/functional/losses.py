@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.functional.importance import Level, importance_log_ratio
 from agents.functional.returns import check_shapes
 
 
@@ -21,6 +22,18 @@ def mean_over_completions(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.any(dim=1).sum().clamp(min=1)
 
 
+def clipped_surrogate(
+    log_ratio: Tensor, advantages: Tensor, clip_range: float | None, clip_range_high: float | None = None
+) -> Tensor:
+    """min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps_high) A_t) of each token, [B, T], from log rho_t and A_t."""
+    ratio = log_ratio.exp()
+    surrogate = ratio * advantages
+    if clip_range is None:
+        return surrogate
+    high = clip_range if clip_range_high is None else clip_range_high
+    return torch.minimum(surrogate, ratio.clamp(1.0 - clip_range, 1.0 + high) * advantages)
+
+
 def clipped_surrogate_loss(
     log_probs: Tensor,
     old_log_probs: Tensor,
@@ -28,6 +41,7 @@ def clipped_surrogate_loss(
     mask: Tensor,
     clip_range: float | None,
     clip_range_high: float | None = None,
+    importance: Level = "token",
 ) -> Tensor:
     """PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
 
@@ -41,15 +55,11 @@ def clipped_surrogate_loss(
         mask: bool [B, T].
         clip_range: eps; None is the importance-weighted loss without a clip, - sum_t rho_t A_t.
         clip_range_high: eps_high; None is eps.
+        importance: what rho_t is the product over, see `importance_log_ratio`.
     """
-    check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
-    advantages = advantages.detach()
-    ratio = torch.where(mask, log_probs - old_log_probs, 0.0).exp()
-    surrogate = ratio * advantages
-    if clip_range is not None:
-        high = clip_range if clip_range_high is None else clip_range_high
-        clipped = ratio.clamp(1.0 - clip_range, 1.0 + high) * advantages
-        surrogate = torch.minimum(surrogate, clipped)
+    check_shapes(mask, advantages=advantages)
+    log_ratio = importance_log_ratio(log_probs, old_log_probs, mask, importance)
+    surrogate = clipped_surrogate(log_ratio, advantages.detach(), clip_range, clip_range_high)
     return -mean_over_completions(surrogate, mask)
 
 

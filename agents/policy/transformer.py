@@ -39,10 +39,11 @@ from textenv.lm import (
 
 
 class ActionEvaluation(NamedTuple):
-    """log pi(a_t|s_t) and V(s_t) of B completions, [B, T] each."""
+    """log pi(a_t|s_t) and V(s_t) of B completions, [B, T] each, and log pi(.|s_t), [B, T, V]."""
 
     log_probs: Tensor
     values: Tensor | None  # None if they were not requested
+    all_log_probs: Tensor | None = None  # None if they were not requested
 
 
 class TransformerPolicy(nn.Module):
@@ -153,6 +154,7 @@ class TransformerPolicy(nn.Module):
         num_tokens: int,
         action_mask: Tensor | None = None,
         values: bool = True,
+        all_log_probs: bool = False,
     ) -> ActionEvaluation:
         """Computes log pi and V of the last `num_tokens` columns of sequences [B, L] in one pass, with prefix sharing.
 
@@ -163,6 +165,7 @@ class TransformerPolicy(nn.Module):
             num_tokens: T.
             action_mask: bool [B, T, V], the allowed tokens; None if nothing is masked.
             values: whether to compute V.
+            all_log_probs: whether to return log pi of all tokens, [B, T, V], too; not of inputs [B, T, L].
         """
         if input_ids.ndim == 3:
             masks = None if action_mask is None else action_mask.flatten(0, 1)[:, None]
@@ -176,9 +179,10 @@ class TransformerPolicy(nn.Module):
         # one kernel for log-softmax and gather, forward and backward
         negative = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
         log_probs = -negative.view(tokens.shape).float()
+        of_all = logits.log_softmax(dim=-1).float() if all_log_probs else None
         if shared:
-            return ActionEvaluation(log_probs, self.values_from_hidden(output.hidden_states[-1], num_tokens))
-        return ActionEvaluation(log_probs, self.values(*inputs) if values else None)
+            return ActionEvaluation(log_probs, self.values_from_hidden(output.hidden_states[-1], num_tokens), of_all)
+        return ActionEvaluation(log_probs, self.values(*inputs) if values else None, of_all)
 
     def forward(
         self, *args: Any, method: Literal["evaluate_actions", "values"] = "evaluate_actions", **kwargs: Any

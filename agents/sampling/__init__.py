@@ -5,6 +5,7 @@ from agents.sampling.external import check_spaces, collect_external, is_external
 from agents.sampling.generate import generate_sampler
 from agents.sampling.graph import GraphSampler
 from agents.sampling.loop import Generation, Sampler, new_generator, sample
+from agents.sampling.reference import reference_distributions
 from agents.sampling.rollout import Rollout
 from agents.sampling.starts import sample_prompts, states_after
 
@@ -19,6 +20,7 @@ __all__ = [
     "generate_sampler",
     "is_external",
     "new_generator",
+    "reference_distributions",
     "sample",
     "sample_prompts",
     "states_after",

@@ -35,6 +35,7 @@ class Rollout:
         lengths: int64 [B], the number of tokens sampled, also where skipped; None means `mask.sum(dim=1)`.
         extra: what reward functions have logged of each completion (`log_extra`), object arrays [B] by name; or None.
         num_generations: completions per group, as sampled.
+        weights: what an update multiplies the advantages by, [B, T], see agents/preparation.py; None is 1.
     """
 
     prompt: Tensor
@@ -54,6 +55,7 @@ class Rollout:
     lengths: Tensor | None = None
     extra: dict[str, NDArray[np.object_]] | None = None
     num_generations: int = 1
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -82,6 +84,10 @@ class Rollout:
     def kl(self) -> Tensor:
         """log(pi(y|x) / pi_ref(y|x)), [B]: its mean estimates the KL over whole completions."""
         return (self.log_probs - self.ref_log_probs).sum(dim=1)
+
+    def weighted(self, advantages: Tensor) -> Tensor:
+        """Advantages, [B, T], times the weights of the tokens."""
+        return advantages if self.weights is None else self.weights * advantages
 
     def __getitem__(self, rows: slice | Tensor) -> Rollout:
         """A rollout of some of the completions: `rows` is a slice or an int64 tensor."""

@@ -50,6 +50,7 @@ METRICS: dict[str, Metric] = {
     "completions/skipped_groups": Metric("sum"),
     "loss/policy_avg": LOSS,
     "loss/value_avg": LOSS,
+    "loss/kl_avg": LOSS,
     "val/ratio": PER_TOKEN,
     "val/ratio_error_max": Metric("max", minibatches="max"),
     "val/first_ratio_error_avg": Metric(weight="num_ratios", minibatches="first"),

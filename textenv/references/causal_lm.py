@@ -146,6 +146,15 @@ class CausalLMReference:
             del logits  # else two chunks are in memory together
         return torch.cat(chunks).to(home)
 
+    @torch.no_grad()
+    def all_log_probs(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+        """log pi_ref of all V tokens in the last T columns of sequences [B, L], float32 [B, T, V], in one pass."""
+        home, device = input_ids.device, self.model.device
+        inputs = (input_ids.to(device), attention_mask.to(device), num_tokens)
+        with self._without_adapter():
+            logits: Tensor = forward_completions(self.model, *inputs).logits[..., : self.vocab_size].float()
+        return logits.log_softmax(dim=-1).to(home)
+
     def __deepcopy__(self, memo: dict[int, object]) -> CausalLMReference:
         """Copies the weights, not the cache."""
         other = copy.copy(self)

@@ -192,7 +192,9 @@ def test_an_argument_of_another_shape_is_refused(
     """With B = T = 3 most of these shapes would broadcast. Control: with the right shapes the loss is a number."""
     right = {name: torch.ones(3, 3, dtype=torch.bool if name == "mask" else torch.float32) for name in names}
     assert loss(*right.values(), *rest).ndim == 0
-    assert {name for name in signature(loss).parameters if "clip" not in name} - {"old_values"} <= set(names)
+    assert {name for name in signature(loss).parameters if "clip" not in name} - {"old_values", "importance"} <= set(
+        names
+    )
     for name in names:
         wrong = right | {name: torch.ones(shape, dtype=right[name].dtype)}
         with pytest.raises(
