@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from agents.checkpoint import load_agent, save_agent
 from agents.checks import check_copy, check_external, check_mdp, check_settings
 from agents.files import JsonObject, resolved
-from agents.policy import ActionEvaluation, TransformerPolicy
+from agents.policy import ActionEvaluation, FullEvaluation, TransformerPolicy
 from agents.predict import predict_tokens
 from agents.ranges import check_timesteps
 from agents.sampling import Rollout, Sampler, collect, collect_external, is_external, new_generator, sample
@@ -174,15 +174,15 @@ class Agent(AgentSettings, ABC):
         agents/kl_in_loss.py adds the KL to the policy loss where the settings say so.
         """
 
-    def evaluate_actions(self, rollout: Rollout, values: bool = False) -> ActionEvaluation:
+    def evaluate_actions(self, rollout: Rollout, values: bool = False) -> ActionEvaluation | FullEvaluation:
         """Returns log pi(a_t|s_t), and with `values` V(s_t), [B, T] each, with gradients.
 
         Where the loss has the exact KL, also log pi of all tokens, unless gradients are off.
         """
         inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
         exact = self.kl_in == "loss" and self.kl_loss == "exact" and torch.is_grad_enabled()
-        more = {"all_log_probs": True} if exact else {}
-        evaluation: ActionEvaluation = self.optimization.learner(*inputs, values=values, **more)
+        more = {"method": "evaluate_all_actions"} if exact else {}
+        evaluation: ActionEvaluation | FullEvaluation = self.optimization.learner(*inputs, values=values, **more)
         return evaluation
 
     def evaluate_states(self, rollout: Rollout) -> Tensor:

@@ -53,6 +53,10 @@ class GRPO(GroupAgent):
     importance: Literal["token", "sequence", "prefix"] = "token"
     """What rho_t is the product over, see `importance_log_ratio`; gspo has its own."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mean_length: Tensor | None = None  # of the completions of an update, all minibatches and ranks
+
     def advantages(self, returns: Tensor, valid: Tensor) -> Tensor:
         """(G_i - mean) / std of the group; without `scale_rewards` G_i - mean."""
         return group_relative(returns, self.num_generations, self.scale_rewards, valid=valid)
@@ -61,7 +65,7 @@ class GRPO(GroupAgent):
         """Takes `n_epochs` passes over the completions, in minibatches."""
         mask = rollout.mask & self.trained_rows(rollout)[:, None]
         tokens, completions = all_reduce_sum(mask.sum()), all_reduce_sum(mask.any(dim=1).sum())
-        self.mean_length = tokens.clamp(min=1).double() / completions.clamp(min=1)  # of all minibatches and ranks
+        self.mean_length = tokens.clamp(min=1).double() / completions.clamp(min=1)
         return super().train(rollout)
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:

@@ -7,13 +7,18 @@ from typing import Any
 from torch import Tensor
 
 from agents.functional import exact_kl, mean_over_completions, sampled_kl
-from agents.policy import ActionEvaluation
+from agents.policy import ActionEvaluation, FullEvaluation
 from agents.sampling import Rollout, reference_distributions
 from agents.training import Info
 
 
 def add_kl(
-    agent: Any, loss: Tensor, info: Info, rollout: Rollout, evaluation: ActionEvaluation, weights: Tensor | None = None
+    agent: Any,
+    loss: Tensor,
+    info: Info,
+    rollout: Rollout,
+    evaluation: ActionEvaluation | FullEvaluation,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Info]:
     """Returns a policy loss and its metrics; with `kl_in="loss"` plus beta times the KL, by `kl_loss`.
 
@@ -29,7 +34,7 @@ def add_kl(
         return loss, info
     log_probs, mask = evaluation.log_probs, rollout.mask
     if agent.kl_loss == "exact":
-        assert evaluation.all_log_probs is not None
+        assert isinstance(evaluation, FullEvaluation)
         inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
         reference = reference_distributions(agent.mdp, *inputs).to(log_probs.dtype)
         kl = exact_kl(evaluation.all_log_probs, reference, mask)

@@ -60,7 +60,7 @@ def sapo_surrogate(
     tau is `temperatures[0]` where A_t > 0 and `temperatures[1]` elsewhere. There is no other clip.
     """
     positive, other = temperatures
-    tau = torch.where(advantages > 0, positive, other)
+    tau = torch.full_like(advantages, other).masked_fill(advantages > 0, positive)
     return 4.0 / tau * torch.sigmoid(tau * (log_ratio.exp() - 1.0)) * advantages
 
 

@@ -2,13 +2,15 @@
 
 from agents.policy.adapters import ADAPTER
 from agents.policy.compiler import check_compiler, cpp_compiler
+from agents.policy.evaluation import ActionEvaluation, FullEvaluation
 from agents.policy.saved_policy import STALE, write_policy
-from agents.policy.transformer import ActionEvaluation, TransformerPolicy
+from agents.policy.transformer import TransformerPolicy
 
 __all__ = [
     "ADAPTER",
     "STALE",
     "ActionEvaluation",
+    "FullEvaluation",
     "TransformerPolicy",
     "check_compiler",
     "cpp_compiler",

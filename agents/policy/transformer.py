@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from functools import partial
 from os import PathLike
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from agents.policy.categorical import sample_categorical
 from agents.policy.checkpointing import enable_checkpointing
 from agents.policy.compiler import prepare_compilation
 from agents.policy.construction import policy_at_reference
+from agents.policy.evaluation import ActionEvaluation, FullEvaluation, evaluate_all_actions
 from agents.policy.saved_policy import STALE, read_policy, write_policy
 from agents.policy.settings import check_model, check_separate_critic, check_temperature, check_vocab_size
 from agents.policy.value_head import ValueHead
@@ -36,14 +37,6 @@ from textenv.lm import (
     supports_cache,
     trunk_of,
 )
-
-
-class ActionEvaluation(NamedTuple):
-    """log pi(a_t|s_t) and V(s_t) of B completions, [B, T] each, and log pi(.|s_t), [B, T, V]."""
-
-    log_probs: Tensor
-    values: Tensor | None  # None if they were not requested
-    all_log_probs: Tensor | None = None  # None if they were not requested
 
 
 class TransformerPolicy(nn.Module):
@@ -154,7 +147,6 @@ class TransformerPolicy(nn.Module):
         num_tokens: int,
         action_mask: Tensor | None = None,
         values: bool = True,
-        all_log_probs: bool = False,
     ) -> ActionEvaluation:
         """Computes log pi and V of the last `num_tokens` columns of sequences [B, L] in one pass, with prefix sharing.
 
@@ -165,7 +157,6 @@ class TransformerPolicy(nn.Module):
             num_tokens: T.
             action_mask: bool [B, T, V], the allowed tokens; None if nothing is masked.
             values: whether to compute V.
-            all_log_probs: whether to return log pi of all tokens, [B, T, V], too; not of inputs [B, T, L].
         """
         if input_ids.ndim == 3:
             masks = None if action_mask is None else action_mask.flatten(0, 1)[:, None]
@@ -179,15 +170,21 @@ class TransformerPolicy(nn.Module):
         # one kernel for log-softmax and gather, forward and backward
         negative = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
         log_probs = -negative.view(tokens.shape).float()
-        of_all = logits.log_softmax(dim=-1).float() if all_log_probs else None
         if shared:
-            return ActionEvaluation(log_probs, self.values_from_hidden(output.hidden_states[-1], num_tokens), of_all)
-        return ActionEvaluation(log_probs, self.values(*inputs) if values else None, of_all)
+            return ActionEvaluation(log_probs, self.values_from_hidden(output.hidden_states[-1], num_tokens))
+        return ActionEvaluation(log_probs, self.values(*inputs) if values else None)
+
+    def evaluate_all_actions(self, *args: Any, **kwargs: Any) -> FullEvaluation:
+        """`evaluate_actions` of sequences [B, L], and log pi of all tokens, see the file of the function."""
+        return evaluate_all_actions(self, *args, **kwargs)
 
     def forward(
-        self, *args: Any, method: Literal["evaluate_actions", "values"] = "evaluate_actions", **kwargs: Any
+        self,
+        *args: Any,
+        method: Literal["evaluate_actions", "evaluate_all_actions", "values"] = "evaluate_actions",
+        **kwargs: Any,
     ) -> Any:
-        """Calls `evaluate_actions` or `values`: a wrapped or compiled module only intercepts `forward`."""
+        """Calls the method: a wrapped or compiled module only intercepts `forward`."""
         return getattr(self, method)(*args, **kwargs)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
