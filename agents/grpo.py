@@ -55,6 +55,11 @@ class GRPO(GroupAgent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if GROUP_LOSSES[self.loss].importance is not None and self.importance != "token":
+            raise ValueError(
+                f"importance must be 'token' with loss={self.loss!r}, which has its own weights, got "
+                f"{self.importance!r}."
+            )
         self.mean_length: Tensor | None = None  # of the completions of an update, all minibatches and ranks
 
     def advantages(self, returns: Tensor, valid: Tensor) -> Tensor:

@@ -36,7 +36,14 @@ BASE: dict[Any, dict[str, Any]] = {
     GRPO: GROUPS | {"n_epochs": 2},
 }
 ONE_STEP: dict[Any, dict[str, Any]] = {kind: {"n_epochs": 1} for kind in (PPO, RLOO, GRPO)}
-COMMON = [("gamma", 1.0), ("learning_rate", 3e-3), ("max_grad_norm", 0.01)]
+COMMON = [
+    ("gamma", 1.0),
+    ("learning_rate", 3e-3),
+    ("max_grad_norm", 0.01),
+    ("kl_in", "loss"),
+    *(("kl_loss", name) for name in ("k1", "k2", "k3_rho")),
+]
+LEVELS = [("importance", "sequence"), ("importance", "prefix")]
 CRITICS = [
     ("gae_lambda", 0.2),
     ("vf_coef", 1.5),
@@ -46,16 +53,25 @@ CRITICS = [
 ]
 EPOCHS = [("n_epochs", 1), ("batch_size", 2), ("clip_range", 0.05), ("clip_range", None), ("optimizer", "adagrad")]
 CHANGES: dict[Any, list[tuple[str, Any]]] = {
-    REINFORCE: [("credit", "sequence"), ("baseline", None), ("baseline", "mean"), ("num_generations", 2)],
+    REINFORCE: [
+        ("credit", "sequence"),
+        ("baseline", None),
+        ("baseline", "mean"),
+        ("num_generations", 2),
+        ("normalize_advantage", True),
+    ],
     ActorCritic: CRITICS,
-    PPO: [*CRITICS, *EPOCHS, ("clip_range_vf", 1.0), ("clip_range_vf", None)],
-    RLOO: [*EPOCHS, ("num_generations", 2)],
+    PPO: [*CRITICS, *EPOCHS, *LEVELS, ("clip_range_vf", 1.0), ("clip_range_vf", None)],
+    RLOO: [*EPOCHS, ("num_generations", 2), ("normalize_advantage", True)],
     GRPO: [
         *EPOCHS,
         ("num_generations", 2),
         ("scale_rewards", False),
         ("clip_range_high", 0.6),
         ("clip_range_high", None),
+        ("normalize_advantage", True),
+        *LEVELS,
+        *(("loss", name) for name in ("grpo", "dapo", "gspo", "cispo", "sapo")),
     ],
 }
 CASES = [(kind, name, value) for kind in KINDS for name, value in [*COMMON, *CHANGES[kind]]]
@@ -90,7 +106,8 @@ def test_a_setting_changes_the_update_as_the_equations_say(kind: Any, name: str,
     separate = name == "vf_learning_rate"
     start, rollout = agent_of(kind, separate), uneven_rollout(task())
     changes = []
-    for settings in ({}, {name: value}):
+    base = {"kl_in": "loss"} if name == "kl_loss" else {"loss": "grpo"} if value == "dapo" else {}
+    for settings in (base, base | {name: value}):
         expected = change(start, equations.update(agent_of(kind, separate, **settings), rollout).weights)
         found = change(start, trained(agent_of(kind, separate, **settings), rollout))
         assert distance(found, expected) < EQUAL
@@ -327,11 +344,12 @@ TESTED_ABOVE = {
     "lr_warmup": test_the_step_size_follows_the_schedule,
     "num_continuations": test_q_is_the_mean_over_continuations,
 }
+TESTED_ELSEWHERE = {"sampler_correction", "sampler_level", "sampler_cap"}  # test_preparation.py
 
 
 @every_kind
 def test_every_setting_has_a_test(kind: Any) -> None:
     """A new field of an agent needs a line in `CHANGES`, or a test of its own."""
-    tested = {name for other, name, _ in CASES if other is kind} | set(TESTED_ABOVE)
+    tested = {name for other, name, _ in CASES if other is kind} | set(TESTED_ABOVE) | TESTED_ELSEWHERE
     assert {field.name for field in fields(kind)} - {"policy", "env"} - tested == set()
     assert sample is agent_of(kind).sampler

@@ -74,7 +74,7 @@ def whiten(rows: Rows) -> Rows:
 
 
 def advantages_of(agent: Any, rollout: Rollout, q_values: Tensor | None = None) -> tuple[Rows, Rows]:
-    """The weight of each token in the policy's loss, and its reward to go. RLOO has one weight for a completion."""
+    """The weight of each token in the policy's loss, and its reward to go; without whitening."""
     kind, size = type(agent).__name__, agent.num_generations
     rewards = numbers(rollout.rewards, rollout)
     to_go = [reward_to_go(row, agent.gamma) for row in rewards]
@@ -82,10 +82,10 @@ def advantages_of(agent: Any, rollout: Rollout, q_values: Tensor | None = None) 
     if kind in ("ActorCritic", "PPO"):
         assert rollout.values is not None
         values = numbers(rollout.values, rollout)
-        found = [gae(r, v, agent.gamma, agent.gae_lambda) for r, v in zip(rewards, values, strict=True)]
-        return (whiten(found) if agent.normalize_advantage else found), to_go
+        return [gae(r, v, agent.gamma, agent.gae_lambda) for r, v in zip(rewards, values, strict=True)], to_go
     if kind == "RLOO":
-        return [[] if g is None else [g - mean(others(returns, i, size))] for i, g in enumerate(returns)], to_go
+        each = [0.0 if g is None else g - mean(others(returns, i, size)) for i, g in enumerate(returns)]
+        return [[advantage] * len(row) for advantage, row in zip(each, rewards, strict=True)], to_go
     if kind == "GRPO":
         found = []
         for i, g in enumerate(returns):
@@ -108,32 +108,6 @@ def advantages_of(agent: Any, rollout: Rollout, q_values: Tensor | None = None) 
     return [[w - b for w in row] for row, b in zip(credit, baseline, strict=True)], to_go
 
 
-def surrogate(rho: Tensor, advantage: float, low: float | None, high: float | None) -> tuple[Tensor, bool]:
-    """min(rho A, clip(rho, 1 - eps, 1 + eps_high) A), and whether the clip binds."""
-    if low is None:
-        return rho * advantage, False
-    above = low if high is None else high
-    binds = (advantage > 0 and rho.item() > 1 + above) or (advantage < 0 and rho.item() < 1 - low)
-    limit = 1 + above if advantage > 0 else 1 - low
-    return (torch.tensor(limit * advantage, dtype=rho.dtype) if binds else rho * advantage), binds
-
-
-def ratio_metrics(rho: list[float], advantages: list[float], binds: list[bool]) -> Metrics:
-    """The metrics of the probability ratios of tokens (RLOO: of completions)."""
-    high = [b for b, a in zip(binds, advantages, strict=True) if a > 0]
-    low = [b for b, a in zip(binds, advantages, strict=True) if a < 0]
-    return {
-        "val/ratio": mean(rho),
-        "val/ratio_error_max": max(abs(r - 1) for r in rho),
-        "val/ess": sum(rho) ** 2 / (len(rho) * sum(r * r for r in rho)),
-        # KL(pi_old || pi) = E_old[log(pi_old / pi)], by k3 of that log-ratio: exp(-x) - 1 + x
-        "policy/approxkl_avg": mean([math.exp(-x) - 1 + x for x in (-math.log(r) for r in rho)]),
-        "policy/clipfrac_avg": mean(binds),
-        "policy/clipfrac_high_avg": mean(high),
-        "policy/clipfrac_low_avg": mean(low),
-    }
-
-
 @dataclass
 class Batch:
     """What an update knows of its rollout: lists of numbers, one list for each completion."""
@@ -145,12 +119,81 @@ class Batch:
     old_values: Rows | None
 
 
+def surrogate(rho: Tensor, advantage: float, low: float | None, high: float | None) -> tuple[Tensor, bool]:
+    """min(rho A, clip(rho, 1 - eps, 1 + eps_high) A), and whether the clip binds."""
+    if low is None:
+        return rho * advantage, False
+    above = low if high is None else high
+    binds = (advantage > 0 and rho.item() > 1 + above) or (advantage < 0 and rho.item() < 1 - low)
+    limit = 1 + above if advantage > 0 else 1 - low
+    return (torch.tensor(limit * advantage, dtype=rho.dtype) if binds else rho * advantage), binds
+
+
+def importance(new: list[Tensor], before: list[float], t: int, level: str) -> Tensor:
+    """rho_t: the product over the token, the tokens up to it or all, or its geometric mean; the gradient is pi_t's."""
+    log_ratios = [a.item() - b for a, b in zip(new, before, strict=True)]
+    logs = {
+        "token": log_ratios[t],
+        "prefix": sum(log_ratios[: t + 1]),
+        "sequence": sum(log_ratios),
+        "mean": mean(log_ratios),
+    }
+    return (new[t] - new[t].detach() + logs[level]).exp()
+
+
+def soft_gate(rho: Tensor, advantage: float, agent: Any) -> Tensor:
+    """SAPO: 4 / tau sigmoid(tau (rho - 1)) A."""
+    tau = 1.0 if advantage > 0 else 1.05
+    return 4 / tau * advantage / (1 + (-tau * (rho - 1)).exp())
+
+
+def clipped_weight(rho: Tensor, advantage: float, agent: Any) -> Tensor:
+    """CISPO: the weight is at most 1 + eps_high, and no factor of the gradient."""
+    high = agent.clip_range if agent.clip_range_high is None else agent.clip_range_high
+    return (rho.item() if high is None else min(rho.item(), 1 + high)) * advantage * rho.log()
+
+
+SOFT = {"sapo": soft_gate, "cispo": clipped_weight}
+
+
+def completion_weight(agent: Any, batch: Batch, length: int) -> float:
+    """What a loss of GRPO divides a completion's sum by: its length, the batch's mean length, or nothing."""
+    name = getattr(agent, "loss", "dr_grpo")
+    lengths = [len(row) for row in batch.old_log_probs if row]
+    return {"dr_grpo": 1.0, "dapo": 1 / mean(lengths), "cispo": 1 / mean(lengths)}.get(name, 1 / length)
+
+
+def kl_term(agent: Any, new: Tensor, reference: float, before: float) -> Tensor:
+    """The KL of a token in the loss."""
+    log_ratio = new - reference
+    k3 = (-log_ratio).exp() - 1 + log_ratio
+    terms = {"k1": log_ratio, "k2": log_ratio**2 / 2, "k3": k3, "k3_rho": (new - before).exp() * k3}
+    return terms[agent.kl_loss]
+
+
+def ratio_metrics(rho: list[float], of_tokens: list[float], advantages: list[float], binds: list[bool]) -> Metrics:
+    """The metrics of the probability ratios of tokens (RLOO: of completions)."""
+    high = [b for b, a in zip(binds, advantages, strict=True) if a > 0]
+    low = [b for b, a in zip(binds, advantages, strict=True) if a < 0]
+    return {
+        "val/ratio": mean(rho),
+        "val/ratio_error_max": max(abs(r - 1) for r in rho),
+        "val/ess": sum(rho) ** 2 / (len(rho) * sum(r * r for r in rho)),
+        # KL(pi_old || pi) = E_old[log(pi_old / pi)], by k3 of that log-ratio: exp(-x) - 1 + x
+        "policy/approxkl_avg": mean([math.exp(-x) - 1 + x for x in (-math.log(r) for r in of_tokens)]),
+        "policy/clipfrac_avg": mean(binds),
+        "policy/clipfrac_high_avg": mean(high),
+        "policy/clipfrac_low_avg": mean(low),
+    }
+
+
 def loss_of(agent: Any, batch: Batch, rows: list[int], policy: Any) -> tuple[Tensor, Metrics]:
     """The loss of a minibatch, a mean over its completions that are not skipped, and its metrics."""
     count = sum(1 for i in rows if batch.old_log_probs[i])
     part = batch.rollout[torch.tensor(rows)]
     found = policy.evaluate_actions(part.input_ids, part.attention_mask, part.num_tokens, part.action_mask)
     log_probs, values = per_token(found.log_probs.double(), part), per_token(found.values.double(), part)
+    of_the_tokens = log_probs
     old, advantages = [batch.old_log_probs[i] for i in rows], [batch.advantages[i] for i in rows]
     kind, metrics, gains = type(agent).__name__, Metrics(), list[Any]()
     pairs = [pair for new, before in zip(log_probs, old, strict=True) for pair in zip(new, before, strict=True)]
@@ -159,23 +202,41 @@ def loss_of(agent: Any, batch: Batch, rows: list[int], policy: Any) -> tuple[Ten
         for new, weights in zip(log_probs, advantages, strict=True):
             gains += [log_prob * weight for log_prob, weight in zip(new, weights, strict=True)]
     else:
-        if kind == "RLOO":  # one ratio for each completion
+        if kind == "RLOO":  # one ratio for each completion, and one weight
             log_probs, old = (
                 [[sum(row)] if row else [] for row in log_probs],
                 [[sum(row)] if row else [] for row in old],
             )
-        rho, binds = [], []
+            advantages = [row[:1] for row in advantages]
+        rho, binds, name = [], [], getattr(agent, "loss", "dr_grpo")
         for new, before, weights in zip(log_probs, old, advantages, strict=True):
-            for log_prob, old_log_prob, weight in zip(new, before, weights, strict=True):
-                rho.append((log_prob - old_log_prob).exp())
+            for t, weight in enumerate(weights):
+                rho.append(
+                    importance(new, before, t, "mean" if name == "gspo" else getattr(agent, "importance", "token"))
+                )
                 gain, bound = surrogate(rho[-1], weight, agent.clip_range, getattr(agent, "clip_range_high", None))
-                gains.append(gain)
+                if name in SOFT:
+                    gain = SOFT[name](rho[-1], weight, agent)
+                gains.append(completion_weight(agent, batch, len(new)) * gain)
                 binds.append(bound)
-        metrics = ratio_metrics([r.item() for r in rho], [a for row in advantages for a in row], binds)
+        of_tokens = [
+            math.exp(a.item() - b) for x, y in zip(log_probs, old, strict=True) for a, b in zip(x, y, strict=True)
+        ]
+        metrics = ratio_metrics([r.item() for r in rho], of_tokens, [a for row in advantages for a in row], binds)
     metrics["val/first_ratio_error_avg"] = first_ratio_error
     # where the clip binds for every token the gradient is 0, not missing
     loss = -sum(gains) / count + 0.0 * sum(log_prob for row in log_probs for log_prob in row)
     metrics["loss/policy_avg"] = loss.item()
+    if agent.kl_in == "loss":
+        reference, old = numbers(part.ref_log_probs, part), [batch.old_log_probs[i] for i in rows]
+        terms = [
+            completion_weight(agent, batch, len(row)) * kl_term(agent, new, ref, before)
+            for row, refs, befores in zip(of_the_tokens, reference, old, strict=True)
+            for new, ref, before in zip(row, refs, befores, strict=True)
+        ]
+        penalty = agent.mdp.kl_coef * sum(terms) / count
+        metrics["loss/kl_avg"] = penalty.item()
+        loss = loss + penalty
     if kind not in ("ActorCritic", "PPO"):
         return loss, metrics
     clip, errors = getattr(agent, "clip_range_vf", None), list[Any]()
@@ -251,6 +312,7 @@ def update(agent: Any, rollout: Rollout, q_values: Tensor | None = None) -> Upda
     policy, rollout = copy.deepcopy(agent.policy), without_skipped(agent, rollout)
     optimizer = {"adam": Adam, "adagrad": Adagrad}[agent.optimizer]()
     advantages, returns = advantages_of(agent, rollout, q_values)
+    advantages = whiten(advantages) if agent.normalize_advantage else advantages
     old_values = None if rollout.values is None else numbers(rollout.values, rollout)
     batch = Batch(rollout, advantages, returns, numbers(rollout.log_probs, rollout), old_values)
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
