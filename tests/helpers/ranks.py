@@ -36,7 +36,10 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "PPO, whitened": (PPO, {"normalize_advantage": True, "micro_batch_size": 4}),
     "PPO, separate critic": (PPO, {"normalize_advantage": True, "separate_critic": True}),
     "RLOO": (RLOO, {}),
+    "RLOO, exact KL": (RLOO, {"kl_in": "loss", "kl_loss": "exact"}),
     "GRPO": (GRPO, {}),
+    "GRPO, DAPO's mean": (GRPO, {"loss": "dapo", "n_epochs": 1, "micro_batch_size": 3}),
+    "GRPO, whitened": (GRPO, {"scale_rewards": False, "normalize_advantage": True, "n_epochs": 1}),
 }
 HAS_PEFT = importlib.util.find_spec("peft") is not None
 
