@@ -8,7 +8,8 @@ the completions again, before the update, without gradient:
     pi_old  = pi_trainer                                    in PPO's weights rho, and in the KL of the rewards
 
 (The decoupled mode of verl's docs/algo/rollout_corr_math.md; Hilton et al. 2021, arXiv:2110.00641.) Baselines and V use
-returns without w_t. Metrics of the rollout are of what was sampled.
+returns without w_t, and the continuations of `credit="q"` are not corrected. Metrics of the rollout are of what was
+sampled.
 """
 
 from __future__ import annotations

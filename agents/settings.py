@@ -58,8 +58,9 @@ class AgentSettings:
     pi_trainer / pi_sampler, truncated at sampler_cap, or 0 above it. None trusts the sampler. See
     agents/preparation.py."""
     sampler_level: Literal["sequence", "token", "prefix"] = "sequence"
-    """What the product of a token's correction is over: the token, the completion, or the tokens up to it."""
+    """With sampler_correction: what the weight of a token is the product over, the completion, the token, or the tokens
+    up to it."""
     sampler_cap: float = 2.0
-    """The largest weight."""
+    """With sampler_correction: the largest weight."""
     seed: int | None = None
     """Seed of prompts, tokens and minibatches; None draws one from the operating system."""

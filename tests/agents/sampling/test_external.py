@@ -329,18 +329,29 @@ def test_a_policy_that_is_not_finite_is_named() -> None:
 
 
 def test_settings_that_need_an_mdp_are_refused() -> None:
-    """Groups, kl_target, continuations, batches; and `for_env` has no reference to start from."""
+    """Groups, kl_target, the KL in the loss, continuations, batches; and `for_env` has no reference to start from."""
     env = Hidden()
     policy = float32_policy(env.inner)
     for settings in ({"num_generations": 2}, {"kl_target": 1.0}):
         with pytest.raises(ValueError, match="need an environment of textenv"):
             PPO(policy, env, **settings)
+    with pytest.raises(ValueError, match="kl_in='loss' needs an environment of textenv"):
+        PPO(policy, env, kl_in="loss")
     with pytest.raises(ValueError, match="credit='q' needs an environment of textenv"):
         REINFORCE(policy, env, credit="q", baseline=None, num_generations=1)
     with pytest.raises(TypeError, match="Agents also take a single environment of another library"):
         PPO(policy, gym.make_vec("CartPole-v1", num_envs=2))
     with pytest.raises(TypeError, match="Expected an environment of textenv"):
         TransformerPolicy.for_env(env)
+
+
+def test_a_correction_needs_no_reference() -> None:
+    """Log pi is computed again, the weights are 1 and the rewards as they were."""
+    env = Hidden()
+    agent = PPO(float32_policy(env.inner), env, sampler_correction="truncate", n_episodes=8, seed=0)
+    rows: list[dict[str, float]] = []
+    agent.learn(1, callback=lambda agent, rollout, metrics: rows.append(metrics))
+    assert rows[0]["sampler/weight_avg"] == pytest.approx(1.0, abs=1e-5) and rows[0]["sampler/capped_ratio"] == 0.0
 
 
 @pytest.mark.slow
