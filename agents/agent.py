@@ -19,7 +19,16 @@ from agents.files import JsonObject, resolved
 from agents.policy import ActionEvaluation, FullEvaluation, TransformerPolicy
 from agents.predict import predict_tokens
 from agents.ranges import check_timesteps
-from agents.sampling import Rollout, Sampler, collect, collect_external, is_external, new_generator, sample
+from agents.sampling import (
+    Rollout,
+    Sampler,
+    collect,
+    collect_external,
+    is_external,
+    new_generator,
+    reference_distributions,
+    sample,
+)
 from agents.settings import AgentSettings
 from agents.training import (
     Batch,
@@ -184,6 +193,11 @@ class Agent(AgentSettings, ABC):
         more = {"method": "evaluate_all_actions"} if exact else {}
         evaluation: ActionEvaluation | FullEvaluation = self.optimization.learner(*inputs, values=values, **more)
         return evaluation
+
+    def evaluate_reference(self, rollout: Rollout) -> Tensor:
+        """Returns log pi_ref of all tokens, [B, T, V]."""
+        assert self.mdp is not None
+        return reference_distributions(self.mdp, rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
 
     def evaluate_states(self, rollout: Rollout) -> Tensor:
         """Returns V(s_t) of a separate critic, [B, T], with gradients."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from agents.functional import exact_kl, mean_over_completions, sampled_kl
 from agents.policy import ActionEvaluation, FullEvaluation
-from agents.sampling import Rollout, reference_distributions
+from agents.sampling import Rollout
 from agents.training import Info
 
 
@@ -35,8 +35,7 @@ def add_kl(
     log_probs, mask = evaluation.log_probs, rollout.mask
     if agent.kl_loss == "exact":
         assert isinstance(evaluation, FullEvaluation)
-        inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
-        reference = reference_distributions(agent.mdp, *inputs).to(log_probs.dtype)
+        reference = agent.evaluate_reference(rollout).to(log_probs.dtype)
         kl = exact_kl(evaluation.all_log_probs, reference, mask)
     else:
         kl = sampled_kl(agent.kl_loss, log_probs, rollout.ref_log_probs, rollout.log_probs, mask)

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.agent import Agent
-from agents.policy import ActionEvaluation, TransformerPolicy
+from agents.policy import FullEvaluation, TransformerPolicy
+from agents.preparation import prepare
 from agents.sampling import Rollout
 from agents.training import Batch, Metrics
 from agents.verification.loss import TokenGradient
@@ -35,6 +36,7 @@ def agent_loss(kind: type[Agent], critic: Literal["exact", "zero"] = "exact", **
     Args:
         kind: the agent's class.
         critic: V(s) of an agent with a critic: that of the policy, or 0. REINFORCE's `credit="q"` gets the exact Q.
+            With `kl_in="loss"` both are without the KL, as the rewards are.
         **settings: the agent's settings; `num_generations` is the argument of `verify`.
     """
     if critic not in ("exact", "zero"):
@@ -55,9 +57,8 @@ class AgentGradient:
 
     def __init__(self, loss: AgentLoss, mdp: TextMDP, num_generations: int, num_prompts: int) -> None:
         self.critic = loss.critic
-        self.extra: list[str] = []
         self.sample: Sample | None = None
-        self.leaf = torch.zeros(())
+        self.leaf = self.all_leaf = torch.zeros(())
 
         class Measured(loss.kind):  # type: ignore[misc, name-defined]
             """The agent with log pi of the sample and the exact Q, without optimizer steps and without metrics."""
@@ -73,28 +74,42 @@ class AgentGradient:
                     loss.backward()
                 return {"loss": 0.0}
 
-            def evaluate_actions(self, rollout: Rollout, values: bool = False) -> ActionEvaluation:
+            def evaluate_actions(self, rollout: Rollout, values: bool = False) -> FullEvaluation:
                 log_probs = outer.leaf[rollout.place]  # type: ignore[attr-defined]
-                return ActionEvaluation(log_probs, torch.zeros_like(log_probs) if values else None)
+                known = torch.zeros_like(log_probs) if values else None
+                return FullEvaluation(log_probs, known, outer.all_leaf[rollout.place])  # type: ignore[attr-defined]
+
+            def evaluate_reference(self, rollout: Rollout) -> Tensor:
+                assert outer.sample is not None
+                return outer.sample.ref_all_log_probs[rollout.place]  # type: ignore[attr-defined]
 
             def q_values(self, rollout: Rollout) -> Tensor:
                 assert outer.sample is not None
-                return outer.sample.q_values[rollout.place]  # type: ignore[attr-defined]
+                sample, without = outer.sample, self.kl_in == "loss"
+                known = sample.q_values_without_kl if without else sample.q_values
+                return known[rollout.place]  # type: ignore[attr-defined]
 
         outer, names = self, {each.name for each in fields(loss.kind)}
         settings = {"seed": 0, "n_episodes": num_generations * num_prompts} | loss.settings
         settings |= {"num_generations": num_generations} | {name: ONCE[name] for name in ONCE if name in names}
         self.agent = Measured(_unused_policy(mdp), mdp, **settings)
 
+    @property
+    def extra(self) -> list[str]:
+        """See `BatchGradient`."""
+        exact = self.agent.kl_in == "loss" and self.agent.kl_loss == "exact"
+        return ["all_log_probs", "ref_all_log_probs"] if exact else []
+
     def __call__(self, sample: Sample) -> TokenGradient:
         """See `BatchGradient`."""
         self.sample, self.leaf = sample, sample.log_probs.detach().requires_grad_()
-        values = sample.values if self.critic == "exact" else torch.zeros_like(sample.values)
-        rollout = replace(sample.rollout, values=values)
+        self.all_leaf = sample.all_log_probs.detach().requires_grad_()
+        values = sample.values_without_kl if self.agent.kl_in == "loss" else sample.values
+        rollout = replace(sample.rollout, values=values if self.critic == "exact" else torch.zeros_like(values))
         self.agent.step_guard.begin(rollout)
-        self.agent.train(rollout)
+        self.agent.train(prepare(self.agent, rollout)[0])
         gradient = torch.zeros_like(self.leaf) if self.leaf.grad is None else self.leaf.grad
-        return TokenGradient(torch.where(rollout.mask, gradient, 0.0), None)
+        return TokenGradient(torch.where(rollout.mask, gradient, 0.0), self.all_leaf.grad)
 
     def in_micro_batches(self, sample: Sample, size: int) -> TokenGradient:
         """See `BatchGradient`: with the agent's own micro-batches."""

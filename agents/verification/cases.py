@@ -47,6 +47,12 @@ class Case:
         return self.completions.probability * len(self.completions.tree.mdp.prompts.texts)
 
     @cached_property
+    def values_without_kl(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """V [S] and Q [S, V] of the rewards without their KL."""
+        probs = np.exp(self.log_probs.numpy())
+        return self.completions.tree.backward(lambda level, q_values: (probs[level] * q_values).sum(axis=1))
+
+    @cached_property
     def exact_gradient(self) -> Tensor:
         """grad J = sum_s d(s) sum_a pi(a|s) A(s, a) grad log pi(a|s), [P]."""
         known = self.evaluation

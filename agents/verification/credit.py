@@ -55,7 +55,8 @@ class PlainBatches:
     def weights(self, sample: Sample) -> Tensor:
         """The weight of each token, [B, T]."""
         q_values = reward_to_go(sample.rollout.rewards, sample.rollout.mask)
-        return -self.gradient(replace(sample, q_values=q_values)).by_token(sample)
+        changed = replace(sample, q_values=q_values, q_values_without_kl=q_values)
+        return -self.gradient(changed).by_token(changed)
 
     def scored(self, sample: Sample, score: float) -> Sample:
         """The batch with a score of the first completion."""
@@ -153,4 +154,11 @@ def _plain(sample: Sample) -> Sample:
     changed = sample.change(
         log_probs=log_probs, ref_log_probs=log_probs, rewards=zero, scores=torch.zeros_like(sample.rollout.scores)
     )
-    return replace(changed, ref_all_log_probs=sample.all_log_probs, values=zero, q_values=zero)
+    return replace(
+        changed,
+        ref_all_log_probs=sample.all_log_probs,
+        values=zero,
+        q_values=zero,
+        values_without_kl=zero,
+        q_values_without_kl=zero,
+    )

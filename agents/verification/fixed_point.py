@@ -12,7 +12,7 @@ from textenv import exact
 from textenv.exact import Tree, masked_log_softmax
 
 MAX_STEPS = 60
-SETTLED = 1e-5  # mean change of log pi(a|s) in a step
+SETTLED = 1e-4  # change of a logit in a step, times the probability of its state
 DAMPING = 1.0
 LARGEST_CHANGE = 1.0  # of a logit in a step
 
@@ -46,7 +46,7 @@ def fixed_point(tree: Tree, measured_at: Callable[[Case], Measured]) -> float:
         advantages = np.divide(gradient, visits, out=np.zeros_like(gradient), where=visits > 1e-12)
         size[(gradient * before).sum(axis=1) < 0] /= 2  # the last step was too long
         change = np.clip(size * advantages, -LARGEST_CHANGE, LARGEST_CHANGE)
-        if (visits * np.abs(change)).sum() < SETTLED:
+        if (case.evaluation.occupancy[:, None] * np.abs(change)).max() < SETTLED:
             return solution.normalized_objective(case.evaluation.objective)
         before, log_probs = change, masked_log_softmax(log_probs + change, tree.child != -2)
         if not np.isfinite(np.where(tree.child != -2, log_probs, 0.0)).all() or log_probs.max() > -1e-9:

@@ -13,6 +13,7 @@ from agents.verification.findings import Finding
 from agents.verification.loss import BatchGradient, TokenGradient
 from agents.verification.samples import Sample
 
+VALUES = ("values", "q_values", "values_without_kl", "q_values_without_kl")
 EXTRA_COLUMNS = 2
 SHIFT = -0.5  # added to all log-probabilities of the sampled tokens
 
@@ -125,7 +126,7 @@ def padded(sample: Sample) -> Sample:
         rollout,
         *(widen(x) for x in (sample.states, sample.actions, sample.log_probs)),
         *(pad(x, (0, 0, *by), value=uniform) for x in (sample.all_log_probs, sample.ref_all_log_probs)),
-        *(widen(x) for x in (sample.values, sample.q_values)),
+        *(widen(getattr(sample, name)) for name in VALUES),
     )
 
 

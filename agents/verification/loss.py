@@ -31,7 +31,10 @@ class TokenGradient(NamedTuple):
 class BatchGradient(Protocol):
     """Computes the gradient of a loss, or of an agent's update, on the completions of a batch."""
 
-    extra: list[str]  # the names in `EXTRA` of what is read besides rollout and log_probs
+    @property
+    def extra(self) -> list[str]:
+        """The names in `EXTRA` of what is read besides rollout and log_probs."""
+        ...
 
     def __call__(self, sample: Sample) -> TokenGradient: ...
 

@@ -36,6 +36,7 @@ class Sample:
         log_probs: log pi(a_t|s_t), [B, T]; 0 where the mask is False, like the values.
         all_log_probs, ref_all_log_probs: log pi(.|s_t) and log pi_ref(.|s_t), [B, T, V].
         values, q_values: V(s_t) and Q(s_t, a_t) of pi, exact, [B, T].
+        values_without_kl, q_values_without_kl: the same of the rewards without their KL.
     """
 
     rollout: EnumeratedRollout
@@ -46,6 +47,8 @@ class Sample:
     ref_all_log_probs: Tensor
     values: Tensor
     q_values: Tensor
+    values_without_kl: Tensor
+    q_values_without_kl: Tensor
 
     def batches(self, rows: Tensor) -> list[Sample]:
         """The batches of `rows`, int64 [M, B], one gather for all."""
@@ -107,7 +110,7 @@ def sample_of(case: Case, behaviour: Case, sampled: Tensor | None = None, num_ge
         num_generations=num_generations,
         place=torch.arange(len(mask)),
     )
-    q_values = torch.as_tensor(case.evaluation.q_values)
+    values_without_kl, q_values_without_kl = case.values_without_kl
     return Sample(
         rollout,
         completions.states,
@@ -116,5 +119,7 @@ def sample_of(case: Case, behaviour: Case, sampled: Tensor | None = None, num_ge
         case.log_probs[completions.states],
         torch.as_tensor(tree.ref_log_probs)[completions.states],
         completions.look_up(case.evaluation.values),
-        completions.look_up(q_values),
+        completions.look_up(case.evaluation.q_values),
+        completions.look_up(values_without_kl),
+        completions.look_up(q_values_without_kl),
     )

@@ -23,14 +23,14 @@ from textenv import exact
 @pytest.mark.parametrize(("loss", "num_generations"), [(to_go, 1), (relative, 2)])
 def test_unbiased_losses_lead_to_the_optimum(loss: Any, num_generations: int) -> None:
     """All of the way."""
-    report = verify(loss, small(), num_generations=num_generations)
+    report = verify(loss, small(num_prompts=1), num_generations=num_generations)
     assert report.fixed_point == pytest.approx(1.0, abs=1e-7)
     assert "fixed point: 100.0% of the way" in str(report)
 
 
 def test_it_is_where_gradient_ascent_leads() -> None:
     """For a wrong loss, that has a fixed point elsewhere: plain steps along its expected gradient end there too."""
-    loss, env = FAULTS["rewards that come before"], small()
+    loss, env = FAULTS["rewards that come before"], small(num_prompts=1)
     found = verify(loss, env, num_generations=2).fixed_point
     tree = exact.enumerate_tree(env)
     log_probs = torch.as_tensor(tree.ref_log_probs)
@@ -46,7 +46,7 @@ def test_it_is_where_gradient_ascent_leads() -> None:
 
 def test_a_loss_that_leads_nowhere_has_none() -> None:
     """Scores without a KL lead to a policy without entropy."""
-    report = verify(score_alone, small(), num_generations=2)
+    report = verify(score_alone, small(num_prompts=1), num_generations=2)
     assert math.isnan(report.fixed_point) and "none is reached from the reference" in str(report)
 
 

@@ -12,21 +12,27 @@ from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
 from agents.functional import exact_kl, mean_over_completions, policy_gradient_loss, reward_to_go, with_later_states
 from agents.preparation import prepare
 from agents.sampling import Rollout
-from agents.verification import Report, agent_loss, verify
-from agents.verification.agent_loss import AgentGradient
+from agents.verification import Measured, Report, agent_loss, verify
+from agents.verification.agent_gradient import AgentGradient
 from agents.verification.cases import default_cases
+from agents.verification.samples import sample_of
 from tests.helpers.gradients import TASKS
 from tests.helpers.losses import small
 from tests.helpers.tasks import make
-from textenv import exact
+from textenv import exact, get_mdp
 
 FREE: dict[str, Any] = {"clip_range": None, "clip_range_high": None, "scale_rewards": False}  # no clip, no scale
 NO_CAP: dict[str, Any] = {"sampler_correction": "truncate", "sampler_cap": 1e30}
 
 
+def off_policy(report: Report) -> list[Measured]:
+    """On completions of an older policy."""
+    return list(report.off_policy["an older policy"].by_policy.values())
+
+
 def worst(report: Report) -> float:
-    """The largest bias on completions of the reference."""
-    return max(each.bias for each in report.off_policy.values())
+    """The largest bias on completions of an older policy."""
+    return max(each.bias for each in off_policy(report))
 
 
 # -- losses of GRPO ----------------------------------------------------------------------------------------------------
@@ -57,9 +63,9 @@ def gradients(**settings: Any) -> list[Tensor]:
     loss = agent_loss(REINFORCE, baseline=None, **settings)
     found = []
     for case in default_cases(exact.enumerate_tree(env)):
-        values = torch.as_tensor(case.evaluation.values)
-        gradient = AgentGradient(loss, case.completions, values, num_generations=1, num_prompts=1)
-        found += [gradient(torch.tensor([row]), case.log_probs) for row in range(len(case.completions.prompt))]
+        gradient, sample = AgentGradient(loss, get_mdp(env), num_generations=1, num_prompts=1), sample_of(case, case)
+        rows = torch.arange(len(sample.rollout))[:, None]
+        found += [gradient(each).by_token(each) for each in sample.batches(rows)]
     return found
 
 
@@ -137,12 +143,12 @@ def test_importance_weights_by_prefix_correct_a_critics_advantages() -> None:
 def test_importance_weights_by_sequence_correct_returns() -> None:
     """GRPO's advantage is a return: J's gradient but for a half. Controls: by token and by prefix it is not."""
     env = small(kl_coef=0.0, num_prompts=1)
-    off_policy = {
-        each: verify(agent_loss(GRPO, importance=each, **FREE), env, num_generations=2).off_policy.values()
+    found = {
+        each: off_policy(verify(agent_loss(GRPO, importance=each, **FREE), env, num_generations=2))
         for each in ("token", "prefix", "sequence")
     }
-    assert all(x.cosine > 1 - 1e-12 and x.bias < 0.5 + 1e-9 for x in off_policy["sequence"])
-    assert all(min(x.cosine for x in off_policy[each]) < 0.999 for each in ("token", "prefix"))
+    assert all(x.cosine > 1 - 1e-12 and x.bias < 0.5 + 1e-9 for x in found["sequence"])
+    assert all(min(x.cosine for x in found[each]) < 0.999 for each in ("token", "prefix"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,7 @@ def test_a_correction_without_a_cap_is_unbiased_for_another_sampler(
 
     def bias(**more: Any) -> float:
         report = verify(agent_loss(kind, **(settings | more)), small(num_prompts=1), num_generations=size)
-        return max(float((x.expected / factor - x.exact).norm() / x.exact.norm()) for x in report.off_policy.values())
+        return max(float((x.expected / factor - x.exact).norm() / x.exact.norm()) for x in off_policy(report))
 
     assert bias(**NO_CAP) < 1e-9
     wrong: list[dict[str, Any]] = [
@@ -180,13 +186,11 @@ def test_a_correction_without_a_cap_is_unbiased_for_another_sampler(
 def test_a_correction_changes_nothing_where_the_sampler_is_right() -> None:
     """Weights of 1, the same rewards and log-probabilities."""
     env = small()
+    loss = agent_loss(REINFORCE, baseline=None, sampler_correction="mask")
     for case in default_cases(exact.enumerate_tree(env)):
-        gradient = AgentGradient(
-            agent_loss(REINFORCE, baseline=None, sampler_correction="mask"),
-            case.completions, torch.as_tensor(case.evaluation.values), num_generations=1, num_prompts=1,
-        )  # fmt: skip
-        gradient.table = case.log_probs
-        prepared, metrics = prepare(gradient.agent, gradient.rollout)
+        gradient, sample = AgentGradient(loss, get_mdp(env), num_generations=1, num_prompts=1), sample_of(case, case)
+        gradient(sample)
+        prepared, metrics = prepare(gradient.agent, sample.rollout)
         assert prepared.weights is not None and torch.equal(prepared.weights, prepared.mask.double())
-        assert torch.equal(prepared.rewards, gradient.rollout.rewards)
+        assert torch.equal(prepared.rewards, sample.rollout.rewards)
         assert metrics == {"sampler/weight_avg": 1.0, "sampler/capped_ratio": 0.0}

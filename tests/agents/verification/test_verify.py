@@ -111,7 +111,7 @@ def test_right_losses_hold(loss: Any) -> None:
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_found(name: str) -> None:
     """Neither unbiased nor right but for a factor. Control: the losses that they are made from hold."""
-    report = verify(FAULTS[name], small(), num_generations=2)
+    report = verify(FAULTS[name], small(num_prompts=1), num_generations=2)
     assert not report.unbiased and report.cosine < 0.9999 and report.bias > 1e-3
     assert "unbiased: no, off by up to" in str(report)
 
