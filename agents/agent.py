@@ -88,8 +88,8 @@ class Agent(AgentSettings, ABC):
         return None if self.env is None or is_external(self.env) else get_mdp(self.env)
 
     @property
-    def beta(self) -> float:
-        """The coefficient of the KL: as adapted to `kl_target`, or the task's; 0 where there is no reference."""
+    def current_kl_coef(self) -> float:
+        """beta, the coefficient of the KL: as adapted to `kl_target`, or the task's; 0 where there is no reference."""
         if self.kl_coef is not None:
             return self.kl_coef
         return 0.0 if self.mdp is None else self.mdp.kl_coef

@@ -35,9 +35,9 @@ def prepare(agent: Any, rollout: Rollout) -> tuple[Rollout, Metrics]:
     sampled, metrics = rollout, Metrics()
     if agent.sampler_correction is not None:
         rollout, metrics = corrected(agent, rollout)
-    if (agent.beta != 0 and rollout is not sampled) or agent.kl_in == "loss":
+    if (agent.current_kl_coef != 0 and rollout is not sampled) or agent.kl_in == "loss":
         kept = 0.0 if agent.kl_in == "loss" else rollout.log_probs - rollout.ref_log_probs
-        change = agent.beta * (sampled.log_probs - sampled.ref_log_probs - kept)
+        change = agent.current_kl_coef * (sampled.log_probs - sampled.ref_log_probs - kept)
         rollout = replace(rollout, rewards=rollout.rewards + torch.where(rollout.mask, change, 0.0))
     return rollout, metrics
 

@@ -41,7 +41,17 @@ SHARED = {"policy", "initial_policy", "env", "learning_rate", "n_episodes", "see
 PLAIN = (int, float, bool, str, type(None))  # what a setting may be: what a flag and a JSON file can hold
 # attributes that `__post_init__` of our agents sets: the value of a field of that name would be lost
 SET_BY_AGENTS = {
-    *("generator", "health", "kl_coef", "num_timesteps", "num_updates", "optimization", "sampler", "step_guard"),
+    *(
+        "generator",
+        "health",
+        "kl_coef",
+        "mean_length",
+        "num_timesteps",
+        "num_updates",
+        "optimization",
+        "sampler",
+        "step_guard",
+    ),
     "skipped_continuations",
 }
 
