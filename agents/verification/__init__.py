@@ -2,6 +2,7 @@
 
 from agents.verification.agent_gradient import AgentLoss, agent_loss
 from agents.verification.batches import TooManyBatches
+from agents.verification.behaviours import SAMPLERS, Sampler, bfloat16, older, temperature, top_k, top_p, unchanged
 from agents.verification.cases import DISTANCES
 from agents.verification.entry import DEFAULT_TOY, verify
 from agents.verification.enumeration import Enumeration, random_log_probs
@@ -13,6 +14,7 @@ from agents.verification.report import Behaviour, Report
 __all__ = [
     "DEFAULT_TOY",
     "DISTANCES",
+    "SAMPLERS",
     "AgentLoss",
     "Behaviour",
     "Enumeration",
@@ -20,8 +22,15 @@ __all__ = [
     "Loss",
     "Measured",
     "Report",
+    "Sampler",
     "TooManyBatches",
     "agent_loss",
+    "bfloat16",
+    "older",
     "random_log_probs",
+    "temperature",
+    "top_k",
+    "top_p",
+    "unchanged",
     "verify",
 ]

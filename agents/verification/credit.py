@@ -72,19 +72,20 @@ class PlainBatches:
         ]
 
 
-def credit(gradient: BatchGradient, sample: Sample, batch_size: int) -> list[Finding]:
+def credit(gradient: BatchGradient, sample: Sample, batch_size: int, kl_coef: float) -> list[Finding]:
     """Tests what a loss gives credit for.
 
     Args:
         gradient: of the loss.
         sample: all N completions, of the policy itself.
         batch_size: B, completions per batch.
+        kl_coef: beta of the task.
     """
     plain = PlainBatches.of(gradient, sample, batch_size)
     try:
         responses = plain.responses()
         largest = max(float(each.abs().max()) for each in responses)
-        return [*_score_findings(responses, largest), _kl_finding(plain)]
+        return [*_score_findings(responses, largest), _kl_finding(plain, kl_coef)]
     except Exception as error:  # of the user's loss
         return [Finding("score", float("nan"), f"since the loss fails where one completion has a score: {error}")]
 
@@ -115,26 +116,33 @@ def _score_findings(responses: list[Tensor], largest: float) -> list[Finding]:
     ]
 
 
-def _kl_finding(plain: PlainBatches) -> Finding:
-    """Where the KL is, and whose gradient it has, from changes of log pi_ref of the last token of the longest."""
+def _kl_finding(plain: PlainBatches, kl_coef: float) -> Finding:
+    """Where the KL is, and whose gradient it has, from changes of log pi_ref of the last token of the longest.
+
+    They are made with the change of the rewards that belongs to them, and the latter is made alone: what both have in
+    common comes from the rewards.
+    """
     name, sample, last = "KL in the rewards", plain.samples[-1], plain.lengths[-1] - 1
     if "ref_all_log_probs" in plain.gradient.extra:
         return Finding(name, float("nan"), "since the loss reads ref_all_log_probs")
-    before, found = plain.weights(sample), []
-    for log_ratio in LOG_RATIOS.tolist():
-        ref_log_probs = sample.rollout.ref_log_probs.clone()
+    before = plain.weights(sample)[0]
+    by_reward, by_both = (torch.zeros(len(LOG_RATIOS), len(before), dtype=torch.float64) for _ in range(2))
+    for i, log_ratio in enumerate(LOG_RATIOS.tolist()):
+        rewards, ref_log_probs = sample.rollout.rewards.clone(), sample.rollout.ref_log_probs.clone()
+        rewards[0, last] -= (kl_coef or 1.0) * log_ratio
         ref_log_probs[0, last] -= log_ratio
-        found.append((before - plain.weights(sample.change(ref_log_probs=ref_log_probs)))[0])
-    responses = torch.stack(found)  # [4, T]: how much the weight of each token falls
-    own, largest = responses[:, last], float(responses.abs().max())
+        by_reward[i] = before - plain.weights(sample.change(rewards=rewards))[0]
+        by_both[i] = before - plain.weights(sample.change(rewards=rewards, ref_log_probs=ref_log_probs))[0]
+    found = by_both
+    if torch.allclose(by_both[:, :last], by_reward[:, :last], rtol=TOLERANCE, atol=1e-12):
+        found = by_both - by_reward
+    own, largest = found[:, last], float(found.abs().max())
     if largest < TOLERANCE:
-        if (constant := float(before[0].abs().max())) > TOLERANCE:
+        if (constant := float(before.abs().max())) > TOLERANCE:
             return Finding(name, constant, "every token has a weight without a cause: k1 in the loss has no gradient")
-        rewards = sample.rollout.rewards.clone()
-        rewards[0, 0] = 1.0
-        change = float((before - plain.weights(sample.change(rewards=rewards)))[0].abs().max())
-        return Finding(name, float(change < TOLERANCE), "there is none: the loss reads no reward but the score")
-    if last and float(responses[:, 0].abs().max()) > TOLERANCE * largest:
+        none = float(by_reward.abs().max()) < TOLERANCE
+        return Finding(name, float(none), "there is none: the loss reads no reward but the score")
+    if last and float(found[:, 0].abs().max()) > TOLERANCE * largest:
         reversed_ = float(own @ LOG_RATIOS) < 0
         return Finding(
             name, float(reversed_), "the log-ratio is the wrong way round: log pi_ref - log pi is subtracted"
@@ -142,7 +150,7 @@ def _kl_finding(plain: PlainBatches) -> Finding:
     for kind, function in KL_GRADIENTS.items():
         shape = function(LOG_RATIOS)
         factor = float(own @ shape) / float(shape @ shape)
-        if float((own - factor * shape).abs().max()) < 1e-6 * largest:
+        if float((own - factor * shape).abs().max()) < TOLERANCE * largest:
             sign = "" if factor > 0 else "minus "
             return Finding(name, 1.0, f"it is in the loss, with the gradient of {sign}{kind}")
     return Finding(name, 1.0, "it is in the loss, with a gradient of another form than those of k1, k2 and k3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -37,6 +37,7 @@ def verify(
     max_batches: int = MAX_BATCHES,
     sampled_batches: int | None = None,
     seed: int = 0,
+    samplers: Mapping[str, Sampler] = SAMPLERS,
 ) -> Report:
     """Measures what a loss climbs: its expected gradient over every batch, beside the exact gradient of J.
 
@@ -58,6 +59,7 @@ def verify(
         sampled_batches: estimate the expectation from this number of batches, instead of enumerating all; the report
             then has standard errors.
         seed: of the sampled batches.
+        samplers: the other samplers, by name, on whose completions the loss is measured too.
 
     Raises:
         TypeError: the loss takes other arguments, or returns no tensor.
@@ -82,7 +84,7 @@ def verify(
     tried = rows[:: max(1, len(rows) // TRIED)]
     found = [
         *invariances(gradient, sample, tried, num_generations, is_eos),
-        *credit(gradient, sample, num_generations * num_prompts),
+        *credit(gradient, sample, num_generations * num_prompts, tree.mdp.kl_coef),
     ]
 
     def at(case: Case, sampler: Sampler = ON_POLICY) -> Measured:
@@ -99,7 +101,7 @@ def verify(
         ordered=ordered,
         num_batches=max(each.num_batches for each in on_policy.by_policy.values()),
         invariances={each.name: each for each in found},
-        find_off_policy=lambda: {name: on(sampler) for name, sampler in SAMPLERS.items()},
+        find_off_policy=lambda: {name: on(sampler) for name, sampler in samplers.items()},
         find_fixed_point=lambda: fixed_point(tree, at),
     )
 

@@ -41,10 +41,17 @@ Claim = Literal[
     "reward_hacking",
     "which_kl",
     "gamma_lambda",
+    "loss_directions",
+    "other_samplers",
 ]
 CLAIMS: tuple[Claim, ...] = get_args(Claim)
 ALL = "numbers"  # the name of the piece that is a whole claim
-LONG = ("old_samples", "reward_hacking", "clip")  # started first, so that none of them runs alone at the end
+LONG = (
+    "loss_directions",
+    "old_samples",
+    "reward_hacking",
+    "clip",
+)  # started first, so that none of them runs alone at the end
 
 
 @dataclass

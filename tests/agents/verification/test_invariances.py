@@ -44,8 +44,12 @@ def test_all_hold_of_right_losses(loss: Any, num_generations: int) -> None:
 @pytest.mark.parametrize(
     ("fault", "lines", "words"),
     [
-        ("a score one column late", {"score", "last token", "length"}, "one column late"),
-        ("a score one column late, unmasked", {"padding", "score", "last token", "length"}, "one column late"),
+        ("a score one column late", {"score", "last token", "length", "KL in the rewards"}, "one column late"),
+        (
+            "a score one column late, unmasked",
+            {"padding", "score", "last token", "length", "KL in the rewards"},
+            "one column late",
+        ),
         ("mean over tokens", {"micro-batches", "length"}, "a mean over tokens"),
         ("mean over the tokens of each completion", {"length"}, "a mean over tokens"),
         ("the log-ratio reversed", {"KL in the rewards"}, "the wrong way round"),
