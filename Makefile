@@ -59,7 +59,7 @@ mutation: $(VENV)/ready
 NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
 NEEDS_rllib := ".[rllib,test]"
-NEEDS_torchrl := ".[torchrl,test]"
+NEEDS_torchrl := ".[agents,torchrl,test]"
 NEEDS_ray := ".[ray,test]"
 NEEDS_trl := ".[trl,test]"
 NEEDS_bench := ".[bench]"
