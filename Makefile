@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare bench test slow check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel crash scan mutation clean
+.PHONY: compare bench test slow check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel crash scan mutation verify-peers clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -55,6 +55,12 @@ scan: $(VENV)/ready
 mutation: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.helpers.mutation $(ARGS)
 
+# What the losses of TRL, TorchRL and Stable-Baselines3 climb. See experiments/results/verification/README.md.
+verify-peers: .venv-trl/ready .venv-torchrl/ready $(VENV)/ready
+	OMP_NUM_THREADS=1 .venv-trl/bin/python -m experiments.peers trl
+	OMP_NUM_THREADS=1 .venv-torchrl/bin/python -m experiments.peers torchrl
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.peers sb3
+
 # What cannot be in one environment with the rest, each in its own: the oldest Gymnasium, Tianshou, RLlib, Ray, TRL.
 NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
@@ -87,13 +93,14 @@ rllib: .venv-rllib/ready
 	.venv-rllib/bin/python -m pytest tests/experiments/examples/test_rllib.py
 
 torchrl: .venv-torchrl/ready
-	.venv-torchrl/bin/python -m pytest tests/experiments/examples/test_torchrl.py
+	.venv-torchrl/bin/python -m pytest tests/experiments/examples/test_torchrl.py \
+		tests/experiments/peers/test_torchrl_losses.py
 
 ray: .venv-ray/ready
 	.venv-ray/bin/python -m pytest tests/experiments/launch/test_cluster.py
 
 trl: .venv-trl/ready
-	.venv-trl/bin/python -m pytest tests/textenv/rewards/test_trl.py
+	.venv-trl/bin/python -m pytest tests/textenv/rewards/test_trl.py tests/experiments/peers/test_trl_losses.py
 
 # The wheel in a clean environment, without the checkout: the READMEs' environment, reward test and agent run there.
 wheel: $(VENV)/ready

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from agents import verification
 from agents.files import JsonObject
-from agents.verification import Report, verify
+from agents.verification import Report
 from experiments.peers.toys import OBJECTIVES
 
 EXACT = 1e-6  # of a cosine, and of a relative bias
@@ -71,7 +72,7 @@ def fixed_point(report: Report) -> float | str:
 def measure(row: Row) -> JsonObject:
     """Everything that the table shows of a row."""
     start = time.perf_counter()
-    report = verify(row.loss(), OBJECTIVES[row.objective](), num_generations=row.num_generations)
+    report = verification.verify(row.loss(), OBJECTIVES[row.objective](), num_generations=row.num_generations)
     has_kl = row.objective.startswith("score - KL")
     found: JsonObject = {
         "setting": row.setting,

@@ -1,8 +1,8 @@
 """Stable-Baselines3's PPO on an enumerated batch: its `train`, on a `RolloutBuffer` of one minibatch, both unchanged.
 
-The policy's `evaluate_actions` looks log pi(a_t|s_t) up in the table. `train` calls `backward` itself: the gradient that
-it leaves there is what is measured, before it is clipped to `max_grad_norm`. The values of the buffer are the exact
-V(s_t), and V is no part of the policy here, so its loss has no gradient. The buffer keeps numbers in float32.
+The policy's `evaluate_actions` looks log pi(a_t|s_t) up in the table. `train` calls `backward` itself: the gradient
+that it leaves there is what is measured, before it is clipped to `max_grad_norm`. The values of the buffer are the
+exact V(s_t), and V is no part of the policy here, so its loss has no gradient. The buffer keeps numbers in float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TablePolicy(ActorCriticPolicy):
     log_probs: Tensor  # [N], with gradient
     steps_values: Tensor  # [N]
 
-    def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, None]:
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, None]:
         """V, log pi(a|s) and no entropy, of the steps `obs`."""
         steps = obs.long().flatten()
         return self.steps_values[steps], self.log_probs[steps], None

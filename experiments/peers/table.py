@@ -56,7 +56,7 @@ def cells(row: JsonObject) -> list[str]:
         str(row["num_generations"]),
         bias(max(row["bias"].values())),
         *(cosine(row["cosine"][name]) for name in POLICIES),
-        f"{max(noise):.2g}" if noise else "–",
+        f"{max(noise):.2g}" if noise else "-",
         " ".join(cosine(row["off_policy_cosine"][name]) for name in POLICIES),
         {True: "yes", False: "no", None: ""}[row["zero_at_optimum"]],
         share(row["fixed_point"]),
@@ -81,7 +81,7 @@ def bias(value: float) -> str:
 def cosine(value: float | None) -> str:
     """A cosine; 1 is exact up to rounding. A dash where there is no gradient."""
     if value is None:
-        return "–"
+        return "-"
     if 1 - abs(value) < ROUNDING:
         return f"{round(value)}"
     short = f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""TorchRL's losses on an enumerated batch: `ClipPPOLoss`, `PPOLoss` after its `GAE`, and `GRPOLoss` after `MCAdvantage`.
+"""TorchRL's losses on an enumerated batch: `ClipPPOLoss` and `PPOLoss` after `GAE`, `GRPOLoss` after `MCAdvantage`.
 
 The modules are TorchRL's, unchanged. Policy and critic hand on what the batch's TensorDict holds: log pi(.|s_t) of the
 table as logits, and the exact V(s_t). The loss is the sum of the entries `loss_*`, as in TorchRL's examples.
@@ -14,8 +14,8 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.modules import LLMMaskedCategorical, ProbabilisticActor
-from torchrl.objectives import ClipPPOLoss, PPOLoss
-from torchrl.objectives.llm import CISPOLoss, DAPO, GRPOLoss, MCAdvantage
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.llm import GRPOLoss, MCAdvantage
 from torchrl.objectives.value import GAE
 
 from agents.sampling import Rollout
@@ -23,8 +23,8 @@ from agents.sampling import Rollout
 
 def total(losses: Any) -> Tensor:
     """The sum of the entries `loss_*`."""
-    found: list[Tensor] = [losses.get(name) for name in losses.keys() if name.startswith("loss_")]
-    return torch.stack([each.reshape(()) for each in found if each is not None]).sum()
+    found = {name: value for name, value in losses.items() if name.startswith("loss_") and value is not None}
+    return torch.stack([value.reshape(()) for value in found.values()]).sum()
 
 
 class PPO:

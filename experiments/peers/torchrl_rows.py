@@ -39,7 +39,7 @@ def ppo() -> list[Row]:
 
 def grpo() -> list[Row]:
     """After MCAdvantage, which divides by the standard deviation of the group."""
-    kl = {"kl_to_ref_coeff": BETA}
+    kl: dict[str, Any] = {"kl_to_ref_coeff": BETA}
     diluted = Claim(
         "coefficient for the KL divergence to the reference policy",
         "docstring of `GRPOLoss`, `kl_to_ref_coeff`",
@@ -51,9 +51,9 @@ def grpo() -> list[Row]:
         "CISPO (Clipped Importance Sampling Policy Optimization). [...] See the MiniMax-M1 (CISPO) paper",
         "docstring of `CISPOLoss`",
         clipped_token_has_gradient,
-        "the loss is clip(ratio) times the advantage, and the clip is differentiated: a token whose ratio is outside the "
-        "bounds has no gradient. In arXiv:2506.13585 the clipped ratio is a constant factor of log pi, and every token "
-        "has one. On policy the two are equal",
+        "the loss is clip(ratio) times the advantage, and the clip is differentiated: a token whose ratio is outside "
+        "the bounds has no gradient. In arXiv:2506.13585 the clipped ratio is a constant factor of log pi, and every "
+        "token has one. On policy the two are equal",
     )
     return [
         Row("GRPOLoss(entropy_bonus=False)", partial(GRPO, **QUIET), "score"),

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from textenv import EnvLike, TextEnv, TextMDP
+from textenv import EnvLike, TextEnv, TextMDP, get_mdp
 from textenv.data import WordTokenizer
 from textenv.references import TableReference
 
@@ -26,10 +26,11 @@ def without_kl() -> EnvLike:
     return toy(0.0)
 
 
-def without_score() -> EnvLike:
-    """The same with all scores zero: J = -beta KL."""
-    mdp = toy().unwrapped.mdp
-    return TextEnv(TextMDP(mdp.tokenizer, list(mdp.prompts.texts), zero, mdp.reference, max_new_tokens=3, kl_coef=BETA))
+def without_score(env: EnvLike | None = None) -> EnvLike:
+    """The same, or another toy, with all scores zero: J = -beta KL."""
+    mdp = get_mdp(toy() if env is None else env)
+    settings = {"max_new_tokens": mdp.max_new_tokens, "kl_coef": BETA}
+    return TextEnv(TextMDP(mdp.tokenizer, list(mdp.prompts.texts), zero, mdp.reference, **settings))
 
 
 def equal_lengths() -> EnvLike:

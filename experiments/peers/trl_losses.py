@@ -26,7 +26,6 @@ LENGTH = 3  # the toy's longest completions
 SETTINGS: dict[str, Any] = {
     "max_completion_length": LENGTH,
     "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": False,
     "use_cpu": True,
     "bf16": False,
     "report_to": "none",
@@ -112,7 +111,7 @@ def tokenizer() -> Any:
 
 def make(kind: type[Any], config: type[Any], num_generations: int, settings: dict[str, Any]) -> Any:
     """A trainer of the class `kind`, made by its own `__init__` with a tiny model, which the table then replaces."""
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = GPT2LMHeadModel(GPT2Config(vocab_size=3, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0))
     scores: list[Any] = []
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):

@@ -46,13 +46,14 @@ def loss_types() -> list[Row]:
     """beta = 0: J is the mean score."""
 
     def made(claim: Claim | None = None, num_generations: int = 2, **settings: Any) -> Row:
-        shown = {name: value for name, value in settings.items() if name != "scale_rewards"}
         loss = partial(grpo, num_generations, **settings)
-        return Row(f"GRPO({spelled(shown)})", loss, "score", num_generations, claim=claim)
+        return Row(f"GRPO({spelled(settings)})", loss, "score", num_generations, claim=claim)
 
     found = []
     for name in LOSS_TYPES:
-        more = {"epsilon_high": 5.0} if name == "cispo" else {}  # recommended by TRL; the default caps weights at 0.2
+        more: dict[str, Any] = (
+            {"epsilon_high": 5.0} if name == "cispo" else {}
+        )  # recommended by TRL; the default caps weights at 0.2
         found.append(made(CLAIMS.get(name), loss_type=name, scale_rewards="none", **more))
     sequence: dict[str, Any] = {"scale_rewards": "none", "importance_sampling_level": "sequence"}
     corrects = Claim(
@@ -72,7 +73,7 @@ def loss_types() -> list[Row]:
 def scaled() -> list[Row]:
     """The advantages divided by the standard deviation of the group, TRL's default."""
     names = ("dapo", "grpo", "dr_grpo")
-    settings = [{"loss_type": name, "scale_rewards": "group"} for name in names]
+    settings: list[dict[str, Any]] = [{"loss_type": name, "scale_rewards": "group"} for name in names]
     return [Row(f"GRPO({spelled(each)})", partial(grpo, **each), "score") for each in settings]
 
 
@@ -87,8 +88,8 @@ def kl_alone() -> list[Row]:
     """All scores zero: what is left of the loss is its KL."""
     states = (
         "on its own samples its gradient is that of (log pi - log pi_ref)^2 / 2, token by token. This is the gradient "
-        "of the KL of each token given its prefix, with the prefixes held fixed. J has the KL of the sequences, and how "
-        "a token changes what follows it is not in the term"
+        "of the KL of each token given its prefix, with the prefixes held fixed. J has the KL of the sequences, and "
+        "how a token changes what follows it is not in the term"
     )
     claim = Claim(UNBIASED_KL, CONFIG.format("`use_bias_correction_kl`"), exact_direction, states)
     settings: list[tuple[dict[str, Any], Claim | None]] = [
