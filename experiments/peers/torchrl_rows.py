@@ -25,13 +25,13 @@ def rows() -> list[Row]:
 
 def ppo() -> list[Row]:
     """After GAE with lambda = 1 and the exact V; the rewards have the KL."""
-    normalized = QUIET | {"normalize_advantage": True}
+    normalized, whitened = QUIET | {"normalize_advantage": True}, "entropy_bonus=False, normalize_advantage=True"
     return [
         Row("PPOLoss(entropy_bonus=False)", partial(PPO, PPOLoss, **QUIET), EQUAL, fixed_point=True),
         Row("ClipPPOLoss(entropy_bonus=False)", partial(PPO, **QUIET), EQUAL, fixed_point=True),
         Row("ClipPPOLoss()", PPO, EQUAL, fixed_point=True),
-        Row("ClipPPOLoss(entropy_bonus=False, normalize_advantage=True)", partial(PPO, **normalized), EQUAL),
-        Row("the same", partial(PPO, **normalized), EQUAL, num_generations=3),
+        Row(f"ClipPPOLoss({whitened})", partial(PPO, **normalized), EQUAL),
+        Row(f"ClipPPOLoss({whitened})", partial(PPO, **normalized), EQUAL, num_generations=3),
         Row("ClipPPOLoss(entropy_bonus=False)", partial(PPO, **QUIET)),
         Row('ClipPPOLoss(entropy_bonus=False, reduction="sum")', partial(PPO, reduction="sum", **QUIET)),
     ]
@@ -51,9 +51,9 @@ def grpo() -> list[Row]:
         "CISPO (Clipped Importance Sampling Policy Optimization). [...] See the MiniMax-M1 (CISPO) paper",
         "docstring of `CISPOLoss`",
         clipped_token_has_gradient,
-        "the loss is clip(ratio) times the advantage, and the clip is differentiated: a token whose ratio is outside "
-        "the bounds has no gradient. In arXiv:2506.13585 the clipped ratio is a constant factor of log pi, and every "
-        "token has one. On policy the two are equal",
+        "the code computes the docstring's formula, - clip(ratio) times the advantage, and differentiates the clip: a "
+        "token whose ratio is outside the bounds has no gradient. In arXiv:2506.13585 the clipped ratio is a constant "
+        "factor of log pi, and every token has one. On policy the two are equal",
     )
     return [
         Row("GRPOLoss(entropy_bonus=False)", partial(GRPO, **QUIET), "score"),
@@ -66,7 +66,9 @@ def grpo() -> list[Row]:
         Row("CISPOLoss(entropy_bonus=False)", partial(GRPO, CISPOLoss, **QUIET), "score", claim=stops),
         Row(f"GRPOLoss(entropy_bonus=False, kl_to_ref_coeff={BETA})", partial(GRPO, **kl, **QUIET), fixed_point=True),
         Row("GRPOLoss(entropy_bonus=False), KL in the reward", partial(GRPO, kl_in_reward=True, **QUIET)),
-        Row("GRPOLoss(entropy_bonus=False, kl_to_ref_coeff)", partial(GRPO, **kl, **QUIET), "-KL", claim=diluted),
+        Row(
+            f"GRPOLoss(entropy_bonus=False, kl_to_ref_coeff={BETA})", partial(GRPO, **kl, **QUIET), "-KL", claim=diluted
+        ),
     ]
 
 

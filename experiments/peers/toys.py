@@ -17,8 +17,18 @@ STEPS = 2  # of `equal_lengths`
 
 
 def toy(kl_coef: float = BETA) -> EnvLike:
-    """Toy-v0 with completions of one to three tokens: J = E[score] - beta KL."""
-    return gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3, num_prompts=2, kl_coef=kl_coef)
+    """Toy-v0 with completions of one to three tokens: J = E[score] - beta KL.
+
+    Scores are rounded to float32, in which TRL keeps them. Otherwise the rounding is what it normalizes at pi*, where
+    all returns of a prompt are equal.
+    """
+    mdp = get_mdp(gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3, num_prompts=2))
+    (score,) = mdp.reward.functions
+
+    def rounded(**arguments: Any) -> list[float]:
+        return [float(np.float32(each)) for each in score(**arguments)]
+
+    return made_again(mdp, rounded, kl_coef)
 
 
 def without_kl() -> EnvLike:
@@ -28,9 +38,7 @@ def without_kl() -> EnvLike:
 
 def without_score(env: EnvLike | None = None) -> EnvLike:
     """The same, or another toy, with all scores zero: J = -beta KL."""
-    mdp = get_mdp(toy() if env is None else env)
-    settings = {"max_new_tokens": mdp.max_new_tokens, "kl_coef": BETA}
-    return TextEnv(TextMDP(mdp.tokenizer, list(mdp.prompts.texts), zero, mdp.reference, **settings))
+    return made_again(get_mdp(toy() if env is None else env), zero, BETA)
 
 
 def equal_lengths() -> EnvLike:
@@ -52,6 +60,12 @@ def equal_lengths() -> EnvLike:
     next_state[0], next_state[1, 1:] = 1, 2 + np.arange(letters)
     reference = TableReference(log_probs, next_state)
     return TextEnv(TextMDP(WordTokenizer("a b c"), ["a"], scores, reference, max_new_tokens=STEPS, kl_coef=BETA))
+
+
+def made_again(mdp: TextMDP, reward: Any, kl_coef: float) -> EnvLike:
+    """The same prompts, reference and length with another reward."""
+    settings: dict[str, Any] = {"max_new_tokens": mdp.max_new_tokens, "kl_coef": kl_coef}
+    return TextEnv(TextMDP(mdp.tokenizer, list(mdp.prompts.texts), reward, mdp.reference, **settings))
 
 
 def zero(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:

@@ -26,7 +26,7 @@ CLAIMS = {
         exact_direction,
         "the divisor is the number of sampled tokens, and so depends on what was sampled. The page docs/source/"
         'grpo_trainer.md states it more exactly: "While the DAPO formulation reduces this bias, it does not eliminate '
-        'it completely." It shrinks as batches grow, see the row with B = 3',
+        'it completely." The more tokens a batch has, the less the divisor depends on each: see B = 3',
     ),
     "dr_grpo": Claim(
         "To fully remove this bias, they propose dividing by a constant instead of the sequence length",
@@ -133,7 +133,7 @@ def other_sampler() -> list[Row]:
     def made(correction: dict[str, Any], claim: Claim | None = None) -> Row:
         settings = {f"vllm_importance_sampling_{name}": value for name, value in correction.items()}
         loss = partial(grpo_on_samples_of_vllm, **PLAIN, **settings)
-        return Row(f"GRPO(vLLM: {spelled(correction)})", loss, "score", claim=claim)
+        return Row(f"GRPO({spelled(PLAIN | {'use_vllm': True} | settings)})", loss, "score", claim=claim)
 
     modes = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
     return [
