@@ -2,7 +2,17 @@
 
 from agents.verification.agent_gradient import AgentLoss, agent_loss
 from agents.verification.batches import TooManyBatches
-from agents.verification.behaviours import SAMPLERS, Sampler, bfloat16, older, temperature, top_k, top_p, unchanged
+from agents.verification.behaviours import (
+    SAMPLERS,
+    Sampler,
+    bfloat16,
+    older,
+    reference,
+    temperature,
+    top_k,
+    top_p,
+    unchanged,
+)
 from agents.verification.cases import DISTANCES
 from agents.verification.entry import DEFAULT_TOY, verify
 from agents.verification.enumeration import Enumeration, random_log_probs
@@ -28,6 +38,7 @@ __all__ = [
     "bfloat16",
     "older",
     "random_log_probs",
+    "reference",
     "temperature",
     "top_k",
     "top_p",

@@ -39,6 +39,11 @@ class Sampler:
         return table_case(case.name, tree, log_probs), torch.as_tensor(self.returned(log_probs))
 
 
+def reference(log_probs: Table, tree: Tree) -> Table:
+    """pi_ref."""
+    return tree.ref_log_probs
+
+
 def older(log_probs: Table, tree: Tree) -> Table:
     """A policy between the reference and pi: the mean of their log-probabilities, normalised."""
     allowed = tree.child != -2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("trl")
 
-from agents import verification
+from agents.verification import verify
 from agents.verification.cases import default_cases
 from experiments.peers.toys import BETA, toy, without_score
 from experiments.peers.trl_losses import LENGTH, grpo, grpo_on_samples_of_vllm, rloo
@@ -104,7 +104,7 @@ def test_the_kl_in_the_loss_climbs_the_kl_of_each_state_with_the_states_held_fix
     """Exactly, with k3 times the ratio; not with k3 alone (control)."""
     env = without_score(small(num_prompts=1))
     loss = grpo(beta=BETA, use_bias_correction_kl=corrected, **PLAIN)
-    report = verification.verify(loss, env, num_generations=2)
+    report = verify(loss, env, num_generations=2)
     for case in default_cases(exact.enumerate_tree(env)):
         known = case.evaluation
         log_ratio = known.log_probs - known.tree.ref_log_probs
