@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import tyro
+
 from experiments import command_line
 from experiments.agent_classes import AGENTS, Settings, settings_key, settings_of
 
@@ -14,11 +16,12 @@ REQUIRED = {
     "evaluate": ["--run", "r"],
     "sample": ["--run", "r"],
     "reward-model": ["--pairs", "p", "--model", "m", "--out", "o"],
+    "verify": ["ppo"],
 }
 COMMANDS = {
     name: get_args(kind)[0]
     for name, kind in zip(
-        ("compare", "train", "evaluate", "sample", "lecture", "cost", "reward-model", "bench"),
+        ("compare", "train", "evaluate", "sample", "lecture", "cost", "reward-model", "bench", "verify"),
         get_args(command_line.Command),
         strict=True,
     )
@@ -31,8 +34,10 @@ KEYS = {settings_key(name): name for name in AGENTS}
 
 def flags(kind: type[Any], prefix: str = "--") -> Iterator[tuple[str, str, Any]]:
     """Flag, name and type of each field of a config, and of the settings of every agent that it may train."""
-    hints = get_type_hints(kind)
+    hints, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for f in dataclasses.fields(kind):
+        if tyro.conf.Positional in getattr(annotated[f.name], "__metadata__", ()):
+            continue
         if hints[f.name] is Settings:
             for key, name in KEYS.items():
                 yield from flags(settings_of(name), f"--{key.replace('_', '-')}.")
@@ -49,7 +54,7 @@ def make(name: str, values: dict[str, Any]) -> Any:
     for field, value in values.items():
         holder, _, setting = field.partition(".")
         (settings.setdefault(holder, {}) if setting else own)[setting or holder] = value
-    paths = {"run": Path("r"), "pairs": Path("p"), "model": "m", "out": Path("o")}
+    paths = {"run": Path("r"), "pairs": Path("p"), "model": "m", "out": Path("o"), "losses": ["ppo"]}
     fields = dataclasses.fields(kind)
     made: dict[str, Any] = {"settings": settings} if settings else {}
     agents = [KEYS[key] for key in settings]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agents.sampling import Rollout
 from agents.verification.cases import default_cases, table_case
-from agents.verification.loss import rollout_of
+from agents.verification.samples import sample_of
 from textenv import EnvLike, exact
 
 
@@ -27,9 +27,6 @@ def off_policy_batch(env: EnvLike, rows: list[int]) -> Batch:
     """These completions of the toy, with the policy "far"."""
     tree = exact.enumerate_tree(env)
     case = next(case for case in default_cases(tree) if case.name == "far")
-    completions = table_case("reference", tree, tree.ref_log_probs).completions
-    values = completions.look_up(case.evaluation.values)[rows]
-    log_probs = completions.look_up(case.log_probs)[rows].requires_grad_()
-    return Batch(
-        rollout_of(completions)[torch.tensor(rows)], log_probs, case.log_probs[completions.states[rows]], values
-    )
+    reference = table_case("reference", tree, tree.ref_log_probs)
+    sample = sample_of(case, reference, num_generations=2).batches(torch.tensor([rows]))[0]
+    return Batch(sample.rollout, sample.log_probs.requires_grad_(), sample.all_log_probs, sample.values)
