@@ -93,7 +93,9 @@ def verify(
         return measure(gradient, case, sample, behaviour.pi, batches)
 
     def on(sampler: Sampler) -> Behaviour:
-        return Behaviour({case.name: at(case, sampler) for case in cases}, at(optimum_case(tree), sampler))
+        defined = tree.mdp.kl_coef > 0 or sampler is ON_POLICY
+        at_optimum = at(optimum_case(tree), sampler) if defined else None
+        return Behaviour({case.name: at(case, sampler) for case in cases}, at_optimum)
 
     on_policy = on(ON_POLICY)
     return Report(

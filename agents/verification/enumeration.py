@@ -24,7 +24,7 @@ class Enumeration:
         mask: bool [N, T], the tokens of the completions.
         prompt: int64 [N].
         probability: p(x) pi(y|x), [N]; sums to 1.
-        rewards: r_t, KL included, [N, T].
+        rewards: r_t, KL included, [N, T]; without it for completions of probability 0.
     """
 
     evaluation: exact.Evaluation
@@ -46,7 +46,8 @@ class Enumeration:
         log_probs, ref_log_probs = (
             np.where(mask, x[states, actions], 0.0) for x in (evaluation.log_probs, tree.ref_log_probs)
         )
-        rewards = np.where(mask, tree.rewards[states, actions], 0.0) - tree.mdp.kl_coef * (log_probs - ref_log_probs)
+        kl = np.where(probability[:, None] > 0, log_probs - ref_log_probs, 0.0)
+        rewards = np.where(mask, tree.rewards[states, actions], 0.0) - tree.mdp.kl_coef * kl
         arrays = (states, actions, mask, tree.prompt[states[:, 0]], probability, rewards)
         return cls(evaluation, *map(torch.as_tensor, arrays))
 

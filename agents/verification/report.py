@@ -23,11 +23,11 @@ class Behaviour:
 
     Attributes:
         by_policy: at each policy.
-        at_optimum: at pi*, where grad J is zero.
+        at_optimum: at pi*, where grad J is zero; None where pi* has no entropy (beta = 0) and others have sampled.
     """
 
     by_policy: dict[str, Measured]
-    at_optimum: Measured
+    at_optimum: Measured | None
 
     @property
     def bias(self) -> float:
@@ -57,6 +57,8 @@ class Behaviour:
     @property
     def zero_at_optimum(self) -> bool:
         """Whether the expected gradient vanishes at pi*: otherwise the loss leads away from it."""
+        if self.at_optimum is None:
+            return False
         error = STDERRS * (self.at_optimum.variance / self.at_optimum.num_batches) ** 0.5
         limit = ZERO * max(self.at_optimum.largest, self.typical)
         return float(self.at_optimum.expected.norm()) <= max(limit, error if self.at_optimum.sampled else 0.0)
@@ -64,11 +66,13 @@ class Behaviour:
     @property
     def zero_at_optimum_by_sample(self) -> bool:
         """Whether the gradient of every batch vanishes at pi*, so that there is no noise either."""
-        return self.at_optimum.largest <= ZERO * self.typical
+        return self.at_optimum is not None and self.at_optimum.largest <= ZERO * self.typical
 
     @property
     def zero(self) -> str:
         """Whether it vanishes at pi*, in a word."""
+        if self.at_optimum is None:
+            return "-"
         if self.zero_at_optimum_by_sample:
             return "every batch"
         return "expected" if self.zero_at_optimum else "no"
@@ -181,6 +185,7 @@ class Report:
             return "holds, for every batch"
         if self.zero_at_optimum:
             return "holds, in expectation"
+        assert self.on_policy.at_optimum is not None
         share = float(self.on_policy.at_optimum.expected.norm()) / self.on_policy.typical
         return f"no: its gradient there is {share:.3g} of grad J elsewhere"
 

@@ -68,3 +68,11 @@ def test_restricted_samplers_sample_the_most_likely(restrict: Any, kept: int) ->
     log_probs = np.log(np.array([[0.5, 0.3, 0.2]] * len(tree.prompt)))
     found = np.exp(restrict(log_probs, tree))
     assert np.allclose(found, [0.5 / 0.8, 0.3 / 0.8, 0.0]) and (found > 0).sum() == kept * len(found)
+
+
+def test_without_a_kl_the_optimum_has_no_entropy() -> None:
+    """Others sample what it never does: nothing is measured there, and all else is."""
+    report = verify(uncorrected, small(kl_coef=0.0, num_prompts=1))
+    assert report.unbiased and report.zero_at_optimum
+    assert all(each.at_optimum is None and each.zero == "-" for each in report.off_policy.values())
+    assert "fixed point" in str(report)
