@@ -39,5 +39,7 @@ def add_kl(
         kl = exact_kl(evaluation.all_log_probs, reference, mask)
     else:
         kl = sampled_kl(agent.kl_loss, log_probs, rollout.ref_log_probs, rollout.log_probs, mask)
+    if rollout.weights is not None:  # of completions of another sampler
+        kl = rollout.weights * kl
     added = agent.current_kl_coef * mean_over_completions(kl if weights is None else weights * kl, mask)
     return loss + added, info | {"loss/kl_avg": added.detach()}

@@ -54,7 +54,7 @@ class PPO(EpochSettings, ActorCriticBase):
 
     def policy_loss(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Info]:
         """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
-        old_log_probs, mask = batch.rollout.log_probs, batch.rollout.mask  # log pi_old, stored at sampling
+        old_log_probs, mask = batch.rollout.log_probs, batch.rollout.mask  # log pi_old, before the first step
         arguments = (log_probs, old_log_probs, batch.advantages, mask, self.clip_range, None, self.importance)
         return clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
 

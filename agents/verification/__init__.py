@@ -4,10 +4,11 @@ from agents.verification.agent_gradient import AgentLoss, agent_loss
 from agents.verification.batches import TooManyBatches
 from agents.verification.behaviours import (
     SAMPLERS,
-    Sampler,
+    OtherSampler,
     bfloat16,
     older,
     reference,
+    rounded,
     temperature,
     top_k,
     top_p,
@@ -19,26 +20,27 @@ from agents.verification.enumeration import Enumeration, random_log_probs
 from agents.verification.findings import Finding
 from agents.verification.loss import Loss
 from agents.verification.measure import Measured
-from agents.verification.report import Behaviour, Report
+from agents.verification.report import Report, Results
 
 __all__ = [
     "DEFAULT_TOY",
     "DISTANCES",
     "SAMPLERS",
     "AgentLoss",
-    "Behaviour",
     "Enumeration",
     "Finding",
     "Loss",
     "Measured",
+    "OtherSampler",
     "Report",
-    "Sampler",
+    "Results",
     "TooManyBatches",
     "agent_loss",
     "bfloat16",
     "older",
     "random_log_probs",
     "reference",
+    "rounded",
     "temperature",
     "top_k",
     "top_p",

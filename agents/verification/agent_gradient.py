@@ -37,7 +37,8 @@ def agent_loss(kind: type[Agent], critic: Literal["exact", "zero"] = "exact", **
         kind: the agent's class.
         critic: V(s) of an agent with a critic: that of the policy, or 0. REINFORCE's `credit="q"` gets the exact Q.
             With `kl_in="loss"` both are without the KL, as the rewards are.
-        **settings: the agent's settings; `num_generations` is the argument of `verify`.
+        **settings: the agent's settings. `num_generations` is the argument of `verify`. `n_epochs`, `batch_size`,
+            `target_kl` and `micro_batch_size` have no effect: the first minibatch is the whole batch.
     """
     if critic not in ("exact", "zero"):
         raise ValueError(f"critic must be 'exact' or 'zero', got {critic!r}.")

@@ -21,7 +21,7 @@ TEMPERATURE = 1.5
 
 
 @dataclass(frozen=True)
-class Sampler:
+class OtherSampler:
     """How completions are sampled instead of from pi.
 
     Attributes:
@@ -78,10 +78,16 @@ def unchanged(log_probs: Table, tree: Tree) -> Table:
     return log_probs
 
 
+def rounded(log_probs: Table, tree: Tree) -> Table:
+    """pi as a sampler in bfloat16 computes it: its log-probabilities rounded, and normalised again."""
+    allowed = tree.child != -2
+    return masked_log_softmax(np.where(allowed, bfloat16(log_probs), 0.0), allowed)
+
+
 def bfloat16(log_probs: Table) -> Table:
     """Rounded to bfloat16."""
-    rounded: Table = torch.as_tensor(log_probs).bfloat16().double().numpy()
-    return rounded
+    nearest: Table = torch.as_tensor(log_probs).bfloat16().double().numpy()
+    return nearest
 
 
 def _restricted(log_probs: Table, kept: NDArray[np.bool_]) -> Table:
@@ -89,10 +95,10 @@ def _restricted(log_probs: Table, kept: NDArray[np.bool_]) -> Table:
     return masked_log_softmax(log_probs, kept & np.isfinite(log_probs))
 
 
-ON_POLICY = Sampler(unchanged)
+ON_POLICY = OtherSampler(unchanged)
 SAMPLERS = {
-    "an older policy": Sampler(older),
-    f"temperature {TEMPERATURE}": Sampler(temperature),
-    "top-k": Sampler(top_k),
-    "bfloat16": Sampler(unchanged, bfloat16),
+    "an older policy": OtherSampler(older),
+    f"temperature {TEMPERATURE}": OtherSampler(temperature),
+    "top-k": OtherSampler(top_k),
+    "bfloat16": OtherSampler(unchanged, bfloat16),
 }

@@ -7,6 +7,7 @@ and one number is changed at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from agents.verification.findings import TOLERANCE, Finding
 from agents.verification.loss import BatchGradient
 from agents.verification.samples import Sample
 
+SCORE_LINES = ("score", "last token", "length")
+KL_LINE = "KL in the rewards"
 LOG_RATIOS = torch.tensor([-1.0, -0.5, 0.5, 1.0], dtype=torch.float64)
 KL_GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "k2 or of k3 times rho": lambda d: d,
@@ -64,7 +67,7 @@ class PlainBatches:
         rewards[0, int(sample.rollout.mask[0].sum()) - 1], scores[0] = score, score
         return sample.change(rewards=rewards, scores=scores)
 
-    def responses(self) -> list[Tensor]:
+    def sensitivities(self) -> list[Tensor]:
         """How much the weights of the tokens of the first completion change with its score, [length] for each."""
         return [
             (self.weights(self.scored(sample, 1.0)) - self.weights(self.scored(sample, -1.0)))[0, :length] / 2
@@ -83,33 +86,35 @@ def credit(gradient: BatchGradient, sample: Sample, batch_size: int, kl_coef: fl
     """
     plain = PlainBatches.of(gradient, sample, batch_size)
     try:
-        responses = plain.responses()
-        largest = max(float(each.abs().max()) for each in responses)
-        return [*_score_findings(responses, largest), _kl_finding(plain, kl_coef)]
+        found = _score_findings(plain.sensitivities())
     except Exception as error:  # of the user's loss
-        return [Finding("score", float("nan"), f"since the loss fails where one completion has a score: {error}")]
+        cause = f"since the loss fails where one completion has a score: {error}"
+        found = [Finding(name, math.nan, cause) for name in SCORE_LINES]
+    try:
+        return [*found, _kl_finding(plain, kl_coef)]
+    except Exception as error:
+        return [*found, Finding(KL_LINE, math.nan, f"since the loss fails where log pi_ref differs: {error}")]
 
 
-def _score_findings(responses: list[Tensor], largest: float) -> list[Finding]:
-    names = ("score", "last token", "length")
+def _score_findings(sensitivities: list[Tensor]) -> list[Finding]:
+    score, last_token, length = SCORE_LINES
+    largest = max(float(each.abs().max()) for each in sensitivities)
     if largest < TOLERANCE:
         cause = "no token gets credit for the score: usually it is one column late, where the mask hides it"
-        return [Finding(names[0], 1.0, cause), *(Finding(name, float("nan"), "without a score") for name in names[1:])]
-    reached = [float(each.abs().max()) > TOLERANCE * largest for each in responses]
-    last = torch.stack([each[-1].abs() for each in responses])
+        untested = [Finding(name, math.nan, "without a score") for name in (last_token, length)]
+        return [Finding(score, math.inf, cause), *untested]
+    reached = [float(each.abs().max()) > TOLERANCE * largest for each in sensitivities]
+    last = torch.stack([each[-1].abs() for each in sensitivities])
     if float(last.max()) < TOLERANCE * largest:
         cause = "the last token, mostly EOS, gets no credit: usually it is left out of the mask (pad == eos)"
-        return [Finding(names[0], 0.0), Finding(names[1], 1.0, cause), Finding(names[2], float("nan"), "without EOS")]
+        return [Finding(score, 0.0), Finding(last_token, math.inf, cause), Finding(length, math.nan, "without EOS")]
+    cut = "completions of some lengths get no credit for their score: usually it is one column late, and cut off"
+    some = "the last token of some completions gets no credit"
     return [
+        Finding(score, 0.0 if all(reached) else math.inf, cut),
+        Finding(last_token, math.inf if float(last.min()) < TOLERANCE * largest else 0.0, some),
         Finding(
-            names[0],
-            1 - sum(reached) / len(reached),
-            "completions of some lengths get no credit for their score: usually it is one column late, which is cut off"
-            " after the longest",
-        ),
-        Finding(names[1], float(last.min() < TOLERANCE * largest), "the last token of some completions gets no credit"),
-        Finding(
-            names[2],
+            length,
             float(1 - last.min() / last.max()),
             "a completion's weight depends on its length: usually a mean over tokens in place of a sum",
         ),
@@ -122,38 +127,38 @@ def _kl_finding(plain: PlainBatches, kl_coef: float) -> Finding:
     They are made with the change of the rewards that belongs to them, and the latter is made alone: what both have in
     common comes from the rewards.
     """
-    name, sample, last = "KL in the rewards", plain.samples[-1], plain.lengths[-1] - 1
+    sample, last = plain.samples[-1], plain.lengths[-1] - 1
+    if kl_coef == 0:
+        return Finding(KL_LINE, math.nan, "since beta is 0")
     if "ref_all_log_probs" in plain.gradient.extra:
-        return Finding(name, float("nan"), "since the loss reads ref_all_log_probs")
+        return Finding(KL_LINE, math.nan, "since the loss reads ref_all_log_probs")
     before = plain.weights(sample)[0]
     by_reward, by_both = (torch.zeros(len(LOG_RATIOS), len(before), dtype=torch.float64) for _ in range(2))
     for i, log_ratio in enumerate(LOG_RATIOS.tolist()):
         rewards, ref_log_probs = sample.rollout.rewards.clone(), sample.rollout.ref_log_probs.clone()
-        rewards[0, last] -= (kl_coef or 1.0) * log_ratio
+        rewards[0, last] -= kl_coef * log_ratio
         ref_log_probs[0, last] -= log_ratio
         by_reward[i] = before - plain.weights(sample.change(rewards=rewards))[0]
         by_both[i] = before - plain.weights(sample.change(rewards=rewards, ref_log_probs=ref_log_probs))[0]
-    found = by_both
-    if torch.allclose(by_both[:, :last], by_reward[:, :last], rtol=TOLERANCE, atol=1e-12):
-        found = by_both - by_reward
+    if float(by_both.abs().max()) < TOLERANCE:
+        return Finding(
+            KL_LINE, math.inf, "there is none: no weight depends on log pi_ref (k1 in the loss is a constant)"
+        )
+    common = torch.allclose(by_both[:, :last], by_reward[:, :last], rtol=TOLERANCE, atol=1e-12)
+    found = by_both - by_reward if common else by_both
     own, largest = found[:, last], float(found.abs().max())
     if largest < TOLERANCE:
-        if (constant := float(before.abs().max())) > TOLERANCE:
-            return Finding(name, constant, "every token has a weight without a cause: k1 in the loss has no gradient")
-        none = float(by_reward.abs().max()) < TOLERANCE
-        return Finding(name, float(none), "there is none: the loss reads no reward but the score")
+        return Finding(KL_LINE, 0.0)
     if last and float(found[:, 0].abs().max()) > TOLERANCE * largest:
-        reversed_ = float(own @ LOG_RATIOS) < 0
-        return Finding(
-            name, float(reversed_), "the log-ratio is the wrong way round: log pi_ref - log pi is subtracted"
-        )
+        wrong = "the log-ratio is the wrong way round: log pi_ref - log pi is subtracted"
+        return Finding(KL_LINE, math.inf if float(own @ LOG_RATIOS) < 0 else 0.0, wrong)
     for kind, function in KL_GRADIENTS.items():
         shape = function(LOG_RATIOS)
         factor = float(own @ shape) / float(shape @ shape)
         if float((own - factor * shape).abs().max()) < TOLERANCE * largest:
             sign = "" if factor > 0 else "minus "
-            return Finding(name, 1.0, f"it is in the loss, with the gradient of {sign}{kind}")
-    return Finding(name, 1.0, "it is in the loss, with a gradient of another form than those of k1, k2 and k3")
+            return Finding(KL_LINE, math.inf, f"it is in the loss, with the gradient of {sign}{kind}")
+    return Finding(KL_LINE, math.inf, "it is in the loss, with a gradient of another form than those of k1, k2 and k3")
 
 
 def _plain(sample: Sample) -> Sample:

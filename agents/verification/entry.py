@@ -11,14 +11,15 @@ import torch
 from agents.policy import TransformerPolicy
 from agents.verification.agent_gradient import AgentGradient, AgentLoss
 from agents.verification.batches import MAX_BATCHES, Batches, SampledBatches, enumerate_batches
-from agents.verification.behaviours import ON_POLICY, SAMPLERS, Sampler
+from agents.verification.behaviours import ON_POLICY, SAMPLERS, OtherSampler
 from agents.verification.cases import Case, default_cases, optimum_case, policy_case
 from agents.verification.credit import credit
+from agents.verification.findings import Finding
 from agents.verification.fixed_point import fixed_point
 from agents.verification.invariances import invariances
 from agents.verification.loss import BatchGradient, Loss, LossGradient, check_deterministic
 from agents.verification.measure import Measured, depends_on_order, measure
-from agents.verification.report import Behaviour, Report
+from agents.verification.report import Report, Results
 from agents.verification.samples import sample_of
 from textenv import EnvLike, TextMDP, exact
 from textenv.exact import Tree
@@ -37,7 +38,7 @@ def verify(
     max_batches: int = MAX_BATCHES,
     sampled_batches: int | None = None,
     seed: int = 0,
-    samplers: Mapping[str, Sampler] = SAMPLERS,
+    samplers: Mapping[str, OtherSampler] = SAMPLERS,
 ) -> Report:
     """Measures what a loss climbs: its expected gradient over every batch, beside the exact gradient of J.
 
@@ -82,27 +83,27 @@ def verify(
     if ordered and sampled_batches is None:
         batches = enumerate_batches(prompt, *sizes, ordered=True, limit=max_batches)
     tried = rows[:: max(1, len(rows) // TRIED)]
-    found = [
-        *invariances(gradient, sample, tried, num_generations, is_eos),
-        *credit(gradient, sample, num_generations * num_prompts, tree.mdp.kl_coef),
-    ]
 
-    def at(case: Case, sampler: Sampler = ON_POLICY) -> Measured:
+    def find_invariances() -> dict[str, Finding]:
+        found = invariances(gradient, sample, tried, num_generations, is_eos)
+        found += credit(gradient, sample, num_generations * num_prompts, tree.mdp.kl_coef)
+        return {each.name: each for each in found}
+
+    def at(case: Case, sampler: OtherSampler = ON_POLICY) -> Measured:
         behaviour, returned = sampler.behaviour(case)
         sample = sample_of(case, behaviour, returned, num_generations)
         return measure(gradient, case, sample, behaviour.pi, batches)
 
-    def on(sampler: Sampler) -> Behaviour:
-        defined = tree.mdp.kl_coef > 0 or sampler is ON_POLICY
-        at_optimum = at(optimum_case(tree), sampler) if defined else None
-        return Behaviour({case.name: at(case, sampler) for case in cases}, at_optimum)
+    def on(sampler: OtherSampler) -> Results:
+        at_optimum = at(optimum_case(tree), sampler) if tree.mdp.kl_coef > 0 else None
+        return Results({case.name: at(case, sampler) for case in cases}, at_optimum)
 
     on_policy = on(ON_POLICY)
     return Report(
         on_policy=on_policy,
         ordered=ordered,
         num_batches=max(each.num_batches for each in on_policy.by_policy.values()),
-        invariances={each.name: each for each in found},
+        find_invariances=find_invariances,
         find_off_policy=lambda: {name: on(sampler) for name, sampler in samplers.items()},
         find_fixed_point=lambda: fixed_point(tree, at),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 TOLERANCE = 1e-6  # relative
@@ -13,7 +14,7 @@ class Finding:
 
     Attributes:
         name: the property.
-        error: by how much it does not hold, relative; nan where it cannot be tested.
+        error: by how much it does not hold, relative; inf where that is no number, nan where it cannot be tested.
         cause: what usually causes it where it does not hold, or why it cannot be tested.
     """
 
@@ -26,9 +27,16 @@ class Finding:
         """Whether the error is below 1e-6; False where it cannot be tested."""
         return self.error < TOLERANCE
 
+    @property
+    def broken(self) -> bool:
+        """Whether it was tested and does not hold."""
+        return self.error >= TOLERANCE
+
     def __str__(self) -> str:
         if self.holds:
             return f"{self.name}: holds"
-        if self.error != self.error:
+        if not self.broken:
             return f"{self.name}: not tested, {self.cause}"
+        if math.isinf(self.error):
+            return f"{self.name}: no, {self.cause}"
         return f"{self.name}: no, off by {self.error:.3g}: {self.cause}"

@@ -35,7 +35,8 @@ def fixed_point(tree: Tree, measured_at: Callable[[Case], Measured]) -> float:
     """
     solution, log_probs = exact.solve(tree), tree.ref_log_probs
     size = np.full((len(log_probs), 1), DAMPING / (tree.mdp.kl_coef or 1.0))
-    before = np.zeros_like(log_probs)
+    before, allowed = np.zeros_like(log_probs), tree.child != -2
+    choice = allowed.sum(axis=1) > 1  # states with one allowed action have no entropy
     for step in range(MAX_STEPS):
         case = table_case("", tree, log_probs)
         found = measured_at(case)
@@ -48,7 +49,7 @@ def fixed_point(tree: Tree, measured_at: Callable[[Case], Measured]) -> float:
         change = np.clip(size * advantages, -LARGEST_CHANGE, LARGEST_CHANGE)
         if (case.evaluation.occupancy[:, None] * np.abs(change)).max() < SETTLED:
             return solution.normalized_objective(case.evaluation.objective)
-        before, log_probs = change, masked_log_softmax(log_probs + change, tree.child != -2)
-        if not np.isfinite(np.where(tree.child != -2, log_probs, 0.0)).all() or log_probs.max() > -1e-9:
+        before, log_probs = change, masked_log_softmax(log_probs + change, allowed)
+        if not np.isfinite(log_probs[allowed]).all() or log_probs[choice].max() > -1e-9:
             return float("nan")
     return float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ def invariances(
         try:
             return Finding(name, relative_change(gradient, batches, change), cause)
         except Exception as error:  # of the user's loss
-            return Finding(name, 1.0, f"the loss fails: {error}")
+            return Finding(name, math.inf, f"the loss fails: {error}")
 
     return [
         compare(

@@ -96,7 +96,9 @@ def add_to_table(table: Tensor, sample: Sample, gradient: BatchGradient) -> None
 
 
 def depends_on_order(gradient: BatchGradient, sample: Sample, rows: Tensor, num_generations: int) -> bool:
-    """Whether the gradient of a batch changes where the completions within its groups are reversed.
+    """Whether the gradient of a batch changes with the order within its groups.
+
+    A swap of the first two and a shift of all by one are tried: they generate every order.
 
     Args:
         gradient: of the loss.
@@ -105,9 +107,11 @@ def depends_on_order(gradient: BatchGradient, sample: Sample, rows: Tensor, num_
         num_generations: K, completions per group.
     """
     rows = rows[:: max(1, len(rows) // 20)]
-    reverse = torch.arange(rows.shape[1]).view(-1, num_generations).flip(1).flatten()
-    for one, other in zip(sample.batches(rows), sample.batches(rows[:, reverse]), strict=True):
-        found, reversed_ = (gradient(each).by_token(each) for each in (one, other))
-        if not torch.allclose(found[reverse], reversed_, rtol=1e-9, atol=1e-12):
-            return True
+    places = torch.arange(rows.shape[1]).view(-1, num_generations)
+    swapped = torch.cat([places[:, :2].flip(1), places[:, 2:]], dim=1)
+    for order in (swapped.flatten(), places.roll(1, dims=1).flatten()):
+        for one, other in zip(sample.batches(rows), sample.batches(rows[:, order]), strict=True):
+            found, reordered = (gradient(each).by_token(each) for each in (one, other))
+            if not torch.allclose(found[order], reordered, rtol=1e-9, atol=1e-12):
+                return True
     return False

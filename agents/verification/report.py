@@ -13,17 +13,18 @@ from agents.verification.findings import Finding
 from agents.verification.measure import Measured
 
 UNBIASED = 1e-6  # relative bias, in float64
+LARGEST_STDERR = 0.05  # of an estimated bias, relative to grad J
 STDERRS = 3.0  # of a bias that is estimated
 ZERO = 1e-6  # norm of a gradient at pi*, in units of grad J elsewhere
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class Results:
     """A loss on completions of one kind of sampler.
 
     Attributes:
         by_policy: at each policy.
-        at_optimum: at pi*, where grad J is zero; None where pi* has no entropy (beta = 0) and others have sampled.
+        at_optimum: at pi*, where grad J is zero; None where pi* has no entropy (beta = 0).
     """
 
     by_policy: dict[str, Measured]
@@ -36,8 +37,11 @@ class Behaviour:
 
     @property
     def unbiased(self) -> bool:
-        """Whether the relative bias is below 1e-6 at every policy; for sampled batches, below 3 standard errors."""
-        return all(each.bias < max(UNBIASED, STDERRS * each.stderr) for each in self.by_policy.values())
+        """Whether the relative bias is below 1e-6 at every policy; for sampled batches see `Report.unbiased`."""
+        return all(
+            each.bias < max(UNBIASED, STDERRS * each.stderr) and each.stderr <= LARGEST_STDERR
+            for each in self.by_policy.values()
+        )
 
     @property
     def cosine(self) -> float:
@@ -86,16 +90,16 @@ class Report:
         on_policy: on completions that each policy has sampled itself; `by_policy`, `bias`, ... are its.
         ordered: whether the loss depends on the order of the completions in a group.
         num_batches: how many batches were enumerated (or sampled) for each policy.
-        invariances: what a loss on text owes.
+        find_invariances: computes `invariances`.
         find_off_policy: computes `off_policy`.
         find_fixed_point: computes `fixed_point`.
     """
 
-    on_policy: Behaviour
+    on_policy: Results
     ordered: bool
     num_batches: int
-    invariances: dict[str, Finding]
-    find_off_policy: Callable[[], dict[str, Behaviour]] = field(repr=False)
+    find_invariances: Callable[[], dict[str, Finding]] = field(repr=False)
+    find_off_policy: Callable[[], dict[str, Results]] = field(repr=False)
     find_fixed_point: Callable[[], float] = field(repr=False)
 
     @property
@@ -110,7 +114,10 @@ class Report:
 
     @property
     def unbiased(self) -> bool:
-        """Whether the relative bias is below 1e-6 at every policy; for sampled batches, below 3 standard errors."""
+        """Whether the relative bias is below 1e-6 at every policy.
+
+        For sampled batches: below 3 standard errors, and those at most .05 of grad J, so that a bias could be seen.
+        """
         return self.on_policy.unbiased
 
     @property
@@ -134,7 +141,12 @@ class Report:
         return self.on_policy.zero_at_optimum_by_sample
 
     @cached_property
-    def off_policy(self) -> dict[str, Behaviour]:
+    def invariances(self) -> dict[str, Finding]:
+        """What must change nothing, and what must get credit, by name. Computed when it is first read."""
+        return self.find_invariances()
+
+    @cached_property
+    def off_policy(self) -> dict[str, Results]:
         """The same on completions of other samplers, by `behaviours.SAMPLERS`. Computed when it is first read."""
         return self.find_off_policy()
 
@@ -153,16 +165,21 @@ class Report:
             *(_row(name, each.bias, each.stderr, each.cosine, each.noise) for name, each in self.by_policy.items()),
             _row("worst", self.bias, 0.0, self.cosine, self.noise) + f"   {self.on_policy.zero}",
             *(_row(name, x.bias, 0.0, x.cosine, x.noise) + f"   {x.zero}" for name, x in self.off_policy.items()),
-            f"unbiased: {self._unbiased()}",
+            f"unbiased: {self.describe_bias()}",
             f"zero at pi*: {self._zero()}",
             f"fixed point: {self._fixed_point()}",
             *map(str, self.invariances.values()),
         ]
         return "\n".join(lines)
 
-    def _unbiased(self) -> str:
+    def describe_bias(self) -> str:
+        """Whether the loss is unbiased, or by how much not and what usually causes it, in a sentence."""
+        error = max(each.stderr for each in self.by_policy.values())
+        if error > LARGEST_STDERR:
+            return (
+                f"not known: the standard error is {error:.2g} of grad J, of {self.num_batches:,} batches; sample more"
+            )
         if self.unbiased:
-            error = max(each.stderr for each in self.by_policy.values())
             return "holds" if error == 0 else f"holds within 3 standard errors, of up to {error:.3g} of grad J"
         if all(abs(each.cosine - 1) < UNBIASED for each in self.by_policy.values()):
             scale = [float(each.expected.norm() / each.exact.norm()) for each in self.by_policy.values()]
@@ -178,14 +195,16 @@ class Report:
     def _fixed_point(self) -> str:
         if math.isnan(self.fixed_point):
             return "none is reached from the reference: usually a loss without a KL, or against it"
-        return f"{self.fixed_point:.1%} of the way from the reference to the optimum"
+        estimated = any(each.sampled for each in self.by_policy.values())
+        return f"{self.fixed_point:.1%} of the way from the reference to the optimum" + ", estimated" * estimated
 
     def _zero(self) -> str:
+        if self.on_policy.at_optimum is None:
+            return "not tested, since pi* has no entropy where beta is 0"
         if self.zero_at_optimum_by_sample:
             return "holds, for every batch"
         if self.zero_at_optimum:
             return "holds, in expectation"
-        assert self.on_policy.at_optimum is not None
         share = float(self.on_policy.at_optimum.expected.norm()) / self.on_policy.typical
         return f"no: its gradient there is {share:.3g} of grad J elsewhere"
 

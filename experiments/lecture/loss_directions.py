@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from agents.files import JsonObject
-from agents.verification import Sampler, older, verify
+from agents.verification import OtherSampler, older, verify
 from experiments.lecture.loss_rows import LOSSES
 from experiments.lecture.memo import Remember, no_memo
 
@@ -33,7 +33,7 @@ def measure(memo: Remember = no_memo) -> JsonObject:
 def climbed(name: str) -> JsonObject:
     """What `verify` finds of a loss; None where a number does not exist."""
     env = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3, num_prompts=1, kl_coef=0.2)
-    report = verify(LOSSES[name], env, num_generations=2, samplers={"older": Sampler(older)})
+    report = verify(LOSSES[name], env, num_generations=2, samplers={"older": OtherSampler(older)})
     other = report.off_policy["older"]
     return {
         "cosine": {policy: _number(report.by_policy[policy].cosine) for policy in POLICIES},
@@ -43,7 +43,7 @@ def climbed(name: str) -> JsonObject:
         "zero at pi*": report.on_policy.zero,
         "older": {policy: _number(other.by_policy[policy].cosine) for policy in POLICIES},
         "fixed point": _number(report.fixed_point),
-        "broken": [name for name, each in report.invariances.items() if not each.holds and not np.isnan(each.error)],
+        "broken": [name for name, each in report.invariances.items() if each.broken],
     }
 
 
@@ -56,7 +56,7 @@ def table(numbers: JsonObject) -> Table:
     result = Table(
         title="What each loss climbs: cosine with grad J, over all batches of two completions",
         caption="Bias: the largest |E[gradient] - grad J| / |grad J| of all policies. Older: completions of a policy "
-        "halfway to the reference, the smallest cosine. Broken: what a loss on text owes and does not keep.",
+        "halfway to the reference, the smallest cosine. Broken: the lines of the report that do not hold.",
     )
     columns = ("loss", *POLICIES, "bias", "noise", "zero at pi*", "older", "fixed point", "broken")
     for column in columns:

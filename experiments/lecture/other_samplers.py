@@ -2,10 +2,10 @@
 
     w_t = pi(a_t|s_t) / sampler(a_t|s_t)       by token; its product over the tokens up to t (prefix), or over all
 
-The sampler is the policy at another temperature, with top-k or top-p, or with log-probabilities that are rounded to
-bfloat16. The weights multiply the reward to go, and the KL of the rewards is that of the policy, see
-agents/preparation.py. Weights by sequence are unbiased wherever the sampler can sample every completion; a weight
-cannot give back what top-k and top-p leave out.
+The sampler is the policy at another temperature, with top-k or top-p, or computed in bfloat16; or it samples from the
+policy and returns log-probabilities that are rounded to bfloat16. The weights multiply the reward to go, and the KL of the rewards is that of the policy, see
+agents/preparation.py. Weights by sequence are unbiased where the sampler can sample every completion and returns the
+log-probabilities that it has sampled with. A weight cannot give back what top-k and top-p leave out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from rich.table import Table
 
 from agents import REINFORCE
 from agents.files import JsonObject
-from agents.verification import Sampler, agent_loss, bfloat16, temperature, top_k, top_p, unchanged, verify
+from agents.verification import (
+    OtherSampler,
+    agent_loss,
+    bfloat16,
+    rounded,
+    temperature,
+    top_k,
+    top_p,
+    unchanged,
+    verify,
+)
 from experiments.lecture.memo import Remember, no_memo
 
 UNCAPPED = {"sampler_correction": "truncate", "sampler_cap": 1e30}
@@ -32,11 +42,12 @@ CORRECTIONS: dict[str, JsonObject] = {
     "sequence, masked above 2": {"sampler_correction": "mask", "sampler_level": "sequence"},
 }
 SAMPLERS = {
-    "temperature 0.7": Sampler(partial(temperature, value=0.7)),
-    "temperature 1.5": Sampler(partial(temperature, value=1.5)),
-    "top-k, 3 of 4": Sampler(partial(top_k, k=3)),
-    "top-p, 0.9": Sampler(partial(top_p, p=0.9)),
-    "bfloat16": Sampler(unchanged, bfloat16),
+    "temperature 0.7": OtherSampler(partial(temperature, value=0.7)),
+    "temperature 1.5": OtherSampler(partial(temperature, value=1.5)),
+    "top-k, 3 of 4": OtherSampler(partial(top_k, k=3)),
+    "top-p, 0.9": OtherSampler(partial(top_p, p=0.9)),
+    "bfloat16": OtherSampler(rounded),
+    "log-probs in bfloat16": OtherSampler(unchanged, bfloat16),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.files import JsonObject
-from agents.verification import Report, Sampler, reference, verify
+from agents.verification import OtherSampler, Report, reference, verify
 from experiments.peers.toys import OBJECTIVES
 
 EXACT = 1e-6  # of a cosine, and of a relative bias
@@ -72,7 +72,7 @@ def fixed_point(report: Report) -> float | str:
 def measure(row: Row) -> JsonObject:
     """Everything that the table shows of a row."""
     start = time.perf_counter()
-    samplers = {REFERENCE: Sampler(reference)}
+    samplers = {REFERENCE: OtherSampler(reference)}
     report = verify(row.loss(), OBJECTIVES[row.objective](), num_generations=row.num_generations, samplers=samplers)
     off_policy = report.off_policy[REFERENCE].by_policy
     has_kl = row.objective.startswith("score - KL")

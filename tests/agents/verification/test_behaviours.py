@@ -73,6 +73,6 @@ def test_restricted_samplers_sample_the_most_likely(restrict: Any, kept: int) ->
 def test_without_a_kl_the_optimum_has_no_entropy() -> None:
     """Others sample what it never does: nothing is measured there, and all else is."""
     report = verify(uncorrected, small(kl_coef=0.0, num_prompts=1))
-    assert report.unbiased and report.zero_at_optimum
+    assert report.unbiased and not report.zero_at_optimum and "not tested, since pi* has no entropy" in str(report)
     assert all(each.at_optimum is None and each.zero == "-" for each in report.off_policy.values())
     assert "fixed point" in str(report)

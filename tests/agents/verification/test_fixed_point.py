@@ -16,7 +16,9 @@ from agents.verification.cases import table_case
 from agents.verification.loss import LossGradient
 from agents.verification.measure import measure
 from agents.verification.samples import sample_of
+from tests.helpers.gradients import TASKS
 from tests.helpers.losses import FAULTS, relative, small, to_go, weighted
+from tests.helpers.tasks import make
 from textenv import exact
 
 
@@ -26,6 +28,11 @@ def test_unbiased_losses_lead_to_the_optimum(loss: Any, num_generations: int) ->
     report = verify(loss, small(num_prompts=1), num_generations=num_generations)
     assert report.fixed_point == pytest.approx(1.0, abs=1e-7)
     assert "fixed point: 100.0% of the way" in str(report)
+
+
+def test_states_without_a_choice_are_no_loss_of_entropy() -> None:
+    """Where the reference allows one token alone."""
+    assert verify(to_go, make(TASKS["sparse"])).fixed_point == pytest.approx(1.0, abs=1e-7)
 
 
 def test_it_is_where_gradient_ascent_leads() -> None:

@@ -60,7 +60,7 @@ def test_all_hold_of_right_losses(loss: Any, num_generations: int) -> None:
         ("a mask from the padding token", {"pad == eos", "micro-batches"}, "pad_token_id"),
         ("divided by the whole sequence", {"longer prompt", "length"}, "the whole attention_mask"),
         ("no KL", {"KL in the rewards"}, "there is none"),
-        ("k1 in the loss", {"KL in the rewards"}, "k1 in the loss has no gradient"),
+        ("k1 in the loss", {"KL in the rewards"}, "k1 in the loss is a constant"),
         ("k3 in the loss", {"KL in the rewards"}, "the gradient of k3"),
         ("k3 times rho in the loss", {"KL in the rewards"}, "the gradient of k2 or of k3 times rho"),
     ],
@@ -130,6 +130,20 @@ def everything(rollout: Rollout, log_probs: Tensor, all_log_probs: Tensor, ref_a
     """The exact KL of each state."""
     kl = (all_log_probs.exp() * (all_log_probs - ref_all_log_probs)).sum(dim=2)
     return in_loss(lambda *_: kl)(rollout, log_probs)
+
+
+def constant_baseline(rollout: Rollout, log_probs: Tensor) -> Tensor:
+    """REINFORCE with a number as the baseline."""
+    return weighted(log_probs, (returns(rollout) - 0.7)[:, None], rollout.mask)
+
+
+def test_right_losses_raise_no_alarm() -> None:
+    """A constant baseline; and the score alone where beta is 0."""
+    assert broken(constant_baseline) == {}
+    report = verify(
+        in_loss(lambda log_probs, rollout: 0.0 * log_probs), small(num_prompts=1, kl_coef=0.0), num_generations=2
+    )
+    assert not any(each.broken for each in report.invariances.values())
 
 
 def test_what_cannot_be_tested_is_shown_as_such() -> None:

@@ -12,7 +12,7 @@ from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
 from agents.functional import exact_kl, mean_over_completions, policy_gradient_loss, reward_to_go, with_later_states
 from agents.preparation import prepare
 from agents.sampling import Rollout
-from agents.verification import Measured, Report, agent_loss, verify
+from agents.verification import Measured, OtherSampler, Report, agent_loss, older, verify
 from agents.verification.agent_gradient import AgentGradient
 from agents.verification.cases import default_cases
 from agents.verification.samples import sample_of
@@ -28,6 +28,11 @@ NO_CAP: dict[str, Any] = {"sampler_correction": "truncate", "sampler_cap": 1e30}
 def off_policy(report: Report) -> list[Measured]:
     """On completions of an older policy."""
     return list(report.off_policy["an older policy"].by_policy.values())
+
+
+def on_older(loss: Any, env: Any, num_generations: int = 1) -> Report:
+    """The report with no other sampler than an older policy."""
+    return verify(loss, env, num_generations=num_generations, samplers={"an older policy": OtherSampler(older)})
 
 
 def worst(report: Report) -> float:
@@ -135,16 +140,16 @@ def test_importance_weights_by_prefix_correct_a_critics_advantages() -> None:
     """PPO with the exact V, one step, no clip. Control: by token it is biased where there are two tokens."""
     settings: dict[str, Any] = {"gae_lambda": 0.0, "clip_range": None}
     env = small(kl_coef=0.0)
-    found = {each: worst(verify(agent_loss(PPO, importance=each, **settings), env)) for each in ("token", "prefix")}
+    found = {each: worst(on_older(agent_loss(PPO, importance=each, **settings), env)) for each in ("token", "prefix")}
     assert found["prefix"] < 1e-9 and found["token"] > 0.01
-    assert worst(verify(agent_loss(PPO, importance="prefix", **settings | {"gae_lambda": 1.0}), env)) > 0.01
+    assert worst(on_older(agent_loss(PPO, importance="prefix", **settings | {"gae_lambda": 1.0}), env)) > 0.01
 
 
 def test_importance_weights_by_sequence_correct_returns() -> None:
     """GRPO's advantage is a return: J's gradient but for a half. Controls: by token and by prefix it is not."""
     env = small(kl_coef=0.0, num_prompts=1)
     found = {
-        each: off_policy(verify(agent_loss(GRPO, importance=each, **FREE), env, num_generations=2))
+        each: off_policy(on_older(agent_loss(GRPO, importance=each, **FREE), env, num_generations=2))
         for each in ("token", "prefix", "sequence")
     }
     assert all(x.cosine > 1 - 1e-12 and x.bias < 0.5 + 1e-9 for x in found["sequence"])
@@ -169,7 +174,7 @@ def test_a_correction_without_a_cap_is_unbiased_for_another_sampler(
     factor = 0.5 if kind is GRPO else 1.0
 
     def bias(**more: Any) -> float:
-        report = verify(agent_loss(kind, **(settings | more)), small(num_prompts=1), num_generations=size)
+        report = on_older(agent_loss(kind, **(settings | more)), small(num_prompts=1), size)
         return max(float((x.expected / factor - x.exact).norm() / x.exact.norm()) for x in off_policy(report))
 
     assert bias(**NO_CAP) < 1e-9
@@ -181,6 +186,20 @@ def test_a_correction_without_a_cap_is_unbiased_for_another_sampler(
     if kind is not RLOO:
         wrong.append(NO_CAP | {"sampler_level": "token"})
     assert min(bias(**each) for each in wrong) > 0.01
+
+
+@pytest.mark.parametrize("kl_loss", ["k2", "exact"])
+def test_a_correction_weighs_the_kl_in_the_loss_too(kl_loss: str) -> None:
+    """On completions of an older policy the expectation is that on the policy's own. Control: without it, it is not."""
+    settings = {"baseline": None, "kl_in": "loss", "kl_loss": kl_loss}
+    corrected, plain = (
+        on_older(agent_loss(REINFORCE, **settings, **more), small(num_prompts=1)) for more in (NO_CAP, {})
+    )
+    for name, measured in plain.by_policy.items():
+        found = corrected.off_policy["an older policy"].by_policy[name].expected
+        torch.testing.assert_close(found, measured.expected, rtol=1e-9, atol=1e-12)
+        uncorrected = plain.off_policy["an older policy"].by_policy[name].expected
+        assert not torch.allclose(uncorrected, measured.expected, rtol=1e-3)
 
 
 def test_a_correction_changes_nothing_where_the_sampler_is_right() -> None:

@@ -25,6 +25,12 @@ from tests.helpers.tasks import make
 from textenv import exact
 
 
+def middle_counts_more(rollout: Rollout, log_probs: Tensor) -> Tensor:
+    """Depends on the order in groups of 3, and not where they are reversed."""
+    weights = torch.tensor([0.5, 2.0, 0.5], dtype=torch.float64) * returns(rollout)
+    return weighted(log_probs, weights[:, None], rollout.mask)
+
+
 def first_counts_more(rollout: Rollout, log_probs: Tensor) -> Tensor:
     """A loss that depends on the order in the group: the other completion's return is the first one's baseline."""
     baseline = torch.stack([returns(rollout)[1], torch.zeros((), dtype=torch.float64)])
@@ -79,6 +85,23 @@ def test_a_transformer_is_measured_by_its_weights() -> None:
     assert verify(FAULTS["mean over tokens"], env, policy, num_generations=2).bias > 0.01
 
 
+def test_every_order_of_a_group_counts() -> None:
+    """A loss that treats the middle of three differently: its mean weight is 1, so it is unbiased over all orders."""
+    report = verify(middle_counts_more, small(num_prompts=1), num_generations=3)
+    assert report.ordered and report.unbiased and report.num_batches == 7**3
+
+
+def test_sampled_batches_have_an_error_bar() -> None:
+    """A right loss holds within it, a wrong one does not, and too few batches show nothing."""
+    env = small(num_prompts=1)
+    right = verify(relative, env, num_generations=2, sampled_batches=8000)
+    wrong = verify(FAULTS["mean over tokens"], env, num_generations=2, sampled_batches=8000)
+    assert right.unbiased and 0 < max(each.stderr for each in right.by_policy.values()) < 0.05
+    assert not wrong.unbiased and "within 3 standard errors" in right.describe_bias()
+    few = verify(FAULTS["mean over tokens"], env, num_generations=2, sampled_batches=20)
+    assert not few.unbiased and few.describe_bias().startswith("not known: the standard error is")
+
+
 # -- right and wrong losses --------------------------------------------------------------------------------------------
 
 
@@ -102,7 +125,7 @@ def test_right_losses_hold(loss: Any) -> None:
     """On the default toy, and where the reference masks tokens."""
     report = verify(loss)
     assert report.unbiased and report.cosine > 1 - 1e-12 and report.zero_at_optimum
-    assert "unbiased: holds" in str(report)
+    assert report.describe_bias() == "holds"
     assert report.zero_at_optimum_by_sample == (loss is with_values)  # the baseline of pi* takes all noise away
     if loss is not gathered:  # which computes with the probability 0 of masked tokens
         assert verify(loss, make(TASKS["sparse"])).unbiased
@@ -113,7 +136,7 @@ def test_planted_faults_are_found(name: str) -> None:
     """Neither unbiased nor right but for a factor. Control: the losses that they are made from hold."""
     report = verify(FAULTS[name], small(num_prompts=1), num_generations=2)
     assert not report.unbiased and report.cosine < 0.9999 and report.bias > 1e-3
-    assert "unbiased: no, off by up to" in str(report)
+    assert report.describe_bias().startswith("no, off by up to")
 
 
 def test_the_control_of_the_faults_holds() -> None:
@@ -123,7 +146,7 @@ def test_the_control_of_the_faults_holds() -> None:
     assert two.unbiased and two.num_batches == 28**2
     mean = verify(centred, small(num_prompts=1), num_generations=2)
     assert mean.cosine > 1 - 1e-12 and mean.bias == pytest.approx(0.5)
-    assert "but for a factor of 0.5 to 0.5" in str(mean)
+    assert "but for a factor of 0.5 to 0.5" in mean.describe_bias()
 
 
 # -- agents ------------------------------------------------------------------------------------------------------------
