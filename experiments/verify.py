@@ -78,6 +78,8 @@ def verify_losses(config: VerifyConfig) -> None:
         NotShown: something that is expected does not hold.
     """
     torch.set_num_threads(1)
+    if config.out is not None and config.out.exists() and not config.out.is_dir():
+        raise FlagError(f"--out must be a folder, got the file {str(config.out)!r}.")
     losses = {name: _find(name, config.critic) for name in config.losses}
     env = _make(config)
     found: dict[str, JsonObject] = {}

@@ -12,10 +12,10 @@ With l = log pi(a|s) - log pi_ref(a|s) at the sampled token, and rho = pi(a|s) /
 k3: GRPO (Shao et al. 2024, arXiv:2402.03300, eq. 4). k3_rho: DeepSeek-V3.2 (arXiv:2512.02556), TRL's
 `use_bias_correction_kl`. exact: the Rao-Blackwell estimate (Amini et al. 2025, arXiv:2504.10637).
 
-None of the five has the gradient of the KL over whole sequences, E[sum_t KL(s_t)]: that has a second, score-function term, as a
-token also changes which states come after it, grad log pi(a_t|s_t) sum_{s > t} KL(s_s). `with_later_states` adds it.
-The KL in the reward has both. (Tang and Munos 2025, arXiv:2506.09477.) rho is that of the token at every level of
-`importance`; TRL multiplies by the ratio of its level.
+None of the five has the gradient of the KL over whole sequences, E[sum_t KL(s_t)]: that has a second, score-function
+term, as a token also changes which states come after it, grad log pi(a_t|s_t) sum_{s > t} KL(s_s). `with_later_states`
+adds it. The KL in the reward has both. (Tang and Munos 2025, arXiv:2506.09477.) rho is that of the token at every level
+of `importance`; TRL multiplies by the ratio of its level.
 """
 
 from __future__ import annotations

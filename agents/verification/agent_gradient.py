@@ -40,6 +40,8 @@ def agent_loss(kind: type[Agent], critic: Literal["exact", "zero"] = "exact", **
         **settings: the agent's settings. `num_generations` is the argument of `verify`. `n_epochs`, `batch_size`,
             `target_kl` and `micro_batch_size` have no effect: the first minibatch is the whole batch.
     """
+    if not isinstance(kind, type) or not issubclass(kind, Agent):
+        raise TypeError(f"kind must be an agent's class, such as PPO, got {kind!r:.100}.")
     if critic not in ("exact", "zero"):
         raise ValueError(f"critic must be 'exact' or 'zero', got {critic!r}.")
     return AgentLoss(kind, critic, settings)

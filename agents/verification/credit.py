@@ -150,8 +150,7 @@ def _kl_finding(plain: PlainBatches, kl_coef: float) -> Finding:
     if largest < TOLERANCE:
         return Finding(KL_LINE, 0.0)
     if last and float(found[:, 0].abs().max()) > TOLERANCE * largest:
-        wrong = "the log-ratio is the wrong way round: log pi_ref - log pi is subtracted"
-        return Finding(KL_LINE, math.inf if float(own @ LOG_RATIOS) < 0 else 0.0, wrong)
+        return _in_own_rewards(own, largest)
     for kind, function in KL_GRADIENTS.items():
         shape = function(LOG_RATIOS)
         factor = float(own @ shape) / float(shape @ shape)
@@ -159,6 +158,14 @@ def _kl_finding(plain: PlainBatches, kl_coef: float) -> Finding:
             sign = "" if factor > 0 else "minus "
             return Finding(KL_LINE, math.inf, f"it is in the loss, with the gradient of {sign}{kind}")
     return Finding(KL_LINE, math.inf, "it is in the loss, with a gradient of another form than those of k1, k2 and k3")
+
+
+def _in_own_rewards(own: Tensor, largest: float) -> Finding:
+    """The KL is in rewards that the loss computes itself: k1 the right way round, or something else."""
+    factor = float(own @ LOG_RATIOS) / float(LOG_RATIOS @ LOG_RATIOS)
+    if float((own - factor * LOG_RATIOS).abs().max()) > TOLERANCE * largest:
+        return Finding(KL_LINE, math.inf, "the rewards have another estimator than k1 (log pi - log pi_ref)")
+    return Finding(KL_LINE, math.inf if factor < 0 else 0.0, "the log-ratio of the rewards is the wrong way round")
 
 
 def _plain(sample: Sample) -> Sample:

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from agents.agent import Agent
 from agents.policy import TransformerPolicy
 from agents.verification.agent_gradient import AgentGradient, AgentLoss
 from agents.verification.batches import MAX_BATCHES, Batches, SampledBatches, enumerate_batches
@@ -48,7 +49,8 @@ def verify(
 
     Args:
         loss: `loss(rollout, log_probs, **extra) -> scalar` to go down. `rollout` is what was sampled (`Rollout`, in
-            float64); `log_probs` is log pi(a_t|s_t), [B, T], with gradient, 0 where `rollout.mask` is False. `extra`
+            float64); `log_probs` is log pi(a_t|s_t), [B, T], with gradient, 0 where `rollout.mask` is False (but
+            in the test of padding, where it is what a model may compute there). `extra`
             are passed where the signature names them: `all_log_probs` (with gradient) and `ref_all_log_probs`,
             [B, T, V], and `values`, V(s_t) of the policy, exact, [B, T]. Or an agent, see `agent_loss`.
         env: the toy, by default Toy-v0 with 3 tokens, completions of up to 3 tokens and 2 prompts.
@@ -63,10 +65,11 @@ def verify(
         samplers: the other samplers, by name, on whose completions the loss is measured too.
 
     Raises:
-        TypeError: the loss takes other arguments, or returns no tensor.
+        TypeError: the loss takes other arguments, or returns no tensor; another argument has a wrong type.
         ValueError: the loss is no finite scalar with a gradient by log_probs, changes its arguments, or draws random
             numbers; there are more batches than `max_batches` (`TooManyBatches`).
     """
+    check_arguments(loss, num_generations, num_prompts, max_batches, sampled_batches)
     tree = exact.enumerate_tree(default_toy() if env is None else env)
     cases = _cases(tree, policy)
     prompt, is_eos = cases[0].completions.prompt, torch.as_tensor(tree.mdp.is_eos)
@@ -78,11 +81,11 @@ def verify(
         batches = SampledBatches(prompt, *sizes, sampled_batches, seed)
     sample = sample_of(cases[0], cases[0], num_generations=num_generations)
     rows, _ = batches.weighted(cases[0].pi)
-    check_deterministic(gradient, sample.batches(rows[len(rows) // 2][None])[0])
+    tried = rows[:: max(1, len(rows) // TRIED)]
+    check_deterministic(gradient, sample.batches(tried))
     ordered = num_generations > 1 and depends_on_order(gradient, sample, rows, num_generations)
     if ordered and sampled_batches is None:
         batches = enumerate_batches(prompt, *sizes, ordered=True, limit=max_batches)
-    tried = rows[:: max(1, len(rows) // TRIED)]
 
     def find_invariances() -> dict[str, Finding]:
         found = invariances(gradient, sample, tried, num_generations, is_eos)
@@ -109,11 +112,34 @@ def verify(
     )
 
 
+def check_arguments(
+    loss: object, num_generations: object, num_prompts: object, max_batches: object, sampled_batches: object
+) -> None:
+    """Raises a TypeError or ValueError for arguments of `verify` that make no sense, before anything is enumerated."""
+    if isinstance(loss, type) and issubclass(loss, Agent):
+        raise TypeError(f"The loss of an agent is agent_loss({loss.__name__}), got the class itself.")
+    sizes = {"num_generations": num_generations, "num_prompts": num_prompts, "max_batches": max_batches}
+    if sampled_batches is not None:
+        sizes["sampled_batches"] = sampled_batches
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a whole number, got {value!r}.")
+        least, most = 2 if name == "sampled_batches" else 1, 64 if name in ("num_generations", "num_prompts") else 10**9
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be in [{least}, {most}], got {value}.")
+
+
 def _cases(tree: Tree, policy: TransformerPolicy | Sequence[TransformerPolicy] | None) -> list[Case]:
     """The policies at which the loss is measured."""
     if policy is None:
         return default_cases(tree)
-    policies = [policy] if isinstance(policy, TransformerPolicy) else list(policy)
+    policies = [policy] if isinstance(policy, TransformerPolicy) else policy
+    if (
+        not isinstance(policies, Sequence)
+        or not policies
+        or not all(isinstance(x, TransformerPolicy) for x in policies)
+    ):
+        raise TypeError(f"policy must be a TransformerPolicy, or some of them, got {policy!r:.100}.")
     return [policy_case(f"policy {i}", tree, each) for i, each in enumerate(policies)]
 
 

@@ -14,7 +14,6 @@ from agents.verification.findings import Finding
 from agents.verification.loss import BatchGradient, TokenGradient
 from agents.verification.samples import Sample
 
-VALUES = ("values", "q_values", "values_without_kl", "q_values_without_kl")
 EXTRA_COLUMNS = 2
 SHIFT = -0.5  # added to all log-probabilities of the sampled tokens
 
@@ -44,7 +43,8 @@ def invariances(
         compare(
             "padding",
             padded,
-            "a mean or a standard deviation over all columns, padding included: usually whitening without the mask",
+            "something is computed over all columns, padding included: usually whitening, a mean or a sum of log_probs "
+            "without the mask",
         ),
         compare(
             "pad == eos",
@@ -105,7 +105,7 @@ def micro_batches(gradient: BatchGradient, sample: Sample, rows: Tensor, num_gen
 
 
 def padded(sample: Sample) -> Sample:
-    """Two more columns of padding on the right."""
+    """Two more columns of padding on the right, where log pi is not 0, as a model's is not."""
     old, by = sample.rollout, (0, EXTRA_COLUMNS)
 
     def widen(x: Tensor) -> Tensor:
@@ -125,9 +125,15 @@ def padded(sample: Sample) -> Sample:
     uniform = -float(torch.tensor(sample.all_log_probs.shape[2]).log())
     return Sample(
         rollout,
-        *(widen(x) for x in (sample.states, sample.actions, sample.log_probs)),
-        *(pad(x, (0, 0, *by), value=uniform) for x in (sample.all_log_probs, sample.ref_all_log_probs)),
-        *(widen(getattr(sample, name)) for name in VALUES),
+        states=widen(sample.states),
+        actions=widen(sample.actions),
+        log_probs=pad(sample.log_probs, by, value=uniform),
+        all_log_probs=pad(sample.all_log_probs, (0, 0, *by), value=uniform),
+        ref_all_log_probs=pad(sample.ref_all_log_probs, (0, 0, *by), value=uniform),
+        values=widen(sample.values),
+        q_values=widen(sample.q_values),
+        values_without_kl=widen(sample.values_without_kl),
+        q_values_without_kl=widen(sample.q_values_without_kl),
     )
 
 

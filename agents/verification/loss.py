@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -64,16 +64,18 @@ class LossGradient:
             ValueError: the loss is no finite scalar with a gradient, or changes its arguments.
         """
         leaf = sample.log_probs.detach().requires_grad_()
-        log_probs = torch.where(sample.rollout.mask, leaf, 0.0)
+        log_probs = leaf.clone()  # no leaf: a change in place is found below
         extra, leaves = {name: getattr(sample, name) for name in self.extra}, [leaf]
         if "all_log_probs" in extra:
             extra["all_log_probs"] = sample.all_log_probs.detach().requires_grad_()
             leaves.append(extra["all_log_probs"])
         arguments = [x for x in (*vars(sample.rollout).values(), log_probs, *extra.values()) if isinstance(x, Tensor)]
-        versions = [x._version for x in arguments]
+        versions, before = [x._version for x in arguments], dict(vars(sample.rollout))
         loss = self.loss(sample.rollout, log_probs, **extra)
-        check_loss(loss)
-        if versions != [x._version for x in arguments]:
+        check_loss(loss, sample)
+        if versions != [x._version for x in arguments] or any(
+            value is not before[name] for name, value in vars(sample.rollout).items()
+        ):
             raise ValueError("A loss must not change its arguments in place: copy what it changes.")
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         for gradient in gradients:
@@ -83,6 +85,8 @@ class LossGradient:
                     f"{gradient[~gradient.isfinite()][0].item()} for the completions "
                     f"{sample.rollout.completions.tolist()}."
                 )
+        if all(gradient is None for gradient in gradients):
+            raise ValueError("A loss must depend on log_probs, got one that depends on other tensors alone.")
         own = torch.zeros_like(leaf) if gradients[0] is None else gradients[0]
         return TokenGradient(own, gradients[1] if len(gradients) > 1 else None)
 
@@ -95,7 +99,7 @@ class LossGradient:
         return TokenGradient(own, torch.cat(others) / len(parts) if others else None)
 
 
-def check_loss(loss: Tensor) -> None:
+def check_loss(loss: Tensor, sample: Sample) -> None:
     """Checks what a loss returned, see `LossGradient`."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"A loss must return a tensor, a scalar to go down, got {type(loss).__name__}.")
@@ -104,7 +108,9 @@ def check_loss(loss: Tensor) -> None:
     if not loss.requires_grad:
         raise ValueError("A loss must depend on log_probs, got a tensor without a gradient: was it detached?")
     if not bool(loss.isfinite()):
-        raise ValueError(f"A loss must be finite, got {loss.item()}.")
+        raise ValueError(
+            f"A loss must be finite, got {loss.item()} for the completions {sample.rollout.completions.tolist()}."
+        )
 
 
 def extra_arguments(loss: Loss) -> list[str]:
@@ -126,9 +132,12 @@ def extra_arguments(loss: Loss) -> list[str]:
     return extra
 
 
-def check_deterministic(gradient: BatchGradient, sample: Sample) -> None:
-    """Raises a ValueError if the gradient of a loss draws random numbers: its expectation could not be enumerated."""
+def check_deterministic(gradient: BatchGradient, samples: Sequence[Sample]) -> None:
+    """Raises a ValueError if the gradient of a loss differs from call to call: its expectation is enumerated."""
     state = torch.get_rng_state()
-    first, second = (gradient(sample).by_token(sample) for _ in range(2))
-    if not torch.equal(torch.get_rng_state(), state) or not torch.equal(first, second):
-        raise ValueError("A loss must not draw random numbers: its expectation over batches is enumerated.")
+    first, second = ([gradient(each).by_token(each) for each in samples] for _ in range(2))
+    if not torch.equal(torch.get_rng_state(), state) or not all(map(torch.equal, first, second)):
+        raise ValueError(
+            "A loss must not draw random numbers or remember earlier calls: its expectation over batches is "
+            "enumerated, and the same batch gave two gradients."
+        )

@@ -88,11 +88,11 @@ def measure(gradient: BatchGradient, case: Case, sample: Sample, pi: Tensor, bat
 
 
 def add_to_table(table: Tensor, sample: Sample, gradient: BatchGradient) -> None:
-    """Adds the gradient of a batch to that by the table log pi(a|s), [S, V]."""
-    found, width = gradient(sample), table.shape[1]
-    table.view(-1).index_add_(0, (sample.states * width + sample.actions).flatten(), found.log_probs.flatten())
+    """Adds the gradient of a batch to that by the table log pi(a|s), [S, V]; that of padding is due to no state."""
+    found, width, mask = gradient(sample), table.shape[1], sample.rollout.mask
+    table.view(-1).index_add_(0, (sample.states * width + sample.actions)[mask], found.log_probs[mask])
     if found.all_log_probs is not None:
-        table.index_add_(0, sample.states.flatten(), found.all_log_probs.flatten(end_dim=1))
+        table.index_add_(0, sample.states[mask], found.all_log_probs[mask])
 
 
 def depends_on_order(gradient: BatchGradient, sample: Sample, rows: Tensor, num_generations: int) -> bool:

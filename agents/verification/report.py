@@ -13,7 +13,7 @@ from agents.verification.findings import Finding
 from agents.verification.measure import Measured
 
 UNBIASED = 1e-6  # relative bias, in float64
-LARGEST_STDERR = 0.05  # of an estimated bias, relative to grad J
+LARGEST_STDERR = 0.1  # of an estimated bias, relative to grad J
 STDERRS = 3.0  # of a bias that is estimated
 ZERO = 1e-6  # norm of a gradient at pi*, in units of grad J elsewhere
 
@@ -116,7 +116,7 @@ class Report:
     def unbiased(self) -> bool:
         """Whether the relative bias is below 1e-6 at every policy.
 
-        For sampled batches: below 3 standard errors, and those at most .05 of grad J, so that a bias could be seen.
+        For sampled batches: below 3 standard errors, and those at most .1 of grad J, so that a bias could be seen.
         """
         return self.on_policy.unbiased
 
@@ -185,8 +185,10 @@ class Report:
             scale = [float(each.expected.norm() / each.exact.norm()) for each in self.by_policy.values()]
             return (
                 f"but for a factor of {min(scale):.3g} to {max(scale):.3g}: usually a baseline that contains the "
-                "completion itself, a mean over a constant number, or a scaled advantage"
+                "completion itself, a sum or a mean over a constant number, or a scaled advantage"
             )
+        if self.cosine < -0.9:
+            return f"no, it goes down J (cosine {self.cosine:.3g}): usually a sign, or a ratio the wrong way round"
         return (
             f"no, off by up to {self.bias:.3g} of grad J: usually a divisor that depends on the samples (lengths, a "
             "standard deviation), a KL whose gradient is another divergence's, or a shifted column"

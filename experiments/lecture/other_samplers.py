@@ -3,9 +3,10 @@
     w_t = pi(a_t|s_t) / sampler(a_t|s_t)       by token; its product over the tokens up to t (prefix), or over all
 
 The sampler is the policy at another temperature, with top-k or top-p, or computed in bfloat16; or it samples from the
-policy and returns log-probabilities that are rounded to bfloat16. The weights multiply the reward to go, and the KL of the rewards is that of the policy, see
-agents/preparation.py. Weights by sequence are unbiased where the sampler can sample every completion and returns the
-log-probabilities that it has sampled with. A weight cannot give back what top-k and top-p leave out.
+policy and returns log-probabilities that are rounded to bfloat16. The weights multiply the reward to go, and the KL of
+the rewards is that of the policy, see agents/preparation.py. Weights by sequence are unbiased where the sampler can
+sample every completion and returns the log-probabilities that it has sampled with. A weight cannot give back what top-k
+and top-p leave out.
 """
 
 from __future__ import annotations

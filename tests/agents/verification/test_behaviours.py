@@ -20,8 +20,8 @@ from textenv import exact
 
 def corrected(rollout: Rollout, log_probs: Tensor, values: Tensor) -> Tensor:
     """The whole sequence's weight on the score, and on the KL of the policy itself: unbiased from any sampler."""
-    log_ratio = (log_probs - rollout.log_probs).sum(dim=1)
-    kl = (log_probs.detach() - rollout.ref_log_probs).sum(dim=1)
+    log_ratio = torch.where(rollout.mask, log_probs - rollout.log_probs, 0.0).sum(dim=1)
+    kl = torch.where(rollout.mask, log_probs.detach() - rollout.ref_log_probs, 0.0).sum(dim=1)
     return -(log_ratio.exp() * (rollout.scores - 0.2 * kl)).sum() / len(log_probs)
 
 

@@ -53,8 +53,10 @@ def test_all_hold_of_right_losses(loss: Any, num_generations: int) -> None:
         ("mean over tokens", {"micro-batches", "length"}, "a mean over tokens"),
         ("mean over the tokens of each completion", {"length"}, "a mean over tokens"),
         ("the log-ratio reversed", {"KL in the rewards"}, "the wrong way round"),
+        ("k3 in the rewards", {"KL in the rewards"}, "another estimator than k1"),
         ("the log-ratio of the rewards reversed", {"KL in the rewards"}, "the wrong way round"),
         ("whitened over padding", {"padding", "micro-batches", "length"}, "padding included"),
+        ("no mask", {"padding"}, "without the mask"),
         ("without the last token", {"last token", "length"}, "EOS, gets no credit"),
         ("another temperature", {"ratio 1 at first", "length"}, "without the temperature"),
         ("a mask from the padding token", {"pad == eos", "micro-batches"}, "pad_token_id"),
@@ -101,7 +103,15 @@ def in_loss(penalty: Any) -> Any:
     return loss
 
 
+def k3_in_rewards(rollout: Rollout, log_probs: Tensor) -> Tensor:
+    """score - beta k3."""
+    gains = rollout.scores - 0.2 * k3(rollout.log_probs - rollout.ref_log_probs).sum(dim=1)
+    return weighted(log_probs, gains[:, None], rollout.mask)
+
+
 OTHERS: dict[str, Any] = {
+    "no mask": lambda rollout, log_probs: -(returns(rollout)[:, None] * log_probs).sum() / len(log_probs),
+    "k3 in the rewards": k3_in_rewards,
     "a score one column late, unmasked": late,
     "the log-ratio of the rewards reversed": reversed_in_rewards,
     "mean over the tokens of each completion": lambda rollout, log_probs: weighted(

@@ -94,9 +94,9 @@ def test_every_order_of_a_group_counts() -> None:
 def test_sampled_batches_have_an_error_bar() -> None:
     """A right loss holds within it, a wrong one does not, and too few batches show nothing."""
     env = small(num_prompts=1)
-    right = verify(relative, env, num_generations=2, sampled_batches=8000)
-    wrong = verify(FAULTS["mean over tokens"], env, num_generations=2, sampled_batches=8000)
-    assert right.unbiased and 0 < max(each.stderr for each in right.by_policy.values()) < 0.05
+    right = verify(relative, env, num_generations=2, sampled_batches=1200)
+    wrong = verify(FAULTS["mean over tokens"], env, num_generations=2, sampled_batches=1200)
+    assert right.unbiased and 0 < max(each.stderr for each in right.by_policy.values()) < 0.1
     assert not wrong.unbiased and "within 3 standard errors" in right.describe_bias()
     few = verify(FAULTS["mean over tokens"], env, num_generations=2, sampled_batches=20)
     assert not few.unbiased and few.describe_bias().startswith("not known: the standard error is")
@@ -218,6 +218,48 @@ def changes(rollout: Rollout, log_probs: Tensor) -> Tensor:
     return to_go(rollout, log_probs)
 
 
+def scales(rollout: Rollout, log_probs: Tensor) -> Tensor:
+    """A random step size: two completions that are the same have a gradient of 0 whatever it is."""
+    return relative(rollout, log_probs) * float(np.random.default_rng().random())
+
+
+def replaces(rollout: Rollout, log_probs: Tensor) -> Tensor:
+    """Puts other rewards in place of the rewards."""
+    rollout.rewards = 2 * rollout.rewards
+    return to_go(rollout, log_probs)
+
+
+class Remembers:
+    """A loss that grows from call to call."""
+
+    calls = 0
+
+    def __call__(self, rollout: Rollout, log_probs: Tensor) -> Tensor:
+        """RLOO, times the number of calls."""
+        self.calls += 1
+        return relative(rollout, log_probs) * self.calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_generations": 0}, ValueError, r"num_generations must be in \[1, 64\], got 0"),
+        ({"num_prompts": 10**6}, ValueError, r"num_prompts must be in \[1, 64\]"),
+        ({"num_generations": 2.0}, TypeError, "num_generations must be a whole number, got 2.0"),
+        ({"sampled_batches": 1}, ValueError, r"sampled_batches must be in \[2"),
+        ({"max_batches": None}, TypeError, "max_batches must be a whole number"),
+        ({"policy": "gpt2"}, TypeError, "policy must be a TransformerPolicy, or some of them, got 'gpt2'"),
+        ({"policy": []}, TypeError, "policy must be a TransformerPolicy"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    """Before anything is enumerated."""
+    with pytest.raises(error, match=message):
+        verify(to_go, small(), **arguments)
+    with pytest.raises(TypeError, match="kind must be an agent's class"):
+        agent_loss("grpo")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("loss", "error", "message"),
     [
@@ -231,6 +273,11 @@ def changes(rollout: Rollout, log_probs: Tensor) -> Tensor:
         (lambda rollout, log_probs: log_probs.sum() * np.nan, ValueError, "must be finite, got nan"),
         (lambda rollout, log_probs: (log_probs * 0.0).sqrt().sum(), ValueError, "gradient of the loss must be finite"),
         (changes, ValueError, "must not change its arguments in place"),
+        (replaces, ValueError, "must not change its arguments"),
+        (Remembers(), ValueError, "remember earlier calls"),
+        (lambda rollout, log_probs: torch.zeros((), requires_grad=True) * 1.0, ValueError, "other tensors alone"),
+        (scales, ValueError, "random numbers"),
+        (RLOO, TypeError, r"The loss of an agent is agent_loss\(RLOO\), got the class itself"),
         (drops, ValueError, "must not draw random numbers"),
         (flips, ValueError, "must not draw random numbers"),
     ],
