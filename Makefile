@@ -56,25 +56,23 @@ mutation: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.helpers.mutation $(ARGS)
 
 # What the losses of TRL, TorchRL and Stable-Baselines3 climb. See experiments/results/verification/README.md.
-verify-peers: .venv-trl/ready .venv-torchrl/ready $(VENV)/ready
-	OMP_NUM_THREADS=1 .venv-trl/bin/python -m experiments.peers trl
-	OMP_NUM_THREADS=1 .venv-torchrl/bin/python -m experiments.peers torchrl
+verify-peers: .venv-peers/ready $(VENV)/ready
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m experiments.peers trl
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m experiments.peers torchrl
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.peers sb3
 
-# What cannot be in one environment with the rest, each in its own: the oldest Gymnasium, Tianshou, RLlib, Ray, TRL.
+# What cannot be in one environment with the rest: the oldest Gymnasium, Tianshou, RLlib; TRL, TorchRL and Ray together.
 NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
 NEEDS_rllib := ".[rllib,test]"
-NEEDS_torchrl := ".[agents,torchrl,test]"
-NEEDS_ray := ".[ray,test]"
-NEEDS_trl := ".[trl,test]"
+NEEDS_peers := ".[agents,ray,torchrl,trl,test]"
 NEEDS_bench := ".[bench]"
 NEEDS_newest := ".[agents,test]"
 NEWEST := $(shell python3.13 -c "import sys; print(sys.executable)" 2>/dev/null)
 
 oldest: .venv-oldest/ready
-	.venv-oldest/bin/python -m pytest -n auto -m "not slow" \
-		tests/textenv tests/agents/sampling tests/agents/sb3
+	.venv-oldest/bin/python -m pytest -n auto -m "not slow" $(wildcard tests/textenv/test_*.py) \
+		tests/textenv/stepping tests/textenv/tasks tests/textenv/wrappers tests/agents/sampling tests/agents/sb3
 
 # With Python 3.13, where there is one: the tests of the exact oracle, of stepping and of the formulas.
 .venv-newest/ready: PYTHON := $(NEWEST)
@@ -92,15 +90,15 @@ tianshou: .venv-tianshou/ready
 rllib: .venv-rllib/ready
 	.venv-rllib/bin/python -m pytest tests/experiments/examples/test_rllib.py
 
-torchrl: .venv-torchrl/ready
-	.venv-torchrl/bin/python -m pytest tests/experiments/examples/test_torchrl.py \
+torchrl: .venv-peers/ready
+	.venv-peers/bin/python -m pytest tests/experiments/examples/test_torchrl.py \
 		tests/experiments/peers/test_torchrl_losses.py
 
-ray: .venv-ray/ready
-	.venv-ray/bin/python -m pytest tests/experiments/launch/test_cluster.py
+ray: .venv-peers/ready
+	.venv-peers/bin/python -m pytest tests/experiments/launch/test_cluster.py
 
-trl: .venv-trl/ready
-	.venv-trl/bin/python -m pytest tests/textenv/rewards/test_trl.py tests/experiments/peers/test_trl_losses.py
+trl: .venv-peers/ready
+	.venv-peers/bin/python -m pytest tests/textenv/rewards/test_trl.py tests/experiments/peers/test_trl_losses.py
 
 # The wheel in a clean environment, without the checkout: the READMEs' environment, reward test and agent run there.
 wheel: $(VENV)/ready

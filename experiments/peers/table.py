@@ -26,7 +26,7 @@ verify-peers` measures all of it again, each library in an environment of its ow
   largest.
 - **off policy**: the same cosines on completions of the reference.
 - **zero**: E[gradient] vanishes at pi*. **fixed**: where the loss leads from the reference, as a share of the way to
-  J*; "none": no fixed point is reached in 60 steps.
+  J*; "none": the iteration that looks for it did not settle.
 """
 
 

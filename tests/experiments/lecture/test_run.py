@@ -19,7 +19,9 @@ from experiments.lecture import (
     gamma_lambda,
     lecture,
     log_derivative,
+    loss_directions,
     old_samples,
+    other_samplers,
     reward_hacking,
     run,
     value_head,
@@ -131,7 +133,7 @@ def test_the_readme_shows_every_claim(claim: str) -> None:
 
 @pytest.mark.slow
 def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All nine with small settings: numbers that JSON can hold, a table, a figure; from kept pieces the same ones."""
+    """All with small settings: numbers that JSON can hold, a table, a figure; from kept pieces the same ones."""
     small: list[tuple[Any, str, Any]] = [
         (log_derivative, "SAMPLES", (1, 2, 64)),
         (log_derivative, "REPEATS", 2),
@@ -147,6 +149,8 @@ def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (reward_hacking, "TIMESTEPS", 2000),
         (which_kl, "POLICIES", 2),
         (gamma_lambda, "CRITIC_STEPS", 5),
+        (loss_directions, "LOSSES", {name: loss_directions.LOSSES[name] for name in ("RLOO", "GRPO")}),
+        (other_samplers, "CORRECTIONS", {"none": {}, "sequence": other_samplers.CORRECTIONS["sequence"]}),
     ]
     for module, name, value in small:
         monkeypatch.setattr(module, name, value)

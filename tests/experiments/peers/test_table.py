@@ -10,7 +10,8 @@ import pytest
 from agents.files import read_json
 from experiments.peers.__main__ import measure_all, write
 from experiments.peers.row import Claim, Row, exact_direction, exact_direction_off_policy
-from experiments.peers.table import bias, cells, cosine, share, stated
+from experiments.peers.table import bias, cells, cosine, page, share, stated
+from experiments.peers.toys import BETA
 from tests.helpers.losses import centred, relative, to_go
 
 CLAIM = Claim("the gradient of J", "a docstring", exact_direction, "it was measured")
@@ -70,3 +71,10 @@ def test_biases_and_shares() -> None:
     """Zero up to rounding; "none" where a loss leads nowhere; nothing where it was not measured."""
     assert [bias(1e-7), bias(0.1234), bias(1.0)] == ["0", "0.12", "1"]
     assert [share(None), share("none"), share(0.98765)] == ["", "none", "98.8%"]
+
+
+def test_the_committed_page_comes_from_the_committed_numbers() -> None:
+    """Of all libraries."""
+    folder = Path("experiments/results/verification")
+    measured = [read_json(folder / f"peers-{name}.json") for name in ("trl", "torchrl", "sb3")]
+    assert page(measured, BETA) == (folder / "README.md").read_text()
