@@ -90,13 +90,12 @@ def figure(numbers: JsonObject) -> Figure:
             [np.nan if row[key][policy] is None else row[key][policy] for row in numbers.values()]
             for key in ("cosine", "noise")
         )
-        left.plot(cosines, places, marker, color=colour, label=f"{policy} the reference" if policy != "independent" else
-                  "independent of it", alpha=0.8)  # fmt: skip
+        left.plot(cosines, places, marker, color=colour, label=policy, alpha=0.8)
         right.plot(noises, places, marker, color=colour, alpha=0.8)
     left.axvline(1.0, color="black", linewidth=0.8)
     left.set_yticks(places, list(numbers))
     left.set_xlabel("cosine of E[gradient] with grad J")
-    left.legend(title="distance from the reference", loc="lower left")
+    result.legend(title="policy, by its distance from the reference", loc="outside lower center", ncols=3)
     right.set_xscale("log")
     right.set_xlabel("noise: standard deviation over |E[gradient]|")
     for axes in (left, right):

@@ -104,5 +104,5 @@ def figure(numbers: JsonObject) -> Figure:
         each.set_xticks(places, list(SAMPLERS), rotation=20)
         each.set_ylabel(text)
     axes[0].set_yscale("log")
-    axes[0].legend(title="correction", fontsize="small")
+    result.legend(*axes[0].get_legend_handles_labels(), title="correction", loc="outside upper center", ncols=3)
     return result
