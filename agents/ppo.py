@@ -12,12 +12,14 @@ One update, from top to bottom:
 
     Agent.learn -> update                                              agents/agent.py, agents/update.py
        -> Agent.collect -> collect                                     agents/sampling/collection.py
+       -> prepare: no-op by default                                    agents/preparation.py
     PPO.train -> ActorCriticBase.batch -> reward_to_go, gae            agents/functional/returns.py
               -> run_epochs, and for each minibatch                    agents/training/updater.py
                  -> Agent.backward -> compute_gradients                agents/training/gradients.py
                     -> ActorCriticBase.losses                          agents/actor_critic_base.py
                        -> PPO.policy_loss -> clipped_surrogate_loss    agents/functional/losses.py
                        -> PPO.critic_loss -> value_loss
+                       -> add_kl: no-op by default                     agents/kl_in_loss.py
                  -> ActorCriticBase.step -> Agent.step
                     -> StepGuard.passes, Optimization.step             agents/training/{divergence,optimization}.py
 
@@ -55,8 +57,9 @@ class PPO(EpochSettings, ActorCriticBase):
     def policy_loss(self, log_probs: Tensor, batch: Batch) -> tuple[Tensor, Info]:
         """- sum_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t)."""
         old_log_probs, mask = batch.rollout.log_probs, batch.rollout.mask  # log pi_old, before the first step
-        arguments = (log_probs, old_log_probs, batch.advantages, mask, self.clip_range, None, self.importance)
-        return clipped_surrogate_loss(*arguments), surrogate_diagnostics(*arguments)
+        arguments, level = (log_probs, old_log_probs, batch.advantages, mask, self.clip_range), self.importance
+        loss = clipped_surrogate_loss(*arguments, importance=level)
+        return loss, surrogate_diagnostics(*arguments, importance=level)
 
     def critic_loss(self, values: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         """Value loss, with V clipped to `clip_range_vf` around its value when the batch was collected."""
