@@ -61,11 +61,12 @@ verify-peers: .venv-peers/ready $(VENV)/ready
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m experiments.peers torchrl
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.peers sb3
 
-# What cannot be in one environment with the rest: the oldest Gymnasium, Tianshou, RLlib; TRL, TorchRL and Ray together.
+# What cannot be in one environment with the rest: the oldest Gymnasium, Tianshou, RLlib, Ray; TRL and TorchRL together.
 NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
 NEEDS_rllib := ".[rllib,test]"
-NEEDS_peers := ".[agents,ray,torchrl,trl,test]"
+NEEDS_ray := ".[ray,test]"
+NEEDS_peers := ".[agents,torchrl,trl,test]"
 NEEDS_bench := ".[bench]"
 NEEDS_newest := ".[agents,test]"
 NEWEST := $(shell python3.13 -c "import sys; print(sys.executable)" 2>/dev/null)
@@ -94,8 +95,8 @@ torchrl: .venv-peers/ready
 	.venv-peers/bin/python -m pytest tests/experiments/examples/test_torchrl.py \
 		tests/experiments/peers/test_torchrl_losses.py
 
-ray: .venv-peers/ready
-	.venv-peers/bin/python -m pytest tests/experiments/launch/test_cluster.py
+ray: .venv-ray/ready
+	.venv-ray/bin/python -m pytest tests/experiments/launch/test_cluster.py
 
 trl: .venv-peers/ready
 	.venv-peers/bin/python -m pytest tests/textenv/rewards/test_trl.py tests/experiments/peers/test_trl_losses.py
