@@ -103,11 +103,7 @@ def test_the_same_tokens_after_another_prompt_are_another_completion() -> None:
     rollout = rollout_with([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
     rollout.input_ids[:], rollout.mask[:] = rollout.input_ids[0].clone(), rollout.mask[0].clone()
     assert "objective/score_noise" not in batch_statistics(rollout, GROUP)  # 6 repeats, or 7 where the prompt is one
-    twice = Rollout(**{
-        name: torch.cat([value, value]) if isinstance(value, torch.Tensor) else value if value is None
-        else np.concatenate([value, value])
-        for name, value in vars(rollout).items()
-    })  # fmt: skip
+    twice = rollout[torch.arange(len(rollout)).repeat(2)]
     twice.prompt = torch.tensor([0] * 4 + [1] * 4 + [0] * 4 + [1] * 4)
     assert batch_statistics(twice, 1)["objective/score_noise"] == 0.0
     twice.prompt[:] = 0
