@@ -96,7 +96,7 @@ def read_arguments(arguments: Sequence[str]) -> Any:
         SystemExit: the command line cannot be parsed; or it asked for help.
     """
     flags = Counter(argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--"))
-    if twice := [flag for flag, count in flags.items() if count > 1]:
+    if twice := [flag for flag, count in flags.items() if count > 1 and flag.strip("-")]:  # "--" alone is no flag
         raise FlagError(
             f"{twice[0]} must be given once, with all its values behind it; got it {flags[twice[0]]} times."
         )
