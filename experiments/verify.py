@@ -115,7 +115,7 @@ def numbers(report: Report) -> JsonObject:
         "ordered": report.ordered,
         "unbiased": report.unbiased,
         "fixed_point": _number(report.fixed_point),
-        "on_policy": _results(report.on_policy),
+        "on_policy": _results(report),
         "off_policy": {name: _results(each) for name, each in report.off_policy.items()},
         "invariances": {
             name: {"holds": each.holds, "error": _number(each.error), "cause": "" if each.holds else each.cause}

@@ -103,7 +103,8 @@ def verify(
 
     on_policy = on(ON_POLICY)
     return Report(
-        on_policy=on_policy,
+        by_policy=on_policy.by_policy,
+        at_optimum=on_policy.at_optimum,
         ordered=ordered,
         num_batches=max(each.num_batches for each in on_policy.by_policy.values()),
         find_invariances=find_invariances,

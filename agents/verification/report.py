@@ -37,7 +37,10 @@ class Results:
 
     @property
     def unbiased(self) -> bool:
-        """Whether the relative bias is below 1e-6 at every policy; for sampled batches see `Report.unbiased`."""
+        """Whether the relative bias is below 1e-6 at every policy.
+
+        For sampled batches: below 3 standard errors, and those at most .1 of grad J, so that a bias could be seen.
+        """
         return all(
             each.bias < max(UNBIASED, STDERRS * each.stderr) and each.stderr <= LARGEST_STDERR
             for each in self.by_policy.values()
@@ -83,11 +86,10 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a loss climbs.
+class Report(Results):
+    """What a loss climbs: the results on completions that each policy has sampled itself, and what else is measured.
 
     Attributes:
-        on_policy: on completions that each policy has sampled itself; `by_policy`, `bias`, ... are its.
         ordered: whether the loss depends on the order of the completions in a group.
         num_batches: how many batches were enumerated (or sampled) for each policy.
         find_invariances: computes `invariances`.
@@ -95,50 +97,11 @@ class Report:
         find_fixed_point: computes `fixed_point`.
     """
 
-    on_policy: Results
     ordered: bool
     num_batches: int
     find_invariances: Callable[[], dict[str, Finding]] = field(repr=False)
     find_off_policy: Callable[[], dict[str, Results]] = field(repr=False)
     find_fixed_point: Callable[[], float] = field(repr=False)
-
-    @property
-    def by_policy(self) -> dict[str, Measured]:
-        """The numbers at each policy, on completions that it has sampled itself."""
-        return self.on_policy.by_policy
-
-    @property
-    def bias(self) -> float:
-        """The largest |E[gradient] - grad J| / |grad J| of the policies."""
-        return self.on_policy.bias
-
-    @property
-    def unbiased(self) -> bool:
-        """Whether the relative bias is below 1e-6 at every policy.
-
-        For sampled batches: below 3 standard errors, and those at most .1 of grad J, so that a bias could be seen.
-        """
-        return self.on_policy.unbiased
-
-    @property
-    def cosine(self) -> float:
-        """The smallest cosine of E[gradient] and grad J of the policies; nan if one has no gradient."""
-        return self.on_policy.cosine
-
-    @property
-    def noise(self) -> float:
-        """The largest standard deviation of the gradient of a batch over |E[gradient]|."""
-        return self.on_policy.noise
-
-    @property
-    def zero_at_optimum(self) -> bool:
-        """Whether the expected gradient vanishes at pi*: otherwise the loss leads away from it."""
-        return self.on_policy.zero_at_optimum
-
-    @property
-    def zero_at_optimum_by_sample(self) -> bool:
-        """Whether the gradient of every batch vanishes at pi*, so that there is no noise either."""
-        return self.on_policy.zero_at_optimum_by_sample
 
     @cached_property
     def invariances(self) -> dict[str, Finding]:
@@ -163,7 +126,7 @@ class Report:
             f"{self.num_batches:,} batches" + (", in each order of a group" if self.ordered else ""),
             f"{'completions of':<24}{'bias':>12}{'cosine':>10}{'noise':>10}   zero at pi*",
             *(_row(name, each.bias, each.stderr, each.cosine, each.noise) for name, each in self.by_policy.items()),
-            _row("worst", self.bias, 0.0, self.cosine, self.noise) + f"   {self.on_policy.zero}",
+            _row("worst", self.bias, 0.0, self.cosine, self.noise) + f"   {self.zero}",
             *(_row(name, x.bias, 0.0, x.cosine, x.noise) + f"   {x.zero}" for name, x in self.off_policy.items()),
             f"unbiased: {self.describe_bias()}",
             f"zero at pi*: {self._zero()}",
@@ -201,13 +164,13 @@ class Report:
         return f"{self.fixed_point:.1%} of the way from the reference to the optimum" + ", estimated" * estimated
 
     def _zero(self) -> str:
-        if self.on_policy.at_optimum is None:
+        if self.at_optimum is None:
             return "not tested, since pi* has no entropy where beta is 0"
         if self.zero_at_optimum_by_sample:
             return "holds, for every batch"
         if self.zero_at_optimum:
             return "holds, in expectation"
-        share = float(self.on_policy.at_optimum.expected.norm()) / self.on_policy.typical
+        share = float(self.at_optimum.expected.norm()) / self.typical
         return f"no: its gradient there is {share:.3g} of grad J elsewhere"
 
 

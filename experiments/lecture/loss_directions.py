@@ -40,7 +40,7 @@ def climbed(name: str) -> JsonObject:
         "noise": {policy: _number(report.by_policy[policy].noise) for policy in POLICIES},
         "bias": report.bias,
         "unbiased": report.unbiased,
-        "zero at pi*": report.on_policy.zero,
+        "zero at pi*": report.zero,
         "older": {policy: _number(other.by_policy[policy].cosine) for policy in POLICIES},
         "fixed point": _number(report.fixed_point),
         "broken": [name for name, each in report.invariances.items() if each.broken],
