@@ -32,8 +32,7 @@ from agents.functional import (
 )
 from agents.group_agent import GroupAgent
 from agents.kl_in_loss import add_kl
-from agents.sampling import Rollout
-from agents.training import Batch, Info, Metrics, all_reduce_sum
+from agents.training import Batch, Info, all_reduce_sum
 
 
 @dataclass(eq=False)
@@ -60,26 +59,22 @@ class GRPO(GroupAgent):
                 f"importance must be 'token' with loss={self.loss!r}, which has its own weights, got "
                 f"{self.importance!r}."
             )
-        self.mean_length: Tensor | None = None  # of the completions of an update, all minibatches and ranks
 
     def advantages(self, returns: Tensor, valid: Tensor) -> Tensor:
         """(G_i - mean) / std of the group; without `scale_rewards` G_i - mean."""
         return group_relative(returns, self.num_generations, self.scale_rewards, valid=valid)
 
-    def train(self, rollout: Rollout) -> Metrics:
-        """Takes `n_epochs` passes over the completions, in minibatches."""
-        mask = rollout.mask & self.trained_rows(rollout)[:, None]
+    def weights(self, mask: Tensor) -> Tensor:
+        """c_i of `loss`, with the mean length over all ranks."""
         tokens, completions = all_reduce_sum(mask.sum()), all_reduce_sum(mask.any(dim=1).sum())
-        self.mean_length = tokens.clamp(min=1).double() / completions.clamp(min=1)
-        return super().train(rollout)
+        return completion_weights(self.loss, mask, tokens.clamp(min=1).double() / completions.clamp(min=1))
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the loss of some completions, and metrics."""
-        rollout, evaluation = batch.rollout, self.evaluate_actions(batch.rollout)
+        rollout, evaluation, weights = batch.rollout, self.evaluate_actions(batch.rollout), batch.weights
         log_probs, mask, importance = evaluation.log_probs, rollout.mask, GROUP_LOSSES[self.loss].importance
         clip = (self.clip_range, self.clip_range_high, importance or self.importance)
         arguments = (log_probs, rollout.log_probs, batch.advantages, mask, *clip)
-        loss, info = group_loss(self.loss, *arguments, self.mean_length), surrogate_diagnostics(*arguments)
+        loss, info = group_loss(self.loss, *arguments, weights), surrogate_diagnostics(*arguments)
         info |= policy_diagnostics(loss, log_probs, rollout.log_probs, mask)
-        weights = completion_weights(self.loss, mask, self.mean_length).to(log_probs.dtype)
         yield add_kl(self, loss, info, rollout, evaluation, weights)

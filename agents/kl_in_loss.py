@@ -41,5 +41,6 @@ def add_kl(
         kl = sampled_kl(agent.kl_loss, log_probs, rollout.ref_log_probs, rollout.log_probs, mask)
     if rollout.weights is not None:  # of completions of another sampler
         kl = rollout.weights * kl
-    added = agent.current_kl_coef * mean_over_completions(kl if weights is None else weights * kl, mask)
+    kl = kl if weights is None else weights.to(kl.dtype) * kl
+    added = agent.current_kl_coef * mean_over_completions(kl, mask)
     return loss + added, info | {"loss/kl_avg": added.detach()}

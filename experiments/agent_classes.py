@@ -45,7 +45,6 @@ SET_BY_AGENTS = {
         "generator",
         "health",
         "kl_coef",
-        "mean_length",
         "num_timesteps",
         "num_updates",
         "optimization",

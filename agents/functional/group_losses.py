@@ -104,7 +104,14 @@ GROUP_LOSSES: dict[GroupLossName, GroupLoss] = {
 
 
 def completion_weights(name: GroupLossName, mask: Tensor, mean_length: Tensor | None = None) -> Tensor:
-    """c_i of a loss by its name, float64 [B, 1]; arguments as of `group_loss`."""
+    """c_i of a loss by its name, float64 [B, 1].
+
+    Args:
+        name: the loss.
+        mask: bool [B, T].
+        mean_length: the mean number of tokens of the batch's completions, of which these may be those of a rank; None
+            is that of these. dapo and cispo divide by it.
+    """
     if mean_length is None:
         mean_length = mask.sum().double() / mask.any(dim=1).sum().clamp(min=1)
     return GROUP_LOSSES[name].weights(mask, mean_length)
@@ -119,7 +126,7 @@ def group_loss(
     clip_range: float | None = 0.2,
     clip_range_high: float | None = None,
     importance: Level = "token",
-    mean_length: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """- 1/B sum_i sum_t c_i f(rho_t, A_t), by the table in this file's docstring; a scalar.
 
@@ -132,12 +139,12 @@ def group_loss(
         clip_range: eps; None is no clip. gspo's authors use 3e-4, and 4e-4 for eps_high.
         clip_range_high: eps_high; None is eps.
         importance: what rho_t is the product over; gspo has its own.
-        mean_length: the mean number of tokens of the whole batch's completions, of which these may be a micro-batch or
-            those of a rank; None is that of these. dapo and cispo divide by it.
+        weights: c_i, [B, 1], where these are some completions of a batch; None is `completion_weights` of these.
     """
     check_shapes(mask, advantages=advantages)
     row = GROUP_LOSSES[name]
     log_ratio = importance_log_ratio(log_probs, old_log_probs, mask, row.importance or importance)
     surrogate = row.surrogate(log_ratio, advantages.detach(), clip_range, clip_range_high)
-    weights = completion_weights(name, mask, mean_length).to(surrogate.dtype)
-    return -mean_over_completions(weights * surrogate, mask)
+    if weights is None:
+        weights = completion_weights(name, mask)
+    return -mean_over_completions(weights.to(surrogate.dtype) * surrogate, mask)

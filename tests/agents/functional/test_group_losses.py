@@ -140,17 +140,16 @@ def test_padding_changes_nothing(name: Any, batch: Batch, other: Batch) -> None:
 @properties
 @given(batches(max_rows=4))
 def test_micro_batches_add_up(name: Any, batch: Batch) -> None:
-    """Given the mean length of the whole batch, the mean of the losses of single completions is that of the batch."""
-    mask = batch["mask"]
-    mean_length = mask.sum().double() / len(mask)
+    """Given the weights of the whole batch, the mean of the losses of single completions is that of the batch."""
+    weights = completion_weights(name, batch["mask"])
     singles = [
-        found(name, {key: x[[row]] for key, x in batch.items()}, batch["log_probs"][[row]], mean_length=mean_length)
-        for row in range(len(mask))
+        found(name, {key: x[[row]] for key, x in batch.items()}, batch["log_probs"][[row]], weights=weights[[row]])
+        for row in range(len(weights))
     ]
     assert close(torch.stack(singles).mean(), found(name, batch, batch["log_probs"]))
 
 
-def test_without_the_mean_length_of_the_batch_micro_batches_do_not_add_up() -> None:
+def test_without_the_weights_of_the_batch_micro_batches_do_not_add_up() -> None:
     """Control: DAPO's divisor is that of the whole batch."""
     mask = torch.tensor([[True, True, True], [True, False, False]])
     batch = {"old_log_probs": torch.zeros(2, 3), "rewards": torch.ones(2, 3), "mask": mask}
