@@ -99,11 +99,11 @@ def verify_losses(config: VerifyConfig) -> None:
         texts.append(f"{name}: {report}\n")
         print(printable(texts[-1], lines=True), flush=True)
         found[name] = numbers(report)
+        if config.out is not None:  # after each loss: an error of the next one loses nothing
+            config.out.mkdir(parents=True, exist_ok=True)
+            files.write_text(config.out / "verify.json", json.dumps(found, indent=1) + "\n")
+            files.write_text(config.out / "verify.txt", "\n".join(texts))
         missing += [f"{name} is not {each}" for each in config.expect if not _holds(report, each)]
-    if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
-        files.write_text(config.out / "verify.json", json.dumps(found, indent=1) + "\n")
-        files.write_text(config.out / "verify.txt", "\n".join(texts))
     if missing:
         raise NotShown(f"{'; '.join(missing)}.")
 

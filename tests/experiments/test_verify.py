@@ -50,6 +50,13 @@ def test_the_exit_code_is_1_where_an_expectation_fails(loss: str, expected: list
     assert (f"{loss} is not {expected[0]}" in called.stderr) == (code == 1)
 
 
+def test_an_error_of_a_loss_loses_nothing_of_those_before_it(tmp_path: Path) -> None:
+    """Their reports are in --out."""
+    called = call("verify", "reinforce", "tests.helpers.losses:small", *TOY, "--out", str(tmp_path))
+    assert called.returncode == 2
+    assert list(json.loads((tmp_path / "verify.json").read_text())) == ["reinforce"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
