@@ -50,7 +50,8 @@ class BenchConfig:
 
     parts: tuple[PartName, ...] = ("updates", "options", "toys", "exact", "environments")
     """What to measure. updates: updates and sampling of all variants. options: PPO's options (bfloat16, float32
-    matrices in medium precision, update or sampling compiled) and their effect on the first ratio. toys: training on a
+    matrices in medium precision, update or sampling compiled) and their effect on the first ratio; GRPO with the exact
+    KL in its loss, beside k3. toys: training on a
     toy, beside Stable-Baselines3. exact: the oracle on a million completions. environments: steps of environments. Not
     by default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 completions of 64 tokens after prompts of 64."""
     sizes: tuple[str, ...] = ("tiny", "small")

@@ -33,6 +33,7 @@ RATIOS = [  # numerator and denominator, of tokens per second
     ("ppo, graph", "ppo"),
     ("ppo, micro-batches", "ppo"),
     ("grpo, graph", "grpo"),
+    ("grpo, exact KL in the loss", "grpo, k3 in the loss"),
     ("grpo", "trl grpo"),
     ("grpo, graph", "trl grpo"),
     ("toy ppo", "toy sb3 ppo"),

@@ -67,6 +67,11 @@ def update(
     return rounds_of(agent, {"largest_ratio": largest_ratio(agent, work.micro_batch)}, work.device)
 
 
+def kl_in_loss(work: Work, kl_loss: str) -> Round:
+    """An update of GRPO with the KL in its loss."""
+    return update(work, GRPO, num_generations=work.generations, kl_in="loss", kl_loss=kl_loss)
+
+
 def largest_ratio(agent: Any, count: int | None = None) -> float:
     """The largest max(rho, 1 / rho) before the first step of the optimizer: 1 up to rounding.
 
@@ -205,6 +210,8 @@ VARIANTS: dict[str, Variant] = {
     "rloo": Variant(lambda work: update(work, RLOO, num_generations=work.generations), ("updates",)),
     "grpo": Variant(lambda work: update(work, GRPO, num_generations=work.generations), ("gpu",)),
     "grpo, graph": Variant(lambda work: update(work, GRPO, graph=True, num_generations=work.generations), ("gpu",)),
+    "grpo, k3 in the loss": Variant(lambda work: kl_in_loss(work, "k3"), ("options",)),
+    "grpo, exact KL in the loss": Variant(lambda work: kl_in_loss(work, "exact"), ("options",)),
     "tight loop": Variant(lambda work: tight(work, separate_critic=False), ("updates",)),
     "tight loop, separate critic": Variant(lambda work: tight(work, separate_critic=True), ("updates",)),
     "sampling": Variant(lambda work: sampling(work, sample), ("updates", "gpu")),
