@@ -61,11 +61,10 @@ verify-peers: .venv-peers/ready $(VENV)/ready
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m experiments.peers torchrl
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.peers sb3
 
-# What cannot be in one environment with the rest: the oldest Gymnasium, Tianshou, RLlib, Ray; TRL and TorchRL together.
+# What cannot be in one environment with the rest: the oldest Gymnasium; Tianshou; RLlib and Ray; TRL and TorchRL.
 NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
-NEEDS_rllib := ".[rllib,test]"
-NEEDS_ray := ".[ray,test]"
+NEEDS_ray := ".[ray,rllib,test]"
 NEEDS_peers := ".[agents,torchrl,trl,test]"
 NEEDS_bench := ".[bench]"
 NEEDS_newest := ".[agents,test]"
@@ -88,8 +87,8 @@ endif
 tianshou: .venv-tianshou/ready
 	.venv-tianshou/bin/python -m pytest tests/experiments/examples/test_tianshou.py
 
-rllib: .venv-rllib/ready
-	.venv-rllib/bin/python -m pytest tests/experiments/examples/test_rllib.py
+rllib: .venv-ray/ready
+	.venv-ray/bin/python -m pytest tests/experiments/examples/test_rllib.py
 
 torchrl: .venv-peers/ready
 	.venv-peers/bin/python -m pytest tests/experiments/examples/test_torchrl.py \

@@ -36,6 +36,15 @@ def assets() -> Path:
     return ASSETS
 
 
+@pytest.fixture(autouse=True, scope="session")
+def imitations() -> Iterator[None]:
+    """Policies of toys are trained once per process."""
+    from tests.helpers.imitations import remembered
+
+    with remembered():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
     """Restores torch's global settings after each test; torch.compile switches off torch.distributions' checks."""

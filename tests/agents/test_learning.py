@@ -138,7 +138,7 @@ def test_a_learning_rate_of_zero_changes_nothing(small_toy: tuple[Any, Transform
 @pytest.mark.slow
 @every_kind
 def test_every_agent_solves_taj_mahal_because_of_its_reward(kind: Any) -> None:
-    """After 40 000 tokens above 90% of the way to the optimum; with the reward's sign flipped, below the reference."""
+    """After 40 000 tokens above 90% of the way to the optimum; with the reward's sign flipped, soon below the reference."""
     env = gym.make("textenv/TajMahal-v0")
     mdp = env.unwrapped.mdp
     rows = [
@@ -159,7 +159,7 @@ def test_every_agent_solves_taj_mahal_because_of_its_reward(kind: Any) -> None:
     start = TransformerPolicy.for_env(env)
     trained, misled = copy.deepcopy(start), copy.deepcopy(start)
     kind(trained, env, learning_rate=1e-3, seed=0).learn(40_000)
-    kind(misled, flipped, learning_rate=1e-3, seed=0).learn(40_000)
+    kind(misled, flipped, learning_rate=1e-3, seed=0).learn(5_000)
     assert 0.9 < normalized_objective(env, trained) <= 1.0
     assert normalized_objective(env, misled) < 0
 

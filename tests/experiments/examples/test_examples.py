@@ -83,7 +83,7 @@ def test_the_update_has_no_reset_and_no_wrong_bootstrap(
 @pytest.mark.parametrize("algorithm", ["MaskablePPO", "PPO"])
 def test_stable_baselines3_learns_taj_mahal(algorithm: Literal["MaskablePPO", "PPO"]) -> None:
     """With a language model, and masks from the environment or the observation, the share of the way exceeds 0.8."""
-    _, share = sb3_ppo.train(sb3_ppo.Args(algorithm=algorithm, total_timesteps=30_000))
+    _, share = sb3_ppo.train(sb3_ppo.Args(algorithm=algorithm, total_timesteps=12_000))
     assert share > 0.8
 
 

@@ -135,7 +135,7 @@ def test_the_readme_shows_every_claim(claim: str) -> None:
 def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All with small settings: numbers that JSON can hold, a table, a figure; from kept pieces the same ones."""
     small: list[tuple[Any, str, Any]] = [
-        (log_derivative, "SAMPLES", (1, 2, 64)),
+        (log_derivative, "SAMPLES", (8, 64)),
         (log_derivative, "REPEATS", 2),
         (credit_variance, "TASK_SEEDS", (0, 1)),
         (value_head, "STEPS", 20),
@@ -156,9 +156,8 @@ def test_every_claim_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, name, value)
     for claim in CLAIMS:
         module = _module(claim)
-        numbers = json.loads(json.dumps(module.measure()))
         memo = Memo(tmp_path / "measured" / claim)
-        assert json.loads(json.dumps(module.measure(memo))) == numbers
+        numbers = json.loads(json.dumps(module.measure(memo)))
         for piece in list(memo.folder.glob("*.json"))[::2]:  # as if it was stopped before these
             piece.unlink()
         assert json.loads(json.dumps(module.measure(memo))) == numbers

@@ -65,8 +65,7 @@ def test_some_faults(whole: Whole, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", faults.KINDS)
-def test_every_fault(kind: faults.FaultKind, whole: Whole, tmp_path: Path) -> None:
-    """Every operation."""
-    for at in range(len(whole.operations)):
-        check(Fault(at, kind), whole, tmp_path / str(at))
+def test_a_fault_at_every_operation(whole: Whole, tmp_path: Path) -> None:
+    """The disk is full, or the process is killed, before an operation or in the middle of a write."""
+    for fault in faults.one_at_each(whole.operations):
+        check(fault, whole, tmp_path / str(fault.at))

@@ -114,8 +114,11 @@ def test_a_model_without_hidden_states_is_no_policy() -> None:
         PPO(TransformerPolicy.for_env(envs), envs, n_episodes=4).learn(1)
 
 
+TOO_SLOW = {"KimiLinearConfig"}  # its attention in PyTorch takes seconds a pass
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", random.Random(0).sample(sorted(causal_lm_configs()), 40))
+@pytest.mark.parametrize("name", random.Random(0).sample(sorted(set(causal_lm_configs()) - TOO_SLOW), 40))
 def test_a_sample_of_all_classes(name: str) -> None:
     """Right or refused; `make scan` tries all of them."""
     found = judge(name)
