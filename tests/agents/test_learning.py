@@ -138,7 +138,7 @@ def test_a_learning_rate_of_zero_changes_nothing(small_toy: tuple[Any, Transform
 @pytest.mark.slow
 @every_kind
 def test_every_agent_solves_taj_mahal_because_of_its_reward(kind: Any) -> None:
-    """After 40 000 tokens above 90% of the way to the optimum; with the reward's sign flipped, soon below the reference."""
+    """After 40 000 tokens above 90% of the way to the optimum; with the reward's sign flipped, below the reference."""
     env = gym.make("textenv/TajMahal-v0")
     mdp = env.unwrapped.mdp
     rows = [

@@ -15,7 +15,7 @@ from agents.verification import agent_loss, verify
 from tests.helpers.losses import FAULTS, relative, returns, small, to_go, weighted
 
 LINES = ["padding", "pad == eos", "longer prompt", "micro-batches", "ratio 1 at first"]
-CREDIT = ["score", "last token", "length", "KL in the rewards"]
+CREDIT = ["score", "last token", "earlier tokens", "length", "KL in the rewards"]
 
 
 def broken(loss: Any, num_generations: int = 2) -> dict[str, str]:
@@ -31,7 +31,7 @@ def broken(loss: Any, num_generations: int = 2) -> dict[str, str]:
         (to_go, 1),
         (relative, 2),
         (agent_loss(REINFORCE, credit="q"), 2),
-        (agent_loss(PPO), 1),
+        (agent_loss(PPO, "zero", gae_lambda=1.0), 1),
         (agent_loss(RLOO), 2),
         (agent_loss(GRPO), 2),
     ],
@@ -44,10 +44,10 @@ def test_all_hold_of_right_losses(loss: Any, num_generations: int) -> None:
 @pytest.mark.parametrize(
     ("fault", "lines", "words"),
     [
-        ("a score one column late", {"score", "last token", "length", "KL in the rewards"}, "one column late"),
+        ("a score one column late", {*CREDIT}, "one column late"),
         (
             "a score one column late, unmasked",
-            {"padding", "score", "last token", "length", "KL in the rewards"},
+            {"padding", *CREDIT},
             "one column late",
         ),
         ("mean over tokens", {"micro-batches", "length"}, "a mean over tokens"),
@@ -57,8 +57,13 @@ def test_all_hold_of_right_losses(loss: Any, num_generations: int) -> None:
         ("the log-ratio of the rewards reversed", {"KL in the rewards"}, "the wrong way round"),
         ("whitened over padding", {"padding", "micro-batches", "length"}, "padding included"),
         ("no mask", {"padding"}, "without the mask"),
-        ("without the last token", {"last token", "length"}, "EOS, gets no credit"),
-        ("another temperature", {"ratio 1 at first", "length"}, "without the temperature"),
+        ("without the last token", {"last token", "earlier tokens", "length"}, "EOS, gets no credit"),
+        ("another temperature", {"ratio 1 at first", "earlier tokens", "length"}, "without the temperature"),
+        ("rewards that come before", {"earlier tokens"}, "the reward in place of the return"),
+        ("a discount", {"earlier tokens"}, "gamma or lambda below 1"),
+        ("half of beta", {"KL in the rewards"}, "beta is 0.5 times the task's"),
+        ("the KL twice", {"KL in the rewards"}, "beta is 2 times the task's"),
+        ("a mean of the KL over tokens", {"KL in the rewards"}, "or a mean over tokens"),
         ("a mask from the padding token", {"pad == eos", "micro-batches"}, "pad_token_id"),
         ("divided by the whole sequence", {"longer prompt", "length"}, "the whole attention_mask"),
         ("no KL", {"KL in the rewards"}, "there is none"),
@@ -71,6 +76,17 @@ def test_each_fault_is_named(fault: str, lines: set[str], words: str) -> None:
     """In these lines and in no others. Control: the test above."""
     found = broken((FAULTS | OTHERS)[fault])
     assert set(found) == lines and words in "\n".join(found.values())
+
+
+def own_rewards(cost: Any) -> Any:
+    """Scores less a cost of the log-ratios [B, T], that the loss computes itself."""
+
+    def loss(rollout: Rollout, log_probs: Tensor) -> Tensor:
+        log_ratio = rollout.log_probs - rollout.ref_log_probs
+        gains = (rollout.scores - cost(log_ratio, rollout.mask).sum(dim=1)).view(-1, 2)
+        return weighted(log_probs, (gains - gains.flip(1)).flatten()[:, None], rollout.mask)
+
+    return loss
 
 
 def late(rollout: Rollout, log_probs: Tensor) -> Tensor:
@@ -110,6 +126,16 @@ def k3_in_rewards(rollout: Rollout, log_probs: Tensor) -> Tensor:
 
 
 OTHERS: dict[str, Any] = {
+    "a discount": lambda rollout, log_probs: weighted(
+        log_probs, reward_to_go(rollout.rewards, rollout.mask, 0.9), rollout.mask
+    ),
+    "half of beta": own_rewards(lambda log_ratio, mask: 0.1 * log_ratio),
+    "the KL twice": lambda rollout, log_probs: weighted(
+        log_probs, (2 * returns(rollout) - rollout.scores)[:, None], rollout.mask
+    ),
+    "a mean of the KL over tokens": own_rewards(
+        lambda log_ratio, mask: 0.2 * log_ratio / mask.sum(dim=1, keepdim=True)
+    ),
     "no mask": lambda rollout, log_probs: -(returns(rollout)[:, None] * log_probs).sum() / len(log_probs),
     "k3 in the rewards": k3_in_rewards,
     "a score one column late, unmasked": late,
@@ -147,9 +173,19 @@ def constant_baseline(rollout: Rollout, log_probs: Tensor) -> Tensor:
     return weighted(log_probs, (returns(rollout) - 0.7)[:, None], rollout.mask)
 
 
+def relative_to_spread(rollout: Rollout, log_probs: Tensor) -> Tensor:
+    """GRPO, with rewards that the loss computes itself."""
+    gains = (rollout.scores - 0.2 * (rollout.log_probs - rollout.ref_log_probs).sum(dim=1)).view(-1, 2)
+    advantages = (gains - gains.mean(dim=1, keepdim=True)) / (gains.std(dim=1, keepdim=True) + 1e-6)
+    return weighted(log_probs, advantages.flatten()[:, None], rollout.mask)
+
+
 def test_right_losses_raise_no_alarm() -> None:
-    """A constant baseline; and the score alone where beta is 0."""
-    assert broken(constant_baseline) == {}
+    """A constant baseline; scaled rewards with their KL; V, which stands for what follows; a score where beta is 0."""
+    assert broken(constant_baseline) == broken(relative_to_spread) == {}
+    assert broken(agent_loss(PPO), 1) == {
+        "earlier tokens": "earlier tokens: not tested, since V may stand for what follows"
+    }
     report = verify(
         in_loss(lambda log_probs, rollout: 0.0 * log_probs), small(num_prompts=1, kl_coef=0.0), num_generations=2
     )
