@@ -13,7 +13,7 @@ import pytest
 
 from experiments.compare import CompareConfig, compare
 from experiments.errors import FlagError, Unfinished
-from tests.helpers.commands import TRIAL, call, command
+from tests.helpers.commands import TRIAL, call
 from tests.helpers.paths import ROOT
 
 needs_no_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
@@ -24,7 +24,7 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
     flags = ["--env", "textenv/Toy-v0", "--env-args", "vocab_size", "3", "max_new_tokens", "2", "num_prompts", "1"]
     flags += ["--agents", "reinforce", "ppo", "--seeds", "0", "1", "--total-timesteps", "200", "--out", str(out)]
-    done = command("compare", *flags)
+    done = call("compare", *flags)
     assert done.returncode == 0, done.stderr
     assert "optimum" in done.stdout and "reinforce - ppo" in done.stdout
     assert "best of 16" in done.stdout and "tokens to 90%" in done.stdout and "random" not in done.stdout

@@ -109,11 +109,11 @@ def test_an_undamaged_run_is_resumed_and_evaluated(runs: Runs, tmp_path: Path) -
 
 @pytest.mark.parametrize("which", ["finished", "interrupted"])
 def test_some_damages(which: str, runs: Runs, tmp_path: Path) -> None:
-    """Of every file of the run one damage, another for each."""
+    """Of every other file of the run one damage, another for each."""
     cases = list(damages(getattr(runs, which) / "run"))
     names = list(dict.fromkeys(name for name, _, _ in cases))
     assert len(names) > 20
-    for number, each in enumerate(names):
+    for number, each in enumerate(names[which == "finished" :: 2]):
         own = [case for case in cases if case[0] == each]
         check(which, *own[number % len(own)], runs, tmp_path)
 
