@@ -1,6 +1,7 @@
 """The exact oracle of a toy: the optimum, and the values and the gradient of any policy, by full enumeration."""
 
 from textenv.categorical import masked_log_softmax
+from textenv.exact.estimate import OptimumEstimate, estimate_optimum, optimum_from_scores
 from textenv.exact.evaluation import Evaluation, evaluate, evaluate_log_probs
 from textenv.exact.gradient import policy_gradient
 from textenv.exact.solution import Solution, normalized_objective, solve, suboptimality_by_state
@@ -8,14 +9,17 @@ from textenv.tree import Tree, TreeTooLarge, enumerate_tree
 
 __all__ = [
     "Evaluation",
+    "OptimumEstimate",
     "Solution",
     "Tree",
     "TreeTooLarge",
     "enumerate_tree",
+    "estimate_optimum",
     "evaluate",
     "evaluate_log_probs",
     "masked_log_softmax",
     "normalized_objective",
+    "optimum_from_scores",
     "policy_gradient",
     "solve",
     "suboptimality_by_state",

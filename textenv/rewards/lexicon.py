@@ -20,6 +20,9 @@ def vader(
     return [analyzer.polarity_scores(completion_text(completion))["compound"] for completion in completions]
 
 
+vader.max_score = 1.0  # type: ignore[attr-defined]  # bounds the optimum, see textenv/exact/estimate.py
+
+
 @cache  # reads the lexicon once
 def _vader_analyzer() -> Any:
     try:

@@ -1,0 +1,65 @@
+"""Completions of the reference, sampled from its log-probabilities, and what they are worth without the KL."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.mdp import TextMDP
+
+CHUNK = 256  # completions at a time: a reference with a KV cache keeps one of each
+
+
+def sample_rewards(mdp: TextMDP, num_completions: int, seed: int) -> NDArray[np.float64]:
+    """Samples completions of each prompt from the reference.
+
+    Args:
+        mdp: the task.
+        num_completions: N, per prompt.
+        seed: of the tokens.
+
+    Returns:
+        r(x, y), the score and the shaping of each whole completion, float64 [P, N]; nan where it has no score, with
+        `on_reward_error="skip"`.
+    """
+    generator = np.random.default_rng(seed)
+    rewards = np.empty((len(mdp.prompts.texts), num_completions))
+    for prompt in range(len(rewards)):
+        for first in range(0, num_completions, CHUNK):
+            count = min(CHUNK, num_completions - first)
+            rewards[prompt, first : first + count] = _of_prompt(mdp, prompt, count, generator)
+    return rewards
+
+
+def largest_reward(mdp: TextMDP) -> float | None:
+    """The largest r(x, y) that there may be, from the `max_score` of the reward functions; None where it is unknown."""
+    functions, weights = mdp.reward.functions, mdp.reward.weights
+    if mdp.shaping or min(weights) < 0 or not all(hasattr(function, "max_score") for function in functions):
+        return None
+    bounds = [weight * function.max_score for function, weight in zip(functions, weights, strict=True)]
+    if len(bounds) > 1:  # a function that does not apply adds 0
+        bounds = [max(bound, 0.0) for bound in bounds]
+    return float(sum(bounds))
+
+
+def _of_prompt(mdp: TextMDP, prompt: int, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """r(x, y) of some completions of one prompt."""
+    rows, horizon = np.arange(count), mdp.max_new_tokens
+    state = mdp.empty_state(count)
+    mdp.reset_rows(state, rows, np.full(count, prompt))
+    start, live = state.copy(), np.ones(count, dtype=np.bool_)
+    tokens, mask = np.zeros((count, horizon), dtype=np.int64), np.zeros((count, horizon), dtype=np.bool_)
+    for t in range(horizon):
+        log_probs = mdp.next_ref_log_probs(state)
+        chosen = (log_probs + generator.gumbel(size=log_probs.shape)).argmax(axis=1)  # a sample of softmax(log_probs)
+        alive = live.nonzero()[0]
+        tokens[alive, t], mask[alive, t] = chosen[alive], True
+        state.append(alive, chosen[alive], mdp.prompt_width)
+        live &= ~mdp.is_eos[chosen]
+        if not live.any():
+            break
+    shaping = mdp.shaping_terms(mdp.transitions(start, tokens, mask)).values()
+    finished = mdp.finished(state.prompt, state.prompt_text, tokens, mask.sum(axis=1))
+    scores = mdp.reward.score(finished, may_skip=True)
+    rewards: NDArray[np.float64] = scores + sum(term.sum(axis=1) for term in shaping)
+    return rewards
