@@ -64,12 +64,12 @@ def test_smollm2_models_english(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_learns_to_be_cheerful() -> None:
     """The default task: with the same random numbers, 64 completions score higher after training."""
-    env = gym.make("textenv/Sentiment-v0", max_new_tokens=12)
+    env = gym.make("textenv/Sentiment-v0", max_new_tokens=8)
     policy = TransformerPolicy.for_env(env)
 
     def score() -> float:
         return float(collect(env, policy, 64, generator=new_generator("cpu", 1), values=False).scores.mean())
 
     before = score()
-    REINFORCE(policy, env, learning_rate=1e-4, n_episodes=32, seed=0).learn(10 * 32 * 12)
-    assert score() > before + 0.15
+    REINFORCE(policy, env, learning_rate=2e-4, n_episodes=16, seed=0).learn(6 * 16 * 8)
+    assert score() > before + 0.08
