@@ -40,7 +40,7 @@ class GroupAgent(EpochSettings, Agent):
             valid: bool [B], False for completions that are skipped.
         """
 
-    def weights(self, mask: Tensor) -> Tensor | None:
+    def completion_weights(self, mask: Tensor) -> Tensor | None:
         """What the loss weighs completions by, [B, 1], from the mask of all that are trained on; None is 1."""
         return None
 
@@ -52,7 +52,8 @@ class GroupAgent(EpochSettings, Agent):
         advantages = self.advantages(returns[:, 0], valid)[:, None].expand_as(rollout.mask)
         if self.normalize_advantage:
             advantages = masked_whiten(advantages, rollout.mask, total=all_reduce_sum)
-        return run_epochs(self, Batch(rollout, rollout.weighted(advantages), returns, self.weights(rollout.mask)))
+        weights = self.completion_weights(rollout.mask)
+        return run_epochs(self, Batch(rollout, rollout.weighted(advantages), returns, weights))
 
     def trained_rows(self, rollout: Rollout) -> Tensor:
         """The completions that are not skipped, in groups with at least two of them."""

@@ -64,14 +64,14 @@ class GRPO(GroupAgent):
         """(G_i - mean) / std of the group; without `scale_rewards` G_i - mean."""
         return group_relative(returns, self.num_generations, self.scale_rewards, valid=valid)
 
-    def weights(self, mask: Tensor) -> Tensor:
+    def completion_weights(self, mask: Tensor) -> Tensor:
         """c_i of `loss`, with the mean length over all ranks."""
         tokens, completions = all_reduce_sum(mask.sum()), all_reduce_sum(mask.any(dim=1).sum())
         return completion_weights(self.loss, mask, tokens.clamp(min=1).double() / completions.clamp(min=1))
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the loss of some completions, and metrics."""
-        rollout, evaluation, weights = batch.rollout, self.evaluate_actions(batch.rollout), batch.weights
+        rollout, evaluation, weights = batch.rollout, self.evaluate_actions(batch.rollout), batch.completion_weights
         log_probs, mask, importance = evaluation.log_probs, rollout.mask, GROUP_LOSSES[self.loss].importance
         clip = (self.clip_range, self.clip_range_high, importance or self.importance)
         arguments = (log_probs, rollout.log_probs, batch.advantages, mask, *clip)

@@ -23,16 +23,16 @@ class Batch:
         rollout: the completions; one that is skipped has a mask that is all False.
         advantages: A_t, or another weight of grad log pi(a_t|s_t), [B, T].
         returns: G_t, the targets of V, [B, T].
-        weights: what the loss weighs the sum over each completion's tokens by, [B, 1]; None is 1.
+        completion_weights: what the loss weighs the sum over each completion's tokens by, [B, 1]; None is 1.
     """
 
     rollout: Rollout
     advantages: Tensor
     returns: Tensor
-    weights: Tensor | None = None
+    completion_weights: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        weights = None if self.weights is None else self.weights[rows]
+        weights = None if self.completion_weights is None else self.completion_weights[rows]
         return Batch(self.rollout.without_strings()[rows], self.advantages[rows], self.returns[rows], weights)
 
 

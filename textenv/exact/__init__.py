@@ -1,4 +1,7 @@
-"""The exact oracle of a toy: the optimum, and the values and the gradient of any policy, by full enumeration."""
+"""The exact oracle of a toy: the optimum, and the values and the gradient of any policy, by full enumeration.
+
+Where there is too much to enumerate, `estimate_optimum` estimates the optimum alone.
+"""
 
 from textenv.categorical import masked_log_softmax
 from textenv.exact.estimate import OptimumEstimate, estimate_optimum, optimum_from_scores

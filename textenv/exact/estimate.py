@@ -23,16 +23,17 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from textenv.arguments import check_count, check_kl_coef
+from textenv.categorical import logsumexp
 from textenv.exact.reference_samples import largest_reward, sample_rewards
 from textenv.exact.solution import normalized_objective
 from textenv.mdp import TextMDP
+from textenv.state import Array
 from textenv.unwrap import EnvLike, get_mdp
 
 ENOUGH = 10.0  # effective samples of a prompt: below, standard errors are too small themselves
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def optimum_from_scores(
     valid = ~np.isnan(rewards)
     count = valid.sum(axis=1)
     logits = np.where(valid, rewards / beta, -np.inf)
-    log_mean = _logsumexp(logits) - np.log(count)
-    effective = np.exp(2 * _logsumexp(logits) - _logsumexp(2 * logits))
+    log_mean = logsumexp(logits) - np.log(count)
+    effective = np.exp(2 * logsumexp(logits) - logsumexp(2 * logits))
     variance = np.maximum(1 / effective - 1 / count, 0.0) * count / (count - 1)
     objective, stderr = beta * float(log_mean.mean()), beta * float(np.sqrt(variance.sum())) / len(count)
     bias = -beta / 2 * float(variance.mean())
@@ -142,8 +143,8 @@ def _upper_bound(logits: Array, beta: float, max_score: float, generator: np.ran
     accepted = np.log(generator.random((len(logits), half))) < logits[:, :half] - max_score / beta
     found, first = accepted.any(axis=1), accepted.argmax(axis=1)
     others = logits[:, half:].copy()
-    others[:, 0] = logits[np.arange(len(logits)), first]
-    bounds = beta * (_logsumexp(others) - np.log(np.isfinite(others).sum(axis=1)))
+    others[:, 0] = np.where(found, logits[np.arange(len(logits)), first], max_score / beta)
+    bounds = beta * (logsumexp(others) - np.log(np.isfinite(others).sum(axis=1)))
     return float(np.where(found, bounds, max_score).mean())
 
 
@@ -169,10 +170,3 @@ def _check_scores(scores: ArrayLike) -> Array:
     if ((~np.isnan(rewards)).sum(axis=1) < 2).any():
         raise ValueError("Every prompt must have two completions with a score, got one with fewer.")
     return rewards
-
-
-def _logsumexp(x: Array) -> Array:
-    """log sum_i exp(x_i) over the last axis."""
-    largest = x.max(axis=-1, keepdims=True)
-    total: Array = (largest + np.log(np.exp(x - largest).sum(axis=-1, keepdims=True)))[..., 0]
-    return total

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.arguments import check_kl_coef
-from textenv.categorical import masked_log_softmax
+from textenv.categorical import logsumexp, masked_log_softmax
 from textenv.exact.evaluation import Evaluation, evaluate_log_probs
 from textenv.state import Array
 from textenv.tree import MAX_COMPLETIONS, Enumerable, Level, Tree, enumerate_tree
@@ -82,7 +82,7 @@ def solve(env: Enumerable, max_completions: int = MAX_COMPLETIONS, kl_coef: floa
         if beta == 0:
             best: Array = np.where(allowed[level], q_values, -np.inf).max(axis=1)
             return best
-        return beta * _logsumexp(reference[level] + q_values / beta)
+        return beta * logsumexp(reference[level] + q_values / beta)
 
     values, q_values = tree.backward(soft_maximum)
     if beta == 0:
@@ -123,9 +123,3 @@ def suboptimality_by_state(solution: Solution, evaluation: Evaluation) -> NDArra
     q_values = tree.rewards + np.append(solution.values, [0.0, 0.0])[tree.child]  # Q*, as in Tree.backward
     shortfall = solution.values - (probs * (q_values - beta * log_ratio)).sum(axis=1)
     return np.asarray(evaluation.occupancy * np.maximum(shortfall, 0.0))  # rounding may give -1e-16
-
-
-def _logsumexp(x: Array) -> Array:
-    top = x.max(axis=-1, keepdims=True)
-    total: Array = top[..., 0] + np.log(np.exp(x - top).sum(axis=-1))
-    return total
