@@ -12,6 +12,7 @@ completions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from textenv.actions import InvalidAction
 from textenv.arguments import check_count, check_kl_coef, shown
 from textenv.data import (
+    Prompts,
     PromptSource,
     Tokenizer,
     check_template_arguments,
@@ -108,7 +110,7 @@ class TextMDP:
         }
         if max_prompt_length is not None:
             max_prompt_length = check_count("max_prompt_length", max_prompt_length)
-        self.prompts = load_prompts(prompts, tokenizer, max_prompt_length, **self.encoding)
+        loaded = load_prompts(prompts, tokenizer, max_prompt_length, **self.encoding)
         self.training = TrainingContext()  # shared by reward functions and the agent that is trained on them
         calls: Any = {"on_error": on_reward_error, "tries": reward_tries, "wait": reward_wait, "context": self.training}
         self.reward = WeightedReward(reward, reward_weights, **calls)
@@ -117,23 +119,31 @@ class TextMDP:
         # whether every token is allowed in every state, which makes masks unnecessary
         self.full_support = bool(getattr(self.reference, "full_support", False))
         self.shaping = shaping_terms(shaping)
-        self.prompt_width = width = int(self.prompts.input_ids.shape[1])
-        empty_columns = ((0, 0), (0, self.max_new_tokens))
-        self.initial_input_ids = np.pad(self.prompts.input_ids, empty_columns)  # s_0 of each prompt, [P, L]
-        self.initial_attention_mask = np.pad(self.prompts.attention_mask, empty_columns)
-        self.prompts = replace(  # views of these arrays
-            self.prompts,
-            input_ids=self.initial_input_ids[:, :width],
-            attention_mask=self.initial_attention_mask[:, :width],
-        )
         self.eos_token_ids = resolve_eos(eos_token_id, self.reference, tokenizer, self.vocab_size)
         self.is_eos = np.isin(np.arange(self.vocab_size), self.eos_token_ids)
-        self.prompt_texts = np.array(self.prompts.texts, dtype=object)
+        self._set_prompts(loaded)
+
+    def with_prompts(self, prompts: Prompts) -> TextMDP:
+        """The same task on other prompts; tokenizer, reference and reward functions are shared.
+
+        Raises:
+            ValueError: the reference's context is too short for them.
+        """
+        other = copy(self)
+        other._set_prompts(prompts)
+        return other
+
+    def _set_prompts(self, prompts: Prompts) -> None:
+        width, empty_columns = int(prompts.input_ids.shape[1]), ((0, 0), (0, self.max_new_tokens))
+        ids, attention = np.pad(prompts.input_ids, empty_columns), np.pad(prompts.attention_mask, empty_columns)
+        self.prompt_width, self.initial_input_ids, self.initial_attention_mask = width, ids, attention  # s_0, [P, L]
+        self.prompts = replace(prompts, input_ids=ids[:, :width], attention_mask=attention[:, :width])  # views of them
+        self.prompt_texts = np.array(prompts.texts, dtype=object)
         context = getattr(self.reference, "max_length", None)
-        if context is not None and self.prompt_width + self.max_new_tokens > context:
+        if context is not None and width + self.max_new_tokens > context:
             raise ValueError(
-                f"Prompt and completion may take {self.prompt_width} + {self.max_new_tokens} tokens, more than the "
-                f"reference's context of {context}; shorten the prompts or lower max_new_tokens."
+                f"Prompt and completion may take {width} + {self.max_new_tokens} tokens, more than the reference's "
+                f"context of {context}; shorten the prompts or lower max_new_tokens."
             )
         self.initial_action_mask = first_tokens(self.reference, self.prompts, self.vocab_size)
 

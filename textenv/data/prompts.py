@@ -49,6 +49,12 @@ class Prompts:
     attention_mask: NDArray[np.int8]
     columns: dict[str, list[object]]
 
+    def select(self, rows: Sequence[int]) -> Prompts:
+        """Some of the prompts, by their indices, in that order; W stays."""
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        index = np.asarray(rows, dtype=np.int64)
+        return Prompts([self.texts[i] for i in rows], self.input_ids[index], self.attention_mask[index], columns)
+
     def columns_of(self, prompt: Sequence[int]) -> dict[str, list[object]]:
         """Returns the columns of some prompts, as a reward gets them.
 

@@ -7,6 +7,7 @@ from textenv.categorical import masked_log_softmax
 from textenv.exact.estimate import OptimumEstimate, estimate_optimum, optimum_from_scores
 from textenv.exact.evaluation import Evaluation, evaluate, evaluate_log_probs
 from textenv.exact.gradient import policy_gradient
+from textenv.exact.reference_samples import largest_reward
 from textenv.exact.solution import Solution, normalized_objective, solve, suboptimality_by_state
 from textenv.tree import Tree, TreeTooLarge, enumerate_tree
 
@@ -20,6 +21,7 @@ __all__ = [
     "estimate_optimum",
     "evaluate",
     "evaluate_log_probs",
+    "largest_reward",
     "masked_log_softmax",
     "normalized_objective",
     "optimum_from_scores",

@@ -46,6 +46,7 @@ class OptimumEstimate:
         interval: of `confidence`, by the normal approximation, with the bias added to its upper end.
         bias: what the estimate is too small by, approximately; negative.
         reference_objective: the mean r(x, y), J of the reference.
+        covariance: of the estimates of J* and of the reference's J, which are from the same completions.
         effective_sample_size: of each prompt, [P]: 1 if one completion decides, N if all count alike.
         upper: a stochastic upper bound of J*; inf where the reward has no `max_score`.
     """
@@ -55,6 +56,7 @@ class OptimumEstimate:
     interval: tuple[float, float]
     bias: float
     reference_objective: float
+    covariance: float
     effective_sample_size: Array
     upper: float = math.inf
 
@@ -122,13 +124,17 @@ def optimum_from_scores(
             f"samples, the least {effective.min():.1f}: J* is underestimated there. Take more completions.",
             stacklevel=2,
         )
+    mean = np.where(valid, rewards, 0.0).sum(axis=1) / count
+    weights = np.exp(logits - logsumexp(logits)[:, None])  # w_i / sum_j w_j: J*(x) moves by beta w_i with completion i
+    covariance = beta * (weights * np.where(valid, rewards - mean[:, None], 0.0)).sum(axis=1) / (count - 1)
     width = NormalDist().inv_cdf((1 + confidence) / 2) * stderr
     return OptimumEstimate(
         objective=objective,
         stderr=stderr,
         interval=(objective - width, objective - bias + width),
         bias=bias,
-        reference_objective=float((np.where(valid, rewards, 0.0).sum(axis=1) / count).mean()),
+        reference_objective=float(mean.mean()),
+        covariance=float(covariance.sum()) / len(count) ** 2,
         effective_sample_size=effective,
         upper=math.inf if max_score is None else _upper_bound(logits, beta, max_score, np.random.default_rng(seed)),
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.arguments import is_number
 from textenv.mdp import TextMDP
+from textenv.unwrap import EnvLike, get_mdp
 
 CHUNK = 256  # completions at a time: a reference with a KV cache keeps one of each
 
@@ -31,15 +35,25 @@ def sample_rewards(mdp: TextMDP, num_completions: int, seed: int) -> NDArray[np.
     return rewards
 
 
-def largest_reward(mdp: TextMDP) -> float | None:
-    """The largest r(x, y) that there may be, from the `max_score` of the reward functions; None where it is unknown."""
+def largest_reward(env: EnvLike | TextMDP) -> float | None:
+    """The largest r(x, y) that there may be, from the `max_score` of the reward functions; None where it is unknown.
+
+    Raises:
+        ValueError: a `max_score` is no finite number.
+    """
+    mdp = get_mdp(env)
     functions, weights = mdp.reward.functions, mdp.reward.weights
-    if mdp.shaping or min(weights) < 0 or not all(hasattr(function, "max_score") for function in functions):
+    given = [getattr(function, "max_score", None) for function in functions]
+    if mdp.shaping or min(weights) < 0 or None in given:
         return None
-    bounds = [weight * function.max_score for function, weight in zip(functions, weights, strict=True)]
+    bounds = list[float]()
+    for function, weight, bound in zip(functions, weights, given, strict=True):
+        if not is_number(bound) or not math.isfinite(bound):
+            raise ValueError(f"max_score of a reward function must be a finite number, got {bound!r} of {function!r}.")
+        bounds.append(weight * float(bound))
     if len(bounds) > 1:  # a function that does not apply adds 0
         bounds = [max(bound, 0.0) for bound in bounds]
-    return float(sum(bounds))
+    return sum(bounds)
 
 
 def _of_prompt(mdp: TextMDP, prompt: int, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
