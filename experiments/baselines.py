@@ -1,4 +1,4 @@
-"""Baselines that are not trained: the best of n completions of the reference, and the uniform policy.
+"""Baselines that are not trained: the reference, the optimum, best of n completions of the reference, and uniform.
 
     best of n:  sample y_1 .. y_n ~ pi_ref(.|x), keep the one with the largest r(x, y)
 
@@ -14,52 +14,87 @@ arXiv:2401.01879).
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from agents import files
+from agents.files import JsonObject
 from agents.policy import TransformerPolicy
-from agents.sampling import collect, new_generator, sample_prompts
-from experiments.evaluation import Evaluator, Measured, check_enough, reference_policy
-from textenv import get_mdp
+from agents.training import run_on_rank0
+from experiments.checkpoints import BASELINES
+from experiments.evaluation import Evaluator, check_enough, reference_policy
+from experiments.reference_completions import REFERENCE_FILE, Measured, ReferenceCompletions
+from experiments.summary import read_baselines
 from textenv.exact import Tree
 
-CHUNK = 1024  # completions per call of `collect`
+
+def measure_baselines(evaluator: Evaluator, folder: Path, num_completions: int = 0, best_of: int = 0) -> JsonObject:
+    """Returns the baselines that all trials of a run share, see `Evaluator.baselines`; kept in `folder`.
+
+    Args:
+        evaluator: measures on the prompts of the training, and on those held out if there are any.
+        folder: has `baselines.json`, and `reference.jsonl` with the completions of the reference that were sampled.
+        num_completions: where the task is not enumerated, the completions of the reference per prompt, from which J* is
+            estimated; 0 estimates none.
+        best_of: n of best of n, from the same completions; 0 measures none.
+
+    Returns:
+        With `best_of_n` (its `n` and what was measured, None without one) and `held_out` (the same of the prompts held
+        out, None without those).
+    """
+    path = folder / BASELINES
+    if not run_on_rank0(path.exists):
+        measured = _measure(evaluator, folder, num_completions, best_of)  # on all ranks: the others would wait
+        held_out = evaluator.held_out
+        if held_out is not None:
+            measured["held_out"] = _measure(held_out, folder / "held_out", num_completions, best_of)
+        run_on_rank0(lambda: _write(path, measured))
+    return read_baselines(path)
 
 
-def best_of_n(evaluator: Evaluator, n: int) -> Measured:
+def _write(path: Path, measured: JsonObject) -> None:
+    with files.storage_errors("make", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, measured)
+
+
+def _measure(evaluator: Evaluator, folder: Path, num_completions: int, best_of: int) -> JsonObject:
+    completions = None
+    if evaluator.tree is None and (num_completions or best_of):
+        completions = sample_reference(evaluator, max(num_completions, _enough(evaluator, best_of)))
+        run_on_rank0(lambda: completions.write(folder / REFERENCE_FILE))
+    baselines: JsonObject = {**evaluator.baselines(completions if num_completions else None), "held_out": None}
+    kept = best_of_n(evaluator, best_of, completions) if best_of else None
+    return baselines | {"best_of_n": kept and {"n": best_of, **kept}}
+
+
+def _enough(evaluator: Evaluator, n: int) -> int:
+    """Completions of a prompt for as many groups of `n` as an evaluation has completions of it."""
+    return n * -(-evaluator.episodes // len(evaluator.prompts))
+
+
+def best_of_n(evaluator: Evaluator, n: int, completions: ReferenceCompletions | None = None) -> Measured:
     """Returns `objective`, `score`, `kl` (and `gold_score`) of best of `n`: exact where the task is enumerated.
 
-    Elsewhere it samples n completions of each of the evaluator's prompts. The KL is then its upper bound, so that the
-    objective is a lower bound.
+    Elsewhere it is estimated from completions of the reference; by default they are sampled here, n for each completion
+    of an evaluation.
     """
     if evaluator.tree is not None:
         return _exact(evaluator.tree, n)
+    if completions is None:
+        completions = sample_reference(evaluator, _enough(evaluator, n))
+    return completions.best_of(n, evaluator.kl_coef)
+
+
+def sample_reference(evaluator: Evaluator, n: int) -> ReferenceCompletions:
+    """Samples `n` completions of the reference for each prompt of an evaluation."""
     reference = reference_policy(evaluator.env)
-    kept: dict[str, list[float]] = {"objective": [], "score": [], "gold_score": []}
-    kl = np.log(n) - (n - 1) / n
-    for size, seed in evaluator.batches():
-        generator = new_generator(reference.device, seed)
-        starts = sample_prompts(get_mdp(evaluator.env), size * n, n, generator)
-        columns: dict[str, list[Tensor]] = {name: [] for name in kept}
-        for first in range(0, len(starts), CHUNK):
-            start = starts[first : first + CHUNK]
-            rollout = collect(evaluator.env, reference, generator=generator, values=False, start=start)
-            # without the KL in the rewards: a policy fitted to a table is close to the reference, not equal
-            objective = rollout.rewards.sum(dim=1) + evaluator.kl_coef * (rollout.kl - kl)
-            columns["objective"].append(torch.where(rollout.valid, objective, -torch.inf))  # skipped: never the best
-            columns["score"].append(rollout.scores)
-            if rollout.gold_scores is not None:
-                columns["gold_score"].append(rollout.gold_scores)
-        sampled = {name: torch.cat(chunks).view(size, n) for name, chunks in columns.items() if chunks}
-        best = sampled["objective"].argmax(dim=1, keepdim=True)
-        found = sampled["objective"].isfinite().any(dim=1)  # False where all n are skipped
-        for name, values in sampled.items():
-            kept[name] += values.gather(1, best).squeeze(1)[found].tolist()
-    check_enough(len(kept["score"]), f"best of {n}", evaluator.env)
-    return {name: float(np.mean(values)) for name, values in kept.items() if values} | {"kl": float(kl)}
+    completions = ReferenceCompletions.sample(evaluator.env, reference, evaluator.prompts, n)
+    check_enough(int(completions.valid.sum()), "the reference", evaluator.env)
+    return completions
 
 
 def best_of_n_log_probs(tree: Tree, n: int) -> NDArray[np.float64]:

@@ -34,7 +34,7 @@ from experiments.saved_run import EvaluateConfig, SampleConfig, evaluate, sample
 from experiments.settings_flags import asked_agents, registry_of
 from experiments.stable_baselines import StableBaselines
 from experiments.stopping import stops_at_once
-from experiments.trial import make_environment, prepare, run_trial
+from experiments.trial import make_environments, prepare, run_trial
 from experiments.verify import VerifyConfig, verify_losses
 from textenv.data import printable
 
@@ -54,12 +54,12 @@ def train(config: TrialConfig) -> Path:
 
 def _train(config: TrialConfig, wrap: Wrap | None = None) -> Path:
     name = f"{short_name(config.agent)}-{config.env.split('/')[-1]}-seed-{config.seed}"
-    env = make_environment(config)
+    environments = make_environments(config)
     with (
         opened(config, name) as folder,
         progress_bar(total=config.total_timesteps, unit="tok", unit_scale=True, disable=rank() > 0) as bar,
     ):
-        prepare(config, env, folder, [config])  # the trial loads its own policy
+        prepare(config, environments, folder, [config])  # the trial loads its own policy
 
         def progress(tokens: int) -> None:
             bar.update(min(tokens, bar.total - bar.n))

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from agents import files
 from agents.files import JsonObject
+from agents.policy import TransformerPolicy
 from experiments.agent_classes import (
     AGENTS,
     METAVAR,
@@ -32,17 +33,19 @@ from experiments.agent_classes import (
     trained_agents,
 )
 from experiments.baselines import best_of_n, random_policy
+from experiments.checkpoints import BASELINES
 from experiments.config import SHARED_FLAGS, AgentFlags, TrialConfig
 from experiments.console import escape_logs_and_warnings, plain_console, progress_bar
 from experiments.errors import FlagError, Unfinished
-from experiments.evaluation import sample_completions
+from experiments.evaluation import Evaluator, sample_completions
+from experiments.held_out import Environments
 from experiments.launch import STOP_SECONDS, Call, Ended, Failure, Progress, Report, run_in_workers, run_on_ray
 from experiments.lock import locked
 from experiments.opening import INITIAL, opened
 from experiments.report import Summaries, report
 from experiments.stopping import stops_later
-from experiments.trial import make_environment, prepare, run_trial, sample_prompt_indices
-from textenv import EnvLike
+from experiments.summary import read_baselines
+from experiments.trial import make_environments, prepare, run_trial, sample_prompt_indices
 from textenv.data import printable
 
 ERROR = "error.txt"
@@ -61,6 +64,9 @@ class CompareConfig(AgentFlags):
     )
     """Agents to compare: of this project, of Stable-Baselines3, module:Class, an agent of your own; or random, which is
     not trained. The reference and best-of-n are in every comparison."""
+    optimum_completions: int = 512
+    """Where the task is too large to enumerate: completions of the reference for each prompt, from which the optimum J*
+    is estimated before the training, and best-of-n; 0: J* is not known."""
     best_of_n: int = 16
     """n of the baseline best-of-n: of n completions of the reference it keeps the one with the largest reward."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -110,16 +116,16 @@ def compare(config: CompareConfig) -> Path:
     if not config.trained_agents or not config.seeds:
         raise FlagError(f"compare needs one of --seeds, and one of --agents that is trained: {', '.join(AGENTS)}.")
     trials = config.trials()
-    env = make_environment(config)
+    environments = make_environments(config)
     with opened(config, f"compare-{config.env.split('/')[-1]}") as folder:
-        _compare(config, trials, env, folder)
+        _compare(config, trials, environments, folder)
     return folder
 
 
-def _compare(config: CompareConfig, trials: list[TrialConfig], env: EnvLike, folder: Path) -> None:
+def _compare(config: CompareConfig, trials: list[TrialConfig], environments: Environments, folder: Path) -> None:
     console = plain_console(width=None if sys.stdout.isatty() else 120)
     console.print("making the initial policy, which equals the reference ...")
-    evaluator, policy = prepare(config, env, folder, trials)
+    evaluator, policy = prepare(config, environments, folder, trials, config.best_of_n)
     console.print(f"{config.env}: {', '.join(config.agents)} x seeds {config.seeds}, to {folder}")
     started = time.monotonic()
     if (solution := evaluator.solution) is not None:
@@ -135,9 +141,7 @@ def _compare(config: CompareConfig, trials: list[TrialConfig], env: EnvLike, fol
     }
     by_agent = {name: summaries for name, summaries in by_agent.items() if summaries}
     if by_agent:
-        untrained = {f"best of {config.best_of_n}": best_of_n(evaluator, config.best_of_n)}
-        if "random" in config.agents:
-            untrained["random"] = evaluator.measure(random_policy(policy))
+        untrained = _untrained(config, evaluator, policy, read_baselines(folder / INITIAL / BASELINES))
         before = sample_completions(evaluator.env, policy, sample_prompt_indices(evaluator.env))
         report(folder, by_agent, untrained, before, console)
         console.print(
@@ -145,6 +149,22 @@ def _compare(config: CompareConfig, trials: list[TrialConfig], env: EnvLike, fol
         )
     if failed := [f"{_name(t)}: {end.failure.text}" for t, end in zip(trials, ended, strict=True) if end.failure]:
         raise Unfinished(f"{len(failed)} of {len(trials)} trials failed. {' '.join(failed)}")
+
+
+def _untrained(
+    config: CompareConfig, evaluator: Evaluator, policy: TransformerPolicy, baselines: JsonObject
+) -> dict[str, JsonObject]:
+    """What is measured of the policies that are not trained, without the reference, by name."""
+    n, kept = config.best_of_n, baselines["best_of_n"]
+    if kept is None or kept["n"] != n:  # another n when the run began
+        kept = best_of_n(evaluator, n)
+    found = {f"best of {n}": kept}
+    if "random" in config.agents:
+        found["random"] = evaluator.measure(random_policy(policy))
+    if evaluator.held_out is not None:
+        others = _untrained(config, evaluator.held_out, policy, baselines["held_out"])
+        found = {name: measured | {"held_out": others[name]} for name, measured in found.items()}
+    return found
 
 
 def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path) -> list[Ended]:

@@ -12,6 +12,7 @@ import torch
 import textenv.rewards
 from agents import files
 from experiments.errors import FlagError
+from experiments.held_out import Environments, split, with_eval_prompts
 from experiments.named_code import import_named, import_registrations
 from experiments.task_arguments import check_flags_of_task, check_task_arguments
 from textenv import get_mdp
@@ -23,7 +24,8 @@ from textenv.shaping import missing_eos_penalty
 REWARDS = {"vader": "textenv.rewards.lexicon:vader"}  # a new reward with a name is one entry here
 # flags of Text-v0 and Sentiment-v0, whose prompts are texts
 OF_TEXTS = (
-    "model", "prompts", "reward", "reward_weights", "gold_reward", "special_tokens_in_prompts", "chat_template_kwargs",
+    "model", "prompts", "eval_prompts", "reward", "reward_weights", "gold_reward", "special_tokens_in_prompts",
+    "chat_template_kwargs",
 )  # fmt: skip
 
 
@@ -39,6 +41,11 @@ class EnvFlags:
     prompts: str | None = None
     """Text-v0, Sentiment-v0: file of prompts, .txt (one prompt a line), .jsonl, .ndjson, .json, .csv or .parquet (field
     "prompt")."""
+    eval_prompts: str | None = None
+    """Text-v0, Sentiment-v0: file of prompts as in --prompts that are not trained on: policies are measured on them
+    too."""
+    held_out: float = 0.0
+    """Share of the task's prompts that are not trained on: policies are measured on them too."""
     reward: list[str] | None = None
     """Text-v0, Sentiment-v0: one or more of "vader"; module:function with TRL's signature; path or hub id of a sequence
     classifier, followed by #LABEL if it has several labels."""
@@ -86,8 +93,26 @@ class EnvFlags:
     """Attention of the policy and of a language model as reference, by its name in transformers: sdpa, eager,
     flash_attention_2, ...; by default transformers chooses."""
 
+    def make_environments(self) -> Environments:
+        """Returns the environments that the flags name: `make_env`, without the prompts that are held out, and theirs.
+
+        Raises:
+            FlagError: flags that are invalid or contradict each other, or nothing is left on one side.
+        """
+        if self.held_out and self.eval_prompts is not None:
+            raise FlagError(
+                "--held-out and --eval-prompts both name prompts that are not trained on: give one of them."
+            )
+        env = self.make_env()
+        try:
+            if self.eval_prompts is not None:
+                return with_eval_prompts(env, self.eval_prompts)
+            return split(env, self.held_out) if self.held_out else Environments(env, None, env)
+        except ValueError as error:
+            raise FlagError(f"{self.env}: {error}") from error
+
     def make_env(self) -> Any:
-        """Returns the batched environment that the flags name, its reference on `device`.
+        """Returns the batched environment that the flags name, with all its prompts, its reference on `device`.
 
         Raises:
             FlagError: flags that are invalid or contradict each other.

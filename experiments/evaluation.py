@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect, new_generator
-from textenv import EnvLike, exact, get_mdp
+from experiments.errors import FlagError
+from experiments.held_out import Environments
+from experiments.reference_completions import Measured, ReferenceCompletions
+from textenv import EnvLike, TextState, exact, get_mdp
 from textenv.exact import Tree
 from textenv.references import CausalLMReference
 from textenv.rewards import RewardError
 
 EVAL_SEED = 12_345  # the same prompts and random numbers for every policy that is compared
 EVAL_BATCH = 64
+# what the trials of a run share
+BASELINE_NAMES = (
+    *("reference", "reference_score", "reference_gold_score", "optimum", "reference_stderr", "optimum_stderr"),
+    *("optimum_covariance", "optimum_low", "optimum_high", "optimum_upper", "optimum_prompts", "optimum_completions"),
+    *("least_effective_sample_size", "median_effective_sample_size"),
+)
 
 
-Measured = dict[str, float]  # objective, score, kl, gold_score where there is one, and their standard errors
 Completions = list[JsonObject]  # prompt, completion, score, kl, and gold_score; None where a reward failed
 
 
@@ -35,19 +44,25 @@ class Evaluator:
         env: the environment.
         episodes: completions per evaluation, where it samples.
         solution: the exact optimum, or None where the task is too large to enumerate.
+        num_prompts: where it samples, the largest number of prompts, spread evenly over the environment's.
+        held_out: measures on prompts that are not trained on; None where there are none.
     """
 
     env: Any
     episodes: int
     solution: exact.Solution | None
+    num_prompts: int = 10**9
+    held_out: Evaluator | None = None
 
     @classmethod
-    def for_env(cls, env: EnvLike, episodes: int, max_completions: int = 100_000) -> Evaluator:
+    def for_env(
+        cls, env: EnvLike, episodes: int, max_completions: int = 100_000, num_prompts: int = 10**9
+    ) -> Evaluator:
         """An evaluator that is exact if the task has at most `max_completions` completions, and samples otherwise."""
         try:
-            return cls(env, episodes, exact.solve(env, max_completions))
+            return cls(env, episodes, exact.solve(env, max_completions), num_prompts)
         except exact.TreeTooLarge:
-            return cls(env, episodes, None)
+            return cls(env, episodes, None, num_prompts)
 
     @property
     def tree(self) -> Tree | None:
@@ -72,6 +87,7 @@ class Evaluator:
         rollouts = [rollout.scored() for rollout in sampled]
         check_enough(count := sum(map(len, rollouts)), "an evaluation", self.env)
         skipped = sum(map(len, sampled)) - count
+        prompt = np.concatenate([r.prompt.cpu().numpy() for r in rollouts])
         columns = {
             "objective": np.concatenate([r.rewards.double().sum(dim=1).cpu().numpy() for r in rollouts]),
             "score": np.concatenate([r.scores.double().cpu().numpy() for r in rollouts]),
@@ -81,7 +97,7 @@ class Evaluator:
         if gold:
             columns["gold_score"] = np.concatenate(gold)
         means = {name: float(values.mean()) for name, values in columns.items()}
-        errors = {f"{name}_stderr": float(x.std(ddof=1) / np.sqrt(len(x))) for name, x in columns.items()}
+        errors = {f"{name}_stderr": _standard_error(values, prompt) for name, values in columns.items()}
         return means | errors | ({"skipped": float(skipped)} if skipped else {})
 
     def costliest_states(self, policy: TransformerPolicy, count: int = 10) -> list[JsonObject]:
@@ -104,33 +120,107 @@ class Evaluator:
     def rollouts(self, policy: TransformerPolicy) -> list[Rollout]:
         """Samples at least `episodes` completions in batches; every call uses the same prompts."""
         return [
-            collect(self.env, policy, size, generator=new_generator(policy.device, seed), values=False)
-            for size, seed in self.batches()
+            collect(self.env, policy, generator=new_generator(policy.device, seed), values=False, start=start)
+            for start, seed in self.batches()
         ]
 
-    def batches(self) -> list[tuple[int, int]]:
-        """Size and seed of each batch of an evaluation; a batch's generator draws its prompts first."""
-        size = min(self.episodes, EVAL_BATCH)
-        return [(size, EVAL_SEED + i) for i in range(-(-self.episodes // size))]
+    @property
+    def prompts(self) -> list[int]:
+        """Where it samples: the indices of the prompts of an evaluation, spread evenly over the environment's."""
+        total = len(self.env.unwrapped.prompts)
+        count = min(total, self.num_prompts, self.episodes)
+        return [int(i) for i in np.linspace(0, total, count, endpoint=False)]
 
-    def baselines(self) -> dict[str, float | None]:
-        """The reference's objective and scores, and the optimum's objective where it is known."""
+    def batches(self) -> Iterator[tuple[TextState, int]]:
+        """Yields the initial states and the seed of each batch of an evaluation: equally many of each prompt."""
+        mdp, prompts = get_mdp(self.env), self.prompts
+        rows = np.repeat(prompts, -(-self.episodes // len(prompts)))
+        for i, first in enumerate(range(0, len(rows), EVAL_BATCH)):
+            batch = rows[first : first + EVAL_BATCH]
+            start = mdp.empty_state(len(batch))
+            mdp.reset_rows(start, np.arange(len(batch)), batch)
+            yield start, EVAL_SEED + i
+
+    def baselines(self, completions: ReferenceCompletions | None = None) -> dict[str, float | None]:
+        """J and scores of the reference, and J*: exact, or estimated from completions of the reference.
+
+        Args:
+            completions: where the task is not enumerated; without them J* is None, and the reference is evaluated as a
+                policy is.
+
+        Returns:
+            The numbers by the names of `BASELINE_NAMES`, None where there is none: those of the estimate where J* is
+            exact, or not known.
+        """
+        baselines: dict[str, float | None] = dict.fromkeys(BASELINE_NAMES)
         if self.solution is not None:
             tree = self.solution.tree
             known = exact.evaluate_log_probs(tree, tree.ref_log_probs)
-            return {
+            return baselines | {
                 "reference": known.objective,
                 "reference_score": known.score,
                 "reference_gold_score": known.gold_score,
                 "optimum": self.solution.objective,
             }
-        measured = self.measure(reference_policy(self.env))
-        return {
+        measured = self.measure(reference_policy(self.env)) if completions is None else completions.reference()
+        baselines |= {
             "reference": measured["objective"],
             "reference_score": measured["score"],
             "reference_gold_score": measured.get("gold_score"),
-            "optimum": None,
+            "reference_stderr": measured["objective_stderr"],
         }
+        if completions is None:
+            return baselines
+        estimate = completions.optimum(self.kl_coef, exact.largest_reward(self.env))
+        return baselines | {
+            "optimum": estimate.objective,
+            "optimum_stderr": estimate.stderr,
+            "optimum_covariance": estimate.covariance,
+            "optimum_low": estimate.interval[0],
+            "optimum_high": estimate.interval[1],
+            "optimum_upper": estimate.upper if math.isfinite(estimate.upper) else None,
+            "optimum_prompts": float(len(completions.prompts)),
+            "optimum_completions": float(completions.rewards.shape[1]),
+            "least_effective_sample_size": float(estimate.effective_sample_size.min()),
+            "median_effective_sample_size": float(np.median(estimate.effective_sample_size)),
+        }
+
+
+class EvaluationFlags(Protocol):
+    """The flags of evaluations, of the command line."""
+
+    eval_episodes: int
+    optimum_completions: int
+    optimum_prompts: int
+
+
+def make_evaluator(flags: EvaluationFlags, environments: Environments) -> Evaluator:
+    """Returns what measures policies as the flags say, on the prompts of the training and on those held out.
+
+    Raises:
+        FlagError: J* cannot be estimated, since beta is 0.
+    """
+    num_prompts = flags.optimum_prompts if flags.optimum_completions else flags.eval_episodes
+    evaluator = Evaluator.for_env(environments.train, flags.eval_episodes, num_prompts=num_prompts)
+    if environments.held_out is not None:
+        evaluator.held_out = Evaluator.for_env(environments.held_out, flags.eval_episodes, num_prompts=num_prompts)
+    if flags.optimum_completions and evaluator.tree is None and evaluator.kl_coef == 0:
+        raise FlagError(
+            "--optimum-completions must be 0 where beta, kl_coef, is 0: J* is then the largest reward there is; got "
+            f"{flags.optimum_completions}."
+        )
+    return evaluator
+
+
+def _standard_error(values: NDArray[np.float64], prompt: NDArray[np.int64]) -> float:
+    """The standard error of a mean over completions, whose prompts are given.
+
+    Over completions alone where each prompt has two or more; else of prompts that are drawn too.
+    """
+    groups = [values[prompt == each] for each in np.unique(prompt)]
+    if min(map(len, groups)) < 2:
+        return float(values.std(ddof=1) / np.sqrt(len(values)))
+    return float(np.sqrt(sum(len(group) * group.var(ddof=1) for group in groups)) / len(values))
 
 
 def reference_policy(env: EnvLike) -> TransformerPolicy:
@@ -139,32 +229,6 @@ def reference_policy(env: EnvLike) -> TransformerPolicy:
     if isinstance(mdp.reference, CausalLMReference) and mdp.reference.adapter is None:
         return TransformerPolicy(mdp.reference.model, vocab_size=mdp.vocab_size)
     return TransformerPolicy.for_env(env)
-
-
-def normalized_objective(objective: float, baselines: dict[str, float | None]) -> float | None:
-    """(J - J_ref) / (J* - J_ref): 0 at the reference, 1 at the optimum.
-
-    None where the optimum is not known, or equals the reference's objective.
-    """
-    reference, optimum = baselines["reference"], baselines["optimum"]
-    if reference is None or optimum is None:
-        return None
-    share = exact.normalized_objective(objective, reference, optimum)
-    return None if math.isnan(share) else share
-
-
-def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: dict[str, float | None]) -> float | None:
-    """Number of tokens at which the normalized objective first reaches `share`.
-
-    It is interpolated linearly between evaluations. None where `share` is never reached, or the optimum is not known.
-    """
-    evaluations = [row for row in rows if "eval/objective" in row]
-    tokens = [row["num_timesteps"] for row in evaluations]
-    shares = [normalized_objective(row["eval/objective"], baselines) or 0.0 for row in evaluations]
-    for i, reached in enumerate(shares):
-        if reached >= share:
-            return float(np.interp(share, shares[max(0, i - 1) : i + 1], tokens[max(0, i - 1) : i + 1]))
-    return None
 
 
 def check_enough(count: int, where: str, env: EnvLike) -> None:

@@ -61,7 +61,7 @@ def surroundings(device: str = "cpu") -> JsonObject:
 def _sources(config: DataclassInstance) -> Iterator[tuple[str, str | None]]:
     if (env := getattr(config, "env", None)) is not None:
         yield from _env(env)
-    for name in ("prompts", "pairs"):
+    for name in ("prompts", "eval_prompts", "pairs"):
         if (path := getattr(config, name, None)) is not None:
             yield from _files(name, Path(path), "**/*")
     if (model := getattr(config, "model", None)) is not None:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from agents import files
 from agents.files import JsonObject
 from experiments.console import plain_console, score_text
-from experiments.evaluation import Measured, normalized_objective
-from experiments.metrics_file import Row, describe_gaps, find_gaps, read_metrics
+from experiments.curves import curves
+from experiments.metrics_file import describe_gaps
+from experiments.share import normalized_objective, normalized_objective_stderr
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 from textenv.data import printable
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 Summaries = dict[str, list[JsonObject]]
 FEW_SEEDS = 10  # with fewer, a nominal 95% interval covers clearly less
@@ -31,7 +27,7 @@ FEW_SEEDS = 10  # with fewer, a nominal 95% interval covers clearly less
 def report(
     folder: Path,
     summaries: Summaries,
-    untrained: dict[str, Measured],
+    untrained: Mapping[str, JsonObject],
     before: list[JsonObject],
     console: Console,
 ) -> None:
@@ -59,20 +55,21 @@ def report(
     tables = [results_table(summaries, baselines, untrained), samples_table(summaries, before, folder)]
     if len(summaries) > 1:
         tables.insert(1, differences_table(summaries))
-    lost = [
+    sentences = [
         f"{name}, seed {trial['seed']}: {describe_gaps(trial['gaps'])}."
         for name, trials in summaries.items()
         for trial in trials
         if trial["gaps"]
     ]
+    sentences += describe_optimum(baselines)
     text = io.StringIO()
     for printer in (console, plain_console(width=120, file=text)):
-        for part in (*tables, *lost):
+        for part in (*tables, *sentences):
             printer.print(part)
     files.write_text(folder / "report.txt", text.getvalue())
 
 
-def results_table(summaries: Summaries, baselines: JsonObject, untrained: dict[str, Measured]) -> Table:
+def results_table(summaries: Summaries, baselines: JsonObject, untrained: Mapping[str, JsonObject]) -> Table:
     """One row per agent: interquartile means over seeds with 95% bootstrap intervals; baselines are above them."""
     counts = sorted({len(trials) for trials in summaries.values()})
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]  # some trials may have failed
@@ -80,27 +77,84 @@ def results_table(summaries: Summaries, baselines: JsonObject, untrained: dict[s
         title=f"interquartile mean over {seeds} seeds [95% bootstrap interval]", caption=_few_seeds_caption(summaries)
     )
     known = normalized_objective(baselines["reference"], baselines) is not None
-    gold = baselines.get("reference_gold_score")
+    gold, others = baselines.get("reference_gold_score"), baselines.get("held_out")
     shown = {"objective": "objective J", "score": "score", "gold_score": "gold score", "kl": "KL to reference"}
     if gold is None:
         del shown["gold_score"]
-    after = [*(["share of the way", "tokens to 90%"] if known else []), "tokens/s"]
-    for column in ("", *shown.values(), *after):
+    after = ["share of the way", "tokens to 90%"] if known else []
+    held_out = ["J, held out", *(["share, held out"] if known else [])] if others else []
+    for column in ("", *shown.values(), *after, *held_out, "tokens/s"):
         table.add_column(column, justify="left" if not column else "right")
 
-    reference = {"objective": baselines["reference"], "score": baselines["reference_score"], "gold_score": gold}
-    for name, measured in ({"reference": reference | {"kl": 0.0}} | untrained).items():
-        share = [f"{normalized_objective(measured['objective'], baselines):.1%}"] if known else []
-        table.add_row(name, *(f"{measured[key]:.3f}" for key in shown), *share)
+    def add(name: str, cells: Sequence[str], way: Sequence[str], of_others: Sequence[str], *rest: str) -> None:
+        table.add_row(name, *cells, *(way if known else ()), *(of_others[: len(held_out)]), *rest)
+
+    for name, measured in ({"reference": _reference(baselines)} | dict(untrained)).items():
+        other = measured.get("held_out")
+        of_others = [f"{other['objective']:.3f}", _untrained_share(other, others or {})] if other else []
+        add(name, [f"{measured[key]:.3f}" for key in shown], [_untrained_share(measured, baselines), ""], of_others)
     table.add_section()
     for name, trials in summaries.items():
-        row = _row(trials)
-        share = [f"{row['normalized_objective'].value:.1%}", _tokens_to_90(trials)] if known else []
-        table.add_row(name, *(str(row[key]) for key in shown), *share, f"{row['tokens_per_second'].value:.0f}")
+        row, of_others = _row(trials), []
+        if others:
+            theirs = [trial["held_out"] for trial in trials]
+            of_others = [str(_row(theirs)["objective"]), _share(theirs, others)]
+        way = [_share(trials, baselines), _tokens_to_90(trials)]
+        add(name, [str(row[key]) for key in shown], way, of_others, f"{row['tokens_per_second'].value:.0f}")
     if known:
         table.add_section()
-        table.add_row("exact optimum", f"{baselines['optimum']:.3f}", *([""] * (len(shown) - 1)), "100.0%")
+        name = "exact optimum" if baselines.get("optimum_stderr") is None else "optimum, estimated"
+        add(name, [_optimum(baselines), *[""] * (len(shown) - 1)], ["100.0%", ""], [_optimum(others or {}), "100.0%"])
     return table
+
+
+def _reference(baselines: JsonObject) -> JsonObject:
+    """The numbers of the reference by the names of what is measured of a policy."""
+    names = {"objective": "reference", "score": "reference_score", "gold_score": "reference_gold_score"}
+    others = baselines.get("held_out")
+    numbers = {name: baselines[baseline] for name, baseline in names.items()} | {"kl": 0.0}
+    return numbers | {"held_out": others and _reference(others)}
+
+
+def _optimum(baselines: JsonObject) -> str:
+    if (optimum := baselines.get("optimum")) is None:
+        return ""
+    stderr = baselines.get("optimum_stderr")
+    return f"{optimum:.3f}" + ("" if stderr is None else f" ± {stderr:.3f}")
+
+
+def _untrained_share(measured: JsonObject, baselines: JsonObject) -> str:
+    share = normalized_objective(measured["objective"], baselines)
+    return "" if share is None else f"{share:.1%}"
+
+
+def _share(trials: Sequence[JsonObject], baselines: JsonObject) -> str:
+    """The share of the way over seeds with its bootstrap interval; behind it, where J* is estimated, ± its error."""
+    share = _row(trials).get("normalized_objective")
+    if share is None:
+        return ""
+    errors = [trial["objective_stderr"] for trial in trials if "objective_stderr" in trial]
+    stderr = normalized_objective_stderr(share.value, float(np.linalg.norm(errors)) / len(trials), baselines)
+    text = f"{share.value:.1%}"
+    if share.low is not None:
+        text += f" [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    return text if stderr is None or not errors else f"{text} ± {100 * stderr:.1f}"
+
+
+def describe_optimum(baselines: JsonObject) -> list[str]:
+    """Sentences about an estimate of J*; none where it is exact or not known."""
+    if baselines.get("optimum_stderr") is None:
+        return []
+    upper = baselines["optimum_upper"]
+    text = (
+        f"J* is estimated from {baselines['optimum_completions']:.0f} completions of the reference for each of "
+        f"{baselines['optimum_prompts']:.0f} prompts: 95% interval [{baselines['optimum_low']:.3f}, "
+        f"{baselines['optimum_high']:.3f}]{'' if upper is None else f', stochastic upper bound {upper:.3f}'}; "
+        f"effective sample size of a prompt {baselines['least_effective_sample_size']:.1f} (least), "
+        f"{baselines['median_effective_sample_size']:.1f} (median). It is too low rather than too high, so shares are "
+        "too high rather than too low. Behind ± is a share's standard error: of J*, the reference and the evaluations."
+    )
+    return [text]
 
 
 def _tokens_to_90(trials: list[JsonObject]) -> str:
@@ -148,92 +202,10 @@ def samples_table(summaries: Summaries, before: list[JsonObject], folder: Path) 
     return table
 
 
-def curves(folder: Path, summaries: Summaries, baselines: JsonObject, untrained: dict[str, Measured]) -> None:
-    """Draws `curves.png`: objective and KL against tokens; score (and gold score) against KL.
-
-    Against tokens: a line is an agent's mean over seeds, its band goes from the lowest seed to the highest. It has a
-    gap where a seed's rows were lost.
-    """
-    gold = baselines.get("reference_gold_score") is not None
-    shape, size = ((2, 2), (11, 8)) if gold else ((1, 3), (15, 4.2))
-    figure, grid = plt.subplots(*shape, figsize=size, layout="constrained")
-    axes = grid.flatten()
-    against_kl = {"score": axes[2], "gold_score": axes[3]} if gold else {"score": axes[2]}
-    for name, trials in summaries.items():
-        logged = [Logged.read(folder / name / f"seed-{trial['seed']}", trial) for trial in trials]
-        tokens = np.linspace(0, max(trial["num_timesteps"] for trial in trials), 60)
-        lines = {
-            metric: np.array([each.over_tokens(metric, tokens) for each in logged])
-            for metric in ("objective", "kl", *against_kl)
-        }
-        for axis, metric in zip(axes, ("objective", "kl"), strict=False):
-            (line,) = axis.plot(tokens, lines[metric].mean(axis=0), label=name)
-            low, high = lines[metric].min(axis=0), lines[metric].max(axis=0)
-            axis.fill_between(tokens, low, high, color=line.get_color(), alpha=0.2, lw=0)
-        dot: dict[str, Any] = {"color": line.get_color(), "ms": 4}
-        for metric, axis in against_kl.items():
-            axis.plot(lines["kl"].T, lines[metric].T, color=line.get_color(), alpha=0.35, lw=1)
-            axis.plot([trial["kl"] for trial in trials], [trial[metric] for trial in trials], "o", **dot)
-    axes[0].axhline(baselines["reference"], color="gray", ls=":", label="reference")
-    if baselines["optimum"] is not None:
-        axes[0].axhline(baselines["optimum"], color="black", ls="--", label="exact optimum")
-    for name, measured in untrained.items():
-        if name == "random":  # it is far below, and would compress all other curves
-            continue
-        axes[0].axhline(measured["objective"], color="gray", ls="-.", label=name)
-        for metric, axis in against_kl.items():
-            axis.plot(measured["kl"], measured[metric], "*", color="gray", ms=9)
-    kl = "KL(pi || pi_ref) over whole completions, nats"
-    axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
-    axes[1].set(xlabel="tokens", ylabel=kl, ylim=(0, None))
-    axes[2].set(xlabel=kl, ylabel="score", xlim=(0, None), title="one line per seed, a dot at its end; star: best of n")
-    if gold:
-        axes[3].set(xlabel=kl, ylabel="gold score", xlim=(0, None), title="measured, not trained on")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    files.write_file(folder / "curves.png", lambda new: figure.savefig(new, format="png", dpi=110))
-    plt.close(figure)
-
-
-class Logged(NamedTuple):
-    """What a trial has logged: its rows, and the updates whose rows were lost."""
-
-    rows: list[Row]
-    gaps: list[list[int]]
-
-    @classmethod
-    def read(cls, folder: Path, summary: JsonObject) -> Logged:
-        """Reads `metrics.jsonl` of a trial that has finished."""
-        rows = read_metrics(folder)
-        return cls(rows, find_gaps(rows, summary["num_updates"]))
-
-    def over_tokens(self, metric: str, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-        """An evaluation metric at the given numbers of tokens, of the same shape.
-
-        It is interpolated linearly between evaluations, and nan where rows between them were lost.
-        """
-        line = np.full(len(tokens), np.nan)
-        evaluations = [row for row in self.rows if "eval/objective" in row]
-        if not evaluations:
-            return line
-        names = ("num_timesteps", f"eval/{metric}", "num_updates")
-        at, values, updates = (np.array([row[name] for row in evaluations], dtype=float) for name in names)
-        line[:] = np.interp(tokens, at, values)
-        bounds = np.array([-np.inf, *at, np.inf])
-        for first, _ in self.gaps:
-            before = np.searchsorted(updates, first)  # evaluations before the gap
-            line[(tokens > bounds[before]) & (tokens < bounds[before + 1])] = np.nan
-        return line
-
-
-def _row(trials: list[JsonObject]) -> JsonObject:
+def _row(trials: Sequence[JsonObject]) -> JsonObject:
     """Interquartile means over seeds of one agent's numbers."""
-    names: list[str] = [
-        name for name in ("objective", "score", "gold_score", "kl", "tokens_per_second") if name in trials[0]
-    ]
-    if trials[0]["normalized_objective"] is not None:
-        names.append("normalized_objective")
+    known = ("objective", "score", "gold_score", "kl", "tokens_per_second", "normalized_objective")
+    names = [name for name in known if trials[0].get(name) is not None]
     return {name: interquartile_mean([trial[name] for trial in trials]) for name in names}
 
 

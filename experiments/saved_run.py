@@ -7,7 +7,7 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -15,14 +15,17 @@ from agents import check_fit
 from agents.files import DamagedFile, JsonObject
 from agents.policy import TransformerPolicy
 from agents.sampling import new_generator
+from experiments.baselines import sample_reference
 from experiments.checkpoints import newest_checkpoint
 from experiments.config import TrainFlags
 from experiments.console import score_text
 from experiments.env_flags import check_device
 from experiments.errors import FlagError
-from experiments.evaluation import Evaluator, normalized_objective, sample_completions
+from experiments.evaluation import Evaluator, make_evaluator, sample_completions
+from experiments.held_out import Environments
 from experiments.ranges import check_flags
 from experiments.run_folder import CONFIG, read_config
+from experiments.share import normalized_objective, normalized_objective_stderr
 from experiments.task_arguments import is_own_task
 from textenv import get_mdp
 from textenv.data import printable
@@ -59,8 +62,8 @@ class RunFlags:
     def __post_init__(self) -> None:
         check_flags(self)
 
-    def load(self) -> tuple[Any, TransformerPolicy]:
-        """Returns the environment of the run, and its policy.
+    def load(self) -> tuple[Environments, TransformerPolicy]:
+        """Returns the environments of the run, and its policy.
 
         Raises:
             FlagError: see `settings_from_folder`; there is no checkpoint, or its policy does not fit the environment.
@@ -80,12 +83,12 @@ class RunFlags:
             raise
         except (ValueError, OSError) as error:
             raise FlagError(str(error)) from error
-        env = config.make_env()
+        environments = config.make_environments()
         try:
-            check_fit(policy, get_mdp(env))
+            check_fit(policy, get_mdp(environments.train))
         except ValueError as error:
             raise FlagError(f"The policy in {str(self.run)!r} does not fit the environment: {error}") from error
-        return env, policy.to(self.device)
+        return environments, policy.to(self.device)
 
 
 def settings_from_folder(flags: RunFlags) -> TrainFlags:
@@ -126,6 +129,12 @@ class EvaluateConfig(RunFlags):
 
     eval_episodes: int = 1024
     """Completions to sample where the task is too large to enumerate."""
+    optimum_completions: int = 512
+    """Where the task is too large to enumerate: completions of the reference for each prompt, from which the optimum J*
+    is estimated; 0: J* is not known."""
+    optimum_prompts: int = 16
+    """With --optimum-completions: the largest number of prompts, spread evenly over the task's, and those of the
+    evaluation."""
 
 
 @dataclass
@@ -141,24 +150,40 @@ class SampleConfig(RunFlags):
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Prints objective, score and KL of a trained policy, the baselines, and the states that cost most of J* - J."""
-    env, policy = config.load()
-    evaluator = Evaluator.for_env(env, config.eval_episodes)
-    measured = evaluator.measure(policy)
-    baselines = evaluator.baselines()
+    """Prints objective, score and KL of a trained policy, the baselines, and the states that cost most of J* - J.
+
+    With prompts that are not trained on, the same of these, under `held_out`.
+    """
+    environments, policy = config.load()
+    evaluator = make_evaluator(config, environments)
+    content = _measured(config, evaluator, policy)
+    if evaluator.held_out is not None:
+        content["held_out"] = _measured(config, evaluator.held_out, policy)
+    print(json.dumps(content, indent=2))
+
+
+def _measured(config: EvaluateConfig, evaluator: Evaluator, policy: TransformerPolicy) -> JsonObject:
+    measured, estimated = evaluator.measure(policy), evaluator.tree is None and config.optimum_completions
+    completions = sample_reference(evaluator, config.optimum_completions) if estimated else None
+    baselines = evaluator.baselines(completions)
     share = normalized_objective(measured["objective"], baselines)
-    content: JsonObject = measured | {"normalized_objective": share, "baselines": baselines}
+    content: JsonObject = measured | {
+        "normalized_objective": share,
+        "normalized_objective_stderr": normalized_objective_stderr(share, measured.get("objective_stderr"), baselines),
+        "baselines": baselines,
+    }
     if baselines["optimum"] is not None:
         content["gap_to_optimum"] = baselines["optimum"] - measured["objective"]
     if costs := evaluator.costliest_states(policy):
         content["costliest_states"] = costs
-    print(json.dumps(content, indent=2))
+    return content
 
 
 def sample(config: SampleConfig) -> None:
     """Prints completions of a trained policy."""
-    env, policy = config.load()
-    prompts: list[str] | list[int] = config.prompt or list(range(min(3, len(env.unwrapped.prompts))))
+    environments, policy = config.load()
+    env = environments.train
+    prompts: list[str] | list[int] = config.prompt or list(range(min(3, len(get_mdp(env).prompts.texts))))
     generator = new_generator(policy.device, config.seed)
     rows = (prompt for prompt in prompts for _ in range(config.num))
     while batch := list(itertools.islice(rows, SAMPLE_BATCH)):

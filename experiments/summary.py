@@ -8,6 +8,7 @@ from pathlib import Path
 from agents import files
 from agents.files import JsonObject
 from experiments.checkpoints import newest_checkpoint
+from experiments.evaluation import BASELINE_NAMES
 from experiments.metrics_file import METRICS_FILE
 from textenv.data import printable
 
@@ -29,12 +30,9 @@ SUMMARY_TYPES = {
     "completions": list,
     "metrics": dict,
 }
-BASELINE_TYPES = {
-    "reference": float,
-    "reference_score": float,
-    "reference_gold_score": float | None,
-    "optimum": float | None,
-}
+ADDED = {"normalized_objective_stderr": float | None, "held_out": dict | None}  # None where a summary lacks them
+BASELINE_TYPES = {**dict.fromkeys(BASELINE_NAMES, float | None), "reference": float, "reference_score": float}
+ADDED_BASELINES = {"held_out": dict | None, "best_of_n": dict | None}
 
 
 def write_summary(folder: Path, summary: JsonObject) -> None:
@@ -56,9 +54,9 @@ def read_summary(folder: Path) -> JsonObject | None:
     if not path.exists():
         return None
     try:
-        summary = files.read_json(path)
-        files.check_types(path, summary, SUMMARY_TYPES)
-        check_baselines(path, summary["baselines"])
+        summary: JsonObject = {**dict.fromkeys(ADDED), **files.read_json(path)}
+        files.check_types(path, summary, {**SUMMARY_TYPES, **ADDED})
+        summary["baselines"] = checked_baselines(path, summary["baselines"])
         for row in summary["completions"]:
             files.check_types(path, {"completions": row}, {"completions": dict})
             files.check_types(path, row, {"completion": str, "score": float | None})
@@ -80,20 +78,29 @@ def _same(path: Path, described: JsonObject) -> bool:
     return path.exists() and bool(files.describe(path) == described)
 
 
-def read_baselines(path: Path) -> dict[str, float | None]:
+def read_baselines(path: Path) -> JsonObject:
     """Reads `baselines.json`.
 
     Raises:
         DamagedFile: it was cut off or changed.
     """
     try:
-        baselines = files.read_json(path)
-        check_baselines(path, baselines)
+        return checked_baselines(path, files.read_json(path))
     except files.DamagedFile as error:
         raise files.DamagedFile(f"{error} Remove it, and resume: they are measured again.") from error
+
+
+def checked_baselines(path: Path, baselines: JsonObject) -> JsonObject:
+    """Returns baselines, None for those that an earlier version did not have.
+
+    Raises:
+        DamagedFile: a baseline is missing, or has another type than its own.
+    """
+    types = {**BASELINE_TYPES, **ADDED_BASELINES}
+    baselines = {**dict.fromkeys(types), **baselines}
+    files.check_types(path, baselines, types)
+    if baselines["best_of_n"] is not None:
+        files.check_types(path, baselines["best_of_n"], {"n": int, "objective": float, "score": float, "kl": float})
+    if baselines["held_out"] is not None:
+        baselines["held_out"] = checked_baselines(path, baselines["held_out"])
     return baselines
-
-
-def check_baselines(path: Path, baselines: JsonObject) -> None:
-    """Raises a DamagedFile unless baselines have their names and are numbers."""
-    files.check_types(path, baselines, BASELINE_TYPES)

@@ -17,17 +17,20 @@ from agents.files import JsonObject
 from agents.policy import TransformerPolicy, check_compiler
 from agents.training import rank, run_on_rank0
 from experiments.agent_classes import find_agent
-from experiments.checkpoints import BASELINES, Checkpoint, checkpoint_to_resume
+from experiments.baselines import measure_baselines
+from experiments.checkpoints import Checkpoint, checkpoint_to_resume
 from experiments.config import AgentFlags, TrialConfig
 from experiments.env_flags import set_attention
 from experiments.errors import FlagError
-from experiments.evaluation import Evaluator, normalized_objective, sample_completions, tokens_to_reach
+from experiments.evaluation import Evaluator, make_evaluator, sample_completions
+from experiments.held_out import Environments
 from experiments.launch import Wrap
 from experiments.opening import INITIAL
 from experiments.run_folder import CONFIG, write_config
+from experiments.share import normalized_objective, normalized_objective_stderr, tokens_to_reach
 from experiments.stable_baselines import StableBaselines
 from experiments.stopping import stops_later
-from experiments.summary import read_baselines, read_summary, write_summary
+from experiments.summary import read_summary, write_summary
 from experiments.trial_log import TrialLog
 from experiments.wandb_login import check_login
 from textenv import EnvLike
@@ -37,16 +40,16 @@ from textenv.rewards import RewardError
 NUM_SAMPLE_PROMPTS = 6
 
 
-def make_environment(config: AgentFlags) -> Any:
-    """Sets the precision of float32 matrix products for this OS process, and returns the environment of the flags.
+def make_environments(config: AgentFlags) -> Environments:
+    """Sets the precision of float32 matrix products for this OS process, and returns the environments of the flags.
 
     The flags get their default step size, which depends on the environment.
     """
     if config.float32_matmul_precision is not None:
         torch.set_float32_matmul_precision(config.float32_matmul_precision)
-    env = config.make_env()
-    config.resolve_learning_rate(env)
-    return env
+    environments = config.make_environments()
+    config.resolve_learning_rate(environments.train)
+    return environments
 
 
 def initial_policy(config: AgentFlags, env: EnvLike, folder: Path) -> TransformerPolicy:
@@ -90,24 +93,6 @@ def _save_initial(config: AgentFlags, env: EnvLike, folder: Path) -> None:
         TransformerPolicy.for_env(env, temperature=config.temperature).save_pretrained(folder)
 
 
-def measure_baselines(evaluator: Evaluator, folder: Path) -> dict[str, float | None]:
-    """Returns objective and scores of the reference, and the optimum, which all trials of a run share.
-
-    They are kept in `folder`, since sampling takes a while.
-    """
-    path = folder / BASELINES
-    if not run_on_rank0(path.exists):
-        measured = evaluator.baselines()  # on all ranks: the others would wait
-        run_on_rank0(lambda: _write_baselines(path, measured))
-    return read_baselines(path)
-
-
-def _write_baselines(path: Path, measured: dict[str, float | None]) -> None:
-    with files.storage_errors("make", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, measured)
-
-
 def sample_prompt_indices(env: Any) -> list[int]:
     """Indices of the prompts whose completions are shown, spread evenly over the environment's prompts."""
     count = len(env.unwrapped.prompts)
@@ -115,15 +100,16 @@ def sample_prompt_indices(env: Any) -> list[int]:
 
 
 def prepare(
-    config: AgentFlags, env: EnvLike, folder: Path, trials: list[TrialConfig]
+    config: AgentFlags, environments: Environments, folder: Path, trials: list[TrialConfig], best_of: int = 0
 ) -> tuple[Evaluator, TransformerPolicy]:
     """Returns the evaluator of a run and the policy that its trials start from.
 
     Args:
         config: the flags of the run.
-        env: its environment.
+        environments: its environments.
         folder: its folder.
         trials: whose agents are made once, so that settings that they refuse are known before any trial starts.
+        best_of: see `measure_baselines`.
 
     Raises:
         FlagError: flags or settings that are invalid or contradict each other.
@@ -133,14 +119,15 @@ def prepare(
         check_login(config.wandb_project)
         if config.lora_rank and importlib.util.find_spec("peft") is None:
             raise FlagError('--lora-rank needs peft: pip install -e ".[peft]".')
-        evaluator = Evaluator.for_env(env, config.eval_episodes)
-        policy = initial_policy(config, env, folder / INITIAL)
+        evaluator = make_evaluator(config, environments)
+        policy = initial_policy(config, environments.whole, folder / INITIAL)
         for trial in trials:
-            trial.make_agent(policy, env)
+            trial.make_agent(policy, environments.train)
             if trial.sampler == "graph" and policy.device.type == "cpu":
                 check_compiler()
-        measure_baselines(evaluator, folder / INITIAL)  # last: it may take minutes
-    except (RewardError, files.DamagedFile):
+        # last: it may take minutes
+        measure_baselines(evaluator, folder / INITIAL, config.optimum_completions, best_of)
+    except (RewardError, FlagError, files.DamagedFile):
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise FlagError(str(error)) from error
@@ -180,16 +167,17 @@ def run_trial(
             text = f"{folder}: the trial has finished: nothing is trained. For other flags choose another --out."
             print(printable(text), file=sys.stderr)
         return finished
-    env = make_environment(config)  # first: config.json has the step size that it resolves
+    environments = make_environments(config)  # first: config.json has the step size that it resolves
+    env = environments.train
     if rank() == 0:
         with files.storage_errors("make", folder):
             folder.mkdir(parents=True, exist_ok=True)
         if not (folder / CONFIG).is_file():
             write_config(config, folder)
-    evaluator = Evaluator.for_env(env, config.eval_episodes)
-    baselines = measure_baselines(evaluator, initial)
+    evaluator = make_evaluator(config, environments)
+    baselines = measure_baselines(evaluator, initial, config.optimum_completions)
     resumed = run_on_rank0(lambda: checkpoint_to_resume(folder, initial, config.keep_checkpoints))
-    agent = _agent(config, env, resumed, initial, wrap)
+    agent = _agent(config, environments, resumed, initial, wrap)
     if isinstance(agent, Agent):
         agent.sampler = config.make_sampler()
     progress(agent.num_timesteps)
@@ -205,13 +193,13 @@ def run_trial(
             agent.learn(remaining, callback=after_update, reset_num_timesteps=False)
             log.checkpoint()
         stop.stop_if_requested()
-        measured = evaluator.measure(agent.policy)
         completions = sample_completions(env, agent.policy, sample_prompt_indices(env))
+        held_out = evaluator.held_out
         summary = {
             "agent": config.agent,
             "seed": config.seed,
-            **measured,
-            "normalized_objective": normalized_objective(measured["objective"], baselines),
+            **_result(evaluator, agent.policy, baselines),
+            "held_out": held_out and _result(held_out, agent.policy, baselines["held_out"]),
             "tokens_to_90": tokens_to_reach(0.9, log.rows_before_gaps(), baselines),
             "baselines": baselines,
             "num_timesteps": agent.num_timesteps,
@@ -228,6 +216,14 @@ def run_trial(
     return written
 
 
+def _result(evaluator: Evaluator, policy: TransformerPolicy, baselines: JsonObject) -> JsonObject:
+    """What a policy reaches on the prompts of an evaluator, and the share of the way."""
+    measured = evaluator.measure(policy)
+    share = normalized_objective(measured["objective"], baselines)
+    stderr = normalized_objective_stderr(share, measured.get("objective_stderr"), baselines)
+    return {**measured, "normalized_objective": share, "normalized_objective_stderr": stderr}
+
+
 def _changed_settings(config: TrialConfig, resumed: Checkpoint) -> dict[str, Any]:
     """The agent's settings that are others than the checkpoint's: those that --accept-changes has let pass."""
     saved = files.read_object(resumed.folder / "agent.json").get("settings")
@@ -239,7 +235,7 @@ def _changed_settings(config: TrialConfig, resumed: Checkpoint) -> dict[str, Any
 
 def _agent(
     config: TrialConfig,
-    env: EnvLike,
+    environments: Environments,
     resumed: Checkpoint | None,
     initial: Path,
     wrap: Wrap | None = None,
@@ -257,15 +253,15 @@ def _agent(
         try:
             if issubclass(kind, Agent):
                 loaded["optimizer"] = config.hyperparameters()["optimizer"]  # code that the command line names
-                return kind.load(resumed.folder, env, wrap=restore, **loaded)
-            theirs = kind.load(resumed.folder, env, **loaded)
+                return kind.load(resumed.folder, environments.train, wrap=restore, **loaded)
+            theirs = kind.load(resumed.folder, environments.train, **loaded)
         except files.DamagedFile:
             raise
         except ValueError as error:  # of another agent, or of other settings
             raise FlagError(str(error)) from error
         restore(theirs.policy)
         return theirs
-    agent = config.make_agent(initial_policy(config, env, initial), env)
+    agent = config.make_agent(initial_policy(config, environments.whole, initial), environments.train)
     if wrap is not None and isinstance(agent, Agent):
         agent.distribute(wrap)
     return agent

@@ -25,6 +25,7 @@ from experiments.console import completions_table, plain_console
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator
 from experiments.metrics_file import METRICS_FILE, Kept, Row, describe_gaps, find_gaps, kept_metrics
+from experiments.reference_completions import Measured
 from experiments.run_folder import plain
 from experiments.stable_baselines import StableBaselines
 from textenv import get_mdp
@@ -88,8 +89,8 @@ class TrialLog:
             if rank() == 0:
                 self._open(opened)
             if self.agent.num_timesteps == 0 and not self.rows:
-                first = self.evaluator.measure(self.agent.policy)
-                self.log_row({"num_timesteps": 0, "num_updates": 0, "seconds": 0.0} | _prefixed(first))
+                _, columns = self._evaluate()
+                self.log_row({"num_timesteps": 0, "num_updates": 0, "seconds": 0.0} | columns)
             if self.saved_updates is None:  # a run that diverges at once, or is stopped, has a good checkpoint too
                 self.checkpoint()
             self.opened = opened.pop_all()
@@ -144,9 +145,9 @@ class TrialLog:
             self.grid, agent.num_timesteps, "right"
         ):
             check_finite(agent.policy, get_mdp(agent.env))
-            measured = self.evaluator.measure(agent.policy)
+            measured, columns = self._evaluate()
             reference, optimum = self.baselines["reference"], self.baselines["optimum"]
-            row |= _prefixed(measured) | agent.health.observe_evaluation(measured, reference, optimum)
+            row |= columns | agent.health.observe_evaluation(measured, reference, optimum)
         self.log_row(row)
         every = self.config.log_completions
         if rank() == 0 and every and agent.num_updates % every == 0 and isinstance(rollout, Rollout):
@@ -156,6 +157,15 @@ class TrialLog:
         if run_on_rank0(self._is_due):
             self.checkpoint()
         self.last_time = time.monotonic()
+
+    def _evaluate(self) -> tuple[Measured, Row]:
+        """Measures the policy; returns that, and the columns of a row: `eval/...` and `held_out/...`."""
+        measured = self.evaluator.measure(self.agent.policy)
+        columns = {f"eval/{name}": value for name, value in measured.items()}
+        if self.evaluator.held_out is not None:
+            of_others = self.evaluator.held_out.measure(self.agent.policy)
+            columns |= {f"held_out/{name}": value for name, value in of_others.items()}
+        return measured, columns
 
     def log_row(self, row: Row) -> None:
         """Writes one row to `metrics.jsonl` and to TensorBoard; a number that is not finite is None."""
@@ -205,7 +215,3 @@ class TrialLog:
             seconds=self.seconds,
             metrics=self.metrics_file.sync(),
         )
-
-
-def _prefixed(measured: dict[str, float]) -> dict[str, float]:
-    return {f"eval/{name}": value for name, value in measured.items()}

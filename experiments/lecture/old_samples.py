@@ -24,8 +24,9 @@ from scipy import stats
 from agents import PPO, TrainingWarning
 from agents.files import JsonObject
 from agents.policy import TransformerPolicy
-from experiments.evaluation import Evaluator, normalized_objective
+from experiments.evaluation import Evaluator
 from experiments.lecture.memo import Remember, no_memo
+from experiments.share import normalized_objective
 from experiments.statistics import Estimate, interquartile_mean
 
 EPOCHS = (1, 2, 4, 8, 16, 32)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agents.sampling import collect
-from experiments import baselines
+from experiments import reference_completions
 from experiments.baselines import best_of_n, best_of_n_log_probs, random_policy
 from experiments.evaluation import Evaluator
 from tests.helpers.policies import random_policy as arbitrary_policy
@@ -77,20 +77,22 @@ def test_sampled_best_of_n_agrees_with_the_exact_one() -> None:
     assert known["kl"] <= sampled["kl"] and sampled["objective"] < known["objective"] + 0.08
 
 
-def test_a_large_n_is_sampled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call samples at most CHUNK completions, for the same prompts, and all n compete."""
+def test_completions_are_sampled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call samples at most CHUNK completions, and all those of a prompt compete."""
     env, sizes = toy(vocab_size=5, max_new_tokens=4), []
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         rollout = collect(*args, **kwargs)
-        sizes.append((len(rollout), rollout.prompts.tolist()))
+        sizes.append((len(rollout), rollout.prompt.tolist()))
         return rollout
 
-    monkeypatch.setattr(baselines, "collect", counting)
+    monkeypatch.setattr(reference_completions, "collect", counting)
     whole = best_of_n(Evaluator(env, 64, None), 16)
+    assert [size for size, _ in sizes] == [1024]
     prompts = [prompt for _, batch in sizes for prompt in batch]
+    assert prompts == [0] * 512 + [1] * 512
     sizes.clear()
-    monkeypatch.setattr(baselines, "CHUNK", 100)
+    monkeypatch.setattr(reference_completions, "CHUNK", 100)
     chunked = best_of_n(Evaluator(env, 64, None), 16)
     assert [size for size, _ in sizes] == [100] * 10 + [24]
     assert [prompt for _, batch in sizes for prompt in batch] == prompts

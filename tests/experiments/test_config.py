@@ -20,7 +20,7 @@ from experiments.compare import CompareConfig, compare
 from experiments.config import AgentFlags, TrialConfig
 from experiments.errors import FlagError
 from experiments.run_folder import read_config, read_saved_config, write_config
-from experiments.trial import make_environment
+from experiments.trial import make_environments
 from tests.helpers import models
 from tests.helpers.commands import call, tiny
 from textenv import TextMDP
@@ -97,7 +97,7 @@ def test_the_default_step_size_follows_what_is_trained(flags: dict[str, Any], ra
     textenv.register(OWN, f"{__name__}:pretrained")
     try:
         config = tiny(**flags)
-        make_environment(config)
+        make_environments(config)
         write_config(config, tmp_path)
     finally:
         del gym.registry[OWN]

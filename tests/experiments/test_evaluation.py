@@ -13,7 +13,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.policy import TransformerPolicy
-from experiments.evaluation import Evaluator, normalized_objective, sample_completions, tokens_to_reach
+from experiments.evaluation import Evaluator, sample_completions
+from experiments.share import normalized_objective, tokens_to_reach
 from experiments.trial import initial_policy
 from tests.helpers.commands import save_random_policy, tiny
 from tests.helpers.policies import random_policy

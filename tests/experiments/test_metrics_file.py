@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from agents import Diverged, files
 from experiments import trial_log
 from experiments.config import TrialConfig
+from experiments.curves import Logged
 from experiments.metrics_file import METRICS_FILE, find_gaps, kept_metrics, read_metrics
-from experiments.report import Logged
 from experiments.trial import run_trial
 from experiments.trial_log import TrialLog
 from tests.helpers.commands import tiny
@@ -314,7 +314,7 @@ TOKENS = np.arange(0, 101, 10.0)
 
 def test_a_curve_is_linear_between_evaluations() -> None:
     """Without a gap every point is known."""
-    assert logged(list(range(11)), 10).over_tokens("objective", TOKENS) == pytest.approx(TOKENS / 100)
+    assert logged(list(range(11)), 10).over_tokens("eval/objective", TOKENS) == pytest.approx(TOKENS / 100)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_curve_is_linear_between_evaluations() -> None:
 )
 def test_a_curve_is_interrupted_where_rows_were_lost(lost: list[int], unknown: list[int]) -> None:
     """Nothing between two evaluations is drawn as if it had been measured."""
-    found = logged([i for i in range(11) if i not in lost], 10).over_tokens("objective", TOKENS)
+    found = logged([i for i in range(11) if i not in lost], 10).over_tokens("eval/objective", TOKENS)
     assert TOKENS[np.isnan(found)].tolist() == unknown
     known = ~np.isnan(found)
     assert found[known] == pytest.approx(TOKENS[known] / 100)

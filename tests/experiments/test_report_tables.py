@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def test_the_results_are_interquartile_means_over_seeds() -> None:
         columns = {key: middle([each[key] for each in own]) for key in ("objective", "score", "kl")}
         for header, key in (("objective J", "objective"), ("score", "score"), ("KL to reference", "kl")):
             assert rows[name][header].startswith(f"{columns[key]:.3f} [")
-        assert rows[name]["share of the way"] == f"{middle([each['normalized_objective'] for each in own]):.1%}"
+        share = f"{middle([each['normalized_objective'] for each in own]):.1%}"
+        assert re.fullmatch(rf"{re.escape(share)} \[\d+\.\d, \d+\.\d\]", rows[name]["share of the way"])
         assert rows[name]["tokens/s"] == f"{middle([1000.0 + seed**2 for seed in range(SEEDS)]):.0f}"
     assert [rows[name]["tokens to 90%"] for name in trials] == ["450", "7 of 8 seeds", "0 of 8 seeds"]
     assert found["objective J"][0] == "1.000" and found["objective J"][-1] == "3.000"

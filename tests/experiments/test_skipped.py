@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.sampling import Rollout, collect, new_generator, sample_prompts
+from agents.sampling import Rollout, collect, new_generator
 from experiments import baselines
-from experiments.baselines import best_of_n
+from experiments.baselines import best_of_n, sample_reference
 from experiments.console import completions_table, plain_console
 from experiments.env_flags import EnvFlags
 from experiments.errors import FlagError
@@ -51,13 +51,16 @@ def test_an_evaluation_is_of_what_is_left() -> None:
     measured = evaluator.measure(policy)
     healthy = Evaluator(task(), 100, None)
     kept = [rollout.input_ids[:, -rollout.num_tokens :] for rollout in healthy.rollouts(policy)]
-    scores = []
+    scores: dict[int, list[float]] = {}
     for rollout, ids in zip(healthy.rollouts(policy), kept, strict=True):
         last = ids.gather(1, rollout.mask.sum(dim=1, keepdim=True) - 1)[:, 0]
-        scores += rollout.scores[last != 2].tolist()
-    assert 1 < measured["skipped"] == 128 - len(scores) < 100
-    assert measured["score"] == pytest.approx(np.mean(scores), rel=1e-6)
-    assert measured["score_stderr"] == pytest.approx(np.std(scores, ddof=1) / len(scores) ** 0.5, rel=1e-6)
+        for prompt, score in zip(rollout.prompt[last != 2].tolist(), rollout.scores[last != 2].tolist(), strict=True):
+            scores.setdefault(prompt, []).append(score)
+    left = [score for each in scores.values() for score in each]
+    assert 1 < measured["skipped"] == 100 - len(left) < 90
+    assert measured["score"] == pytest.approx(np.mean(left), rel=1e-6)
+    spread = sum(len(each) * np.var(each, ddof=1) for each in scores.values()) ** 0.5 / len(left)
+    assert measured["score_stderr"] == pytest.approx(spread, rel=1e-6)
     assert all(map(math.isfinite, measured.values()))
     assert "skipped" not in healthy.measure(policy) and healthy.measure(policy)["score"] != measured["score"]  # control
 
@@ -74,20 +77,16 @@ def test_best_of_n_keeps_the_best_of_those_that_are_left(monkeypatch: pytest.Mon
     env = task(1, 2)
     reference = random_policy(env, scale=0.1)
     monkeypatch.setattr(baselines, "reference_policy", lambda env: reference)
-    found = best_of_n(evaluator := Evaluator(env, 60, None), 3)
-    ((size, seed),) = evaluator.batches()
-    generator = new_generator("cpu", seed)
-    start = sample_prompts(env.unwrapped.mdp, size * 3, 3, generator)
-    rollout = collect(env, reference, generator=generator, values=False, start=start)
-    objectives = rollout.rewards.sum(dim=1) + env.unwrapped.mdp.kl_coef * rollout.kl  # without the KL
+    evaluator = Evaluator(env, 3, None)  # three prompts, three completions of each
+    completions = sample_reference(evaluator, 3)
+    found = best_of_n(evaluator, 3, completions)
     best = []
-    for first in range(0, len(rollout), 3):
-        rows = [row for row in range(first, first + 3) if rollout.mask[row].any()]
-        if rows:
-            best.append(max(rows, key=lambda row: float(objectives[row])))
-    assert 2 < len(best) < size
-    assert found["score"] == pytest.approx(float(rollout.scores[best].double().mean()), rel=1e-6)
-    with pytest.raises(RewardError, match="all but 0 completions of best of 3 failed"):
+    for rewards, scores in zip(completions.rewards, completions.scores, strict=True):
+        if kept := [(r, score) for r, score in zip(rewards, scores, strict=True) if math.isfinite(r)]:
+            best.append(max(kept)[1])
+    assert len(best) > 0 and np.isnan(completions.rewards).any()
+    assert found["score"] == pytest.approx(np.mean(best), rel=1e-6)
+    with pytest.raises(RewardError, match="all but 0 completions of the reference failed"):
         best_of_n(Evaluator(task(0, 1, 2, 3), 60, None), 3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -16,8 +17,8 @@ import torch
 from agents import PPO
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout, collect
-from experiments import baselines, evaluation, trial_log
-from experiments.baselines import best_of_n
+from experiments import evaluation, trial_log
+from experiments.baselines import best_of_n, sample_reference
 from experiments.evaluation import Evaluator
 from experiments.metrics_file import read_metrics
 from experiments.trial import run_trial
@@ -125,8 +126,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
         found.append(collect(*arguments, **settings))
         return found[-1]
 
-    for module in (evaluation, baselines):
-        monkeypatch.setattr(module, "collect", keep)
+    monkeypatch.setattr(evaluation, "collect", keep)
     return found
 
 
@@ -136,36 +136,46 @@ def sampled_task() -> Any:
 
 
 def test_an_estimate_is_a_mean_with_its_standard_error(kept: list[Rollout]) -> None:
-    """Over all completions of all batches: mean, and sample deviation over the root of their number."""
+    """Over all completions, equally many of each prompt: the mean, and the spread within prompts."""
     env = sampled_task()
-    found = Evaluator(env, 100, None).measure(random_policy(env).float())
-    assert [len(each) for each in kept] == [64, 64]  # whole batches, at least 100
-    columns: dict[str, list[float]] = {"objective": [], "score": [], "kl": []}
+    found = Evaluator(env, 99, None).measure(random_policy(env).float())
+    assert [len(each) for each in kept] == [64, 36]  # at least 99
+    names = ("objective", "score", "kl")
+    columns: dict[str, dict[int, list[float]]] = {name: {0: [], 1: [], 2: [], 3: []} for name in names}
     for rollout in kept:
-        for i in range(len(rollout)):
+        for i, prompt in enumerate(rollout.prompt.tolist()):
             kl = sum(float(rollout.log_probs[i, t] - rollout.ref_log_probs[i, t]) for t in range(rollout.num_tokens))
-            columns["score"].append(float(rollout.scores[i]))
-            columns["kl"].append(kl)
-            columns["objective"].append(float(rollout.scores[i]) - 0.5 * kl)
-    expected = {name: float(np.mean(values)) for name, values in columns.items()}
-    for name, values in columns.items():
-        spread = sum((x - expected[name]) ** 2 for x in values) / (len(values) - 1)
-        expected[f"{name}_stderr"] = (spread / len(values)) ** 0.5
+            score = float(rollout.scores[i])
+            for name, value in zip(names, (score - 0.5 * kl, score, kl), strict=True):
+                columns[name][prompt].append(value)
+    expected = {}
+    for name, of_prompts in columns.items():
+        assert [len(values) for values in of_prompts.values()] == [25] * 4
+        means = [sum(values) / 25 for values in of_prompts.values()]
+        variances = [sum((x - m) ** 2 for x in v) / 24 for v, m in zip(of_prompts.values(), means, strict=True)]
+        expected[name] = sum(means) / 4
+        expected[f"{name}_stderr"] = (sum(variance / 25 for variance in variances)) ** 0.5 / 4
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    values = [x for each in columns["score"].values() for x in each]  # control: the spread over all is larger
+    assert np.std(values, ddof=1) / 10 > 1.05 * expected["score_stderr"]
 
 
-def test_the_sampled_best_of_n_keeps_the_best_of_each_group(kept: list[Rollout]) -> None:
-    """Of n completions of the same prompt that with the largest score; the KL is its bound, log n - (n - 1) / n."""
+def test_the_sampled_best_of_n_keeps_the_best_of_every_group() -> None:
+    """Of all groups of n among the completions of a prompt, the one with the largest r; the KL is its bound."""
     env = sampled_task()
-    found = best_of_n(Evaluator(env, 32, None), 4)
-    best = []
-    for rollout in kept:
-        for first in range(0, len(rollout), 4):
-            group = range(first, first + 4)
-            assert len({int(rollout.prompt[i]) for i in group}) == 1
-            best.append(max(float(rollout.scores[i]) for i in group))
-    kl = np.log(4) - 3 / 4
-    assert len(best) == 32
-    expected = {"score": np.mean(best), "kl": kl, "objective": np.mean(best) - 0.5 * kl}
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert np.mean(best) > float(torch.cat([each.scores for each in kept]).mean()) + 0.1  # control
+    evaluator = Evaluator(env, 4, None)
+    completions = sample_reference(evaluator, 7)
+    assert completions.rewards.shape == (4, 7) and len(np.unique(completions.scores)) > 7
+    for n in (1, 3, 7):
+        found = best_of_n(evaluator, n, completions)
+        best = [
+            max((row["reward"], row["score"]) for row in group)[1]
+            for rewards, scores in zip(completions.rewards, completions.scores, strict=True)
+            for group in itertools.combinations(
+                [{"reward": r, "score": score} for r, score in zip(rewards, scores, strict=True)], n
+            )
+        ]
+        kl = np.log(n) - (n - 1) / n
+        expected = {"score": np.mean(best), "kl": kl, "objective": np.mean(best) - 0.5 * kl}
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert best_of_n(evaluator, 3, completions)["score"] > completions.scores.mean() + 0.1  # control

@@ -17,7 +17,7 @@ from experiments.config import AgentFlags, TrialConfig
 from experiments.evaluation import Evaluator
 from experiments.opening import opened
 from experiments.stopping import stops_later
-from experiments.trial import make_environment, prepare
+from experiments.trial import make_environments, prepare
 from tests.helpers.policies import random_policy
 
 TINY = {"vocab_size": 3, "max_new_tokens": 2, "num_prompts": 1}
@@ -39,7 +39,7 @@ def tiny(**flags: object) -> TrialConfig:
 
 def prepared(config: AgentFlags, trials: list[TrialConfig]) -> tuple[Evaluator, Path, TransformerPolicy]:
     """Opens the folder of a run and prepares it; returns its evaluator, its folder and its initial policy."""
-    env = make_environment(config)
+    env = make_environments(config)
     with opened(config, "run") as folder:
         evaluator, policy = prepare(config, env, folder, trials)
     return evaluator, folder, policy

@@ -1,0 +1,119 @@
+"""The share of the way with its standard error, where the optimum is estimated and where it is exact."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from agents import RLOO, files
+from agents.policy import TransformerPolicy
+from experiments.baselines import measure_baselines, sample_reference
+from experiments.errors import FlagError
+from experiments.evaluation import Evaluator, make_evaluator, reference_policy
+from experiments.held_out import Environments
+from experiments.reference_completions import REFERENCE_FILE
+from experiments.report import describe_optimum
+from experiments.share import normalized_objective, normalized_objective_stderr
+from tests.helpers.commands import tiny
+from textenv import exact
+
+TASK = {"vocab_size": 4, "max_new_tokens": 4, "num_prompts": 3, "kl_coef": 0.5}
+
+
+def test_estimated_baselines_agree_with_the_exact_ones() -> None:
+    """J_ref and J* within 5 standard errors; the interval's ends, prompts and completions are told."""
+    env = gym.make_vec("textenv/Toy-v0", **TASK)
+    known, sampled = Evaluator.for_env(env, 64), Evaluator(env, 64, None)
+    truth, found = known.baselines(), sampled.baselines(sample_reference(sampled, 500))
+    for name, error in (("reference", "reference_stderr"), ("optimum", "optimum_stderr")):
+        assert 0 < found[error] < 0.1
+        assert abs(truth[name] - found[name]) < 5 * found[error]
+    assert abs(truth["optimum"] - found["reference"]) > 5 * found["optimum_stderr"]  # control
+    assert found["optimum_low"] < found["optimum"] < found["optimum_high"]
+    assert (found["optimum_prompts"], found["optimum_completions"]) == (3, 500)
+    assert 1 < found["least_effective_sample_size"] <= found["median_effective_sample_size"] <= 500
+    estimates = [name for name, value in truth.items() if value is None]
+    assert {"optimum_stderr", "reference_stderr", "optimum_low"} < set(estimates)
+    assert describe_optimum(truth) == [] and "500 completions" in describe_optimum(found)[0]
+
+
+def test_the_error_of_a_share_is_that_of_its_three_parts() -> None:
+    """By simulation: J, J_ref and J* drawn with their errors and covariance; None where all of them are exact."""
+    generator = np.random.default_rng(0)
+    baselines = {"reference": 1.0, "optimum": 3.0, "reference_stderr": 0.02, "optimum_stderr": 0.03}
+    baselines["optimum_covariance"] = covariance = 0.7 * 0.02 * 0.03
+    for objective, stderr in ((2.5, 0.04), (1.1, 0.0), (3.2, 0.01)):
+        share = normalized_objective(objective, baselines)
+        j = generator.normal(objective, stderr, 100_000)
+        spreads = [[0.02**2, covariance], [covariance, 0.03**2]]
+        low, high = generator.multivariate_normal([1.0, 3.0], spreads, 100_000).T
+        spread = ((j - low) / (high - low)).std()
+        assert normalized_objective_stderr(share, stderr, baselines) == pytest.approx(spread, rel=0.02)
+    exactly = {"reference": 1.0, "optimum": 3.0}
+    assert normalized_objective_stderr(0.5, None, exactly) is None
+    assert normalized_objective_stderr(None, 0.1, baselines) is None
+    assert normalized_objective_stderr(0.5, 0.1, exactly) == pytest.approx(0.05)
+
+
+def test_shares_are_as_far_off_as_their_errors_say() -> None:
+    """Of one policy, over 40 estimates of all that it is made of: 68% within one error, 95% within two."""
+    env = gym.make_vec("textenv/Toy-v0", **TASK)
+    reference, known = reference_policy(env), Evaluator.for_env(env, 8)
+    policy = TransformerPolicy(copy.deepcopy(reference.model), vocab_size=4)
+    agent = RLOO(policy, env, seed=0, learning_rate=3e-3)
+    agent.learn(1500)
+    truth = normalized_objective(known.measure(policy)["objective"], known.baselines())
+    assert truth is not None and 0.2 < truth < 0.9
+    sampled, generator = Evaluator(env, 8, None), np.random.default_rng(0)
+    pool, errors = sample_reference(sampled, 8000), []
+    measured = Evaluator(env, 3000, None).measure(policy)
+    for i in range(40):
+        rows = slice(200 * i, 200 * (i + 1))
+        numbers = {name: getattr(pool, name)[:, rows] for name in ("rewards", "scores", "log_ratios", "completions")}
+        baselines = sampled.baselines(type(pool)(pool.prompts, gold_scores=None, **numbers))
+        stderr = measured["objective_stderr"]
+        objective = known.measure(policy)["objective"] + generator.normal(0, stderr)
+        share = normalized_objective(objective, baselines)
+        error = normalized_objective_stderr(share, stderr, baselines)
+        assert share is not None and error is not None
+        errors.append(abs(share - truth) / error)
+    assert 0.5 < np.mean(np.array(errors) < 1) < 0.9
+    assert np.mean(np.array(errors) < 2) >= 0.85
+    assert np.mean(np.array(errors) < 0.2) < 0.4  # control: errors are not far too large
+
+
+def test_baselines_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every completion of the reference in a file; best of n comes from the same completions."""
+    env = gym.make_vec("textenv/Toy-v0", **TASK)
+    evaluator = Evaluator(env, 4, None, held_out=Evaluator(env, 4, None))
+    found = measure_baselines(evaluator, tmp_path, num_completions=20, best_of=3)
+    rows = files.read_rows(tmp_path / REFERENCE_FILE)
+    assert len(rows) == 60 and {row["prompt"] for row in rows} == set(env.unwrapped.prompts)
+    scores = np.array([row["score"] for row in rows]).reshape(3, 20)
+    rewards = np.array([row["reward"] for row in rows])
+    assert rewards == pytest.approx(scores.flatten(), abs=1e-5)  # no shaping
+    assert found["reference_score"] == pytest.approx(scores.mean(), abs=1e-5)
+    assert found["best_of_n"]["score"] > scores.mean() and found["best_of_n"]["n"] == 3
+    rated = [row["reward"] - 0.5 * row["kl"] for row in rows]  # the policy is fitted to the table
+    estimate = exact.optimum_from_scores(np.reshape(rated, (3, 20)), 0.5)
+    assert found["optimum"] == pytest.approx(estimate.objective, abs=1e-4)
+    assert found["held_out"]["optimum"] == found["optimum"]
+    monkeypatch.setattr(Evaluator, "baselines", lambda *_: pytest.fail("measured again"))
+    assert measure_baselines(evaluator, tmp_path, num_completions=20, best_of=3) == found
+
+
+def test_the_optimum_of_beta_0_is_refused_where_it_is_estimated() -> None:
+    """In a sentence that names the flag; an enumerated task has J* for every beta."""
+    big = {"vocab_size": 12, "max_new_tokens": 12, "num_prompts": 2}
+    for kl_coef, task, refused in ((0.0, big, True), (0.1, big, False), (0.0, TASK, False)):
+        env = gym.make_vec("textenv/Toy-v0", **(task | {"kl_coef": kl_coef}))
+        flags = tiny(optimum_completions=8)
+        if refused:
+            with pytest.raises(FlagError, match="--optimum-completions must be 0 where beta, kl_coef, is 0"):
+                make_evaluator(flags, Environments(env, None, env))
+        else:
+            make_evaluator(flags, Environments(env, None, env))
