@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-import os
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
-from transformers.utils import logging
 
-from agents import files
 from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from experiments.agent_classes import (
@@ -35,20 +28,15 @@ from experiments.agent_classes import (
 from experiments.baselines import best_of_n, random_policy
 from experiments.checkpoints import BASELINES
 from experiments.config import SHARED_FLAGS, AgentFlags, TrialConfig
-from experiments.console import escape_logs_and_warnings, plain_console, progress_bar
+from experiments.console import plain_console
 from experiments.errors import FlagError, Unfinished
 from experiments.evaluation import Evaluator, sample_completions
 from experiments.held_out import Environments
-from experiments.launch import STOP_SECONDS, Call, Ended, Failure, Progress, Report, run_in_workers, run_on_ray
-from experiments.lock import locked
 from experiments.opening import INITIAL, opened
 from experiments.report import Summaries, report
-from experiments.stopping import stops_later
 from experiments.summary import read_baselines
-from experiments.trial import make_environments, prepare, run_trial, sample_prompt_indices
-from textenv.data import printable
-
-ERROR = "error.txt"
+from experiments.trial import make_environments, prepare, sample_prompt_indices
+from experiments.trials import run_trials, trial_name
 
 
 @dataclass
@@ -134,7 +122,8 @@ def _compare(config: CompareConfig, trials: list[TrialConfig], environments: Env
             f"reference J = {solution.reference_objective:.3f}, optimum J* = {solution.objective:.3f}"
         )
 
-    ended = _run(config, trials, folder)
+    folders = [folder / short_name(trial.agent) / f"seed-{trial.seed}" for trial in trials]
+    ended = run_trials(trials, folders, folder / INITIAL, config.num_workers, config.launcher)
     finished = [end.result for end in ended if end.failure is None]
     by_agent: Summaries = {
         short_name(name): [s for s in finished if s["agent"] == name] for name in config.trained_agents
@@ -147,7 +136,7 @@ def _compare(config: CompareConfig, trials: list[TrialConfig], environments: Env
         console.print(
             f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and every run: {folder}"
         )
-    if failed := [f"{_name(t)}: {end.failure.text}" for t, end in zip(trials, ended, strict=True) if end.failure]:
+    if failed := [f"{trial_name(t)}: {end.failure.text}" for t, end in zip(trials, ended, strict=True) if end.failure]:
         raise Unfinished(f"{len(failed)} of {len(trials)} trials failed. {' '.join(failed)}")
 
 
@@ -165,94 +154,3 @@ def _untrained(
         others = _untrained(config, evaluator.held_out, policy, baselines["held_out"])
         found = {name: measured | {"held_out": others[name]} for name, measured in found.items()}
     return found
-
-
-def _run(config: CompareConfig, trials: list[TrialConfig], folder: Path) -> list[Ended]:
-    """Runs the trials in workers; one progress bar counts the tokens of all trials.
-
-    Returns:
-        The result (a summary) or the failure of each trial.
-
-    Raises:
-        Stopped: a signal came, and the workers have ended.
-    """
-    ended: dict[int, Ended] = {}
-    tokens = dict.fromkeys(range(len(trials)), 0)  # of each trial, so far
-    folders = [(folder / short_name(trial.agent) / f"seed-{trial.seed}").resolve() for trial in trials]
-    calls = [
-        partial(run_with_progress, trial, own, (folder / INITIAL).resolve(), config.launcher == "ray")
-        for trial, own in zip(trials, folders, strict=True)
-    ]
-    with (
-        progress_bar(total=len(trials) * config.total_timesteps, unit="tok", unit_scale=True, smoothing=0.05) as bar,
-        stops_later(f"the workers' updates and checkpoints (at most {STOP_SECONDS:.0f} s)") as stop,
-        contextlib.closing(_launch(config, calls, lambda: stop.number is not None)) as events,
-    ):
-        for event in events:
-            if isinstance(event, Progress):
-                tokens[event.call] = event.value
-                bar.update(min(sum(tokens.values()), bar.total) - bar.n)
-            elif isinstance(event, Ended):
-                ended[event.call] = event
-                if stop.number is None:
-                    bar.write(printable(_line(trials[event.call], event)))
-                    keep_traceback(event.failure, folders[event.call])
-    stop.stop_if_requested()
-    return [ended[index] for index in range(len(trials))]
-
-
-def keep_traceback(failure: Failure | None, folder: Path) -> None:
-    """Writes the traceback of a failure to `error.txt` in a trial's folder; removes an earlier one."""
-    with contextlib.suppress(files.StorageError):  # the failure may be that the disk is full
-        files.remove(folder / ERROR)
-        if failure is not None and failure.traceback:
-            files.write_text(folder / ERROR, failure.traceback)
-
-
-def _launch(
-    config: CompareConfig, calls: Sequence[Call], is_stopping: Callable[[], bool]
-) -> Generator[Progress | Ended | None, None, None]:
-    if config.launcher == "ray":
-        gpus = int(config.device.startswith("cuda"))
-        return run_on_ray(calls, config.num_workers, poll=0.3, is_stopping=is_stopping, num_gpus=gpus)
-    workers = min(config.num_workers or os.cpu_count() or 1, len(calls))
-    return run_in_workers(calls, workers, poll=0.3, is_stopping=is_stopping)
-
-
-def run_with_progress(
-    config: TrialConfig, folder: Path, initial: Path, take_over: bool, report_progress: Report
-) -> JsonObject:
-    """Runs a trial on one thread, and reports the tokens so far after each update.
-
-    Args:
-        config, folder, initial: see `run_trial`.
-        take_over: see `locked`; True where a worker on another host may have been killed (Ray's).
-        report_progress: gets the number of tokens so far. That is not an increment: a trial that is run again after a
-            failure counts from its checkpoint.
-    """
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    escape_logs_and_warnings()
-    so_far = 0
-
-    def report_tokens(tokens: int) -> None:
-        nonlocal so_far
-        so_far += tokens
-        report_progress(so_far)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, take_over or config.take_over):
-        return run_trial(config, folder, initial, report_tokens)
-
-
-def _name(trial: TrialConfig) -> str:
-    return f"{short_name(trial.agent)} seed {trial.seed}"
-
-
-def _line(trial: TrialConfig, ended: Ended) -> str:
-    if ended.failure is not None:
-        return f"{_name(trial)} failed: {ended.failure.text}"
-    summary = ended.result
-    share = summary["normalized_objective"]
-    way = "" if share is None else f", {share:.1%} of the way to the optimum"
-    return f"{_name(trial)}: J = {summary['objective']:.3f} (score {summary['score']:.3f}, KL {summary['kl']:.2f}){way}"

@@ -30,7 +30,8 @@ SUMMARY_TYPES = {
     "completions": list,
     "metrics": dict,
 }
-ADDED = {"normalized_objective_stderr": float | None, "held_out": dict | None}  # None where a summary lacks them
+# None where an earlier version did not write them
+ADDED = {"normalized_objective_stderr": float | None, "held_out": dict | None, "cpu_seconds": float | None}
 BASELINE_TYPES = {**dict.fromkeys(BASELINE_NAMES, float | None), "reference": float, "reference_score": float}
 ADDED_BASELINES = {"held_out": dict | None, "best_of_n": dict | None}
 

@@ -205,6 +205,7 @@ def run_trial(
             "num_timesteps": agent.num_timesteps,
             "num_updates": agent.num_updates,
             "seconds": log.seconds,
+            "cpu_seconds": log.cpu_seconds,
             "tokens_per_second": agent.num_timesteps / log.seconds,
             "gaps": log.gaps,
             "completions": completions,

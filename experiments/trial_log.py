@@ -51,6 +51,7 @@ class TrialLog:
         rows: the rows of `metrics.jsonl`.
         gaps: updates whose rows were lost, see `find_gaps`.
         seconds: training time, without evaluations and checkpoints.
+        cpu_seconds: processor time of this OS process in the same, over all its threads.
         metrics_file: rank 0's file of the rows.
     """
 
@@ -79,6 +80,7 @@ class TrialLog:
             text = f"{folder}: {describe_gaps(self.gaps)}; the trial continues without them."
             print(printable(text), file=sys.stderr)
         self.seconds = 0.0 if saved is None else float(saved["seconds"])
+        self.cpu_seconds = 0.0 if saved is None else float(saved.get("cpu_seconds", 0.0))
         self.saved_updates = None if saved is None else saved["num_updates"]
         self.reported = agent.num_timesteps
         self.last_time = self.last_checkpoint = time.monotonic()
@@ -90,11 +92,11 @@ class TrialLog:
                 self._open(opened)
             if self.agent.num_timesteps == 0 and not self.rows:
                 _, columns = self._evaluate()
-                self.log_row({"num_timesteps": 0, "num_updates": 0, "seconds": 0.0} | columns)
+                self.log_row({"num_timesteps": 0, "num_updates": 0, "seconds": 0.0, "cpu_seconds": 0.0} | columns)
             if self.saved_updates is None:  # a run that diverges at once, or is stopped, has a good checkpoint too
                 self.checkpoint()
             self.opened = opened.pop_all()
-        self.last_time = time.monotonic()
+        self.last_time, self.last_cpu_time = time.monotonic(), time.process_time()
         return self
 
     def _open(self, opened: ExitStack) -> None:
@@ -139,8 +141,9 @@ class TrialLog:
             Diverged: the policy is to be evaluated or saved, and is not finite.
         """
         self.seconds += time.monotonic() - self.last_time  # without evaluations and checkpoints
-        row = {"num_timesteps": agent.num_timesteps, "num_updates": agent.num_updates, "seconds": self.seconds}
-        row |= metrics
+        self.cpu_seconds += time.process_time() - self.last_cpu_time
+        row: Row = {"num_timesteps": agent.num_timesteps, "num_updates": agent.num_updates}
+        row |= {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, **metrics}
         if np.searchsorted(self.grid, self.reported, "right") < np.searchsorted(
             self.grid, agent.num_timesteps, "right"
         ):
@@ -156,7 +159,7 @@ class TrialLog:
         self.reported = agent.num_timesteps
         if run_on_rank0(self._is_due):
             self.checkpoint()
-        self.last_time = time.monotonic()
+        self.last_time, self.last_cpu_time = time.monotonic(), time.process_time()
 
     def _evaluate(self) -> tuple[Measured, Row]:
         """Measures the policy; returns that, and the columns of a row: `eval/...` and `held_out/...`."""
@@ -213,5 +216,6 @@ class TrialLog:
             num_timesteps=self.agent.num_timesteps,
             num_updates=self.agent.num_updates,
             seconds=self.seconds,
+            cpu_seconds=self.cpu_seconds,
             metrics=self.metrics_file.sync(),
         )

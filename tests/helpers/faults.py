@@ -32,7 +32,7 @@ FaultKind = Literal["error", "half", "kill", "kill_half"]
 KINDS: tuple[FaultKind, ...] = ("error", "half", "kill", "kill_half")
 LIMIT = 300.0  # seconds of a command
 WRITES = ("write", "append to", "remove")  # operations that can be done by half
-TIMES = ("seconds", "tokens_per_second")  # what differs between two equal runs
+TIMES = ("seconds", "cpu_seconds", "tokens_per_second")  # what differs between two equal runs
 # what nothing reads to resume
 OUTPUTS = ("events.out.tfevents", "curves.png", "report.txt", "lock.json", ".lock", "..lock", "accepted_changes.jsonl")
 

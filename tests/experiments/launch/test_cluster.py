@@ -14,11 +14,12 @@ from unittest import mock
 
 import pytest
 
-from experiments.compare import CompareConfig, compare, run_with_progress
+from experiments.compare import CompareConfig, compare
 from experiments.config import TrialConfig
 from experiments.launch import Ended, Progress, run_on_ray
 from experiments.trial import INITIAL, run_trial
 from experiments.trial_log import TrialLog
+from experiments.trials import run_with_progress
 from tests.helpers.commands import prepared, until_stopped
 from tests.helpers.faults import timeless
 
