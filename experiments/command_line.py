@@ -1,4 +1,4 @@
-"""python -m experiments {compare, train, evaluate, sample, lecture, verify, reward-model, cost, bench}: see --help."""
+"""Trains agents, and measures them: `python -m experiments COMMAND --help` explains a command."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from experiments.errors import EXPECTED, FlagError, Stopped, paragraph
 from experiments.launch import Wrap, is_launched, process_group
 from experiments.lecture import LectureConfig, lecture
 from experiments.opening import INITIAL, opened
+from experiments.optimum import OptimumConfig, optimum
 from experiments.parsing import parse
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.saved_run import EvaluateConfig, SampleConfig, evaluate, sample
@@ -77,6 +78,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
+    | Annotated[OptimumConfig, tyro.conf.subcommand("optimum", description=getdoc(OptimumConfig))]
     | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench", description=getdoc(BenchConfig))]
@@ -119,6 +121,7 @@ def main() -> None:
         EvaluateConfig: evaluate,
         SampleConfig: sample,
         LectureConfig: lecture,
+        OptimumConfig: optimum,
         RewardModelConfig: reward_model,
         CostConfig: cost,
         BenchConfig: bench,

@@ -27,7 +27,8 @@ EVAL_SEED = 12_345  # the same prompts and random numbers for every policy that 
 EVAL_BATCH = 64
 # what the trials of a run share
 BASELINE_NAMES = (
-    *("reference", "reference_score", "reference_gold_score", "optimum", "reference_stderr", "optimum_stderr"),
+    *("reference", "reference_score", "reference_gold_score", "optimum", "optimum_score", "optimum_kl"),
+    *("reference_stderr", "optimum_stderr"),
     *("optimum_covariance", "optimum_low", "optimum_high", "optimum_upper", "optimum_prompts", "optimum_completions"),
     *("least_effective_sample_size", "median_effective_sample_size"),
 )
@@ -156,7 +157,10 @@ class Evaluator:
         if self.solution is not None:
             tree = self.solution.tree
             known = exact.evaluate_log_probs(tree, tree.ref_log_probs)
+            best = exact.evaluate_log_probs(tree, self.solution.action_log_probs)
             return baselines | {
+                "optimum_score": best.score,
+                "optimum_kl": best.kl,
                 "reference": known.objective,
                 "reference_score": known.score,
                 "reference_gold_score": known.gold_score,
@@ -174,6 +178,8 @@ class Evaluator:
         estimate = completions.optimum(self.kl_coef, exact.largest_reward(self.env))
         return baselines | {
             "optimum": estimate.objective,
+            "optimum_score": float((estimate.weights * np.nan_to_num(completions.scores)).sum(axis=1).mean()),
+            "optimum_kl": estimate.kl,
             "optimum_stderr": estimate.stderr,
             "optimum_covariance": estimate.covariance,
             "optimum_low": estimate.interval[0],

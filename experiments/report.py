@@ -62,9 +62,14 @@ def report(
         if trial["gaps"]
     ]
     sentences += describe_optimum(baselines)
+    write_report(folder, [*tables, *sentences], console)
+
+
+def write_report(folder: Path, parts: Sequence[Table | str], console: Console) -> None:
+    """Prints tables and sentences, and writes them to `report.txt`."""
     text = io.StringIO()
     for printer in (console, plain_console(width=120, file=text)):
-        for part in (*tables, *sentences):
+        for part in parts:
             printer.print(part)
     files.write_text(folder / "report.txt", text.getvalue())
 
@@ -104,7 +109,12 @@ def results_table(summaries: Summaries, baselines: JsonObject, untrained: Mappin
     if known:
         table.add_section()
         name = "exact optimum" if baselines.get("optimum_stderr") is None else "optimum, estimated"
-        add(name, [_optimum(baselines), *[""] * (len(shown) - 1)], ["100.0%", ""], [_optimum(others or {}), "100.0%"])
+        numbers = {"objective": _optimum(baselines)}
+        for key in ("score", "kl"):
+            if (value := baselines.get(f"optimum_{key}")) is not None:
+                numbers[key] = f"{value:.3f}"
+        cells = [numbers.get(key, "") for key in shown]
+        add(name, cells, ["100.0%", ""], [_optimum(others or {}), "100.0%"])
     return table
 
 

@@ -47,6 +47,9 @@ class OptimumEstimate:
         bias: what the estimate is too small by, approximately; negative.
         reference_objective: the mean r(x, y), J of the reference.
         covariance: of the estimates of J* and of the reference's J, which are from the same completions.
+        kl: KL(pi* || pi_ref), estimated from the same completions.
+        weights: pi*(y|x) / pi_ref(y|x) of each completion, [P, N], scaled to add up to 1 for each prompt: the mean of
+            anything under pi* is their weighted mean. 0 for completions that were skipped.
         effective_sample_size: of each prompt, [P]: 1 if one completion decides, N if all count alike.
         upper: a stochastic upper bound of J*; inf where the reward has no `max_score`.
     """
@@ -57,6 +60,8 @@ class OptimumEstimate:
     bias: float
     reference_objective: float
     covariance: float
+    kl: float
+    weights: Array
     effective_sample_size: Array
     upper: float = math.inf
 
@@ -125,8 +130,9 @@ def optimum_from_scores(
             stacklevel=2,
         )
     mean = np.where(valid, rewards, 0.0).sum(axis=1) / count
-    weights = np.exp(logits - logsumexp(logits)[:, None])  # w_i / sum_j w_j: J*(x) moves by beta w_i with completion i
-    covariance = beta * (weights * np.where(valid, rewards - mean[:, None], 0.0)).sum(axis=1) / (count - 1)
+    weights, known = np.exp(logits - logsumexp(logits)[:, None]), np.where(valid, rewards, 0.0)
+    # completion i moves the estimate of J*(x) by beta w_i / sum_j w_j, and that of J_ref(x) by r_i / N
+    covariance = beta * ((weights * known).sum(axis=1) - mean) / (count - 1)
     width = NormalDist().inv_cdf((1 + confidence) / 2) * stderr
     return OptimumEstimate(
         objective=objective,
@@ -135,6 +141,8 @@ def optimum_from_scores(
         bias=bias,
         reference_objective=float(mean.mean()),
         covariance=float(covariance.sum()) / len(count) ** 2,
+        kl=(float((weights * known).sum(axis=1).mean()) - objective) / beta,
+        weights=weights,
         effective_sample_size=effective,
         upper=math.inf if max_score is None else _upper_bound(logits, beta, max_score, np.random.default_rng(seed)),
     )
