@@ -67,7 +67,7 @@ SMALLEST = {"kl_coef": SMALLEST_KL_COEF}  # of a number that may also be 0
 PLURALS = {"seeds": "seed"}  # lists whose members have the range of another flag
 TEXTS = ("prompt",)  # strings that are no name or path
 REPEATED = ("reward", "reward_weights", "prompt", "check")  # lists that may have equal members
-EMPTY = ("variants", "check", "expect")  # lists that may be empty
+EMPTY = ("variants", "check", "expect", "peers")  # lists that may be empty
 
 
 def check_flags(config: DataclassInstance, prefix: str = "--") -> None:

@@ -42,16 +42,14 @@ class OptimumConfig:
     """File of the stories' openings."""
     tasks: list[Group] = field(default_factory=lambda: ["toys", "taj_mahal", "reward_hacking", "stories"])
     """The groups of tasks."""
-    agents: list[str] = field(
-        default_factory=lambda: ["reinforce", "actor_critic", "ppo", "rloo", "grpo", "path_consistency"]
-    )
+    agents: list[str] = field(default_factory=lambda: ["reinforce", "actor_critic", "ppo", "rloo", "grpo"])
     """Agents at their default settings; on the stories one seed at a quarter of and four times the step size too."""
-    peers: list[str] = field(default_factory=lambda: ["sb3-ppo", "trl-rloo", "trl-grpo"])
+    peers: list[str] = field(default_factory=lambda: ["sb3-ppo"])
     """Agents of other libraries; on the stories each at three step sizes, and trl-grpo at three betas. TRL's are for
     the stories only, and need pip install -e ".[trl]"."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of the agents."""
-    toy_timesteps: int = 30_000
+    toy_timesteps: int = 50_000
     """Tokens of each trial on a toy."""
     story_timesteps: int = 80_000
     """Tokens of each trial on the stories."""

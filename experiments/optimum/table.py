@@ -127,14 +127,17 @@ def step_size_table(group: Group) -> Table:
 def gap_table(group: Group) -> Table:
     """Where J* - J is: by the token that loses it, and the state that costs most; of the first seed."""
     table = Table(title=f"{group.title}: where the gap to J* is, as shares of it; the first seed")
-    for column in ("", "gap", "1st token", "2nd", "3rd", "later", "costliest state"):
+    for column in ("", "gap", "1st token", "2nd", "3rd", "later", "costliest state (its share)"):
         table.add_column(column, justify="right" if column in ("gap", "1st token", "2nd", "3rd", "later") else "left")
     for name in group.shown():
         gaps = [trial["gap"] for trial, _ in group.of(name) if trial["gap"]]
         sizes = [sum(gap["by_token"]) for gap in gaps]
         parts = np.mean([_parts(gap["by_token"]) for gap in gaps], axis=0)
-        worst = max((state for gap in gaps for state in gap["states"]), key=lambda state: state["cost"])
-        text = f"{worst['prompt']} -> {worst['completion_so_far'] or '...'} ({worst['cost']:.3f})"
+        cost, worst = max(
+            ((gap["states"][0]["cost"] / (sum(gap["by_token"]) or 1.0), gap["states"][0]) for gap in gaps),
+            key=lambda each: each[0],
+        )
+        text = f"{worst['prompt']} -> {worst['completion_so_far'] or '...'} ({cost:.0%})"
         table.add_row(name, f"{np.mean(sizes):.3f}", *(f"{part:.0%}" for part in parts), text)
     return table
 

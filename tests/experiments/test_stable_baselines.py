@@ -117,8 +117,8 @@ def test_flags_that_stable_baselines_does_not_support_are_refused(flag: dict[str
 def test_gradient_checkpointing_is_kept_when_a_trial_resumes(tmp_path: Path) -> None:
     """The copy that Stable-Baselines3 trains has it, a new one and the one of a checkpoint."""
     config = tiny(agent="sb3-ppo", gradient_checkpointing=True)
-    env = config.make_env()
-    arbitrary_policy(env).float().save_pretrained(tmp_path / "initial")
+    env = config.make_environments()
+    arbitrary_policy(env.train).float().save_pretrained(tmp_path / "initial")
     fresh = _agent(config, env, None, tmp_path / "initial")
     fresh.save(tmp_path / "checkpoint")
     resumed = _agent(config, env, Checkpoint(tmp_path / "checkpoint", {}), tmp_path / "nowhere")

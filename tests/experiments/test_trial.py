@@ -147,7 +147,9 @@ def test_gradient_checkpointing_does_not_change_training(tmp_path: Path, initial
     env = tiny().make_env()
     assert initial_policy(tiny(gradient_checkpointing=True), env, initial).gradient_checkpointing
     assert not initial_policy(tiny(), env, initial).gradient_checkpointing
-    resumed = _agent(tiny(gradient_checkpointing=True), env, newest_checkpoint(tmp_path / "True"), initial)
+    resumed = _agent(
+        tiny(gradient_checkpointing=True), tiny().make_environments(), newest_checkpoint(tmp_path / "True"), initial
+    )
     assert resumed.num_updates > 0 and resumed.policy.gradient_checkpointing
 
 

@@ -66,7 +66,7 @@ def test_a_trial_with_other_kernels(assets: Path, tmp_path: Path) -> None:
     reference: Any = get_mdp(evaluator.env).reference
     assert attention(policy.model) == attention(policy.critic) == attention(reference.model) == "eager"
     assert run_trial(config, folder, folder / INITIAL)["num_updates"] >= 1
-    resumed = _agent(config, config.make_env(), newest_checkpoint(folder), folder / INITIAL)
+    resumed = _agent(config, config.make_environments(), newest_checkpoint(folder), folder / INITIAL)
     assert attention(resumed.policy.model) == "eager"
     here = settings_from_folder(RunFlags(folder, reward=config.reward))
     assert here.attn_implementation is here.float32_matmul_precision is None  # evaluation sets its own
@@ -109,11 +109,12 @@ def test_a_trial_compiles(tmp_path: Path) -> None:
     reached = {}
     for compiled in (False, True):
         config = TrialConfig(**TRIAL, agent="grpo", compile=compiled, out=tmp_path / str(compiled))
-        env = config.make_env()
+        environments = config.make_environments()
         _, folder, policy = prepared(config, [config])
         assert is_compiled(policy) == compiled
         reached[compiled] = run_trial(config, folder, folder / INITIAL)["objective"]
-        assert is_compiled(_agent(config, env, newest_checkpoint(folder), folder / INITIAL).policy) == compiled
+        resumed = _agent(config, environments, newest_checkpoint(folder), folder / INITIAL)
+        assert is_compiled(resumed.policy) == compiled
     assert reached[True] == pytest.approx(reached[False], abs=1e-4)
     with pytest.raises(FlagError, match="--compile is for our agents, not for sb3-ppo"):
         TrialConfig(**TRIAL, agent="sb3-ppo", compile=True)

@@ -1,0 +1,130 @@
+"""The suite: what it trains, what it keeps, and that it resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.policy import TransformerPolicy
+from experiments.errors import FlagError
+from experiments.optimum import OptimumConfig, optimum, run, tasks
+from experiments.optimum.table import Group, reaches
+from experiments.optimum.tasks import suite_tasks
+from experiments.optimum.variants import FACTORS, GRPO_BETAS, variants
+from experiments.share import normalized_objective
+from textenv import exact
+
+SMALL = {"agents": ["reinforce", "rloo"], "peers": [], "seeds": [0, 1], "toy_timesteps": 300, "num_workers": 1}
+
+
+@pytest.fixture
+def one_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite whose only toy is small."""
+    monkeypatch.setattr(tasks, "TOYS", ((3, 2, 2, 0.3),))
+
+
+def trial_of(**numbers: Any) -> dict[str, Any]:
+    """A trial as it is kept."""
+    own = {"name": "ppo", "label": "ppo", "agent": "ppo", "factor": 1.0, "settings": {}, "peer": False, "share": 0.5}
+    return own | numbers
+
+
+def test_a_suite_is_kept_and_resumes(one_toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """J, share, curve and gap of each trial are those of its checkpoint; the command run again trains nothing."""
+    config = OptimumConfig(tasks=["toys"], out=tmp_path / "suite", **SMALL)  # type: ignore[arg-type]
+    folder = optimum(config)
+    kept = json.loads((folder / "toy-0.json").read_text())
+    assert [(trial["agent"], trial["seed"]) for trial in kept["trials"]] == [
+        ("reinforce", 0), ("rloo", 0), ("reinforce", 1), ("rloo", 1),
+    ]  # fmt: skip
+    env = config.trial(config.suite()[0], variants(config.suite()[0], ["rloo"], [], [0])[0]).make_env()
+    solution = exact.solve(env)
+    for trial in kept["trials"]:
+        policy = TransformerPolicy.from_pretrained(
+            folder / "toy-0" / trial["agent"] / f"seed-{trial['seed']}/checkpoint"
+        )
+        known = exact.evaluate(env, policy)
+        assert trial["objective"] == pytest.approx(known.objective, abs=1e-6)
+        assert trial["share"] == pytest.approx(solution.normalized_objective(known.objective), abs=1e-5)
+        assert trial["curve"]["objective"][-1] == pytest.approx(known.objective, abs=1e-4)
+        assert trial["curve"]["num_timesteps"][0] == 0 and trial["curve"]["cpu_seconds"][-1] > 0
+        assert (trial["gap"] is None) == (trial["seed"] == 1)
+        if trial["gap"]:
+            gap = solution.objective - known.objective
+            assert sum(trial["gap"]["by_token"]) == pytest.approx(gap, abs=1e-6)
+            assert len(trial["gap"]["by_token"]) == 2 and trial["gap"]["states"][0]["cost"] <= gap + 1e-9
+    report = (folder / "report.txt").read_text()
+    assert "share of the way to the optimum" in report and "where the gap to J* is" in report
+    assert (folder / "curves.png").stat().st_size > 10_000
+    monkeypatch.setattr(run, "run_trials", lambda *_: pytest.fail("trained again"))
+    optimum(OptimumConfig(tasks=["toys"], out=folder, resume=True, **SMALL))  # type: ignore[arg-type]
+    assert (folder / "report.txt").read_text() == report
+
+
+def test_what_is_trained_on_which_task() -> None:
+    """Ten toys in sizes 4 to 8; on the stories three step sizes, and three betas of GRPO; TRL nowhere else."""
+    suite = suite_tasks(["toys", "taj_mahal", "reward_hacking", "stories"], "model", "prompts.txt")
+    assert len(suite) == 13 and len({task.name for task in suite}) == 13
+    toys = [task.flags["env_args"] for task in suite if task.group == "toys"]
+    assert [toy["task_seed"] for toy in toys] == list(range(10))  # type: ignore[index]
+    peers = ["sb3-ppo", "trl-rloo", "trl-grpo"]
+    on_toy, on_stories = (variants(task, ["ppo", "rloo"], peers, [0, 1, 2]) for task in (suite[0], suite[-1]))
+    assert sorted({v.agent for v in on_toy}) == ["ppo", "rloo", "sb3-ppo"] and len(on_toy) == 9
+    assert all(v.factor == 1 for v in on_toy)
+    own = [v for v in on_stories if not v.peer]
+    assert sorted((v.seed, v.factor) for v in own if v.agent == "ppo") == [(0, 0.25), (0, 1), (0, 4), (1, 1), (2, 1)]
+    theirs = [(v.agent, v.factor) for v in on_stories if v.peer]
+    assert theirs.count(("trl-grpo", 4.0)) == len(GRPO_BETAS) and len(theirs) == len(FACTORS) * (2 + len(GRPO_BETAS))
+    folders = [v.folder(Path("x")) for v in on_stories]
+    assert len(set(folders)) == len(folders) and not any(" " in str(folder) for folder in folders)
+
+
+def test_a_curve_reaches_a_share_between_two_evaluations() -> None:
+    """Interpolated on either axis; None where it does not."""
+    curve = {"num_timesteps": [0, 100, 200], "cpu_seconds": [0.0, 1.0, 5.0], "objective": [1.0, 2.0, 3.0]}
+    baselines = {"reference": 1.0, "optimum": 5.0}
+    trial = trial_of(curve=curve)
+    assert normalized_objective(2.0, baselines) == 0.25
+    assert reaches(trial, baselines, 0.375, "num_timesteps") == pytest.approx(150)
+    assert reaches(trial, baselines, 0.375, "cpu_seconds") == pytest.approx(3.0)
+    assert reaches(trial, baselines, 0.6, "num_timesteps") is None
+
+
+def test_of_a_peer_the_best_is_shown_and_of_ours_the_default() -> None:
+    """Whatever our own agents reach at other step sizes."""
+    trials = [
+        trial_of(),
+        trial_of(name="ppo, step size x 4", factor=4.0, share=0.9),
+        trial_of(name="trl", agent="trl", peer=True, share=0.1),
+        trial_of(name="trl, step size x 4", agent="trl", factor=4.0, peer=True, share=0.2),
+        trial_of(name="trl b", agent="trl", settings={"kl_coef": 1}, peer=True, share=0.15),
+    ]
+    assert Group("x", [(trial, {}) for trial in trials]).shown() == ["ppo", "trl, step size x 4"]
+
+
+def test_the_toys_have_an_optimum_that_is_worth_reaching() -> None:
+    """Each is enumerated, its J* is well above J_ref, and beta goes from .05 to .5."""
+    betas = set()
+    for task in suite_tasks(["toys"], None, None):
+        config = OptimumConfig()
+        trial = config.trial(task, variants(task, ["ppo"], [], [0])[0])
+        solution = exact.solve(trial.make_env())
+        betas.add(solution.kl_coef)
+        assert solution.objective - solution.reference_objective > 0.4
+        assert 4 <= trial.env_args["vocab_size"] <= 8 and 4 <= trial.env_args["max_new_tokens"] <= 6  # type: ignore[operator]
+    assert min(betas) == 0.05 and max(betas) == 0.5 and np.isfinite(list(betas)).all()
+
+
+def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    """In a sentence, before anything is written."""
+    with pytest.raises(FlagError, match="--model and --prompts are for the stories"):
+        OptimumConfig(model="x")
+    with pytest.raises(FlagError, match="--peers"):
+        OptimumConfig(peers=["nobody"])
+    with pytest.raises(FlagError, match="got stories without --model"):
+        optimum(OptimumConfig(tasks=["stories"], out=tmp_path / "x", peers=[], agents=["ppo"]))
+    assert not (tmp_path / "x").exists()
