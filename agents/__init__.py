@@ -7,6 +7,7 @@ from agents.errors import Diverged, TrainingWarning
 from agents.format_version import FORMAT_VERSION, check_format, find_saved, read_saved
 from agents.grpo import GRPO
 from agents.named_code import import_module, import_named
+from agents.path_consistency import PathConsistency
 from agents.policy import TransformerPolicy
 from agents.ppo import PPO
 from agents.ranges import RANGES, check_fields, check_range, check_timesteps
@@ -24,6 +25,7 @@ __all__ = [
     "ActorCritic",
     "Agent",
     "Diverged",
+    "PathConsistency",
     "Rollout",
     "TrainingWarning",
     "TransformerPolicy",

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from agents.checkpoint import load_agent, save_agent
 from agents.checks import check_copy, check_external, check_mdp, check_settings
-from agents.files import JsonObject, resolved
+from agents.files import DamagedFile, JsonObject, resolved
 from agents.policy import ActionEvaluation, FullEvaluation, TransformerPolicy
 from agents.predict import predict_tokens
 from agents.ranges import check_timesteps
@@ -219,6 +219,19 @@ class Agent(AgentSettings, ABC):
         if self.step_guard.passes(self, norm):
             self.optimization.step()
         return norm
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What resuming needs of this rank besides policy, optimizer and random generator, by name: a replay, say."""
+        return {}
+
+    def restore_own_state(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """Restores what `own_state` returned on this rank; not called where the world size is another.
+
+        Raises:
+            DamagedFile: the tensors, of the file `path`, are others.
+        """
+        if tensors:
+            raise DamagedFile(f"{path} holds {min(tensors)!r:.100}, which {type(self).__name__} does not have.")
 
     def predict(
         self,

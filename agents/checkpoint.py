@@ -1,7 +1,7 @@
 """Saving and loading agents: the policy as a Hugging Face checkpoint, and the state that resuming needs.
 
 agent.json                    format_version, the agent's class, settings, counts, beta, what the warnings remember
-training_state.safetensors    the optimizer's state, master weights, random generators (`agents.training_state`)
+training_state.safetensors    optimizer, master weights, random generators, a replay (`agents.training_state`)
 policy.json, ...              see `agents.policy.saved_policy`
 """
 
@@ -27,7 +27,7 @@ from agents.format_version import FORMAT_VERSION, find_saved, read_saved
 from agents.policy import STALE, TransformerPolicy, write_policy
 from agents.sampling import is_external
 from agents.training import drop_optimizer_tensors, health_state, rank, restore_health
-from agents.training_state import collect_training_state, restore_generator, restore_optimizer
+from agents.training_state import collect_training_state, restore_generator, restore_optimizer, restore_own_state
 from textenv import EnvLike, get_mdp
 
 AGENT = "agent.json"
@@ -175,6 +175,7 @@ def restore_training_state(agent: Any, folder: Path, saved: JsonObject, generato
         restore_health(agent, saved["health"], tensors, folder)
         if agent.optimizer != saved["settings"].get("optimizer", "adam"):  # the first ones of format 3 had no other
             drop_optimizer_tensors(tensors)
+        restore_own_state(agent, tensors, len(states), path)
         restore_optimizer(agent, tensors, path)
     agent.step_guard.in_a_row = saved["bad_steps_in_a_row"]
     if agent.generator.device.type == saved["generator_device"] and generator:  # a state fits one type of device

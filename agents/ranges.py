@@ -42,6 +42,7 @@ RANGES: dict[str, Range] = {
     "num_continuations": Range(1, 10_000),
     "n_steps": Range(1, 1_000_000),
     "n_epochs": Range(1, 10_000),
+    "replay_size": Range(1, 1_000_000),
     "batch_size": Range(1, MOST),
     "micro_batch_size": Range(1, MOST),
     "gamma": Range(0, 1),

@@ -3,8 +3,10 @@
     optimizer. ...              the optimizer's state, see `agents.training.optimizer_state`
     master_weights.PARAMETER    float32, of each trained parameter in bfloat16
     generators                  uint8 [R, bytes], the state of each rank's generator
+    rank.RANK. ...              what an agent has besides on each rank, see `Agent.own_state`
 
-The tensors are whole, sharded training or not, so that another number of ranks can load them.
+The tensors are whole, sharded training or not, so that another number of ranks can load them: each then begins with a
+new generator, and without what an agent had besides.
 """
 
 from __future__ import annotations
@@ -26,12 +28,34 @@ from agents.training import (
     world_size,
 )
 
+RANK = "rank."
+
 
 def collect_training_state(agent: Any) -> dict[str, Tensor]:
     """Returns the tensors of an agent. Every rank calls it; those of rank 0 are whole."""
     tensors = optimizer_tensors(agent.policy, agent.optimization.optimizer, _optimized(agent))
     tensors |= dict(zip(_master_names(agent), agent.optimization.master_weights.state(), strict=True))
+    own = enumerate(gather_objects(agent.own_state()))
+    tensors |= {f"{RANK}{number}.{name}": tensor for number, each in own for name, tensor in each.items()}
     return tensors | {"generators": torch.stack(gather_objects(agent.generator.get_state()))}
+
+
+def restore_own_state(agent: Any, tensors: dict[str, Tensor], world: int, path: Path) -> None:
+    """Restores what an agent has besides on this rank, unless the world size was another.
+
+    Args:
+        agent: the agent.
+        tensors: see `collect_training_state`; those of the ranks are removed.
+        world: the world size of the saved agent.
+        path: the file of the tensors, for error messages.
+
+    Raises:
+        DamagedFile: the tensors are not those of the agent.
+    """
+    own = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith(RANK)]}
+    if world == world_size():
+        prefix = f"{RANK}{rank()}."
+        agent.restore_own_state({n.removeprefix(prefix): x for n, x in own.items() if n.startswith(prefix)}, path)
 
 
 def restore_optimizer(agent: Any, tensors: dict[str, Tensor], path: Path) -> None:

@@ -52,7 +52,7 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
     metrics |= batch_statistics(rollout, agent.num_generations)
     share = min(1.0, before / total_timesteps) if total_timesteps else 0.0
     agent.optimization.set_rates(share, agent.num_updates, agent.lr_schedule, agent.lr_warmup)
-    agent.step_guard.begin(rollout)
+    agent.step_guard.begin()
     try:
         prepared, found = prepare(agent, rollout)
         metrics |= found | agent.train(prepared)

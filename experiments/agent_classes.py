@@ -32,6 +32,7 @@ AGENTS = {  # a new agent is one line here
     "ppo": "agents.ppo:PPO",
     "rloo": "agents.rloo:RLOO",
     "grpo": "agents.grpo:GRPO",
+    "path_consistency": "agents.path_consistency:PathConsistency",
     "sb3-ppo": "experiments.stable_baselines:SB3PPO",
     "sb3-a2c": "experiments.stable_baselines:SB3A2C",
     "maskable-ppo": "experiments.stable_baselines:SB3MaskablePPO",
@@ -52,6 +53,7 @@ SET_BY_AGENTS = {
         "step_guard",
     ),
     "skipped_continuations",
+    "replay",
 }
 
 METAVAR = "{" + ",".join(AGENTS) + "}|module:Class"  # in the help of a flag that names an agent

@@ -7,6 +7,7 @@ from agents.functional.importance import Level, correction_weights, importance_l
 from agents.functional.kl import ESTIMATORS, adaptive_kl_coef, k1, k2, k3
 from agents.functional.kl_loss import KL_LOSSES, KLLossName, exact_kl, sampled_kl, with_later_states
 from agents.functional.losses import clipped_surrogate_loss, mean_over_completions, value_loss
+from agents.functional.path_consistency import path_consistency_loss, regularized_returns
 from agents.functional.policy_gradient import policy_gradient_loss
 from agents.functional.returns import gae, masked_mean, masked_whiten, reward_to_go
 
@@ -36,8 +37,10 @@ __all__ = [
     "masked_mean",
     "masked_whiten",
     "mean_over_completions",
+    "path_consistency_loss",
     "policy_diagnostics",
     "policy_gradient_loss",
+    "regularized_returns",
     "reward_to_go",
     "sampled_kl",
     "surrogate_diagnostics",

@@ -26,11 +26,12 @@ from agents.training.ranks import (
     world_size,
 )
 from agents.training.reduction import METRICS, Metric, Metrics, find_losses, reduce_ranks
+from agents.training.replay import Replay
 from agents.training.reward_log import check_metric_name, reward_metrics, trainer_state
 from agents.training.saved_health import health_state, restore_health
 from agents.training.sharding import gather_tensor, shard
 from agents.training.statistics import batch_statistics
-from agents.training.updater import Batch, EpochSettings, Info, run_epochs
+from agents.training.updater import Batch, EpochSettings, Info, minibatches, run_epochs, take_steps
 
 __all__ = [
     "METRICS",
@@ -44,6 +45,7 @@ __all__ = [
     "Metric",
     "Metrics",
     "Optimization",
+    "Replay",
     "StepGuard",
     "abridge",
     "advice",
@@ -64,6 +66,7 @@ __all__ = [
     "health_state",
     "is_pretrained",
     "load_optimizer_tensors",
+    "minibatches",
     "optimizer_tensors",
     "parameter_names",
     "per_rank",
@@ -76,6 +79,7 @@ __all__ = [
     "run_epochs",
     "run_on_rank0",
     "shard",
+    "take_steps",
     "take_tensor",
     "trainable_parameters",
     "trainer_state",

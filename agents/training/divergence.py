@@ -46,13 +46,13 @@ class StepGuard:
         self._rows: Tensor | None = None
         self._losses: Metrics = {}
 
-    def begin(self, rollout: Rollout) -> None:
-        """Starts an update with these completions."""
-        self._rollout, self.skipped = rollout, 0
+    def begin(self) -> None:
+        """Starts an update."""
+        self.skipped = 0
 
-    def watch(self, rows: Tensor, metrics: Metrics) -> None:
-        """Takes note of the minibatch whose gradient was computed, and of its losses."""
-        self._rows = rows
+    def watch(self, rollout: Rollout, rows: Tensor, metrics: Metrics) -> None:
+        """Takes note of the minibatch whose gradient was computed, rows of a rollout, and of its losses."""
+        self._rollout, self._rows = rollout, rows
         self._losses = find_losses(metrics)
 
     def end(self) -> Metrics:
@@ -117,10 +117,15 @@ def suspects(agent: Any, batch: Rollout) -> list[str]:
     score = batch.scores.double().nan_to_num(0.0).abs().cpu()
     order = torch.nonzero(~good).flatten().tolist() or [int(score.argmax()), int(ratio.argmax())]
     return [
-        f"{abridge(batch.prompts[i])} -> {abridge(batch.completions[i])} (score {float(batch.scores[i]):.3g}, largest "
+        f"{_text(batch.prompts, i)} -> {_text(batch.completions, i)} (score {float(batch.scores[i]):.3g}, largest "
         f"|log ratio| {float(ratio[i]):.3g})"
         for i in dict.fromkeys(order[:SHOWN])
     ]
+
+
+def _text(texts: Any, row: int) -> str:
+    """A text in the error; a replay that was saved has none."""
+    return "(of a saved replay)" if texts is None else abridge(texts[row])
 
 
 def _ratios(agent: Any, batch: Rollout) -> tuple[Tensor, Tensor]:

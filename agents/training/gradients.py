@@ -24,7 +24,7 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> M
         completions are skipped; there is no gradient then, and `step` changes nothing.
     """
     if rows is None:
-        rows = torch.arange(len(batch.rollout), device=batch.advantages.device)
+        rows = torch.arange(len(batch.rollout), device=batch.rollout.mask.device)
     optimization = agent.optimization
     optimization.optimizer.zero_grad()
     if agent.micro_batch_size is not None:  # groups stay contiguous, so that a shared prompt is encoded once
@@ -44,7 +44,7 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> M
         micro_metrics.append(dict(zip(info, numbers, strict=True)))
     all_reduce_gradients(optimization.stepped)
     metrics = merge_micro_batches(gather_objects(merge_micro_batches(micro_metrics)))
-    agent.step_guard.watch(rows, metrics)
+    agent.step_guard.watch(batch.rollout, rows, metrics)
     if metrics["num_completions"] == 0:
         optimization.optimizer.zero_grad()
         return {}

@@ -1,7 +1,8 @@
-"""The update of PPO, RLOO and GRPO: several epochs of minibatches over the same completions."""
+"""The updates of PPO, RLOO, GRPO and PathConsistency: several optimizer steps, each from a minibatch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,21 +56,34 @@ def run_epochs(agent: Any, batch: Batch) -> Metrics:
     """Takes an optimizer step for each minibatch, until KL(pi_old || pi) is too large; returns the reduced metrics.
 
     They include those of the minibatch that is too far from pi_old, without a step."""
+    rows = minibatches(len(batch.rollout), agent.n_epochs, agent.batch_size, agent.generator)
+    return take_steps(agent, ((batch, each) for each in rows), agent.target_kl)
+
+
+def take_steps(agent: Any, batches: Iterable[tuple[Batch, Tensor]], target_kl: float | None = None) -> Metrics:
+    """Takes an optimizer step for each minibatch: a batch, and rows of it. See `run_epochs`."""
     of_minibatches = list[Metrics]()
-    for rows in minibatches(len(batch.rollout), agent.n_epochs, agent.batch_size, agent.generator):
+    for batch, rows in batches:
         metrics = agent.backward(batch, rows)
         if not metrics:  # all completions of the minibatch are skipped
             continue
         of_minibatches.append(metrics)
-        if agent.target_kl is not None and metrics["policy/approxkl_avg"] > 1.5 * agent.target_kl:
+        if target_kl is not None and metrics["policy/approxkl_avg"] > 1.5 * target_kl:
             break
         metrics["grad_norm"] = agent.step()
     steps = sum("grad_norm" in metrics for metrics in of_minibatches)
     return reduce_minibatches(of_minibatches) | {"num_minibatches": float(steps)}
 
 
-def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:
-    """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all)."""
-    size = count if batch_size is None else per_rank(batch_size)
-    shuffles = (torch.randperm(count, generator=generator, device=generator.device) for _ in range(n_epochs))
-    return [rows for order in shuffles for rows in order.split(size)]  # type: ignore[no-untyped-call]
+def minibatches(
+    count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator, num_generations: int = 1
+) -> list[Tensor]:
+    """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all).
+
+    What is shuffled are whole groups of `num_generations` rows, which `batch_size` must be a multiple of.
+    """
+    size, groups = count if batch_size is None else per_rank(batch_size), count // num_generations
+    within = torch.arange(num_generations, device=generator.device)
+    shuffles = (torch.randperm(groups, generator=generator, device=generator.device) for _ in range(n_epochs))
+    orders = ((order[:, None] * num_generations + within).flatten() for order in shuffles)
+    return [rows for order in orders for rows in order.split(size)]  # type: ignore[no-untyped-call]

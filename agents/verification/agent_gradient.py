@@ -109,7 +109,7 @@ class AgentGradient:
         self.all_leaf = sample.all_log_probs.detach().requires_grad_()
         values = sample.values_without_kl if self.agent.kl_in == "loss" else sample.values
         rollout = replace(sample.rollout, values=values if self.critic == "exact" else torch.zeros_like(values))
-        self.agent.step_guard.begin(rollout)
+        self.agent.step_guard.begin()
         self.agent.train(prepare(self.agent, rollout)[0])
         gradient = torch.zeros_like(self.leaf) if self.leaf.grad is None else self.leaf.grad
         return TokenGradient(torch.where(rollout.mask, gradient, 0.0), self.all_leaf.grad)

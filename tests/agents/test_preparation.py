@@ -14,7 +14,7 @@ from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, TransformerPolicy
 from agents.functional import GROUP_LOSSES, KL_LOSSES, exact_kl
 from agents.preparation import prepare
 from agents.sampling import Rollout, reference_distributions, sample
-from tests.helpers.agents import agent_of, every_kind, task
+from tests.helpers.agents import agent_of, every_advantage, every_kind, task
 from tests.helpers.models import task as model_task
 from tests.helpers.rollouts import uneven_rollout
 
@@ -50,7 +50,7 @@ def learned(agent: Any) -> tuple[Rollout, dict[str, float]]:
 # -- the KL in the loss ------------------------------------------------------------------------------------------------
 
 
-@every_kind
+@every_advantage
 @pytest.mark.parametrize("name", NAMES)
 def test_the_rewards_are_without_the_kl_and_the_metrics_with_it(kind: Any, name: str) -> None:
     """`train` gets score and shaping alone; J, its KL and its standard error are those of the KL in the reward."""
@@ -66,7 +66,7 @@ def test_the_rewards_are_without_the_kl_and_the_metrics_with_it(kind: Any, name:
     assert not torch.equal(rollout.rewards, trained[0].rewards)  # control
 
 
-@every_kind
+@every_advantage
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1, 5])
 def test_micro_batches_have_the_same_gradient_and_metrics(kind: Any, name: str, size: int) -> None:
@@ -131,7 +131,7 @@ def test_a_language_models_distributions_are_those_of_its_tokens() -> None:
 # -- samplers ----------------------------------------------------------------------------------------------------------
 
 
-@every_kind
+@every_advantage
 @pytest.mark.parametrize("correction", ["truncate", "mask"])
 def test_a_sampler_is_corrected(kind: Any, correction: str) -> None:
     """rho is 1 in the first minibatch, and the KL of the rewards is the trainer's. Control: without, it is off."""
@@ -156,7 +156,7 @@ def test_a_sampler_is_corrected(kind: Any, correction: str) -> None:
     assert control["val/first_ratio_error_avg"] > 0.01 and "sampler/weight_avg" not in control
 
 
-@every_kind
+@every_advantage
 def test_weights_multiply_the_advantages(kind: Any) -> None:
     """A completion of weight 0 has no part in the policy's gradient, one of weight 2 a double one."""
     agents = [agent_of(kind, **settings_of(kind, max_grad_norm=1e9)) for _ in range(3)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import PPO, REINFORCE, Agent, TransformerPolicy
+from agents import PPO, REINFORCE, Agent, PathConsistency, TransformerPolicy
 from agents.functional import ESTIMATORS
 from agents.ranges import LARGEST, RANGES, check_fields, check_integer, check_range
 from agents.training import SCHEDULES
@@ -54,7 +54,8 @@ def test_ordinary_values_are_accepted(kind: Any) -> None:
     assert (agent.n_episodes, agent.learning_rate, agent.seed) == (16, 0.5, 7)
     small = {f.name: RANGES[f.name].low for f in fields(kind) if f.name in RANGES}
     groups = {"n_episodes": 4, "num_generations": 2, "kl_horizon": 4, "micro_batch_size": 4}
-    agent_of(kind, **(small | groups))
+    own = {"gamma": 1.0, "batch_size": 2} if kind is PathConsistency else {}
+    agent_of(kind, **(small | groups | own))
 
 
 def test_every_number_of_an_agent_is_in_the_table() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import agents.reinforce as reinforce
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, PathConsistency
 from agents.sampling import Rollout, collect, sample
 from tests.helpers import equations
 from tests.helpers.agents import FOREVER, KINDS, every_kind
@@ -34,8 +34,9 @@ BASE: dict[Any, dict[str, Any]] = {
     PPO: CRITIC | {"n_epochs": 2, "clip_range_vf": 0.3},
     RLOO: GROUPS | {"n_epochs": 2},
     GRPO: GROUPS | {"n_epochs": 2},
+    PathConsistency: GROUPS | {"n_epochs": 2, "gamma": 1.0},
 }
-ONE_STEP: dict[Any, dict[str, Any]] = {kind: {"n_epochs": 1} for kind in (PPO, RLOO, GRPO)}
+ONE_STEP: dict[Any, dict[str, Any]] = {kind: {"n_epochs": 1} for kind in (PPO, RLOO, GRPO, PathConsistency)}
 COMMON = [
     ("gamma", 1.0),
     ("learning_rate", 3e-3),
@@ -73,8 +74,15 @@ CHANGES: dict[Any, list[tuple[str, Any]]] = {
         *LEVELS,
         *(("loss", name) for name in ("grpo", "dapo", "gspo", "cispo", "sapo")),
     ],
+    PathConsistency: [("n_epochs", 1), ("batch_size", GROUP), ("optimizer", "adagrad"), ("num_generations", 2)],
 }
-CASES = [(kind, name, value) for kind in KINDS for name, value in [*COMMON, *CHANGES[kind]]]
+REFUSED = {PathConsistency: {"gamma", "kl_in", "kl_loss"}}  # what has no meaning: test_path_consistency.py
+CASES = [
+    (kind, name, value)
+    for kind in KINDS
+    for name, value in [*COMMON, *CHANGES[kind]]
+    if name not in REFUSED.get(kind, ())
+]
 
 
 def agent_of(kind: Any, separate_critic: bool = False, **settings: Any) -> Any:
@@ -118,8 +126,9 @@ def test_a_setting_changes_the_update_as_the_equations_say(kind: Any, name: str,
 @every_kind
 def test_the_default_settings_are_those_of_the_equations(kind: Any) -> None:
     """Two updates in a row with default settings, so that Adam has moments."""
-    agent = kind(random_policy(task()).double(), task(), n_episodes=COUNT, seed=0)
-    rollout = uneven_rollout(task())
+    count = max(COUNT, kind.num_generations)
+    agent = kind(random_policy(task()).double(), task(), n_episodes=count, seed=0)
+    rollout = uneven_rollout(task(), count=count, num_generations=max(GROUP, kind.num_generations))
     first = equations.update(agent, rollout).weights
     found = trained(agent, rollout)
     for name, expected in first.items():
@@ -240,7 +249,8 @@ def test_the_kl_is_measured_by_the_estimator_and_steers_beta(kind: Any, estimato
 def test_micro_batches_bound_the_forward_passes_of_an_update(kind: Any) -> None:
     """No forward pass with a gradient has more than micro_batch_size completions; the update stays the same."""
     rollout, sizes, start = uneven_rollout(task()), list[int](), agent_of(kind)
-    agent = agent_of(kind, micro_batch_size=3)
+    size, expected_sizes = (GROUP, [4, 4]) if kind is PathConsistency else (3, [3, 3, 2])  # whole groups
+    agent = agent_of(kind, micro_batch_size=size)
     forward = agent.policy.evaluate_actions
 
     def counted(ids: Tensor, *rest: Any, **more: Any) -> Any:
@@ -248,9 +258,9 @@ def test_micro_batches_bound_the_forward_passes_of_an_update(kind: Any) -> None:
         return forward(ids, *rest, **more)
 
     agent.policy.evaluate_actions = counted
-    expected = change(start, equations.update(agent_of(kind, micro_batch_size=3), rollout).weights)
+    expected = change(start, equations.update(agent_of(kind, micro_batch_size=size), rollout).weights)
     assert distance(change(start, trained(agent, rollout)), expected) < EQUAL
-    assert sizes == [3, 3, 2] * getattr(agent, "n_epochs", 1)
+    assert sizes == expected_sizes * getattr(agent, "n_epochs", 1)
 
 
 SCHEDULES: dict[str, tuple[dict[str, Any], Any]] = {  # settings, and the factor at a share of the training, by hand
@@ -344,12 +354,18 @@ TESTED_ABOVE = {
     "lr_warmup": test_the_step_size_follows_the_schedule,
     "num_continuations": test_q_is_the_mean_over_continuations,
 }
-TESTED_ELSEWHERE = {"sampler_correction", "sampler_level", "sampler_cap"}  # test_preparation.py
+# test_preparation.py, test_path_consistency.py
+TESTED_ELSEWHERE = {"sampler_correction", "sampler_level", "sampler_cap", "replay_size"}
 
 
 @every_kind
 def test_every_setting_has_a_test(kind: Any) -> None:
     """A new field of an agent needs a line in `CHANGES`, or a test of its own."""
-    tested = {name for other, name, _ in CASES if other is kind} | set(TESTED_ABOVE) | TESTED_ELSEWHERE
+    tested = (
+        {name for other, name, _ in CASES if other is kind}
+        | set(TESTED_ABOVE)
+        | TESTED_ELSEWHERE
+        | REFUSED.get(kind, set())
+    )
     assert {field.name for field in fields(kind)} - {"policy", "env"} - tested == set()
     assert sample is agent_of(kind).sampler

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import agents.reinforce
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, PathConsistency
 from agents.functional import adaptive_kl_coef, reward_to_go
 from agents.sampling import Rollout, collect
 from agents.training import rollout_metrics
@@ -36,9 +36,16 @@ GROUPED: dict[str, tuple[Any, dict[str, Any]]] = {
     "REINFORCE, sequence, leave one out": (REINFORCE, {"baseline": "leave_one_out", "credit": "sequence"}),
     "RLOO": (RLOO, {"n_epochs": 2}),
     "GRPO": (GRPO, {"n_epochs": 2}),
+    "PathConsistency": (PathConsistency, {"n_epochs": 2}),
     "GRPO, centred": (GRPO, {"n_epochs": 2, "scale_rewards": False}),
 }
+COMPARING = (RLOO, GRPO, PathConsistency)  # agents that compare the completions of a group
 SIZES = pytest.mark.parametrize("size", [None, 1, 3, 5])
+
+
+def micro_batch_size(name: str, size: int | None) -> int | None:
+    """Some completions; of an agent that does not split groups, some groups."""
+    return size if size is None or name != "PathConsistency" else size * GROUP
 
 
 def completions(count: int = COUNT) -> Rollout:
@@ -88,6 +95,7 @@ def test_skipped_completions_are_as_if_they_were_not_there(name: str, size: int 
 def test_groups_are_compared_without_their_skipped_completions(name: str, size: int | None) -> None:
     """With one skipped in each group, the update is that of groups that are smaller by one."""
     rollout, case, rows = completions(), GROUPED[name], [1, 6, 8, 15]
+    size = micro_batch_size(name, size)
     found = train(case, with_skips(rollout, rows), micro_batch_size=size)
     check_same(found, train(case, without(rollout, rows), num_generations=GROUP - 1))
     silent = replace(with_skips(rollout, rows), mask=rollout.mask)
@@ -101,7 +109,7 @@ def test_a_group_with_fewer_than_two_left_is_skipped(name: str, size: int | None
     """The one that is left has nothing to be compared with: the update is that of the other groups."""
     rollout, case = completions(), GROUPED[name]
     rows = [0, 1, 2, 4, 5, 6, 7]  # group 0 has one left, group 1 none
-    found = train(case, with_skips(rollout, rows), micro_batch_size=size)
+    found = train(case, with_skips(rollout, rows), micro_batch_size=micro_batch_size(name, size))
     check_same(found, train(case, without(rollout, range(8))))
     if case[1].get("credit") != "sequence" and case[0] is REINFORCE:  # control: the one that is left has an effect
         alone = train((REINFORCE, {"baseline": "mean"}), with_skips(rollout, rows))
@@ -223,8 +231,8 @@ def test_metrics_are_means_over_what_is_left(kind: Any) -> None:
 def test_groups_that_are_not_trained_on_are_counted() -> None:
     """Those with fewer than two left, for agents that compare the completions of a group; else those with none."""
     rollout = with_skips(completions(), [0, 1, 2, 4, 5, 6, 7, 9])
-    counted = {kind: learn_once(kind, rollout)[1]["completions/skipped_groups"] for kind in (RLOO, GRPO, PPO)}
-    assert counted == {RLOO: 2, GRPO: 2, PPO: 1}
+    counted = {kind: learn_once(kind, rollout)[1]["completions/skipped_groups"] for kind in (*COMPARING, PPO)}
+    assert counted == dict.fromkeys(COMPARING, 2) | {PPO: 1}
     assert learn_once(REINFORCE, rollout, baseline="mean")[1]["completions/skipped_groups"] == 1
     assert learn_once(REINFORCE, rollout)[1]["completions/skipped_groups"] == 2
 
@@ -242,7 +250,8 @@ def test_beta_is_adapted_to_the_completions_that_are_left() -> None:
 @every_kind
 def test_a_minibatch_without_completions_is_passed_over(kind: Any) -> None:
     """No optimizer step is taken with it, also with Adam's momentum; there are no metrics of it."""
-    agent = agent_of(kind, num_generations=GROUP, n_episodes=COUNT)
+    own = {"n_epochs": 1} if kind is PathConsistency else {}  # no pass over an earlier rollout
+    agent = agent_of(kind, num_generations=GROUP, n_episodes=COUNT, **own)
     agent.learn(FOREVER, callback=stop_after(1))
     before = [p.detach().clone() for p in agent.policy.parameters()]
     steps = {int(state["step"]) for state in agent.optimization.optimizer.state.values()}
@@ -285,7 +294,7 @@ def test_a_batch_without_completions_ends_the_training(kind: Any) -> None:
     assert agent.num_updates == 3
 
 
-@pytest.mark.parametrize("kind", [RLOO, GRPO, REINFORCE])
+@pytest.mark.parametrize("kind", [RLOO, GRPO, REINFORCE, PathConsistency])
 def test_a_batch_without_groups_ends_the_training(kind: Any) -> None:
     """One completion left in each group is nothing to learn from; for an agent without groups it is."""
     rollout = with_skips(completions(), [row for row in range(COUNT) if row % GROUP])

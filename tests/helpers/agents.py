@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Agent
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, Agent, PathConsistency
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import make, random_reference, words
 from textenv import exact
 
-KINDS = [REINFORCE, ActorCritic, PPO, RLOO, GRPO]
+KINDS = [REINFORCE, ActorCritic, PPO, RLOO, GRPO, PathConsistency]
 
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+# those whose loss weighs grad log pi by an advantage that an update computes once
+every_advantage = pytest.mark.parametrize("kind", KINDS[:-1], ids=lambda kind: kind.__name__)
 
 
 FOREVER = 10**9

@@ -56,7 +56,8 @@ def others(returns: list[float | None], i: int, size: int) -> list[float]:
 
 def without_skipped(agent: Any, rollout: Rollout) -> Rollout:
     """The rollout whose mask is False also where a completion has no other of its group to be compared with."""
-    if type(agent).__name__ not in ("RLOO", "GRPO") and getattr(agent, "baseline", None) != "leave_one_out":
+    grouped = ("RLOO", "GRPO", "PathConsistency")
+    if type(agent).__name__ not in grouped and getattr(agent, "baseline", None) != "leave_one_out":
         return rollout
     size, mask = agent.num_generations, rollout.mask.clone()
     for first in range(0, len(rollout), size):
@@ -77,6 +78,8 @@ def advantages_of(agent: Any, rollout: Rollout, q_values: Tensor | None = None) 
     """The weight of each token in the policy's loss, and its reward to go; without whitening."""
     kind, size = type(agent).__name__, agent.num_generations
     rewards = numbers(rollout.rewards, rollout)
+    if kind == "PathConsistency":  # its weights depend on the policy: `inconsistency`
+        return rewards, rewards
     to_go = [reward_to_go(row, agent.gamma) for row in rewards]
     returns = [row[0] if row else None for row in to_go]
     if kind in ("ActorCritic", "PPO"):
@@ -187,6 +190,22 @@ def ratio_metrics(rho: list[float], of_tokens: list[float], advantages: list[flo
     }
 
 
+def inconsistency(agent: Any, batch: Batch, rows: list[int], log_probs: list[list[Tensor]]) -> list[Any]:
+    """n / (n - 1) (R_i - mean)^2 / (2 beta) over the n completions of a group, R without importance weights."""
+    beta, found = agent.mdp.kl_coef, []
+    reference = numbers(batch.rollout.ref_log_probs, batch.rollout)
+    returns = {}
+    for i, new in zip(rows, log_probs, strict=True):
+        if new:
+            before = sum(a - b for a, b in zip(batch.old_log_probs[i], reference[i], strict=True))
+            score = sum(batch.returns[i]) + beta * before
+            returns[i] = score - beta * (sum(new) - sum(reference[i]))
+    for i, own in returns.items():
+        group = [g for j, g in returns.items() if j // agent.num_generations == i // agent.num_generations]
+        found.append(len(group) / (len(group) - 1) * (own - mean(group)) ** 2 / (2 * beta))
+    return found
+
+
 def loss_of(agent: Any, batch: Batch, rows: list[int], policy: Any) -> tuple[Tensor, Metrics]:
     """The loss of a minibatch, a mean over its completions that are not skipped, and its metrics."""
     count = sum(1 for i in rows if batch.old_log_probs[i])
@@ -201,6 +220,8 @@ def loss_of(agent: Any, batch: Batch, rows: list[int], policy: Any) -> tuple[Ten
     if kind in ("REINFORCE", "ActorCritic"):
         for new, weights in zip(log_probs, advantages, strict=True):
             gains += [log_prob * weight for log_prob, weight in zip(new, weights, strict=True)]
+    elif kind == "PathConsistency":
+        gains += [-each for each in inconsistency(agent, batch, rows, log_probs)]
     else:
         if kind == "RLOO":  # one ratio for each completion, and one weight
             log_probs, old = (
@@ -292,9 +313,13 @@ def minibatches(agent: Any, count: int) -> list[list[int]]:
         return [list(range(count))]
     generator = torch.Generator()
     generator.set_state(agent.generator.get_state())
-    found, size = [], agent.batch_size or count
+    found, size, unit = [], agent.batch_size or count, 1
+    if type(agent).__name__ == "PathConsistency":  # whole groups; of the one rollout of a new replay
+        torch.randint(1, (agent.n_epochs - 1,), generator=generator)
+        unit = agent.num_generations
     for _ in range(agent.n_epochs):
-        order = torch.randperm(count, generator=generator).tolist()
+        groups = torch.randperm(count // unit, generator=generator).tolist()
+        order = [group * unit + i for group in groups for i in range(unit)]
         found += [order[first : first + size] for first in range(0, count, size)]
     return found
 
@@ -312,7 +337,7 @@ def update(agent: Any, rollout: Rollout, q_values: Tensor | None = None) -> Upda
     policy, rollout = copy.deepcopy(agent.policy), without_skipped(agent, rollout)
     optimizer = {"adam": Adam, "adagrad": Adagrad}[agent.optimizer]()
     advantages, returns = advantages_of(agent, rollout, q_values)
-    advantages = whiten(advantages) if agent.normalize_advantage else advantages
+    advantages = whiten(advantages) if getattr(agent, "normalize_advantage", False) else advantages
     old_values = None if rollout.values is None else numbers(rollout.values, rollout)
     batch = Batch(rollout, advantages, returns, numbers(rollout.log_probs, rollout), old_values)
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}

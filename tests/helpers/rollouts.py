@@ -20,13 +20,19 @@ def task(**arguments: Any) -> Any:
     return make(words(4, reference=reference, max_new_tokens=4, gold_reward=golden) | arguments)
 
 
-def uneven_rollout(env: Any, seed: int = 0, spread: float = 0.4, count: int = COUNT) -> Rollout:
+def uneven_rollout(
+    env: Any, seed: int = 0, spread: float = 0.4, count: int = COUNT, num_generations: int = GROUP
+) -> Rollout:
     """Completions of different lengths, from another policy than the one to train: padding on both sides.
 
     Every token has a reward, an old value and a ratio of its own; `spread` is the standard deviation of the log-ratio.
     """
     rollout = collect(
-        env, random_policy(env, seed=3, scale=0.1), count, num_generations=GROUP, generator=new_generator("cpu", seed)
+        env,
+        random_policy(env, seed=3, scale=0.1),
+        count,
+        num_generations=num_generations,
+        generator=new_generator("cpu", seed),
     )
     generator = new_generator("cpu", seed)
     noise = [torch.randn(rollout.mask.shape, generator=generator) for _ in range(3)]

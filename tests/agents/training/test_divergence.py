@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import GRPO, PPO, REINFORCE, ActorCritic, Diverged
+from agents import GRPO, PPO, REINFORCE, ActorCritic, Diverged, PathConsistency
 from agents.sampling import GraphSampler, collect, generate_sampler, new_generator, sample
 from agents.training import METRICS, Metric, StepGuard, check_finite
 from agents.training.divergence import MOST_SKIPPED, abridge, advice
@@ -23,6 +23,7 @@ from tests.helpers.threads import on_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore::agents.TrainingWarning")  # tests/agents/training/test_health.py
 SEVERAL = {"n_epochs": 2, "batch_size": 8}
+GROUPS = {PathConsistency: {"num_generations": 4}}  # several groups in a batch
 
 
 def state_of(agent: Any) -> list[Tensor]:
@@ -78,7 +79,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_ends_training(
 @every_kind
 def test_a_single_bad_minibatch_is_left_out_and_counted(kind: Any) -> None:
     """Its step is not taken, all others are; the metrics count it, and all of them are finite."""
-    agent = agent_of(kind, **(SEVERAL if hasattr(kind, "n_epochs") else {}))
+    agent = agent_of(kind, **(SEVERAL if hasattr(kind, "n_epochs") else {}), **GROUPS.get(kind, {}))
     before, rows = break_gradients(agent, lambda index: index == 1), list[dict[str, float]]()
     agent.learn(FOREVER, callback=lambda agent, rollout, metrics: rows.append(metrics) or len(before) < 8)
     changed = [not same(*pair) for pair in pairwise(before)]
@@ -139,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_a_step_with_a_finite_gradient(
         ({"loss/policy_avg": 1.0, "my/loss": loss}, True),
         ({}, True),
     ]:
-        guard.watch(torch.arange(2), metrics)
+        guard.watch(agent.collect(), torch.arange(2), metrics)
         assert guard.passes(agent, 1.0) is passes
     assert guard.skipped == 2 and guard.in_a_row == 0
 
@@ -151,7 +152,7 @@ def test_scores_that_are_too_large_end_training(kind: Any) -> None:
     def huge(prompts: Any, completions: Any, **_: Any) -> list[float]:
         return [1e20 if len(completion) > 3 else 0.5 for completion in completions]
 
-    agent = agent_of(kind, task(reward=huge))
+    agent = agent_of(kind, task(reward=huge), **GROUPS.get(kind, {}))
     start = state_of(agent)
     if kind is GRPO:
         agent.learn(FOREVER, callback=lambda agent, rollout, metrics: agent.num_updates < 3)

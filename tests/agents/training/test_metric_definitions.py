@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, PathConsistency
 from agents.sampling import Rollout, new_generator
 from tests.helpers import equations
 from tests.helpers.agents import every_kind
@@ -24,11 +24,14 @@ from tests.helpers.threads import on_threads
 SETTINGS: dict[str, Any] = {"gamma": 0.9, "learning_rate": 0.01, "n_episodes": COUNT, "num_generations": GROUP}
 SEVERAL = {"n_epochs": 2, "batch_size": 3}  # minibatches of 3, 3 and 2 completions
 EPOCHS = (PPO, RLOO, GRPO)
+WHOLE = {"micro_batch_size": GROUP}  # of PathConsistency, which splits no group and has no discount
 
 
 def agent_of(kind: Any, policy: Any = None, **settings: Any) -> Any:
     """An agent far from the behaviour policy of `uneven_rollout`."""
     policy = random_policy(task()).double() if policy is None else policy
+    if kind is PathConsistency:
+        settings = settings | {"gamma": 1.0} | (WHOLE if settings.get("micro_batch_size") else {})
     return kind(policy, task(), **(SETTINGS | {"seed": 0} | settings))
 
 
@@ -97,6 +100,7 @@ WHITENED: dict[Any, dict[str, Any]] = {
     PPO: {"normalize_advantage": True},
     RLOO: {"clip_range": None},
     GRPO: {"scale_rewards": False},
+    PathConsistency: {"n_epochs": 1},
 }
 SKIPPED = [(), (1,), (1, 4, 5, 6), (4, 5, 6, 7)]  # one of the first group; all but one, and all, of the second
 
