@@ -62,7 +62,7 @@ def test_an_error_of_a_loss_loses_nothing_of_those_before_it(tmp_path: Path) -> 
     [
         ([], "name a loss, module:object, or an agent of reinforce,"),
         (["foo"], "a loss must be module:object, or an agent of reinforce, .*, got 'foo'"),
-        (["sb3-ppo"], "an agent of reinforce, actor_critic, ppo, rloo, grpo, got 'sb3-ppo'"),
+        (["sb3-ppo"], "an agent of reinforce, actor_critic, ppo, rloo, grpo, path_consistency, got"),
         (["tests.helpers.losses:missing"], "could not be imported"),
         (["tests.helpers.losses:TASK"], "could not be imported"),
         (["tests.helpers.losses:small"], r"A loss takes \(rollout, log_probs\)"),

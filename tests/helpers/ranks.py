@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, PathConsistency
 from agents.sampling import Rollout, collect, new_generator
 from agents.training import gather_tensor
 from experiments.launch import process_group
@@ -40,6 +40,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "GRPO": (GRPO, {}),
     "GRPO, DAPO's mean": (GRPO, {"loss": "dapo", "n_epochs": 1, "micro_batch_size": 3}),
     "GRPO, whitened": (GRPO, {"scale_rewards": False, "normalize_advantage": True, "n_epochs": 1}),
+    "PathConsistency": (PathConsistency, {"n_epochs": 2, "micro_batch_size": 4}),
 }
 HAS_PEFT = importlib.util.find_spec("peft") is not None
 

@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import REINFORCE, RLOO
+from agents import REINFORCE, RLOO, PathConsistency
 from agents.sampling import Rollout
 from agents.training import all_reduce_sum, rank, run_on_rank0, world_size
 from agents.training.ranks import gather_objects, rank_seed
 from agents.training.updater import minibatches
+from tests.helpers.agents import stop_after
 from tests.helpers.policies import random_policy
 from tests.helpers.ranks import (
     BROKEN,
@@ -42,7 +43,7 @@ from tests.helpers.skips import with_skips
 
 # cases whose advantages have statistics over all groups
 GLOBAL = [name for name in CASES if "mean" in name or "whitened" in name or "separate" in name]
-GROUPED = ["REINFORCE, leave one out", "RLOO", "GRPO"]
+GROUPED = ["REINFORCE, leave one out", "RLOO", "GRPO", "PathConsistency"]
 ADAPTIVE_KL = {"kl_target": 0.16, "kl_horizon": COUNT}
 # completions whose rewards failed: rank 0 has 5 of 8 left, rank 1 has 7; or rank 1 has none
 SKIPPED = {"some": [0, 3, 5, 12], "all of rank 1": list(range(COUNT // 2, COUNT))}
@@ -81,6 +82,23 @@ def second_half_off_policy(rollout: Rollout) -> Rollout:
     return replace(rollout, log_probs=torch.where(rollout.mask, on_policy.log_probs.detach() + shift, 0.0))
 
 
+def with_a_replay(folder: Path) -> dict[str, Any]:
+    """A run of four updates, one that is saved and loaded after two, and the replay of this rank."""
+    whole, agent = (agent_of("PathConsistency", learning_rate=1e-2, replay_size=3) for _ in range(2))
+    for each in (whole, agent):
+        each.policy.float()  # as it is saved
+    whole.learn(100_000, callback=stop_after(4))
+    agent.learn(100_000, callback=stop_after(2))
+    agent.save(folder / "replay")
+    gather_objects(None)  # wait until rank 0 has written it
+    loaded = PathConsistency.load(folder / "replay", env=task())
+    replay = [each.input_ids for each in loaded.replay.rollouts]
+    kept = [x.equal(y.input_ids) for x, y in zip(replay, agent.replay.rollouts, strict=True)]
+    loaded.learn(100_000, callback=stop_after(4), reset_num_timesteps=False)
+    weights = [torch.cat([p.detach().flatten() for p in each.policy.parameters()]) for each in (whole, loaded)]
+    return {"replay": replay, "replay kept": kept, "replayed": weights, "replay folder": str(folder / "replay")}
+
+
 def results(r: int, folder: Path) -> dict[str, Any]:
     """The results of rank r, with whole weights on each rank."""
     rollout, found = all_completions(), {}
@@ -113,6 +131,7 @@ def results(r: int, folder: Path) -> dict[str, Any]:
     found["timesteps"] = agent.num_timesteps
     loaded = REINFORCE.load(folder / "saved", env=task())
     found["collected"] = [a.collect().input_ids for a in (agent, loaded)]
+    found |= with_a_replay(folder)
     found["from rank 0"] = run_on_rank0(lambda: f"from {r}")
     found["ranks"] = (rank(), world_size(), all_reduce_sum(torch.tensor(r + 1.0)).item(), gather_objects(r))
     try:
@@ -271,6 +290,18 @@ def test_ranks_sample_different_completions_and_train_one_policy(ranks: list[dic
         assert len(uninterrupted) == COUNT // 2 and uninterrupted.equal(resumed)
     assert not collected[0][0].equal(collected[1][0])
     assert ranks[0]["seed"] == 0 != ranks[1]["seed"]  # rank 0 keeps the seed itself, as with world size 1
+
+
+@pytest.mark.slow
+def test_each_rank_resumes_with_its_own_replay(ranks: list[dict[str, Any]]) -> None:
+    """Bit for bit, with different completions on each rank; with another world size the replay begins empty."""
+    for found in ranks:
+        assert found["replay kept"] == [True, True] and torch.equal(*found["replayed"])
+    assert torch.equal(ranks[0]["replayed"][0], ranks[1]["replayed"][0])
+    assert not torch.equal(ranks[0]["replay"][0], ranks[1]["replay"][0])
+    alone = PathConsistency.load(ranks[0]["replay folder"], env=task())
+    assert not alone.replay.rollouts and alone.num_updates == 2
+    alone.learn(100, reset_num_timesteps=False)
 
 
 # -- the functions -----------------------------------------------------------------------------------------------------

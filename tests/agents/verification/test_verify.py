@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic
+from agents import GRPO, PPO, REINFORCE, RLOO, ActorCritic, PathConsistency
 from agents.functional import policy_gradient_loss, reward_to_go
 from agents.sampling import Rollout
 from agents.verification import TooManyBatches, agent_loss, verify
@@ -162,6 +162,7 @@ def test_the_control_of_the_faults_holds() -> None:
         (ActorCritic, 1, {"critic": "zero", "gae_lambda": 1.0}),
         (PPO, 1, {"n_epochs": 3, "batch_size": 1}),
         (RLOO, 2, {}),
+        (PathConsistency, 2, {"n_epochs": 4, "replay_size": 8}),
         (GRPO, 2, {"scale_rewards": False}),
     ],
 )
@@ -174,7 +175,7 @@ def test_what_the_updates_of_agents_climb(kind: Any, num_generations: int, setti
         assert report.unbiased, str(report)
 
 
-@pytest.mark.parametrize("kind", [REINFORCE, ActorCritic, PPO, RLOO, GRPO])
+@pytest.mark.parametrize("kind", [REINFORCE, ActorCritic, PPO, RLOO, GRPO, PathConsistency])
 def test_the_gradient_is_that_of_the_agents_own_backward(kind: Any) -> None:
     """With its metrics and in micro-batches. Control: at other values it is another one."""
     env = small()
@@ -185,7 +186,7 @@ def test_the_gradient_is_that_of_the_agents_own_backward(kind: Any) -> None:
     found, own = gradient(sample).log_probs, gradient.in_micro_batches(sample, 2).log_probs
     assert torch.allclose(found, own, rtol=1e-12) and found.abs().max() > 0
     assert not torch.allclose(found, gradient(sample.change(rewards=sample.rollout.rewards + 1.0)).log_probs) or (
-        kind in (RLOO, GRPO)
+        kind in (RLOO, GRPO, PathConsistency)
     )
 
 
