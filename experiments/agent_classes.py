@@ -21,9 +21,9 @@ import tyro
 from agents import RANGES, Agent
 from agents.files import JsonObject
 from experiments.errors import FlagError
+from experiments.library_agent import LibraryAgent
 from experiments.named_code import import_named
 from experiments.ranges import check_flags
-from experiments.stable_baselines import StableBaselines
 from textenv.arguments import is_number
 
 AGENTS = {  # a new agent is one line here
@@ -58,7 +58,7 @@ SET_BY_AGENTS = {
 
 METAVAR = "{" + ",".join(AGENTS) + "}|module:Class"  # in the help of a flag that names an agent
 
-AgentClass = type[Agent] | type[StableBaselines]
+AgentClass = type[Agent] | type[LibraryAgent]
 
 
 class Settings(dict[str, JsonObject]):

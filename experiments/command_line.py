@@ -27,13 +27,13 @@ from experiments.env_flags import check_device
 from experiments.errors import EXPECTED, FlagError, Stopped, paragraph
 from experiments.launch import Wrap, is_launched, process_group
 from experiments.lecture import LectureConfig, lecture
+from experiments.library_agent import LibraryAgent
 from experiments.opening import INITIAL, opened
 from experiments.optimum import OptimumConfig, optimum
 from experiments.parsing import parse
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.saved_run import EvaluateConfig, SampleConfig, evaluate, sample
 from experiments.settings_flags import asked_agents, registry_of
-from experiments.stable_baselines import StableBaselines
 from experiments.stopping import stops_at_once
 from experiments.trial import make_environments, prepare, run_trial
 from experiments.verify import VerifyConfig, verify_losses
@@ -44,7 +44,7 @@ def train(config: TrialConfig) -> Path:
     """Trains one agent with one seed, as one of several ranks under `accelerate launch -m experiments`."""
     if not is_launched():
         return _train(config)
-    if issubclass(find_agent(config.agent), StableBaselines):
+    if issubclass(find_agent(config.agent), LibraryAgent):
         raise FlagError(f"{config.agent} trains in one process; start it without a launcher.")
     check_device(config.device)  # accelerate would fall back to a CPU where there is no GPU
     with process_group(config.device) as (wrap, device):

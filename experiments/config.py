@@ -17,9 +17,9 @@ from agents.training import default_learning_rate
 from experiments.agent_classes import METAVAR, Settings, check_distinct, complete_settings, find_agent, settings_key
 from experiments.env_flags import EnvFlags
 from experiments.errors import FlagError
+from experiments.library_agent import LibraryAgent
 from experiments.named_code import import_named
 from experiments.ranges import check_flags, name_flags
-from experiments.stable_baselines import StableBaselines
 from textenv import EnvLike, get_mdp
 from textenv.references import CausalLMReference
 
@@ -123,7 +123,7 @@ class TrialConfig(AgentFlags):
         kind = find_agent(self.agent)
         check_distinct([self.agent], SHARED_FLAGS, "--agent")
         self.settings = complete_settings(self.settings, [self.agent])
-        if issubclass(kind, StableBaselines):
+        if issubclass(kind, LibraryAgent):
             # they train a copy of the whole policy, and update on tokens of unfinished completions
             for name in ("lora_rank", "log_completions", "compile"):
                 if getattr(self, name):
@@ -138,7 +138,7 @@ class TrialConfig(AgentFlags):
         sampler: Sampler = named() if isinstance(named, type) else named
         return sampler
 
-    def make_agent(self, policy: TransformerPolicy, env: EnvLike) -> Agent | StableBaselines:
+    def make_agent(self, policy: TransformerPolicy, env: EnvLike) -> Agent | LibraryAgent:
         """Returns the agent that the flags name; raises a FlagError where its settings do not fit each other."""
         self.resolve_learning_rate(env)
         try:

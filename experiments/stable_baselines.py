@@ -6,12 +6,9 @@ unmodified.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass, fields
-from os import PathLike
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -20,18 +17,8 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.logger import Logger
 from tqdm.auto import tqdm
 
-from agents import FORMAT_VERSION, check_fields, check_range, check_timesteps, find_saved, read_saved
-from agents.files import (
-    DamagedFile,
-    check_names,
-    check_types,
-    read_tensors,
-    resolved,
-    write_folder,
-    write_json,
-    write_tensors,
-)
-from agents.policy import STALE, TransformerPolicy, write_policy
+from agents import check_timesteps
+from agents.policy import TransformerPolicy
 from agents.sb3 import (
     CausalLMPolicy,
     KLDictRolloutBuffer,
@@ -39,31 +26,19 @@ from agents.sb3 import (
     MaskableCausalLMPolicy,
     TextVecEnv,
 )
-from agents.training import (
-    HealthMonitor,
-    Metrics,
-    health_state,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    restore_health,
-)
-from experiments.update_callback import StepFilter, StopLearning, UpdateCallback, check_agent
-from textenv import EnvLike, TextMDP, TextVectorEnv, get_mdp
+from agents.training import HealthMonitor
+from experiments.library_agent import Callback, LibraryAgent
+from experiments.update_callback import StepFilter, StopLearning, UpdateCallback
+from textenv import TextVectorEnv, get_mdp
 
 
 @dataclass(eq=False)
-class StableBaselines(ABC):
-    """`learn`, `save` and `load` of `agents.Agent`, around an algorithm of Stable-Baselines3.
+class StableBaselines(LibraryAgent):
+    """An algorithm of Stable-Baselines3, whose batch is tokens: its buffer may end within a completion.
 
-    A callback gets None as rollout: Stable-Baselines3's buffer may end within a completion.
+    The MDP of the environment is stepped in a batch of its own.
     """
 
-    initial_policy: TransformerPolicy
-    """The policy to start from; a copy is trained."""
-    env: Any
-    """A text environment, single or batched; its MDP is stepped in a batch of its own."""
-    learning_rate: float = 3e-4
-    """Adam's step size."""
     n_episodes: int = 64
     """Number of environments in the batch."""
     n_steps: int = 8
@@ -73,24 +48,17 @@ class StableBaselines(ABC):
     vf_coef: float = 0.1
     """Weight of the value loss 1/2 (V - target)^2, as in `agents`. Stable-Baselines3's loss has no 1/2; it gets half of
     this weight."""
-    max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm."""
     normalize_advantage: bool = False
     """Whiten the advantages of a minibatch."""
-    seed: int | None = None
-    """Seed of prompts, tokens and minibatches, and of the global generators."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_range("seed", self.seed, 0, 2**32 - 1)  # NumPy's global generator takes no other
+        super().__post_init__()
         if self.normalize_advantage and min(self.n_steps * self.n_episodes, getattr(self, "batch_size", None) or 2) < 2:
             raise ValueError("normalize_advantage needs at least two tokens in a minibatch, got batch_size=1.")
-        self.num_updates = 0
-        self.health = HealthMonitor()
         self.algorithm = self.make_algorithm(
             TextVectorEnv(get_mdp(self.env), self.n_episodes, autoreset_mode="SameStep")
         )
-        self.step_filter = StepFilter(self.algorithm.policy.optimizer)
+        self.step_filter = StepFilter(self.optimizer)
         self.algorithm.set_logger(Logger(None, output_formats=[]))  # the default logger creates folders
 
     @abstractmethod
@@ -115,9 +83,10 @@ class StableBaselines(ABC):
         return model
 
     @property
-    def mdp(self) -> TextMDP:
-        """The environment's MDP."""
-        return get_mdp(self.env)
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, which the algorithm has made."""
+        optimizer: torch.optim.Optimizer = self.algorithm.policy.optimizer
+        return optimizer
 
     @property
     def num_timesteps(self) -> int:
@@ -127,14 +96,13 @@ class StableBaselines(ABC):
     def learn(
         self,
         total_timesteps: int,
-        callback: Callable[[Any, Any, Metrics], bool | None] | None = None,
+        callback: Callback | None = None,
         progress_bar: bool = False,
         reset_num_timesteps: bool = True,
     ) -> Self:
-        """Trains on `total_timesteps` more tokens; `callback(agent, None, metrics)` returns False to stop.
+        """Trains on `total_timesteps` more tokens, see `LibraryAgent.learn`.
 
         Raises:
-            ValueError: total_timesteps is no whole number in 0 .. 10^15.
             Diverged: the policy is not finite, or loss or gradient were not in several updates in a row.
         """
         total_timesteps = check_timesteps(total_timesteps)
@@ -150,72 +118,15 @@ class StableBaselines(ABC):
                     reset_num_timesteps=reset_num_timesteps,
                 )
             except ValueError:  # of torch.distributions, where probabilities are nan
-                check_agent(self)
+                self.check_finite()
                 raise
         return self
 
-    def save(self, folder: str | PathLike[str], keep: int = 1, attach: dict[str, Any] | None = None) -> None:
-        """Saves the policy as a Hugging Face checkpoint, the settings, and Adam's state; see `Agent.save`."""
-        settings = {name: getattr(self, name) for name in self.hyperparameters()}
-        content = {"format_version": FORMAT_VERSION, "algorithm": type(self).__name__, "settings": settings}
-        health, probe = health_state(self.health)
-        content |= {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "health": health}
-
-        def fill(new: Path) -> None:
-            write_policy(self.policy, new)
-            write_json(new / "agent.json", content)
-            tensors = optimizer_tensors(self.policy, self.algorithm.policy.optimizer, self._optimized())
-            write_tensors(new / "training_state.safetensors", tensors | probe)
-
-        write_folder(resolved(folder), fill, keep, attach, STALE)
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | PathLike[str],
-        env: EnvLike,
-        device: str = "cpu",
-        trust_remote_code: bool = False,
-        **settings: object,
-    ) -> Self:
-        """Returns an agent as it was saved, except for random numbers and unfinished completions.
-
-        Only with `trust_remote_code` does the folder's model run code of its own. `settings` override saved ones.
-
-        Raises:
-            DamagedFile: a file of the folder is missing, was changed, or holds something else than an agent's.
-            ValueError: the folder holds no agent, one of another class, or one of another format.
-        """
-        found = find_saved(Path(folder), "agent.json")
-        if found is None:
-            raise ValueError(f"{str(folder)!r} holds no saved agent (no agent.json); pass the folder given to save().")
-        path = found / "agent.json"
-        saved = read_saved(path)
-        if saved.get("algorithm") != cls.__name__:
-            raise ValueError(f"{path} must be that of a {cls.__name__}, got {saved.get('algorithm')!r:.100}.")
-        check_types(path, saved, {"settings": dict, "num_timesteps": int, "num_updates": int, "health": dict})
-        check_names(path, "settings", saved["settings"], cls.hyperparameters())
-        policy = TransformerPolicy.from_pretrained(found, trust_remote_code=trust_remote_code).to(device)
-        agent = cls(policy, env, **(saved["settings"] | settings))
-        path = found / "training_state.safetensors"
-        tensors = read_tensors(path)
-        restore_health(agent, saved["health"], tensors, found)
-        load_optimizer_tensors(agent.policy, agent.algorithm.policy.optimizer, agent._optimized(), tensors, path)
-        if tensors:
-            raise DamagedFile(f"{path} holds {min(tensors)!r:.100}, which no parameter of the policy has.")
-        agent.algorithm.num_timesteps, agent.num_updates = saved["num_timesteps"], saved["num_updates"]
-        if agent.seed is not None:  # the original seed would sample the first completions again
-            agent.algorithm.set_random_seed((agent.seed + agent.num_timesteps) % 2**32)
-        return agent
-
-    @classmethod
-    def hyperparameters(cls) -> list[str]:
-        """Names of the settings, without policy and env."""
-        return [f.name for f in fields(cls) if f.name not in ("initial_policy", "env")]
-
-    def _optimized(self) -> list[torch.Tensor]:
-        """The parameters that Adam steps: the language model's."""
-        return [parameter for group in self.algorithm.policy.optimizer.param_groups for parameter in group["params"]]
+    def continue_from(self, num_timesteps: int) -> None:
+        """See `LibraryAgent`."""
+        self.algorithm.num_timesteps = num_timesteps
+        if self.seed is not None:  # the original seed would sample the first completions again
+            self.algorithm.set_random_seed((self.seed + num_timesteps) % 2**32)
 
 
 @dataclass(eq=False)

@@ -25,10 +25,10 @@ from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, make_evaluator, sample_completions
 from experiments.held_out import Environments
 from experiments.launch import Wrap
+from experiments.library_agent import LibraryAgent
 from experiments.opening import INITIAL
 from experiments.run_folder import CONFIG, write_config
 from experiments.share import normalized_objective, normalized_objective_stderr, tokens_to_reach
-from experiments.stable_baselines import StableBaselines
 from experiments.stopping import stops_later
 from experiments.summary import read_summary, write_summary
 from experiments.trial_log import TrialLog
@@ -240,7 +240,7 @@ def _agent(
     resumed: Checkpoint | None,
     initial: Path,
     wrap: Wrap | None = None,
-) -> Agent | StableBaselines:
+) -> Agent | LibraryAgent:
     """Returns the agent of a checkpoint, or a new one."""
     kind = find_agent(config.agent)
 

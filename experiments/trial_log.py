@@ -24,10 +24,10 @@ from experiments.config import TrialConfig
 from experiments.console import completions_table, plain_console
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator
+from experiments.library_agent import LibraryAgent
 from experiments.metrics_file import METRICS_FILE, Kept, Row, describe_gaps, find_gaps, kept_metrics
 from experiments.reference_completions import Measured
 from experiments.run_folder import plain
-from experiments.stable_baselines import StableBaselines
 from textenv import get_mdp
 from textenv.data import printable
 
@@ -64,7 +64,7 @@ class TrialLog:
         initial: Path,
         baselines: JsonObject,
         evaluator: Evaluator,
-        agent: Agent | StableBaselines,
+        agent: Agent | LibraryAgent,
         progress: Callable[[int], None],
         resumed: Checkpoint | None = None,
     ) -> None:
@@ -134,7 +134,7 @@ class TrialLog:
     def __exit__(self, *error: object) -> None:
         self.opened.close()
 
-    def __call__(self, agent: Agent | StableBaselines, rollout: object, metrics: dict[str, float]) -> None:
+    def __call__(self, agent: Agent | LibraryAgent, rollout: object, metrics: dict[str, float]) -> None:
         """Logs one update: its metrics, an evaluation and a checkpoint where they are due.
 
         Raises:

@@ -7,7 +7,6 @@ optimizer. A loss that is infinite shows afterwards, in the metrics; its gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,18 +14,9 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import Diverged
-from agents.training import (
-    MOST_SKIPPED,
-    Metrics,
-    abridge,
-    advice,
-    check_finite,
-    check_metric_name,
-    find_losses,
-    reward_metrics,
-)
+from agents.training import MOST_SKIPPED, Metrics, abridge, advice, check_metric_name, find_losses
+from experiments.library_agent import Callback
 from textenv import get_mdp
-from textenv.rewards import TrainerState
 
 
 class StopLearning(Exception):
@@ -73,7 +63,7 @@ class UpdateCallback(BaseCallback):
         StopLearning: `callback` returned False.
     """
 
-    def __init__(self, agent: Any, callback: Callable[[Any, Any, Metrics], Any] | None, bar: Any) -> None:
+    def __init__(self, agent: Any, callback: Callback | None, bar: Any) -> None:
         super().__init__()
         self.agent, self.callback, self.bar = agent, callback, bar
         self.reported = self.bad_updates = 0
@@ -104,24 +94,18 @@ class UpdateCallback(BaseCallback):
         self._check(metrics)
         if self.finished:
             metrics["objective/scores"] = float(np.mean([each.score for each in self.finished]))
-        self.agent.num_updates += 1
         metrics["train/skipped_steps"] = float(self.agent.step_filter.skipped)
-        training = get_mdp(self.agent.env).training
-        training.state = TrainerState(global_step=self.agent.num_updates, num_input_tokens_seen=self.num_timesteps)
-        metrics |= reward_metrics(get_mdp(self.agent.env))
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        tokens = self.num_timesteps - self.reported
-        metrics |= self.agent.health.observe(self.agent, common_metrics(metrics, self.finished, tokens))
+        tokens, finished = self.num_timesteps - self.reported, self.finished
         self.bar.update(tokens)
         self.reported, self.finished, self.agent.step_filter.skipped = self.num_timesteps, [], 0
-        if self.callback is not None and self.callback(self.agent, None, metrics) is False:
+        if not self.agent.end_update(metrics, common_metrics(metrics, finished, tokens), self.callback):
             raise StopLearning
-        training.take_metrics()  # what an evaluation has logged
 
     def _check(self, metrics: Metrics) -> None:
         """Raises `Diverged` if the policy cannot sample any more, or has not been trained for several updates."""
         agent = self.agent
-        check_agent(agent)
+        agent.check_finite()
         found = find_losses(metrics)
         bad = agent.step_filter.skipped > 0 or not all(map(math.isfinite, found.values()))
         self.bad_updates = self.bad_updates + 1 if bad else 0
@@ -134,14 +118,6 @@ class UpdateCallback(BaseCallback):
                 f"updates in a row are not finite ({', '.join(f'{name} {value:.3g}' for name, value in found.items())}"
                 f"). Largest |score|: {score:.3g}{suspect}. {advice(agent, score)}"
             )
-
-
-def check_agent(agent: Any) -> None:
-    """Raises `Diverged` if the policy of an agent of Stable-Baselines3 is not finite."""
-    try:
-        check_finite(agent.policy, get_mdp(agent.env))
-    except Diverged as error:
-        raise Diverged(f"Training has diverged in update {agent.num_updates + 1}: {error} {advice(agent)}") from error
 
 
 def common_metrics(metrics: Metrics, finished: list[EndedCompletion], tokens: int) -> Metrics:
