@@ -65,7 +65,7 @@ verify-peers: .venv-peers/ready $(VENV)/ready
 NEEDS_oldest := ".[dev]" gymnasium==1.2.0
 NEEDS_tianshou := ".[tianshou,test]"
 NEEDS_ray := ".[ray,rllib,test]"
-NEEDS_peers := ".[agents,torchrl,trl,test]"
+NEEDS_peers := ".[experiments,torchrl,trl,test]"
 NEEDS_bench := ".[bench]"
 NEEDS_newest := ".[agents,test]"
 NEWEST := $(shell python3.13 -c "import sys; print(sys.executable)" 2>/dev/null)
@@ -98,7 +98,8 @@ ray: .venv-ray/ready
 	.venv-ray/bin/python -m pytest tests/experiments/launch/test_cluster.py
 
 trl: .venv-peers/ready
-	.venv-peers/bin/python -m pytest tests/textenv/rewards/test_trl.py tests/experiments/peers/test_trl_losses.py
+	.venv-peers/bin/python -m pytest tests/textenv/rewards/test_trl.py tests/experiments/peers/test_trl_losses.py \
+		tests/experiments/test_trl_agents.py tests/experiments/test_trl_task.py tests/experiments/test_trl_updates.py
 
 # The wheel in a clean environment, without the checkout: the READMEs' environment, reward test and agent run there.
 wheel: $(VENV)/ready

@@ -36,6 +36,8 @@ AGENTS = {  # a new agent is one line here
     "sb3-ppo": "experiments.stable_baselines:SB3PPO",
     "sb3-a2c": "experiments.stable_baselines:SB3A2C",
     "maskable-ppo": "experiments.stable_baselines:SB3MaskablePPO",
+    "trl-rloo": "experiments.trl_agents:TRLRLOO",
+    "trl-grpo": "experiments.trl_agents:TRLGRPO",
 }
 UNTRAINED = ("random", "best-of-n")  # what `compare --agents` takes besides
 SHARED = {"policy", "initial_policy", "env", "learning_rate", "n_episodes", "seed"}  # no settings: flags of all agents

@@ -50,8 +50,8 @@ class CompareConfig(AgentFlags):
     agents: Annotated[list[str], tyro.conf.arg(metavar=f"[{METAVAR}|random ...]")] = field(
         default_factory=lambda: ["reinforce", "actor_critic", "ppo"]
     )
-    """Agents to compare: of this project, of Stable-Baselines3, module:Class, an agent of your own; or random, which is
-    not trained. The reference and best-of-n are in every comparison."""
+    """Agents to compare: of this project, of Stable-Baselines3, of TRL (pip install -e ".[trl]"), module:Class, an
+    agent of your own; or random, which is not trained. The reference and best-of-n are in every comparison."""
     optimum_completions: int = 512
     """Where the task is too large to enumerate: completions of the reference for each prompt, from which the optimum J*
     is estimated before the training, and best-of-n; 0: J* is not known."""

@@ -114,7 +114,8 @@ class TrialConfig(AgentFlags):
     log_completions: int = 0
     """Print some completions of the training batch every so many updates; 0: never."""
     agent: Annotated[str, tyro.conf.arg(metavar=METAVAR)] = "ppo"
-    """Agent to train: one of this project, of Stable-Baselines3, or module:Class, an agent of your own."""
+    """Agent to train: one of this project, of Stable-Baselines3, of TRL (pip install -e ".[trl]"), or module:Class,
+    an agent of your own."""
     seed: int = 0
     """Seed of prompts, tokens and minibatches."""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     *("gymnasium", "torch", "transformers", "tokenizers", "numpy", "scipy", "stable-baselines3", "sb3-contrib"),
-    *("peft", "accelerate", "vaderSentiment"),
+    *("peft", "accelerate", "vaderSentiment", "trl"),
 )
 
 

@@ -123,7 +123,7 @@ CONDITIONS = (
         5,
         5.0,
         objective_fell,
-        "the mean return (of Stable-Baselines3's agents: the mean score) has fallen from {objective_at_start:.3g} at "
+        "the mean return (of other libraries' agents: the mean score) has fallen from {objective_at_start:.3g} at "
         "the start of the run to {objective:.3g}: lower learning_rate or n_epochs.",
     ),
     Condition(

@@ -66,7 +66,7 @@ METRICS: dict[str, Metric] = {
     "num_ratios": COUNT,
     "num_high": COUNT,
     "num_low": COUNT,
-    "train/loss": LOSS,  # from here on Stable-Baselines3's
+    "train/loss": LOSS,  # from here on Stable-Baselines3's, the first TRL's too
     "train/policy_gradient_loss": LOSS,
     "train/policy_loss": LOSS,
     "train/value_loss": LOSS,
