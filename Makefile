@@ -99,7 +99,8 @@ ray: .venv-ray/ready
 
 trl: .venv-peers/ready
 	.venv-peers/bin/python -m pytest tests/textenv/rewards/test_trl.py tests/experiments/peers/test_trl_losses.py \
-		tests/experiments/test_trl_agents.py tests/experiments/test_trl_task.py tests/experiments/test_trl_updates.py
+		tests/experiments/test_trl_agents.py tests/experiments/test_trl_model.py tests/experiments/test_trl_task.py \
+		tests/experiments/test_trl_updates.py
 
 # The wheel in a clean environment, without the checkout: the READMEs' environment, reward test and agent run there.
 wheel: $(VENV)/ready

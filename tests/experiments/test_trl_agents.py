@@ -203,7 +203,7 @@ def test_the_reference_is_the_task_s(kind: Any, family: str, trainers: list[Any]
 
 @every_agent
 def test_a_model_is_left_as_it_was_but_for_its_weights(kind: Any, tmp_path: Path) -> None:
-    """Forward pass, mode and configs; also in what is saved while it trains. It has no dropout while it trains."""
+    """Forward pass, mode and configs; also in what is saved while it trains."""
     env = word_task("gpt2")
     agent = agent_of(kind, env)
     own = agent.policy.model
