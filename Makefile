@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare bench test slow check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel crash scan mutation verify-peers clean
+.PHONY: compare optimum bench test slow check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel crash scan mutation verify-peers clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
+
+# How far agents get, and how fast: `make optimum ARGS="--model stories --prompts prompts.txt"`. TRL's are among them.
+optimum: .venv-peers/ready
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m experiments optimum $(ARGS)
 
 # Speed compared with the peers'. TRL 1.12, the last release with PPO, is installed beside the newest.
 bench: $(VENV)/ready .venv-bench/trl-1.12

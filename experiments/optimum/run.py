@@ -42,9 +42,11 @@ class OptimumConfig:
     """File of the stories' openings."""
     tasks: list[Group] = field(default_factory=lambda: ["toys", "taj_mahal", "reward_hacking", "stories"])
     """The groups of tasks."""
-    agents: list[str] = field(default_factory=lambda: ["reinforce", "actor_critic", "ppo", "rloo", "grpo"])
+    agents: list[str] = field(
+        default_factory=lambda: ["reinforce", "actor_critic", "ppo", "rloo", "grpo", "path_consistency"]
+    )
     """Agents at their default settings; on the stories one seed at a quarter of and four times the step size too."""
-    peers: list[str] = field(default_factory=lambda: ["sb3-ppo"])
+    peers: list[str] = field(default_factory=lambda: ["sb3-ppo", "trl-rloo", "trl-grpo"])
     """Agents of other libraries; on the stories each at three step sizes, and trl-grpo at three betas. TRL's are for
     the stories only, and need pip install -e ".[trl]"."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
