@@ -47,12 +47,13 @@ class PathConsistency(Agent):
 
     num_generations: int = 16
     """K, completions per prompt, a group; contiguous among the n_episodes; at least 2."""
-    n_epochs: int = 4
+    n_epochs: int = 8
     """Passes of an update: one over the new completions, each other one over a rollout drawn from the replay."""
     batch_size: int | None = None
     """Completions per minibatch, in whole groups; None is a whole rollout."""
     replay_size: int = 8
-    """The last rollouts, that of the update among them, from which the passes after the first are drawn."""
+    """The last rollouts, that of the update among them, from which the passes after the first are drawn. They are saved
+    with the agent; `replay.rollouts.clear()` forgets them, as a task with another reward needs it."""
 
     needs_values: ClassVar[bool] = False
 
@@ -91,7 +92,7 @@ class PathConsistency(Agent):
 
     def minibatches(self, rollout: Rollout) -> Iterator[tuple[Batch, Tensor]]:
         """Yields each minibatch of a rollout, whole groups, as a batch and rows of it."""
-        batch = Batch(rollout, rollout.rewards, rollout.rewards)
+        batch = Batch(rollout, rollout.rewards, rollout.rewards)  # the weights of grad log pi depend on pi: `losses`
         for rows in minibatches(len(rollout), 1, self.batch_size, self.generator, self.num_generations):
             yield batch, rows
 

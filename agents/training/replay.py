@@ -57,7 +57,9 @@ class Replay:
 
     def append(self, rollout: Rollout) -> None:
         """Adds a rollout; the oldest one leaves a full replay."""
-        self.rollouts.append(replace(rollout, values=None, gold_scores=None, lengths=None, extra=None))
+        kept = replace(rollout, values=None, gold_scores=None, lengths=None, extra=None)
+        kept.input_ids, kept.attention_mask = kept.input_ids.clone(), kept.attention_mask.clone()  # the sampler's own
+        self.rollouts.append(kept)
 
     def draw(self, count: int, generator: torch.Generator) -> list[Rollout]:
         """Draws rollouts uniformly, with replacement."""

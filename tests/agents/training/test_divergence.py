@@ -170,7 +170,7 @@ def test_scores_that_are_too_large_end_training(kind: Any) -> None:
 @every_kind
 def test_an_absurd_learning_rate_ends_training(kind: Any) -> None:
     """After the first step the policy cannot sample: the error has the update, a prompt and the setting."""
-    with pytest.raises(Diverged, match=r"in update [12].*learning_rate \(1e\+12\)"):
+    with pytest.raises(Diverged, match=r"(?s)in update [12].*learning_rate \(1e\+12\)"):
         agent_of(kind, learning_rate=1e12).learn(FOREVER, callback=lambda agent, *_: agent.num_updates < 9)
 
 
