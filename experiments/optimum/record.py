@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,46 +19,54 @@ STATES = 3  # of the costliest
 Gap = JsonObject
 
 
-def record(
-    group: str, variants: Sequence[Variant], summaries: Sequence[JsonObject], folder: Path, evaluator: Evaluator
+def add_trial(
+    kept: JsonObject | None,
+    group: str,
+    variant: Variant,
+    summary: JsonObject,
+    folder: Path,
+    evaluator: Evaluator | None = None,
 ) -> JsonObject:
-    """Returns what is kept of a task.
+    """Returns what is kept of a task, with one more trial.
 
     Args:
+        kept: what was kept before; None at first.
         group: of the task.
-        variants: the agents that have finished.
-        summaries: of the trial of each.
+        variant: the agent.
+        summary: of its trial.
         folder: of the task.
-        evaluator: of the task; of the first seed of each agent it measures where the gap is.
+        evaluator: of the task, to measure where the gap is; None: it is not measured.
     """
-    first = min(variant.seed for variant in variants)
-    trials = []
-    for variant, summary in zip(variants, summaries, strict=True):
-        own = variant.folder(folder)
-        gap = _gap(evaluator, own / CHECKPOINT) if variant.seed == first and evaluator.tree is not None else None
-        trials.append(
-            {
-                "name": variant.name,
-                "label": variant.label,
-                "agent": variant.agent,
-                "seed": variant.seed,
-                "factor": variant.factor,
-                "settings": variant.settings,
-                "peer": variant.peer,
-                **{name: summary.get(name) for name in ("objective", "objective_stderr", "score", "kl")},
-                "share": summary["normalized_objective"],
-                "share_stderr": summary["normalized_objective_stderr"],
-                "num_timesteps": summary["num_timesteps"],
-                "cpu_seconds": summary["cpu_seconds"],
-                "curve": _curve(own),
-                "gap": gap,
-            }
-        )
-    return {"group": group, "baselines": summaries[0]["baselines"], "trials": trials}
+    own, measured = variant.folder(folder), ("objective", "objective_stderr", "score", "kl")
+    trial = {
+        "name": variant.name,
+        "label": variant.label,
+        "agent": variant.agent,
+        "seed": variant.seed,
+        "factor": variant.factor,
+        "settings": variant.settings,
+        "peer": variant.peer,
+        **{name: summary.get(name) for name in measured},
+        "share": summary["normalized_objective"],
+        "share_stderr": summary["normalized_objective_stderr"],
+        "num_timesteps": summary["num_timesteps"],
+        "cpu_seconds": summary["cpu_seconds"],
+        "curve": _curve(own),
+        "gap": None if evaluator is None or evaluator.tree is None else _gap(evaluator, own / CHECKPOINT),
+    }
+    before = [] if kept is None else kept["trials"]
+    return {"group": group, "baselines": summary["baselines"], "trials": [*before, trial]}
+
+
+def has_trial(kept: JsonObject | None, variant: Variant) -> bool:
+    """Whether a trial of an agent is kept."""
+    return kept is not None and any(
+        (trial["name"], trial["seed"]) == (variant.name, variant.seed) for trial in kept["trials"]
+    )
 
 
 def read_record(path: Path) -> JsonObject | None:
-    """Returns what was kept of a task, None if it has not finished; raises a DamagedFile if the file was changed."""
+    """Returns what was kept of a task, None if nothing was; raises a DamagedFile if the file was changed."""
     if not path.exists():
         return None
     found = files.read_json(path)

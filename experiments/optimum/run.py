@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from experiments.console import plain_console
 from experiments.errors import FlagError, Unfinished
 from experiments.opening import INITIAL, opened
 from experiments.optimum.figure import draw
-from experiments.optimum.record import read_record, record
+from experiments.optimum.record import add_trial, has_trial, read_record
 from experiments.optimum.table import tables
 from experiments.optimum.tasks import Group, SuiteTask, suite_tasks
 from experiments.optimum.variants import Variant, variants
@@ -109,15 +110,9 @@ def optimum(config: OptimumConfig) -> Path:
     failures, records = list[str](), dict[str, JsonObject]()
     with opened(config, "optimum") as folder:
         for number, task in enumerate(tasks, start=1):
-            path = folder / f"{task.name}.json"
-            found = read_record(path)
-            if found is None:
-                console.print(f"{task.name}, task {number} of {len(tasks)} ...")
-                found, failed = run_task(config, task, folder / task.name)
-                failures += failed
-                if found is not None and not failed:
-                    files.write_json(path, found)
-            if found is not None:
+            console.print(f"{task.name}, task {number} of {len(tasks)}")
+            failures += run_task(config, task, folder)
+            if (found := read_record(folder / f"{task.name}.json")) is not None:
                 records[task.name] = found
         if records:
             draw(folder, records)
@@ -128,17 +123,27 @@ def optimum(config: OptimumConfig) -> Path:
     return folder
 
 
-def run_task(config: OptimumConfig, task: SuiteTask, folder: Path) -> tuple[JsonObject | None, list[str]]:
-    """Trains all agents on a task; returns what is kept of it, None if no trial has finished, and the failures."""
+def run_task(config: OptimumConfig, task: SuiteTask, folder: Path) -> list[str]:
+    """Trains the agents that `TASK.json` does not have yet, a seed at a time, and adds them; returns the failures."""
+    path, own, failures = folder / f"{task.name}.json", folder / task.name, list[str]()
+    kept = read_record(path)
     chosen = variants(task, config.agents, config.peers, config.seeds)
-    trials = [config.trial(task, variant) for variant in chosen]
-    environments = make_environments(trials[0])
-    evaluator, _ = prepare(trials[0], environments, folder, trials, best_of=BEST_OF)
-    folders = [variant.folder(folder) for variant in chosen]
-    ended = list(zip(chosen, run_trials(trials, folders, folder / INITIAL, config.num_workers), strict=True))
-    failures = [f"{task.name}, {v.name}, seed {v.seed}: {end.failure.text}" for v, end in ended if end.failure]
-    finished = [(variant, end.result) for variant, end in ended if end.failure is None]
-    if not finished:
-        return None, failures
-    done, summaries = zip(*finished, strict=True)
-    return record(task.group, done, summaries, folder, evaluator), failures
+    missing = [variant for variant in chosen if not has_trial(kept, variant)]
+    if not missing:
+        return []
+    trials = {variant: config.trial(task, variant) for variant in missing}
+    first = trials[missing[0]]
+    evaluator, _ = prepare(first, make_environments(first), own, [*trials.values()], best_of=BEST_OF)
+    for _, group in itertools.groupby(missing, lambda variant: (variant.peer, variant.factor, variant.seed)):
+        together = list(group)
+        folders = [variant.folder(own) for variant in together]
+        ended = run_trials([trials[v] for v in together], folders, own / INITIAL, config.num_workers)
+        for variant, end in zip(together, ended, strict=True):
+            if end.failure is None:
+                gap = variant.seed == config.seeds[0]
+                kept = add_trial(kept, task.group, variant, end.result, own, evaluator if gap else None)
+            else:
+                failures.append(f"{task.name}, {variant.name}, seed {variant.seed}: {end.failure.text}")
+        if kept is not None:
+            files.write_json(path, kept)
+    return failures

@@ -31,7 +31,7 @@ class Variant:
     agent: str
     seed: int
     factor: float = 1.0
-    settings: JsonObject = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict, hash=False)
     peer: bool = False
 
     @property

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from agents.policy import TransformerPolicy
-from experiments.errors import FlagError
+from experiments.errors import FlagError, Unfinished
+from experiments.launch import Failure
 from experiments.optimum import OptimumConfig, optimum, run, tasks
 from experiments.optimum.table import Group, reaches
 from experiments.optimum.tasks import suite_tasks
@@ -63,6 +64,29 @@ def test_a_suite_is_kept_and_resumes(one_toy: None, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(run, "run_trials", lambda *_: pytest.fail("trained again"))
     optimum(OptimumConfig(tasks=["toys"], out=folder, resume=True, **SMALL))  # type: ignore[arg-type]
     assert (folder / "report.txt").read_text() == report
+
+
+def test_trials_that_failed_are_run_again(one_toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has finished is kept and reported, with a list of what failed; the next call runs that alone."""
+    ran, run_trials = [], run.run_trials
+
+    def failing(trials: Any, folders: Any, *rest: Any) -> Any:
+        ended = run_trials(trials, folders, *rest)
+        ran.extend((trial.agent, trial.seed) for trial in trials)
+        broken = Failure("ValueError: no", "")
+        return [
+            end._replace(failure=broken) if (trial.agent, trial.seed) == ("rloo", 1) and len(ran) == 4 else end
+            for trial, end in zip(trials, ended, strict=True)
+        ]
+
+    monkeypatch.setattr(run, "run_trials", failing)
+    with pytest.raises(Unfinished, match="1 trials failed. toy-0, rloo, seed 1: ValueError: no"):
+        optimum(OptimumConfig(tasks=["toys"], out=tmp_path, **SMALL))  # type: ignore[arg-type]
+    assert len(json.loads((tmp_path / "toy-0.json").read_text())["trials"]) == 3
+    assert "rloo" in (tmp_path / "report.txt").read_text()
+    optimum(OptimumConfig(tasks=["toys"], out=tmp_path, resume=True, **SMALL))  # type: ignore[arg-type]
+    assert ran[4:] == [("rloo", 1)]
+    assert len(json.loads((tmp_path / "toy-0.json").read_text())["trials"]) == 4
 
 
 def test_what_is_trained_on_which_task() -> None:
