@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,7 +19,7 @@ from experiments.held_out import Environments
 from experiments.reference_completions import REFERENCE_FILE
 from experiments.report import describe_optimum
 from experiments.share import normalized_objective, normalized_objective_stderr
-from tests.helpers.commands import tiny
+from tests.helpers.commands import call, tiny
 from textenv import exact
 
 TASK = {"vocab_size": 4, "max_new_tokens": 4, "num_prompts": 3, "kl_coef": 0.5}
@@ -117,3 +118,41 @@ def test_the_optimum_of_beta_0_is_refused_where_it_is_estimated() -> None:
                 make_evaluator(flags, Environments(env, None, env))
         else:
             make_evaluator(flags, Environments(env, None, env))
+
+
+def test_a_comparison_on_a_language_model_has_shares_with_errors(tmp_path: Path, assets: Path) -> None:
+    """Table, summary and `evaluate` on prompts of the training and on others; 0 completions is off, and beta 0 refused.
+
+    J* of the table is that of the completions in the file.
+    """
+    openings = (assets / "tinystories" / "prompts.txt").read_text().splitlines()
+    (tmp_path / "prompts.txt").write_text("\n".join(openings[:6]))
+    (tmp_path / "others.txt").write_text("\n".join(openings[6:9]))
+    shared = f"--env textenv/Text-v0 --model {assets / 'stories260k'} --prompts {tmp_path / 'prompts.txt'}"
+    shared += " --reward vader"
+    shared += " --max-new-tokens 6 --kl-coef 0.2 --agents rloo --seeds 0 --total-timesteps 100 --num-evals 1"
+    shared += " --eval-episodes 8 --n-episodes 8 --num-workers 1 --best-of-n 4"
+    shared += f" --eval-prompts {tmp_path / 'others.txt'}"
+    flags = ["compare", *shared.split(), "--optimum-completions", "32", "--optimum-prompts", "4"]
+    ran = call(*flags, "--out", str(tmp_path / "run"))
+    assert ran.returncode == 0, ran.stderr
+    content = json.loads((tmp_path / "run/summary.json").read_text())
+    report, baselines = (tmp_path / "run/report.txt").read_text(), content["baselines"]
+    assert "32 completions of the reference for each of 4 prompts" in " ".join(report.split()) and "±" in report
+    for own, folder, prompts in ((baselines, "initial", 4), (baselines["held_out"], "initial/held_out", 3)):
+        rows = files.read_rows(tmp_path / "run" / folder / REFERENCE_FILE)
+        rewards = np.array([row["reward"] for row in rows]).reshape(prompts, 32)
+        estimate = exact.optimum_from_scores(rewards, 0.2)
+        assert own["optimum"] == pytest.approx(estimate.objective, abs=1e-4)
+        assert own["reference"] == pytest.approx(rewards.mean(), abs=1e-4)
+        assert own["optimum_upper"] >= own["optimum"] > own["best_of_n"]["objective"]
+    summary = json.loads((tmp_path / "run/rloo/seed-0/summary.json").read_text())
+    for measured, own in ((summary, baselines), (summary["held_out"], baselines["held_out"])):
+        share = normalized_objective(measured["objective"], own)
+        assert measured["normalized_objective"] == pytest.approx(share)
+        assert 0 < measured["normalized_objective_stderr"] < 1
+    off = call("compare", *shared.replace("--kl-coef 0.2", "--kl-coef 0").split(), "--out", str(tmp_path / "zero"))
+    assert off.returncode == 2 and "--optimum-completions must be 0" in off.stderr
+    zero = ["--optimum-completions", "0", "--out", str(tmp_path / "zero")]
+    off = call("compare", *shared.replace("--kl-coef 0.2", "--kl-coef 0").split(), *zero)
+    assert off.returncode == 0 and "share of the way" not in (tmp_path / "zero/report.txt").read_text()
