@@ -63,7 +63,7 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "scaling_completions": (1, 1_000_000),
     "scaling_tokens": (1, 1_000_000),
 }
-SMALLEST = {"kl_coef": SMALLEST_KL_COEF}  # of a number that may also be 0
+SMALLEST = {"kl_coef": SMALLEST_KL_COEF, "optimum_completions": 2}  # of a number that may also be 0
 PLURALS = {"seeds": "seed"}  # lists whose members have the range of another flag
 TEXTS = ("prompt",)  # strings that are no name or path
 REPEATED = ("reward", "reward_weights", "prompt", "check")  # lists that may have equal members

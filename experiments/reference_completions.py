@@ -6,6 +6,7 @@ They are sampled once a run, and kept in `reference.jsonl` beside its baselines.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,9 @@ class ReferenceCompletions:
             log_ratios = np.zeros_like(log_ratios)
         else:  # the bound needs exact samples of the reference
             max_score = None
-        return exact.optimum_from_scores(self.rewards - kl_coef * log_ratios, kl_coef, max_score=max_score)
+        with warnings.catch_warnings():  # the effective sample sizes are printed with the estimate
+            warnings.simplefilter("ignore", UserWarning)
+            return exact.optimum_from_scores(self.rewards - kl_coef * log_ratios, kl_coef, max_score=max_score)
 
     def reference(self) -> Measured:
         """Means over prompts of objective and scores of the reference, with standard errors; the prompts are given."""

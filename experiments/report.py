@@ -16,7 +16,7 @@ from agents.files import JsonObject
 from experiments.console import plain_console, score_text
 from experiments.curves import curves
 from experiments.metrics_file import describe_gaps
-from experiments.share import normalized_objective, normalized_objective_stderr
+from experiments.share import describe_optimum, normalized_objective, normalized_objective_stderr
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 from textenv.data import printable
 
@@ -149,22 +149,6 @@ def _share(trials: Sequence[JsonObject], baselines: JsonObject) -> str:
     if share.low is not None:
         text += f" [{100 * share.low:.1f}, {100 * share.high:.1f}]"
     return text if stderr is None or not errors else f"{text} ± {100 * stderr:.1f}"
-
-
-def describe_optimum(baselines: JsonObject) -> list[str]:
-    """Sentences about an estimate of J*; none where it is exact or not known."""
-    if baselines.get("optimum_stderr") is None:
-        return []
-    upper = baselines["optimum_upper"]
-    text = (
-        f"J* is estimated from {baselines['optimum_completions']:.0f} completions of the reference for each of "
-        f"{baselines['optimum_prompts']:.0f} prompts: 95% interval [{baselines['optimum_low']:.3f}, "
-        f"{baselines['optimum_high']:.3f}]{'' if upper is None else f', stochastic upper bound {upper:.3f}'}; "
-        f"effective sample size of a prompt {baselines['least_effective_sample_size']:.1f} (least), "
-        f"{baselines['median_effective_sample_size']:.1f} (median). It is too low rather than too high, so shares are "
-        "too high rather than too low. Behind ± is a share's standard error: of J*, the reference and the evaluations."
-    )
-    return [text]
 
 
 def _tokens_to_90(trials: list[JsonObject]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from experiments.evaluation import Evaluator, make_evaluator, sample_completions
 from experiments.held_out import Environments
 from experiments.ranges import check_flags
 from experiments.run_folder import CONFIG, read_config
-from experiments.share import normalized_objective, normalized_objective_stderr
+from experiments.share import describe_optimum, normalized_objective, normalized_objective_stderr
 from experiments.task_arguments import is_own_task
 from textenv import get_mdp
 from textenv.data import printable
@@ -157,6 +158,8 @@ def evaluate(config: EvaluateConfig) -> None:
     environments, policy = config.load()
     evaluator = make_evaluator(config, environments)
     content = _measured(config, evaluator, policy)
+    for text in describe_optimum(content["baselines"]):
+        print(text, file=sys.stderr)
     if evaluator.held_out is not None:
         content["held_out"] = _measured(config, evaluator.held_out, policy)
     print(json.dumps(content, indent=2))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
+from agents.files import JsonObject
 from textenv import exact
 
-Baselines = Mapping[str, float | None]  # see `Evaluator.baselines`
+Baselines = JsonObject  # see `Evaluator.baselines`
 
 
 def normalized_objective(objective: float, baselines: Baselines) -> float | None:
@@ -43,7 +43,7 @@ def normalized_objective_stderr(share: float | None, stderr: float | None, basel
         return None
     variance = sum((weight * (error or 0.0)) ** 2 for weight, error in zip((1, 1 - share, share), errors, strict=True))
     variance += 2 * share * (1 - share) * (baselines.get("optimum_covariance") or 0.0)
-    return math.sqrt(max(variance, 0.0)) / (optimum - reference)
+    return math.sqrt(max(variance, 0.0)) / float(optimum - reference)
 
 
 def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: Baselines) -> float | None:
@@ -58,3 +58,21 @@ def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: Basel
         if reached >= share:
             return float(np.interp(share, shares[max(0, i - 1) : i + 1], tokens[max(0, i - 1) : i + 1]))
     return None
+
+
+def describe_optimum(baselines: JsonObject) -> list[str]:
+    """Sentences about an estimate of J*; none where it is exact or not known."""
+    if baselines.get("optimum_stderr") is None:
+        return []
+    upper = baselines["optimum_upper"]
+    text = (
+        f"J* is estimated from {baselines['optimum_completions']:.0f} completions of the reference for each of "
+        f"{baselines['optimum_prompts']:.0f} prompts: 95% interval [{baselines['optimum_low']:.3f}, "
+        f"{baselines['optimum_high']:.3f}]{'' if upper is None else f', stochastic upper bound {upper:.3f}'}; "
+        f"effective sample size of a prompt {baselines['least_effective_sample_size']:.1f} (least), "
+        f"{baselines['median_effective_sample_size']:.1f} (median). It is too low rather than too high, so shares are "
+        "too high rather than too low. Behind ± is a share's standard error: of J*, the reference and the evaluations."
+    )
+    if baselines["least_effective_sample_size"] < exact.ENOUGH:
+        text += f" Below {exact.ENOUGH:.0f} effective samples J* is clearly too low: raise --optimum-completions."
+    return [text]

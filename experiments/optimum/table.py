@@ -10,8 +10,7 @@ from rich.table import Table
 
 from agents.files import JsonObject
 from experiments.optimum.variants import FACTORS
-from experiments.report import describe_optimum
-from experiments.share import normalized_objective
+from experiments.share import describe_optimum, normalized_objective
 from experiments.statistics import interquartile_mean
 
 SHARES = (0.5, 0.9, 0.95, 0.99)

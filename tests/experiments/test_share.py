@@ -17,8 +17,7 @@ from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, make_evaluator, reference_policy
 from experiments.held_out import Environments
 from experiments.reference_completions import REFERENCE_FILE
-from experiments.report import describe_optimum
-from experiments.share import normalized_objective, normalized_objective_stderr
+from experiments.share import describe_optimum, normalized_objective, normalized_objective_stderr
 from tests.helpers.commands import call, tiny
 from textenv import exact
 
