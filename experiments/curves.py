@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from agents import files
 from agents.files import JsonObject
 from experiments.metrics_file import Row, find_gaps, read_metrics
+from experiments.share import normalized_objective
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -64,10 +65,18 @@ def curves(
         axes[0].axhline(measured["objective"], color="gray", ls="-.", label=name)
         for metric, axis in against_kl.items():
             axis.plot(measured["kl"], measured[metric], "*", color="gray", ms=9)
+    _add_share_axis(axes[0], baselines)
+    if (best := baselines.get("optimum_kl")) is not None:
+        axes[2].plot(best, baselines["optimum_score"], "*", color="black", ms=9)
     kl = "KL(pi || pi_ref) over whole completions, nats"
     axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
     axes[1].set(xlabel="tokens", ylabel=kl, ylim=(0, None))
-    axes[2].set(xlabel=kl, ylabel="score", xlim=(0, None), title="one line per seed, a dot at its end; star: best of n")
+    axes[2].set(
+        xlabel=kl,
+        ylabel="score",
+        xlim=(0, None),
+        title="one line per seed, a dot at its end; stars: best of n, pi* (black)",
+    )
     if gold:
         axes[3].set(xlabel=kl, ylabel="gold score", xlim=(0, None), title="measured, not trained on")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
@@ -86,6 +95,17 @@ def _draw_baselines(axis: Axes, baselines: JsonObject, suffix: str = "", alpha: 
         axis.axhline(baselines["optimum"], color="black", ls="--", label=label, alpha=alpha)
         if estimated:
             axis.axhspan(baselines["optimum_low"], baselines["optimum_high"], color="black", alpha=0.1 * alpha, lw=0)
+
+
+def _add_share_axis(axis: Axes, baselines: JsonObject) -> None:
+    """Adds the share of the way on the right, where J* is known and is not J_ref."""
+    if normalized_objective(baselines["reference"], baselines) is None:
+        return
+    reference, gap = baselines["reference"], baselines["optimum"] - baselines["reference"]
+    right = axis.secondary_yaxis(
+        "right", functions=(lambda j: 100 * (j - reference) / gap, lambda share: reference + gap * share / 100)
+    )
+    right.set_ylabel("share of the way, %")
 
 
 class Logged(NamedTuple):

@@ -45,19 +45,19 @@ class Evaluator:
         env: the environment.
         episodes: completions per evaluation, where it samples.
         solution: the exact optimum, or None where the task is too large to enumerate.
-        num_prompts: where it samples, the largest number of prompts, spread evenly over the environment's.
+        num_prompts: where it samples, the largest number of prompts, spread evenly over the environment's; None: all.
         held_out: measures on prompts that are not trained on; None where there are none.
     """
 
     env: Any
     episodes: int
     solution: exact.Solution | None
-    num_prompts: int = 10**9
+    num_prompts: int | None = None
     held_out: Evaluator | None = None
 
     @classmethod
     def for_env(
-        cls, env: EnvLike, episodes: int, max_completions: int = 100_000, num_prompts: int = 10**9
+        cls, env: EnvLike, episodes: int, max_completions: int = 100_000, num_prompts: int | None = None
     ) -> Evaluator:
         """An evaluator that is exact if the task has at most `max_completions` completions, and samples otherwise."""
         try:
@@ -129,7 +129,7 @@ class Evaluator:
     def prompts(self) -> list[int]:
         """Where it samples: the indices of the prompts of an evaluation, spread evenly over the environment's."""
         total = len(self.env.unwrapped.prompts)
-        count = min(total, self.num_prompts, self.episodes)
+        count = min(total, self.num_prompts or total, self.episodes)
         return [int(i) for i in np.linspace(0, total, count, endpoint=False)]
 
     def batches(self) -> Iterator[tuple[TextState, int]]:
