@@ -75,7 +75,7 @@ def curves(
         xlabel=kl,
         ylabel="score",
         xlim=(0, None),
-        title="one line per seed, a dot at its end; stars: best of n, pi* (black)",
+        title="a line per seed, a dot at its end; stars: best of n, pi* (black)",
     )
     if gold:
         axes[3].set(xlabel=kl, ylabel="gold score", xlim=(0, None), title="measured, not trained on")
