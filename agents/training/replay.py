@@ -2,7 +2,7 @@
 
 Saved as named tensors, those of each rank by themselves:
 
-    replay.size              int64 [3]: the number of rollouts, of completions in each, of completions per group
+    replay.size              int64 [2]: the number of rollouts, of completions per group
     replay.INDEX.FIELD       the tensors of a rollout, the oldest first; its strings are not saved
 """
 
@@ -68,8 +68,7 @@ class Replay:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved, on the CPU."""
-        count = len(self.rollouts)
-        size = torch.tensor([count, len(self.rollouts[0]) if count else 0, self.num_generations])
+        size = torch.tensor([len(self.rollouts), self.num_generations])
         found = {f"replay.{i}.{name}": getattr(each, name) for i, each in enumerate(self.rollouts) for name in FIELDS}
         return {SIZE: size} | {name: x.cpu() for name, x in found.items() if x is not None}
 
@@ -89,13 +88,13 @@ class Replay:
         """
         tensors = dict(tensors)
         size = tensors.pop(SIZE, None)
-        if size is None or size.shape != (3,) or size.dtype != torch.int64 or int(size.min()) < 0:
-            raise DamagedFile(f"{path} must hold {SIZE}, three numbers of int64.")
-        count, completions, num_generations = size.tolist()
+        if size is None or size.shape != (2,) or size.dtype != torch.int64 or size[0] < 0 or size[1] < 1:
+            raise DamagedFile(f"{path} must hold {SIZE}, two numbers of int64.")
+        count, num_generations = size.tolist()
         rollouts = list[Rollout]()
         for index in range(min(count, len(tensors))):
             found = {name: tensors.pop(f"replay.{index}.{name}", None) for name in FIELDS}
-            check_rollout(found, completions, vocab_size, f"{path}: replay.{index}")
+            check_rollout(found, num_generations, vocab_size, f"{path}: replay.{index}")
             moved = {name: None if x is None else x.to(device) for name, x in found.items()}
             rollouts.append(Rollout(**moved, **NONE, num_generations=num_generations))  # type: ignore[arg-type]
         if tensors or len(rollouts) < count:
@@ -108,13 +107,14 @@ class Replay:
             self.rollouts.extend(rollouts)
 
 
-def check_rollout(tensors: dict[str, Tensor | None], completions: int, vocab_size: int, where: str) -> None:
+def check_rollout(tensors: dict[str, Tensor | None], num_generations: int, vocab_size: int, where: str) -> None:
     """Checks the tensors of a saved rollout.
 
     Raises:
-        DamagedFile: one is missing, or has another type or shape; or a token is not in the vocabulary.
+        DamagedFile: one is missing, or has another type or shape; a group is not whole; or a token is not in the
+            vocabulary.
     """
-    sizes = {"B": completions, "V": vocab_size}
+    sizes = {"V": vocab_size}
     for name, (dtypes, shape) in FIELDS.items():
         tensor = tensors[name]
         if tensor is None and name == "action_mask":
@@ -125,6 +125,8 @@ def check_rollout(tensors: dict[str, Tensor | None], completions: int, vocab_siz
         expected = [sizes.setdefault(letter, length) for letter, length in zip(shape, tensor.shape, strict=True)]
         if list(tensor.shape) != expected:
             raise DamagedFile(f"{where}.{name} must have the shape {expected}, got {list(tensor.shape)}.")
+    if sizes["B"] % num_generations:
+        raise DamagedFile(f"{where} must hold whole groups of {num_generations}, got {sizes['B']} completions.")
     ids = tensors["input_ids"]
     if (
         ids is None

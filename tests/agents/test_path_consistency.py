@@ -397,16 +397,27 @@ def test_a_replay_is_restored_field_by_field(tmp_path: Path) -> None:
     assert len(PathConsistency.load(tmp_path).replay.rollouts) == 3  # without an environment
 
 
+def test_rollouts_of_different_sizes_are_saved_together(tmp_path: Path) -> None:
+    """Of an agent that resumes with other `n_episodes`."""
+    trained(1).save(tmp_path)
+    agent = PathConsistency.load(tmp_path, task(), n_episodes=32)
+    agent.learn(FOREVER, callback=stop_after(2), reset_num_timesteps=False)
+    agent.save(tmp_path)
+    assert [len(each) for each in PathConsistency.load(tmp_path, task()).replay.rollouts] == [16, 32]
+
+
 def damage(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that were changed by hand."""
     first = "rank.0.replay.0."
     changes: dict[str, dict[str, Tensor | None]] = {
         "no size": {"rank.0.replay.size": None},
-        "negative": {"rank.0.replay.size": torch.tensor([-1, 16, 4])},
-        "floats": {"rank.0.replay.size": torch.tensor([2.0, 16.0, 4.0])},
-        "more": {"rank.0.replay.size": torch.tensor([3, 16, 4])},
-        "endless": {"rank.0.replay.size": torch.tensor([2**60, 16, 4])},
-        "fewer": {"rank.0.replay.size": torch.tensor([1, 16, 4])},
+        "negative": {"rank.0.replay.size": torch.tensor([-1, 4])},
+        "floats": {"rank.0.replay.size": torch.tensor([2.0, 4.0])},
+        "more": {"rank.0.replay.size": torch.tensor([3, 4])},
+        "endless": {"rank.0.replay.size": torch.tensor([2**60, 4])},
+        "fewer": {"rank.0.replay.size": torch.tensor([1, 4])},
+        "no groups": {"rank.0.replay.size": torch.tensor([2, 0])},
+        "other groups": {"rank.0.replay.size": torch.tensor([2, 3])},
         "another": {"rank.0.replay.9.mask": torch.ones(2, 2)},
         "no mask": {f"{first}mask": None},
         "one row less": {f"{first}rewards": tensors[f"{first}rewards"][1:]},
@@ -421,7 +432,7 @@ def damage(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 DAMAGE = [
     *("no size", "negative", "floats", "more", "endless", "fewer", "another", "no mask", "one row less", "integers"),
-    *("short", "no token", "vocabulary"),
+    *("short", "no token", "vocabulary", "no groups", "other groups"),
 ]
 
 
