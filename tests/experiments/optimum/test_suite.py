@@ -11,12 +11,13 @@ import pytest
 
 from agents.policy import TransformerPolicy
 from experiments.errors import FlagError, Unfinished
-from experiments.launch import Failure
+from experiments.launch import Ended, Failure
 from experiments.optimum import OptimumConfig, optimum, run, tasks
 from experiments.optimum.table import Group, reaches
 from experiments.optimum.tasks import suite_tasks
 from experiments.optimum.variants import FACTORS, GRPO_BETAS, variants
 from experiments.share import normalized_objective
+from experiments.trial import run_trial
 from textenv import exact
 
 SMALL = {"agents": ["reinforce", "rloo"], "peers": [], "seeds": [0, 1], "toy_timesteps": 300, "num_workers": 1}
@@ -26,6 +27,17 @@ SMALL = {"agents": ["reinforce", "rloo"], "peers": [], "seeds": [0, 1], "toy_tim
 def one_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite whose only toy is small."""
     monkeypatch.setattr(tasks, "TOYS", ((3, 2, 2, 0.3),))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials run in this process, which saves the seconds that imports take."""
+
+    def run_here(trials: Any, folders: Any, initial: Path, *rest: Any) -> list[Ended]:
+        pairs = zip(trials, folders, strict=True)
+        return [Ended(i, run_trial(trial, folder, initial)) for i, (trial, folder) in enumerate(pairs)]
+
+    monkeypatch.setattr(run, "run_trials", run_here)
 
 
 def trial_of(**numbers: Any) -> dict[str, Any]:
@@ -66,7 +78,9 @@ def test_a_suite_is_kept_and_resumes(one_toy: None, tmp_path: Path, monkeypatch:
     assert (folder / "report.txt").read_text() == report
 
 
-def test_trials_that_failed_are_run_again(one_toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_failed_are_run_again(
+    one_toy: None, here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What has finished is kept and reported, with a list of what failed; the next call runs that alone."""
     ran, run_trials = [], run.run_trials
 
