@@ -52,7 +52,7 @@ from textenv import EnvLike, TextMDP, get_mdp
 
 @dataclass(eq=False)
 class Agent(AgentSettings, ABC):
-    """Base class of agents: sample completions with the current policy, train on them, discard them, repeat.
+    """Base class of agents: sample completions with the current policy, train on them, repeat.
 
     A timestep is a token. `learn` collects batches of `n_episodes` whole completions; `train` defines each agent's
     update. With several ranks (agents/training/ranks.py), each rank creates the agent; all start from the policy of
@@ -96,7 +96,7 @@ class Agent(AgentSettings, ABC):
 
     @abstractmethod
     def train(self, rollout: Rollout) -> Metrics:
-        """Updates the policy by `backward` and `step`, or by `run_epochs`; returns the metrics to log.
+        """Updates the policy by `backward` and `step`, by `run_epochs` or `take_steps`; returns the metrics to log.
 
         `rollout` is that of `prepare` in agents/preparation.py.
         """

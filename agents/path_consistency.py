@@ -86,9 +86,18 @@ class PathConsistency(Agent):
         rollout = rollout.skip(~self.trained_rows(rollout))
         kl = self.current_kl_coef * (rollout.log_probs - rollout.ref_log_probs)
         rollout = replace(rollout, rewards=torch.where(rollout.mask, rollout.rewards + kl, 0.0))  # r_t without the KL
+        return take_steps(self, self.passes(rollout))
+
+    def passes(self, rollout: Rollout) -> Iterator[tuple[Batch, Tensor]]:
+        """Yields the minibatches of an update; a rollout whose steps could not be taken leaves the replay."""
         self.replay.append(rollout)
-        rollouts = [rollout, *self.replay.draw(self.n_epochs - 1, self.generator)]
-        return take_steps(self, (step for each in rollouts for step in self.minibatches(each)))
+        newest, drawn = self.replay.rollouts[-1], self.replay.draw(self.n_epochs - 1, self.generator)
+        yield from self.minibatches(rollout)
+        if self.step_guard.skipped:
+            self.replay.rollouts.pop()
+            drawn = [each for each in drawn if each is not newest]
+        for each in drawn:
+            yield from self.minibatches(each)
 
     def minibatches(self, rollout: Rollout) -> Iterator[tuple[Batch, Tensor]]:
         """Yields each minibatch of a rollout, whole groups, as a batch and rows of it."""

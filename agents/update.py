@@ -56,7 +56,7 @@ def update(agent: Any, total_timesteps: int | None = None) -> tuple[Rollout, Met
     try:
         prepared, found = prepare(agent, rollout)
         metrics |= found | agent.train(prepared)
-    finally:  # an agent whose training has failed does not keep the completions
+    finally:  # an agent whose training has failed does not keep the completions, but for a replay
         metrics |= agent.step_guard.end()
     if agent.kl_target is not None and agent.kl_coef is not None:
         metrics["objective/kl_coef"] = agent.kl_coef

@@ -64,7 +64,8 @@ def _write(path: Path, measured: JsonObject) -> None:
 def _measure(evaluator: Evaluator, folder: Path, num_completions: int, best_of: int) -> JsonObject:
     completions = None
     if evaluator.tree is None and (num_completions or best_of):
-        completions = sample_reference(evaluator, max(num_completions, _enough(evaluator, best_of)))
+        count = max(num_completions, best_of) if num_completions else _enough(evaluator, best_of)
+        completions = sample_reference(evaluator, count, of_each=2 if num_completions else 0)
         run_on_rank0(lambda: completions.write(folder / REFERENCE_FILE))
     baselines: JsonObject = {**evaluator.baselines(completions if num_completions else None), "held_out": None}
     kept = best_of_n(evaluator, best_of, completions) if best_of else None
@@ -89,11 +90,18 @@ def best_of_n(evaluator: Evaluator, n: int, completions: ReferenceCompletions | 
     return completions.best_of(n, evaluator.kl_coef)
 
 
-def sample_reference(evaluator: Evaluator, n: int) -> ReferenceCompletions:
-    """Samples `n` completions of the reference for each prompt of an evaluation."""
+def sample_reference(evaluator: Evaluator, n: int, of_each: int = 0) -> ReferenceCompletions:
+    """Samples `n` completions of the reference for each prompt of an evaluation.
+
+    Raises:
+        RewardError: fewer than two of them, or fewer than `of_each` of a prompt, have a score.
+    """
     reference = reference_policy(evaluator.env)
     completions = ReferenceCompletions.sample(evaluator.env, reference, evaluator.prompts, n)
-    check_enough(int(completions.valid.sum()), "the reference", evaluator.env)
+    counts = completions.valid.sum(axis=1)
+    check_enough(int(counts.sum()), "the reference", evaluator.env)
+    if counts.min() < of_each:
+        check_enough(int(counts.min()), f"the reference for {completions.prompts[counts.argmin()]!r}", evaluator.env)
     return completions
 
 

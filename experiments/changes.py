@@ -21,8 +21,10 @@ MAY_DIFFER = {
     *("on_reward_error", "reward_tries", "reward_wait"),
 }
 
-# flags of the saved policy: what is resumed has them whatever the command line gives
-OF_THE_POLICY = {"agent", "temperature", "dtype", "separate_critic", "lora_rank"}
+# flags of the saved policy, and of the baselines that its evaluations are compared with: what is resumed has them
+# whatever the command line gives
+FIXED = {"agent", "temperature", "dtype", "separate_critic", "lora_rank"}
+FIXED |= {"held_out", "eval_prompts", "optimum_completions", "max_eval_prompts"}
 
 
 def changes_that_mix(config: DataclassInstance, saved: JsonObject) -> list[str]:
@@ -37,8 +39,8 @@ def changes_that_mix(config: DataclassInstance, saved: JsonObject) -> list[str]:
 
 
 def changes_without_effect(config: DataclassInstance, saved: JsonObject) -> list[str]:
-    """Returns a sentence for each flag of the saved policy that is another one than when the run began."""
-    before, now = ({name: flags.get(name) for name in OF_THE_POLICY} for flags in _flags(config, saved))
+    """Returns a sentence for each flag of policy and baselines that is another one than when the run began."""
+    before, now = ({name: flags.get(name) for name in FIXED} for flags in _flags(config, saved))
     return list(_differences(before, now))
 
 

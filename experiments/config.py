@@ -47,15 +47,16 @@ class TrainFlags(EnvFlags):
     temperature: float = 1.0
     """Divides the policy's logits, in sampling, reward and update alike."""
     eval_episodes: int = 256
-    """Completions per evaluation, where the task is too large to enumerate."""
+    """Completions per evaluation, where the task is too large to enumerate; rounded up to equally many of each
+    prompt."""
     num_evals: int = 25
     """Evaluations during training (for the curves)."""
     optimum_completions: int = 0
     """Where the task is too large to enumerate: completions of the reference for each prompt, from which the optimum J*
     is estimated before the training; 0: J* is not known."""
-    optimum_prompts: int = 16
-    """With --optimum-completions: the largest number of prompts, spread evenly over the task's. Evaluations are on
-    these prompts, so that the share of the way has no error from their choice."""
+    max_eval_prompts: int = 16
+    """Where the task is too large to enumerate: the largest number of prompts, spread evenly over the task's, on which
+    policies are measured and J* is estimated; equally many completions of each."""
     lora_rank: int = 0
     """Rank of a LoRA adapter on all linear layers, trained on top of the reference's weights; 0: train a copy of the
     weights."""

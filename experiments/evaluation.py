@@ -29,8 +29,8 @@ EVAL_BATCH = 64
 BASELINE_NAMES = (
     *("reference", "reference_score", "reference_gold_score", "optimum", "optimum_score", "optimum_kl"),
     *("reference_stderr", "optimum_stderr"),
-    *("optimum_covariance", "optimum_low", "optimum_high", "optimum_upper", "optimum_prompts", "optimum_completions"),
-    *("least_effective_sample_size", "median_effective_sample_size"),
+    *("optimum_covariance", "optimum_low", "optimum_high", "optimum_upper", "optimum_completions"),
+    *("least_effective_sample_size", "median_effective_sample_size", "num_prompts", "all_prompts"),
 )
 
 
@@ -97,8 +97,9 @@ class Evaluator:
         gold = [r.gold_scores.double().cpu().numpy() for r in rollouts if r.gold_scores is not None]
         if gold:
             columns["gold_score"] = np.concatenate(gold)
-        means = {name: float(values.mean()) for name, values in columns.items()}
-        errors = {f"{name}_stderr": _standard_error(values, prompt) for name, values in columns.items()}
+        found = {name: _mean_over_prompts(values, prompt) for name, values in columns.items()}
+        means = {name: mean for name, (mean, _) in found.items()}
+        errors = {f"{name}_stderr": stderr for name, (_, stderr) in found.items()}
         return means | errors | ({"skipped": float(skipped)} if skipped else {})
 
     def costliest_states(self, policy: TransformerPolicy, count: int = 10) -> list[JsonObject]:
@@ -172,6 +173,8 @@ class Evaluator:
             "reference_score": measured["score"],
             "reference_gold_score": measured.get("gold_score"),
             "reference_stderr": measured["objective_stderr"],
+            "num_prompts": float(len(self.prompts)),
+            "all_prompts": float(len(self.env.unwrapped.prompts)),
         }
         if completions is None:
             return baselines
@@ -185,7 +188,6 @@ class Evaluator:
             "optimum_low": estimate.interval[0],
             "optimum_high": estimate.interval[1],
             "optimum_upper": estimate.upper if math.isfinite(estimate.upper) else None,
-            "optimum_prompts": float(len(completions.prompts)),
             "optimum_completions": float(completions.rewards.shape[1]),
             "least_effective_sample_size": float(estimate.effective_sample_size.min()),
             "median_effective_sample_size": float(np.median(estimate.effective_sample_size)),
@@ -197,7 +199,7 @@ class EvaluationFlags(Protocol):
 
     eval_episodes: int
     optimum_completions: int
-    optimum_prompts: int
+    max_eval_prompts: int
 
 
 def make_evaluator(flags: EvaluationFlags, environments: Environments) -> Evaluator:
@@ -206,11 +208,14 @@ def make_evaluator(flags: EvaluationFlags, environments: Environments) -> Evalua
     Raises:
         FlagError: J* cannot be estimated, since beta is 0.
     """
-    num_prompts = flags.optimum_prompts if flags.optimum_completions else flags.eval_episodes
-    evaluator = Evaluator.for_env(environments.train, flags.eval_episodes, num_prompts=num_prompts)
-    if environments.held_out is not None:
-        evaluator.held_out = Evaluator.for_env(environments.held_out, flags.eval_episodes, num_prompts=num_prompts)
-    if flags.optimum_completions and evaluator.tree is None and evaluator.kl_coef == 0:
+    evaluator, held_out = (
+        None if env is None else Evaluator.for_env(env, flags.eval_episodes, num_prompts=flags.max_eval_prompts)
+        for env in (environments.train, environments.held_out)
+    )
+    assert evaluator is not None
+    evaluator.held_out = held_out
+    samples = any(each is not None and each.tree is None for each in (evaluator, held_out))
+    if flags.optimum_completions and samples and evaluator.kl_coef == 0:
         raise FlagError(
             "--optimum-completions must be 0 where beta, kl_coef, is 0: J* is then the largest reward there is; got "
             f"{flags.optimum_completions}."
@@ -218,15 +223,15 @@ def make_evaluator(flags: EvaluationFlags, environments: Environments) -> Evalua
     return evaluator
 
 
-def _standard_error(values: NDArray[np.float64], prompt: NDArray[np.int64]) -> float:
-    """The standard error of a mean over completions, whose prompts are given.
+def _mean_over_prompts(values: NDArray[np.float64], prompt: NDArray[np.int64]) -> tuple[float, float]:
+    """The mean over prompts of the means of their completions, and its standard error; the prompts are given.
 
-    Over completions alone where each prompt has two or more; else of prompts that are drawn too.
+    Where a prompt has a single completion, the spread over all completions is taken for that of each prompt's.
     """
     groups = [values[prompt == each] for each in np.unique(prompt)]
-    if min(map(len, groups)) < 2:
-        return float(values.std(ddof=1) / np.sqrt(len(values)))
-    return float(np.sqrt(sum(len(group) * group.var(ddof=1) for group in groups)) / len(values))
+    sizes = np.array([len(group) for group in groups])
+    spread = values.var(ddof=1) if sizes.min() < 2 else np.array([group.var(ddof=1) for group in groups])
+    return float(np.mean([group.mean() for group in groups])), float(np.sqrt((spread / sizes).sum()) / len(groups))
 
 
 def reference_policy(env: EnvLike) -> TransformerPolicy:

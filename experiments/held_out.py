@@ -25,13 +25,12 @@ class Environments(NamedTuple):
     Attributes:
         train: agents are trained in it.
         held_out: has the prompts that are not trained on; None where there are none.
-        whole: has the prompts of both that are the task's own; a toy's initial policy is fitted to its reference on
-            them.
+        initial: has the task's own prompts, of both; a toy's initial policy is fitted to its reference on them.
     """
 
     train: EnvLike
     held_out: EnvLike | None
-    whole: EnvLike
+    initial: EnvLike
 
 
 def split(env: EnvLike, fraction: float) -> Environments:
@@ -41,16 +40,15 @@ def split(env: EnvLike, fraction: float) -> Environments:
         FlagError: one of the two parts has no prompt.
     """
     mdp = get_mdp(env)
-    _, kind = np.unique(mdp.prompts.texts, return_inverse=True)
-    distinct = int(kind.max()) + 1
-    count = round(fraction * distinct)
-    if not 0 < count < distinct:
+    number = {text: i for i, text in enumerate(dict.fromkeys(mdp.prompts.texts))}
+    count = round(fraction * len(number))
+    if not 0 < count < len(number):
         raise FlagError(
-            f"--held-out must leave at least one prompt on each side, got {fraction} of {distinct} different prompts, "
-            f"which holds out {count}; choose {1 / distinct:.3g} or more, and less than 1 - {1 / distinct:.3g}."
+            f"--held-out must leave at least one prompt on each side, got {fraction} of {len(number)} different "
+            f"prompts, which holds out {count}."
         )
-    chosen = np.random.default_rng(SPLIT_SEED).permutation(distinct)[:count]
-    is_held_out = np.isin(kind, chosen)
+    chosen = np.random.default_rng(SPLIT_SEED).permutation(len(number))[:count]
+    is_held_out = np.isin([number[text] for text in mdp.prompts.texts], chosen)
     train, held_out = (
         mdp.with_prompts(mdp.prompts.select(rows.nonzero()[0].tolist())) for rows in (~is_held_out, is_held_out)
     )

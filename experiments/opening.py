@@ -176,8 +176,8 @@ def _check_changes(config: RunFlags, folder: Path, saved: JsonObject) -> None:
         )
     if without_effect := changes_without_effect(config, saved):
         raise FlagError(
-            f"--accept-changes: {' '.join(without_effect)} The policy in {str(folder)!r} has what it was made with: "
-            "restore what was, or choose another --out."
+            f"--accept-changes: {' '.join(without_effect)} Policy and baselines in {str(folder)!r} have what they "
+            "were made with: restore what was, or choose another --out."
         )
     print(printable(f"{folder}: accepted changes since the run began: {text}"), file=sys.stderr)
     rows = files.Rows(folder / ACCEPTED)

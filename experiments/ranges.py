@@ -32,7 +32,7 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "eval_episodes": (2, 1_000_000),
     "num_evals": (1, 1_000_000),
     "optimum_completions": (0, 10**9),
-    "optimum_prompts": (1, 10**9),
+    "max_eval_prompts": (1, 10**9),
     "lora_rank": (0, 65_536),
     "log_completions": (0, 10**9),
     "checkpoint_seconds": (0, 1e9),

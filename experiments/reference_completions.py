@@ -21,11 +21,11 @@ from agents.policy import TransformerPolicy
 from agents.sampling import collect, new_generator
 from experiments.console import progress_bar
 from textenv import EnvLike, exact, get_mdp
+from textenv.references import CausalLMReference
 
 REFERENCE_FILE = "reference.jsonl"
 SEED = 54_321  # of the tokens: others than those of evaluations
 CHUNK = 1024  # completions per call of `collect`
-ROUNDING = 1e-3  # log-ratios of the reference to itself are smaller
 Array = NDArray[np.float64]
 Measured = dict[str, float]  # objective, score, kl, gold_score where there is one, and their standard errors
 
@@ -39,7 +39,7 @@ class ReferenceCompletions:
         completions: object array [P, N] of texts.
         rewards: r(x, y), score and shaping, without the KL.
         log_ratios: log(pi(y|x) / pi_ref(y|x)) of the policy pi that has sampled: 0 where it is the reference itself,
-            small where it was fitted to a table.
+            small where it was fitted to a table. J* is corrected for it; J_ref and KL(pi* || pi_ref) are not.
         scores: score(x, y).
         gold_scores: of the gold reward; None where there is none.
     """
@@ -55,6 +55,7 @@ class ReferenceCompletions:
     def sample(cls, env: EnvLike, reference: TransformerPolicy, prompts: Sequence[int], n: int) -> ReferenceCompletions:
         """Samples `n` completions of each of `prompts` (indices), with a progress bar where that takes long."""
         mdp, generator = get_mdp(env), new_generator(reference.device, SEED)
+        is_reference = isinstance(mdp.reference, CausalLMReference) and mdp.reference.model is reference.model
         rows, columns = np.repeat(np.asarray(prompts), n), dict[str, list[NDArray[np.generic]]]()
         with progress_bar(total=len(rows), unit="completion", desc="reference", leave=False, delay=5) as bar:
             for first in range(0, len(rows), CHUNK):
@@ -63,6 +64,8 @@ class ReferenceCompletions:
                 mdp.reset_rows(start, np.arange(len(chunk)), chunk)
                 rollout = collect(env, reference, generator=generator, values=False, start=start)
                 found = {"log_ratios": rollout.kl, "scores": rollout.scores, "gold_scores": rollout.gold_scores}
+                if is_reference:  # what is left is rounding
+                    found["log_ratios"] = torch.zeros_like(rollout.kl)
                 found["rewards"] = rollout.rewards.double().sum(dim=1) + mdp.kl_coef * rollout.kl
                 for name, values in found.items():
                     if values is not None:
@@ -85,14 +88,11 @@ class ReferenceCompletions:
         Raises:
             ValueError: a prompt has fewer than two completions that are not skipped.
         """
-        log_ratios = self.log_ratios
-        if np.nanmax(np.abs(log_ratios)) < ROUNDING:
-            log_ratios = np.zeros_like(log_ratios)
-        else:  # the bound needs exact samples of the reference
-            max_score = None
+        if self.log_ratios.any():
+            max_score = None  # the bound needs exact samples of the reference
         with warnings.catch_warnings():  # the effective sample sizes are printed with the estimate
             warnings.simplefilter("ignore", UserWarning)
-            return exact.optimum_from_scores(self.rewards - kl_coef * log_ratios, kl_coef, max_score=max_score)
+            return exact.optimum_from_scores(self.rewards - kl_coef * self.log_ratios, kl_coef, max_score=max_score)
 
     def reference(self) -> Measured:
         """Means over prompts of objective and scores of the reference, with standard errors; the prompts are given."""

@@ -16,7 +16,7 @@ from agents.files import JsonObject
 from experiments.console import plain_console, score_text
 from experiments.curves import curves
 from experiments.metrics_file import describe_gaps
-from experiments.share import describe_optimum, normalized_objective, normalized_objective_stderr
+from experiments.share import describe_baselines, normalized_objective, normalized_objective_stderr
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 from textenv.data import printable
 
@@ -61,7 +61,7 @@ def report(
         for trial in trials
         if trial["gaps"]
     ]
-    sentences += describe_optimum(baselines)
+    sentences += describe_baselines(baselines)
     write_report(folder, [*tables, *sentences], console)
 
 
@@ -144,7 +144,8 @@ def _share(trials: Sequence[JsonObject], baselines: JsonObject) -> str:
     if share is None:
         return ""
     errors = [trial["objective_stderr"] for trial in trials if "objective_stderr" in trial]
-    stderr = normalized_objective_stderr(share.value, float(np.linalg.norm(errors)) / len(trials), baselines)
+    # all trials are evaluated with the same random numbers, so their errors do not average out
+    stderr = normalized_objective_stderr(share.value, float(np.mean(errors)) if errors else None, baselines)
     text = f"{share.value:.1%}"
     if share.low is not None:
         text += f" [{100 * share.low:.1f}, {100 * share.high:.1f}]"

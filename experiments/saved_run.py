@@ -26,7 +26,7 @@ from experiments.evaluation import Evaluator, make_evaluator, sample_completions
 from experiments.held_out import Environments
 from experiments.ranges import check_flags
 from experiments.run_folder import CONFIG, read_config
-from experiments.share import describe_optimum, normalized_objective, normalized_objective_stderr
+from experiments.share import describe_baselines, normalized_objective, normalized_objective_stderr
 from experiments.task_arguments import is_own_task
 from textenv import get_mdp
 from textenv.data import printable
@@ -48,6 +48,10 @@ class RunFlags:
     """Path or hub id of the reference; by default the run's."""
     prompts: str | None = None
     """File of prompts; by default the run's."""
+    eval_prompts: str | None = None
+    """File of prompts that were not trained on; by default the run's."""
+    held_out: float | None = None
+    """Share of the prompts that was not trained on; by default the run's."""
     reward: list[str] | None = None
     """Rewards as in `train`; by default the run's. module:function must be given, because it is code that the folder
     names."""
@@ -102,7 +106,7 @@ def settings_from_folder(flags: RunFlags) -> TrainFlags:
         FlagError: the folder holds no run, or names code that the command line does not name.
     """
     saved = read_config(flags.run)
-    names = ("env", "model", "prompts", "reward", "gold_reward")
+    names = ("env", "model", "prompts", "eval_prompts", "held_out", "reward", "gold_reward")
     given = {name: value for name in names if (value := getattr(flags, name)) is not None}
     code = [] if is_own_task(saved.env) else [("env", saved.env)]
     code += [("reward", name) for name in saved.reward or () if ":" in name]
@@ -133,9 +137,9 @@ class EvaluateConfig(RunFlags):
     optimum_completions: int = 512
     """Where the task is too large to enumerate: completions of the reference for each prompt, from which the optimum J*
     is estimated; 0: J* is not known."""
-    optimum_prompts: int = 16
-    """With --optimum-completions: the largest number of prompts, spread evenly over the task's, and those of the
-    evaluation."""
+    max_eval_prompts: int = 16
+    """Where the task is too large to enumerate: the largest number of prompts, spread evenly over the task's, on which
+    the policy is measured and J* is estimated; equally many completions of each."""
 
 
 @dataclass
@@ -158,7 +162,7 @@ def evaluate(config: EvaluateConfig) -> None:
     environments, policy = config.load()
     evaluator = make_evaluator(config, environments)
     content = _measured(config, evaluator, policy)
-    for text in describe_optimum(content["baselines"]):
+    for text in describe_baselines(content["baselines"]):
         print(text, file=sys.stderr)
     if evaluator.held_out is not None:
         content["held_out"] = _measured(config, evaluator.held_out, policy)
@@ -167,7 +171,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _measured(config: EvaluateConfig, evaluator: Evaluator, policy: TransformerPolicy) -> JsonObject:
     measured, estimated = evaluator.measure(policy), evaluator.tree is None and config.optimum_completions
-    completions = sample_reference(evaluator, config.optimum_completions) if estimated else None
+    completions = sample_reference(evaluator, config.optimum_completions, of_each=2) if estimated else None
     baselines = evaluator.baselines(completions)
     share = normalized_objective(measured["objective"], baselines)
     content: JsonObject = measured | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,32 +48,62 @@ def normalized_objective_stderr(share: float | None, stderr: float | None, basel
 
 
 def tokens_to_reach(share: float, rows: list[dict[str, float]], baselines: Baselines) -> float | None:
-    """Number of tokens at which the normalized objective first reaches `share`.
-
-    It is interpolated linearly between evaluations. None where `share` is never reached, or the optimum is not known.
-    """
-    evaluations = [row for row in rows if "eval/objective" in row]
+    """Number of tokens at which the normalized objective first reaches `share`, see `reaches`."""
+    evaluations = [row for row in rows if row.get("eval/objective") is not None]
     tokens = [row["num_timesteps"] for row in evaluations]
-    shares = [normalized_objective(row["eval/objective"], baselines) or 0.0 for row in evaluations]
+    return reaches(share, [row["eval/objective"] for row in evaluations], tokens, baselines)
+
+
+def reaches(share: float, objectives: Sequence[float], places: Sequence[float], baselines: Baselines) -> float | None:
+    """Where the normalized objective first reaches `share`, interpolated linearly between evaluations.
+
+    Args:
+        share: the share of the way.
+        objectives: J at each evaluation.
+        places: the tokens, or seconds, of each.
+        baselines: J_ref and J*.
+
+    Returns:
+        None where `share` is never reached, or the optimum is not known.
+    """
+    shares = [normalized_objective(objective, baselines) or 0.0 for objective in objectives]
     for i, reached in enumerate(shares):
         if reached >= share:
-            return float(np.interp(share, shares[max(0, i - 1) : i + 1], tokens[max(0, i - 1) : i + 1]))
+            return float(np.interp(share, shares[max(0, i - 1) : i + 1], places[max(0, i - 1) : i + 1]))
     return None
 
 
-def describe_optimum(baselines: JsonObject) -> list[str]:
-    """Sentences about an estimate of J*; none where it is exact or not known."""
+def describe_baselines(baselines: JsonObject) -> list[str]:
+    """Sentences about prompts that are not all of a task, and about an estimate of J*; none where all is exact."""
+    found = list[str]()
+    for own, where in ((baselines, ""), (baselines.get("held_out"), "On the prompts held out: ")):
+        if own is not None:
+            found += [where + text for text in (_describe_prompts(own), _describe_optimum(own)) if text]
+    return found
+
+
+def _describe_prompts(baselines: JsonObject) -> str:
+    used, total = baselines.get("num_prompts"), baselines.get("all_prompts")
+    if used is None or total is None or used == total:
+        return ""
+    return f"Policies are measured on {used:.0f} of {total:.0f} prompts (--max-eval-prompts)."
+
+
+def _describe_optimum(baselines: JsonObject) -> str:
     if baselines.get("optimum_stderr") is None:
-        return []
-    upper = baselines["optimum_upper"]
+        return ""
+    upper, least = baselines["optimum_upper"], baselines["least_effective_sample_size"]
+    bound = "" if upper is None else f", stochastic upper bound {upper:.3f}"
     text = (
         f"J* is estimated from {baselines['optimum_completions']:.0f} completions of the reference for each of "
-        f"{baselines['optimum_prompts']:.0f} prompts: 95% interval [{baselines['optimum_low']:.3f}, "
-        f"{baselines['optimum_high']:.3f}]{'' if upper is None else f', stochastic upper bound {upper:.3f}'}; "
-        f"effective sample size of a prompt {baselines['least_effective_sample_size']:.1f} (least), "
-        f"{baselines['median_effective_sample_size']:.1f} (median). It is too low rather than too high, so shares are "
-        "too high rather than too low. Behind ± is a share's standard error: of J*, the reference and the evaluations."
+        f"{baselines['num_prompts']:.0f} prompts: 95% interval [{baselines['optimum_low']:.3f}, "
+        f"{baselines['optimum_high']:.3f}]{bound}; effective sample size of a prompt {least:.1f} (least), "
+        f"{baselines['median_effective_sample_size']:.1f} (median). It is biased downward, shares are biased upward. "
+        "Behind ± is a share's standard error: of J*, the reference and the evaluations."
     )
-    if baselines["least_effective_sample_size"] < exact.ENOUGH:
-        text += f" Below {exact.ENOUGH:.0f} effective samples J* is clearly too low: raise --optimum-completions."
-    return [text]
+    if least < exact.MIN_EFFECTIVE_SAMPLES:
+        text += (
+            f" With fewer than {exact.MIN_EFFECTIVE_SAMPLES:.0f} effective samples bias and interval are rough; raise "
+            "--optimum-completions."
+        )
+    return text

@@ -33,6 +33,29 @@ def interquartile_mean(values: Sequence[float]) -> Estimate:
     return _bootstrap(np.asarray(values), _iqm)
 
 
+def interquartile_mean_over_tasks(values: Sequence[Sequence[float]]) -> Estimate:
+    """Mean of the middle half of all values, and its 95% bootstrap interval over the seeds of each task.
+
+    It is stratified as by Agarwal et al.: seeds are resampled within their task. The tasks are given.
+
+    Args:
+        values: of each task, one a seed.
+    """
+    tasks = [np.asarray(task) for task in values]
+    value = float(_iqm(np.concatenate(tasks)))
+    if min(map(len, tasks)) < 2:
+        return Estimate(value, None, None)
+    result = stats.bootstrap(
+        tasks,
+        lambda *resampled, axis=-1: _iqm(np.concatenate(resampled, axis=axis), axis),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+        vectorized=True,
+    )
+    return Estimate(value, float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate:
     """Mean of first - second, seed by seed, and its 95% bootstrap interval.
 

@@ -120,7 +120,7 @@ def prepare(
         if config.lora_rank and importlib.util.find_spec("peft") is None:
             raise FlagError('--lora-rank needs peft: pip install -e ".[peft]".')
         evaluator = make_evaluator(config, environments)
-        policy = initial_policy(config, environments.whole, folder / INITIAL)
+        policy = initial_policy(config, environments.initial, folder / INITIAL)
         for trial in trials:
             trial.make_agent(policy, environments.train)
             if trial.sampler == "graph" and policy.device.type == "cpu":
@@ -262,7 +262,7 @@ def _agent(
             raise FlagError(str(error)) from error
         restore(theirs.policy)
         return theirs
-    agent = config.make_agent(initial_policy(config, environments.whole, initial), environments.train)
+    agent = config.make_agent(initial_policy(config, environments.initial, initial), environments.train)
     if wrap is not None and isinstance(agent, Agent):
         agent.distribute(wrap)
     return agent

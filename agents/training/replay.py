@@ -59,6 +59,7 @@ class Replay:
         """Adds a rollout; the oldest one leaves a full replay."""
         kept = replace(rollout, values=None, gold_scores=None, lengths=None, extra=None)
         kept.input_ids, kept.attention_mask = kept.input_ids.clone(), kept.attention_mask.clone()  # the sampler's own
+        kept.action_mask = None if kept.action_mask is None else kept.action_mask.clone()
         self.rollouts.append(kept)
 
     def draw(self, count: int, generator: torch.Generator) -> list[Rollout]:

@@ -12,6 +12,7 @@ from agents.policy import TransformerPolicy
 from experiments.checkpoints import CHECKPOINT
 from experiments.evaluation import Evaluator
 from experiments.metrics_file import read_metrics
+from experiments.optimum.tasks import SuiteTask
 from experiments.optimum.variants import Variant
 from textenv import exact
 
@@ -21,9 +22,10 @@ Gap = JsonObject
 
 def add_trial(
     kept: JsonObject | None,
-    group: str,
+    task: SuiteTask,
     variant: Variant,
     summary: JsonObject,
+    total_timesteps: int,
     folder: Path,
     evaluator: Evaluator | None = None,
 ) -> JsonObject:
@@ -31,14 +33,16 @@ def add_trial(
 
     Args:
         kept: what was kept before; None at first.
-        group: of the task.
+        task: the task.
         variant: the agent.
         summary: of its trial.
+        total_timesteps: the tokens that it was to have.
         folder: of the task.
         evaluator: of the task, to measure where the gap is; None: it is not measured.
     """
     own, measured = variant.folder(folder), ("objective", "objective_stderr", "score", "kl")
     trial = {
+        "task": task.name,
         "name": variant.name,
         "label": variant.label,
         "agent": variant.agent,
@@ -47,22 +51,25 @@ def add_trial(
         "settings": variant.settings,
         "peer": variant.peer,
         **{name: summary.get(name) for name in measured},
-        "share": summary["normalized_objective"],
-        "share_stderr": summary["normalized_objective_stderr"],
+        **{name: summary[name] for name in ("normalized_objective", "normalized_objective_stderr")},
+        "total_timesteps": total_timesteps,
         "num_timesteps": summary["num_timesteps"],
         "cpu_seconds": summary["cpu_seconds"],
         "curve": _curve(own),
         "gap": None if evaluator is None or evaluator.tree is None else _gap(evaluator, own / CHECKPOINT),
     }
-    before = [] if kept is None else kept["trials"]
-    return {"group": group, "baselines": summary["baselines"], "trials": [*before, trial]}
+    before = [] if kept is None else [each for each in kept["trials"] if not _is(each, variant)]
+    return {"group": task.group, "baselines": summary["baselines"], "trials": [*before, trial]}
 
 
-def has_trial(kept: JsonObject | None, variant: Variant) -> bool:
-    """Whether a trial of an agent is kept."""
-    return kept is not None and any(
-        (trial["name"], trial["seed"]) == (variant.name, variant.seed) for trial in kept["trials"]
-    )
+def has_trial(kept: JsonObject | None, variant: Variant, total_timesteps: int) -> bool:
+    """Whether a trial of an agent is kept that had so many tokens."""
+    trials = [] if kept is None else kept["trials"]
+    return any(_is(trial, variant) and trial["total_timesteps"] == total_timesteps for trial in trials)
+
+
+def _is(trial: JsonObject, variant: Variant) -> bool:
+    return (trial["name"], trial["seed"]) == (variant.name, variant.seed)
 
 
 def read_record(path: Path) -> JsonObject | None:
@@ -76,7 +83,7 @@ def read_record(path: Path) -> JsonObject | None:
 
 def _curve(folder: Path) -> JsonObject:
     """The evaluations of a trial: tokens, CPU seconds, J, score and KL of each."""
-    rows = [row for row in read_metrics(folder) if "eval/objective" in row]
+    rows = [row for row in read_metrics(folder) if row.get("eval/objective") is not None]
     names = ("num_timesteps", "cpu_seconds", "eval/objective", "eval/score", "eval/kl")
     return {name.removeprefix("eval/"): [round(row[name] or 0.0, 5) for row in rows] for name in names}
 

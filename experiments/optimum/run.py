@@ -1,4 +1,4 @@
-"""python -m experiments optimum: trains agents on all tasks, and tells how far they get, how fast, and what is left."""
+"""python -m experiments optimum: trains agents on all tasks, and reports how far they get, and how fast."""
 
 from __future__ import annotations
 
@@ -75,6 +75,8 @@ class OptimumConfig:
             find_agent(agent, "--agents")
         for peer in self.peers:
             find_agent(peer, "--peers")
+        if self.optimum_completions == 0:
+            raise FlagError("--optimum-completions must be at least 2, got 0: J* is estimated from them.")
         if (self.model is None) != (self.prompts is None):
             raise FlagError("--model and --prompts are for the stories: give both, or none of them.")
 
@@ -128,12 +130,12 @@ def run_task(config: OptimumConfig, task: SuiteTask, folder: Path) -> list[str]:
     path, own, failures = folder / f"{task.name}.json", folder / task.name, list[str]()
     kept = read_record(path)
     chosen = variants(task, config.agents, config.peers, config.seeds)
-    missing = [variant for variant in chosen if not has_trial(kept, variant)]
+    trials = {variant: config.trial(task, variant) for variant in chosen}
+    missing = [v for v in chosen if not has_trial(kept, v, trials[v].total_timesteps)]
     if not missing:
         return []
-    trials = {variant: config.trial(task, variant) for variant in missing}
     first = trials[missing[0]]
-    evaluator, _ = prepare(first, make_environments(first), own, [*trials.values()], best_of=BEST_OF)
+    evaluator, _ = prepare(first, make_environments(first), own, [trials[v] for v in missing], best_of=BEST_OF)
     for _, group in itertools.groupby(missing, lambda variant: (variant.peer, variant.factor, variant.seed)):
         together = list(group)
         folders = [variant.folder(own) for variant in together]
@@ -141,7 +143,8 @@ def run_task(config: OptimumConfig, task: SuiteTask, folder: Path) -> list[str]:
         for variant, end in zip(together, ended, strict=True):
             if end.failure is None:
                 gap = variant.seed == config.seeds[0]
-                kept = add_trial(kept, task.group, variant, end.result, own, evaluator if gap else None)
+                tokens = trials[variant].total_timesteps
+                kept = add_trial(kept, task, variant, end.result, tokens, own, evaluator if gap else None)
             else:
                 failures.append(f"{task.name}, {variant.name}, seed {variant.seed}: {end.failure.text}")
         if kept is not None:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from agents.files import JsonObject
 from experiments.optimum.variants import FACTORS
-from experiments.share import describe_optimum, normalized_objective
-from experiments.statistics import interquartile_mean
+from experiments.share import describe_baselines, reaches
+from experiments.statistics import interquartile_mean, interquartile_mean_over_tasks
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 TITLES = {"toys": "toys", "taj_mahal": "TajMahal", "reward_hacking": "RewardHacking", "stories": "stories"}
@@ -37,7 +37,7 @@ class Group(NamedTuple):
         return [max(dict.fromkeys(own), key=self._share) for own in names.values()]
 
     def _share(self, name: str) -> float:
-        return float(np.mean([trial["share"] or 0.0 for trial, _ in self.of(name)]))
+        return float(np.mean([trial["normalized_objective"] or 0.0 for trial, _ in self.of(name)]))
 
 
 def groups(records: Records) -> Iterator[Group]:
@@ -59,14 +59,15 @@ def tables(records: Records) -> list[Table | str]:
             found.append(gap_table(group))
         else:
             found.append(score_and_kl_table(group))
-    return found + [text for record in records.values() for text in describe_optimum(record["baselines"])]
+    return found + [text for record in records.values() for text in describe_baselines(record["baselines"])]
 
 
 def shares_table(records: Records) -> Table:
     """The share of the way that each agent reaches, by group of tasks."""
     table = Table(
         title="share of the way to the optimum: interquartile mean over tasks and seeds [95% bootstrap interval]",
-        caption="± is the standard error of a share where J* is estimated. Peers: the best of their step sizes.",
+        caption="The interval is over seeds, the tasks are given. ± is the standard error of a share where J* is "
+        "estimated. On the stories a peer is one seed, at the best of its step sizes and betas.",
     )
     found = list(groups(records))
     table.add_column("")
@@ -100,17 +101,6 @@ def speed_table(group: Group) -> Table:
     return table
 
 
-def reaches(trial: JsonObject, baselines: JsonObject, share: float, axis: str) -> float | None:
-    """Where on an axis of its curve a trial first reaches a share; interpolated between evaluations; None: nowhere."""
-    shares = [normalized_objective(value, baselines) or 0.0 for value in trial["curve"]["objective"]]
-    values = trial["curve"][axis]
-    for i, reached in enumerate(shares):
-        if reached >= share:
-            first = max(0, i - 1)
-            return float(np.interp(share, shares[first : i + 1], values[first : i + 1]))
-    return None
-
-
 def step_size_table(group: Group) -> Table:
     """The share of the way by step size."""
     table = Table(title=f"{group.title}: share of the way by step size, as a multiple of the default")
@@ -130,6 +120,8 @@ def gap_table(group: Group) -> Table:
         table.add_column(column, justify="right" if column in ("gap", "1st token", "2nd", "3rd", "later") else "left")
     for name in group.shown():
         gaps = [trial["gap"] for trial, _ in group.of(name) if trial["gap"]]
+        if not gaps:  # the first seed failed
+            continue
         sizes = [sum(gap["by_token"]) for gap in gaps]
         parts = np.mean([_parts(gap["by_token"]) for gap in gaps], axis=0)
         cost, worst = max(
@@ -168,19 +160,27 @@ def _parts(by_token: Sequence[float]) -> list[float]:
 
 
 def _share(trials: Sequence[tuple[JsonObject, JsonObject]]) -> str:
-    shares = [trial["share"] for trial, _ in trials if trial["share"] is not None]
-    if not shares:
+    by_task: dict[str, list[float]] = {}
+    for trial, _ in trials:
+        if trial["normalized_objective"] is not None:
+            by_task.setdefault(trial["task"], []).append(trial["normalized_objective"])
+    if not by_task:
         return ""
-    found = interquartile_mean(shares)
+    found = interquartile_mean_over_tasks([*by_task.values()])
     text = f"{found.value:.1%}"
     if found.low is not None and found.high is not None:
         text += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    errors = [trial["share_stderr"] for trial, _ in trials if trial["share_stderr"] is not None]
+    errors = [
+        trial["normalized_objective_stderr"] for trial, _ in trials if trial["normalized_objective_stderr"] is not None
+    ]
     return f"{text} ± {100 * float(np.mean(errors)):.1f}" if errors else text
 
 
 def _speed(trials: Sequence[tuple[JsonObject, JsonObject]], share: float) -> str:
-    found = [[reaches(*each, share, axis) for each in trials] for axis in ("num_timesteps", "cpu_seconds")]
+    found = [
+        [reaches(share, trial["curve"]["objective"], trial["curve"][axis], baselines) for trial, baselines in trials]
+        for axis in ("num_timesteps", "cpu_seconds")
+    ]
     reached = sum(value is not None for value in found[0])
     if 2 * reached <= len(trials):
         return f"{reached} of {len(trials)}"

@@ -1,4 +1,4 @@
-"""The tasks of the suite: ten random toys, two toys with words, and stories told by a language model."""
+"""The tasks of the suite: ten random toys, two toys with words, and stories of a language model."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from experiments.optimum.tasks import SuiteTask
 FACTORS = (0.25, 1.0, 4.0)  # of the default step size
 GRPO_BETAS = (0.05, 0.2, 0.8)  # for TRL's GRPO: its KL is a mean over tokens, beside advantages divided by their spread
 TRL = ("trl-rloo", "trl-grpo")  # they train language models only
+GROUPS: JsonObject = {"num_generations": 16, "n_epochs": 4}  # larger groups and more passes than TRL's defaults
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,18 @@ def variants(task: SuiteTask, agents: Sequence[str], peers: Sequence[str], seeds
     """Returns what is trained on a task.
 
     On toys each agent has its default step size and all seeds. On the stories our agents have that too, and the first
-    seed at the other step sizes; the peers have the first seed at each of three step sizes, and TRL's GRPO also at each
-    of three betas.
+    seed at the other step sizes, and RLOO and GRPO also with the groups and passes of TRL's; the peers have the first
+    seed at each of three step sizes, and TRL's GRPO also at each of three betas.
     """
     if task.group != "stories":
         names = [(name, name in peers) for name in (*agents, *peers) if name not in TRL]
         return [Variant(name, seed, peer=peer) for seed in seeds for name, peer in names]
     found = [Variant(agent, seed) for seed in seeds for agent in agents]
     found += [Variant(agent, seeds[0], factor) for factor in FACTORS if factor != 1 for agent in agents]
+    found += [Variant(agent, seeds[0], settings=GROUPS) for agent in agents if agent in ("rloo", "grpo")]
     for peer, factor in itertools.product(peers, FACTORS):
-        settings: list[JsonObject] = [{"kl_coef": beta} for beta in GRPO_BETAS] if peer == "trl-grpo" else [{}]
+        settings = [GROUPS if peer in TRL else {}]
+        if peer == "trl-grpo":
+            settings = [GROUPS | {"kl_coef": beta} for beta in GRPO_BETAS]
         found += [Variant(peer, seeds[0], factor, each, peer=True) for each in settings]
     return found

@@ -41,7 +41,7 @@ def test_a_split_keeps_equal_prompts_together(texts: list[str], fraction: float)
             split(env, fraction)
         return
     found = split(env, fraction)
-    assert found.held_out is not None and found.whole is env
+    assert found.held_out is not None and found.initial is env
     sides = [get_mdp(each).prompts for each in (found.train, found.held_out)]
     assert not set(sides[0].texts) & set(sides[1].texts)
     numbers = [side.columns["number"] for side in sides]
@@ -88,6 +88,12 @@ def test_held_out_prompts_are_measured_and_not_trained_on(
     measured = json.loads(capsys.readouterr().out)
     assert measured["held_out"]["objective"] == pytest.approx(summary["held_out"]["objective"], abs=1e-6)
     assert measured["held_out"]["normalized_objective"] == pytest.approx(share, abs=1e-6)
+    again = ["--out", str(tmp_path / "run"), "--resume", "--accept-changes"]
+    other = call(
+        "train", "--env", "textenv/Toy-v0", *flags.replace("0.34", "0.7").split(), "--n-episodes", "16", *again
+    )
+    assert other.returncode == 2 and "held_out was 0.34 and is 0.7" in " ".join(other.stderr.split())
+    assert "Policy and baselines in" in " ".join(other.stderr.split())
 
 
 def test_a_comparison_shows_both(tmp_path: Path) -> None:

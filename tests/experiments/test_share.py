@@ -17,7 +17,7 @@ from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, make_evaluator, reference_policy
 from experiments.held_out import Environments
 from experiments.reference_completions import REFERENCE_FILE
-from experiments.share import describe_optimum, normalized_objective, normalized_objective_stderr
+from experiments.share import describe_baselines, normalized_objective, normalized_objective_stderr
 from tests.helpers.commands import call, tiny
 from textenv import exact
 
@@ -34,11 +34,11 @@ def test_estimated_baselines_agree_with_the_exact_ones() -> None:
         assert abs(truth[name] - found[name]) < 5 * found[error]
     assert abs(truth["optimum"] - found["reference"]) > 5 * found["optimum_stderr"]  # control
     assert found["optimum_low"] < found["optimum"] < found["optimum_high"]
-    assert (found["optimum_prompts"], found["optimum_completions"]) == (3, 500)
+    assert (found["num_prompts"], found["optimum_completions"]) == (3, 500)
     assert 1 < found["least_effective_sample_size"] <= found["median_effective_sample_size"] <= 500
     estimates = [name for name, value in truth.items() if value is None]
     assert {"optimum_stderr", "reference_stderr", "optimum_low"} < set(estimates)
-    assert describe_optimum(truth) == [] and "500 completions" in describe_optimum(found)[0]
+    assert describe_baselines(truth) == [] and "500 completions" in describe_baselines(found)[0]
 
 
 def test_the_error_of_a_share_is_that_of_its_three_parts() -> None:
@@ -132,7 +132,7 @@ def test_a_comparison_on_a_language_model_has_shares_with_errors(tmp_path: Path,
     shared += " --max-new-tokens 6 --kl-coef 0.2 --agents rloo --seeds 0 --total-timesteps 100 --num-evals 1"
     shared += " --eval-episodes 8 --n-episodes 8 --num-workers 1 --best-of-n 4"
     shared += f" --eval-prompts {tmp_path / 'others.txt'}"
-    flags = ["compare", *shared.split(), "--optimum-completions", "32", "--optimum-prompts", "4"]
+    flags = ["compare", *shared.split(), "--optimum-completions", "32", "--max-eval-prompts", "4"]
     ran = call(*flags, "--out", str(tmp_path / "run"))
     assert ran.returncode == 0, ran.stderr
     content = json.loads((tmp_path / "run/summary.json").read_text())

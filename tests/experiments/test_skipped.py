@@ -58,8 +58,8 @@ def test_an_evaluation_is_of_what_is_left() -> None:
             scores.setdefault(prompt, []).append(score)
     left = [score for each in scores.values() for score in each]
     assert 1 < measured["skipped"] == 100 - len(left) < 90
-    assert measured["score"] == pytest.approx(np.mean(left), rel=1e-6)
-    spread = sum(len(each) * np.var(each, ddof=1) for each in scores.values()) ** 0.5 / len(left)
+    assert measured["score"] == pytest.approx(np.mean([np.mean(each) for each in scores.values()]), rel=1e-6)
+    spread = sum(np.var(each, ddof=1) / len(each) for each in scores.values()) ** 0.5 / len(scores)
     assert measured["score_stderr"] == pytest.approx(spread, rel=1e-6)
     assert all(map(math.isfinite, measured.values()))
     assert "skipped" not in healthy.measure(policy) and healthy.measure(policy)["score"] != measured["score"]  # control

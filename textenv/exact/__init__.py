@@ -4,7 +4,7 @@ Where there is too much to enumerate, `estimate_optimum` estimates the optimum a
 """
 
 from textenv.categorical import masked_log_softmax
-from textenv.exact.estimate import ENOUGH, OptimumEstimate, estimate_optimum, optimum_from_scores
+from textenv.exact.estimate import MIN_EFFECTIVE_SAMPLES, OptimumEstimate, estimate_optimum, optimum_from_scores
 from textenv.exact.evaluation import Evaluation, evaluate, evaluate_log_probs
 from textenv.exact.gradient import policy_gradient
 from textenv.exact.reference_samples import largest_reward
@@ -12,7 +12,7 @@ from textenv.exact.solution import Solution, normalized_objective, solve, subopt
 from textenv.tree import Tree, TreeTooLarge, enumerate_tree
 
 __all__ = [
-    "ENOUGH",
+    "MIN_EFFECTIVE_SAMPLES",
     "Evaluation",
     "OptimumEstimate",
     "Solution",

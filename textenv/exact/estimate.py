@@ -33,7 +33,7 @@ from textenv.mdp import TextMDP
 from textenv.state import Array
 from textenv.unwrap import EnvLike, get_mdp
 
-ENOUGH = 10.0  # effective samples of a prompt: below, standard errors are too small themselves
+MIN_EFFECTIVE_SAMPLES = 10.0  # of a prompt: with fewer, bias and standard error are rough themselves
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class OptimumEstimate:
         objective: the estimate of J*, the mean over prompts.
         stderr: its standard error over completions; the prompts are given.
         interval: of `confidence`, by the normal approximation, with the bias added to its upper end.
-        bias: what the estimate is too small by, approximately; negative.
+        bias: the expected estimate minus J*, approximately; negative.
         reference_objective: the mean r(x, y), J of the reference.
         covariance: of the estimates of J* and of the reference's J, which are from the same completions.
         kl: KL(pi* || pi_ref), estimated from the same completions.
@@ -123,10 +123,11 @@ def optimum_from_scores(
     variance = np.maximum(1 / effective - 1 / count, 0.0) * count / (count - 1)
     objective, stderr = beta * float(log_mean.mean()), beta * float(np.sqrt(variance.sum())) / len(count)
     bias = -beta / 2 * float(variance.mean())
-    if float(effective.min()) < ENOUGH:
+    if float(effective.min()) < MIN_EFFECTIVE_SAMPLES:
+        few, limit = int((effective < MIN_EFFECTIVE_SAMPLES).sum()), f"{MIN_EFFECTIVE_SAMPLES:.0f}"
         warnings.warn(
-            f"{int((effective < ENOUGH).sum())} of {len(count)} prompts have fewer than {ENOUGH:.0f} effective "
-            f"samples, the least {effective.min():.1f}: J* is underestimated there. Take more completions.",
+            f"{few} of {len(count)} prompts have fewer than {limit} effective samples, the least "
+            f"{effective.min():.1f}: J* is underestimated, bias and interval are rough there. Take more completions.",
             stacklevel=2,
         )
     mean = np.where(valid, rewards, 0.0).sum(axis=1) / count

@@ -13,10 +13,10 @@ from agents.policy import TransformerPolicy
 from experiments.errors import FlagError, Unfinished
 from experiments.launch import Ended, Failure
 from experiments.optimum import OptimumConfig, optimum, run, tasks
-from experiments.optimum.table import Group, reaches
+from experiments.optimum.table import Group, gap_table, shares_table, speed_table, step_size_table
 from experiments.optimum.tasks import suite_tasks
 from experiments.optimum.variants import FACTORS, GRPO_BETAS, variants
-from experiments.share import normalized_objective
+from experiments.share import normalized_objective, reaches
 from experiments.trial import run_trial
 from textenv import exact
 
@@ -42,7 +42,15 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trial_of(**numbers: Any) -> dict[str, Any]:
     """A trial as it is kept."""
-    own = {"name": "ppo", "label": "ppo", "agent": "ppo", "factor": 1.0, "settings": {}, "peer": False, "share": 0.5}
+    own = {
+        "name": "ppo",
+        "label": "ppo",
+        "agent": "ppo",
+        "factor": 1.0,
+        "settings": {},
+        "peer": False,
+        "normalized_objective": 0.5,
+    }
     return own | numbers
 
 
@@ -62,7 +70,7 @@ def test_a_suite_is_kept_and_resumes(one_toy: None, tmp_path: Path, monkeypatch:
         )
         known = exact.evaluate(env, policy)
         assert trial["objective"] == pytest.approx(known.objective, abs=1e-6)
-        assert trial["share"] == pytest.approx(solution.normalized_objective(known.objective), abs=1e-5)
+        assert trial["normalized_objective"] == pytest.approx(solution.normalized_objective(known.objective), abs=1e-5)
         assert trial["curve"]["objective"][-1] == pytest.approx(known.objective, abs=1e-4)
         assert trial["curve"]["num_timesteps"][0] == 0 and trial["curve"]["cpu_seconds"][-1] > 0
         assert (trial["gap"] is None) == (trial["seed"] == 1)
@@ -115,6 +123,8 @@ def test_what_is_trained_on_which_task() -> None:
     assert all(v.factor == 1 for v in on_toy)
     own = [v for v in on_stories if not v.peer]
     assert sorted((v.seed, v.factor) for v in own if v.agent == "ppo") == [(0, 0.25), (0, 1), (0, 4), (1, 1), (2, 1)]
+    equal = [v.settings for v in on_stories if v.agent in ("rloo", "trl-rloo") and v.factor == 1 and v.settings]
+    assert equal == [{"num_generations": 16, "n_epochs": 4}] * 2
     theirs = [(v.agent, v.factor) for v in on_stories if v.peer]
     assert theirs.count(("trl-grpo", 4.0)) == len(GRPO_BETAS) and len(theirs) == len(FACTORS) * (2 + len(GRPO_BETAS))
     folders = [v.folder(Path("x")) for v in on_stories]
@@ -125,23 +135,63 @@ def test_a_curve_reaches_a_share_between_two_evaluations() -> None:
     """Interpolated on either axis; None where it does not."""
     curve = {"num_timesteps": [0, 100, 200], "cpu_seconds": [0.0, 1.0, 5.0], "objective": [1.0, 2.0, 3.0]}
     baselines = {"reference": 1.0, "optimum": 5.0}
-    trial = trial_of(curve=curve)
     assert normalized_objective(2.0, baselines) == 0.25
-    assert reaches(trial, baselines, 0.375, "num_timesteps") == pytest.approx(150)
-    assert reaches(trial, baselines, 0.375, "cpu_seconds") == pytest.approx(3.0)
-    assert reaches(trial, baselines, 0.6, "num_timesteps") is None
+    assert reaches(0.375, curve["objective"], curve["num_timesteps"], baselines) == pytest.approx(150)
+    assert reaches(0.375, curve["objective"], curve["cpu_seconds"], baselines) == pytest.approx(3.0)
+    assert reaches(0.6, curve["objective"], curve["num_timesteps"], baselines) is None
 
 
 def test_of_a_peer_the_best_is_shown_and_of_ours_the_default() -> None:
     """Whatever our own agents reach at other step sizes."""
     trials = [
         trial_of(),
-        trial_of(name="ppo, step size x 4", factor=4.0, share=0.9),
-        trial_of(name="trl", agent="trl", peer=True, share=0.1),
-        trial_of(name="trl, step size x 4", agent="trl", factor=4.0, peer=True, share=0.2),
-        trial_of(name="trl b", agent="trl", settings={"kl_coef": 1}, peer=True, share=0.15),
+        trial_of(name="ppo, step size x 4", factor=4.0, normalized_objective=0.9),
+        trial_of(name="trl", agent="trl", peer=True, normalized_objective=0.1),
+        trial_of(name="trl, step size x 4", agent="trl", factor=4.0, peer=True, normalized_objective=0.2),
+        trial_of(name="trl b", agent="trl", settings={"kl_coef": 1}, peer=True, normalized_objective=0.15),
     ]
     assert Group("x", [(trial, {}) for trial in trials]).shown() == ["ppo", "trl, step size x 4"]
+
+
+def cells(table: Any) -> dict[str, list[str]]:
+    """The rows of a table by their first column."""
+    columns = [list(column.cells) for column in table.columns]
+    return {row[0]: list(row[1:]) for row in zip(*columns, strict=True)}
+
+
+def test_the_numbers_of_the_tables() -> None:
+    """By hand: shares over tasks and seeds, medians of tokens and seconds, step sizes, and gaps by token."""
+    baselines = {"reference": 0.0, "optimum": 1.0}
+
+    def trial(task: str, seed: int, share: float, **more: Any) -> dict[str, Any]:
+        curve = {"num_timesteps": [0, 1000, 2000], "cpu_seconds": [0.0, 1.0, 3.0], "objective": [0.0, share / 2, share]}
+        numbers = {"normalized_objective": share, "normalized_objective_stderr": None, "curve": curve, "gap": None}
+        ends = {"num_timesteps": 2000, "cpu_seconds": 3.0}
+        return trial_of(task=task, seed=seed, **(numbers | ends | more))
+
+    gap = {"by_token": [0.1, 0.3], "states": [{"prompt": "a", "completion_so_far": "b", "cost": 0.3}]}
+    first = [trial("a", 0, 0.6, gap=gap), trial("a", 1, 0.7), trial("a", 0, 0.9, name="ppo, step size x 4", factor=4.0)]
+    records = {
+        "a": {"group": "toys", "baselines": baselines, "trials": first},
+        "b": {"group": "toys", "baselines": baselines, "trials": [trial("b", 0, 0.9), trial("b", 1, 1.0)]},
+    }
+    (share,) = cells(shares_table(records))["ppo"]
+    assert share.startswith("80.0% [") and share.endswith("]")  # the middle half of .6 .7 .9 1
+    group = Group("toys", [(each, baselines) for record in records.values() for each in record["trials"]])
+    half, nine, *_, end = cells(speed_table(group))["ppo"]
+    places = np.median([2 * 500 / each for each in (0.6, 0.7, 0.9, 1.0)])  # J rises linearly in tokens
+    assert half.startswith(f"{places / 1000:.1f} (") and end == "2.0 (3 s)"
+    assert nine == "2 of 4"
+    assert cells(step_size_table(group))["ppo"][2] == "90.0%"
+    size, by_first, by_second, *rest, state = cells(gap_table(group))["ppo"]
+    assert (size, by_first, by_second, rest) == ("0.400", "25%", "75%", ["0%", "0%"])
+    assert state == "a -> b (75%)"
+
+
+def test_an_agent_whose_first_seed_failed_has_no_gap() -> None:
+    """Its row is left out; the other tables have it."""
+    table = gap_table(Group("toys", [(trial_of(task="a", gap=None), {})]))
+    assert not cells(table)
 
 
 def test_the_toys_have_an_optimum_that_is_worth_reaching() -> None:
@@ -161,6 +211,8 @@ def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """In a sentence, before anything is written."""
     with pytest.raises(FlagError, match="--model and --prompts are for the stories"):
         OptimumConfig(model="x")
+    with pytest.raises(FlagError, match="--optimum-completions must be at least 2, got 0"):
+        OptimumConfig(optimum_completions=0)
     with pytest.raises(FlagError, match="--peers"):
         OptimumConfig(peers=["nobody"])
     with pytest.raises(FlagError, match="got stories without --model"):

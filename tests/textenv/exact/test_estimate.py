@@ -93,6 +93,25 @@ def test_the_interval_covers_the_exact_optimum() -> None:
     assert min(each.effective_sample_size.min() for each in found) > 10
 
 
+def test_what_else_is_known_of_the_optimum() -> None:
+    """KL(pi* || pi_ref) and means under pi* as exactly; the covariance with J_ref as over many seeds."""
+    sampled = Sampled(beta=0.5)
+    tree = sampled.solution.tree
+    best = exact.evaluate_log_probs(tree, sampled.solution.action_log_probs)
+    found = [sampled.estimate(512, seed) for seed in range(SEEDS)]
+    kls = np.array([each.kl for each in found])
+    assert kls.mean() == pytest.approx(best.kl, abs=0.05)
+    for each in found[:3]:
+        assert each.weights.sum(axis=1) == pytest.approx(1.0) and (each.weights >= 0).all()
+    both = np.array([[each.objective, each.reference_objective] for each in found]).T
+    assert np.mean([each.covariance for each in found]) == pytest.approx(np.cov(both)[0, 1], rel=0.35)
+    scores = np.array([[0.0, 0.5, 1.0, np.nan]])
+    one = optimum_from_scores(scores, 0.5)
+    weights = np.exp(scores[0, :3] / 0.5) / np.exp(scores[0, :3] / 0.5).sum()
+    assert one.weights[0] == pytest.approx([*weights, 0.0])
+    assert one.kl == pytest.approx((weights @ scores[0, :3] - one.objective) / 0.5)
+
+
 def test_few_effective_samples_are_warned_about() -> None:
     """Control of the test above: with a small beta the interval misses J*, from below, and the warning says why."""
     sampled = Sampled(beta=0.1)
