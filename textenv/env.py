@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from textenv.mdp import TextMDP
 from textenv.spaces import action_space, observation_space
 from textenv.state import Array
 from textenv.stepping import EpisodeBatch, Info
+from textenv.terminal import has_colours, signed
 
 Observation = dict[str, Array]
 
@@ -46,7 +48,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
     Args:
         mdp: the task.
         policy: pi, bound as by `bind_policy`.
-        render_mode: None, "ansi" (render() returns a string) or "human" (every step prints).
+        render_mode: None, "ansi" (render() returns a string, without colours, as it is often logged or compared) or
+            "human" (every step prints, in colours on a terminal that has them and without NO_COLOR).
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012, Gymnasium's form
@@ -85,7 +88,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self._rewards, self._illegal = [], False
         self.episodes.refresh()  # may raise; the episodes and what is rendered of them have begun anew then
         if self.render_mode == "human":
-            print(self._rendered(), flush=True)
+            print(self._rendered(has_colours(sys.stdout)), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
 
     def step(self, action: object) -> tuple[Observation, float, bool, bool, Info]:
@@ -102,7 +105,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self._rewards.append(reward)
         self._illegal = step.illegal is not None
         if self.render_mode == "human":
-            print(self._rendered(), flush=True)
+            print(self._rendered(has_colours(sys.stdout)), flush=True)
         terms = {name: values.item(0) for name, values in step.terms.items()}
         final: Info = {}
         if step.final is not None:
@@ -139,7 +142,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
             return None
         return self._rendered()
 
-    def _rendered(self) -> str:
+    def _rendered(self, colours: bool = False) -> str:
         state = self.episodes.state
         completion = state.completion_ids(0, self.mdp.prompt_width)
         names = self.mdp.tokenizer.convert_ids_to_tokens(completion.tolist())
@@ -147,7 +150,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         rewards = [None] * (len(names) - len(self._rewards)) + self._rewards  # tokens of a reset have no reward
         lines = [f"prompt: {printable(state.prompt_text[0])}"]
         for name, reward in zip(names, rewards, strict=True):
-            lines.append(f"  {printable(name):<16} {'' if reward is None else format(reward, '+.4f')}")
+            number = "" if reward is None else signed(f"{reward:+.4f}", reward, colours)
+            lines.append(f"  {printable(name):<16} {number}")
         return "\n".join(lines)
 
     def _observe(self) -> Observation:

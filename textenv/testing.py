@@ -9,20 +9,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from textenv.env import TextEnv
+from textenv.html import Html, block_html, largest, legend, table_html, text_html, tokens_html
 from textenv.state import Array
 from textenv.unwrap import get_mdp
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A completion that was played token by token.
+    """A completion that was played token by token. A notebook shows it as coloured tokens and a table of the terms.
 
     Attributes:
         prompt: the prompt as text.
@@ -34,6 +35,7 @@ class Episode:
         score: the reward functions' score, None if the completion is not finished.
         gold_score: the gold reward's score, None without a gold reward or if the completion is not finished.
         finish_reason: "stop", "length", or None if the completion is not finished.
+        tokens: the spelling of each token, [T]; a notebook shows the ids without it.
     """
 
     prompt: str
@@ -45,6 +47,24 @@ class Episode:
     score: float | None
     gold_score: float | None
     finish_reason: str | None
+    tokens: list[str] = field(default_factory=list)
+
+    def _repr_html_(self) -> Html:
+        """Prompt, tokens in the colours of their rewards, and a table of the terms of each token's reward."""
+        names = self.tokens or [f"<id {token}>" for token in self.token_ids]
+        rewards = self.rewards.tolist()
+        columns = {name: values.tolist() for name, values in self.terms.items()}
+        columns |= {"reward": rewards, "log pi_ref": self.ref_log_probs.tolist()}
+        rows = [[name, *numbers] for name, *numbers in zip(names, *columns.values(), strict=True)]
+        numbers = {"score": self.score, "gold score": self.gold_score, "return": float(self.rewards.sum())}
+        return block_html(
+            Html(f"<b>prompt</b> {text_html(self.prompt)}"),
+            tokens_html(names, rewards, columns),
+            legend("reward", largest(rewards)),
+            table_html(["token", *columns], rows, limit=16),
+            ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if value is not None),
+            f"finish reason: {self.finish_reason or 'not finished'}",
+        )
 
 
 def play(env: gym.Env[Any, Any], prompt: object, completion: object) -> Episode:
@@ -89,4 +109,5 @@ def play(env: gym.Env[Any, Any], prompt: object, completion: object) -> Episode:
         score=infos[-1].get("score"),
         gold_score=infos[-1].get("gold_score"),
         finish_reason=infos[-1].get("finish_reason"),
+        tokens=list(map(str, mdp.tokenizer.convert_ids_to_tokens(tokens))),
     )

@@ -165,6 +165,7 @@ def assemble(
         gold_scores=None if gold_scores is None else tensor(gold_scores, torch.float32),
         lengths=mask.sum(dim=1),
         extra={name: object_array(values) for name, values in finished.extra.items()} or None,
+        tokenizer=mdp.tokenizer,
     )
 
 

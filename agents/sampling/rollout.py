@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from agents.sampling.rollout_html import rollout_html
+from textenv.html import Html
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Rollout:
         extra: what reward functions have logged of each completion (`log_extra`), object arrays [B] by name; or None.
         num_generations: completions per group, as sampled.
         weights: what an update multiplies the advantages by, [B, T], see agents/preparation.py; None is 1.
+        tokenizer: the task's, which names the tokens in a notebook; None: they are shown by their ids.
     """
 
     prompt: Tensor
@@ -56,6 +60,7 @@ class Rollout:
     extra: dict[str, NDArray[np.object_]] | None = None
     num_generations: int = 1
     weights: Tensor | None = None
+    tokenizer: Any = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -84,6 +89,10 @@ class Rollout:
     def kl(self) -> Tensor:
         """log(pi(y|x) / pi_ref(y|x)), [B]: its mean estimates the KL over whole completions."""
         return (self.log_probs - self.ref_log_probs).sum(dim=1)
+
+    def _repr_html_(self) -> Html:
+        """What a notebook shows: the first completions, see `rollout_html`."""
+        return rollout_html(self)
 
     def weighted(self, advantages: Tensor) -> Tensor:
         """Advantages, [B, T], times the weights of the tokens."""

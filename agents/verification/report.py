@@ -11,6 +11,7 @@ import numpy as np
 
 from agents.verification.findings import Finding
 from agents.verification.measure import Measured
+from textenv.html import Html, block_html, number_text, table_html
 
 UNBIASED = 1e-6  # relative bias, in float64
 LARGEST_STDERR = 0.1  # of an estimated bias, relative to grad J
@@ -120,6 +121,28 @@ class Report(Results):
         Computed when it is first read, which takes longer than all else.
         """
         return self.find_fixed_point()
+
+    def _repr_html_(self) -> Html:
+        """What `str` has, as tables; `off_policy` and `fixed_point`, which take seconds, if they were read before."""
+        rows: list[list[str | float | None]] = [
+            [name, each.bias, each.stderr or None, each.cosine, each.noise, ""] for name, each in self.by_policy.items()
+        ]
+        rows.append(["worst", self.bias, None, self.cosine, self.noise, self.zero])
+        others = self.off_policy if "off_policy" in vars(self) else {}
+        rows += [[name, x.bias, None, x.cosine, x.noise, x.zero] for name, x in others.items()]
+        findings = [[each.name, str(each).removeprefix(f"{each.name}: ")] for each in self.invariances.values()]
+        claims = [["unbiased", self.describe_bias()], ["zero at pi*", self._zero()], *findings]
+        if "fixed_point" in vars(self):
+            claims.append(["fixed point", self._fixed_point()])
+        missing = [f".{name}" for name in ("off_policy", "fixed_point") if name not in vars(self)]
+        order = ", in each order of a group" if self.ordered else ""
+        header = ["completions of", "bias", "standard error", "cosine", "noise", "zero at pi*"]
+        return block_html(
+            f"{number_text(self.num_batches)} batches{order}",
+            table_html(header, rows, limit=len(rows)),
+            table_html(["", "what the loss does"], claims, limit=len(claims)),
+            *([f"not computed yet, read or print to do so: {', '.join(missing)}"] if missing else []),
+        )
 
     def __str__(self) -> str:
         lines = [

@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from textenv.bound_policy import PolicyFunction, policy_logits
 from textenv.categorical import masked_log_softmax
+from textenv.exact.bellman import optimal_values, state_costs
+from textenv.html import Html, block_html, number_text, table_html
 from textenv.state import Array
 from textenv.tree import MAX_COMPLETIONS, Enumerable, Level, Tree, enumerate_tree, in_batches
+
+SHOWN = 6  # states in a notebook's tables
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The exact quantities of a policy.
+    """The exact quantities of a policy. A notebook shows J, score and KL, and the states where the most of J* - J is.
 
     Attributes:
         objective: J(pi).
@@ -44,6 +48,37 @@ class Evaluation:
     log_probs: NDArray[np.float64]
     occupancy: NDArray[np.float64]
     tree: Tree
+
+    def _repr_html_(self) -> Html:
+        """J, score and KL; the costliest and the most visited states, with V, V* and the likeliest token of pi."""
+        beta = self.tree.mdp.kl_coef
+        optimal, _ = optimal_values(self.tree, beta)
+        costs = state_costs(self.tree, beta, optimal, self.log_probs, self.occupancy)
+        numbers = {"J": self.objective, "score": self.score, "gold score": self.gold_score, "KL": self.kl}
+        numbers |= {"J*": float(optimal[self.tree.levels[0]].mean()), "J* - J": float(costs.sum())}
+        return block_html(
+            ", ".join(f"{name} {number_text(value)}" for name, value in numbers.items() if value is not None),
+            self._states_html("the states that cost the most of J* - J", costs, optimal, costs),
+            self._states_html("the most visited states", self.occupancy, optimal, costs),
+        )
+
+    def _states_html(self, caption: str, by: Array, optimal: Array, costs: Array) -> Html:
+        """A table of the states where `by` is largest, and how many more there are."""
+        mdp, likeliest = self.tree.mdp, self.log_probs.argmax(axis=1)
+        names = mdp.tokenizer.convert_ids_to_tokens
+        rows: list[list[str | float | None]] = []
+        for state in np.argsort(-by, kind="stable")[:SHOWN].tolist():
+            so_far = self.tree.tokens[state]
+            completion = " ".join(map(str, names(so_far[so_far >= 0].tolist())))
+            token, probability = int(likeliest[state]), float(np.exp(self.log_probs[state, likeliest[state]]))
+            columns = (self.occupancy, self.values, optimal, costs)
+            rows.append([
+                mdp.prompts.texts[self.tree.prompt[state]], completion, *(float(x[state]) for x in columns),
+                str(names([token])[0]), probability,
+            ])  # fmt: skip
+        header = ["prompt", "completion so far", "d(s)", "V", "V*", "cost", "likeliest token", "pi"]
+        more = len(by) - len(rows)
+        return table_html(header, rows, caption=caption + (f" ({more:,} more states)" if more else ""))
 
 
 def evaluate(env: Enumerable, policy: PolicyFunction, max_completions: int = MAX_COMPLETIONS) -> Evaluation:

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.arguments import check_kl_coef
-from textenv.categorical import logsumexp, masked_log_softmax
+from textenv.categorical import masked_log_softmax
+from textenv.exact.bellman import optimal_values, state_costs
 from textenv.exact.evaluation import Evaluation, evaluate_log_probs
-from textenv.state import Array
-from textenv.tree import MAX_COMPLETIONS, Enumerable, Level, Tree, enumerate_tree
+from textenv.tree import MAX_COMPLETIONS, Enumerable, Tree, enumerate_tree
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,7 @@ def solve(env: Enumerable, max_completions: int = MAX_COMPLETIONS, kl_coef: floa
     tree = env if isinstance(env, Tree) else enumerate_tree(env, max_completions)
     beta, reference = tree.mdp.kl_coef if kl_coef is None else kl_coef, tree.ref_log_probs
     allowed = tree.child != -2
-
-    def soft_maximum(level: Level, q_values: Array) -> Array:
-        if beta == 0:
-            best: Array = np.where(allowed[level], q_values, -np.inf).max(axis=1)
-            return best
-        return beta * logsumexp(reference[level] + q_values / beta)
-
-    values, q_values = tree.backward(soft_maximum)
+    values, q_values = optimal_values(tree, beta)
     if beta == 0:
         best = allowed & (q_values == values[:, None])
         action_log_probs = masked_log_softmax(np.where(allowed, reference, 0.0), best)
@@ -117,9 +110,4 @@ def suboptimality_by_state(solution: Solution, evaluation: Evaluation) -> NDArra
     """
     if solution.tree.mdp is not evaluation.tree.mdp:
         raise ValueError("suboptimality_by_state needs a solution and an evaluation of the same environment, got two.")
-    tree, beta = solution.tree, solution.kl_coef
-    probs = np.exp(evaluation.log_probs)
-    log_ratio = np.where(probs > 0, evaluation.log_probs - np.where(tree.child != -2, tree.ref_log_probs, 0.0), 0.0)
-    q_values = tree.rewards + np.append(solution.values, [0.0, 0.0])[tree.child]  # Q*, as in Tree.backward
-    shortfall = solution.values - (probs * (q_values - beta * log_ratio)).sum(axis=1)
-    return np.asarray(evaluation.occupancy * np.maximum(shortfall, 0.0))  # rounding may give -1e-16
+    return state_costs(solution.tree, solution.kl_coef, solution.values, evaluation.log_probs, evaluation.occupancy)

@@ -39,8 +39,10 @@ def sampled(**arguments: Any) -> Rollout:
 
 
 def assert_equal(found: Rollout, expected: Rollout) -> None:
-    """Every field is the same; nan equals nan."""
+    """Every field is the same, but for the tokenizer, an object of each task; nan equals nan."""
     for field in fields(Rollout):
+        if field.name == "tokenizer":
+            continue
         left, right = getattr(found, field.name), getattr(expected, field.name)
         if isinstance(left, torch.Tensor):
             torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True, msg=field.name)
