@@ -31,6 +31,7 @@ from experiments.library_agent import LibraryAgent
 from experiments.opening import INITIAL, opened
 from experiments.optimum import OptimumConfig, optimum
 from experiments.parsing import parse
+from experiments.play import PlayConfig, play
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.saved_run import EvaluateConfig, SampleConfig, evaluate, sample
 from experiments.settings_flags import asked_agents, registry_of
@@ -77,6 +78,7 @@ Command = (
     | Annotated[TrialConfig, tyro.conf.subcommand("train", description=getdoc(TrialConfig))]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
+    | Annotated[PlayConfig, tyro.conf.subcommand("play", description=getdoc(PlayConfig))]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
     | Annotated[OptimumConfig, tyro.conf.subcommand("optimum", description=getdoc(OptimumConfig))]
     | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
@@ -120,6 +122,7 @@ def main() -> None:
         TrialConfig: train,
         EvaluateConfig: evaluate,
         SampleConfig: sample,
+        PlayConfig: play,
         LectureConfig: lecture,
         OptimumConfig: optimum,
         RewardModelConfig: reward_model,

@@ -49,6 +49,7 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "best_of_n": (1, 1_000_000),
     "num_workers": (0, 1024),
     "num": (1, 10**9),  # sampled in batches
+    "top": (1, 1000),
     "epochs": (1, 10_000),
     "held_out": (0, 1),
     "devices": (1, 1_000_000),
@@ -127,7 +128,10 @@ def _check(flag: str, name: str, value: object, annotation: object) -> None:
             raise FlagError(f"{flag} must be True or False, got {value!r}.")
     elif annotation in (int, float):
         _check_number(flag, name, value, annotation)
-    elif name not in TEXTS:
+    elif name in TEXTS:
+        if not isinstance(value, str):
+            raise FlagError(f"{flag} must be a text, got {value!r}.")
+    else:
         _check_name(flag, str(value) if annotation is Path and isinstance(value, Path) else value)
 
 

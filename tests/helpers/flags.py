@@ -21,7 +21,19 @@ REQUIRED = {
 COMMANDS = {
     name: get_args(kind)[0]
     for name, kind in zip(
-        ("compare", "train", "evaluate", "sample", "lecture", "optimum", "cost", "reward-model", "bench", "verify"),
+        (
+            "compare",
+            "train",
+            "evaluate",
+            "sample",
+            "play",
+            "lecture",
+            "optimum",
+            "cost",
+            "reward-model",
+            "bench",
+            "verify",
+        ),
         get_args(command_line.Command),
         strict=True,
     )
