@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare optimum bench test slow check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel crash scan mutation verify-peers clean
+.PHONY: compare optimum bench test slow check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel crash notebook scan mutation verify-peers clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -49,6 +49,10 @@ coverage: $(VENV)/ready
 # SIGKILL at random moments: is what resumed runs leave equal to what whole runs leave? See tests/crash.py.
 crash: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --out experiments/results/crash $(ARGS)
+
+# Runs the lecture's notebook, and saves it with its pictures.
+notebook: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.helpers.notebook
 
 # Every class of causal language models and classifiers that transformers has, made tiny: is it right in any company?
 scan: $(VENV)/ready
