@@ -57,7 +57,7 @@ class OptimumConfig:
     story_timesteps: int = 80_000
     """Tokens of each trial on the stories."""
     optimum_completions: int = 1024
-    """Completions of the reference for each opening, from which J* of the stories is estimated."""
+    """Completions of the reference for each opening, from which J* of the stories is estimated; 0: it is not known."""
     num_workers: int = 0
     """Number of workers, each runs a trial on one thread; 0: one per processor."""
     out: Path | None = None
@@ -75,8 +75,6 @@ class OptimumConfig:
             find_agent(agent, "--agents")
         for peer in self.peers:
             find_agent(peer, "--peers")
-        if self.optimum_completions == 0:
-            raise FlagError("--optimum-completions must be at least 2, got 0: J* is estimated from them.")
         if (self.model is None) != (self.prompts is None):
             raise FlagError("--model and --prompts are for the stories: give both, or none of them.")
 

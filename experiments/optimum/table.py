@@ -34,10 +34,11 @@ class Group(NamedTuple):
         for trial, _ in self.trials:
             if trial["peer"] or (trial["factor"] == 1 and not trial["settings"]):
                 names.setdefault(trial["agent"], []).append(trial["name"])
-        return [max(dict.fromkeys(own), key=self._share) for own in names.values()]
+        return [max(dict.fromkeys(own), key=self._reached) for own in names.values()]
 
-    def _share(self, name: str) -> float:
-        return float(np.mean([trial["normalized_objective"] or 0.0 for trial, _ in self.of(name)]))
+    def _reached(self, name: str) -> float:
+        found = [trial["normalized_objective"] for trial, _ in self.of(name)]
+        return float(np.mean([trial["objective"] for trial, _ in self.of(name)] if None in found else found))
 
 
 def groups(records: Records) -> Iterator[Group]:
@@ -145,9 +146,10 @@ def score_and_kl_table(group: Group) -> Table:
     for name in group.shown():
         cells = [str(interquartile_mean([t[key] for t, _ in group.of(name)])) for key in ("objective", "score", "kl")]
         table.add_row(name, *cells)
-    table.add_section()
-    keys = ("optimum", "optimum_score", "optimum_kl")
-    table.add_row("optimum, estimated", *(f"{baselines[key]:.3f}" for key in keys))
+    if baselines["optimum"] is not None:
+        table.add_section()
+        keys = ("optimum", "optimum_score", "optimum_kl")
+        table.add_row("optimum, estimated", *(f"{baselines[key]:.3f}" for key in keys))
     return table
 
 

@@ -211,8 +211,6 @@ def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """In a sentence, before anything is written."""
     with pytest.raises(FlagError, match="--model and --prompts are for the stories"):
         OptimumConfig(model="x")
-    with pytest.raises(FlagError, match="--optimum-completions must be at least 2, got 0"):
-        OptimumConfig(optimum_completions=0)
     with pytest.raises(FlagError, match="--peers"):
         OptimumConfig(peers=["nobody"])
     with pytest.raises(FlagError, match="got stories without --model"):
