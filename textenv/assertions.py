@@ -4,7 +4,7 @@ Plain functions that raise an AssertionError, and no plug-in: they work under an
 .parametrize` makes a table of them. What fails is shown token by token.
 
 >>> import gymnasium as gym, textenv
->>> from textenv.assertions import assert_prefers, assert_rewards
+>>> from textenv.testing import assert_prefers, assert_rewards
 >>> env = gym.make("textenv/TajMahal-v0", kl_coef=0.0)
 >>> assert_prefers(env, [("where is the taj mahal", "it is in agra", "paris")])
 >>> assert_rewards(env, "it is in agra", [0, 0, 0, 0, 1], prompt="where is the taj mahal")
@@ -18,11 +18,11 @@ import numpy as np
 
 from textenv.data import Prompts
 from textenv.env import TextEnv
+from textenv.episode import Episode, play
 from textenv.mdp import TextMDP
 from textenv.rewards import FinishedCompletions, RewardFunction, WeightedReward
 from textenv.shaping import ShapingTerm, shaping_name, shaping_values
 from textenv.state import Array
-from textenv.testing import Episode, play
 from textenv.tree import Tree, enumerate_tree
 from textenv.unwrap import EnvLike, get_mdp
 

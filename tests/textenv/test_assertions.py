@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from tests.helpers.tasks import make, words
 from textenv import exact
-from textenv.assertions import (
+from textenv.shaping import length_penalty, missing_eos_penalty, potential_based, repetition_penalty
+from textenv.strategies import completions, prompts, texts
+from textenv.testing import (
     assert_bounded,
     assert_invariant,
     assert_potential_based,
     assert_prefers,
     assert_rewards,
+    play,
     score_of,
 )
-from textenv.shaping import length_penalty, missing_eos_penalty, potential_based, repetition_penalty
-from textenv.strategies import completions, prompts, texts
-from textenv.testing import play
 
 TAJ = gym.make("textenv/TajMahal-v0", kl_coef=0.0)
 WHERE = "where is the taj mahal located"
