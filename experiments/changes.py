@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # flags that may differ: of what is printed or kept, of how the command runs, and of what is done about failing rewards
 MAY_DIFFER = {
-    *("log_completions", "wandb_project", "keep_checkpoints", "checkpoint_seconds"),
+    *("log_completions", "samples_per_eval", "wandb_project", "keep_checkpoints", "checkpoint_seconds"),
     *("resume", "out", "take_over", "accept_changes", "num_workers", "launcher", "device", "trust_remote_code"),
     *("on_reward_error", "reward_tries", "reward_wait"),
 }

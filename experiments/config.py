@@ -51,6 +51,8 @@ class TrainFlags(EnvFlags):
     prompt."""
     num_evals: int = 25
     """Evaluations during training (for the curves)."""
+    samples_per_eval: int = 4
+    """Completions that are kept of each evaluation with the numbers of all their tokens, in samples/; 0: none."""
     optimum_completions: int = 0
     """Where the task is too large to enumerate: completions of the reference for each prompt, from which the optimum J*
     is estimated before the training; 0: J* is not known."""

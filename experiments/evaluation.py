@@ -75,13 +75,21 @@ class Evaluator:
         """beta."""
         return float(self.env.unwrapped.mdp.kl_coef)
 
-    def measure(self, policy: TransformerPolicy) -> Measured:
+    def evaluate_exactly(self, policy: TransformerPolicy) -> exact.Evaluation | None:
+        """The exact quantities of a policy, None where the task is too large to enumerate."""
+        return None if self.tree is None else exact.evaluate(self.tree, policy)
+
+    def measure(self, policy: TransformerPolicy, known: exact.Evaluation | None = None) -> Measured:
         """Returns `objective`, `score`, `kl` (and `gold_score`) of a policy, with standard errors if estimated.
 
         Also `skipped`, the number of completions whose reward failed, if there are any; the means are without them.
+
+        Args:
+            policy: the policy.
+            known: its `evaluate_exactly`, where that was computed already.
         """
-        if self.tree is not None:
-            known = exact.evaluate(self.tree, policy)
+        known = self.evaluate_exactly(policy) if known is None else known
+        if known is not None:
             measured = {"objective": known.objective, "score": known.score, "kl": known.kl}
             return measured if known.gold_score is None else measured | {"gold_score": known.gold_score}
         sampled = self.rollouts(policy)

@@ -31,6 +31,7 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "temperature": (1e-6, 1e6),
     "eval_episodes": (2, 1_000_000),
     "num_evals": (1, 1_000_000),
+    "samples_per_eval": (0, 10_000),
     "optimum_completions": (0, 10**9),
     "max_eval_prompts": (1, 10**9),
     "lora_rank": (0, 65_536),

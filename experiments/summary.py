@@ -54,6 +54,24 @@ def read_summary(folder: Path) -> JsonObject | None:
     path = folder / SUMMARY
     if not path.exists():
         return None
+    summary = checked_summary(path)
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        print(printable(f"{folder}: the trial has finished, and its checkpoint was removed."), file=sys.stderr)
+    elif checkpoint.manifest["num_updates"] != summary["num_updates"] or not _same(
+        folder / METRICS_FILE, summary["metrics"]
+    ):
+        return None
+    del summary["metrics"]
+    return summary
+
+
+def checked_summary(path: Path) -> JsonObject:
+    """Returns the content of a `summary.json`, which need not be that of the newest checkpoint.
+
+    Raises:
+        DamagedFile: it was cut off or changed.
+    """
     try:
         summary: JsonObject = {**dict.fromkeys(ADDED), **files.read_json(path)}
         files.check_types(path, summary, {**SUMMARY_TYPES, **ADDED})
@@ -64,14 +82,6 @@ def read_summary(folder: Path) -> JsonObject | None:
     except files.DamagedFile as error:
         cure = "Remove it, and resume: the trial is evaluated again."
         raise files.DamagedFile(f"{error} {cure}") from error
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
-        print(printable(f"{folder}: the trial has finished, and its checkpoint was removed."), file=sys.stderr)
-    elif checkpoint.manifest["num_updates"] != summary["num_updates"] or not _same(
-        folder / METRICS_FILE, summary["metrics"]
-    ):
-        return None
-    del summary["metrics"]
     return summary
 
 

@@ -23,6 +23,7 @@ from experiments.config import AgentFlags, TrialConfig
 from experiments.env_flags import set_attention
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, make_evaluator, sample_completions
+from experiments.frontier import write_frontier
 from experiments.held_out import Environments
 from experiments.launch import Wrap
 from experiments.library_agent import LibraryAgent
@@ -127,6 +128,7 @@ def prepare(
                 check_compiler()
         # last: it may take minutes
         measure_baselines(evaluator, folder / INITIAL, config.optimum_completions, best_of)
+        run_on_rank0(lambda: write_frontier(evaluator.solution, folder / INITIAL))
     except (RewardError, FlagError, files.DamagedFile):
         raise
     except (ValueError, TypeError, ImportError) as error:
@@ -144,8 +146,8 @@ def run_trial(
     """Trains and evaluates an agent and writes the results to `folder`; resumes from the checkpoint if there is one.
 
     The folder then holds `config.json`, `metrics.jsonl` (a row an update), TensorBoard events, `checkpoint/`,
-    `samples.jsonl` and `summary.json`. With several ranks all train and evaluate (the others would wait), and rank 0
-    writes.
+    `samples/` (see `token_samples`), `samples.jsonl` and `summary.json`. With several ranks all train and evaluate (the
+    others would wait), and rank 0 writes.
 
     Args:
         config: the flags of the trial.

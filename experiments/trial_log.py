@@ -28,6 +28,7 @@ from experiments.library_agent import LibraryAgent
 from experiments.metrics_file import METRICS_FILE, Kept, Row, describe_gaps, find_gaps, kept_metrics
 from experiments.reference_completions import Measured
 from experiments.run_folder import plain
+from experiments.token_samples import drop_samples_after, write_samples
 from textenv import get_mdp
 from textenv.data import printable
 
@@ -117,6 +118,7 @@ class TrialLog:
             except wandb.errors.Error as error:
                 raise FlagError(f"--wandb-project {self.config.wandb_project}: {error}") from error
             opened.callback(wandb.finish)
+        drop_samples_after(self.folder, self.agent.num_updates)
         with files.storage_errors("write events to", self.folder):
             purge = self.agent.num_timesteps + 1 if self.saved_updates is not None else None
             self.board = SummaryWriter(str(self.folder), purge_step=purge)
@@ -162,8 +164,11 @@ class TrialLog:
         self.last_time, self.last_cpu_time = time.monotonic(), time.process_time()
 
     def _evaluate(self) -> tuple[Measured, Row]:
-        """Measures the policy; returns that, and the columns of a row: `eval/...` and `held_out/...`."""
-        measured = self.evaluator.measure(self.agent.policy)
+        """Measures the policy and writes samples; returns the numbers, and the columns of a row with them."""
+        known = self.evaluator.evaluate_exactly(self.agent.policy)
+        measured = self.evaluator.measure(self.agent.policy, known)
+        if count := self.config.samples_per_eval:
+            run_on_rank0(lambda: write_samples(self.folder, self.evaluator, self.agent, count, known))
         columns = {f"eval/{name}": value for name, value in measured.items()}
         if self.evaluator.held_out is not None:
             of_others = self.evaluator.held_out.measure(self.agent.policy)
