@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils import logging
 
-from agents.training import rank
+from agents.training import rank, run_on_rank0
 from experiments.agent_classes import find_agent, short_name
 from experiments.bench import BenchConfig, bench
 from experiments.compare import CompareConfig, compare
@@ -25,6 +25,7 @@ from experiments.console import escape_logs_and_warnings, progress_bar
 from experiments.cost import CostConfig, cost
 from experiments.env_flags import check_device
 from experiments.errors import EXPECTED, FlagError, Stopped, paragraph
+from experiments.html_report import PAGE, ReportConfig, report_runs, write_page
 from experiments.launch import Wrap, is_launched, process_group
 from experiments.lecture import LectureConfig, lecture
 from experiments.library_agent import LibraryAgent
@@ -67,9 +68,10 @@ def _train(config: TrialConfig, wrap: Wrap | None = None) -> Path:
             bar.update(min(tokens, bar.total - bar.n))
 
         summary = run_trial(config, folder, folder / INITIAL, progress, wrap)
+        run_on_rank0(lambda: write_page([folder], folder / PAGE))
     if rank() == 0:
         print(json.dumps(summary, indent=2))
-        print(f"written to {printable(folder)}")
+        print(f"written to {printable(folder)}; see {printable(folder / PAGE)}")
     return folder
 
 
@@ -79,6 +81,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", description=EvaluateConfig.__doc__)]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
     | Annotated[PlayConfig, tyro.conf.subcommand("play", description=getdoc(PlayConfig))]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report", description=ReportConfig.__doc__)]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
     | Annotated[OptimumConfig, tyro.conf.subcommand("optimum", description=getdoc(OptimumConfig))]
     | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
@@ -123,6 +126,7 @@ def main() -> None:
         EvaluateConfig: evaluate,
         SampleConfig: sample,
         PlayConfig: play,
+        ReportConfig: report_runs,
         LectureConfig: lecture,
         OptimumConfig: optimum,
         RewardModelConfig: reward_model,

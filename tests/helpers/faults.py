@@ -34,7 +34,16 @@ LIMIT = 300.0  # seconds of a command
 WRITES = ("write", "append to", "remove")  # operations that can be done by half
 TIMES = ("seconds", "cpu_seconds", "tokens_per_second")  # what differs between two equal runs
 # what nothing reads to resume
-OUTPUTS = ("events.out.tfevents", "curves.png", "report.txt", "lock.json", ".lock", "..lock", "accepted_changes.jsonl")
+OUTPUTS = (
+    "events.out.tfevents",
+    "curves.png",
+    "report.txt",
+    "report.html",
+    "lock.json",
+    ".lock",
+    "..lock",
+    "accepted_changes.jsonl",
+)
 
 
 class Operation(NamedTuple):

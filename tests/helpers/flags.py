@@ -15,6 +15,7 @@ from experiments.agent_classes import AGENTS, Settings, settings_key, settings_o
 REQUIRED = {
     "evaluate": ["--run", "r"],
     "sample": ["--run", "r"],
+    "report": ["r"],
     "reward-model": ["--pairs", "p", "--model", "m", "--out", "o"],
     "verify": ["ppo"],
 }
@@ -27,6 +28,7 @@ COMMANDS = {
             "evaluate",
             "sample",
             "play",
+            "report",
             "lecture",
             "optimum",
             "cost",
@@ -66,7 +68,14 @@ def make(name: str, values: dict[str, Any]) -> Any:
     for field, value in values.items():
         holder, _, setting = field.partition(".")
         (settings.setdefault(holder, {}) if setting else own)[setting or holder] = value
-    paths = {"run": Path("r"), "pairs": Path("p"), "model": "m", "out": Path("o"), "losses": ["ppo"]}
+    paths = {
+        "run": Path("r"),
+        "pairs": Path("p"),
+        "model": "m",
+        "out": Path("o"),
+        "losses": ["ppo"],
+        "runs": [Path("r")],
+    }
     fields = dataclasses.fields(kind)
     made: dict[str, Any] = {"settings": settings} if settings else {}
     agents = [KEYS[key] for key in settings]

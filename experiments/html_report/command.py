@@ -1,0 +1,45 @@
+"""report: writes the page of runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.errors import FlagError
+from experiments.html_report.page import PAGE, write_page
+from experiments.ranges import check_flags
+from textenv.data import printable
+
+
+@dataclass
+class ReportConfig:
+    """Write one self-contained HTML page of a run, of a comparison, or of several of the same task."""
+
+    runs: Annotated[list[Path], tyro.conf.Positional]
+    """Folders of `train` and `compare`; a run may still be training."""
+    out: Path | None = None
+    """The HTML file; by default report.html in the folder of the run, or in the working directory if there are several
+    runs."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise FlagError("name the folder of a run.")
+        check_flags(self)
+
+
+def report_runs(config: ReportConfig) -> None:
+    """Writes the page and prints its path.
+
+    Raises:
+        FlagError: a folder holds no run, or runs of another task.
+        DamagedFile: a file of a run that the page needs was cut off or changed.
+    """
+    default = (config.runs[0] if len(config.runs) == 1 else Path()) / PAGE
+    out = default if config.out is None else config.out
+    if out.is_dir():
+        raise FlagError(f"--out must be a file, got the folder {str(out)!r}.")
+    write_page(config.runs, out)
+    print(f"written to {printable(out)}")

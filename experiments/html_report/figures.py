@@ -1,0 +1,178 @@
+"""The figures of the page: curves over tokens, and score against KL with the exact frontier."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from agents.files import JsonObject
+from experiments.html_report.runs import Run, Runs
+from experiments.html_report.svg import GRID, INK, MUTED, Drawing, Point, colour, draw, new_axes
+
+MOST_POINTS = 100  # of a curve
+
+
+class Curve(NamedTuple):
+    """A metric over tokens."""
+
+    metric: str
+    title: str
+    about: str
+
+
+CURVES = (
+    Curve("eval/objective", "Objective J", "E[score] \N{MINUS SIGN} β KL at each evaluation."),
+    Curve("eval/score", "Score", "Its mean at each evaluation, without the KL."),
+    Curve("eval/gold_score", "Gold score", "Measured, not trained on."),
+    Curve("eval/kl", "KL to the reference", "Nats, over whole completions."),
+    Curve("objective/entropy", "Entropy", "Nats, of the completions that were trained on."),
+    Curve("policy/clipfrac_avg", "Clip fraction", "The part of the tokens whose ratio was clipped."),
+    Curve("val/explained_variance", "Explained variance of V", "1 is perfect, 0 as good as a constant."),
+)
+
+
+def curves(runs: Runs) -> list[Drawing]:
+    """A figure for each metric that a run has; a thin line is a seed, a thick one the mean over seeds."""
+    drawings = [_curve(runs, curve) for curve in CURVES]
+    return [drawing for drawing in [*drawings[:1], held_out(runs), *drawings[1:]] if drawing is not None]
+
+
+def _curve(runs: Runs, curve: Curve) -> Drawing | None:
+    if not any(curve.metric in row for run in runs.all for row in run.rows):
+        return None
+    figure, axes = new_axes()
+    points: list[Point] = []
+    for i, trials in enumerate(runs.trials.values()):
+        for run in trials:
+            alone = len(trials) == 1
+            points += _line(axes, run, curve.metric, colour(i), width=1.8 if alone else 1.0, alpha=1 if alone else 0.6)
+        if len(trials) > 1 and curve.metric.startswith("eval/"):
+            _mean(axes, trials, curve.metric, colour(i))
+    if curve.metric == "eval/objective":
+        _levels(axes, runs.baselines)
+    elif curve.metric in ("eval/kl", "policy/clipfrac_avg", "objective/entropy"):
+        axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.02)
+    return draw(figure, axes, curve.title, f"{curve.about} Over tokens.", points)
+
+
+def values_of(run: Run, metric: str) -> tuple[list[int], list[float]]:
+    """Tokens and values of a metric, at most `MOST_POINTS`; nan where rows before a value were lost."""
+    rows = [row for row in run.rows if row.get(metric) is not None]
+    if len(rows) > MOST_POINTS:
+        rows = [rows[round(i)] for i in np.linspace(0, len(rows) - 1, MOST_POINTS).tolist()]
+    return [row["num_timesteps"] for row in rows], [row[metric] for row in rows]
+
+
+def _line(axes: Axes, run: Run, metric: str, hue: str, *, width: float, alpha: float, style: str = "-") -> list[Point]:
+    """Draws a run's metric, interrupted where rows were lost; returns its points."""
+    tokens, values = values_of(run, metric)
+    breaks = [
+        row["num_timesteps"] for row in run.rows for first, last in run.summary["gaps"] if row["num_updates"] > last
+    ]
+    x, y = list[float](tokens), list(values)
+    for first in {min(breaks)} if breaks else set[int]():
+        at = int(np.searchsorted(tokens, first))
+        x, y = [*x[:at], first, *x[at:]], [*y[:at], np.nan, *y[at:]]
+    axes.plot(x, y, style, color=hue, lw=width, alpha=alpha, solid_capstyle="round")
+    if len(tokens) == 1:
+        axes.plot(x, y, "o", color=hue, ms=4)
+    suffix = ", held out" if metric.startswith("held_out/") else ""
+    return [
+        Point(at, value, f"{run.name}{suffix} · {at:,} tokens · {number(value)}")
+        for at, value in zip(tokens, values, strict=True)
+    ]
+
+
+def _mean(axes: Axes, trials: list[Run], metric: str, hue: str) -> None:
+    known = [values_of(run, metric) for run in trials]
+    if any(len(tokens) < 2 for tokens, _ in known) or any(run.summary["gaps"] for run in trials):
+        return
+    grid = np.linspace(max(tokens[0] for tokens, _ in known), min(tokens[-1] for tokens, _ in known), 80)
+    lines = [np.interp(grid, tokens, values) for tokens, values in known]
+    axes.plot(grid, np.mean(lines, axis=0), color=hue, lw=2.2, solid_capstyle="round")
+
+
+def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> None:
+    """Draws J of the reference and of the optimum."""
+    levels = [(baselines["reference"], f"reference{suffix}", (0, (1, 2.5)))]
+    if (optimum := baselines["optimum"]) is not None:
+        estimated = baselines.get("optimum_stderr") is not None
+        levels.append((optimum, f"{'estimated' if estimated else 'exact'} optimum{suffix}", (0, (5, 3))))
+        if estimated:
+            axes.axhspan(baselines["optimum_low"], baselines["optimum_high"], color=GRID, alpha=0.6, lw=0)
+    for value, label, dashes in levels:
+        axes.axhline(value, color=INK, lw=1, ls=dashes)
+        place = axes.get_yaxis_transform()
+        axes.text(1, value, label, transform=place, ha="right", va="bottom", color=MUTED, fontsize=9)
+    axes.margins(y=0.1)
+
+
+def held_out(runs: Runs) -> Drawing | None:
+    """J on the prompts that are not trained on beside J on those that are."""
+    if not any("held_out/objective" in row for run in runs.all for row in run.rows):
+        return None
+    figure, axes = new_axes()
+    points: list[Point] = []
+    for i, trials in enumerate(runs.trials.values()):
+        for run in trials:
+            points += _line(axes, run, "eval/objective", colour(i), width=1.0, alpha=0.6)
+            points += _line(axes, run, "held_out/objective", colour(i), width=1.8, alpha=1, style="--")
+    if others := runs.baselines.get("held_out"):
+        _levels(axes, others, ", held out")
+    axes.set_xlim(left=0)
+    return draw(
+        figure, axes, "Held-out prompts", "J on prompts not trained on (dashed) beside those trained on.", points
+    )
+
+
+def plane(runs: Runs) -> Drawing:
+    """Score against KL: the path of each seed, the reference, the optimum, and the exact frontier where it is known."""
+    figure, axes = new_axes()
+    points: list[Point] = []
+    frontier, baselines = runs.frontier, runs.baselines
+    about = "Each line is a seed, from the reference to the dot at its end."
+    if frontier is not None:
+        kl, score = [*frontier["kl"], 0.0], [*frontier["score"], baselines["reference_score"]]
+        axes.plot(kl, score, color=MUTED, lw=1.4)
+        points += [
+            Point(x, y, f"frontier, β = {beta:.3g} · KL {number(x)} · score {number(y)}")
+            for x, y, beta in zip(frontier["kl"], frontier["score"], frontier["kl_coef"], strict=True)
+        ]
+        about += " Grey is the exact frontier, π ∝ π_ref exp(r/β) for every β: no policy is above it."
+    marks: list[tuple[float | None, float | None, str, str]] = [(0.0, baselines["reference_score"], "reference", "o")]
+    estimated = "" if baselines.get("optimum_stderr") is None else "estimated "
+    marks.append((baselines.get("optimum_kl"), baselines.get("optimum_score"), f"{estimated}optimum", "D"))
+    marks += [
+        (each.get("kl"), each.get("score"), name, "*") for name, each in runs.untrained.items() if name != "random"
+    ]
+    for x, y, name, shape in marks:
+        if x is not None and y is not None:
+            axes.plot([x], [y], shape, color=INK, ms=8 if shape == "*" else 5, zorder=4)
+            points.append(Point(x, y, f"{name} · KL {number(x)} · score {number(y)}"))
+            axes.annotate(
+                name, (x, y), (6, -11), textcoords="offset points", color=MUTED, fontsize=9, annotation_clip=True
+            )
+    for i, trials in enumerate(runs.trials.values()):
+        for run in trials:
+            tokens, kls = values_of(run, "eval/kl")
+            _, scores = values_of(run, "eval/score")
+            axes.plot(kls, scores, color=colour(i), lw=1.2, alpha=0.8, solid_capstyle="round")
+            axes.plot(kls[-1:], scores[-1:], "o", color=colour(i), ms=5, zorder=5)
+            points += [
+                Point(x, y, f"{run.name} · {at:,} tokens · KL {number(x)} · score {number(y)}")
+                for at, x, y in zip(tokens, kls, scores, strict=True)
+            ]
+    axes.margins(0.08)
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    axes.set_xlabel("KL to the reference, nats", color=MUTED)
+    axes.set_ylabel("score", color=MUTED)
+    return draw(figure, axes, "Score and KL", about, points)
+
+
+def number(value: float) -> str:
+    """A number of a run as the page shows it, here and in its script: three digits after the point."""
+    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")

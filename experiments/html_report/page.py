@@ -1,0 +1,142 @@
+"""Writes the page: data of runs into a template that escapes all of it, with style and script inlined."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+from rich.table import Table
+
+import textenv
+from agents import files
+from agents.files import JsonObject
+from experiments.console import score_text
+from experiments.html_report.answer import answer, caveats, question
+from experiments.html_report.figures import curves, plane
+from experiments.html_report.runs import Run, Runs, read_runs
+from experiments.html_report.sampled import Step, within
+from experiments.html_report.svg import NUM_COLOURS, Drawing
+from experiments.report import differences_table, results_table
+from textenv.data import printable
+
+PAGE = "report.html"
+TOKENS_SIZE = 1_600_000  # bytes of the sampled tokens of all runs
+
+
+class Cells(NamedTuple):
+    """A table of the text report: its title, its header, and rows with whether a rule follows."""
+
+    title: str
+    caption: str
+    header: list[str]
+    rows: list[tuple[list[str], bool]]
+
+
+def write_page(folders: Sequence[Path], path: Path) -> None:
+    """Writes the page of the runs in some folders.
+
+    Raises:
+        FlagError, DamagedFile: see `read_runs`.
+        StorageError: the page cannot be written.
+    """
+    files.write_text(path, render(read_runs(folders)))
+
+
+def render(runs: Runs) -> str:
+    """Returns the page."""
+    place = resources("experiments.html_report")
+    parts = {name: (place / name).read_text(encoding="utf-8") for name in ("template.html", "style.css", "script.js")}
+    environment = Environment(
+        loader=DictLoader(parts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["printable"] = lambda text: printable(text, lines=True)
+    first, drawings, sampled = plane(runs), curves(runs), tokens(runs.all)
+    digest = hashlib.sha256(parts["script.js"].encode()).digest()
+    tables = [results_table(runs.summaries, runs.baselines, runs.untrained)]
+    if len(runs.trials) > 1:
+        tables.append(differences_table(runs.summaries))
+    return environment.get_template("template.html").render(
+        question=question(runs),
+        answer=answer(runs),
+        caveats=caveats(runs),
+        agents=[(name, i % NUM_COLOURS, len(trials)) for i, (name, trials) in enumerate(runs.trials.items())],
+        colours={name: i % NUM_COLOURS for i, name in enumerate(runs.trials)},
+        many=any(len(trials) > 1 for trials in runs.trials.values()),
+        tables=[cells(table) for table in tables],
+        curves=[_inline(drawing) for drawing in drawings],
+        plane=_inline(first),
+        has_tokens=bool(sampled),
+        data={"figures": [drawing.points for drawing in (first, *drawings)], "tokens": sampled},
+        samples=samples(runs),
+        flags={name: value for name, value in runs.flags.items() if value not in (None, [], {}, False)},
+        style=Markup(parts["style.css"]),
+        script=Markup(parts["script.js"]),
+        script_hash=f"sha256-{base64.b64encode(digest).decode()}",
+        version=textenv.__version__,
+    )
+
+
+def _inline(drawing: Drawing) -> JsonObject:
+    return {**drawing._asdict(), "svg": Markup(drawing.svg)}
+
+
+def cells(table: Table) -> Cells:
+    """The cells of a table of the text report."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    ends = [row.end_section for row in table.rows]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    header = [str(column.header) for column in table.columns]
+    return Cells(str(table.title or ""), str(table.caption or ""), header, list(zip(rows, ends, strict=True)))
+
+
+def tokens(runs: Iterable[Run]) -> list[JsonObject]:
+    """The sampled completions of each run that has some, as the page's script reads them, within `TOKENS_SIZE`."""
+    having = [run for run in runs if run.steps]
+    return [_tokens(run, within(run.steps, TOKENS_SIZE // len(having))) for run in having]
+
+
+def _tokens(run: Run, steps: list[Step]) -> JsonObject:
+    objective = {row["num_updates"]: row.get("eval/objective") for row in run.rows}
+    return {
+        "name": run.name,
+        "kept": len(steps),
+        "of": len(run.steps),
+        "steps": [
+            {
+                "update": step.update,
+                "timesteps": step.timesteps,
+                "objective": objective.get(step.update),
+                "completions": [
+                    {
+                        "prompt": printable(each.prompt, lines=True),
+                        "score": each.score,
+                        "tokens": [printable(token) for token in each.tokens],
+                        "columns": each.columns,
+                    }
+                    for each in step.completions
+                ],
+            }
+            for step in steps
+        ],
+    }
+
+
+def samples(runs: Runs) -> list[JsonObject]:
+    """Completions before and after the training, by prompt, of each agent's first seed."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for name, trials in runs.trials.items():
+        steps = trials[0].steps
+        for step, when in [(steps[0], "before"), (steps[-1], name)] if len(steps) > 1 else []:
+            for each in step.completions:
+                row = (when, each.completion, score_text(each.score))
+                if row not in found.setdefault(each.prompt, []):
+                    found[each.prompt].append(row)
+    return [
+        {"prompt": prompt, "rows": sorted(rows, key=lambda row: row[0] != "before")} for prompt, rows in found.items()
+    ]

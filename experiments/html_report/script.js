@@ -1,0 +1,253 @@
+"use strict";
+// The page's own script: the theme, the numbers under the pointer in figures, and the tokens.
+// Texts of runs are only ever set as textContent.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const number = (x) => (x === null || x === undefined ? "–" :
+  (x !== 0 && Math.abs(x) < 0.0005 ? x.toExponential(1) : x.toFixed(3)).replaceAll("-", "−"));
+const make = (tag, text, name) => {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  if (name) element.className = name;
+  return element;
+};
+
+byId("theme").addEventListener("click", () => {
+  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = (root.dataset.theme || (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
+});
+
+// -- figures: the nearest point's numbers -------------------------------------------------------------------------
+
+const tip = byId("tip");
+for (const figure of document.querySelectorAll("figure[data-figure]")) {
+  const svg = figure.querySelector("svg"), points = data.figures[+figure.dataset.figure];
+  const circle = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+  circle.setAttribute("r", 4.5);
+  circle.setAttribute("class", "at");
+  circle.style.display = "none";
+  svg.append(circle);
+  const hide = () => { tip.hidden = true; circle.style.display = "none"; };
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
+    const x = (event.clientX - box.left) / scale, y = (event.clientY - box.top) / scale;
+    let best = null, least = 40 ** 2;
+    for (const point of points) {
+      const distance = (point[0] - x) ** 2 + (point[1] - y) ** 2;
+      if (distance < least) [best, least] = [point, distance];
+    }
+    if (!best) return hide();
+    circle.setAttribute("cx", best[0]);
+    circle.setAttribute("cy", best[1]);
+    circle.style.display = "";
+    tip.textContent = best[2];
+    tip.hidden = false;
+    place(tip, box.left + best[0] * scale, box.top + best[1] * scale - 12, box.top + best[1] * scale + 14);
+  });
+  svg.addEventListener("pointerleave", hide);
+}
+
+// Puts a box above a point, or below it where there is no room.
+function place(element, middle, above, below) {
+  const width = element.offsetWidth, height = element.offsetHeight;
+  element.style.left = Math.max(8, Math.min(middle - width / 2, document.documentElement.clientWidth - width - 8)) + "px";
+  const top = above - height >= 8 ? above - height : Math.min(below, innerHeight - height - 8);
+  element.style.top = Math.max(8, top) + "px";
+}
+
+// -- tokens -------------------------------------------------------------------------------------------------------
+
+// name: group, label, kind of colour, meaning. signed: earned above 0, lost below; cost: lost above 0.
+const METRICS = {
+  advantage: ["credit", "advantage", "signed", "how much better than V expected, by the learned V (GAE)"],
+  exact_advantage: ["credit", "advantage, exact", "signed", "Q − V of this policy, enumerated"],
+  lost: ["credit", "cost", "cost", "β log π/π*: what the token costs of J* − J, which is the mean of a completion's sum"],
+  state_cost: ["credit", "cost of the state", "cost", "the part of J* − J that is lost in this state, over all its tokens"],
+  reward: ["reward", "all", "signed", "r_t, the sum of all terms"],
+  score: ["reward", "score", "signed", "given once, on the last token"],
+  kl: ["reward", "KL", "signed", "−β times the log-ratio to the reference"],
+  log_ratio: ["policy", "log-ratio", "signed", "log π/π_ref: above 0 the token is more likely than at the reference"],
+  probability: ["policy", "probability", "amount", "π(a|s)"],
+  entropy: ["policy", "entropy", "amount", "of π(·|s), in nats: how open the choice was"],
+  value: ["value", "V", "signed", "what the agent's value head expects before the token"],
+  exact_value: ["value", "V, exact", "signed", "what this policy gets from here, enumerated"],
+  optimal_value: ["value", "V*", "signed", "what the optimum gets from here"],
+  optimal_q: ["value", "Q*", "signed", "what the optimum gets after this token, without its KL"],
+};
+const about = (name) => METRICS[name] || ["reward", name.replace("shaping:", ""), "signed", "a shaping term"];
+// rows of the card: label, learned or measured, exact
+const PAIRS = [["advantage", "exact_advantage"], ["value", "exact_value"]];
+
+const state = { run: 0, step: 0, metric: null, chosen: null };
+
+function start() {
+  const select = byId("run");
+  data.tokens.forEach((run, i) => {
+    const option = make("option", run.name);
+    option.value = i;
+    select.append(option);
+  });
+  select.hidden = data.tokens.length < 2;
+  select.addEventListener("change", () => openRun(+select.value));
+  byId("step").addEventListener("input", (event) => openStep(+event.target.value));
+  byId("back").addEventListener("click", () => openStep(state.step - 1));
+  byId("next").addEventListener("click", () => openStep(state.step + 1));
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") choose(null);
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.tagName === "SELECT") return;
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by) { event.preventDefault(); openStep(state.step + by); }
+  });
+  const list = byId("completions");
+  list.addEventListener("pointerover", (event) => event.pointerType === "mouse" && show(event.target));
+  list.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && show(event.target));
+  list.addEventListener("pointerleave", () => choose(state.chosen));
+  document.addEventListener("click", (event) => {
+    if (event.target.classList.contains("token")) choose(event.target.dataset.at === state.chosen ? null : event.target.dataset.at);
+    else if (!event.target.closest("#tokens, #card")) choose(null);
+  });
+  addEventListener("scroll", () => { if (innerWidth > 700) byId("card").hidden = true; }, { passive: true });
+  openRun(0);
+}
+
+const current = () => data.tokens[state.run];
+const names = (run) => {
+  const found = new Set();
+  for (const step of run.steps) for (const each of step.completions) Object.keys(each.columns).forEach((n) => found.add(n));
+  const order = Object.keys(METRICS);
+  const rank = (name) => (order.includes(name) ? order.indexOf(name) : order.indexOf("kl") + 0.5);
+  return [...found].sort((a, b) => rank(a) - rank(b));
+};
+
+function openRun(index) {
+  state.run = index;
+  const run = current(), known = names(run), box = byId("metrics");
+  if (!known.includes(state.metric)) {
+    state.metric = ["advantage", "exact_advantage", "log_ratio"].find((name) => known.includes(name)) || known[0];
+  }
+  box.replaceChildren();
+  for (const group of ["credit", "reward", "policy", "value"]) {
+    const row = make("div");
+    row.append(make("em", group));
+    for (const name of known.filter((each) => about(each)[0] === group)) {
+      const button = make("button", about(name)[1]);
+      button.type = "button";
+      button.dataset.metric = name;
+      button.setAttribute("role", "radio");
+      button.addEventListener("click", () => { state.metric = name; paint(); });
+      row.append(button);
+    }
+    if (row.children.length > 1) box.append(row);
+  }
+  byId("step").max = run.steps.length - 1;
+  byId("kept").textContent = run.kept < run.of ?
+    `${run.kept} of ${run.of} evaluations are in this page; all are in the run's folder, samples/.` : "";
+  openStep(Math.min(state.opened ? state.step : run.steps.length - 1, run.steps.length - 1));
+  state.opened = true;
+}
+
+function openStep(index) {
+  const run = current();
+  state.step = Math.max(0, Math.min(index, run.steps.length - 1));
+  const step = run.steps[state.step], last = run.steps.length - 1;
+  byId("step").value = state.step;
+  byId("back").disabled = state.step === 0;
+  byId("next").disabled = state.step === last;
+  const when = step.update === 0 ? "before training" : `${state.step === last ? "after" : "at"} update ${step.update}`;
+  const reached = step.objective === null ? "" : ` · J = ${number(step.objective)}`;
+  byId("when").textContent = `${when} · ${step.timesteps.toLocaleString("en")} tokens${reached}`;
+  byId("completions").replaceChildren(...step.completions.map(completion));
+  paint();
+  choose(state.chosen);
+}
+
+function completion(each, row) {
+  const box = make("div", undefined, "completion"), prompt = make("p", undefined, "prompt"), text = make("div", undefined, "text");
+  prompt.append(make("bdi", each.prompt));
+  each.tokens.forEach((token, at) => {
+    const span = make("span", token || "end", token ? "token" : "token end");
+    span.tabIndex = 0;
+    span.dataset.at = `${row}:${at}`;
+    text.append(span);
+  });
+  box.append(prompt, text, make("div", each.score === null ? "skipped" : `score ${number(each.score)}`, "score"));
+  return box;
+}
+
+function largest(run, name) {
+  let most = 0;
+  for (const step of run.steps) for (const each of step.completions) for (const x of each.columns[name] || []) {
+    if (x !== null) most = Math.max(most, Math.abs(x));
+  }
+  return name === "probability" ? 1 : most || 1;
+}
+
+function paint() {
+  const run = current(), [, , kind, meaning] = about(state.metric), most = largest(run, state.metric);
+  const above = { signed: "--earned", cost: "--lost", amount: "--amount" }[kind];
+  const below = kind === "cost" ? "--earned" : "--lost";
+  for (const button of byId("metrics").querySelectorAll("button")) {
+    button.setAttribute("aria-checked", button.dataset.metric === state.metric);
+  }
+  for (const span of document.querySelectorAll("#completions .token")) {
+    const x = numberOf(span.dataset.at, state.metric);
+    span.style.setProperty("--tone", `var(${x < 0 ? below : above})`);
+    span.style.setProperty("--share", x === null ? "0%" : `${(72 * Math.min(1, Math.abs(x) / most)).toFixed(1)}%`);
+  }
+  const end = (name) => `color-mix(in oklab, var(${name}) 72%, transparent)`;
+  byId("ramp").style.background = kind === "amount" ? `linear-gradient(90deg, transparent, ${end(above)})` :
+    `linear-gradient(90deg, ${end(below)}, transparent, ${end(above)})`;
+  byId("low").textContent = kind === "amount" ? "0" : number(-most);
+  byId("high").textContent = number(most);
+  byId("meaning").textContent = meaning;
+}
+
+function numberOf(at, name) {
+  const [row, token] = at.split(":").map(Number), each = current().steps[state.step].completions[row];
+  const column = each && each.columns[name];
+  return column && token < column.length ? column[token] : null;
+}
+
+function choose(at) {
+  state.chosen = at;
+  const span = at && document.querySelector(`[data-at="${at}"]`);
+  if (span) show(span);
+  else {
+    byId("card").hidden = true;
+    document.querySelectorAll(".token.on").forEach((each) => each.classList.remove("on"));
+  }
+}
+
+function show(span) {
+  if (!span.classList || !span.classList.contains("token")) return;
+  document.querySelectorAll(".token.on").forEach((each) => each.classList.remove("on"));
+  span.classList.add("on");
+  const card = byId("card"), at = span.dataset.at, known = names(current()), exact = known.includes("exact_value");
+  const table = make("table"), seen = new Set(), body = make("tbody");
+  if (exact) {
+    const head = make("thead"), row = make("tr");
+    row.append(make("th"), make("th", current().steps.some((s) => s.completions.some((c) => c.columns.value)) ? "learned" : ""), make("th", "exact"));
+    head.append(row);
+    table.append(head);
+  }
+  const line = (label, first, second) => {
+    const row = make("tr");
+    if ([first, second].includes(state.metric)) row.className = "now";
+    const cell = (name) => make("td", name && known.includes(name) ? number(numberOf(at, name)) : "");
+    row.append(make("th", label), cell(first));
+    if (exact) row.append(cell(second));
+    body.append(row);
+    seen.add(first).add(second);
+  };
+  for (const [first, second] of PAIRS) if (known.includes(first) || known.includes(second)) line(about(first)[1], first, second);
+  for (const name of ["optimal_value", "optimal_q", "lost", "state_cost"]) if (known.includes(name)) line(about(name)[1], null, name);
+  for (const name of known) if (!seen.has(name)) line({ reward: "reward r_t" }[name] || about(name)[1], name, null);
+  table.append(body);
+  card.replaceChildren(make("h4", span.classList.contains("end") ? "end of the completion" : span.textContent), table);
+  card.hidden = false;
+  const box = span.getClientRects()[0];
+  place(card, box.left + box.width / 2, box.top - 8, box.bottom + 8);
+}
+
+if (data.tokens.length) start();
