@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare optimum bench test slow check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel crash notebook scan mutation verify-peers clean
+.PHONY: compare optimum bench test slow browser check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel
+.PHONY: crash notebook scan mutation verify-peers clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -23,13 +24,20 @@ bench: $(VENV)/ready .venv-bench/trl-1.12
 	touch $@
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not browser" $(ARGS)
 
 # everything that must hold before a change lands
-check: lint types test slow oldest newest tianshou rllib torchrl ray trl wheel
+check: lint types test slow browser oldest newest tianshou rllib torchrl ray trl wheel
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
+
+# The pages of runs in Chromium; Debian's is installed where there is none.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+browser: $(VENV)/ready
+	command -v chromium && command -v chromedriver || \
+		{ $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
+	$(BIN)/python -m pytest -m browser tests/experiments/html_report $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -42,7 +50,7 @@ types: $(VENV)/ready
 # Which lines do the fast tests run? Workers and commands in processes of their own are counted too.
 coverage: $(VENV)/ready
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not slow and not browser" $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -47,6 +47,8 @@ def _way(objective: float, baselines: JsonObject) -> str:
     reference, share = baselines["reference"], normalized_objective(objective, baselines)
     if share is None:
         return f"where the reference has {number(reference)}"
+    if share < 0:
+        return f"below the reference ({number(reference)})"
     kind = "exact" if baselines.get("optimum_stderr") is None else "estimated"
     ends = f"from the reference ({number(reference)}) to the {kind} optimum ({number(baselines['optimum'])})"
     return f"{share:.0%} of the way {ends}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from agents.files import JsonObject
 from experiments.html_report.runs import Run, Runs
-from experiments.html_report.svg import GRID, INK, MUTED, Drawing, Point, colour, draw, new_axes
+from experiments.html_report.svg import GRID, INK, MUTED, WIDE, Drawing, Point, colour, draw, new_axes
 
 MOST_POINTS = 100  # of a curve
 
@@ -47,7 +48,7 @@ def _curve(runs: Runs, curve: Curve) -> Drawing | None:
     for i, trials in enumerate(runs.trials.values()):
         for run in trials:
             alone = len(trials) == 1
-            points += _line(axes, run, curve.metric, colour(i), width=1.8 if alone else 1.0, alpha=1 if alone else 0.6)
+            points += _line(axes, run, curve.metric, colour(i), width=1.8 if alone else 1.2, alpha=1 if alone else 0.7)
         if len(trials) > 1 and curve.metric.startswith("eval/"):
             _mean(axes, trials, curve.metric, colour(i))
     if curve.metric == "eval/objective":
@@ -56,7 +57,7 @@ def _curve(runs: Runs, curve: Curve) -> Drawing | None:
         axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
-    return draw(figure, axes, curve.title, f"{curve.about} Over tokens.", points)
+    return draw(figure, axes, curve.title, curve.about, points)
 
 
 def values_of(run: Run, metric: str) -> tuple[list[int], list[float]]:
@@ -107,7 +108,8 @@ def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> None:
     for value, label, dashes in levels:
         axes.axhline(value, color=INK, lw=1, ls=dashes)
         place = axes.get_yaxis_transform()
-        axes.text(1, value, label, transform=place, ha="right", va="bottom", color=MUTED, fontsize=9)
+        note = axes.annotate(label, (1, value), (0, 4), xycoords=place, textcoords="offset points", ha="right")
+        note.set(color=MUTED, fontsize=11)
     axes.margins(y=0.1)
 
 
@@ -131,10 +133,10 @@ def held_out(runs: Runs) -> Drawing | None:
 
 def plane(runs: Runs) -> Drawing:
     """Score against KL: the path of each seed, the reference, the optimum, and the exact frontier where it is known."""
-    figure, axes = new_axes()
+    figure, axes = new_axes(WIDE)
     points: list[Point] = []
     frontier, baselines = runs.frontier, runs.baselines
-    about = "Each line is a seed, from the reference to the dot at its end."
+    about = Markup("Each line is a seed, from the reference to the dot at its end.")
     if frontier is not None:
         kl, score = [*frontier["kl"], 0.0], [*frontier["score"], baselines["reference_score"]]
         axes.plot(kl, score, color=MUTED, lw=1.4)
@@ -142,7 +144,9 @@ def plane(runs: Runs) -> Drawing:
             Point(x, y, f"frontier, β = {beta:.3g} · KL {number(x)} · score {number(y)}")
             for x, y, beta in zip(frontier["kl"], frontier["score"], frontier["kl_coef"], strict=True)
         ]
-        about += " Grey is the exact frontier, π ∝ π_ref exp(r/β) for every β: no policy is above it."
+        about += Markup(
+            " Grey is the exact frontier, π ∝ π<sub>ref</sub> exp(r/β) for every β: no policy gets more for its KL."
+        )
     marks: list[tuple[float | None, float | None, str, str]] = [(0.0, baselines["reference_score"], "reference", "o")]
     estimated = "" if baselines.get("optimum_stderr") is None else "estimated "
     marks.append((baselines.get("optimum_kl"), baselines.get("optimum_score"), f"{estimated}optimum", "D"))
@@ -154,7 +158,14 @@ def plane(runs: Runs) -> Drawing:
             axes.plot([x], [y], shape, color=INK, ms=8 if shape == "*" else 5, zorder=4)
             points.append(Point(x, y, f"{name} · KL {number(x)} · score {number(y)}"))
             axes.annotate(
-                name, (x, y), (6, -11), textcoords="offset points", color=MUTED, fontsize=9, annotation_clip=True
+                name,
+                (x, y),
+                (6, -11),
+                textcoords="offset points",
+                color=MUTED,
+                fontsize=11,
+                annotation_clip=True,
+                parse_math=False,
             )
     for i, trials in enumerate(runs.trials.values()):
         for run in trials:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.report import differences_table, results_table
 from textenv.data import printable
 
 PAGE = "report.html"
+MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # before a number
 TOKENS_SIZE = 1_600_000  # bytes of the sampled tokens of all runs
 
 
@@ -88,7 +90,7 @@ def _inline(drawing: Drawing) -> JsonObject:
 
 def cells(table: Table) -> Cells:
     """The cells of a table of the text report."""
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    columns = [[MINUS.sub("\N{MINUS SIGN}", str(cell)) for cell in column.cells] for column in table.columns]
     ends = [row.end_section for row in table.rows]
     rows = [list(row) for row in zip(*columns, strict=True)]
     header = [str(column.header) for column in table.columns]
@@ -96,8 +98,8 @@ def cells(table: Table) -> Cells:
 
 
 def tokens(runs: Iterable[Run]) -> list[JsonObject]:
-    """The sampled completions of each run that has some, as the page's script reads them, within `TOKENS_SIZE`."""
-    having = [run for run in runs if run.steps]
+    """The sampled completions of the runs, the best first, as the page's script reads them, within `TOKENS_SIZE`."""
+    having = sorted((run for run in runs if run.steps), key=lambda run: -run.summary["objective"])
     return [_tokens(run, within(run.steps, TOKENS_SIZE // len(having))) for run in having]
 
 
@@ -134,7 +136,7 @@ def samples(runs: Runs) -> list[JsonObject]:
         steps = trials[0].steps
         for step, when in [(steps[0], "before"), (steps[-1], name)] if len(steps) > 1 else []:
             for each in step.completions:
-                row = (when, each.completion, score_text(each.score))
+                row = (when, each.completion, MINUS.sub("\N{MINUS SIGN}", score_text(each.score)))
                 if row not in found.setdefault(each.prompt, []):
                     found[each.prompt].append(row)
     return [

@@ -48,11 +48,12 @@ for (const figure of document.querySelectorAll("figure[data-figure]")) {
   svg.addEventListener("pointerleave", hide);
 }
 
-// Puts a box above a point, or below it where there is no room.
-function place(element, middle, above, below) {
+// Puts a box above a point, or below it where there is no room; or the other way round.
+function place(element, middle, above, below, preferBelow) {
   const width = element.offsetWidth, height = element.offsetHeight;
   element.style.left = Math.max(8, Math.min(middle - width / 2, document.documentElement.clientWidth - width - 8)) + "px";
-  const top = above - height >= 8 ? above - height : Math.min(below, innerHeight - height - 8);
+  const fitsAbove = above - height >= 8, fitsBelow = below + height <= innerHeight - 8;
+  const top = (preferBelow ? fitsBelow || !fitsAbove : !fitsAbove) ? Math.min(below, innerHeight - height - 8) : above - height;
   element.style.top = Math.max(8, top) + "px";
 }
 
@@ -76,8 +77,11 @@ const METRICS = {
   optimal_q: ["value", "Q*", "signed", "what the optimum gets after this token, without its KL"],
 };
 const about = (name) => METRICS[name] || ["reward", name.replace("shaping:", ""), "signed", "a shaping term"];
-// rows of the card: label, learned or measured, exact
-const PAIRS = [["advantage", "exact_advantage"], ["value", "exact_value"]];
+// the columns of the card that are exact; labels there
+const EXACT = ["exact_advantage", "exact_value", "optimal_value", "optimal_q", "lost", "state_cost"];
+const LABELS = { exact_advantage: "advantage", exact_value: "V", lost: "cost of J* − J", reward: "reward", score: "score term", kl: "KL term" };
+// what adds up over a completion
+const ADDED = ["reward", "score", "kl", "lost", "log_ratio"];
 
 const state = { run: 0, step: 0, metric: null, chosen: null };
 
@@ -95,7 +99,7 @@ function start() {
   byId("next").addEventListener("click", () => openStep(state.step + 1));
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") choose(null);
-    if (event.altKey || event.ctrlKey || event.metaKey || event.target.tagName === "SELECT") return;
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by) { event.preventDefault(); openStep(state.step + by); }
   });
@@ -115,7 +119,7 @@ const current = () => data.tokens[state.run];
 const names = (run) => {
   const found = new Set();
   for (const step of run.steps) for (const each of step.completions) Object.keys(each.columns).forEach((n) => found.add(n));
-  const order = Object.keys(METRICS);
+  const order = ["advantage", "exact_advantage", "value", ...Object.keys(METRICS)];
   const rank = (name) => (order.includes(name) ? order.indexOf(name) : order.indexOf("kl") + 0.5);
   return [...found].sort((a, b) => rank(a) - rank(b));
 };
@@ -166,12 +170,16 @@ function completion(each, row) {
   const box = make("div", undefined, "completion"), prompt = make("p", undefined, "prompt"), text = make("div", undefined, "text");
   prompt.append(make("bdi", each.prompt));
   each.tokens.forEach((token, at) => {
-    const span = make("span", token || "end", token ? "token" : "token end");
+    const spaced = token.length > 1 && token.startsWith(" ");
+    if (spaced) text.append(" ");
+    const span = make("span", (spaced ? token.slice(1) : token) || "end", token ? "token" : "token end");
     span.tabIndex = 0;
     span.dataset.at = `${row}:${at}`;
     text.append(span);
   });
-  box.append(prompt, text, make("div", each.score === null ? "skipped" : `score ${number(each.score)}`, "score"));
+  const score = make("div", each.score === null ? "skipped" : `score ${number(each.score)}`, "score");
+  score.append(make("b"));
+  box.append(prompt, text, score);
   return box;
 }
 
@@ -195,6 +203,11 @@ function paint() {
     span.style.setProperty("--tone", `var(${x < 0 ? below : above})`);
     span.style.setProperty("--share", x === null ? "0%" : `${(72 * Math.min(1, Math.abs(x) / most)).toFixed(1)}%`);
   }
+  const adds = ADDED.includes(state.metric) || state.metric.startsWith("shaping:");
+  document.querySelectorAll("#completions .score b").forEach((box, row) => {
+    const column = run.steps[state.step].completions[row].columns[state.metric];
+    box.textContent = adds && column && state.metric !== "score" ? ` · sum ${number(column.reduce((a, b) => a + b, 0))}` : "";
+  });
   const end = (name) => `color-mix(in oklab, var(${name}) 72%, transparent)`;
   byId("ramp").style.background = kind === "amount" ? `linear-gradient(90deg, transparent, ${end(above)})` :
     `linear-gradient(90deg, ${end(below)}, transparent, ${end(above)})`;
@@ -223,31 +236,30 @@ function show(span) {
   if (!span.classList || !span.classList.contains("token")) return;
   document.querySelectorAll(".token.on").forEach((each) => each.classList.remove("on"));
   span.classList.add("on");
-  const card = byId("card"), at = span.dataset.at, known = names(current()), exact = known.includes("exact_value");
-  const table = make("table"), seen = new Set(), body = make("tbody");
-  if (exact) {
+  const card = byId("card"), at = span.dataset.at, known = names(current());
+  const table = make("table"), body = make("tbody");
+  const exact = EXACT.filter((name) => known.includes(name)), rest = known.filter((name) => !EXACT.includes(name));
+  const cells = (name) => {
+    const on = name === state.metric ? "now" : "";
+    return name ? [make("th", LABELS[name] || about(name)[1], on), make("td", number(numberOf(at, name)), on)] : [make("th"), make("td")];
+  };
+  for (let i = 0; i < Math.max(exact.length, rest.length); i++) {
+    const row = make("tr");
+    row.append(...cells(rest[i]), ...(exact.length ? cells(exact[i]) : []));
+    body.append(row);
+  }
+  if (exact.length) {
     const head = make("thead"), row = make("tr");
-    row.append(make("th"), make("th", current().steps.some((s) => s.completions.some((c) => c.columns.value)) ? "learned" : ""), make("th", "exact"));
+    for (const title of ["sampled, learned", "exact"]) row.append(Object.assign(make("th", title), { colSpan: 2 }));
     head.append(row);
     table.append(head);
   }
-  const line = (label, first, second) => {
-    const row = make("tr");
-    if ([first, second].includes(state.metric)) row.className = "now";
-    const cell = (name) => make("td", name && known.includes(name) ? number(numberOf(at, name)) : "");
-    row.append(make("th", label), cell(first));
-    if (exact) row.append(cell(second));
-    body.append(row);
-    seen.add(first).add(second);
-  };
-  for (const [first, second] of PAIRS) if (known.includes(first) || known.includes(second)) line(about(first)[1], first, second);
-  for (const name of ["optimal_value", "optimal_q", "lost", "state_cost"]) if (known.includes(name)) line(about(name)[1], null, name);
-  for (const name of known) if (!seen.has(name)) line({ reward: "reward r_t" }[name] || about(name)[1], name, null);
   table.append(body);
-  card.replaceChildren(make("h4", span.classList.contains("end") ? "end of the completion" : span.textContent), table);
+  const title = make("h4", span.classList.contains("end") ? "end of the completion" : span.textContent);
+  card.replaceChildren(title, table);
   card.hidden = false;
   const box = span.getClientRects()[0];
-  place(card, box.left + box.width / 2, box.top - 8, box.bottom + 8);
+  place(card, box.left + box.width / 2, box.top - 8, box.bottom + 8, true);
 }
 
 if (data.tokens.length) start();

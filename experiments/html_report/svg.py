@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-SIZE = (340, 236)  # in pixels of the page, which shows a figure at about this size
+SIZE, WIDE = (340, 236), (620, 380)  # in pixels of the page, which shows a figure at about its size
 NUM_COLOURS = 8
 INK, MUTED, GRID = "#0b0001", "#0b0002", "#0b0003"  # stand for colours of the page
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule"}
@@ -30,7 +30,7 @@ IDS = re.compile(
 
 
 def _settings() -> AbstractContextManager[None]:
-    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "textenv", "font.size": 9.5})
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "textenv", "font.size": 11})
 
 
 class Point(NamedTuple):
@@ -62,10 +62,10 @@ def colour(index: int) -> str:
     return f"#0c00{index % NUM_COLOURS:02x}"
 
 
-def new_axes() -> tuple[Figure, Axes]:
+def new_axes(size: tuple[int, int] = SIZE) -> tuple[Figure, Axes]:
     """A figure with one pair of axes, without a frame."""
     with _settings():
-        figure = Figure(figsize=(SIZE[0] / 72, SIZE[1] / 72), dpi=72, layout="constrained")
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
         axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
@@ -104,8 +104,9 @@ def draw(figure: Figure, axes: Axes, title: str, about: str, points: Sequence[Po
     placed: list[tuple[float, float, str]] = []
     if points:
         pixels = axes.transData.transform([(point.x, point.y) for point in points])
+        height = figure.get_figheight() * 72
         placed = [
-            (round(float(x), 1), round(SIZE[1] - float(y), 1), point.text)
+            (round(float(x), 1), round(height - float(y), 1), point.text)
             for (x, y), point in zip(pixels, points, strict=True)
         ]
     return Drawing(title, about, svg, placed)

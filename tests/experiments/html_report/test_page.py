@@ -1,0 +1,153 @@
+"""The page as a file: whole, small, escaped, with the run's own numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.html_report import PAGE, write_page
+from experiments.html_report.page import render
+from experiments.html_report.runs import read_runs
+from experiments.html_report.sampled import Completion, Step
+from tests.experiments.html_report.conftest import EVIL
+
+LOADING = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes, its texts outside scripts, and its data."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self.inside in ("script", "style") else self.texts).append(data)
+
+    @property
+    def data(self) -> Any:
+        """What the script reads."""
+        return json.loads(next(text for text in self.scripts if text.startswith("{")))
+
+    @property
+    def text(self) -> str:
+        """All texts."""
+        return " ".join("".join(self.texts).split())
+
+
+def page_of(folder: Path) -> Page:
+    """The page of a run."""
+    return Page(render(read_runs([folder])))
+
+
+def test_the_page_is_whole(comparison: Path) -> None:
+    """Nothing is loaded: no attribute that loads names anything but a part of the page itself."""
+    text = (comparison / PAGE).read_text(encoding="utf-8")
+    page = Page(text)
+    loaded = [attributes[name] for _, attributes in page.elements for name in LOADING if attributes.get(name)]
+    assert [value for value in loaded if not str(value).startswith(("#", "data:,"))] == []
+    assert not re.search(r"@import|url\((?!#|\"#)|\bfetch\(|XMLHttpRequest|import\(", text)
+    policy = next(attributes["content"] for tag, attributes in page.elements if "http-equiv" in attributes)
+    assert "default-src 'none'" in str(policy) and "script-src 'sha256-" in str(policy)
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert len(text) < 400_000
+
+
+def test_the_numbers_are_those_of_the_run(comparison: Path) -> None:
+    """The answer, the table, every point of a curve and every token."""
+    page = page_of(comparison)
+    summary = json.loads((comparison / "summary.json").read_text())
+    objectives = {name: agent["objective"]["value"] for name, agent in summary["agents"].items()}
+    best = max(objectives, key=lambda name: objectives[name])
+    assert {"ppo": "PPO", "reinforce": "REINFORCE"}[best] + f": it reaches J = {objectives[best]:.3f}" in page.text
+    assert f"{summary['baselines']['optimum']:.3f}" in page.text and "exact optimum" in page.text
+    for number in objectives.values():
+        assert f"{number:.3f}" in page.text
+    rows = [json.loads(line) for line in (comparison / "ppo/seed-1/metrics.jsonl").read_text().splitlines()]
+    shown = [point[2] for figure in page.data["figures"] for point in figure]
+    for row in rows:
+        for metric in ("eval/objective", "eval/kl", "policy/clipfrac_avg", "val/explained_variance"):
+            if metric in row:
+                text = f"ppo, seed 1 · {row['num_timesteps']:,} tokens · {row[metric]:.3f}"
+                assert text.replace("-", "\N{MINUS SIGN}") in shown
+    runs = {run["name"]: run for run in page.data["tokens"]}
+    assert set(runs) == {f"{name}, seed {seed}" for name in ("ppo", "reinforce") for seed in (0, 1)}
+    for step in runs["ppo, seed 1"]["steps"]:
+        saved = (comparison / f"ppo/seed-1/samples/{step['update']}.jsonl").read_text().splitlines()
+        for completion, row in zip(step["completions"], map(json.loads, saved), strict=True):
+            assert completion["tokens"] == row["tokens"] and completion["score"] == row["score"]
+            for name in ("value", "advantage", "entropy"):
+                assert completion["columns"][name] == pytest.approx(row[name], rel=1e-4)
+            for shown_as, name in {"exact_value": "value", "lost": "lost", "optimal_q": "optimal_q"}.items():
+                assert completion["columns"][shown_as] == pytest.approx(row["exact"][name], rel=1e-4)
+            ratios = [a - b for a, b in zip(row["log_prob"], row["ref_log_prob"], strict=True)]
+            assert completion["columns"]["log_ratio"] == pytest.approx(ratios, rel=1e-4, abs=1e-9)
+            assert completion["columns"]["kl"] == pytest.approx([-0.2 * x for x in ratios], rel=1e-3, abs=2e-6)
+
+
+def test_what_is_not_known_is_left_out(comparison: Path) -> None:
+    """REINFORCE has no V: no column of zeros, and no figures of what PPO alone has if it is alone."""
+    runs = {run["name"]: run for run in page_of(comparison).data["tokens"]}
+    columns = {name: set(run["steps"][-1]["completions"][0]["columns"]) for name, run in runs.items()}
+    assert columns["ppo, seed 0"] - columns["reinforce, seed 0"] == {"value", "advantage"}
+    alone = page_of(comparison / "reinforce" / "seed-0")
+    assert "Clip fraction" in page_of(comparison).text and "Clip fraction" not in alone.text
+    assert "Explained variance" not in alone.text and "How far does REINFORCE get on Toy-v0" in alone.text
+
+
+def test_texts_are_shown_and_not_run(evil: Path) -> None:
+    """Markup in prompts, completions and tokens: escaped, in the page and in the data of its script."""
+    text = render(read_runs([evil]))
+    page = Page(text)
+    assert [tag for tag, _ in page.elements if tag in ("img", "b")].count("img") == 0
+    assert sum(tag == "script" for tag, _ in page.elements) == 2  # the data, and the page's own
+    for line in EVIL[:3]:
+        assert " ".join(line.split()) in page.text
+    prompts = [each["prompt"] for run in page.data["tokens"] for each in run["steps"][0]["completions"]]
+    assert set(EVIL[:3]) <= set(prompts)
+    assert "\u202e" not in text and "\x1b" not in text and "\x00" not in text and r"\u202egnitirw" in page.text
+    assert "שלום" in page.text and "49" not in "".join(prompts)
+
+
+def test_ten_runs_with_long_texts_fit_into_three_megabytes(comparison: Path) -> None:
+    """Of each run 50 evaluations with 8 completions of 200 tokens, and 2,000 updates."""
+    runs = read_runs([comparison])
+    run = runs.trials["ppo"][0]
+    column = [-1.2345678 * i for i in range(200)]
+    names = run.steps[0].completions[0].columns
+    long = Completion("a prompt", "word " * 200, 1.0, ["word "] * 200, dict.fromkeys(names, column))
+    steps = [Step(i, 100 * i, [long] * 8) for i in range(50)]
+    rows = [run.rows[-1] | {"num_updates": i, "num_timesteps": 100 * i} for i in range(2000)]
+    summary = run.summary | {"num_updates": 1999, "num_timesteps": 199_900}
+    many = [replace(run, seed=seed, steps=steps, rows=rows, summary=summary | {"seed": seed}) for seed in range(10)]
+    runs.trials = {"ppo": many}
+    text = render(runs)
+    assert 200_000 < len(text.encode()) < 3_000_000
+    kept = Page(text).data["tokens"]
+    assert len(kept) == 10 and all(each["kept"] < each["of"] == 50 for each in kept)
+    assert all(each["steps"][0]["update"] == 0 and each["steps"][-1]["update"] == 49 for each in kept)
+
+
+def test_the_page_of_one_run_needs_its_folder_alone(comparison: Path, tmp_path: Path) -> None:
+    """A trial of a comparison, and several of them, into a file."""
+    write_page([comparison / "ppo" / "seed-0", comparison / "ppo" / "seed-1"], tmp_path / "two.html")
+    page = Page((tmp_path / "two.html").read_text(encoding="utf-8"))
+    assert {run["name"] for run in page.data["tokens"]} == {"ppo, seed 0", "ppo, seed 1"}
+    assert "PPO reaches J =" in page.text and "no policy gets more for its KL" in page.text

@@ -1,0 +1,131 @@
+"""`samples/UPDATE.jsonl`: what is written of each token, against the environment and the exact oracle; and resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents import PPO, REINFORCE
+from agents.policy import TransformerPolicy
+from experiments.evaluation import Evaluator
+from experiments.frontier import frontier, read_frontier, write_frontier
+from experiments.token_samples import drop_samples_after, sample_files, sample_tokens, token_texts, write_samples
+from experiments.trial import run_trial
+from tests.helpers.commands import stories_flags, tiny
+from tests.helpers.policies import random_policy
+from textenv import exact, get_mdp
+
+COLUMNS = {"log_prob", "ref_log_prob", "entropy", "reward_terms", "exact"}
+
+
+def evaluator(**flags: object) -> tuple[Evaluator, TransformerPolicy]:
+    """Of the tiny toy, with a policy that is not its reference."""
+    env = tiny(**flags).make_env()
+    return Evaluator.for_env(env, 16), random_policy(env, scale=0.5).float()
+
+
+def test_every_number_is_that_of_the_environment_and_of_the_oracle() -> None:
+    """Stepping the environment with the policy bound; `exact`; the mean of the costs is J* - J."""
+    measured, policy = evaluator(env_args={"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2})
+    env, solution = measured.env, measured.solution
+    assert solution is not None
+    known = exact.evaluate(solution.tree, policy)
+    agent = PPO(policy, env, seed=0)
+    rows = sample_tokens(measured, agent, 400, known)
+    assert {row["prompt"] for row in rows} == set(get_mdp(env).prompts.texts)
+    for row in rows[:20]:
+        state, (ids, tree) = solution.tree.state_index(row["prompt"]), (row["token_ids"], solution.tree)
+        assert len(row["tokens"]) == len(ids) and row["stopped"] == bool(get_mdp(env).is_eos[ids[-1]])
+        for t, token in enumerate(ids):
+            probs = np.exp(known.log_probs[state])
+            assert row["log_prob"][t] == pytest.approx(known.log_probs[state, token], abs=1e-4)
+            assert row["ref_log_prob"][t] == pytest.approx(tree.ref_log_probs[state, token], abs=1e-4)
+            assert row["entropy"][t] == pytest.approx(-(probs * known.log_probs[state]).sum(), abs=1e-4)
+            assert row["exact"]["advantage"][t] == pytest.approx(known.advantages[state, token], abs=1e-5)
+            ratio = known.log_probs[state, token] - solution.action_log_probs[state, token]
+            assert row["exact"]["lost"][t] == pytest.approx(solution.kl_coef * ratio, abs=1e-5)
+            terms = sum(values[t] for values in row["reward_terms"].values())
+            after = known.q_values[state, token] - terms
+            child = int(tree.child[state, token])
+            assert after == pytest.approx(0.0 if child < 0 else known.values[child], abs=1e-4)
+            state = child
+        assert row["reward_terms"]["score"] == [0.0] * (len(ids) - 1) + [pytest.approx(row["score"])]
+    costs = np.array([sum(row["exact"]["lost"]) for row in rows])
+    error = 4 * costs.std() / np.sqrt(len(costs))
+    assert costs.mean() == pytest.approx(solution.objective - known.objective, abs=error) and error < 0.3
+
+
+def test_the_advantage_is_that_of_the_agent() -> None:
+    """GAE with its lambda: with lambda 1 the reward to go without V. REINFORCE has neither V nor an advantage."""
+    measured, policy = evaluator()
+    known = measured.evaluate_exactly(policy)
+    row = sample_tokens(measured, PPO(policy, measured.env, gae_lambda=1.0, seed=0), 1, known)[0]
+    rewards = np.sum(list(row["reward_terms"].values()), axis=0)
+    assert np.add(row["advantage"], row["value"]) == pytest.approx(rewards[::-1].cumsum()[::-1], abs=1e-5)
+    other = sample_tokens(measured, REINFORCE(policy, measured.env, seed=0), 1, known)[0]
+    assert other.keys() & {"value", "advantage"} == set() and other.keys() >= COLUMNS
+    assert {name: other[name] for name in other} == {name: row[name] for name in other}  # the same random numbers
+
+
+@pytest.mark.parametrize("agent", ["ppo", "reinforce", "sb3-ppo"])
+def test_a_trial_writes_samples_at_each_evaluation(agent: str, tmp_path: Path, initial: Path) -> None:
+    """As many as --samples-per-eval says, of the same prompts; 0 writes none."""
+    run_trial(tiny(agent=agent, samples_per_eval=3), tmp_path / "run", initial)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    evaluated = [row["num_updates"] for row in rows if "eval/objective" in row]
+    assert [update for update, _ in sample_files(tmp_path / "run")] == evaluated and evaluated[0] == 0
+    for update, path in sample_files(tmp_path / "run"):
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(samples) == 3 and {row["num_updates"] for row in samples} == {update}
+        assert all(("value" in row) == (agent == "ppo") for row in samples)
+    run_trial(tiny(agent=agent, samples_per_eval=0), tmp_path / "none", initial)
+    assert sample_files(tmp_path / "none") == [] and not (tmp_path / "none/samples").exists()
+
+
+def test_samples_of_updates_that_are_repeated_are_dropped(tmp_path: Path, initial: Path) -> None:
+    """A trial that was killed after an evaluation and before its checkpoint; other files of the folder stay."""
+    (tmp_path / "samples").mkdir()
+    for name in ("0", "3", "12", "notes"):
+        (tmp_path / f"samples/{name}.jsonl").write_text("{}\n")
+    drop_samples_after(tmp_path, 3)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["0.jsonl", "3.jsonl", "notes.jsonl"]
+    run_trial(tiny(), tmp_path / "run", initial)
+    known = {path.name: path.read_text() for _, path in sample_files(tmp_path / "run")}
+    (tmp_path / "run/samples/999.jsonl").write_text("{}\n")
+    (tmp_path / "run/summary.json").unlink()
+    run_trial(tiny(), tmp_path / "run", initial)
+    assert {path.name: path.read_text() for _, path in sample_files(tmp_path / "run")} == known
+
+
+def test_a_language_model_has_no_exact_columns(assets: Path, tmp_path: Path) -> None:
+    """And its tokens are pieces whose texts add up to the completion."""
+    env = tiny(**stories_flags(assets, tmp_path)).make_env()
+    measured = Evaluator.for_env(env, 4)
+    agent = PPO(TransformerPolicy.for_env(env), env, seed=0)
+    write_samples(tmp_path, measured, agent, 3, measured.evaluate_exactly(agent.policy))
+    rows = [json.loads(line) for line in (tmp_path / "samples/0.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert "exact" not in row and "".join(row["tokens"]) == row["completion"]
+        assert row["log_prob"] == pytest.approx(row["ref_log_prob"], abs=1e-4)  # it starts at the reference
+    assert token_texts(get_mdp(env), []) == []
+
+
+def test_the_frontier_is_that_of_the_oracle(tmp_path: Path) -> None:
+    """It contains the optimum of the task, begins near the reference, and is above every policy."""
+    measured, policy = evaluator()
+    assert measured.solution is not None
+    tree = measured.solution.tree
+    found = frontier(measured.solution)
+    at = found["kl_coef"].index(pytest.approx(measured.solution.kl_coef))
+    best = exact.evaluate_log_probs(tree, measured.solution.action_log_probs)
+    assert (found["score"][at], found["kl"][at]) == pytest.approx((best.score, best.kl))
+    assert (np.diff(found["kl"]) <= 1e-12).all() and (np.diff(found["score"]) <= 1e-12).all()
+    assert found["kl"][-1] < 0.01
+    mine = exact.evaluate(tree, policy)
+    assert mine.score < np.interp(mine.kl, found["kl"][::-1], found["score"][::-1])
+    write_frontier(measured.solution, tmp_path)
+    write_frontier(None, tmp_path / "nowhere")
+    assert read_frontier(tmp_path) == found and read_frontier(tmp_path / "nowhere") is None
