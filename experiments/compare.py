@@ -136,7 +136,7 @@ def _compare(config: CompareConfig, trials: list[TrialConfig], environments: Env
         report(folder, by_agent, untrained, before, console)
         write_page([folder], folder / PAGE)
         console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and runs: {folder}")
-        console.print(f"see {folder / PAGE}")
+        console.print(f"see {folder / PAGE}", soft_wrap=True)
     if failed := [f"{trial_name(t)}: {end.failure.text}" for t, end in zip(trials, ended, strict=True) if end.failure]:
         raise Unfinished(f"{len(failed)} of {len(trials)} trials failed. {' '.join(failed)}")
 

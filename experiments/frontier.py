@@ -8,6 +8,7 @@ optimum, and b -> infinity the reference. A report draws it; nothing reads it to
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,13 @@ def frontier(solution: exact.Solution) -> JsonObject:
 
 
 def write_frontier(solution: exact.Solution | None, folder: Path) -> None:
-    """Writes `frontier.json` to a folder, unless it is there, or the task is too large to enumerate."""
-    if solution is not None and not (folder / FRONTIER).exists():
-        files.write_json(folder / FRONTIER, frontier(solution))
+    """Writes `frontier.json` to a folder, unless it is there and whole, or the task is too large to enumerate."""
+    if solution is None:
+        return
+    with suppress(DamagedFile):
+        if read_frontier(folder) is not None:
+            return
+    files.write_json(folder / FRONTIER, frontier(solution))
 
 
 def read_frontier(folder: Path) -> JsonObject | None:

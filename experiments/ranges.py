@@ -30,6 +30,7 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "total_timesteps": (1, 10**15),
     "temperature": (1e-6, 1e6),
     "eval_episodes": (2, 1_000_000),
+    "port": (0, 65_535),
     "num_evals": (1, 1_000_000),
     "samples_per_eval": (0, 10_000),
     "optimum_completions": (0, 10**9),

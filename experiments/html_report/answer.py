@@ -22,7 +22,7 @@ def question(runs: Runs) -> str:
         task += f" with {model.rstrip('/').rpartition('/')[2]}"
     tokens = max(run.summary["num_timesteps"] for run in runs.all)
     beta = flags.get("kl_coef")
-    where = f"on {task} in {tokens:,} tokens" + ("" if beta is None else f", with β = {beta:g}")
+    where = f"on {task} in {tokens:,} tokens" + (f", with β = {beta:g}" if isinstance(beta, int | float) else "")
     if len(names) == 1:
         return f"How far does {names[0]} get {where}?"
     return f"Which of {', '.join(names[:-1])} and {names[-1]} gets furthest {where}?"

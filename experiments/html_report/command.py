@@ -10,6 +10,7 @@ import tyro
 
 from experiments.errors import FlagError
 from experiments.html_report.page import PAGE, write_page
+from experiments.html_report.serve import PageServer
 from experiments.ranges import check_flags
 from textenv.data import printable
 
@@ -23,6 +24,10 @@ class ReportConfig:
     out: Path | None = None
     """The HTML file; by default report.html in the folder of the run, or in the working directory if there are several
     runs."""
+    serve: bool = False
+    """Serve the page to a browser on this machine instead of writing it, anew while a run trains; Ctrl-C ends it."""
+    port: int = 8000
+    """With --serve: the port; 0: a free one."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -37,6 +42,10 @@ def report_runs(config: ReportConfig) -> None:
         FlagError: a folder holds no run, or runs of another task.
         DamagedFile: a file of a run that the page needs was cut off or changed.
     """
+    if config.serve:
+        with PageServer(config.runs, config.port) as server:
+            print(f"serving {server.url} (Ctrl-C ends it)", flush=True)
+            server.serve_forever()
     default = (config.runs[0] if len(config.runs) == 1 else Path()) / PAGE
     out = default if config.out is None else config.out
     if out.is_dir():

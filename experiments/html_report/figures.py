@@ -136,7 +136,7 @@ def plane(runs: Runs) -> Drawing:
     figure, axes = new_axes(WIDE)
     points: list[Point] = []
     frontier, baselines = runs.frontier, runs.baselines
-    about = Markup("Each line is a seed, from the reference to the dot at its end.")
+    about = Markup("Each line is a seed, from the first evaluation to the dot at the last.")
     if frontier is not None:
         kl, score = [*frontier["kl"], 0.0], [*frontier["score"], baselines["reference_score"]]
         axes.plot(kl, score, color=MUTED, lw=1.4)
@@ -169,8 +169,8 @@ def plane(runs: Runs) -> Drawing:
             )
     for i, trials in enumerate(runs.trials.values()):
         for run in trials:
-            tokens, kls = values_of(run, "eval/kl")
-            _, scores = values_of(run, "eval/score")
+            rows = [row for row in run.rows if None not in (row.get("eval/kl"), row.get("eval/score"))]
+            tokens, kls, scores = ([row[name] for row in rows] for name in ("num_timesteps", "eval/kl", "eval/score"))
             axes.plot(kls, scores, color=colour(i), lw=1.2, alpha=0.8, solid_capstyle="round")
             axes.plot(kls[-1:], scores[-1:], "o", color=colour(i), ms=5, zorder=5)
             points += [

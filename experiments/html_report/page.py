@@ -50,8 +50,8 @@ def write_page(folders: Sequence[Path], path: Path) -> None:
     files.write_text(path, render(read_runs(folders)))
 
 
-def render(runs: Runs) -> str:
-    """Returns the page."""
+def render(runs: Runs, reload: float | None = None) -> str:
+    """Returns the page; with `reload` it reloads itself after so many seconds."""
     place = resources("experiments.html_report")
     parts = {name: (place / name).read_text(encoding="utf-8") for name in ("template.html", "style.css", "script.js")}
     environment = Environment(
@@ -61,6 +61,8 @@ def render(runs: Runs) -> str:
     first, drawings, sampled = plane(runs), curves(runs), tokens(runs.all)
     digest = hashlib.sha256(parts["script.js"].encode()).digest()
     tables = [results_table(runs.summaries, runs.baselines, runs.untrained)]
+    if max(map(len, runs.trials.values())) == 1:
+        tables[0].title = ""  # the mean over one seed is that seed
     if len(runs.trials) > 1:
         tables.append(differences_table(runs.summaries))
     return environment.get_template("template.html").render(
@@ -74,7 +76,7 @@ def render(runs: Runs) -> str:
         curves=[_inline(drawing) for drawing in drawings],
         plane=_inline(first),
         has_tokens=bool(sampled),
-        data={"figures": [drawing.points for drawing in (first, *drawings)], "tokens": sampled},
+        data={"figures": [drawing.points for drawing in (first, *drawings)], "tokens": sampled, "reload": reload},
         samples=samples(runs),
         flags={name: value for name, value in runs.flags.items() if value not in (None, [], {}, False)},
         style=Markup(parts["style.css"]),

@@ -154,7 +154,7 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | None:
     flags = read_saved_config(folder)["flags"]
     files.check_types(folder / CONFIG, flags, {"agent": str, "seed": int})
     rows = read_metrics(folder)
-    if not any("eval/objective" in row for row in rows):
+    if not any(row.get("eval/objective") is not None for row in rows):
         return None
     path = folder / SUMMARY
     summary = checked_summary(path) if path.exists() else None
@@ -167,6 +167,12 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | None:
             raise DamagedFile(f"{initial / BASELINES} is missing: the share of the way is not known without it.")
         summary = _summary_so_far(flags, rows, read_baselines(initial / BASELINES))
         notes.append(f"{name} has not finished: its numbers are of its last evaluation.")
+    summary["gaps"] = find_gaps(rows, summary["num_updates"])
+    for each in [summary, *([summary["held_out"]] if summary["held_out"] else [])]:
+        files.check_types(path, each, {"objective": float | None, "score": float | None, "kl": float | None})
+        if None in (each["objective"], each["score"], each["kl"]):
+            notes.append(f"{name} is left out: what was measured of it is not finite.")
+            return None
     steps, damaged = read_steps(folder)
     notes += [f"{name}: {text}" for text in damaged]
     if summary["gaps"]:
@@ -176,7 +182,7 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | None:
 
 def _summary_so_far(flags: JsonObject, rows: list[Row], baselines: JsonObject) -> JsonObject:
     """The numbers of `summary.json` from the last evaluation."""
-    last, end = [row for row in rows if "eval/objective" in row][-1], rows[-1]
+    last, end = [row for row in rows if row.get("eval/objective") is not None][-1], rows[-1]
 
     def measured(prefix: str, of: JsonObject) -> JsonObject:
         numbers = {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
@@ -194,7 +200,6 @@ def _summary_so_far(flags: JsonObject, rows: list[Row], baselines: JsonObject) -
         "num_updates": end["num_updates"],
         "seconds": end["seconds"],
         "tokens_per_second": end["num_timesteps"] / max(end["seconds"], 1e-9),
-        "gaps": find_gaps(rows, end["num_updates"]),
     }
 
 
@@ -206,6 +211,10 @@ def _untrained(folder: Path, baselines: JsonObject, notes: list[str]) -> dict[st
         notes.append(printable(error))
         content = {}
     if isinstance(measured := content.get("untrained"), dict):
+        for name, numbers in measured.items():
+            files.check_types(folder / SUMMARY, {name: numbers}, {name: dict})
+            for each in [numbers, *([numbers["held_out"]] if numbers.get("held_out") else [])]:
+                files.check_types(folder / SUMMARY, each, {"objective": float, "score": float, "kl": float})
         return measured
     best = baselines.get("best_of_n")
     return {f"best of {best['n']}": best} if best else {}

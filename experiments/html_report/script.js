@@ -112,7 +112,11 @@ function start() {
     else if (!event.target.closest("#tokens, #card")) choose(null);
   });
   addEventListener("scroll", () => { if (innerWidth > 700) byId("card").hidden = true; }, { passive: true });
-  openRun(0);
+  // what was open is in the address, so that a reload keeps it
+  const [run, step, metric, at] = location.hash.slice(1).split(",").map(decodeURIComponent);
+  const index = data.tokens.findIndex((each) => each.name === run);
+  if (index >= 0) Object.assign(state, { metric, opened: true, step: step === "after" ? Infinity : +step, chosen: at || null });
+  openRun(Math.max(index, 0));
 }
 
 const current = () => data.tokens[state.run];
@@ -126,6 +130,7 @@ const names = (run) => {
 
 function openRun(index) {
   state.run = index;
+  byId("run").value = index;
   const run = current(), known = names(run), box = byId("metrics");
   if (!known.includes(state.metric)) {
     state.metric = ["advantage", "exact_advantage", "log_ratio"].find((name) => known.includes(name)) || known[0];
@@ -164,6 +169,12 @@ function openStep(index) {
   byId("completions").replaceChildren(...step.completions.map(completion));
   paint();
   choose(state.chosen);
+}
+
+function keep() {
+  const last = state.step === current().steps.length - 1;
+  const parts = [current().name, last ? "after" : state.step, state.metric, state.chosen || ""];
+  history.replaceState(null, "", "#" + parts.map(encodeURIComponent).join(","));
 }
 
 function completion(each, row) {
@@ -214,6 +225,7 @@ function paint() {
   byId("low").textContent = kind === "amount" ? "0" : number(-most);
   byId("high").textContent = number(most);
   byId("meaning").textContent = meaning;
+  keep();
 }
 
 function numberOf(at, name) {
@@ -224,7 +236,8 @@ function numberOf(at, name) {
 
 function choose(at) {
   state.chosen = at;
-  const span = at && document.querySelector(`[data-at="${at}"]`);
+  keep();
+  const span = at && [...document.querySelectorAll("#completions .token")].find((each) => each.dataset.at === at);
   if (span) show(span);
   else {
     byId("card").hidden = true;
@@ -257,9 +270,11 @@ function show(span) {
   table.append(body);
   const title = make("h4", span.classList.contains("end") ? "end of the completion" : span.textContent);
   card.replaceChildren(title, table);
+  card.className = exact.length ? "" : "plain";
   card.hidden = false;
   const box = span.getClientRects()[0];
   place(card, box.left + box.width / 2, box.top - 8, box.bottom + 8, true);
 }
 
 if (data.tokens.length) start();
+if (data.reload) setTimeout(() => location.reload(), 1000 * data.reload);

@@ -31,9 +31,13 @@ from experiments.changes import changes_of_surroundings, changes_that_mix
 from experiments.checkpoints import newest_checkpoint
 from experiments.env_flags import load_reward
 from experiments.errors import FlagError
+from experiments.html_report.answer import answer, caveats, question
+from experiments.html_report.page import cells, samples, tokens
+from experiments.html_report.runs import read_runs
 from experiments.lecture.memo import Memo
 from experiments.lock import locked
 from experiments.metrics_file import kept_metrics, read_metrics
+from experiments.report import results_table
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.reward_model.fitting import Fit
 from experiments.reward_model.pairs import Pair, read_pairs
@@ -116,6 +120,13 @@ def metrics(folder: Path) -> Any:
     return [row["num_updates"] == number and row for number, row in enumerate(rows)] if len(rows) == 4 else SAID
 
 
+def page(folder: Path) -> Any:
+    """As `report` reads a run, without the drawing of its curves."""
+    runs = read_runs([folder / "run"])
+    table = results_table(runs.summaries, runs.baselines, runs.untrained)
+    return question(runs), answer(runs), caveats(runs), cells(table), tokens(runs.all), samples(runs)
+
+
 def lock(folder: Path) -> None:
     """As every command takes a folder."""
     with locked(folder / "run"):
@@ -152,6 +163,11 @@ READERS = [
     Reader("run/initial/baselines.json", lambda folder: read_baselines(folder / "run/initial/baselines.json")),
     Reader("run/summary.json", lambda folder: read_summary(folder / "run")),
     Reader("run/metrics.jsonl", metrics),
+    Reader("run/samples/*.jsonl", page, False),
+    *(
+        Reader(f"run/{name}", page, False)
+        for name in ("config.json", "summary.json", "metrics.jsonl", "initial/*.json")
+    ),
     Reader("run/lock.json", lock),
     Reader("run/checkpoint/*", policy),
     Reader("run/checkpoint/[at]*.*", agent, errors=AS_FLAG_ERRORS),  # agent.json, training_state.safetensors

@@ -62,10 +62,10 @@ def test_the_numbers_of_a_trial_are_their_definitions(
     clock, known = SimpleNamespace(now=0.0), list[dict[str, float]]()
     measure, train, checkpoint = Evaluator.measure, PPO.train, TrialLog.checkpoint
 
-    def measured(self: Evaluator, policy: TransformerPolicy) -> dict[str, float]:
+    def measured(self: Evaluator, policy: TransformerPolicy, *exact: Any) -> dict[str, float]:
         clock.now += 100.0
         known.append(by_enumeration(env, completions, policy))
-        return measure(self, policy)
+        return measure(self, policy, *exact)
 
     def trained(self: PPO, rollout: Rollout) -> dict[str, float]:
         clock.now += 1.0

@@ -28,7 +28,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = f"--total-timesteps 400 --num-evals 3 --n-episodes 16 --kl-coef 0.2 --num-workers 1 --out {out}"
     done = call("compare", *flags.split(), *more.split())
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().replace("\n", "").endswith("report.html")  # the console wraps long lines
+    assert done.stdout.splitlines()[-1] == f"see {out / 'report.html'}"
     return out
 
 
