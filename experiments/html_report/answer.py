@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from agents.files import JsonObject
 from experiments.html_report.figures import number
 from experiments.html_report.runs import Runs
-from experiments.report import FEW_SEEDS, describe_optimum
-from experiments.share import normalized_objective
+from experiments.report import FEW_SEEDS
+from experiments.share import describe_baselines, normalized_objective
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 
 UPPER = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE", "actor_critic": "ActorCritic"}
@@ -76,7 +76,7 @@ def caveats(runs: Runs) -> list[str]:
         found.append("One seed has no interval.")
     elif fewest < FEW_SEEDS:
         found.append(f"In brackets: 95% bootstrap intervals over seeds; with {fewest} of them they are too narrow.")
-    return [*found, *describe_optimum(runs.baselines), *runs.notes]
+    return [*found, *describe_baselines(runs.baselines), *runs.notes]
 
 
 def estimate(value: Estimate) -> str:
