@@ -36,7 +36,7 @@ def draw(folder: Path, records: Records) -> None:
     for panel in grid.flatten():
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=5, frameon=False)
+    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=2 * len(found), frameon=False)
     files.write_file(folder / "curves.png", lambda new: figure.savefig(new, format="png", dpi=110))
     plt.close(figure)
 
