@@ -84,7 +84,7 @@ def tokens_html(
         if t == limit:
             spans.append(f"<i>… {len(tokens) - limit:,} more tokens</i>")
             break
-        lines = [f"{t}: {printable(token)}"]
+        lines = [f"{t}: {printable(token[:MAX_CHARACTERS])}"]
         lines += [f"{printable(name)} {number_text(column[t], 6) or '-'}" for name, column in (details or {}).items()]
         title = "&#10;".join(map(escape, lines))
         style = f"{colour_style(value, scale)}padding:0 2px;margin:0 1px;border-bottom:1px solid rgba(128,128,128,.5)"

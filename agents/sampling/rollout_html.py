@@ -84,6 +84,7 @@ def _completion(rollout: Completions, row: int, scale: float) -> Html:
         columns["V"] = rollout.values
     details = {name: values[row][mask].tolist() for name, values in columns.items()}
     numbers = {"score": rollout.scores[row], "return": rollout.rewards[row].sum(), "log-ratio": rollout.kl[row]}
+    numbers = {name: value for name, value in numbers.items() if not value.isnan()}  # nan where there is no reference
     found = ", ".join(f"{name} {number_text(float(value))}" for name, value in numbers.items())
     tokens = tokens_html(list(map(str, names)), details["r_t"], details, scale=scale)
     ended = "" if bool(rollout.stopped[row]) else ", no EOS"

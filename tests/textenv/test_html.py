@@ -80,6 +80,7 @@ def test_sizes_are_bounded() -> None:
     assert len(page.tokens) == 200 and page.text.endswith("… 1,034 more tokens")
     page = Page(table_html(["a"], [[1.0]] * 20))
     assert len(page.rows) == 10 and page.rows[-1] == ["… 12 more"]
+    assert len(tokens_html(["<" * 10_000], [1.0])) < 6_000
     page = Page(text_html("<" * 10_000))
     assert page.text == "<" * MAX_CHARACTERS + f" … {10_000 - MAX_CHARACTERS:,} more characters"
 

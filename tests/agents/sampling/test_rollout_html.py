@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import pytest
 import torch
 
-from agents.sampling import Rollout, collect, new_generator
+from agents.sampling import Rollout, collect, collect_external, new_generator
 from tests.helpers.html import Page
 from tests.helpers.policies import random_policy
 from tests.helpers.tasks import make, words
@@ -62,3 +64,26 @@ def test_markup_and_skipped_completions() -> None:
     assert all(text.startswith("<id ") for text, *_ in Page(rollout._repr_html_()).tokens)
     nothing = Page(rollout.without_strings()[:1]._repr_html_())
     assert nothing.tokens == [] and "1 skipped" in nothing.text
+
+
+class Foreign(gym.Env[Any, Any]):
+    """A toy disguised as an environment of another library."""
+
+    def __init__(self) -> None:
+        self.inner: Any = gym.make("textenv/Toy-v0", vocab_size=3, max_new_tokens=3).unwrapped
+        self.observation_space, self.action_space = self.inner.observation_space, gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.inner.reset(seed=seed)[0], {}
+
+    def step(self, action: Any) -> Any:
+        return *self.inner.step(action)[:4], {}
+
+
+def test_an_environment_of_another_library_has_no_reference() -> None:
+    """No prompt, no log-ratio, and ids for tokens."""
+    env = Foreign()
+    rollout = collect_external(env, random_policy(env.inner, scale=0.1), 4, generator=new_generator("cpu", 0))
+    page = Page(rollout._repr_html_())
+    assert len(page.tokens) == int(rollout.mask.sum()) and page.tokens[0][0].startswith("<id ")
+    assert "nan" not in page.text and "log-ratio" not in page.text and "None" not in page.text
