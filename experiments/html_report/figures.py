@@ -88,13 +88,13 @@ def _line(axes: Axes, run: Run, metric: str, hue: str, *, width: float, alpha: f
     ]
 
 
-def _mean(axes: Axes, trials: list[Run], metric: str, hue: str) -> None:
+def _mean(axes: Axes, trials: list[Run], metric: str, hue: str, *, width: float = 2.2, style: str = "-") -> None:
     known = [values_of(run, metric) for run in trials]
     if any(len(tokens) < 2 for tokens, _ in known) or any(run.summary["gaps"] for run in trials):
         return
     grid = np.linspace(max(tokens[0] for tokens, _ in known), min(tokens[-1] for tokens, _ in known), 80)
     lines = [np.interp(grid, tokens, values) for tokens, values in known]
-    axes.plot(grid, np.mean(lines, axis=0), color=hue, lw=2.2, solid_capstyle="round")
+    axes.plot(grid, np.mean(lines, axis=0), style, color=hue, lw=width, solid_capstyle="round")
 
 
 def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> None:
@@ -120,14 +120,24 @@ def held_out(runs: Runs) -> Drawing | None:
     figure, axes = new_axes()
     points: list[Point] = []
     for i, trials in enumerate(runs.trials.values()):
+        hue, alone = colour(i), len(trials) == 1
         for run in trials:
-            points += _line(axes, run, "eval/objective", colour(i), width=1.0, alpha=0.6)
-            points += _line(axes, run, "held_out/objective", colour(i), width=1.8, alpha=1, style="--")
+            width, alpha = (2.0, 1.0) if alone else (1.0, 0.4)
+            points += _line(axes, run, "held_out/objective", hue, width=width, alpha=alpha, style="--")
+            if alone:
+                points += _line(axes, run, "eval/objective", hue, width=1.0, alpha=0.7)
+        if not alone:
+            _mean(axes, trials, "held_out/objective", hue, style="--")
+            _mean(axes, trials, "eval/objective", hue, width=1.0)
     if others := runs.baselines.get("held_out"):
         _levels(axes, others, ", held out")
     axes.set_xlim(left=0)
     return draw(
-        figure, axes, "Held-out prompts", "J on prompts not trained on (dashed) beside those trained on.", points
+        figure,
+        axes,
+        "Held-out prompts",
+        "J on prompts not trained on (dashed), and on those trained on (thin).",
+        points,
     )
 
 
@@ -157,16 +167,8 @@ def plane(runs: Runs) -> Drawing:
         if x is not None and y is not None:
             axes.plot([x], [y], shape, color=INK, ms=8 if shape == "*" else 5, zorder=4)
             points.append(Point(x, y, f"{name} · KL {number(x)} · score {number(y)}"))
-            axes.annotate(
-                name,
-                (x, y),
-                (6, -11),
-                textcoords="offset points",
-                color=MUTED,
-                fontsize=11,
-                annotation_clip=True,
-                parse_math=False,
-            )
+            note = axes.annotate(name, (x, y), (8, -4) if shape == "o" else (-8, 5), textcoords="offset points")
+            note.set(color=MUTED, fontsize=11, ha="left" if shape == "o" else "right", parse_math=False)
     for i, trials in enumerate(runs.trials.values()):
         for run in trials:
             rows = [row for row in run.rows if None not in (row.get("eval/kl"), row.get("eval/score"))]

@@ -32,12 +32,14 @@ TOKENS_SIZE = 1_600_000  # bytes of the sampled tokens of all runs
 
 
 class Cells(NamedTuple):
-    """A table of the text report: its title, its header, and rows with whether a rule follows."""
+    """A table of the text report: its title, its header, and rows with whether a rule follows.
+
+    A cell is a value, and its interval or "".
+    """
 
     title: str
-    caption: str
     header: list[str]
-    rows: list[tuple[list[str], bool]]
+    rows: list[tuple[list[tuple[str, str]], bool]]
 
 
 def write_page(folders: Sequence[Path], path: Path) -> None:
@@ -94,9 +96,14 @@ def cells(table: Table) -> Cells:
     """The cells of a table of the text report."""
     columns = [[MINUS.sub("\N{MINUS SIGN}", str(cell)) for cell in column.cells] for column in table.columns]
     ends = [row.end_section for row in table.rows]
-    rows = [list(row) for row in zip(*columns, strict=True)]
+    rows = [[(row[0], ""), *map(_interval, row[1:])] for row in zip(*columns, strict=True)]
     header = [str(column.header) for column in table.columns]
-    return Cells(str(table.title or ""), str(table.caption or ""), header, list(zip(rows, ends, strict=True)))
+    return Cells(str(table.title or ""), header, list(zip(rows, ends, strict=True)))
+
+
+def _interval(cell: str) -> tuple[str, str]:
+    value, bracket, rest = cell.partition(" [")
+    return value, f"{bracket}{rest}".strip()
 
 
 def tokens(runs: Iterable[Run]) -> list[JsonObject]:

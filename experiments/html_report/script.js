@@ -115,7 +115,7 @@ function start() {
   // what was open is in the address, so that a reload keeps it
   const [run, step, metric, at] = location.hash.slice(1).split(",").map(decodeURIComponent);
   const index = data.tokens.findIndex((each) => each.name === run);
-  if (index >= 0) Object.assign(state, { metric, opened: true, step: step === "after" ? Infinity : +step, chosen: at || null });
+  if (index >= 0) Object.assign(state, { metric, step: step === "after" ? Infinity : +step, chosen: at || null });
   openRun(Math.max(index, 0));
 }
 
@@ -152,8 +152,7 @@ function openRun(index) {
   byId("step").max = run.steps.length - 1;
   byId("kept").textContent = run.kept < run.of ?
     `${run.kept} of ${run.of} evaluations are in this page; all are in the run's folder, samples/.` : "";
-  openStep(Math.min(state.opened ? state.step : run.steps.length - 1, run.steps.length - 1));
-  state.opened = true;
+  openStep(state.step);
 }
 
 function openStep(index) {

@@ -140,12 +140,15 @@ def test_a_token_shows_its_numbers(browser: Any, comparison: Path) -> None:
     folder = comparison / "ppo/seed-0/samples"
     updates = sorted(int(path.stem) for path in folder.glob("*.jsonl"))
     when = find(browser, "#when")[0]
+    assert when.text.startswith("before training ·") and updates[0] == 0
+    for update in updates[1:]:
+        press(browser, "ArrowRight")
+        assert when.text.startswith(f"{'after' if update == updates[-1] else 'at'} update {update} ·")
+    press(browser, "ArrowRight")
     assert when.text.startswith(f"after update {updates[-1]} ·")
-    for update in updates[-2::-1]:
+    for _ in updates:
         press(browser, "ArrowLeft")
-        assert when.text.startswith("before training" if update == 0 else f"at update {update} ·")
-    press(browser, "ArrowLeft")
-    assert when.text.startswith("before training")
+    assert when.text.startswith("before training ·")
     press(browser, "ArrowRight")
     row = json.loads((folder / f"{updates[1]}.jsonl").read_text().splitlines()[1])
     tokens = [each for each in find(browser, "#completions .token") if each.get_attribute("data-at").startswith("1:")]
@@ -176,7 +179,7 @@ def test_a_tap_keeps_the_numbers_while_stepping(browser: Any, comparison: Path) 
     find(browser, "#completions .token")[0].click()
     card = find(browser, "#card")[0]
     before = card.text
-    press(browser, "ArrowLeft")
+    press(browser, "ArrowRight")
     assert card.is_displayed() and card.text != before
     press(browser, "Escape")
     assert not card.is_displayed()
