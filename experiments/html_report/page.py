@@ -28,7 +28,7 @@ from textenv.data import printable
 
 PAGE = "report.html"
 MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # before a number
-TOKENS_SIZE = 1_600_000  # bytes of the sampled tokens of all runs
+TOKENS_SIZE = 1_500_000  # bytes of the sampled tokens of all runs
 
 
 class Cells(NamedTuple):

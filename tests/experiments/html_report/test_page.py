@@ -139,7 +139,7 @@ def test_ten_runs_with_long_texts_fit_into_three_megabytes(comparison: Path) -> 
     many = [replace(run, seed=seed, steps=steps, rows=rows, summary=summary | {"seed": seed}) for seed in range(10)]
     runs.trials = {"ppo": many}
     text = render(runs)
-    assert 200_000 < len(text.encode()) < 3_000_000
+    assert 200_000 < len(text.encode()) < 2_700_000  # 3 MB with longer names
     kept = Page(text).data["tokens"]
     assert len(kept) == 10 and all(each["kept"] < each["of"] == 50 for each in kept)
     assert all(each["steps"][0]["update"] == 0 and each["steps"][-1]["update"] == 49 for each in kept)
