@@ -73,7 +73,8 @@ def _summary(rollout: Completions) -> str:
 
 def _completion(rollout: Completions, row: int, scale: float) -> Html:
     """One completion; `rollout` is small."""
-    prompt = Html() if rollout.prompts is None or rollout.prompts[row] is None else text_html(rollout.prompts[row])
+    text = None if rollout.prompts is None else rollout.prompts[row]
+    prompt = Html() if text is None else Html(f"<b>prompt</b> {text_html(text)}")
     if not bool(rollout.mask[row].any()):
         return Html(f"{prompt} <i>skipped: its reward failed</i>")
     mask = rollout.mask[row]
