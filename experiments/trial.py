@@ -30,6 +30,7 @@ from experiments.library_agent import LibraryAgent
 from experiments.opening import INITIAL
 from experiments.run_folder import CONFIG, write_config
 from experiments.share import normalized_objective, normalized_objective_stderr, tokens_to_reach
+from experiments.state_tree import write_tree
 from experiments.stopping import stops_later
 from experiments.summary import read_summary, write_summary
 from experiments.trial_log import TrialLog
@@ -214,6 +215,7 @@ def run_trial(
         }
         if rank() == 0:
             files.write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in completions))
+            write_tree(evaluator, agent.policy, folder)
             write_summary(folder, summary)
     written: JsonObject = files.finite(summary)
     return written

@@ -55,7 +55,8 @@ def write_page(folders: Sequence[Path], path: Path) -> None:
 def render(runs: Runs, reload: float | None = None) -> str:
     """Returns the page; with `reload` it reloads itself after so many seconds."""
     place = resources("experiments.html_report")
-    parts = {name: (place / name).read_text(encoding="utf-8") for name in ("template.html", "style.css", "script.js")}
+    names = ("template.html", "tree.html", "style.css", "script.js")
+    parts = {name: (place / name).read_text(encoding="utf-8") for name in names}
     environment = Environment(
         loader=DictLoader(parts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -76,6 +77,8 @@ def render(runs: Runs, reload: float | None = None) -> str:
         many=any(len(trials) > 1 for trials in runs.trials.values()),
         tables=[cells(table) for table in tables],
         curves=[_inline(drawing) for drawing in drawings],
+        trees=trees(runs),
+        percent=lambda share: f"{100 * share:.1f}%",
         plane=_inline(first),
         has_tokens=bool(sampled),
         data={"figures": [drawing.points for drawing in (first, *drawings)], "tokens": sampled, "reload": reload},
@@ -86,6 +89,15 @@ def render(runs: Runs, reload: float | None = None) -> str:
         script_hash=f"sha256-{base64.b64encode(digest).decode()}",
         version=textenv.__version__,
     )
+
+
+def trees(runs: Runs) -> list[JsonObject]:
+    """The tree of each agent's first seed, where there is one."""
+    found = []
+    for i, (name, trials) in enumerate(runs.trials.items()):
+        if trials[0].tree is not None:
+            found.append({**trials[0].tree, "name": name, "colour": i % NUM_COLOURS})
+    return found
 
 
 def _inline(drawing: Drawing) -> JsonObject:

@@ -18,6 +18,7 @@ from experiments.metrics_file import METRICS_FILE, Row, find_gaps, read_metrics
 from experiments.opening import INITIAL
 from experiments.run_folder import CONFIG, read_saved_config
 from experiments.share import normalized_objective, normalized_objective_stderr, tokens_to_reach
+from experiments.state_tree import read_tree
 from experiments.summary import SUMMARY, checked_summary, read_baselines
 from textenv.data import printable
 
@@ -41,6 +42,7 @@ class Run:
         summary: its `summary.json`; of a run that has not finished, the same from its last evaluation.
         finished: whether it has.
         steps: its sampled completions, by update.
+        tree: see `state_tree`; None where there is none.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Run:
     summary: JsonObject
     finished: bool
     steps: list[Step]
+    tree: JsonObject | None = None
 
     @property
     def name(self) -> str:
@@ -177,7 +180,8 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | None:
     notes += [f"{name}: {text}" for text in damaged]
     if summary["gaps"]:
         notes.append(f"{name}: rows of {METRICS_FILE} were lost; the curves are interrupted there.")
-    return Run(folder, short_name(flags["agent"]), flags["seed"], flags, rows, summary, finished, steps)
+    tree = _tree(folder, notes) if finished else None
+    return Run(folder, short_name(flags["agent"]), flags["seed"], flags, rows, summary, finished, steps, tree)
 
 
 def _summary_so_far(flags: JsonObject, rows: list[Row], baselines: JsonObject) -> JsonObject:
@@ -218,6 +222,14 @@ def _untrained(folder: Path, baselines: JsonObject, notes: list[str]) -> dict[st
         return measured
     best = baselines.get("best_of_n")
     return {f"best of {best['n']}": best} if best else {}
+
+
+def _tree(folder: Path, notes: list[str]) -> JsonObject | None:
+    try:
+        return read_tree(folder)
+    except DamagedFile as error:
+        notes.append(printable(error))
+        return None
 
 
 def _frontier(initial: Path, notes: list[str]) -> JsonObject | None:
