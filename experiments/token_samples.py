@@ -88,6 +88,8 @@ def sample_tokens(
         if (advantages := _advantages(agent, rollout, mdp.kl_coef)) is not None:
             columns["advantage"] = advantages
     terms = _reward_terms(mdp, start, rollout)
+    solution = evaluator.solution
+    costs = None if solution is None or known is None else exact.suboptimality_by_state(solution, known)
     lengths = rollout.mask.sum(dim=1) if rollout.lengths is None else rollout.lengths
     rows: list[JsonObject] = []
     for i, length in enumerate(lengths.tolist()):
@@ -103,8 +105,8 @@ def sample_tokens(
         if bool(rollout.valid[i]):  # else its reward failed
             row |= {name: _plain(values[i, :length]) for name, values in columns.items()}
             row["reward_terms"] = {name: _plain(values[i, :length]) for name, values in terms.items()}
-            if known is not None and evaluator.solution is not None:
-                row["exact"] = exact_columns(evaluator.solution, known, int(rollout.prompt[i]), ids)
+            if solution is not None and known is not None and costs is not None:
+                row["exact"] = exact_columns(solution, known, costs, int(rollout.prompt[i]), ids)
         rows.append(row)
     return rows
 
@@ -139,9 +141,9 @@ def _reward_terms(mdp: TextMDP, start: TextState, rollout: Rollout) -> dict[str,
 
 
 def exact_columns(
-    solution: exact.Solution, known: exact.Evaluation, prompt: int, token_ids: list[int]
+    solution: exact.Solution, known: exact.Evaluation, costs: NDArray[np.float64], prompt: int, token_ids: list[int]
 ) -> dict[str, list[float]]:
-    """What is known exactly of the tokens of a completion, see this file's docstring."""
+    """What is known exactly of the tokens of a completion, see this file's docstring; `costs` [S] are of each state."""
     tree = solution.tree
     states, state = [], prompt  # the initial states are the prompts, in their order
     for token in token_ids:
@@ -157,7 +159,7 @@ def exact_columns(
         "optimal_value": solution.values[s],
         "optimal_q": optimal_q,
         "lost": solution.values[s] - optimal_q + solution.kl_coef * log_ratio,
-        "state_cost": exact.suboptimality_by_state(solution, known)[s],
+        "state_cost": costs[s],
     }
     return {name: _plain(values) for name, values in columns.items()}
 
