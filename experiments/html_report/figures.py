@@ -187,5 +187,6 @@ def plane(runs: Runs) -> Drawing:
 
 
 def number(value: float) -> str:
-    """A number of a run as the page shows it, here and in its script: three digits after the point."""
-    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+    """A number of a run as the page shows it, here and in its script."""
+    text = f"{value:.{4 if abs(value) < 0.0005 else 3}f}"  # a small one is not shown as 0
+    return "0.000" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

@@ -4,8 +4,11 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const number = (x) => (x === null || x === undefined ? "–" :
-  (x !== 0 && Math.abs(x) < 0.0005 ? x.toExponential(1) : x.toFixed(3)).replaceAll("-", "−"));
+const number = (x) => {
+  if (x === null || x === undefined) return "–";
+  const text = x.toFixed(Math.abs(x) < 0.0005 ? 4 : 3); // a small one is not shown as 0
+  return +text === 0 ? "0.000" : text.replace("-", "−");
+};
 const make = (tag, text, name) => {
   const element = document.createElement(tag);
   if (text !== undefined) element.textContent = text;
@@ -68,7 +71,7 @@ const METRICS = {
   reward: ["reward", "all", "signed", "r_t, the sum of all terms"],
   score: ["reward", "score", "signed", "given once, on the last token"],
   kl: ["reward", "KL", "signed", "−β times the log-ratio to the reference"],
-  log_ratio: ["policy", "log-ratio", "signed", "log π/π_ref: above 0 the token is more likely than at the reference"],
+  log_ratio: ["policy", "log-ratio", "signed", "above 0 the token is more likely than at the reference"],
   probability: ["policy", "probability", "amount", "π(a|s)"],
   entropy: ["policy", "entropy", "amount", "of π(·|s), in nats: how open the choice was"],
   value: ["value", "V", "signed", "what the agent's value head expects before the token"],
@@ -83,7 +86,7 @@ const LABELS = { exact_advantage: "advantage", exact_value: "V", lost: "cost of 
 // what adds up over a completion
 const ADDED = ["reward", "score", "kl", "lost", "log_ratio"];
 
-const state = { run: 0, step: 0, metric: null, chosen: null };
+const state = { run: 0, step: null, metric: null, chosen: null };
 
 function start() {
   const select = byId("run");
@@ -152,7 +155,8 @@ function openRun(index) {
   byId("step").max = run.steps.length - 1;
   byId("kept").textContent = run.kept < run.of ?
     `${run.kept} of ${run.of} evaluations are in this page; all are in the run's folder, samples/.` : "";
-  openStep(state.step);
+  // credit is most telling before the training, the distance to the reference after it
+  openStep(state.step ?? (state.metric === "log_ratio" ? Infinity : 0));
 }
 
 function openStep(index) {

@@ -91,7 +91,8 @@ def hover(browser: Any, element: Any, x: float | None = None, y: float | None = 
 
 def shown(number: float) -> str:
     """A number as the page shows it."""
-    return f"{number:.3f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{number:.4f}" if abs(number) < 0.0005 else f"{number:.3f}"
+    return "0.000" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def press(browser: Any, key: str) -> None:

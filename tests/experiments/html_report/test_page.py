@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.html_report import PAGE, write_page
+from experiments.html_report.figures import number
 from experiments.html_report.page import render
 from experiments.html_report.runs import read_runs
 from experiments.html_report.sampled import Completion, Step
@@ -78,15 +79,16 @@ def test_the_numbers_are_those_of_the_run(comparison: Path) -> None:
     best = max(objectives, key=lambda name: objectives[name])
     assert {"ppo": "PPO", "reinforce": "REINFORCE"}[best] + f": it reaches J = {objectives[best]:.3f}" in page.text
     assert f"{summary['baselines']['optimum']:.3f}" in page.text and "exact optimum" in page.text
-    for number in objectives.values():
-        assert f"{number:.3f}" in page.text
+    for objective in objectives.values():
+        assert f"{objective:.3f}" in page.text.replace("\N{MINUS SIGN}", "-")
     rows = [json.loads(line) for line in (comparison / "ppo/seed-1/metrics.jsonl").read_text().splitlines()]
     shown = [point[2] for figure in page.data["figures"] for point in figure]
     for row in rows:
         for metric in ("eval/objective", "eval/kl", "policy/clipfrac_avg", "val/explained_variance"):
             if metric in row:
-                text = f"ppo, seed 1 · {row['num_timesteps']:,} tokens · {row[metric]:.3f}"
-                assert text.replace("-", "\N{MINUS SIGN}") in shown
+                text = f"ppo, seed 1 · {row['num_timesteps']:,} tokens · {number(row[metric])}"
+                assert text in shown
+                assert float(number(row[metric]).replace("\N{MINUS SIGN}", "-")) == pytest.approx(row[metric], abs=6e-4)
     runs = {run["name"]: run for run in page.data["tokens"]}
     assert set(runs) == {f"{name}, seed {seed}" for name in ("ppo", "reinforce") for seed in (0, 1)}
     for step in runs["ppo, seed 1"]["steps"]:
@@ -151,3 +153,12 @@ def test_the_page_of_one_run_needs_its_folder_alone(comparison: Path, tmp_path: 
     page = Page((tmp_path / "two.html").read_text(encoding="utf-8"))
     assert {run["name"] for run in page.data["tokens"]} == {"ppo, seed 0", "ppo, seed 1"}
     assert "PPO reaches J =" in page.text and "no policy gets more for its KL" in page.text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.23456, "1.235"), (-0.5, "-0.500"), (0.0, "0.000"), (-0.0, "0.000"), (-0.0002, "-0.0002"), (1e-9, "0.000")],
+)
+def test_numbers(value: float, text: str) -> None:
+    """Three digits after the point, four of a small one; no -0."""
+    assert number(value) == text.replace("-", "\N{MINUS SIGN}")
