@@ -28,7 +28,8 @@ from textenv.data import printable
 
 PAGE = "report.html"
 MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # before a number
-TOKENS_SIZE = 1_500_000  # bytes of the sampled tokens of all runs
+TOKENS_SIZE = 1_200_000  # bytes of the sampled tokens of all runs
+TREES = 3  # of the best agents
 
 
 class Cells(NamedTuple):
@@ -92,12 +93,10 @@ def render(runs: Runs, reload: float | None = None) -> str:
 
 
 def trees(runs: Runs) -> list[JsonObject]:
-    """The tree of each agent's first seed, where there is one."""
-    found = []
-    for i, (name, trials) in enumerate(runs.trials.items()):
-        if trials[0].tree is not None:
-            found.append({**trials[0].tree, "name": name, "colour": i % NUM_COLOURS})
-    return found
+    """The tree of the first seed of the best agents, where there is one."""
+    firsts = [(trials[0], i) for i, trials in enumerate(runs.trials.values()) if trials[0].tree is not None]
+    firsts.sort(key=lambda each: -each[0].summary["objective"])
+    return [{**(run.tree or {}), "name": run.name, "colour": i % NUM_COLOURS} for run, i in firsts[:TREES]]
 
 
 def _inline(drawing: Drawing) -> JsonObject:

@@ -162,3 +162,18 @@ def test_the_page_of_one_run_needs_its_folder_alone(comparison: Path, tmp_path: 
 def test_numbers(value: float, text: str) -> None:
     """Three digits after the point, four of a small one; no -0."""
     assert number(value) == text.replace("-", "\N{MINUS SIGN}")
+
+
+def test_the_page_has_the_tree_of_a_toy(comparison: Path) -> None:
+    """A state to open for each prompt, with the probabilities of the three policies, of the best agents."""
+    runs = read_runs([comparison])
+    best = max(runs.all, key=lambda run: run.summary["objective"] if run.seed == 0 else -9.0)
+    assert best.tree is not None
+    page = Page(render(runs))
+    section = page.text[page.text.index("Where a token leads") :]
+    assert section.index(f"{best.name}, J* \N{MINUS SIGN} J = {best.tree['gap']:.3f}") > 0
+    opened = [attributes for tag, attributes in page.elements if tag == "details"]
+    assert len(opened) > len(best.tree["prompts"])
+    first = best.tree["prompts"][0]["children"][0]
+    tooltips = [dict(attributes).get("title", "") for tag, attributes in page.elements if tag == "span"]
+    assert any(f"pi* {100 * first['best']:.1f}%" in text for text in tooltips)
