@@ -16,7 +16,7 @@ def main(readmes: list[Path]) -> None:
     """Executes each Python block of the READMEs that needs no other library, and checks what is installed."""
     text = "\n".join(readme.read_text(encoding="utf-8") for readme in readmes)
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    blocks = [block for block in blocks if "stable_baselines3" not in block]
+    blocks = [block for block in blocks if not any(name in block for name in ("stable_baselines3", "hypothesis"))]
     for word in ("gym.make(", "play(", "PPO("):  # an environment, a reward's unit test, an agent
         if not any(word in block for block in blocks):
             raise SystemExit(f"the READMEs have no block with {word}")
@@ -36,7 +36,7 @@ def main(readmes: list[Path]) -> None:
         if not (folder / "py.typed").is_file():
             raise SystemExit(f"{folder} has no py.typed")
     page = Path(str(experiments.__file__)).resolve().parent / "html_report"
-    if missing := [name for name in ("template.html", "style.css", "script.js") if not (page / name).is_file()]:
+    if missing := [name for name in ("template.html", "tree.html", "style.css", "script.js") if not (page / name).is_file()]:
         raise SystemExit(f"{page} has no {missing[0]}")
     if importlib.metadata.version("textenv") != textenv.__version__:
         raise SystemExit("the wheel's version is not textenv.__version__")
