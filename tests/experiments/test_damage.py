@@ -17,7 +17,7 @@ from tests.helpers.storage import DAMAGES
 from tests.helpers.toy_run import TRAIN, fit_nothing
 
 # what nothing reads in a run that has finished: it is left as it is
-NOT_READ = ("samples.jsonl", "checkpoint.1")
+NOT_READ = ("samples.jsonl", "tree.json", "checkpoint.1")
 SAMPLES = "samples"  # what no run reads: samples of updates that are not repeated are left as they are
 
 
