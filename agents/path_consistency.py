@@ -89,13 +89,16 @@ class PathConsistency(Agent):
         return take_steps(self, self.passes(rollout))
 
     def passes(self, rollout: Rollout) -> Iterator[tuple[Batch, Tensor]]:
-        """Yields the minibatches of an update; a rollout whose steps could not be taken leaves the replay."""
+        """Yields the minibatches of an update; where a step could not be taken, of the new completions alone.
+
+        They leave the replay then. (Steps on older ones would hide from the step guard that training has diverged.)
+        """
         self.replay.append(rollout)
-        newest, drawn = self.replay.rollouts[-1], self.replay.draw(self.n_epochs - 1, self.generator)
+        drawn = self.replay.draw(self.n_epochs - 1, self.generator)
         yield from self.minibatches(rollout)
         if self.step_guard.skipped:
             self.replay.rollouts.pop()
-            drawn = [each for each in drawn if each is not newest]
+            return
         for each in drawn:
             yield from self.minibatches(each)
 

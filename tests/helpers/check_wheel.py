@@ -36,7 +36,9 @@ def main(readmes: list[Path]) -> None:
         if not (folder / "py.typed").is_file():
             raise SystemExit(f"{folder} has no py.typed")
     page = Path(str(experiments.__file__)).resolve().parent / "html_report"
-    if missing := [name for name in ("template.html", "tree.html", "style.css", "script.js") if not (page / name).is_file()]:
+    if missing := [
+        name for name in ("template.html", "tree.html", "style.css", "script.js") if not (page / name).is_file()
+    ]:
         raise SystemExit(f"{page} has no {missing[0]}")
     if importlib.metadata.version("textenv") != textenv.__version__:
         raise SystemExit("the wheel's version is not textenv.__version__")
