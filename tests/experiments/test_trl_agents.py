@@ -338,7 +338,7 @@ def test_a_stopped_trial_of_trl_resumes(
     flags = stories_flags(assets, tmp_path) | {"total_timesteps": 200, "num_evals": 2}
     config = tiny(**flags, agent=agent, gradient_checkpointing=agent == "trl-grpo")
     initial = tmp_path / "run" / "initial"
-    env = config.make_env()
+    env = config.make_environments()
     prepare(config, env, initial.parent, [config])
     log_row = TrialLog.log_row
 
