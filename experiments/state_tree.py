@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from agents import files
 from agents.files import DamagedFile, JsonObject, check_types
-from agents.policy import TransformerPolicy
-from experiments.evaluation import Evaluator
 from textenv import exact
 
 TREE = "tree.json"
@@ -74,11 +72,10 @@ def _named(probs: Array) -> JsonObject:
     return dict(zip(("ref", "pi", "best"), (round(float(p), 5) for p in probs), strict=True))
 
 
-def write_tree(evaluator: Evaluator, policy: TransformerPolicy, folder: Path) -> None:
+def write_tree(solution: exact.Solution | None, evaluation: exact.Evaluation | None, folder: Path) -> None:
     """Writes `tree.json` to the folder of a trial; nothing where the task is too large to enumerate."""
-    if evaluator.solution is not None:
-        evaluation = exact.evaluate(evaluator.solution.tree, policy)
-        files.write_json(folder / TREE, state_tree(evaluator.solution, evaluation))
+    if solution is not None and evaluation is not None:
+        files.write_json(folder / TREE, state_tree(solution, evaluation))
 
 
 def read_tree(folder: Path) -> JsonObject | None:

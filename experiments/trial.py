@@ -35,7 +35,7 @@ from experiments.stopping import stops_later
 from experiments.summary import read_summary, write_summary
 from experiments.trial_log import TrialLog
 from experiments.wandb_login import check_login
-from textenv import EnvLike
+from textenv import EnvLike, exact
 from textenv.data import printable
 from textenv.rewards import RewardError
 
@@ -197,11 +197,11 @@ def run_trial(
             log.checkpoint()
         stop.stop_if_requested()
         completions = sample_completions(env, agent.policy, sample_prompt_indices(env))
-        held_out = evaluator.held_out
+        held_out, known = evaluator.held_out, evaluator.evaluate_exactly(agent.policy)
         summary = {
             "agent": config.agent,
             "seed": config.seed,
-            **_result(evaluator, agent.policy, baselines),
+            **_result(evaluator, agent.policy, baselines, known),
             "held_out": held_out and _result(held_out, agent.policy, baselines["held_out"]),
             "tokens_to_90": tokens_to_reach(0.9, log.rows_before_gaps(), baselines),
             "baselines": baselines,
@@ -215,15 +215,17 @@ def run_trial(
         }
         if rank() == 0:
             files.write_text(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in completions))
-            write_tree(evaluator, agent.policy, folder)
+            write_tree(evaluator.solution, known, folder)
             write_summary(folder, summary)
     written: JsonObject = files.finite(summary)
     return written
 
 
-def _result(evaluator: Evaluator, policy: TransformerPolicy, baselines: JsonObject) -> JsonObject:
-    """What a policy reaches on the prompts of an evaluator, and the share of the way."""
-    measured = evaluator.measure(policy)
+def _result(
+    evaluator: Evaluator, policy: TransformerPolicy, baselines: JsonObject, known: exact.Evaluation | None = None
+) -> JsonObject:
+    """What a policy reaches on the prompts of an evaluator, and the share of the way; for `known` see `measure`."""
+    measured = evaluator.measure(policy, known)
     share = normalized_objective(measured["objective"], baselines)
     stderr = normalized_objective_stderr(share, measured.get("objective_stderr"), baselines)
     return {**measured, "normalized_objective": share, "normalized_objective_stderr": stderr}

@@ -1,4 +1,4 @@
-"""Assertions about rewards, for unit tests: what a completion is paid, which of two is better, what must not matter.
+"""Assertions about rewards, for unit tests: the reward of each token, which of two is better, what must not matter.
 
 Plain functions that raise an AssertionError, and no plug-in: they work under any test runner, and `pytest.mark
 .parametrize` makes a table of them. What fails is shown token by token.

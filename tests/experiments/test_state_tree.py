@@ -75,10 +75,11 @@ def test_the_file_is_read_as_it_was_written_or_refused(tmp_path: Path) -> None:
     """None where there is none; a number that was changed, and a state that is none, are damage."""
     env = gym.make_vec("textenv/Toy-v0", vocab_size=3, max_new_tokens=2, num_prompts=1)
     assert read_tree(tmp_path) is None
-    write_tree(Evaluator.for_env(env, 8), random_policy(env), tmp_path)
+    solution = exact.solve(env)
+    write_tree(solution, exact.evaluate(solution.tree, random_policy(env)), tmp_path)
     found = read_tree(tmp_path)
     assert found is not None and len(found["prompts"]) == 1
-    write_tree(Evaluator(env, 8, None), random_policy(env), tmp_path / "nowhere")  # too large: nothing is written
+    write_tree(None, None, tmp_path / "nowhere")  # too large: nothing is written
     assert not (tmp_path / "nowhere").exists()
     path = tmp_path / TREE
     path.write_text(path.read_text().replace('"least": 0.01', '"least": 0.02'))

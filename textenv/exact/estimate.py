@@ -130,8 +130,8 @@ def optimum_from_scores(
             f"{effective.min():.1f}: J* is underestimated, bias and interval are rough there. Take more completions.",
             stacklevel=2,
         )
-    mean = np.where(valid, rewards, 0.0).sum(axis=1) / count
     weights, known = np.exp(logits - logsumexp(logits)[:, None]), np.where(valid, rewards, 0.0)
+    mean = known.sum(axis=1) / count
     # completion i moves the estimate of J*(x) by beta w_i / sum_j w_j, and that of J_ref(x) by r_i / N
     covariance = beta * ((weights * known).sum(axis=1) - mean) / (count - 1)
     width = NormalDist().inv_cdf((1 + confidence) / 2) * stderr
