@@ -25,7 +25,7 @@ TASK = {"vocab_size": 4, "max_new_tokens": 4, "num_prompts": 3, "kl_coef": 0.5}
 
 
 def test_estimated_baselines_agree_with_the_exact_ones() -> None:
-    """J_ref and J* within 5 standard errors; the interval's ends, prompts and completions are told."""
+    """J_ref and J* within 5 standard errors; the interval's ends, the numbers of prompts and completions."""
     env = gym.make_vec("textenv/Toy-v0", **TASK)
     known, sampled = Evaluator.for_env(env, 64), Evaluator(env, 64, None)
     truth, found = known.baselines(), sampled.baselines(sample_reference(sampled, 500))

@@ -34,7 +34,7 @@ def shouting(prompts: Any, completions: Any, completion_ids: Any, **columns: Any
 
 
 def test_the_rewards_of_a_completion() -> None:
-    """Whole or of one term; a wrong one is marked among all tokens, and another number of them is told."""
+    """Whole or of one term; a wrong one is marked among all tokens; another number of them is refused."""
     env = gym.make("textenv/TajMahal-v0", kl_coef=0.1, shaping=length_penalty(0.5))
     episode = play(env, WHERE, "it is in agra")
     assert_rewards(env, "it is in agra", episode.rewards, prompt=WHERE)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def test_any_completion_gets_what_stepping_gives_it(data: st.DataObject) -> None
 
 
 def test_preferences_bounds_and_invariances() -> None:
-    """Of an environment and of a function; each example that fails is told, and no other."""
+    """Of an environment and of a function; each example that fails is in the message, and no other."""
     assert_prefers(TAJ, [(WHERE, "it is in agra", "paris"), (WHERE, "the taj mahal is in agra india", "paris")])
     with pytest.raises(AssertionError) as failed:
         assert_prefers(TAJ, [(WHERE, "it is in agra", "paris"), (WHERE, "paris", "it is in agra")])
