@@ -68,7 +68,7 @@ def variants(task: SuiteTask, agents: Sequence[str], peers: Sequence[str], seeds
     found = [Variant(agent, seed) for seed in seeds for agent in agents]
     found += [Variant(agent, seeds[0], factor) for factor in FACTORS if factor != 1 for agent in agents]
     found += [Variant(agent, seeds[0], settings=GROUPS) for agent in agents if agent in ("rloo", "grpo")]
-    for peer, factor in itertools.product(peers, FACTORS):
+    for factor, peer in itertools.product(FACTORS, peers):  # all of one step size are trained side by side
         settings = [GROUPS if peer in TRL else {}]
         if peer == "trl-grpo":
             settings = [GROUPS | {"kl_coef": beta} for beta in GRPO_BETAS]
