@@ -19,6 +19,7 @@ from transformers.utils import logging
 from agents.training import rank, run_on_rank0
 from experiments.agent_classes import find_agent, short_name
 from experiments.bench import BenchConfig, bench
+from experiments.check_reward import CheckRewardConfig, check
 from experiments.compare import CompareConfig, compare
 from experiments.config import TrialConfig
 from experiments.console import escape_logs_and_warnings, progress_bar
@@ -85,6 +86,7 @@ Command = (
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
     | Annotated[OptimumConfig, tyro.conf.subcommand("optimum", description=getdoc(OptimumConfig))]
     | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
+    | Annotated[CheckRewardConfig, tyro.conf.subcommand("check-reward", description=CheckRewardConfig.__doc__)]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model", description=RewardModelConfig.__doc__)]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench", description=getdoc(BenchConfig))]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify", description=VerifyConfig.__doc__)]
@@ -129,6 +131,7 @@ def main() -> None:
         ReportConfig: report_runs,
         LectureConfig: lecture,
         OptimumConfig: optimum,
+        CheckRewardConfig: check,
         RewardModelConfig: reward_model,
         CostConfig: cost,
         BenchConfig: bench,

@@ -18,7 +18,7 @@ class Unfinished(RuntimeError):
 
 
 class NotShown(RuntimeError):
-    """What the user expects of a loss does not hold."""
+    """What the user expects of a loss or a reward does not hold."""
 
 
 class Stopped(KeyboardInterrupt):

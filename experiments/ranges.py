@@ -35,6 +35,8 @@ FLAG_RANGES: dict[str, tuple[float, float]] = {
     "samples_per_eval": (0, 10_000),
     "optimum_completions": (0, 10**9),
     "max_eval_prompts": (1, 10**9),
+    "num_completions": (8, 10**6),
+    "max_prompts": (1, 10**6),
     "lora_rank": (0, 65_536),
     "log_completions": (0, 10**9),
     "checkpoint_seconds": (0, 1e9),

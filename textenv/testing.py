@@ -18,14 +18,18 @@ from textenv.assertions import (
     score_of,
 )
 from textenv.episode import Episode, play
+from textenv.reward_check import Finding, RewardReport, check_reward
 
 __all__ = [
     "Episode",
+    "Finding",
+    "RewardReport",
     "assert_bounded",
     "assert_invariant",
     "assert_potential_based",
     "assert_prefers",
     "assert_rewards",
+    "check_reward",
     "play",
     "score_of",
 ]

@@ -32,6 +32,7 @@ COMMANDS = {
             "lecture",
             "optimum",
             "cost",
+            "check-reward",
             "reward-model",
             "bench",
             "verify",

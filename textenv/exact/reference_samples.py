@@ -1,4 +1,4 @@
-"""Completions of the reference, sampled from its log-probabilities, and what they are worth without the KL."""
+"""What completions of the reference are worth without the KL, and the most that one can be."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from textenv.arguments import is_number
 from textenv.mdp import TextMDP
+from textenv.reference_samples import CHUNK, sample_reference
 from textenv.unwrap import EnvLike, get_mdp
-
-CHUNK = 256  # completions at a time: a reference with a KV cache keeps one of each
 
 
 def sample_rewards(mdp: TextMDP, num_completions: int, seed: int) -> NDArray[np.float64]:
@@ -58,22 +57,8 @@ def largest_reward(env: EnvLike | TextMDP) -> float | None:
 
 def _of_prompt(mdp: TextMDP, prompt: int, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """r(x, y) of some completions of one prompt."""
-    rows, horizon = np.arange(count), mdp.max_new_tokens
-    state = mdp.empty_state(count)
-    mdp.reset_rows(state, rows, np.full(count, prompt))
-    start, live = state.copy(), np.ones(count, dtype=np.bool_)
-    tokens, mask = np.zeros((count, horizon), dtype=np.int64), np.zeros((count, horizon), dtype=np.bool_)
-    for t in range(horizon):
-        log_probs = mdp.next_ref_log_probs(state)
-        chosen = (log_probs + generator.gumbel(size=log_probs.shape)).argmax(axis=1)  # a sample of softmax(log_probs)
-        alive = live.nonzero()[0]
-        tokens[alive, t], mask[alive, t] = chosen[alive], True
-        state.append(alive, chosen[alive], mdp.prompt_width)
-        live &= ~mdp.is_eos[chosen]
-        if not live.any():
-            break
-    shaping = mdp.shaping_terms(mdp.transitions(start, tokens, mask)).values()
-    finished = mdp.finished(state.prompt, state.prompt_text, tokens, mask.sum(axis=1))
-    scores = mdp.reward.score(finished, may_skip=True)
+    samples = sample_reference(mdp, np.full(count, prompt), generator)
+    shaping = mdp.shaping_terms(mdp.transitions(samples.start, samples.tokens, samples.mask)).values()
+    scores = mdp.reward.score(samples.finished, may_skip=True)
     rewards: NDArray[np.float64] = scores + sum(term.sum(axis=1) for term in shaping)
     return rewards

@@ -2,17 +2,19 @@
 
 from typing import TYPE_CHECKING
 
+from textenv.rewards.calls import call_reward, score_tokens_of
 from textenv.rewards.errors import RewardError
 from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.lexicon import vader
 from textenv.rewards.messages import completion_text
-from textenv.rewards.training import TrainerState, TrainingContext
+from textenv.rewards.training import TRAINER_ARGUMENTS, TrainerState, TrainingContext
 from textenv.rewards.weighted import OnRewardError, RewardFunction, WeightedReward, scores_or_nan
 
 if TYPE_CHECKING:
     from textenv.rewards.classifier import RewardModel
 
 __all__ = [
+    "TRAINER_ARGUMENTS",
     "FinishedCompletions",
     "OnRewardError",
     "RewardError",
@@ -21,7 +23,9 @@ __all__ = [
     "TrainerState",
     "TrainingContext",
     "WeightedReward",
+    "call_reward",
     "completion_text",
+    "score_tokens_of",
     "scores_or_nan",
     "vader",
 ]

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from textenv.rewards.awaiting import await_all, discard
 from textenv.rewards.errors import RewardError, reward_error, what_failed
 from textenv.rewards.finished import FinishedCompletions
-from textenv.rewards.scores import NotScores, Scores, read_scores
-from textenv.rewards.training import CallLog, TrainingContext
+from textenv.rewards.scores import NotScores, Scores, is_finite, not_finite, read_scores
+from textenv.rewards.training import CallLog, TrainingContext, trainer_arguments
 
 
 def call_rewards(
@@ -72,6 +75,22 @@ def call_rewards(
         except BaseException as error:  # an awaitable that was cancelled, too
             failed(k, error)
     return scores, errors[min(errors)] if errors else None
+
+
+def call_reward(function: Any, finished: FinishedCompletions) -> NDArray[np.float64]:
+    """The scores of one function outside a training, [K]; nan where it returned None.
+
+    Raises:
+        RewardError: it failed, or a score is not finite.
+    """
+    scores, error = call_rewards({0: (function, trainer_arguments(function))}, finished, TrainingContext())
+    if error is not None:
+        raise error
+    values, none = scores[0]
+    if not (finite := is_finite(values)).all():
+        bad = int(np.argmin(finite))
+        raise reward_error(function, not_finite(values[bad]), finished, bad)
+    return values if none is None else np.where(none, np.nan, values)
 
 
 def score_tokens_of(function: object) -> Any:

@@ -45,10 +45,10 @@ class FinishedCompletions:
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def select(self, row: int) -> FinishedCompletions:
-        """One of the completions alone."""
-        one = slice(row, row + 1)
-        arrays = (self.prompt[one], self.prompt_text[one], self.tokens[one], self.length[one])
+    def select(self, rows: int | NDArray[np.int64]) -> FinishedCompletions:
+        """Some of the completions, in that order, or one of them alone."""
+        rows = np.atleast_1d(rows)
+        arrays = (self.prompt[rows], self.prompt_text[rows], self.tokens[rows], self.length[rows])
         return FinishedCompletions(self.tokenizer, self.listed, *arrays)
 
     @cached_property

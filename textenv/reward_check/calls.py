@@ -1,0 +1,104 @@
+"""One reward function, called as the environments call it, with what is needed to see what it does."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import random
+import sys
+import time
+from collections.abc import Awaitable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.rewards import FinishedCompletions, RewardFunction, call_reward, score_tokens_of
+
+Array = NDArray[np.float64]
+Scored = Sequence[float | None] | Awaitable[Sequence[float | None]]
+
+
+class Function:
+    """A reward function under examination.
+
+    Args:
+        function: the reward function.
+
+    Attributes:
+        name: its name.
+        calls: completions and seconds of each call so far.
+        is_async: whether what it returned was awaited.
+        changed: the argument that it changed, before and after; "" if none.
+        drew_from: the libraries whose global random generator it drew from; "" if none.
+    """
+
+    def __init__(self, function: RewardFunction) -> None:
+        self.function = function
+        self.name = str(getattr(function, "__name__", type(function).__name__))
+        self.has_score_tokens = score_tokens_of(function) is not None
+        self.calls: list[tuple[int, float]] = []
+        self.is_async = False
+        self.changed, self.drew_from = "", ""
+
+    def score(self, finished: FinishedCompletions) -> Array:
+        """Scores [K], nan where it returned None, by the signature with texts.
+
+        Raises:
+            RewardError: it failed, or a score is not finite.
+        """
+        recorded = _Recorded(finished)
+        before, started = _generators(), time.perf_counter()
+        scores = call_reward(self._by_text(), recorded)
+        self.calls.append((len(finished), time.perf_counter() - started))
+        self.changed = self.changed or recorded.change()
+        self.drew_from = self.drew_from or ", ".join(n for n, state in _generators().items() if state != before[n])
+        return scores
+
+    def score_tokens(self, finished: FinishedCompletions) -> Array:
+        """Scores [K] by `score_tokens`; only where it has that."""
+        return call_reward(self.function, finished)
+
+    def _by_text(self) -> RewardFunction:
+        """The function without its `score_tokens`."""
+
+        @functools.wraps(self.function)
+        def call(**arguments: object) -> Scored:
+            returned = self.function(**arguments)
+            self.is_async = self.is_async or inspect.isawaitable(returned)
+            return returned
+
+        return call
+
+
+class _Recorded(FinishedCompletions):
+    """Completions that remember the arguments that a function was given."""
+
+    def __init__(self, finished: FinishedCompletions) -> None:
+        arrays = (finished.prompt, finished.prompt_text, finished.tokens, finished.length)
+        super().__init__(finished.tokenizer, finished.listed, *arrays)
+        self.given: dict[str, list[object]] = {}
+        self.before: dict[str, str] = {}
+
+    def arguments(self) -> dict[str, list[object]]:
+        """The arguments; columns are copied, so that a change of one is seen and stays here."""
+        self.given = copy.deepcopy(super().arguments())
+        self.before = {name: repr(value) for name, value in self.given.items()}
+        return self.given
+
+    def change(self) -> str:
+        """The first argument that is not what it was, before and after."""
+        for name, value in self.given.items():
+            if (after := repr(value)) != self.before[name]:
+                at = next((i for i, (a, b) in enumerate(zip(after, self.before[name], strict=False)) if a != b), 0)
+                first = max(0, at - 20)
+                return f"{name}: ...{self.before[name][first : at + 40]}... became ...{after[first : at + 40]}..."
+        return ""
+
+
+def _generators() -> dict[str, str]:
+    """The states of the global random generators, by library."""
+    states = {"random": repr(random.getstate()), "numpy.random": repr(np.random.get_state(legacy=False))}  # noqa: NPY002 (a user's, to see whether it moves)
+    if (torch := sys.modules.get("torch")) is not None:
+        states["torch"] = str(torch.get_rng_state().numpy().tobytes().hex())
+    return states

@@ -1,0 +1,211 @@
+"""Does a reward function keep the contract: one score a completion, the same whenever and wherever it is computed?"""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.data import messages_of
+from textenv.reward_check.calls import Array, Function
+from textenv.reward_check.child import NotRun, run_elsewhere
+from textenv.reward_check.findings import Finding, Verdict, quoted
+from textenv.reward_check.samples import Samples
+from textenv.rewards import TRAINER_ARGUMENTS, FinishedCompletions, RewardError
+
+ALONE = 32  # completions that are scored alone, and in another process
+ROUNDING = 1e-3  # of the scores' standard deviation: float32 in a batch of another shape
+NOISE = 0.1  # of the scores' standard deviation, of repeated scores: above it the noise is part of what is learned
+SLOW = 0.5  # of the seconds of sampling and scoring
+
+
+def check_contract(
+    function: Function, samples: Samples, *, other_process: bool = True
+) -> tuple[list[Finding], Array | None, float]:
+    """Checks one reward function.
+
+    Returns:
+        The findings; its scores, [K], nan where it returned None, or None if it has none; and the standard deviation of
+        a score that is computed again.
+    """
+    finished = samples.finished
+    try:
+        scores = function.score(finished)
+    except RewardError as error:
+        return [_failed(function, finished, error)], None, 0.0
+    checks = _Contract(function, finished, scores)
+    found = [checks.returns(), checks.repeats(), checks.tokens(), checks.alone(), *checks.company()]
+    if other_process:
+        found.append(checks.process())
+    found += [checks.arguments(), checks.generators(), checks.takes(samples), checks.speed(samples)]
+    return [each for each in found if each is not None], scores, checks.noise
+
+
+class _Contract:
+    """The checks of one function whose scores are known."""
+
+    def __init__(self, function: Function, finished: FinishedCompletions, scores: Array) -> None:
+        self.function, self.finished, self.scores = function, finished, scores
+        valid = scores[~np.isnan(scores)]
+        self.spread = float(valid.std()) if len(valid) else 0.0
+        self.noise = 0.0
+        order = np.argsort(finished.length, kind="stable")  # the shortest are among those that are scored alone
+        self.some = order[np.unique(np.linspace(0, len(order) - 1, min(ALONE, len(order))).round().astype(int))]
+
+    def finding(self, name: str, verdict: Verdict, text: str, example: str = "") -> Finding:
+        """A finding about this function."""
+        return Finding("contract", name, verdict, text, example, self.function.name)
+
+    def returns(self) -> Finding:
+        """One finite number or None for each completion."""
+        none = int(np.isnan(self.scores).sum())
+        if none == len(self.scores):
+            return self.finding("returns", "broken", "None for every completion: it applies to none.")
+        return self.finding(
+            "returns",
+            "holds",
+            f"a finite number for {len(self.scores) - none:,} of {len(self.scores):,} completions"
+            + (f", None for {none:,}" if none else ""),
+        )
+
+    def repeats(self) -> Finding:
+        """The same scores again."""
+        again = self.function.score(self.finished)
+        difference = np.nan_to_num(again - self.scores)
+        self.noise = float(np.sqrt((difference**2).mean() / 2))  # the difference of two has twice the variance
+        if not _differ(again, self.scores, 0.0).any():
+            return self.finding("repeats", "holds", "the same batch has the same scores again")
+        text = f"the same batch has other scores again: a score's standard deviation is {self.noise:.3g}, "
+        text += f"{self._relative(self.noise)} of the scores'"
+        rounding = float(np.abs(difference).max()) <= ROUNDING * self.spread and not self._other_none(again)
+        verdict: Verdict = "holds" if rounding else "broken" if self.noise > NOISE * self.spread else "look here"
+        example = "" if rounding else self._example(again, self.scores, np.arange(len(again)), "again")
+        return self.finding("repeats", verdict, text, example)
+
+    def tokens(self) -> Finding | None:
+        """`score_tokens` gives what the function itself gives."""
+        if not self.function.has_score_tokens:
+            return None
+        found = self.function.score_tokens(self.finished)
+        rows = np.arange(len(found))
+        return self._compare("score_tokens", found, rows, "by token ids", "by its signature with texts")
+
+    def alone(self) -> Finding:
+        """The same scores one by one."""
+        found = np.concatenate([self.function.score(self.finished.select(row)) for row in self.some.tolist()])
+        return self._compare("alone", found, self.some, "alone", f"in a batch of {len(self.scores):,}")
+
+    def company(self) -> list[Finding]:
+        """The same scores in another order, and in other batches."""
+        backwards = np.arange(len(self.scores))[::-1]
+        found = self.function.score(self.finished.select(backwards))
+        findings = [self._compare("order", found, backwards, "in the reverse order", "in the batch")]
+        again = np.repeat(np.arange(0, len(self.scores), 2), 2)  # every other one, and each of them twice
+        found = self.function.score(self.finished.select(again))
+        name = "in a batch of half of the completions, each twice"
+        return [*findings, self._compare("batch", found, again, name, "in the whole batch")]
+
+    def process(self) -> Finding:
+        """The same scores in another process."""
+        try:
+            found = run_elsewhere(self.function.function, self.finished.select(self.some))
+        except NotRun as error:
+            return self.finding("process", "look here", f"not tried in another process: {error}")
+        return self._compare("process", found, self.some, "in another process", "in this one")
+
+    def arguments(self) -> Finding:
+        """What it is given is not changed."""
+        if self.function.changed:
+            return self.finding("arguments", "broken", "it changes its arguments", self.function.changed)
+        return self.finding("arguments", "holds", "it does not change its arguments")
+
+    def generators(self) -> Finding | None:
+        """No draw from a global random generator."""
+        if not self.function.drew_from:
+            return None
+        text = f"it draws from the global generator of {self.function.drew_from}: seeds of others change with it"
+        return self.finding("random numbers", "look here", text)
+
+    def takes(self, samples: Samples) -> Finding:
+        """What it gets: messages or texts, columns, arguments of a trainer; and whether it is async."""
+        chat = messages_of(self.finished.prompts[0]) is not None
+        columns = list(self.finished.columns)
+        text = f"{'async; ' if self.function.is_async else ''}prompts are {'messages' if chat else 'texts'}; "
+        text += f"columns: {', '.join(columns) or 'none'}"
+        missing = [name for name in _own_parameters(self.function) if name not in columns]
+        if missing:
+            text += f"; its parameter {missing[0]!r} is none of them, and always has its default"
+        return self.finding("takes", "look here" if missing else "holds", text)
+
+    def speed(self, samples: Samples) -> Finding:
+        """Seconds, beside those of sampling."""
+        size, seconds = next(each for each in reversed(self.function.calls) if each[0] == len(self.scores))
+        sampling = samples.seconds / len(samples)
+        share = seconds / size / (seconds / size + sampling)
+        text = (
+            f"{1000 * seconds / size:.3g} s for a thousand completions, which take {1000 * sampling:.3g} s to sample: "
+        )
+        text += f"{share:.0%} of both together (training takes further time)"
+        return self.finding("speed", "look here" if share > SLOW and seconds / size > 1e-3 else "holds", text)
+
+    def _compare(self, name: str, found: Array, rows: NDArray[np.int64], new: str, old: str) -> Finding:
+        expected = self.scores[rows]
+        # two noisy scores differ by more than 6 times their noise in one of 40,000 pairs
+        tolerance = ROUNDING * self.spread + 6 * self.noise
+        wrong = _differ(found, expected, tolerance)
+        if not wrong.any():
+            beyond = " within its noise" if self.noise else ""
+            return self.finding(name, "holds", f"the same scores {new} as {old}{beyond}")
+        text = f"{int(wrong.sum()):,} of {len(wrong):,} completions have another score {new} than {old}"
+        return self.finding(name, "broken", text, self._example(found, expected, rows, new, wrong))
+
+    def _example(
+        self, found: Array, expected: Array, rows: NDArray[np.int64], new: str, wrong: NDArray[np.bool_] | None = None
+    ) -> str:
+        """The shortest completion whose score is another."""
+        wrong = _differ(found, expected, 0.0) if wrong is None else wrong
+        at = min(np.flatnonzero(wrong).tolist(), key=lambda i: int(self.finished.length[rows[i]]))
+        text = quoted(str(self.finished.completions[rows[at]]))
+        return f"{text} has {_score(expected[at])}, and {_score(found[at])} {new}"
+
+    def _other_none(self, again: Array) -> bool:
+        return bool((np.isnan(again) != np.isnan(self.scores)).any())
+
+    def _relative(self, value: float) -> str:
+        return f"{value / self.spread:.1%}" if self.spread > 0 else "much"
+
+
+def _failed(function: Function, finished: FinishedCompletions, error: RewardError) -> Finding:
+    """The finding about a function that cannot be called, with the shortest completion that fails alone."""
+    for row in np.argsort(finished.length, kind="stable").tolist():
+        try:
+            function.score(finished.select(row))
+        except RewardError as alone:
+            example = f"alone, {quoted(str(finished.completions[row]))} of {quoted(str(finished.prompts[row]))} fails"
+            return Finding("contract", "returns", "broken", str(alone), example, function.name)
+    text = f"{error} None of the completions fails alone."
+    return Finding("contract", "returns", "broken", text, f"a batch of {len(finished):,} completions", function.name)
+
+
+def _differ(found: Array, expected: Array, tolerance: float) -> NDArray[np.bool_]:
+    """Whether scores differ by more than a tolerance, or one of the two is None."""
+    with np.errstate(invalid="ignore"):
+        far: NDArray[np.bool_] = np.abs(found - expected) > tolerance
+    different: NDArray[np.bool_] = far | (np.isnan(found) != np.isnan(expected))
+    return different
+
+
+def _score(value: float) -> str:
+    return "None" if np.isnan(value) else f"{value:.6g}"
+
+
+def _own_parameters(function: Function) -> list[str]:
+    """The parameters by which a function takes columns."""
+    try:
+        parameters = inspect.signature(function.function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    given = {"prompts", "completions", "completion_ids", *TRAINER_ARGUMENTS}
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in parameters if each.kind in kinds and each.name not in given]
