@@ -28,6 +28,7 @@ from experiments.checkpoints import BASELINES
 from experiments.evaluation import Evaluator, check_enough, reference_policy
 from experiments.reference_completions import REFERENCE_FILE, Measured, ReferenceCompletions
 from experiments.summary import read_baselines
+from textenv import get_mdp
 from textenv.exact import Tree
 
 
@@ -43,7 +44,7 @@ def measure_baselines(evaluator: Evaluator, folder: Path, num_completions: int =
 
     Returns:
         With `best_of_n` (its `n` and what was measured, None without one) and `held_out` (the same of the prompts held
-        out, None without those).
+        out, None without those), which has `trained_on`, how many of its prompts are trained on too.
     """
     path = folder / BASELINES
     if not run_on_rank0(path.exists):
@@ -51,8 +52,16 @@ def measure_baselines(evaluator: Evaluator, folder: Path, num_completions: int =
         held_out = evaluator.held_out
         if held_out is not None:
             measured["held_out"] = _measure(held_out, folder / "held_out", num_completions, best_of)
+            measured["held_out"]["trained_on"] = float(_in_both(evaluator, held_out))
         run_on_rank0(lambda: _write(path, measured))
     return read_baselines(path)
+
+
+def _in_both(evaluator: Evaluator, held_out: Evaluator) -> int:
+    """How many prompts of an evaluation on prompts held out are trained on too, as --eval-prompts may have them."""
+    trained = set(get_mdp(evaluator.env).prompts.texts)
+    texts = get_mdp(held_out.env).prompts.texts
+    return sum(texts[prompt] in trained for prompt in held_out.prompts)
 
 
 def _write(path: Path, measured: JsonObject) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from agents import files
 from agents.files import JsonObject
 from experiments.metrics_file import Row, find_gaps, read_metrics
-from experiments.share import normalized_objective
+from experiments.share import normalized_objective, optimum_band
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -93,8 +93,8 @@ def _draw_baselines(axis: Axes, baselines: JsonObject, suffix: str = "", alpha: 
         estimated = baselines.get("optimum_stderr") is not None
         label = f"optimum, estimated{suffix}" if estimated else f"exact optimum{suffix}"
         axis.axhline(baselines["optimum"], color="black", ls="--", label=label, alpha=alpha)
-        if estimated:
-            axis.axhspan(baselines["optimum_low"], baselines["optimum_high"], color="black", alpha=0.1 * alpha, lw=0)
+        if (band := optimum_band(baselines)) is not None:
+            axis.axhspan(*band, color="black", alpha=0.1 * alpha, lw=0)
 
 
 def _add_share_axis(axis: Axes, baselines: JsonObject) -> None:

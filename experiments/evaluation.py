@@ -194,7 +194,7 @@ class Evaluator:
             "optimum_stderr": estimate.stderr,
             "optimum_covariance": estimate.covariance,
             "optimum_low": estimate.interval[0],
-            "optimum_high": estimate.interval[1],
+            "optimum_high": estimate.interval[1] if math.isfinite(estimate.interval[1]) else None,
             "optimum_upper": estimate.upper if math.isfinite(estimate.upper) else None,
             "optimum_completions": float(completions.rewards.shape[1]),
             "least_effective_sample_size": float(estimate.effective_sample_size.min()),
@@ -225,8 +225,8 @@ def make_evaluator(flags: EvaluationFlags, environments: Environments) -> Evalua
     samples = any(each is not None and each.tree is None for each in (evaluator, held_out))
     if flags.optimum_completions and samples and evaluator.kl_coef == 0:
         raise FlagError(
-            "--optimum-completions must be 0 where beta, kl_coef, is 0: J* is then the largest reward there is; got "
-            f"{flags.optimum_completions}."
+            "J* cannot be estimated where beta, kl_coef, is 0: it is then the largest reward there is. Add "
+            f"--optimum-completions 0 (it is {flags.optimum_completions})."
         )
     return evaluator
 

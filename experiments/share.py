@@ -84,26 +84,39 @@ def describe_baselines(baselines: JsonObject) -> list[str]:
 
 def _describe_prompts(baselines: JsonObject) -> str:
     used, total = baselines.get("num_prompts"), baselines.get("all_prompts")
-    if used is None or total is None or used == total:
-        return ""
-    return f"Policies are measured on {used:.0f} of {total:.0f} prompts (--max-eval-prompts)."
+    both = baselines.get("trained_on")
+    found = [] if not both else [f"{both:.0f} of these prompts are trained on too."]
+    if used is not None and total is not None and used != total:
+        found.insert(0, f"Policies are measured on {used:.0f} of {total:.0f} prompts (--max-eval-prompts).")
+    return " ".join(found)
 
 
 def _describe_optimum(baselines: JsonObject) -> str:
     if baselines.get("optimum_stderr") is None:
         return ""
     upper, least = baselines["optimum_upper"], baselines["least_effective_sample_size"]
-    bound = "" if upper is None else f", stochastic upper bound {upper:.3f}"
-    text = (
+    median = baselines["median_effective_sample_size"]
+    sizes = f"effective sample size of a prompt {least:.1f} (least), {median:.1f} (median)"
+    how = (
         f"J* is estimated from {baselines['optimum_completions']:.0f} completions of the reference for each of "
-        f"{baselines['num_prompts']:.0f} prompts: 95% interval [{baselines['optimum_low']:.3f}, "
-        f"{baselines['optimum_high']:.3f}]{bound}; effective sample size of a prompt {least:.1f} (least), "
-        f"{baselines['median_effective_sample_size']:.1f} (median). It is biased downward, shares are biased upward. "
-        "Behind ± is a share's standard error: of J*, the reference and the evaluations."
+        f"{baselines['num_prompts']:.0f} prompts"
     )
     if least < exact.MIN_EFFECTIVE_SAMPLES:
-        text += (
-            f" With fewer than {exact.MIN_EFFECTIVE_SAMPLES:.0f} effective samples bias and interval are rough; raise "
-            "--optimum-completions."
+        most = "" if upper is None else f", and at most about {max(upper, baselines['optimum']):.3f}"
+        return (
+            f"{how}. It is at least about {baselines['optimum']:.3f}{most}, and every share is too large: fewer than "
+            f"{exact.MIN_EFFECTIVE_SAMPLES:.0f} effective completions decide ({sizes}). The ± of a share is no measure "
+            "of that; raise --optimum-completions."
         )
-    return text
+    bound = "" if upper is None else f", stochastic upper bound {upper:.3f}"
+    return (
+        f"{how}: 95% interval [{baselines['optimum_low']:.3f}, {baselines['optimum_high']:.3f}]{bound}; {sizes}. It is "
+        "biased downward, shares are biased upward. Behind ± is a share's standard error: of J*, the reference and the "
+        "evaluations."
+    )
+
+
+def optimum_band(baselines: JsonObject) -> tuple[float, float] | None:
+    """The interval of an estimate of J*; None where J* is exact, not known, or has no upper bound."""
+    low, high = baselines.get("optimum_low"), baselines.get("optimum_high")
+    return None if low is None or high is None else (low, high)

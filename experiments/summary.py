@@ -33,7 +33,7 @@ SUMMARY_TYPES = {
 # None where an earlier version did not write them
 ADDED = {"normalized_objective_stderr": float | None, "held_out": dict | None, "cpu_seconds": float | None}
 BASELINE_TYPES = {**dict.fromkeys(BASELINE_NAMES, float | None), "reference": float, "reference_score": float}
-ADDED_BASELINES = {"held_out": dict | None, "best_of_n": dict | None}
+ADDED_BASELINES = {"held_out": dict | None, "best_of_n": dict | None, "trained_on": float | None}
 
 
 def write_summary(folder: Path, summary: JsonObject) -> None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from agents.files import JsonObject
 from experiments.html_report.runs import Run, Runs
 from experiments.html_report.svg import GRID, INK, MUTED, WIDE, Drawing, Point, colour, draw, new_axes
+from experiments.share import optimum_band
 
 MOST_POINTS = 100  # of a curve
 
@@ -103,8 +104,8 @@ def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> None:
     if (optimum := baselines["optimum"]) is not None:
         estimated = baselines.get("optimum_stderr") is not None
         levels.append((optimum, f"{'estimated' if estimated else 'exact'} optimum{suffix}", (0, (5, 3))))
-        if estimated:
-            axes.axhspan(baselines["optimum_low"], baselines["optimum_high"], color=GRID, alpha=0.6, lw=0)
+        if (band := optimum_band(baselines)) is not None:
+            axes.axhspan(*band, color=GRID, alpha=0.6, lw=0)
     for value, label, dashes in levels:
         axes.axhline(value, color=INK, lw=1, ls=dashes)
         place = axes.get_yaxis_transform()

@@ -66,5 +66,6 @@ def _panel(panel: Axes, group: Group, axis: str, colours: Mapping[str, tuple[flo
     if kept:
         panel.axhline(float(np.mean(shares)), color="gray", ls="-.", label=f"best of {kept[0][0]['n']}")
     panel.axhline(1.0, color="black", ls="--", lw=1, label="optimum")
-    panel.set(xlabel=AXES[axis], ylim=(-0.05, 1.06))
+    low = min([-0.05, *(float(np.min(np.asarray(line.get_ydata()))) - 0.02 for line in panel.get_lines())])
+    panel.set(xlabel=AXES[axis], ylim=(low, 1.06))
     panel.spines[["top", "right"]].set_visible(False)

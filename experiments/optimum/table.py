@@ -120,16 +120,17 @@ def gap_table(group: Group) -> Table:
     for column in ("", "gap", "1st token", "2nd", "3rd", "later", "costliest state (its share)"):
         table.add_column(column, justify="right" if column in ("gap", "1st token", "2nd", "3rd", "later") else "left")
     for name in group.shown():
-        gaps = [trial["gap"] for trial, _ in group.of(name) if trial["gap"]]
+        trials = [trial for trial, _ in group.of(name) if trial["gap"]]
+        gaps = [trial["gap"] for trial in trials]
         if not gaps:  # the first seed failed
             continue
         sizes = [sum(gap["by_token"]) for gap in gaps]
         parts = np.mean([_parts(gap["by_token"]) for gap in gaps], axis=0)
-        cost, worst = max(
-            ((gap["states"][0]["cost"] / (sum(gap["by_token"]) or 1.0), gap["states"][0]) for gap in gaps),
-            key=lambda each: each[0],
-        )
-        text = f"{worst['prompt']} -> {worst['completion_so_far'] or '...'} ({cost:.0%})"
+        costs = [gap["states"][0]["cost"] / (sum(gap["by_token"]) or 1.0) for gap in gaps]
+        at = int(np.argmax(costs))
+        cost, worst = costs[at], gaps[at]["states"][0]
+        where = f"{trials[at]['task']}: " if len({trial["task"] for trial in trials}) > 1 else ""
+        text = f"{where}{worst['prompt']} -> {worst['completion_so_far'] or '...'} ({cost:.0%})"
         table.add_row(name, f"{np.mean(sizes):.3f}", *(f"{part:.0%}" for part in parts), text)
     return table
 

@@ -15,6 +15,7 @@ FACTORS = (0.25, 1.0, 4.0)  # of the default step size
 GRPO_BETAS = (0.05, 0.2, 0.8)  # for TRL's GRPO: its KL is a mean over tokens, beside advantages divided by their spread
 TRL = ("trl-rloo", "trl-grpo")  # they train language models only
 GROUPS: JsonObject = {"num_generations": 16, "n_epochs": 4}  # larger groups and more passes than TRL's defaults
+DECAY: JsonObject = {"lr_schedule": "linear"}  # as TRL's trainers have it
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ class Variant:
     @property
     def label(self) -> str:
         """The agent, with settings that are not its defaults."""
-        return " ".join([short_name(self.agent), *(f"{name}={value:g}" for name, value in self.settings.items())])
+        shown = (
+            f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
+            for name, value in self.settings.items()
+        )
+        return " ".join([short_name(self.agent), *shown])
 
     @property
     def name(self) -> str:
@@ -59,14 +64,15 @@ def variants(task: SuiteTask, agents: Sequence[str], peers: Sequence[str], seeds
     """Returns what is trained on a task.
 
     On toys each agent has its default step size and all seeds. On the stories our agents have that too, and the first
-    seed at the other step sizes, and RLOO and GRPO also with the groups and passes of TRL's; the peers have the first
-    seed at each of three step sizes, and TRL's GRPO also at each of three betas.
+    seed at the other step sizes, and at a step size that falls linearly; RLOO and GRPO also have the groups and passes
+    of TRL's. The peers have the first seed at each of three step sizes, and TRL's GRPO also at each of three betas.
     """
     if task.group != "stories":
         names = [(name, name in peers) for name in (*agents, *peers) if name not in TRL]
         return [Variant(name, seed, peer=peer) for seed in seeds for name, peer in names]
     found = [Variant(agent, seed) for seed in seeds for agent in agents]
     found += [Variant(agent, seeds[0], factor) for factor in FACTORS if factor != 1 for agent in agents]
+    found += [Variant(agent, seeds[0], settings=DECAY) for agent in agents]
     found += [Variant(agent, seeds[0], settings=GROUPS) for agent in agents if agent in ("rloo", "grpo")]
     for factor, peer in itertools.product(FACTORS, peers):  # all of one step size are trained side by side
         settings = [GROUPS if peer in TRL else {}]

@@ -8,7 +8,10 @@ ESS = (sum_i w_i)^2 / sum_i w_i^2,
 
     standard error  ~  beta sqrt(1 / ESS - 1 / N),      bias  ~  -beta / 2 (1 / ESS - 1 / N)
 
-so J* is underestimated, and the share of the way that a policy has come is overestimated. That no logarithm of an
+so J* is underestimated, and the share of the way that a policy has come is overestimated. Where the completions that
+decide are rarer than 1 / N none may be among the N, and nothing that is computed from these shows it: not the standard
+error, nor the effective sample size, which is then large. The interval covers J* as often as it says where pi* is near
+enough, about KL(pi* || pi_ref) < log N - 3, and less often beyond. That no logarithm of an
 unbiased estimate is too large in the mean (Jensen) makes it a stochastic lower bound. One exact sample of pi* among the
 N completions makes it a stochastic upper bound: E beta log 1/N (w* + sum_{i < N} w_i) >= J*(x) (Grosse et al. 2015,
 arXiv:1511.02543; for language models Zhao et al. 2024, arXiv:2404.17546). Where the reward has a largest value M, exact
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -43,7 +46,8 @@ class OptimumEstimate:
     Attributes:
         objective: the estimate of J*, the mean over prompts.
         stderr: its standard error over completions; the prompts are given.
-        interval: of `confidence`, by the normal approximation, with the bias added to its upper end.
+        interval: of `confidence`, by the normal approximation, with the bias added to its upper end. Where a prompt has
+            fewer than 10 effective samples its upper end is `upper`.
         bias: the expected estimate minus J*, approximately; negative.
         reference_objective: the mean r(x, y), J of the reference.
         covariance: of the estimates of J* and of the reference's J, which are from the same completions.
@@ -61,7 +65,7 @@ class OptimumEstimate:
     reference_objective: float
     covariance: float
     kl: float
-    weights: Array
+    weights: Array = field(repr=False)
     effective_sample_size: Array
     upper: float = math.inf
 
@@ -87,7 +91,9 @@ def estimate_optimum(env: EnvLike | TextMDP, num_completions: int = 1024, seed: 
     mdp = get_mdp(env)
     _check_beta(mdp.kl_coef)  # before anything is sampled
     rewards = sample_rewards(mdp, check_count("num_completions", num_completions, 2), seed)
-    return optimum_from_scores(rewards, mdp.kl_coef, max_score=largest_reward(mdp), seed=seed)
+    estimate = _estimate(rewards, mdp.kl_coef, largest_reward(mdp), 0.95, seed)
+    _warn_of_few(estimate)
+    return estimate
 
 
 def optimum_from_scores(
@@ -110,6 +116,14 @@ def optimum_from_scores(
     Warns:
         UserWarning: a prompt has fewer than 10 effective samples.
     """
+    estimate = _estimate(scores, kl_coef, max_score, confidence, seed)
+    _warn_of_few(estimate)
+    return estimate
+
+
+def _estimate(
+    scores: ArrayLike, kl_coef: float, max_score: float | None, confidence: float, seed: int
+) -> OptimumEstimate:
     rewards, beta = _check_scores(scores), _check_beta(kl_coef)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}.")
@@ -123,13 +137,9 @@ def optimum_from_scores(
     variance = np.maximum(1 / effective - 1 / count, 0.0) * count / (count - 1)
     objective, stderr = beta * float(log_mean.mean()), beta * float(np.sqrt(variance.sum())) / len(count)
     bias = -beta / 2 * float(variance.mean())
-    if float(effective.min()) < MIN_EFFECTIVE_SAMPLES:
-        few, limit = int((effective < MIN_EFFECTIVE_SAMPLES).sum()), f"{MIN_EFFECTIVE_SAMPLES:.0f}"
-        warnings.warn(
-            f"{few} of {len(count)} prompts have fewer than {limit} effective samples, the least "
-            f"{effective.min():.1f}: J* is underestimated, bias and interval are rough there. Take more completions.",
-            stacklevel=2,
-        )
+    upper = math.inf
+    if max_score is not None:
+        upper = _upper_bound(logits, beta, max_score, np.random.default_rng(seed))
     weights, known = np.exp(logits - logsumexp(logits)[:, None]), np.where(valid, rewards, 0.0)
     mean = known.sum(axis=1) / count
     # completion i moves the estimate of J*(x) by beta w_i / sum_j w_j, and that of J_ref(x) by r_i / N
@@ -138,15 +148,31 @@ def optimum_from_scores(
     return OptimumEstimate(
         objective=objective,
         stderr=stderr,
-        interval=(objective - width, objective - bias + width),
+        interval=(
+            objective - width,
+            objective - bias + width if effective.min() >= MIN_EFFECTIVE_SAMPLES else max(upper, objective),
+        ),
         bias=bias,
         reference_objective=float(mean.mean()),
         covariance=float(covariance.sum()) / len(count) ** 2,
         kl=(float((weights * known).sum(axis=1).mean()) - objective) / beta,
         weights=weights,
         effective_sample_size=effective,
-        upper=math.inf if max_score is None else _upper_bound(logits, beta, max_score, np.random.default_rng(seed)),
+        upper=upper,
     )
+
+
+def _warn_of_few(estimate: OptimumEstimate) -> None:
+    """Warns of prompts with few effective samples, at the line that called the public function."""
+    effective = estimate.effective_sample_size
+    few = int((effective < MIN_EFFECTIVE_SAMPLES).sum())
+    if few:
+        warnings.warn(
+            f"{few} of {len(effective)} prompts have fewer than {MIN_EFFECTIVE_SAMPLES:.0f} effective samples, the "
+            f"least {effective.min():.1f}: J* is underestimated, and the standard error is no measure of it. Take more "
+            "completions.",
+            stacklevel=3,
+        )
 
 
 def _upper_bound(logits: Array, beta: float, max_score: float, generator: np.random.Generator) -> float:

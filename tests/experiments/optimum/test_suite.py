@@ -122,8 +122,12 @@ def test_what_is_trained_on_which_task() -> None:
     assert sorted({v.agent for v in on_toy}) == ["ppo", "rloo", "sb3-ppo"] and len(on_toy) == 9
     assert all(v.factor == 1 for v in on_toy)
     own = [v for v in on_stories if not v.peer]
-    assert sorted((v.seed, v.factor) for v in own if v.agent == "ppo") == [(0, 0.25), (0, 1), (0, 4), (1, 1), (2, 1)]
-    equal = [v.settings for v in on_stories if v.agent in ("rloo", "trl-rloo") and v.factor == 1 and v.settings]
+    plain = sorted((v.seed, v.factor) for v in own if v.agent == "ppo" and not v.settings)
+    assert plain == [(0, 0.25), (0, 1), (0, 4), (1, 1), (2, 1)]
+    assert [v.name for v in own if v.agent == "ppo" and v.settings] == ["ppo lr_schedule=linear"]
+    equal = [
+        v.settings for v in on_stories if v.agent in ("rloo", "trl-rloo") and v.factor == 1 and "n_epochs" in v.settings
+    ]
     assert equal == [{"num_generations": 16, "n_epochs": 4}] * 2
     theirs = [(v.agent, v.factor) for v in on_stories if v.peer]
     assert theirs.count(("trl-grpo", 4.0)) == len(GRPO_BETAS) and len(theirs) == len(FACTORS) * (2 + len(GRPO_BETAS))
