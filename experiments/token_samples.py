@@ -7,6 +7,10 @@ They are output alone: nothing reads them to resume. A row is a completion. Its 
     value, advantage                    V(s_t) and GAE of an agent that trains V; others have none
     exact                               what `textenv.exact` computes, where the task is enumerated
 
+With the text, a row has what else reward functions get, so that another reward can score it later (`rescore`):
+`columns`, the further fields of its prompt, but for those that JSON has no form for; and `messages`, where the prompt
+is a conversation.
+
 `exact` has V and A of the policy, V* and Q*, and two costs: `lost`, whose sum over a completion has the mean J* - J,
 and `state_cost`, the part of J* - J in the state s_t (`suboptimality_by_state`).
 
@@ -30,6 +34,7 @@ from agents.sampling import Rollout, collect, new_generator
 from experiments.evaluation import EVAL_SEED, Evaluator
 from experiments.library_agent import LibraryAgent
 from textenv import TextMDP, TextState, exact, get_mdp
+from textenv.data import messages_of
 
 SAMPLES = "samples"
 DIGITS = 6  # after the point, of every number
@@ -91,6 +96,7 @@ def sample_tokens(
     solution = evaluator.solution
     costs = None if solution is None or known is None else exact.suboptimality_by_state(solution, known)
     lengths = rollout.mask.sum(dim=1) if rollout.lengths is None else rollout.lengths
+    fields = mdp.prompts.columns_of(rollout.prompt.tolist())
     rows: list[JsonObject] = []
     for i, length in enumerate(lengths.tolist()):
         ids: list[int] = rollout.tokens[i, :length].tolist()
@@ -101,7 +107,10 @@ def sample_tokens(
             "tokens": token_texts(mdp, ids),
             "stopped": bool(rollout.stopped[i]),
             "score": _plain(rollout.scores[i : i + 1])[0],
+            "columns": {name: values[i] for name, values in fields.items() if _is_json(values[i])},
         }
+        if (messages := messages_of(rollout.prompts[i])) is not None:
+            row["messages"] = messages
         if bool(rollout.valid[i]):  # else its reward failed
             row |= {name: _plain(values[i, :length]) for name, values in columns.items()}
             row["reward_terms"] = {name: _plain(values[i, :length]) for name, values in terms.items()}
@@ -177,6 +186,14 @@ def token_texts(mdp: TextMDP, token_ids: list[int]) -> list[str]:
             texts.append(mdp.decode([token]))
         before = text
     return texts
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _plain(values: Tensor | NDArray[np.float64]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from experiments.frontier import frontier, read_frontier, write_frontier
 from experiments.token_samples import drop_samples_after, sample_files, sample_tokens, token_texts, write_samples
 from experiments.trial import run_trial
 from tests.helpers.commands import stories_flags, tiny
+from tests.helpers.models import arguments
 from tests.helpers.policies import random_policy
 from textenv import exact, get_mdp
 
@@ -111,6 +113,22 @@ def test_a_language_model_has_no_exact_columns(assets: Path, tmp_path: Path) -> 
         assert "exact" not in row and "".join(row["tokens"]) == row["completion"]
         assert row["log_prob"] == pytest.approx(row["ref_log_prob"], abs=1e-4)  # it starts at the reference
     assert token_texts(get_mdp(env), []) == []
+
+
+def test_a_row_has_what_else_a_reward_gets() -> None:
+    """The columns of its prompt that JSON can hold, and the messages of a conversation; of a text there are none."""
+    chat = [{"role": "user", "content": "a b"}]
+    rows = [{"prompt": chat, "answer": {"a": [i, None]}, "odd": {i}} for i in range(2)]
+    settings = arguments("gpt2", prompts=rows, max_new_tokens=2)
+    settings["tokenizer"].chat_template = "{{ messages[0].content }}"
+    env = gym.make_vec("textenv/Text-v0", num_envs=1, **settings)
+    agent = PPO(TransformerPolicy.for_env(env), env, seed=0)
+    found = sample_tokens(Evaluator.for_env(env, 4), agent, 2, None)
+    assert [row["columns"] for row in found] == [{"answer": {"a": [i, None]}} for i in range(2)]
+    assert [row["messages"] for row in found] == [chat, chat]
+    measured, policy = evaluator()
+    (text,) = sample_tokens(measured, PPO(policy, measured.env, seed=0), 1, measured.evaluate_exactly(policy))
+    assert text["columns"] == {} and "messages" not in text
 
 
 def test_the_frontier_is_that_of_the_oracle(tmp_path: Path) -> None:
