@@ -34,6 +34,7 @@ from experiments.opening import INITIAL, opened
 from experiments.optimum import OptimumConfig, optimum
 from experiments.parsing import parse
 from experiments.play import PlayConfig, play
+from experiments.rescore import RescoreConfig, rescore
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.saved_run import EvaluateConfig, SampleConfig, evaluate, sample
 from experiments.settings_flags import asked_agents, registry_of
@@ -83,6 +84,7 @@ Command = (
     | Annotated[SampleConfig, tyro.conf.subcommand("sample", description=SampleConfig.__doc__)]
     | Annotated[PlayConfig, tyro.conf.subcommand("play", description=getdoc(PlayConfig))]
     | Annotated[ReportConfig, tyro.conf.subcommand("report", description=ReportConfig.__doc__)]
+    | Annotated[RescoreConfig, tyro.conf.subcommand("rescore", description=RescoreConfig.__doc__)]
     | Annotated[LectureConfig, tyro.conf.subcommand("lecture", description=LectureConfig.__doc__)]
     | Annotated[OptimumConfig, tyro.conf.subcommand("optimum", description=getdoc(OptimumConfig))]
     | Annotated[CostConfig, tyro.conf.subcommand("cost", description=CostConfig.__doc__)]
@@ -129,6 +131,7 @@ def main() -> None:
         SampleConfig: sample,
         PlayConfig: play,
         ReportConfig: report_runs,
+        RescoreConfig: rescore,
         LectureConfig: lecture,
         OptimumConfig: optimum,
         CheckRewardConfig: check,

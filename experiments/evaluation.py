@@ -105,7 +105,7 @@ class Evaluator:
         gold = [r.gold_scores.double().cpu().numpy() for r in rollouts if r.gold_scores is not None]
         if gold:
             columns["gold_score"] = np.concatenate(gold)
-        found = {name: _mean_over_prompts(values, prompt) for name, values in columns.items()}
+        found = {name: mean_over_prompts(values, prompt) for name, values in columns.items()}
         means = {name: mean for name, (mean, _) in found.items()}
         errors = {f"{name}_stderr": stderr for name, (_, stderr) in found.items()}
         return means | errors | ({"skipped": float(skipped)} if skipped else {})
@@ -231,7 +231,7 @@ def make_evaluator(flags: EvaluationFlags, environments: Environments) -> Evalua
     return evaluator
 
 
-def _mean_over_prompts(values: NDArray[np.float64], prompt: NDArray[np.int64]) -> tuple[float, float]:
+def mean_over_prompts(values: NDArray[np.float64], prompt: NDArray[np.int64]) -> tuple[float, float]:
     """The mean over prompts of the means of their completions, and its standard error; the prompts are given.
 
     Where a prompt has a single completion, the spread over all completions is taken for that of each prompt's.

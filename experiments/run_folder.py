@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agents import FORMAT_VERSION, check_format, files
 from agents.files import JsonObject
-from experiments.agent_classes import AGENTS, Settings, names_user_code, settings_key
+from experiments.agent_classes import AGENTS, Settings, names_user_code, settings_key, short_name
 from experiments.config import SHARED_FLAGS, TrainFlags, TrialConfig
 from experiments.errors import FlagError
 from experiments.fingerprints import sources, surroundings
@@ -90,6 +90,22 @@ def read_config(folder: Path) -> TrainFlags:
         return TrialConfig(**values, settings=Settings({own: settings[own]} if own in settings else {}))
     except FlagError as error:
         raise FlagError(f"{path}: {error}") from error
+
+
+def trial_folders(folder: Path) -> list[Path]:
+    """Returns the folders of the trials in a folder of `train`, itself, or `compare`, those that have begun.
+
+    They are in the order of the flags.
+
+    Raises:
+        FlagError, DamagedFile: see `read_saved_config`.
+    """
+    flags = read_saved_config(folder)["flags"]
+    if "agents" not in flags:
+        return [folder]
+    files.check_types(folder / CONFIG, flags, {"agents": list, "seeds": list})
+    places = [folder / short_name(str(agent)) / f"seed-{seed}" for agent in flags["agents"] for seed in flags["seeds"]]
+    return [place for place in places if (place / CONFIG).is_file()]
 
 
 def plain(config: DataclassInstance) -> JsonObject:

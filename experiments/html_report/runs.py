@@ -16,7 +16,7 @@ from experiments.frontier import read_frontier
 from experiments.html_report.sampled import Step, read_steps
 from experiments.metrics_file import METRICS_FILE, Row, find_gaps, read_metrics
 from experiments.opening import INITIAL
-from experiments.run_folder import CONFIG, read_saved_config
+from experiments.run_folder import CONFIG, read_saved_config, trial_folders
 from experiments.share import normalized_objective, normalized_objective_stderr, tokens_to_reach
 from experiments.state_tree import read_tree
 from experiments.summary import SUMMARY, checked_summary, read_baselines
@@ -132,14 +132,7 @@ def _runs_of(folder: Path, notes: list[str]) -> list[Run]:
     """The runs in the folder of `train` or `compare`, in the order of its flags."""
     if not (folder / CONFIG).is_file():
         raise FlagError(f"{str(folder)!r} holds no run (no {CONFIG}); pass a folder that `train` or `compare` wrote.")
-    flags = read_saved_config(folder)["flags"]
-    if "agents" in flags:
-        agents, seeds = flags["agents"], flags.get("seeds")
-        files.check_types(folder / CONFIG, flags, {"agents": list, "seeds": list})
-        places = [folder / short_name(str(agent)) / f"seed-{seed}" for agent in agents for seed in seeds]
-        places = [place for place in places if (place / CONFIG).is_file()]
-    else:
-        places = [folder]
+    places = trial_folders(folder)
     runs = [run for place in places if (run := _read_run(place, _initial(folder, place), notes)) is not None]
     if not runs:
         raise FlagError(f"{str(folder)!r} holds no run that was evaluated yet.")

@@ -16,6 +16,7 @@ REQUIRED = {
     "evaluate": ["--run", "r"],
     "sample": ["--run", "r"],
     "report": ["r"],
+    "rescore": ["r", "--reward", "vader"],
     "reward-model": ["--pairs", "p", "--model", "m", "--out", "o"],
     "verify": ["ppo"],
 }
@@ -29,6 +30,7 @@ COMMANDS = {
             "sample",
             "play",
             "report",
+            "rescore",
             "lecture",
             "optimum",
             "cost",
@@ -76,6 +78,7 @@ def make(name: str, values: dict[str, Any]) -> Any:
         "out": Path("o"),
         "losses": ["ppo"],
         "runs": [Path("r")],
+        "reward": ["vader"],
     }
     fields = dataclasses.fields(kind)
     made: dict[str, Any] = {"settings": settings} if settings else {}

@@ -1,0 +1,88 @@
+"""Means with standard errors, rank correlation and rank differences of two scores, against their definitions."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.console import plain_console
+from experiments.rescore.kept import KeptCompletion, Sampled
+from experiments.rescore.tables import differences_table, policies_table
+from experiments.rescore.twice import ScoredTwice, policies, rank_correlation, rank_differences
+
+SCORES = st.lists(st.integers(-5, 5), min_size=3, max_size=12)
+
+
+def scored(own: list[float], new: list[float], agent: str = "ppo", name: str = "", prompts: str = "") -> ScoredTwice:
+    """Completions with these scores; `prompts` has a letter for each."""
+    texts = prompts or "p" * len(own)
+    completions = [KeptCompletion(texts[i], f"c{i}", [i], {}, score) for i, score in enumerate(own)]
+    return ScoredTwice(Sampled(name or agent, agent, completions), np.array(own, float), np.array(new, float))
+
+
+@given(SCORES, st.randoms())
+def test_ranks_do_not_depend_on_units(own: list[int], random: object) -> None:
+    """Any increasing function of a score: the correlation is 1 and no rank differs; a decreasing one: -1."""
+    values = np.array(own, float)
+    if np.ptp(values) == 0:
+        assert rank_correlation(values, values) is None
+        return
+    assert rank_correlation(values, np.exp(values)) == pytest.approx(1.0)
+    assert not rank_differences(values, 3 * values + 7).any()
+    assert rank_correlation(values, -(values**3)) == pytest.approx(-1.0)
+    assert np.abs(rank_differences(values, -values)).max() > 0  # control
+
+
+@given(st.permutations(range(6)))
+def test_the_correlation_is_spearmans(order: list[int]) -> None:
+    """1 - 6 sum d^2 / (n (n^2 - 1)) where no scores are equal; the differences of ranks are d / n."""
+    own, new = np.arange(6.0), np.array(order, float)
+    differences = rank_differences(own, new)
+    assert (differences * 6).tolist() == pytest.approx((new - own).tolist())
+    assert rank_correlation(own, new) == pytest.approx(1 - 6 * ((6 * differences) ** 2).sum() / (6 * 35))
+
+
+def test_under_unrelated_rewards_it_is_zero_with_the_error_that_the_table_names() -> None:
+    """Over all orders of five completions the mean is 0 and the standard deviation 1 / sqrt(n - 1)."""
+    found = [rank_correlation(np.arange(5.0), np.array(order, float)) for order in permutations(range(5))]
+    values = np.array(found, dtype=float)
+    assert values.mean() == pytest.approx(0, abs=1e-12) and values.std() == pytest.approx(1 / math.sqrt(4))
+
+
+def test_means_and_errors_by_hand() -> None:
+    """Over prompts, with the spread within them; of an agent over its seeds; of one completion there is no error."""
+    first, second = scored([1, 3, 10, 10], [0, 0, 1, 1], prompts="aabb"), scored([4, 4], [2, 6], prompts="ab")
+    (own, new), (other, _) = first.means(), second.means()
+    assert own.value == 6 and new.value == 0.5 and new.stderr == 0 and other == (4, 0)
+    assert own.stderr == pytest.approx(math.sqrt(2 / 2 + 0) / 2)  # the variance of prompt a's mean is 2 / 2
+    assert math.isnan(scored([1], [1]).means()[0].stderr) and math.isnan(scored([], []).means()[0].value)
+    rows = policies([scored([0], [0], agent="", name="before"), first, second])
+    assert [(row.name, row.num_completions) for row in rows] == [
+        ("before", 1),
+        ("ppo", 4),
+        ("ppo", 2),
+        ("ppo, 2 seeds", 6),
+    ]
+    assert rows[-1].own.value == 5 and rows[-1].own.stderr == pytest.approx(1.0)  # of 6 and 4
+    assert [row.correlation is None for row in rows] == [True, False, True, False]
+
+
+def test_where_they_differ_most(tmp_path: Path) -> None:
+    """The largest differences of ranks, each completion once; control characters are shown as escapes."""
+    both = scored([1, 2, 3, 4], [4, 2, 3, 1])
+    table = differences_table([both, both], 5)
+    path = tmp_path / "tables.txt"
+    with path.open("w") as file:
+        console = plain_console(width=100, file=file)
+        console.print(table)
+        console.print(policies_table(policies([both]), "own\x1b[31m", "new"))
+    printed = path.read_text()
+    assert [line.count(f" c{i} ") for i in range(4) for line in [printed]] == [1, 0, 0, 1]
+    assert "+75%" in printed and "-75%" in printed and "\x1b" not in printed and r"own\x1b[31m" in printed
+    assert differences_table([scored([1, 2], [3, 9])], 5) == "The two rewards rank all completions alike."
