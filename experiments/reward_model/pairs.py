@@ -22,7 +22,7 @@ class Pair(NamedTuple):
     rejected: str
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path, flag: str = "--pairs") -> list[Pair]:
     """Returns the pairs of a file, or of a folder written by `save_to_disk` of `datasets` (its split "train").
 
     The file's formats are those of `textenv.data.read_data_file`, with the fields "prompt", "chosen" and "rejected".
@@ -34,7 +34,7 @@ def read_pairs(path: Path) -> list[Pair]:
     try:
         rows = _read_saved_dataset(path) if path.is_dir() else read_data_file(path, "pair")
     except ValueError as error:
-        raise FlagError(f"--pairs: {error}") from error
+        raise FlagError(f"{flag}: {error}") from error
     pairs = [_pair(where, row) for where, row in rows]
     if not pairs:
         raise FlagError(f"{path} holds no pair.")
@@ -65,12 +65,13 @@ def describe_pair(pair: Pair) -> str:
 def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
     """Splits pairs into those to train on and a share of about `held_out` that is not trained on.
 
-    All pairs of a prompt are on one side. Where there is only one prompt, pairs are drawn one by one.
+    All pairs of a prompt are on one side. Where there is only one prompt, all pairs of the same two completions are.
     """
-    groups: dict[int | str, list[Pair]] = {}
+    groups: dict[frozenset[str], list[Pair]] = {}
     one_prompt = len({pair.prompt for pair in pairs}) == 1
-    for i, pair in enumerate(pairs):
-        groups.setdefault(i if one_prompt else pair.prompt, []).append(pair)
+    for pair in pairs:
+        key = frozenset((pair.chosen, pair.rejected)) if one_prompt else frozenset((pair.prompt,))
+        groups.setdefault(key, []).append(pair)
     train: list[Pair] = []
     test: list[Pair] = []
     members = list(groups.values())
