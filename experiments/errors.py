@@ -21,6 +21,10 @@ class NotShown(RuntimeError):
     """What the user expects of a loss or a reward does not hold."""
 
 
+class NotLearned(RuntimeError):
+    """A reward model is no better than a guess, or its pairs allow none that is. Nothing was saved as a result."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal stopped the command. (A SystemExit would be taken for a failure of the reward that it interrupts.)
 
@@ -40,7 +44,7 @@ class Stopped(KeyboardInterrupt):
         return f"stopped by {signal.Signals(self.number).name}."
 
 
-EXPECTED = (FlagError, DamagedFile, RewardError, Diverged, StorageError, Unfinished, NotShown)
+EXPECTED = (FlagError, DamagedFile, RewardError, Diverged, StorageError, Unfinished, NotShown, NotLearned)
 
 
 def paragraph(error: BaseException) -> str:

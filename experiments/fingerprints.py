@@ -64,6 +64,8 @@ def _sources(config: DataclassInstance) -> Iterator[tuple[str, str | None]]:
     for name in ("prompts", "eval_prompts", "pairs"):
         if (path := getattr(config, name, None)) is not None:
             yield from _files(name, Path(path), "**/*")
+    for path in getattr(config, "eval_pairs", None) or []:
+        yield from _files("eval_pairs", path, "**/*")
     if (model := getattr(config, "model", None)) is not None:
         yield from _model("model", str(model))
     for agent in filter(names_user_code, trained_agents(config)):

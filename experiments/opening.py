@@ -15,7 +15,7 @@ from agents import Diverged, files
 from agents.files import JsonObject
 from agents.training import rank, run_on_rank0, world_size
 from experiments.changes import changes_of_surroundings, changes_that_mix, changes_without_effect
-from experiments.errors import FlagError
+from experiments.errors import FlagError, NotLearned
 from experiments.lock import GUARD, LOCK, locked
 from experiments.run_folder import CONFIG, read_saved_config, write_config
 from textenv.data import printable
@@ -78,8 +78,9 @@ def opened(config: RunFlags, name: str, file: str = CONFIG) -> Iterator[Path]:
 
 def _how_to_resume(error: BaseException, folder: Path) -> str:
     command = resume_command(folder)
-    if isinstance(error, Diverged):  # with the same settings it would diverge again
-        return f"To resume with other settings: {command} --accept-changes, and for example a lower --learning-rate"
+    if isinstance(error, Diverged | NotLearned):  # with the same settings it would fail again
+        other = "a lower --learning-rate" if isinstance(error, Diverged) else "more --epochs"
+        return f"To resume with other settings: {command} --accept-changes, and for example {other}"
     return f"To resume: {command}"
 
 

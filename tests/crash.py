@@ -35,7 +35,7 @@ COMMANDS = {
     "ppo": f"train --agent ppo --total-timesteps 1500 {TOY}",
     "grpo": f"train --agent grpo --total-timesteps 1500 --grpo.num-generations 4 {TOY}",
     "reinforce": f"train --agent reinforce --total-timesteps 2500 {TOY}",
-    "reward-model": "reward-model --pairs pairs.jsonl --model start --epochs 6",
+    "reward-model": "reward-model --pairs pairs.jsonl --model start --epochs 6 --learning-rate 0.01",
     "compare": f"compare --agents ppo reinforce --seeds 0 --num-workers 2 --total-timesteps 1000 {TOY}",
 }
 EVERY_RUN = "--checkpoint-seconds 0 --out run --resume"

@@ -3,10 +3,13 @@
     p(y > y' | x) = sigmoid(r(x, y) - r(x, y'))                      Bradley and Terry 1952
     L = -E[ log sigmoid(r(x, chosen) - r(x, rejected)) ]
 
-Held-out pairs, which are not trained on, measure how often r agrees with the preferences (accuracy) and how well its
-probabilities match the observed frequencies (calibration). Preferences do not determine r's mean, and its scale is that
-of probabilities, not of rewards: so mean and standard deviation over the training completions are stored with the
-model, and `textenv.rewards.RewardModel` scores with (r - mean) / std. (The calibration is that of r itself.)
+Held-out pairs, which are not trained on, measure how often r agrees with the preferences (accuracy), how well its
+probabilities match the observed frequencies (calibration), and how much of both is length (`measuring`). A model that
+is no better than a guess about them is not saved. Further files of pairs are measured each by itself.
+
+Preferences do not determine r's mean, and its scale is that of probabilities, not of rewards: so mean and standard
+deviation over the training completions are stored with the model, and `textenv.rewards.RewardModel` scores with
+(r - mean) / std. (The calibration is that of r itself.)
 """
 
 from __future__ import annotations
@@ -15,29 +18,31 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
 from agents import Diverged, files
+from agents.files import JsonObject
 from experiments.console import progress_bar, show
 from experiments.env_flags import check_device
 from experiments.errors import FlagError
 from experiments.opening import opened
 from experiments.ranges import check_flags
-from experiments.reward_model.fitting import KEEP, Fit, margins
-from experiments.reward_model.pairs import Pair, describe_pair, read_pairs, split
+from experiments.reward_model.checks import check_consistent, check_differ, check_enough, check_learned
+from experiments.reward_model.fitting import KEEP, Fit
+from experiments.reward_model.measuring import AGREEMENT, LENGTH, agreement, describe_length, measure
+from experiments.reward_model.pairs import Pair, read_pairs, split
 from experiments.stopping import stops_later
 from textenv.data import printable
 from textenv.lm import load_pretrained, load_tokenizer
 from textenv.rewards import RewardModel
 
 TRAINING = "training.json"  # flags; `config.json` is the classifier's
-HELD_OUT = "held_out.json"
-MEASURED = ("pairs", "accuracy", "log_loss", "calibration_error", "mean_confidence", "skipped_steps")  # in that file
+HELD_OUT = "held_out.json"  # `AGREEMENT` and `LENGTH` of the held-out pairs, skipped_steps, and those of `SETS`
+SETS = "eval_pairs"  # in that file: the same numbers of further files of pairs, by their names
 CHECKPOINT = "checkpoint"
 CHECKPOINT_SECONDS = 10.0
 SAME_SCORES = 1e-6  # a smaller standard deviation is rounding
@@ -62,6 +67,8 @@ class RewardModelConfig:
     """AdamW's step size."""
     held_out: float = 0.1
     """Share of the pairs that is not trained on but measured."""
+    eval_pairs: list[Path] | None = None
+    """Further files of pairs, as --pairs, that are not trained on: each is measured by itself."""
     seed: int = 0
     """Seed of the split, the order and the new layer."""
     device: str = "cpu"
@@ -84,14 +91,18 @@ class RewardModelConfig:
         check_flags(self)
 
 
-def reward_model(config: RewardModelConfig) -> dict[str, float]:
-    """Trains and saves the reward model; prints and returns the metrics on the held-out pairs.
+def reward_model(config: RewardModelConfig) -> JsonObject:
+    """Trains and saves the reward model; prints and returns what is measured on the held-out pairs, see `HELD_OUT`.
 
     Raises:
-        Diverged: losses, gradients or scores are not finite, or all scores are the same. Nothing is saved as a result.
+        FlagError: flags or pairs are invalid.
+        NotLearned: the model is no better than a guess about the held-out pairs, or none can be: there are too few
+            pairs, they contradict each other, or they look alike to the model. Nothing is saved as a result.
+        Diverged: losses, gradients or scores are not finite, or all scores are the same. Likewise.
         Stopped: a signal came; a checkpoint was written after the minibatch that ran.
     """
     pairs = read_pairs(config.pairs)
+    sets = {str(path): read_pairs(path, "--eval-pairs") for path in config.eval_pairs or []}
     if not 0 < config.held_out < 1:
         raise FlagError(f"--held-out must be between 0 and 1, got {config.held_out}.")
     if config.learning_rate == 0:
@@ -99,61 +110,88 @@ def reward_model(config: RewardModelConfig) -> dict[str, float]:
     check_device(config.device)
     rng = np.random.default_rng(config.seed)
     train, test = split(pairs, config.held_out, rng)
-    if not train:
-        raise FlagError(f"{config.pairs}: {len(pairs)} pairs are too few to hold {len(test)} of them out.")
+    check_consistent(config.pairs, pairs)
+    check_enough(config.pairs, train, test)
     with opened(config, "reward-model", TRAINING) as folder:
         measured = finished(folder)
         if measured is None:
-            measured = _train(config, folder, train, test, rng)
+            measured = _train(config, folder, Data(train, test, sets), rng)
         elif config.accept_changes:
             print(printable(f"{folder}: the training has finished. For other flags choose another --out."))
         for checkpoint in (folder / CHECKPOINT, *folder.glob(f"{CHECKPOINT}.[0-9]*")):
             files.remove(checkpoint)  # last: until here a resumed command needs them
     print(json.dumps(measured, indent=2))
+    for name, numbers in {"held-out pairs": measured, **measured[SETS]}.items():
+        print(printable(f"{name}: {describe_length(numbers)}"))
     print(printable(f"saved to {folder}; textenv.rewards.RewardModel({str(folder)!r}) scores with it"))
     return measured
 
 
-def finished(folder: Path) -> dict[str, float] | None:
-    """The metrics on the held-out pairs if a folder holds a whole reward model; None if it is not trained yet."""
+def finished(folder: Path) -> JsonObject | None:
+    """What was measured if a folder holds a whole reward model; None if it is not trained yet.
+
+    Numbers that an earlier version did not measure are None.
+    """
     files.finish_folder(folder)
-    if not (folder / HELD_OUT).is_file():
+    path = folder / HELD_OUT
+    if not path.is_file():
         return None
     try:
         files.verify(folder)
-        measured: dict[str, float] = files.read_json(folder / HELD_OUT)
-        files.check_types(folder / HELD_OUT, measured, dict.fromkeys(MEASURED, float))
-        return {name: float(measured[name]) for name in MEASURED}
+        measured: JsonObject = {**dict.fromkeys(("p_value", *LENGTH)), SETS: {}, **files.read_json(path)}
+        files.check_types(path, measured, {"skipped_steps": float, SETS: dict})
+        for numbers in (measured, *measured[SETS].values()):
+            files.check_types(path, {"the numbers of a file": numbers}, {"the numbers of a file": dict})
+            files.check_types(path, numbers, dict.fromkeys(AGREEMENT, float) | {"p_value": float | None})
+            files.check_types(path, numbers, dict.fromkeys(LENGTH, float | None))
+        return measured
     except files.DamagedFile as error:
         print(printable(f"{error} It is trained again."))
         return None
 
 
-def _train(
-    config: RewardModelConfig, folder: Path, train: list[Pair], test: list[Pair], rng: np.random.Generator
-) -> dict[str, float]:
+class Data(NamedTuple):
+    """The pairs of a training.
+
+    Attributes:
+        train: to train on.
+        held_out: of the same file, not trained on.
+        sets: further ones that are not trained on, by the name of their file.
+    """
+
+    train: list[Pair]
+    held_out: list[Pair]
+    sets: dict[str, list[Pair]]
+
+
+def _train(config: RewardModelConfig, folder: Path, data: Data, rng: np.random.Generator) -> JsonObject:
     """Trains a reward model from the last checkpoint, measures and saves it."""
+    train = data.train
     with torch.random.fork_rng(devices=[]):  # transformers draws the new layer and dropout from the global generator
         torch.manual_seed(config.seed)
         reward = _load(config)
         check_differ(reward, train, "pairs to train on")
-        check_differ(reward, test, "held-out pairs")
+        check_differ(reward, data.held_out, "held-out pairs")
+        for name, pairs in data.sets.items():
+            check_differ(reward, pairs, f"pairs of {name}")
+            if both := set(pairs) & set(train):
+                print(printable(f"{name}: {len(both)} different pairs are trained on too."))
         fit = Fit(reward, train, config.epochs, config.batch_size, config.learning_rate, rng)
         _fit(fit, folder / CHECKPOINT, config.checkpoint_seconds)
 
     scores = np.array(reward([p.prompt for p in train] * 2, [p.chosen for p in train] + [p.rejected for p in train]))
     mean, std = float(scores.mean()), float(scores.std())
-    with torch.no_grad():
-        batches = [test[i : i + config.batch_size] for i in range(0, len(test), config.batch_size)]
-        margin = torch.cat([margins(reward, batch) for batch in batches]).cpu().numpy()
-    if not (np.isfinite(scores).all() and np.isfinite(margin).all()) or std <= SAME_SCORES * max(1.0, abs(mean)):
+    if not np.isfinite(scores).all() or std <= SAME_SCORES * max(1.0, abs(mean)):
         raise Diverged(
             f"The reward model is of no use: over the training completions its scores have mean {mean:.3g} and "
             f"standard deviation {std:.3g}, by which scores are divided. Nothing was saved as a result; lower "
             f"--learning-rate ({config.learning_rate:g}), in another --out."
         )
+    numbers, test = measure(reward, data.held_out, config.batch_size)
+    check_learned(test, agreement(np.subtract(*scores.reshape(2, -1)))["accuracy"])
+    measured: JsonObject = {**numbers, "skipped_steps": float(fit.skipped)}
+    measured[SETS] = {name: measure(reward, pairs, config.batch_size)[0] for name, pairs in data.sets.items()}
     reward.model.config.score_mean, reward.model.config.score_std = mean, std
-    measured = {"pairs": float(len(test)), **agreement(margin), "skipped_steps": float(fit.skipped)}
 
     def fill(new: Path) -> None:
         reward.model.save_pretrained(new)
@@ -199,46 +237,6 @@ def _fit(fit: Fit, checkpoint: Path, seconds: float | None) -> None:
         fit.run(after_batch)
         save()
     stop.stop_if_requested()
-
-
-def check_differ(reward: RewardModel, pairs: list[Pair], which: str) -> None:
-    """Checks that the model can tell the completions of pairs apart; prints how many are alike.
-
-    Raises:
-        FlagError: the completions of all pairs have the same tokens.
-    """
-    alike = [p for p in pairs if reward.tokens(p.prompt, p.chosen) == reward.tokens(p.prompt, p.rejected)]
-    if not alike:
-        return
-    cut = "" if reward.max_length is None else f", or they differ only in what is cut off beyond {reward.max_length}"
-    text = (
-        f"{len(alike)} of {len(pairs)} {which} look alike to the model: both completions have the same tokens. Its "
-        f"tokenizer may not know their words{cut}. "
-        f"The first is {describe_pair(alike[0])}."
-    )
-    if len(alike) == len(pairs):
-        raise FlagError(text)
-    print(printable(text))
-
-
-def agreement(margin: NDArray[np.float64], bins: int = 10) -> dict[str, float]:
-    """Agreement of margins [N] of held-out pairs with the preferences.
-
-    `accuracy`: share of positive margins, half for ties. `log_loss`: -mean log p; a guess has log 2 = 0.693.
-    `calibration_error` (Guo et al. 2017, arXiv:1706.04599): for each pair the side that the model prefers has
-    confidence p >= 1/2; mean of |share of correct pairs - mean confidence| over `bins` of equal width, weighted by
-    their size.
-    """
-    double = np.asarray(margin, dtype=np.float64)
-    confidence, correct = 1 / (1 + np.exp(-np.abs(double))), np.where(double == 0, 0.5, double > 0)
-    group = np.minimum((2 * (confidence - 0.5) * bins).astype(int), bins - 1)
-    gaps = [abs(correct[group == g].sum() - confidence[group == g].sum()) for g in np.unique(group)]
-    return {
-        "accuracy": float(correct.mean()),
-        "log_loss": float(np.logaddexp(0, -double).mean()),
-        "calibration_error": float(sum(gaps) / len(double)),
-        "mean_confidence": float(confidence.mean()),
-    }
 
 
 def _load(config: RewardModelConfig) -> RewardModel:

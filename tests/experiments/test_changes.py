@@ -164,7 +164,7 @@ def test_the_registration_of_the_environment_is_a_source(monkeypatch: pytest.Mon
 
 
 def test_pairs_are_sources(tmp_path: Path) -> None:
-    """Those of `reward-model`, a file or a folder with folders."""
+    """Those of `reward-model`, a file or a folder with folders; further files of pairs are too."""
     (tmp_path / "pairs" / "train").mkdir(parents=True)
     (tmp_path / "pairs" / "train" / "data.arrow").write_bytes(b"1")
     config = RewardModelConfig(tmp_path / "pairs", "a/b", tmp_path / "out")
@@ -173,6 +173,9 @@ def test_pairs_are_sources(tmp_path: Path) -> None:
     assert [name for name in before if before[name] != sources(config)[name]] == [
         f"pairs {tmp_path / 'pairs' / 'train' / 'data.arrow'}"
     ]
+    (tmp_path / "more.jsonl").write_bytes(b"3")
+    more = RewardModelConfig(tmp_path / "pairs", "a/b", tmp_path / "out", eval_pairs=[tmp_path / "more.jsonl"])
+    assert sources(more).keys() - sources(config).keys() == {f"eval_pairs {tmp_path / 'more.jsonl'}"}
 
 
 def test_versions_threads_and_device_are_named(config: TrialConfig) -> None:

@@ -194,9 +194,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(inside / "run" / "lock.json", ended_process)
     random_classifier("gpt2").save_pretrained(inside / "start")
     word_tokenizer(eos_token="[END]").save_pretrained(inside / "start")
-    write_pairs(inside / "pairs.jsonl", 40)
+    write_pairs(inside / "pairs.jsonl", 80)
     reward_model(
-        RewardModelConfig(inside / "pairs.jsonl", str(inside / "start"), inside / "reward", learning_rate=0.01)
+        RewardModelConfig(inside / "pairs.jsonl", str(inside / "start"), inside / "reward", learning_rate=0.05)
     )
     new = new_fit()
     new.run(lambda size, loss: None)

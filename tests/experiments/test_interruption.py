@@ -102,7 +102,7 @@ def test_reward_model(tmp_path: Path) -> None:
     word_tokenizer(eos_token="[END]").save_pretrained(tmp_path / "start")
     pairs = write_pairs(tmp_path / "pairs.jsonl", 500)
     flags = ["reward-model", "--pairs", str(pairs), "--model", str(tmp_path / "start"), "--epochs", "20"]
-    flags += ["--checkpoint-seconds", "0"]
+    flags += ["--checkpoint-seconds", "0", "--learning-rate", "0.01"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert call(*flags, "--out", str(whole)).returncode == 0
     state = stopped / "checkpoint" / "training_state.json"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from agents import Diverged, files
-from experiments.errors import FlagError, Stopped
+from experiments.errors import FlagError, NotLearned, Stopped
 from experiments.reward_model import RewardModelConfig, fitting, reward_model
 from experiments.reward_model.fitting import Fit
 from experiments.reward_model.pairs import Pair
@@ -171,6 +171,21 @@ def test_a_checkpoint_of_another_model_is_an_error(flags: dict[str, Any], tmp_pa
         fits[1].load(tmp_path / "checkpoint")
 
 
+def test_a_model_that_was_not_learned_can_be_trained_further(flags: dict[str, Any], tmp_path: Path) -> None:
+    """As the error says: from its checkpoint, with more epochs. Without --accept-changes it is refused."""
+    flags |= {"learning_rate": 1e-9, "epochs": 1}
+    write_pairs(flags["pairs"], flip=True)  # about the others the start is right by accident
+    with pytest.raises(NotLearned, match="no better than a guess.*Nothing was saved") as error:
+        train(flags, tmp_path / "out")
+    assert "--accept-changes, and for example more --epochs" in error.value.__notes__[0]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoint", "training.json"}
+    flags |= {"learning_rate": 1e-2, "epochs": 3}
+    with pytest.raises(FlagError, match="epochs was 1 and is 3"):
+        train(flags, tmp_path / "out", resume=True)
+    assert train(flags, tmp_path / "out", resume=True, accept_changes=True)["p_value"] < 0.01
+    assert (tmp_path / "out" / "held_out.json").is_file() and (tmp_path / "out" / "accepted_changes.jsonl").is_file()
+
+
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +229,7 @@ LONG = " ".join(["a"] * 20)
     ("chosen", "rejected", "reason"),
     [
         ("Paris", "Rome", "may not know their words"),
-        (f"b {LONG}", f"c {LONG}", "cut off beyond 12"),
+        (f"b {LONG}", f"c {LONG}", "before the last 12 tokens"),
     ],
 )
 def test_pairs_that_look_alike_are_refused(
@@ -223,15 +238,16 @@ def test_pairs_that_look_alike_are_refused(
     """All of them: an error that names one, before training. Some of them: said, with their number."""
     pair = {"prompt": "hi", "chosen": chosen, "rejected": rejected}
     path = tmp_path / "alike.jsonl"
-    path.write_text("".join(json.dumps(pair | {"prompt": f"hi {i}"}) + "\n" for i in range(9)))
-    with pytest.raises(FlagError, match=rf"7 of 7 pairs to train on look alike to the model.*{reason}.*'hi \d'"):
+    flags["held_out"] = 0.4
+    path.write_text("".join(json.dumps(pair | {"prompt": f"hi {i}"}) + "\n" for i in range(12)))
+    with pytest.raises(NotLearned, match=rf"7 of 7 pairs to train on look alike to the model.*{reason}.*'hi \d+'"):
         train(flags | {"pairs": path}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     good = [line.replace("g h", str(i)) for i, line in enumerate(flags["pairs"].read_text().splitlines())]
     path.write_text(path.read_text() + "\n".join(good))
     train(flags | {"pairs": path}, tmp_path / "some")
     said = re.findall(r"(\d+) of (\d+) (pairs to train on|held-out pairs) look alike", capsys.readouterr().out)
-    assert sum(int(alike) for alike, _, _ in said) == 9
+    assert sum(int(alike) for alike, _, _ in said) == 12
 
 
 def test_equal_scores_are_an_error(flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tests.helpers import faults
 from tests.helpers.classifiers import random_classifier, word_tokenizer, write_pairs
 from tests.helpers.faults import Fault
 
-FLAGS = "reward-model --batch-size 4 --learning-rate 0.01 --checkpoint-seconds 0 --out out --resume".split()  # noqa: SIM905
+FLAGS = "reward-model --batch-size 16 --learning-rate 0.05 --held-out 0.3 --checkpoint-seconds 0 --out out".split()  # noqa: SIM905
 
 
 class Whole(NamedTuple):
@@ -34,8 +34,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     random_classifier("gpt2", resid_pdrop=0.2).save_pretrained(folder / "start")
     word_tokenizer(eos_token="[END]").save_pretrained(folder / "start")
-    pairs = write_pairs(folder / "pairs.jsonl", 9)
-    arguments = [*FLAGS, "--pairs", str(pairs), "--model", str(folder / "start")]
+    pairs = write_pairs(folder / "pairs.jsonl", 40)
+    arguments = [*FLAGS, "--resume", "--pairs", str(pairs), "--model", str(folder / "start")]
     ended = faults.run(arguments, folder)
     assert ended.code == 0, ended.output
     return Whole(arguments, ended.operations, outputs(folder / "out"))

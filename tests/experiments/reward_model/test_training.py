@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from agents import files
+from agents.files import JsonObject
 from experiments.errors import FlagError
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.reward_model.fitting import margins, preference_loss
-from experiments.reward_model.pairs import Pair, read_pairs
-from experiments.reward_model.training import agreement
+from experiments.reward_model.pairs import Pair, read_pairs, split
 from tests.helpers.classifiers import random_classifier, word_tokenizer, write_pairs
 from textenv.rewards import RewardModel
 
@@ -27,7 +28,7 @@ def save_start(folder: Path, kind: str = "gpt2") -> Path:
     return folder
 
 
-def train_model(tmp_path: Path, name: str, **flags: Any) -> tuple[dict[str, float], Path]:
+def train_model(tmp_path: Path, name: str, **flags: Any) -> tuple[JsonObject, Path]:
     """Trains a reward model; returns its held-out metrics and its folder."""
     pairs = write_pairs(tmp_path / f"{name}.jsonl", flip=flags.pop("flip", False))
     model = save_start(tmp_path / f"{name}-start", flags.pop("kind", "gpt2"))
@@ -68,8 +69,8 @@ def test_scores_are_normalised_over_the_training_completions(tmp_path: Path) -> 
     scores.model.config.score_mean, scores.model.config.score_std = 0.0, 1.0
     raw = np.array(scores(["g h"] * 240, [p.chosen for p in pairs] + [p.rejected for p in pairs]))
     assert abs(raw.std() - 1) > 0.2  # control
-    train = np.random.default_rng(0).permutation(120)[24:]
-    logits = raw.reshape(2, 120)[:, train]
+    train, _ = split(pairs, 0.2, np.random.default_rng(0))
+    logits = raw.reshape(2, 120)[:, [pairs.index(pair) for pair in train]]
     assert (mean, std) == (pytest.approx(logits.mean(), abs=1e-4), pytest.approx(logits.std(), abs=1e-4))
     assert mean != pytest.approx(raw.mean(), abs=1e-6)
 
@@ -78,7 +79,7 @@ def test_a_reward_model_can_start_from_another(tmp_path: Path) -> None:
     """The normalisation of the first is dropped: scores of the second have mean 0 and standard deviation 1 again."""
     _, first = train_model(tmp_path, "first")
     pairs = write_pairs(tmp_path / "pairs.jsonl")
-    reward_model(RewardModelConfig(pairs, str(first), tmp_path / "second", learning_rate=1e-2, held_out=0.01))
+    reward_model(RewardModelConfig(pairs, str(first), tmp_path / "second", learning_rate=1e-2, held_out=0.05))
     completions = [completion for pair in read_pairs(pairs) for completion in (pair.chosen, pair.rejected)]
     scores = np.array(RewardModel(tmp_path / "second")(["g h"] * len(completions), completions))
     assert abs(scores.mean()) < 0.05 and abs(scores.std() - 1) < 0.05
@@ -94,12 +95,13 @@ def test_held_out_pairs_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.M
         prompts[torch.is_grad_enabled()] += [pair.prompt for pair in pairs]
         return margins(reward, pairs)
 
-    for module in ("fitting", "training"):
+    for module in ("fitting", "measuring"):
         monkeypatch.setattr(f"experiments.reward_model.{module}.margins", spy)
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b c"} for i in range(50)]
     path.write_text("\n".join(map(json.dumps, rows)))
     config = RewardModelConfig(path, str(save_start(tmp_path / "start")), tmp_path / "out", epochs=2, held_out=0.2)
+    config.learning_rate = 1e-2
     assert reward_model(config)["pairs"] == 10 == len(set(prompts[False])) == len(prompts[False])
     assert sorted(prompts[True]) == sorted([row["prompt"] for row in rows if row["prompt"] not in prompts[False]] * 2)
 
@@ -116,17 +118,40 @@ def test_margins_and_the_loss_are_bradley_terrys() -> None:
     assert preference_loss(found).item() == pytest.approx(-probability.log().mean().item(), abs=1e-6)
 
 
-def test_agreement_by_hand() -> None:
-    """Accuracy, log loss and calibration of four pairs; margins of 0 are calibrated guesses."""
-    guess = agreement(np.zeros(10))
-    assert (guess["accuracy"], guess["calibration_error"]) == (0.5, 0.0)
-    assert guess["log_loss"] == pytest.approx(np.log(2))
-    margin = np.log([3.0, 3.0, 3.0, 1 / 3.0])  # confidence 0.75 each, three of four correct: calibrated
-    calibrated = agreement(margin)
-    assert calibrated["accuracy"] == 0.75 and calibrated["mean_confidence"] == pytest.approx(0.75)
-    assert calibrated["calibration_error"] == pytest.approx(0.0, abs=1e-12)
-    overconfident = agreement(10 * margin)
-    assert overconfident["accuracy"] == 0.75 and overconfident["calibration_error"] == pytest.approx(0.25, abs=1e-3)
+def test_further_files_of_pairs_are_measured_each_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Flipped pairs are wrong where the others are right; the model and what is held out are as without them."""
+    sets = [write_pairs(tmp_path / "same.jsonl", 30), write_pairs(tmp_path / "flipped.jsonl", 30, flip=True)]
+    measured, out = train_model(tmp_path, "several", eval_pairs=sets)
+    alone, other = train_model(tmp_path, "alone")
+    same, flipped = (measured["eval_pairs"][str(path)] for path in sets)
+    assert same["accuracy"] > 0.95 and flipped["accuracy"] == pytest.approx(1 - same["accuracy"])
+    assert flipped["p_value"] > 0.9 and same["pairs"] == 30
+    assert {**measured, "eval_pairs": {}} == alone
+    assert (out / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert files.read_json(out / "held_out.json") == measured
+    printed = capsys.readouterr().out
+    assert "same.jsonl: 30 different" not in printed and re.search(
+        r"same\.jsonl: \d+ different pairs are trained on", printed
+    )
+    assert "held-out pairs: Length: " in printed and f"{sets[1]}: Length: " in printed
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{}\n")
+    with pytest.raises(FlagError, match=r"bad\.jsonl:1: must be an object"):
+        train_model(tmp_path, "bad-set", eval_pairs=[bad])
+    with pytest.raises(FlagError, match="--eval-pairs: .*does not exist"):
+        train_model(tmp_path, "no-set", eval_pairs=[tmp_path / "missing.jsonl"])
+
+
+def test_a_reward_model_of_an_earlier_version_is_printed_again(tmp_path: Path) -> None:
+    """What was not measured then is None."""
+    measured, out = train_model(tmp_path, "earlier")
+    known = {name: measured[name] for name in ("pairs", "accuracy", "log_loss", "calibration_error", "mean_confidence")}
+    files.write_json(out / "held_out.json", known | {"skipped_steps": 0.0})
+    manifest = files.read_json(out / "manifest.json")
+    manifest["files"]["held_out.json"] = files.describe(out / "held_out.json")
+    files.write_json(out / "manifest.json", manifest)
+    again, _ = train_model(tmp_path, "earlier", resume=True)
+    assert again == {**dict.fromkeys(measured), **known, "skipped_steps": 0.0, "eval_pairs": {}}
 
 
 def test_a_classifier_with_several_labels_can_be_trained_on_pairs(tmp_path: Path) -> None:
@@ -135,20 +160,19 @@ def test_a_classifier_with_several_labels_can_be_trained_on_pairs(tmp_path: Path
     random_classifier("gpt2", num_labels=3).save_pretrained(start)
     word_tokenizer(eos_token="[END]").save_pretrained(start)
     before = torch.get_rng_state()
-    reward_model(RewardModelConfig(write_pairs(tmp_path / "pairs.jsonl", 20), str(start), tmp_path / "out"))
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    reward_model(RewardModelConfig(pairs, str(start), tmp_path / "out", learning_rate=1e-2))
     assert torch.equal(torch.get_rng_state(), before)
     assert RewardModel(tmp_path / "out").label is None
 
 
 def test_other_bad_flags_are_refused(tmp_path: Path) -> None:
-    """No file, no pair, too few pairs, a share of 1, a folder that is not empty, a missing model."""
-    good = write_pairs(tmp_path / "pairs.jsonl", 4)
+    """No file, no pair, a share of 1, a folder that is not empty, a missing model."""
+    good = write_pairs(tmp_path / "pairs.jsonl", 60)
     (tmp_path / "empty.jsonl").write_text("\n")
-    single = write_pairs(tmp_path / "single.jsonl", 1)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"pairs": tmp_path / "no.jsonl"}, "does not exist"),
         ({"pairs": tmp_path / "empty.jsonl"}, "holds no pair"),
-        ({"pairs": single}, "too few"),
         ({"held_out": 1.0}, "--held-out"),
         ({"out": tmp_path}, "not empty"),
         ({"model": str(tmp_path / "nowhere")}, "--model"),
