@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from agents import files
 from agents.files import DamagedFile, JsonObject, check_types
 from experiments.agent_classes import short_name
@@ -22,6 +24,8 @@ from experiments.run_folder import CONFIG, read_saved_config, trial_folders
 from experiments.token_samples import sample_files
 from textenv.data import ConversationText
 
+LARGEST_SCORE = float(np.finfo(np.float32).max)
+LARGEST_TOKEN = 2**31 - 1
 OLD = "An earlier version wrote the samples, which kept no columns and no messages: prompts are taken as texts."
 
 
@@ -108,6 +112,8 @@ def read_run(folder: Path) -> Run:
             f"{str(folder)!r} has kept no completion in samples/: it was trained with --samples-per-eval 0, or not "
             "evaluated yet. Train it again, with --samples-per-eval 64 for example."
         )
+    if not before:
+        notes.append("There are no completions before training.")
     return Run(_reward_name(flags), Sampled("before training", "", before) if before else None, after, notes)
 
 
@@ -128,12 +134,17 @@ def _completion(place: Path, row: JsonObject) -> KeptCompletion:
     check_types(place, row, types)
     row = {"columns": {}, "messages": None, **row}
     check_types(place, row, {"columns": dict, "messages": list | None})
+    score: float | None = None if row["score"] is None else float(row["score"])
+    if score is not None and abs(score) > LARGEST_SCORE:
+        raise DamagedFile(f"{place}: score must be finite in float32, got {score:g}.")
     for token in row["token_ids"]:
         check_types(place, {"a token": token}, {"a token": int})
+        if token > LARGEST_TOKEN:
+            raise DamagedFile(f"{place}: a token must be at most {LARGEST_TOKEN}, got {token!r:.100}.")
     prompt: str = row["prompt"]
     if row["messages"] is not None:
         prompt = ConversationText(prompt, _messages(place, row["messages"]))
-    return KeptCompletion(prompt, row["completion"], row["token_ids"], row["columns"], row["score"])
+    return KeptCompletion(prompt, row["completion"], row["token_ids"], row["columns"], score)
 
 
 def _messages(place: Path, messages: Sequence[object]) -> list[JsonObject]:

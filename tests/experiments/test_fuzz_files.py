@@ -38,6 +38,10 @@ from experiments.lecture.memo import Memo
 from experiments.lock import locked
 from experiments.metrics_file import kept_metrics, read_metrics
 from experiments.report import results_table
+from experiments.rescore.kept import read_run
+from experiments.rescore.scoring import Rescorer
+from experiments.rescore.tables import differences_table, policies_table
+from experiments.rescore.twice import ScoredTwice, policies
 from experiments.reward_model import RewardModelConfig, reward_model
 from experiments.reward_model.fitting import Fit
 from experiments.reward_model.pairs import Pair, read_pairs
@@ -51,6 +55,7 @@ from tests.helpers.fuzz import SEED, fuzz_values
 from tests.helpers.fuzzed_files import HOSTILE, damaged, edited
 from tests.helpers.inputs import LEAST, Inputs, check_inputs
 from tests.helpers.storage import content, rewrite, seal
+from tests.helpers.tasks import letter_values
 from tests.helpers.toy_run import TRAIN, fit_nothing
 from textenv.data import load_prompts
 from textenv.rewards import RewardModel
@@ -127,6 +132,16 @@ def page(folder: Path) -> Any:
     return question(runs), answer(runs), caveats(runs), cells(table), tokens(runs.all), samples(runs)
 
 
+def rescored(folder: Path) -> Any:
+    """As `rescore` reads a run, scores its completions and makes its tables."""
+    run = read_run(folder / "run")
+    sampled = [*([run.before] if run.before else []), *run.after]
+    scored = [ScoredTwice.of(each, Rescorer([("letters", letter_values)], None)) for each in sampled]
+    table, differences = policies_table(policies(scored), run.reward, ""), differences_table(scored, 3)
+    found = differences if isinstance(differences, str) else cells(differences)
+    return cells(table), found, [each.new.tolist() for each in scored], run.notes
+
+
 def lock(folder: Path) -> None:
     """As every command takes a folder."""
     with locked(folder / "run"):
@@ -164,6 +179,8 @@ READERS = [
     Reader("run/summary.json", lambda folder: read_summary(folder / "run")),
     Reader("run/metrics.jsonl", metrics),
     Reader("run/samples/*.jsonl", page, False),
+    Reader("run/samples/*.jsonl", rescored, False),
+    Reader("run/config.json", rescored),
     *(
         Reader(f"run/{name}", page, False)
         for name in ("config.json", "summary.json", "metrics.jsonl", "initial/*.json")

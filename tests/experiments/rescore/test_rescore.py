@@ -218,6 +218,8 @@ def test_a_run_that_has_kept_nothing(chats: Path) -> None:
     ended = call("rescore", str(chats), "--reward", "own_rewards:length")
     assert ended.returncode == 0 and "was not evaluated after training yet" in ended.stdout
     assert "which kept no columns and no messages" in ended.stdout
+    first.rename(first.with_name("9.jsonl"))
+    assert "no completions before training" in call("rescore", str(chats), "--reward", "own_rewards:length").stdout
     shutil.rmtree(chats / "samples")
     with pytest.raises(FlagError, match="has kept no completion in samples/.*--samples-per-eval"):
         rescore(RescoreConfig(chats, ["own_rewards:length"]))
@@ -225,7 +227,10 @@ def test_a_run_that_has_kept_nothing(chats: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"token_ids": [-1]}, {"score": "1"}, {"columns": []}, {"messages": "a"}, {"messages": [{"role": "user"}]}],
+    [
+        *({"token_ids": [-1]}, {"token_ids": [2**63]}, {"token_ids": [1.5]}, {"score": "1"}, {"score": 10**300}),
+        *({"columns": []}, {"messages": "a"}, {"messages": []}, {"messages": [{"role": "user"}]}),
+    ],
 )
 def test_a_damaged_row_is_named(change: dict[str, object], chats: Path) -> None:
     """With its file and line."""
