@@ -21,7 +21,7 @@ from experiments.console import plain_console
 from experiments.env_flags import check_device, load_reward
 from experiments.errors import FlagError
 from experiments.ranges import check_flags
-from experiments.rescore.kept import read_run
+from experiments.rescore.kept import name_reward, read_run
 from experiments.rescore.scoring import Rescorer
 from experiments.rescore.tables import differences_table, policies_table
 from experiments.rescore.twice import ScoredTwice, policies
@@ -77,7 +77,7 @@ def rescore(config: RescoreConfig) -> list[ScoredTwice]:
     sampled = [*([run.before] if run.before else []), *run.after]
     scored = [ScoredTwice.of(each, rescorer) for each in sampled]
     rows, console = policies(scored), plain_console(width=None if sys.stdout.isatty() else 120)
-    console.print(policies_table(rows, run.reward, " + ".join(config.reward)))
+    console.print(policies_table(rows, run.reward, name_reward(config.reward, config.reward_weights)))
     console.print(differences_table(scored, config.top))
     for note in run.notes:
         console.print(note)

@@ -114,7 +114,7 @@ def read_run(folder: Path) -> Run:
         )
     if not before:
         notes.append("There are no completions before training.")
-    return Run(_reward_name(flags), Sampled("before training", "", before) if before else None, after, notes)
+    return Run(_own_reward(flags), Sampled("before training", "", before) if before else None, after, notes)
 
 
 def _read(path: Path, notes: list[str]) -> list[KeptCompletion]:
@@ -156,7 +156,16 @@ def _messages(place: Path, messages: Sequence[object]) -> list[JsonObject]:
     return checked
 
 
-def _reward_name(flags: JsonObject) -> str:
-    """The names of the run's rewards; that of its task where it brings its own."""
-    reward = flags.get("reward")
-    return " + ".join(map(str, reward)) if isinstance(reward, list) and reward else f"the reward of {flags.get('env')}"
+def name_reward(names: Sequence[object], weights: object) -> str:
+    """The name of a weighted sum of rewards, in tables; without weights they are 1 each."""
+    if not isinstance(weights, list) or len(weights) != len(names):
+        return " + ".join(map(str, names))
+    return " + ".join(f"{weight} * {name}" for weight, name in zip(weights, names, strict=True))
+
+
+def _own_reward(flags: JsonObject) -> str:
+    """The name of the run's reward; where its task brings its own, that of the task."""
+    names = flags.get("reward")
+    if not isinstance(names, list) or not names:
+        return f"the reward of {flags.get('env')}"
+    return name_reward(names, flags.get("reward_weights"))

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments.console import score_text
-from experiments.rescore.twice import Mean, PolicyScores, ScoredTwice, rank_differences
+from experiments.rescore.twice import FEWEST, Mean, PolicyScores, ScoredTwice, rank_correlation, rank_differences
 
 ABOUT = (
     "±: standard error, of a trial over its completions, of an agent over its seeds. Rank correlation: Spearman's; of "
@@ -33,6 +33,8 @@ def differences_table(scored: Sequence[ScoredTwice], count: int) -> Table | str:
     """The completions whose ranks under the two rewards differ most, among all policies; equal ones once."""
     rows = [(each.sampled.name, completion) for each in scored for completion in each.sampled.completions]
     own, new = (np.concatenate([getattr(each, name) for each in scored]) for name in ("own", "new"))
+    if rank_correlation(own, new) is None:
+        return f"No ranks to compare: fewer than {FEWEST} completions, or a reward that scores all of them alike."
     difference = np.nan_to_num(rank_differences(own, new))
     if not difference.any():
         return "The two rewards rank all completions alike."

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.console import plain_console
-from experiments.rescore.kept import KeptCompletion, Sampled
+from experiments.rescore.kept import KeptCompletion, Sampled, name_reward
 from experiments.rescore.tables import differences_table, policies_table
 from experiments.rescore.twice import ScoredTwice, policies, rank_correlation, rank_differences
 
@@ -85,4 +85,12 @@ def test_where_they_differ_most(tmp_path: Path) -> None:
     printed = path.read_text()
     assert [line.count(f" c{i} ") for i in range(4) for line in [printed]] == [1, 0, 0, 1]
     assert "+75%" in printed and "-75%" in printed and "\x1b" not in printed and r"own\x1b[31m" in printed
-    assert differences_table([scored([1, 2], [3, 9])], 5) == "The two rewards rank all completions alike."
+    assert differences_table([scored([1, 2, 4], [3, 9, 27])], 5) == "The two rewards rank all completions alike."
+    for few in (scored([1, 2], [2, 1]), scored([1, 2, 3], [0, 0, 0])):
+        assert str(differences_table([few], 5)).startswith("No ranks to compare")
+
+
+def test_the_name_of_a_weighted_sum() -> None:
+    """With its weights where there are any."""
+    assert name_reward(["vader", "a:b"], None) == "vader + a:b"
+    assert name_reward(["vader", "a:b"], [1.0, -0.5]) == "1.0 * vader + -0.5 * a:b"
