@@ -127,6 +127,15 @@ def length_bias(margin: Array, length: Array) -> Numbers:
     return numbers
 
 
+def describe_calibration(numbers: Numbers) -> str:
+    """A sentence about the probabilities of a model, from the numbers of `measure`."""
+    confidence, accuracy, error = (numbers[name] for name in ("mean_confidence", "accuracy", "calibration_error"))
+    return (
+        f"Calibration: its mean confidence is {confidence:.0%}, and it is right about {accuracy:.0%}; "
+        f"error {error:.2f}."
+    )
+
+
 def describe_length(numbers: Numbers) -> str:
     """A sentence about the length of what a model prefers, from the numbers of `measure`."""
     longer, accuracy = numbers["longer_is_chosen"], numbers["accuracy"]

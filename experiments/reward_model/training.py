@@ -33,7 +33,14 @@ from experiments.opening import opened
 from experiments.ranges import check_flags
 from experiments.reward_model.checks import check_consistent, check_differ, check_enough, check_learned
 from experiments.reward_model.fitting import KEEP, Fit
-from experiments.reward_model.measuring import AGREEMENT, LENGTH, agreement, describe_length, measure
+from experiments.reward_model.measuring import (
+    AGREEMENT,
+    LENGTH,
+    agreement,
+    describe_calibration,
+    describe_length,
+    measure,
+)
 from experiments.reward_model.pairs import Pair, read_pairs, split
 from experiments.stopping import stops_later
 from textenv.data import printable
@@ -122,7 +129,7 @@ def reward_model(config: RewardModelConfig) -> JsonObject:
             files.remove(checkpoint)  # last: until here a resumed command needs them
     print(json.dumps(measured, indent=2))
     for name, numbers in {"held-out pairs": measured, **measured[SETS]}.items():
-        print(printable(f"{name}: {describe_length(numbers)}"))
+        print(printable(f"{name}: {describe_calibration(numbers)} {describe_length(numbers)}"))
     print(printable(f"saved to {folder}; textenv.rewards.RewardModel({str(folder)!r}) scores with it"))
     return measured
 

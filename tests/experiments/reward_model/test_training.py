@@ -133,7 +133,8 @@ def test_further_files_of_pairs_are_measured_each_by_itself(tmp_path: Path, caps
     assert "same.jsonl: 30 different" not in printed and re.search(
         r"same\.jsonl: \d+ different pairs are trained on", printed
     )
-    assert "held-out pairs: Length: " in printed and f"{sets[1]}: Length: " in printed
+    for name in ("held-out pairs", sets[1]):
+        assert re.search(rf"{name}: Calibration: its mean .* Length: both completions of every pair", printed)
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{}\n")
     with pytest.raises(FlagError, match=r"bad\.jsonl:1: must be an object"):
