@@ -36,7 +36,7 @@ class Rescorer:
             raise FlagError(
                 f"--reward-weights must be one number for each --reward, got {len(weights)} for {len(functions)}."
             )
-        self.functions = functions
+        self.names = [name for name, _ in functions]
         try:
             self.reward = WeightedReward([_without_score_tokens(function) for _, function in functions], weights)
         except (TypeError, ValueError) as error:
@@ -52,7 +52,7 @@ class Rescorer:
         if not completions:
             return np.empty(0)
         columns = sorted(set.intersection(*(set(each.columns) for each in completions)))
-        for name, function in self.functions:
+        for name, function in zip(self.names, self.reward.functions, strict=True):
             if missing := sorted(_required(function) - GIVEN - set(columns)):
                 raise FlagError(
                     f"--reward {name} needs the column {missing[0]!r}, which the run has not kept; it has "

@@ -19,10 +19,12 @@ from experiments.rescore import RescoreConfig, rescore
 from experiments.rescore.twice import ScoredTwice
 from experiments.run_folder import write_config
 from experiments.trial import run_trial
+from tests.helpers.classifiers import random_classifier, word_tokenizer
 from tests.helpers.commands import call, save_random_policy, tiny
 from tests.helpers.models import model_folder
+from textenv.data import messages_of
 from textenv.lm import load_tokenizer
-from textenv.rewards import RewardError
+from textenv.rewards import RewardError, RewardModel
 
 GOLD = "textenv.tasks.reward_hacking:gold"
 REWARDS = """
@@ -119,6 +121,23 @@ def test_several_rewards_are_a_weighted_sum(chats: Path) -> None:
     parts = [rescore(RescoreConfig(chats, [name])) for name in both]
     for each, first, second in zip(summed, *parts, strict=True):
         np.testing.assert_allclose(each.new, 0.5 * first.new - 2 * second.new, atol=1e-5)
+
+
+def test_a_reward_model_is_a_reward(chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, or an object of a module that is a loaded classifier: its scores of the messages."""
+    model, judge = random_classifier("gpt2"), tmp_path / "judge"
+    model.save_pretrained(judge)
+    word_tokenizer(eos_token="[END]").save_pretrained(judge)
+    model.config._name_or_path = str(judge)
+    monkeypatch.setattr(sys.modules["own_rewards"], "judge", model, raising=False)
+    named, loaded = (rescore(RescoreConfig(chats, [name])) for name in (str(judge), "own_rewards:judge"))
+    for each, other in zip(named, loaded, strict=True):
+        rows = [
+            (messages_of(c.prompt), [{"role": "assistant", "content": c.completion}]) for c in each.sampled.completions
+        ]
+        expected = RewardModel(judge)(*zip(*rows, strict=True))
+        np.testing.assert_allclose(each.new, expected, atol=1e-5)
+        assert other.new.tolist() == each.new.tolist() and np.ptp(each.new) > 0
 
 
 def as_comparison(runs: Path, folder: Path) -> Path:
