@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils import logging
 
-from agents.training import rank, run_on_rank0
+from agents.training import rank
 from experiments.agent_classes import find_agent, short_name
 from experiments.bench import BenchConfig, bench
 from experiments.check_reward import CheckRewardConfig, check
@@ -26,7 +26,7 @@ from experiments.console import escape_logs_and_warnings, progress_bar
 from experiments.cost import CostConfig, cost
 from experiments.env_flags import check_device
 from experiments.errors import EXPECTED, FlagError, Stopped, paragraph
-from experiments.html_report import PAGE, ReportConfig, report_runs, write_page
+from experiments.html_report import ReportConfig, page_note, report_runs
 from experiments.launch import Wrap, is_launched, process_group
 from experiments.lecture import LectureConfig, lecture
 from experiments.library_agent import LibraryAgent
@@ -70,10 +70,9 @@ def _train(config: TrialConfig, wrap: Wrap | None = None) -> Path:
             bar.update(min(tokens, bar.total - bar.n))
 
         summary = run_trial(config, folder, folder / INITIAL, progress, wrap)
-        run_on_rank0(lambda: write_page([folder], folder / PAGE))
     if rank() == 0:
         print(json.dumps(summary, indent=2))
-        print(f"written to {printable(folder)}; see {printable(folder / PAGE)}")
+        print(f"written to {printable(folder)}; {printable(page_note(folder))}")
     return folder
 
 

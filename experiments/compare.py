@@ -32,7 +32,7 @@ from experiments.console import plain_console
 from experiments.errors import FlagError, Unfinished
 from experiments.evaluation import Evaluator, sample_completions
 from experiments.held_out import Environments
-from experiments.html_report import PAGE, write_page
+from experiments.html_report import page_note
 from experiments.opening import INITIAL, opened
 from experiments.report import Summaries, report
 from experiments.summary import read_baselines
@@ -134,9 +134,8 @@ def _compare(config: CompareConfig, trials: list[TrialConfig], environments: Env
         untrained = _untrained(config, evaluator, policy, read_baselines(folder / INITIAL / BASELINES))
         before = sample_completions(evaluator.env, policy, sample_prompt_indices(evaluator.env))
         report(folder, by_agent, untrained, before, console)
-        write_page([folder], folder / PAGE)
         console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and runs: {folder}")
-        console.print(f"see {folder / PAGE}", soft_wrap=True)
+        console.print(page_note(folder), soft_wrap=True)
     if failed := [f"{trial_name(t)}: {end.failure.text}" for t, end in zip(trials, ended, strict=True) if end.failure]:
         raise Unfinished(f"{len(failed)} of {len(trials)} trials failed. {' '.join(failed)}")
 

@@ -57,6 +57,19 @@ def check_flags_of_task(env: str, names: list[str]) -> None:
         raise FlagError(f"--{unknown[0].replace('_', '-')}: {env} takes only {', '.join(known)}.")
 
 
+def default_arguments(env: str) -> dict[str, int | float | str]:
+    """The defaults of the numbers and texts of a task of textenv; none of others, whose code is not imported."""
+    if not is_own_task(env):
+        return {}
+    function: Any = load_env_creator(gym.spec(env).kwargs["task"])
+    return {
+        name: parameter.default
+        for each in (TextMDP, function)  # what a task does not take itself it passes on to TextMDP
+        for name, parameter in inspect.signature(each).parameters.items()
+        if isinstance(parameter.default, int | float | str) and not isinstance(parameter.default, bool)
+    }
+
+
 def _known_arguments(env: str) -> tuple[dict[str, Kinds], set[str], bool]:
     """The arguments of a task that may be set, the names that may not, and whether it takes any other names."""
     import_registrations(env)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from agents.files import JsonObject
 from experiments.html_report.figures import number
 from experiments.html_report.runs import Runs
+from experiments.html_report.task import arguments_of
 from experiments.report import FEW_SEEDS
 from experiments.share import describe_baselines, normalized_objective
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 
-UPPER = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE", "actor_critic": "ActorCritic"}
+DISPLAY_NAMES = {
+    **{"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE", "actor_critic": "ActorCritic"},
+    "path_consistency": "PathConsistency",
+}
 
 
 def question(runs: Runs) -> str:
@@ -20,27 +26,36 @@ def question(runs: Runs) -> str:
     task = str(flags.get("env", "")).rpartition("/")[2]
     if isinstance(model := flags.get("model"), str):
         task += f" with {model.rstrip('/').rpartition('/')[2]}"
-    tokens = max(run.summary["num_timesteps"] for run in runs.all)
-    beta = flags.get("kl_coef")
-    where = f"on {task} in {tokens:,} tokens" + (f", with β = {beta:g}" if isinstance(beta, int | float) else "")
+    counts = [run.summary["num_timesteps"] for run in runs.all]
+    tokens = f"{'up to ' if min(counts) < max(counts) else ''}{max(counts):,} tokens"
+    beta = arguments_of(flags).get("kl_coef")
+    where = f"on {task} in {tokens}" + (f", with β = {beta:g}" if isinstance(beta, int | float) else "")
     if len(names) == 1:
         return f"How far does {names[0]} get {where}?"
     return f"Which of {', '.join(names[:-1])} and {names[-1]} gets furthest {where}?"
 
 
 def answer(runs: Runs) -> str:
-    """What the numbers say."""
-    objectives = {
-        name: interquartile_mean([run.summary["objective"] for run in all_]) for name, all_ in runs.trials.items()
-    }
-    ranked = sorted(objectives, key=lambda name: objectives[name].value, reverse=True)
+    """What the numbers say. Agents are ranked by their means over the seeds that all of them have, if there are any."""
+    objectives = {name: {run.seed: run.summary["objective"] for run in all_} for name, all_ in runs.trials.items()}
+    reached = {name: interquartile_mean([*values.values()]) for name, values in objectives.items()}
+    common = sorted(set.intersection(*(set(values) for values in objectives.values())))
+    compared = {name: {seed: values[seed] for seed in common} for name, values in objectives.items()}
+    ranked = sorted(
+        objectives,
+        key=lambda name: float(np.mean([*compared[name].values()])) if common else reached[name].value,
+        reverse=True,
+    )
     best = ranked[0]
-    reached = f"J = {estimate(objectives[best])}, {_way(objectives[best].value, runs.baselines)}"
+    way = f"J = {estimate(reached[best])}, {_way(reached[best].value, runs.baselines)}"
     if len(ranked) == 1:
         last = [run.summary for run in runs.trials[best]]
         score, kl = (interquartile_mean([each[key] for each in last]).value for key in ("score", "kl"))
-        return f"{shown(best)} reaches {reached}: a score of {number(score)} at a KL of {number(kl)} nats."
-    return f"{shown(best)}: it reaches {reached}, {_lead(runs, best, ranked[1])}."
+        return f"{shown(best)} reaches {way}: a score of {number(score)} at a KL of {number(kl)} nats."
+    second = ranked[1]
+    if not common:
+        return f"{shown(best)}: it reaches {way}, ahead of {shown(second)}; the agents have no seed in common."
+    return f"{shown(best)}: it reaches {way}, {_lead(compared[best], compared[second], shown(second))}."
 
 
 def _way(objective: float, baselines: JsonObject) -> str:
@@ -54,18 +69,16 @@ def _way(objective: float, baselines: JsonObject) -> str:
     return f"{share:.0%} of the way {ends}"
 
 
-def _lead(runs: Runs, best: str, second: str) -> str:
-    """How sure it is that the best agent is better than the next one."""
-    first, other = ({run.seed: run.summary["objective"] for run in runs.trials[name]} for name in (best, second))
-    common = sorted(first.keys() & other.keys())
-    if not common:
-        return f"ahead of {shown(second)}, with which it has no seed in common"
-    lead = paired_difference({seed: first[seed] for seed in common}, {seed: other[seed] for seed in common})
+def _lead(first: Mapping[int, float], second: Mapping[int, float], name: str) -> str:
+    """How sure it is that the best agent is better than the next one, of that `name`; J by seed of both."""
+    lead = paired_difference(first, second)
     if lead.low is None or lead.high is None:
-        return f"{number(lead.value)} more than {shown(second)} with one seed, so another seed may turn the order"
+        if number(lead.value) == number(0.0):
+            return f"as much as {name} with one seed"
+        return f"{number(lead.value)} more than {name} with one seed, so another seed may turn the order"
     if lead.low > 0:
-        return f"{estimate(lead)} more than {shown(second)}, seed by seed"
-    return f"but {len(common)} seeds do not tell it from {shown(second)}: the difference is {estimate(lead)}"
+        return f"{estimate(lead)} more than {name}, seed by seed"
+    return f"but {len(first)} seeds do not tell it from {name}: the difference is {estimate(lead)}"
 
 
 def caveats(runs: Runs) -> list[str]:
@@ -76,6 +89,9 @@ def caveats(runs: Runs) -> list[str]:
         found.append("One seed has no interval.")
     elif fewest < FEW_SEEDS:
         found.append(f"In brackets: 95% bootstrap intervals over seeds; with {fewest} of them they are too narrow.")
+    counts = [run.summary["num_timesteps"] for run in runs.all]
+    if min(counts) < 0.95 * max(counts):  # more than the completions of an update
+        found.append(f"The runs had {min(counts):,} to {max(counts):,} tokens: one with more had more time to learn.")
     return [*found, *describe_baselines(runs.baselines), *runs.notes]
 
 
@@ -85,6 +101,7 @@ def estimate(value: Estimate) -> str:
     return number(value.value) + interval
 
 
-def shown(name: str, names: Mapping[str, str] = UPPER) -> str:
-    """An agent's name in a sentence."""
-    return names.get(name, name)
+def shown(name: str) -> str:
+    """An agent's name in a sentence; what tells it from others of the name stays behind it."""
+    agent, space, rest = name.partition(" ")
+    return DISPLAY_NAMES.get(agent, agent) + space + rest

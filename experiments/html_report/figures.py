@@ -9,7 +9,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from agents.files import JsonObject
-from experiments.html_report.runs import Run, Runs
+from experiments.html_report.run import Run
+from experiments.html_report.runs import Runs
 from experiments.html_report.svg import GRID, INK, MUTED, WIDE, Drawing, Point, colour, draw, new_axes
 from experiments.share import optimum_band
 

@@ -18,9 +18,11 @@ import textenv
 from agents import files
 from agents.files import JsonObject
 from experiments.console import score_text
+from experiments.errors import FlagError
 from experiments.html_report.answer import answer, caveats, question
 from experiments.html_report.figures import curves, plane
-from experiments.html_report.runs import Run, Runs, read_runs
+from experiments.html_report.run import Run
+from experiments.html_report.runs import Runs, read_runs
 from experiments.html_report.sampled import Step, within
 from experiments.html_report.svg import NUM_COLOURS, Drawing
 from experiments.report import differences_table, results_table
@@ -51,6 +53,15 @@ def write_page(folders: Sequence[Path], path: Path) -> None:
         StorageError: the page cannot be written.
     """
     files.write_text(path, render(read_runs(folders)))
+
+
+def page_note(folder: Path) -> str:
+    """Writes the page into the folder of a run that has ended; returns where it is, or why there is none."""
+    try:
+        write_page([folder], folder / PAGE)
+    except FlagError as error:
+        return f"no page: {error}"
+    return f"see {folder / PAGE}"
 
 
 def render(runs: Runs, reload: float | None = None) -> str:

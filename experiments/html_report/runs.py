@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents import files
@@ -13,7 +12,10 @@ from experiments.agent_classes import short_name
 from experiments.checkpoints import BASELINES
 from experiments.errors import FlagError
 from experiments.frontier import read_frontier
-from experiments.html_report.sampled import Step, read_steps
+from experiments.html_report.grouping import group_runs
+from experiments.html_report.run import Run
+from experiments.html_report.sampled import read_steps
+from experiments.html_report.task import check_one_task
 from experiments.metrics_file import METRICS_FILE, Row, find_gaps, read_metrics
 from experiments.opening import INITIAL
 from experiments.run_folder import CONFIG, read_saved_config, trial_folders
@@ -22,43 +24,9 @@ from experiments.state_tree import read_tree
 from experiments.summary import SUMMARY, checked_summary, read_baselines
 from textenv.data import printable
 
-# flags that say what the task is
-TASK_FLAGS = (
-    *("env", "env_args", "model", "prompts", "eval_prompts", "held_out", "reward", "reward_weights", "gold_reward"),
-    *("missing_eos_penalty", "max_new_tokens", "kl_coef"),
-)
 
-
-@dataclass
-class Run:
-    """What is known of one agent with one seed.
-
-    Attributes:
-        folder: its folder.
-        agent: the name of the agent on the page.
-        seed: its seed.
-        flags: of its `config.json`.
-        rows: of its `metrics.jsonl`.
-        summary: its `summary.json`; of a run that has not finished, the same from its last evaluation.
-        finished: whether it has.
-        steps: its sampled completions, by update.
-        tree: see `state_tree`; None where there is none.
-    """
-
-    folder: Path
-    agent: str
-    seed: int
-    flags: JsonObject
-    rows: list[Row]
-    summary: JsonObject
-    finished: bool
-    steps: list[Step]
-    tree: JsonObject | None = None
-
-    @property
-    def name(self) -> str:
-        """Agent and seed."""
-        return f"{self.agent}, seed {self.seed}"
+class NotEvaluated(FlagError):
+    """A folder holds runs, and none of them was evaluated yet."""
 
 
 @dataclass
@@ -99,28 +67,22 @@ def read_runs(folders: Sequence[Path]) -> Runs:
     """Reads the runs of folders of `train` and `compare`.
 
     Raises:
-        FlagError: a folder holds no run that was evaluated; the runs have different tasks.
+        FlagError: a folder holds no run that was evaluated; the runs have different tasks; a run is named twice.
         DamagedFile: flags, metrics, summary or baselines of a run were cut off or changed.
     """
     found: list[tuple[Path, list[Run]]] = []
     notes: list[str] = []
     for folder in folders:
         found.append((folder, _runs_of(folder, notes)))
-    first = found[0][1][0]
-    for _, runs in found:
-        for name in TASK_FLAGS:
-            if (theirs := runs[0].flags.get(name)) != (own := first.flags.get(name)):
-                flag = f"--{name.replace('_', '-')}"
-                raise FlagError(f"a report is of one task, got runs with {flag} {own!r} and {theirs!r}.")
-    counts = Counter((run.agent, run.seed) for _, runs in found for run in runs)
-    trials: dict[str, list[Run]] = {}
-    for folder, runs in found:
-        for run in runs:
-            name = run.agent if max(counts.values()) == 1 else f"{run.agent} ({folder.resolve().name})"
-            trials.setdefault(name, []).append(replace(run, agent=name))
-    first_folder = found[0][0]
+    everything = [run for _, runs in found for run in runs]
+    check_one_task([run.flags for run in everything])
+    counts = {run.summary["baselines"].get("num_prompts") for run in everything}
+    if len(counts) > 1:
+        got = " and ".join("all" if count is None else f"{count:.0f}" for count in counts)
+        raise FlagError(f"a report is of runs that are measured on the same prompts, got runs with {got} of them.")
+    first, first_folder = everything[0], found[0][0]
     return Runs(
-        {name: sorted(runs, key=lambda run: run.seed) for name, runs in trials.items()},
+        group_runs(everything),
         baselines=first.summary["baselines"],
         untrained=_untrained(first_folder, first.summary["baselines"], notes),
         frontier=_frontier(_initial(first_folder, first.folder), notes),
@@ -132,11 +94,14 @@ def _runs_of(folder: Path, notes: list[str]) -> list[Run]:
     """The runs in the folder of `train` or `compare`, in the order of its flags."""
     if not (folder / CONFIG).is_file():
         raise FlagError(f"{str(folder)!r} holds no run (no {CONFIG}); pass a folder that `train` or `compare` wrote.")
-    places = trial_folders(folder)
-    runs = [run for place in places if (run := _read_run(place, _initial(folder, place), notes)) is not None]
-    if not runs:
-        raise FlagError(f"{str(folder)!r} holds no run that was evaluated yet.")
-    return runs
+    found = [_read_run(place, _initial(folder, place), notes) for place in trial_folders(folder)]
+    left_out = [each for each in found if isinstance(each, str)]
+    if runs := [each for each in found if isinstance(each, Run)]:
+        notes += left_out
+        return runs
+    if any("not finite" in text for text in left_out):
+        raise FlagError(f"{str(folder)!r} holds no run that a report can show. {' '.join(left_out)}")
+    raise NotEvaluated(f"{str(folder)!r} holds no run that was evaluated yet.")
 
 
 def _initial(folder: Path, run: Path) -> Path:
@@ -145,19 +110,19 @@ def _initial(folder: Path, run: Path) -> Path:
     return next((each for each in candidates if (each / BASELINES).is_file()), run / INITIAL)
 
 
-def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | None:
-    """None where a run has no evaluation yet."""
+def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | str:
+    """A run, or a sentence why it is left out."""
     flags = read_saved_config(folder)["flags"]
     files.check_types(folder / CONFIG, flags, {"agent": str, "seed": int})
+    name = f"{short_name(flags['agent'])}, seed {flags['seed']}"
     rows = read_metrics(folder)
-    if not any(row.get("eval/objective") is not None for row in rows):
-        return None
+    if not any("eval/objective" in row for row in rows):
+        return f"{name} is left out: it was not evaluated yet."
     path = folder / SUMMARY
     summary = checked_summary(path) if path.exists() else None
     if summary is not None and summary["num_updates"] < rows[-1]["num_updates"]:  # it was resumed for more tokens
         summary = None
     finished = summary is not None
-    name = f"{short_name(flags['agent'])}, seed {flags['seed']}"
     if summary is None:
         if not (initial / BASELINES).is_file():
             raise DamagedFile(f"{initial / BASELINES} is missing: the share of the way is not known without it.")
@@ -167,8 +132,7 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | None:
     for each in [summary, *([summary["held_out"]] if summary["held_out"] else [])]:
         files.check_types(path, each, {"objective": float | None, "score": float | None, "kl": float | None})
         if None in (each["objective"], each["score"], each["kl"]):
-            notes.append(f"{name} is left out: what was measured of it is not finite.")
-            return None
+            return f"{name} is left out: what was measured of it is not finite."
     steps, damaged = read_steps(folder)
     notes += [f"{name}: {text}" for text in damaged]
     if summary["gaps"]:
@@ -179,11 +143,11 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | None:
 
 def _summary_so_far(flags: JsonObject, rows: list[Row], baselines: JsonObject) -> JsonObject:
     """The numbers of `summary.json` from the last evaluation."""
-    last, end = [row for row in rows if row.get("eval/objective") is not None][-1], rows[-1]
+    last, end = [row for row in rows if "eval/objective" in row][-1], rows[-1]
 
     def measured(prefix: str, of: JsonObject) -> JsonObject:
         numbers = {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
-        share = normalized_objective(numbers["objective"], of)
+        share = None if numbers["objective"] is None else normalized_objective(numbers["objective"], of)
         stderr = normalized_objective_stderr(share, numbers.get("objective_stderr"), of)
         return {**numbers, "normalized_objective": share, "normalized_objective_stderr": stderr}
 

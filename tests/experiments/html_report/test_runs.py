@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from agents.files import DamagedFile
+from agents.files import DamagedFile, write_json
 from experiments.errors import FlagError
+from experiments.html_report import PAGE, page_note
 from experiments.html_report.answer import answer, caveats, question
 from experiments.html_report.page import render
-from experiments.html_report.runs import Runs, read_runs
+from experiments.html_report.runs import NotEvaluated, Runs, read_runs
 from experiments.html_report.sampled import Completion, Step, within
 from tests.helpers.commands import call
 
@@ -25,11 +27,22 @@ def with_objectives(runs: Runs, **objectives: list[float]) -> Runs:
     return runs
 
 
+def copy(run: Path, to: Path, **flags: object) -> Path:
+    """A copy of the folder of a run, with other flags."""
+    shutil.copytree(run, to)
+    content = json.loads((to / "config.json").read_text())
+    content["flags"] |= flags
+    write_json(to / "config.json", {name: value for name, value in content.items() if name != "checksum"})
+    return to
+
+
 def test_the_question_and_the_answer(comparison: Path) -> None:
     """Who is first, by how much, and how sure that is."""
     runs = read_runs([comparison])
     asked = question(runs)
-    assert asked.startswith("Which of REINFORCE and PPO gets furthest on Toy-v0 in 4") and "with β = 0.2?" in asked
+    assert (
+        asked.startswith("Which of REINFORCE and PPO gets furthest on Toy-v0 in up to 4") and "with β = 0.2?" in asked
+    )
     clear = answer(with_objectives(runs, ppo=[0.5, 0.6], reinforce=[0.1, 0.2]))
     assert clear.startswith("PPO: it reaches J = 0.550 [0.500, 0.600]") and "0.400" in clear
     assert clear.endswith("more than REINFORCE, seed by seed.")
@@ -37,6 +50,34 @@ def test_the_question_and_the_answer(comparison: Path) -> None:
     assert "2 seeds do not tell it from" in close
     assert "with 2 of them they are too narrow" in caveats(runs)[0]
     assert "below the reference" in answer(with_objectives(runs, ppo=[-9.0, -9.0], reinforce=[-10.0, -10.0]))
+
+
+def test_the_lead_is_never_less_than_nothing(comparison: Path, tmp_path: Path) -> None:
+    """The agents are ranked by what is compared, the seeds that all have: a seed that one alone has counts for none."""
+    runs = with_objectives(read_runs([comparison]), ppo=[0.5, 9.0], reinforce=[0.6, 0.7])
+    runs.trials["reinforce"].pop()
+    text = answer(runs)
+    assert text.startswith("REINFORCE: it reaches J = 0.600") and "0.100 more than PPO with one seed" in text
+    runs.trials["ppo"][0].summary["objective"] = 0.6
+    assert re.search(r"as much as (PPO|REINFORCE) with one seed\.$", answer(runs))
+    runs.trials["reinforce"][0].seed = 5
+    assert "the agents have no seed in common" in answer(runs)
+
+
+def test_beta_is_known_where_it_was_left_at_its_default(comparison: Path, tmp_path: Path) -> None:
+    """And a default that is spelled out is the same task, as is one in --env-args; the number of tokens is told."""
+    run = comparison / "ppo" / "seed-0"
+    left = copy(run, tmp_path / "left", kl_coef=None)
+    given = copy(run, tmp_path / "given", kl_coef=0.1, seed=1)
+    old = json.loads((run / "config.json").read_text())["flags"]["env_args"]
+    argument = copy(run, tmp_path / "argument", kl_coef=None, env_args=old | {"kl_coef": 0.1}, seed=2)
+    assert "with β = 0.1?" in question(read_runs([left]))
+    runs = read_runs([left, given, argument])
+    assert [each.seed for each in runs.trials["ppo"]] == [0, 1, 2]
+    with pytest.raises(FlagError, match=r"--kl-coef 0\.1 and 0\.2"):  # control
+        read_runs([left, run])
+    runs.all[0].summary["num_timesteps"] *= 10
+    assert "The runs had 4" in caveats(runs)[1]
 
 
 def test_a_run_that_has_not_finished(comparison: Path, tmp_path: Path) -> None:
@@ -48,10 +89,30 @@ def test_a_run_that_has_not_finished(comparison: Path, tmp_path: Path) -> None:
     (folder / "reinforce/seed-1/metrics.jsonl").write_text("")
     runs = read_runs([folder])
     run = runs.trials["ppo"][0]
+    assert "reinforce, seed 1 is left out: it was not evaluated yet." in runs.notes
     assert not run.finished and runs.trials["ppo"][1].finished and len(runs.trials["reinforce"]) == 1
     for name in ("objective", "score", "kl", "normalized_objective", "num_timesteps", "tokens_to_90", "held_out"):
         assert run.summary[name] == pytest.approx(whole[name]) if whole[name] is not None else run.summary[name] is None
     assert "ppo, seed 0 has not finished: its numbers are of its last evaluation." in render(runs)
+
+
+def test_a_run_whose_numbers_are_not_finite(comparison: Path, tmp_path: Path) -> None:
+    """It is left out, and the page says why; alone it is refused with that reason, and not as not evaluated."""
+    run = comparison / "ppo" / "seed-0"
+    folder = copy(run, tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (folder / "summary.json").unlink()
+    diverged = [row | ({"eval/objective": None} if "eval/objective" in row else {}) for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in diverged))
+    shutil.copytree(comparison / "initial", folder / "initial")
+    assert re.match("no page: .*ppo, seed 0 is left out: what was measured", page_note(folder))
+    with pytest.raises(FlagError, match="of it is not finite") as refused:
+        read_runs([folder])
+    assert not isinstance(refused.value, NotEvaluated)
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(NotEvaluated):
+        read_runs([folder])
+    assert page_note(run) == f"see {run / PAGE}" and (run / PAGE).is_file()  # control
 
 
 def test_damaged_files_that_only_the_page_needs_are_told(comparison: Path, tmp_path: Path) -> None:
@@ -76,29 +137,10 @@ def test_folders_that_hold_no_run_or_another_task_are_refused(comparison: Path, 
     """By the command, in a line."""
     missing = call("report", str(tmp_path))
     assert missing.returncode == 2 and "holds no run" in missing.stderr
-    other = tmp_path / "other"
-    shutil.copytree(comparison / "ppo" / "seed-0", other)
-    content = json.loads((other / "config.json").read_text())
-    from agents.files import write_json
-
-    content["flags"]["kl_coef"] = 0.5
-    write_json(other / "config.json", {name: value for name, value in content.items() if name != "checksum"})
-    with pytest.raises(FlagError, match=r"--kl-coef 0\.2 and 0\.5"):
-        read_runs([comparison, other])
-
-
-def test_runs_of_several_folders_are_told_apart(comparison: Path, tmp_path: Path) -> None:
-    """The same agent and seed twice: the agents' names get that of the folder. The command writes where --out says."""
-    again = tmp_path / "again"
-    shutil.copytree(comparison, again)
-    done = call("report", str(comparison), str(again), "--out", str(tmp_path / "both.html"))
-    assert done.returncode == 0 and (tmp_path / "both.html").is_file() and "both.html" in done.stdout
-    assert list(read_runs([comparison, again]).trials) == [
-        "reinforce (run)",
-        "ppo (run)",
-        "reinforce (again)",
-        "ppo (again)",
-    ]
+    for name, value in (("kl_coef", 0.5), ("special_tokens_in_prompts", True), ("chat_template_kwargs", "{}")):
+        other = copy(comparison / "ppo" / "seed-0", tmp_path / name, **{name: value})
+        with pytest.raises(FlagError, match=f"one task, got runs with --{name.replace('_', '-')} "):
+            read_runs([comparison, other])
 
 
 def test_steps_within_a_size() -> None:
