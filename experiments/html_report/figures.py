@@ -153,11 +153,12 @@ def plane(runs: Runs) -> Drawing:
         kl, score = [*frontier["kl"], 0.0], [*frontier["score"], baselines["reference_score"]]
         axes.plot(kl, score, color=MUTED, lw=1.4)
         points += [
-            Point(x, y, f"frontier, β = {beta:.3g} · KL {number(x)} · score {number(y)}")
-            for x, y, beta in zip(frontier["kl"], frontier["score"], frontier["kl_coef"], strict=True)
+            Point(x, y, f"frontier, b = {b:.3g} · KL {number(x)} · score {number(y)}")
+            for x, y, b in zip(frontier["kl"], frontier["score"], frontier["kl_coef"], strict=True)
         ]
         about += Markup(
-            " Grey is the exact frontier, π ∝ π<sub>ref</sub> exp(r/β) for every β: no policy gets more for its KL."
+            " Grey is the exact frontier, π ∝ π<sub>ref</sub> exp(score/b), from b = 0 to the reference: no policy has"
+            " a higher score at its KL."
         )
     marks: list[tuple[float | None, float | None, str, str]] = [(0.0, baselines["reference_score"], "reference", "o")]
     estimated = "" if baselines.get("optimum_stderr") is None else "estimated "

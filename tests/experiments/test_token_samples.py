@@ -12,7 +12,6 @@ import pytest
 from agents import PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from experiments.evaluation import Evaluator
-from experiments.frontier import frontier, read_frontier, write_frontier
 from experiments.token_samples import drop_samples_after, sample_files, sample_tokens, token_texts, write_samples
 from experiments.trial import run_trial
 from tests.helpers.commands import stories_flags, tiny
@@ -129,21 +128,3 @@ def test_a_row_has_what_else_a_reward_gets() -> None:
     measured, policy = evaluator()
     (text,) = sample_tokens(measured, PPO(policy, measured.env, seed=0), 1, measured.evaluate_exactly(policy))
     assert text["columns"] == {} and "messages" not in text
-
-
-def test_the_frontier_is_that_of_the_oracle(tmp_path: Path) -> None:
-    """It contains the optimum of the task, begins near the reference, and is above every policy."""
-    measured, policy = evaluator()
-    assert measured.solution is not None
-    tree = measured.solution.tree
-    found = frontier(measured.solution)
-    at = found["kl_coef"].index(pytest.approx(measured.solution.kl_coef))
-    best = exact.evaluate_log_probs(tree, measured.solution.action_log_probs)
-    assert (found["score"][at], found["kl"][at]) == pytest.approx((best.score, best.kl))
-    assert (np.diff(found["kl"]) <= 1e-12).all() and (np.diff(found["score"]) <= 1e-12).all()
-    assert found["kl"][-1] < 0.01
-    mine = exact.evaluate(tree, policy)
-    assert mine.score < np.interp(mine.kl, found["kl"][::-1], found["score"][::-1])
-    write_frontier(measured.solution, tmp_path)
-    write_frontier(None, tmp_path / "nowhere")
-    assert read_frontier(tmp_path) == found and read_frontier(tmp_path / "nowhere") is None

@@ -152,7 +152,7 @@ def test_the_page_of_one_run_needs_its_folder_alone(comparison: Path, tmp_path: 
     write_page([comparison / "ppo" / "seed-0", comparison / "ppo" / "seed-1"], tmp_path / "two.html")
     page = Page((tmp_path / "two.html").read_text(encoding="utf-8"))
     assert {run["name"] for run in page.data["tokens"]} == {"ppo, seed 0", "ppo, seed 1"}
-    assert "PPO reaches J =" in page.text and "no policy gets more for its KL" in page.text
+    assert "PPO reaches J =" in page.text and "no policy has a higher score at its KL" in page.text
 
 
 @pytest.mark.parametrize(
