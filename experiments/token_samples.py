@@ -153,21 +153,14 @@ def exact_columns(
     solution: exact.Solution, known: exact.Evaluation, costs: NDArray[np.float64], prompt: int, token_ids: list[int]
 ) -> dict[str, list[float]]:
     """What is known exactly of the tokens of a completion, see this file's docstring; `costs` [S] are of each state."""
-    tree = solution.tree
-    states, state = [], prompt  # the initial states are the prompts, in their order
-    for token in token_ids:
-        states.append(state)
-        state = int(tree.child[state, token])
-    s, a = np.array(states, dtype=np.int64), np.array(token_ids, dtype=np.int64)
-    child = tree.child[s, a]
-    optimal_q = tree.rewards[s, a] + np.where(child >= 0, solution.values[child], 0.0)
-    log_ratio = known.log_probs[s, a] - tree.ref_log_probs[s, a]
+    s, a = solution.tree.states_of(prompt, token_ids), np.array(token_ids, dtype=np.int64)
+    log_ratio = known.log_probs[s, a] - solution.tree.ref_log_probs[s, a]
     columns = {
         "value": known.values[s],
         "advantage": known.advantages[s, a],
         "optimal_value": solution.values[s],
-        "optimal_q": optimal_q,
-        "lost": solution.values[s] - optimal_q + solution.kl_coef * log_ratio,
+        "optimal_q": solution.q_values[s, a],
+        "lost": solution.values[s] - solution.q_values[s, a] + solution.kl_coef * log_ratio,
         "state_cost": costs[s],
     }
     return {name: _plain(values) for name, values in columns.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -82,6 +82,13 @@ class Tree:
                     "impossible; leave that token out."
                 )
         return state
+
+    def states_of(self, prompt: int, tokens: Sequence[int]) -> NDArray[np.int64]:
+        """The states s_t in which the tokens a_t of a completion are chosen, [T]; the prompt is given by its index."""
+        states = [prompt]  # the states of time 0 are the prompts, in their order
+        for token in tokens:
+            states.append(int(self.child[states[-1], token]))
+        return np.array(states[:-1], dtype=np.int64)
 
     def leaves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The last state and action of every finished completion, [N] each, sorted by state, then action."""

@@ -85,11 +85,9 @@ def compare(solution: exact.Solution, prompt: int, completion: Sequence[int]) ->
     """
     tree, beta = solution.tree, solution.kl_coef
     reference = exact.evaluate_log_probs(tree, tree.ref_log_probs)
-    tokens, state = [], prompt  # the first states of the tree are those of the prompts
-    for token in completion:
-        after = int(tree.child[state, token])
-        q_value = tree.rewards[state, token] + (solution.values[after] if after >= 0 else 0.0)
-        advantage = float(q_value - solution.values[state])
+    tokens = []
+    for state, token in zip(tree.states_of(prompt, completion), completion, strict=True):
+        advantage = float(solution.q_values[state, token] - solution.values[state])
         tokens.append(
             TokenComparison(
                 advantage=advantage,
@@ -98,7 +96,6 @@ def compare(solution: exact.Solution, prompt: int, completion: Sequence[int]) ->
                 best=int(solution.action_log_probs[state].argmax()),
             )
         )
-        state = after
     best, log_prob = likeliest(solution, prompt)
     return Comparison(
         tokens=tokens,
@@ -122,8 +119,6 @@ def likeliest(solution: exact.Solution, prompt: int) -> tuple[list[int], float]:
 
 def _objective(solution: exact.Solution, prompt: int, completion: Sequence[int]) -> float:
     """J of a player who always plays a completion."""
-    tree, state, total = solution.tree, prompt, 0.0
-    for token in completion:
-        total += float(tree.rewards[state, token] + solution.kl_coef * tree.ref_log_probs[state, token])
-        state = int(tree.child[state, token])
-    return total
+    tree = solution.tree
+    s, a = tree.states_of(prompt, completion), np.array(completion, dtype=np.int64)
+    return float((tree.rewards[s, a] + solution.kl_coef * tree.ref_log_probs[s, a]).sum())

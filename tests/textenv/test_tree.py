@@ -44,7 +44,7 @@ def test_paths_lead_to_their_completions(arguments: dict[str, Any], seed: int) -
         assert (states[row, length:] == -1).all()
         text = task.prompts.texts[prompt]
         visited = [tree.state_index(text, list(tokens[:t])) for t in range(length)]
-        assert states[row, :length].tolist() == visited
+        assert states[row, :length].tolist() == visited == tree.states_of(prompt, tokens).tolist()
         assert tree.child[visited, list(tokens)].tolist() == [*visited[1:], -1]
         assert (states[row, 0], tree.prompt[visited[-1]]) == (prompt, prompt)
         assert np.exp(log_probs[visited, list(tokens)]).prod() == pytest.approx(np.exp(total[row]), rel=1e-9)

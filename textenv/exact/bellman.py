@@ -16,7 +16,7 @@ from textenv.tree import Level, Tree
 
 
 def optimal_values(tree: Tree, kl_coef: float) -> tuple[Array, Array]:
-    """V* [S] and Q* [S, V] for beta = `kl_coef`; with beta = 0, V* = max_a Q*."""
+    """V* [S] and Q* [S, V] for beta = `kl_coef`; with beta = 0, V* = max_a Q*. Q* is -inf for masked actions."""
     allowed = tree.child != -2
 
     def soft_maximum(level: Level, q_values: Array) -> Array:
@@ -25,21 +25,24 @@ def optimal_values(tree: Tree, kl_coef: float) -> tuple[Array, Array]:
             return best
         return kl_coef * logsumexp(tree.ref_log_probs[level] + q_values / kl_coef)
 
-    return tree.backward(soft_maximum)
+    values, q_values = tree.backward(soft_maximum)
+    return values, np.where(allowed, q_values, -np.inf)
 
 
-def state_costs(tree: Tree, kl_coef: float, values: Array, log_probs: Array, occupancy: Array) -> NDArray[np.float64]:
+def state_costs(
+    tree: Tree, kl_coef: float, values: Array, q_values: Array, log_probs: Array, occupancy: Array
+) -> NDArray[np.float64]:
     """Each state's part of J* - J, [S], see `suboptimality_by_state`.
 
     Args:
         tree: the enumeration.
         kl_coef: beta.
-        values: V* for this beta, [S].
+        values, q_values: V* [S] and Q* [S, V] for this beta.
         log_probs: log pi(a|s), [S, V].
         occupancy: d(s) of pi, [S].
     """
     probs = np.exp(log_probs)
-    log_ratio = np.where(probs > 0, log_probs - np.where(tree.child != -2, tree.ref_log_probs, 0.0), 0.0)
-    q_values = tree.rewards + np.append(values, [0.0, 0.0])[tree.child]  # Q*, as in Tree.backward
-    shortfall = values - (probs * (q_values - kl_coef * log_ratio)).sum(axis=1)
+    allowed = tree.child != -2
+    log_ratio = np.where(probs > 0, log_probs - np.where(allowed, tree.ref_log_probs, 0.0), 0.0)
+    shortfall = values - (probs * (np.where(allowed, q_values, 0.0) - kl_coef * log_ratio)).sum(axis=1)
     return np.asarray(occupancy * np.maximum(shortfall, 0.0))  # rounding may give -1e-16

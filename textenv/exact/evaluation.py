@@ -52,8 +52,8 @@ class Evaluation:
     def _repr_html_(self) -> Html:
         """J, score and KL; the costliest and the most visited states, with V, V* and the likeliest token of pi."""
         beta = self.tree.mdp.kl_coef
-        optimal, _ = optimal_values(self.tree, beta)
-        costs = state_costs(self.tree, beta, optimal, self.log_probs, self.occupancy)
+        optimal, q_values = optimal_values(self.tree, beta)
+        costs = state_costs(self.tree, beta, optimal, q_values, self.log_probs, self.occupancy)
         numbers = {"J": self.objective, "score": self.score, "gold score": self.gold_score, "KL": self.kl}
         numbers |= {"J*": float(optimal[self.tree.levels[0]].mean()), "J* - J": float(costs.sum())}
         return block_html(

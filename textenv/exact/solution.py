@@ -35,6 +35,7 @@ class Solution:
         reference_objective: J(pi_ref).
         log_probs: log pi*(y|x), [N], of the finished completions in the order of `tree.leaves()`.
         values: V*(s), [S]; beta log Z(x) in the initial states.
+        q_values: Q*(s, a), [S, V], without the KL of a itself; -inf for masked actions.
         action_log_probs: log pi*(a|s), [S, V].
         tree: the enumeration.
     """
@@ -44,6 +45,7 @@ class Solution:
     reference_objective: float
     log_probs: NDArray[np.float64]
     values: NDArray[np.float64]
+    q_values: NDArray[np.float64]
     action_log_probs: NDArray[np.float64]
     tree: Tree
 
@@ -82,7 +84,7 @@ def solve(env: Enumerable, max_completions: int = MAX_COMPLETIONS, kl_coef: floa
         best = allowed & (q_values == values[:, None])
         action_log_probs = masked_log_softmax(np.where(allowed, reference, 0.0), best)
     else:
-        action_log_probs = reference + (q_values - values[:, None]) / beta
+        action_log_probs = reference + (np.where(allowed, q_values, 0.0) - values[:, None]) / beta
     first = tree.levels[0]
     return Solution(
         kl_coef=beta,
@@ -90,6 +92,7 @@ def solve(env: Enumerable, max_completions: int = MAX_COMPLETIONS, kl_coef: floa
         reference_objective=evaluate_log_probs(tree, reference).objective,
         log_probs=tree.completion_log_probs(action_log_probs),
         values=values,
+        q_values=q_values,
         action_log_probs=action_log_probs,
         tree=tree,
     )
@@ -110,4 +113,5 @@ def suboptimality_by_state(solution: Solution, evaluation: Evaluation) -> NDArra
     """
     if solution.tree.mdp is not evaluation.tree.mdp:
         raise ValueError("suboptimality_by_state needs a solution and an evaluation of the same environment, got two.")
-    return state_costs(solution.tree, solution.kl_coef, solution.values, evaluation.log_probs, evaluation.occupancy)
+    of_policy = (evaluation.log_probs, evaluation.occupancy)
+    return state_costs(solution.tree, solution.kl_coef, solution.values, solution.q_values, *of_policy)

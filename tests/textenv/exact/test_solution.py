@@ -212,6 +212,29 @@ def test_suboptimality_by_state_sums_to_the_gap(arguments: dict[str, Any], seed:
     assert beta == 0 or (np.sum(tree.child != -2, axis=1) < 2).all() or wrong != pytest.approx(costs.sum(), abs=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
+@given(arguments=tasks(), beta=st.sampled_from([0.0, 0.05, 0.7]))
+def test_the_q_values_are_rewards_and_what_follows(arguments: dict[str, Any], beta: float) -> None:
+    """Q*(s, a) = r(s, a) + V*(s a), -inf where masked; pi* and V* follow from it, and not from another beta's."""
+    tree = enumerate_tree(TextMDP(**arguments))
+    solution = exact.solve(tree, kl_coef=beta)
+    for state, action in np.ndindex(tree.child.shape):
+        child, found = tree.child[state, action], solution.q_values[state, action]
+        if child == -2:
+            assert found == -np.inf
+        else:
+            later = solution.values[child] if child >= 0 else 0.0
+            assert found == pytest.approx(tree.scores[state, action] + tree.shaping[state, action] + later)
+    best = solution.q_values.max(axis=1) if beta == 0 else solution.values
+    assert solution.values == pytest.approx(best)
+    if beta > 0:
+        log_probs = tree.ref_log_probs + (solution.q_values - solution.values[:, None]) / beta
+        assert np.exp(log_probs) == pytest.approx(np.exp(solution.action_log_probs))
+        assert np.exp(log_probs).sum(axis=1) == pytest.approx(1.0)
+        wrong = np.exp(log_probs + solution.q_values / beta).sum(axis=1)  # control: Q* counted twice
+        assert np.ptp(tree.rewards) == 0 or wrong != pytest.approx(1.0)
+
+
 @settings(max_examples=15, deadline=None)
 @given(arguments=tasks(), seed=st.integers(0, 999))
 def test_only_a_wrong_state_has_a_cost(arguments: dict[str, Any], seed: int) -> None:
