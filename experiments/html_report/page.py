@@ -20,7 +20,7 @@ from agents.files import JsonObject
 from experiments.console import score_text
 from experiments.errors import FlagError
 from experiments.html_report.answer import answer, caveats, question
-from experiments.html_report.figures import curves, plane
+from experiments.html_report.figures import curves, number, plane
 from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs, read_runs
 from experiments.html_report.sampled import Step, within
@@ -91,6 +91,7 @@ def render(runs: Runs, reload: float | None = None) -> str:
         curves=[_inline(drawing) for drawing in drawings],
         trees=trees(runs),
         percent=lambda share: f"{100 * share:.1f}%",
+        number=number,
         plane=_inline(first),
         has_tokens=bool(sampled),
         data={"figures": [drawing.points for drawing in (first, *drawings)], "tokens": sampled, "reload": reload},
@@ -107,7 +108,16 @@ def trees(runs: Runs) -> list[JsonObject]:
     """The tree of the first seed of the best agents, where there is one."""
     firsts = [(trials[0], i) for i, trials in enumerate(runs.trials.values()) if trials[0].tree is not None]
     firsts.sort(key=lambda each: -each[0].summary["objective"])
-    return [{**(run.tree or {}), "name": run.name, "colour": i % NUM_COLOURS} for run, i in firsts[:TREES]]
+    return [{**_tree(run.tree or {}), "name": run.name, "colour": i % NUM_COLOURS} for run, i in firsts[:TREES]]
+
+
+def _tree(tree: JsonObject) -> JsonObject:
+    """A tree with `most`, the largest cost in it, and `path`, its costliest states from a prompt on."""
+    path, states = [], tree["prompts"]
+    while states := [state for state in states if "subtree_cost" in state]:
+        path.append(max(states, key=lambda state: float(state["subtree_cost"])))
+        states = path[-1]["children"]
+    return {**tree, "most": max([state["subtree_cost"] for state in path] + [1e-12]), "path": path}
 
 
 def _inline(drawing: Drawing) -> JsonObject:

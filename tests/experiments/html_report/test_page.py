@@ -13,7 +13,7 @@ import pytest
 
 from experiments.html_report import PAGE, write_page
 from experiments.html_report.figures import number
-from experiments.html_report.page import render
+from experiments.html_report.page import render, trees
 from experiments.html_report.runs import read_runs
 from experiments.html_report.sampled import Completion, Step
 from tests.experiments.html_report.conftest import EVIL
@@ -171,9 +171,25 @@ def test_the_page_has_the_tree_of_a_toy(comparison: Path) -> None:
     assert best.tree is not None
     page = Page(render(runs))
     section = page.text[page.text.index("Where a token leads") :]
-    assert section.index(f"{best.name}, J* \N{MINUS SIGN} J = {best.tree['gap']:.3f}") > 0
+    assert section.index(f"{best.name}, J* \N{MINUS SIGN} J = {number(best.tree['gap'])}") > 0
     opened = [attributes for tag, attributes in page.elements if tag == "details"]
     assert len(opened) > len(best.tree["prompts"])
     first = best.tree["prompts"][0]["children"][0]
-    tooltips = [dict(attributes).get("title", "") for tag, attributes in page.elements if tag == "span"]
-    assert any(f"pi* {100 * first['best']:.1f}%" in text for text in tooltips)
+    tooltips = [dict(attributes).get("title") or "" for tag, attributes in page.elements if tag == "span"]
+    assert any(f"π* {100 * first['best']:.1f}%" in text for text in tooltips)
+
+
+def test_the_costliest_path_of_the_tree_is_open(comparison: Path) -> None:
+    """From the prompt that costs most, which has the strongest colour; of the agents the first one's tree."""
+    runs = read_runs([comparison])
+    page = Page(render(runs))
+    tints = [re.findall(r"--(own|all):([\d.]+)%", str(attributes.get("style"))) for _, attributes in page.elements]
+    shares = [dict(each) for each in tints if each]
+    assert sum(float(each["all"]) == 100 for each in shares) >= len(trees(runs)) == 2
+    assert all(float(each["own"]) <= float(each["all"]) <= 100 for each in shares)
+    first = trees(runs)[0]
+    costs = [state["subtree_cost"] for state in first["path"]]
+    assert costs == sorted(costs, reverse=True) and costs[0] == max(each["subtree_cost"] for each in first["prompts"])
+    opened = [attributes for tag, attributes in page.elements if tag == "details" and "open" in attributes]
+    inner = sum(bool(state["children"]) for tree in trees(runs) for state in tree["path"])
+    assert len(opened) == 1 + inner
