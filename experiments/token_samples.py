@@ -11,10 +11,10 @@ With the text, a row has what else reward functions get, so that another reward 
 `columns`, the further fields of its prompt, but for those that JSON has no form for; and `messages`, where the prompt
 is a conversation.
 
-`exact` has V and A of the policy, V* and Q*, and two costs: `lost`, whose sum over a completion has the mean J* - J,
-and `state_cost`, the part of J* - J in the state s_t (`suboptimality_by_state`).
+`exact` has V and A of the policy, V* and Q*, and two costs: `cost`, whose sum over a completion has the mean J* - J
+where prompts are drawn uniformly, and `state_cost`, the part of J* - J in the state s_t (`suboptimality_by_state`).
 
-    lost_t = V*(s_t) - Q*(s_t, a_t) + beta log(pi(a_t|s_t) / pi_ref(a_t|s_t))      (= beta log(pi / pi*), beta > 0)
+    cost_t = V*(s_t) - Q*(s_t, a_t) + beta log(pi(a_t|s_t) / pi_ref(a_t|s_t))      (= beta log(pi / pi*), beta > 0)
 """
 
 from __future__ import annotations
@@ -160,23 +160,27 @@ def exact_columns(
         "advantage": known.advantages[s, a],
         "optimal_value": solution.values[s],
         "optimal_q": solution.q_values[s, a],
-        "lost": solution.values[s] - solution.q_values[s, a] + solution.kl_coef * log_ratio,
+        "cost": solution.values[s] - solution.q_values[s, a] + solution.kl_coef * log_ratio,
         "state_cost": costs[s],
     }
     return {name: _plain(values) for name, values in columns.items()}
 
 
 def token_texts(mdp: TextMDP, token_ids: list[int]) -> list[str]:
-    """What each token adds to the text; "" for the EOS token, and where bytes of a character are still missing."""
+    """What each token adds to the text; together they are the completion.
+
+    "" for the EOS token, for other tokens without a text, and where bytes of a character are still missing: the last
+    token of the character adds it.
+    """
     texts, before = [], ""
+    count = sum(not mdp.is_eos[token] for token in token_ids)  # EOS is the last one
     for end, token in enumerate(token_ids, start=1):
         text = mdp.decode(token_ids[:end])
-        if mdp.is_eos[token]:
+        if end < count and text.endswith("\N{REPLACEMENT CHARACTER}"):
             texts.append("")
-        elif text.startswith(before) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            texts.append(text[len(before) :])
-        else:
-            texts.append(mdp.decode([token]))
+            continue
+        # a decoder that changes the text before is told by the token alone
+        texts.append(text[len(before) :] if text.startswith(before) else mdp.decode([token]))
         before = text
     return texts
 

@@ -150,6 +150,7 @@ def _tokens(run: Run, steps: list[Step]) -> JsonObject:
         "name": run.name,
         "kept": len(steps),
         "of": len(run.steps),
+        "finished": run.finished,
         "steps": [
             {
                 "update": step.update,
@@ -160,6 +161,7 @@ def _tokens(run: Run, steps: list[Step]) -> JsonObject:
                         "prompt": printable(each.prompt, lines=True),
                         "score": each.score,
                         "tokens": [printable(token) for token in each.tokens],
+                        "stopped": each.stopped,
                         "columns": each.columns,
                     }
                     for each in step.completions

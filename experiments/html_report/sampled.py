@@ -15,24 +15,29 @@ from experiments.token_samples import sample_files
 from textenv.data import printable
 
 Column = list[float | None]
-EXACT = {  # by name in the file: the name of the column
+EXACT = {  # by name in the file: the name of the column; an earlier version wrote `lost`
     "advantage": "exact_advantage",
     "value": "exact_value",
     "optimal_value": "optimal_value",
     "optimal_q": "optimal_q",
-    "lost": "lost",
+    "cost": "cost",
+    "lost": "cost",
     "state_cost": "state_cost",
 }
 DIGITS = 5  # significant ones
 
 
 class Completion(NamedTuple):
-    """A sampled completion. A column has a number for each token; what is not known has no column."""
+    """A sampled completion; where it `stopped`, its last token is EOS.
+
+    A column has a number for each token; what is not known has no column.
+    """
 
     prompt: str
     completion: str
     score: float | None
     tokens: list[str]
+    stopped: bool
     columns: dict[str, Column]
 
 
@@ -72,7 +77,7 @@ def _completion(path: Path, row: JsonObject) -> Completion:
     for token in tokens:
         check_types(path, {"a token": token}, {"a token": str})
     if "log_prob" not in row:  # its reward failed
-        return Completion(row["prompt"], row["completion"], None, tokens, {})
+        return Completion(row["prompt"], row["completion"], None, tokens, row["stopped"], {})
     check_types(path, {"exact": {}, **row}, {"reward_terms": dict, "exact": dict})
 
     def column(name: str, values: object) -> Column:
@@ -101,7 +106,7 @@ def _completion(path: Path, row: JsonObject) -> Completion:
     known = row.get("exact", {})
     columns |= {shown: column(name, known[name]) for name, shown in EXACT.items() if name in known}
     rounded = {name: [_round(value) for value in values] for name, values in columns.items()}
-    return Completion(row["prompt"], row["completion"], row["score"], tokens, rounded)
+    return Completion(row["prompt"], row["completion"], row["score"], tokens, row["stopped"], rounded)
 
 
 def _sum(columns: list[Column]) -> Column:

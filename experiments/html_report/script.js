@@ -66,7 +66,7 @@ function place(element, middle, above, below, preferBelow) {
 const METRICS = {
   advantage: ["credit", "advantage", "signed", "how much better than V expected, by the learned V (GAE)"],
   exact_advantage: ["credit", "advantage, exact", "signed", "Q − V of this policy, enumerated"],
-  lost: ["credit", "cost", "cost", "β log π/π*: what the token costs of J* − J, which is the mean of a completion's sum"],
+  cost: ["credit", "cost", "cost", "β log π/π*: what the token costs of J* − J, which is the mean of a completion's sum"],
   state_cost: ["credit", "cost of the state", "cost", "the part of J* − J that is lost in this state, over all its tokens"],
   reward: ["reward", "all", "signed", "r_t, the sum of all terms"],
   score: ["reward", "score", "signed", "given once, on the last token"],
@@ -81,10 +81,10 @@ const METRICS = {
 };
 const about = (name) => METRICS[name] || ["reward", name.replace("shaping:", ""), "signed", "a shaping term"];
 // the columns of the card that are exact; labels there
-const EXACT = ["exact_advantage", "exact_value", "optimal_value", "optimal_q", "lost", "state_cost"];
-const LABELS = { exact_advantage: "advantage", exact_value: "V", lost: "cost of J* − J", reward: "reward", score: "score term", kl: "KL term" };
+const EXACT = ["exact_advantage", "exact_value", "optimal_value", "optimal_q", "cost", "state_cost"];
+const LABELS = { exact_advantage: "advantage", exact_value: "V", cost: "cost of J* − J", reward: "reward", score: "score term", kl: "KL term" };
 // what adds up over a completion
-const ADDED = ["reward", "score", "kl", "lost", "log_ratio"];
+const ADDED = ["reward", "score", "kl", "cost", "log_ratio"];
 
 const state = { run: 0, step: null, metric: null, chosen: null };
 

@@ -17,7 +17,8 @@ from experiments.trial import run_trial
 from tests.helpers.commands import stories_flags, tiny
 from tests.helpers.models import arguments
 from tests.helpers.policies import random_policy
-from textenv import exact, get_mdp
+from tests.helpers.tokenizers import byte_level
+from textenv import TextMDP, exact, get_mdp
 
 COLUMNS = {"log_prob", "ref_log_prob", "entropy", "reward_terms", "exact"}
 
@@ -28,9 +29,26 @@ def evaluator(**flags: object) -> tuple[Evaluator, TransformerPolicy]:
     return Evaluator.for_env(env, 16), random_policy(env, scale=0.5).float()
 
 
-def test_every_number_is_that_of_the_environment_and_of_the_oracle() -> None:
+def exact_values(solution: exact.Solution, known: exact.Evaluation, state: int, token: int) -> dict[str, float]:
+    """What is known exactly of a token, by the equations of the module."""
+    tree = solution.tree
+    child = int(tree.child[state, token])
+    optimal_q = tree.scores[state, token] + tree.shaping[state, token] + (solution.values[child] if child >= 0 else 0)
+    ratio = known.log_probs[state, token] - tree.ref_log_probs[state, token]
+    return {
+        "value": known.values[state],
+        "advantage": known.q_values[state, token] - known.values[state],
+        "optimal_value": solution.values[state],
+        "optimal_q": optimal_q,
+        "cost": solution.values[state] - optimal_q + solution.kl_coef * ratio,
+        "state_cost": exact.suboptimality_by_state(solution, known)[state],
+    }
+
+
+@pytest.mark.parametrize("flags", [{}, {"kl_coef": 0.0}, {"missing_eos_penalty": 0.7}])
+def test_every_number_is_that_of_the_environment_and_of_the_oracle(flags: dict[str, float]) -> None:
     """Stepping the environment with the policy bound; `exact`; the mean of the costs is J* - J."""
-    measured, policy = evaluator(env_args={"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2})
+    measured, policy = evaluator(env_args={"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2}, **flags)
     env, solution = measured.env, measured.solution
     assert solution is not None
     known = exact.evaluate(solution.tree, policy)
@@ -45,18 +63,25 @@ def test_every_number_is_that_of_the_environment_and_of_the_oracle() -> None:
             assert row["log_prob"][t] == pytest.approx(known.log_probs[state, token], abs=1e-4)
             assert row["ref_log_prob"][t] == pytest.approx(tree.ref_log_probs[state, token], abs=1e-4)
             assert row["entropy"][t] == pytest.approx(-(probs * known.log_probs[state]).sum(), abs=1e-4)
-            assert row["exact"]["advantage"][t] == pytest.approx(known.advantages[state, token], abs=1e-5)
-            ratio = known.log_probs[state, token] - solution.action_log_probs[state, token]
-            assert row["exact"]["lost"][t] == pytest.approx(solution.kl_coef * ratio, abs=1e-5)
+            for name, values in exact_values(solution, known, state, token).items():
+                assert row["exact"][name][t] == pytest.approx(values, abs=2e-6), name
             terms = sum(values[t] for values in row["reward_terms"].values())
             after = known.q_values[state, token] - terms
             child = int(tree.child[state, token])
             assert after == pytest.approx(0.0 if child < 0 else known.values[child], abs=1e-4)
             state = child
         assert row["reward_terms"]["score"] == [0.0] * (len(ids) - 1) + [pytest.approx(row["score"])]
-    costs = np.array([sum(row["exact"]["lost"]) for row in rows])
+        assert row["exact"].keys() == exact_values(solution, known, 0, 0).keys()
+    costs = np.array([sum(row["exact"]["cost"]) for row in rows])
     error = 4 * costs.std() / np.sqrt(len(costs))
     assert costs.mean() == pytest.approx(solution.objective - known.objective, abs=error) and error < 0.3
+    if solution.kl_coef > 0:
+        log_ratio = known.log_probs - solution.action_log_probs  # of pi to pi*
+        for row in rows[:20]:
+            states = solution.tree.states_of(solution.tree.state_index(row["prompt"]), row["token_ids"])
+            assert row["exact"]["cost"] == pytest.approx(
+                solution.kl_coef * log_ratio[states, row["token_ids"]], abs=2e-6
+            )
 
 
 def test_the_advantage_is_that_of_the_agent() -> None:
@@ -69,6 +94,22 @@ def test_the_advantage_is_that_of_the_agent() -> None:
     other = sample_tokens(measured, REINFORCE(policy, measured.env, seed=0), 1, known)[0]
     assert other.keys() & {"value", "advantage"} == set() and other.keys() >= COLUMNS
     assert {name: other[name] for name in other} == {name: row[name] for name in other}  # the same random numbers
+
+
+def test_with_the_kl_in_the_loss_the_advantage_is_without_it() -> None:
+    """GAE of the rewards that the agent trains on; the terms of the reward keep the KL."""
+    measured, policy = evaluator(kl_coef=0.5)
+    known = measured.evaluate_exactly(policy)
+    rows = {}
+    for kl_in in ("loss", "reward"):
+        agent = PPO(policy, measured.env, gae_lambda=1.0, kl_in=kl_in, seed=0)
+        rows[kl_in] = sample_tokens(measured, agent, 1, known)[0]
+    row = rows["loss"]
+    assert row["reward_terms"] == rows["reward"]["reward_terms"]
+    kl = np.add(row["reward_terms"]["kl_reference"], row["reward_terms"]["kl_policy"])
+    rewards = np.sum(list(row["reward_terms"].values()), axis=0) - kl
+    assert np.add(row["advantage"], row["value"]) == pytest.approx(rewards[::-1].cumsum()[::-1], abs=1e-5)
+    assert row["advantage"] != pytest.approx(rows["reward"]["advantage"], abs=1e-3)  # control
 
 
 @pytest.mark.parametrize("agent", ["ppo", "reinforce", "sb3-ppo"])
@@ -128,3 +169,20 @@ def test_a_row_has_what_else_a_reward_gets() -> None:
     measured, policy = evaluator()
     (text,) = sample_tokens(measured, PPO(policy, measured.env, seed=0), 1, measured.evaluate_exactly(policy))
     assert text["columns"] == {} and "messages" not in text
+
+
+@pytest.mark.parametrize("text", ["hello naïve 日本 🙂!", "日", "a\N{REPLACEMENT CHARACTER}b"])
+def test_a_character_of_several_tokens_is_the_last_ones(text: str) -> None:
+    """Of a byte-level tokenizer: the texts add up to the completion; tokens of the bytes before add nothing."""
+    mdp = TextMDP(byte_level(), ["hello"], lambda prompts, **rest: [0.0] * len(prompts), max_new_tokens=60)
+    ids = [int(token) for token in mdp.encode_completion(text)]
+    eos = int(np.flatnonzero(mdp.is_eos)[0])
+    for stopped in (False, True):
+        texts = token_texts(mdp, [*ids, eos] if stopped else ids)
+        assert len(texts) == len(ids) + stopped and "".join(texts) == mdp.decode(ids) == text
+        assert "" in texts[: len(ids)] and not (stopped and texts[-1])
+        assert ("\N{REPLACEMENT CHARACTER}" in "".join(texts)) == ("\N{REPLACEMENT CHARACTER}" in text)
+    cut = token_texts(mdp, [*mdp.encode_completion("a日")][:-1])  # bytes that never became a character are shown
+    assert cut[0] == "a" and "\N{REPLACEMENT CHARACTER}" in cut[-1]
+    alone = [mdp.decode([token]) for token in mdp.encode_completion("日")]  # control: token by token it is lost
+    assert "日" not in alone and "日" not in "".join(alone)

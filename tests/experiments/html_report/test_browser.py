@@ -166,7 +166,7 @@ def test_a_token_shows_its_numbers(browser: Any, comparison: Path) -> None:
     ):
         assert (label, shown(value[0])) in numbers, (label, numbers)
     saved = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
-    for name, values in (("entropy", row["entropy"]), ("lost", known["lost"])):
+    for name, values in (("entropy", row["entropy"]), ("cost", known["cost"])):
         find(browser, f"#metrics [data-metric={name}]")[0].click()
         most = max(abs(x) for each in saved for x in (each | each["exact"])[name])
         share = "return parseFloat(arguments[0].style.getPropertyValue('--share'))"

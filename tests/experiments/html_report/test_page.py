@@ -97,7 +97,7 @@ def test_the_numbers_are_those_of_the_run(comparison: Path) -> None:
             assert completion["tokens"] == row["tokens"] and completion["score"] == row["score"]
             for name in ("value", "advantage", "entropy"):
                 assert completion["columns"][name] == pytest.approx(row[name], rel=1e-4)
-            for shown_as, name in {"exact_value": "value", "lost": "lost", "optimal_q": "optimal_q"}.items():
+            for shown_as, name in {"exact_value": "value", "cost": "cost", "optimal_q": "optimal_q"}.items():
                 assert completion["columns"][shown_as] == pytest.approx(row["exact"][name], rel=1e-4)
             ratios = [a - b for a, b in zip(row["log_prob"], row["ref_log_prob"], strict=True)]
             assert completion["columns"]["log_ratio"] == pytest.approx(ratios, rel=1e-4, abs=1e-9)
@@ -134,7 +134,7 @@ def test_ten_runs_with_long_texts_fit_into_three_megabytes(comparison: Path) -> 
     run = runs.trials["ppo"][0]
     column = [-1.2345678 * i for i in range(200)]
     names = run.steps[0].completions[0].columns
-    long = Completion("a prompt", "word " * 200, 1.0, ["word "] * 200, dict.fromkeys(names, column))
+    long = Completion("a prompt", "word " * 200, 1.0, ["word "] * 200, False, dict.fromkeys(names, column))
     steps = [Step(i, 100 * i, [long] * 8) for i in range(50)]
     rows = [run.rows[-1] | {"num_updates": i, "num_timesteps": 100 * i} for i in range(2000)]
     summary = run.summary | {"num_updates": 1999, "num_timesteps": 199_900}

@@ -145,7 +145,7 @@ def test_folders_that_hold_no_run_or_another_task_are_refused(comparison: Path, 
 
 def test_steps_within_a_size() -> None:
     """Evenly spaced, the first and the last among them; completions are dropped where two steps are too much."""
-    completion = Completion("p", "c", 1.0, ["c"], {"entropy": [0.5]})
+    completion = Completion("p", "c", 1.0, ["c"], False, {"entropy": [0.5]})
     steps = [Step(i, i, [completion] * 4) for i in range(9)]
     each = len(json.dumps([completion._asdict()] * 4))
     assert within(steps, 100 * each) == steps and within([], 10) == []
