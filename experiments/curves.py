@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents import files
 from agents.files import JsonObject
 from experiments.metrics_file import Row, find_gaps, read_metrics
 from experiments.share import normalized_objective, optimum_band
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 
 def curves(
@@ -30,8 +27,8 @@ def curves(
     """
     gold = baselines.get("reference_gold_score") is not None
     shape, size = ((2, 2), (11, 8)) if gold else ((1, 3), (15, 4.2))
-    figure, grid = plt.subplots(*shape, figsize=size, layout="constrained")
-    axes = grid.flatten()
+    figure = Figure(figsize=size, layout="constrained")  # without pyplot: a notebook keeps its backend
+    axes = figure.subplots(*shape).flatten()
     against_kl = {"score": axes[2], "gold_score": axes[3]} if gold else {"score": axes[2]}
     for name, trials in summaries.items():
         logged = [Logged.read(folder / name / f"seed-{trial['seed']}", trial) for trial in trials]
@@ -83,7 +80,6 @@ def curves(
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     files.write_file(folder / "curves.png", lambda new: figure.savefig(new, format="png", dpi=110))
-    plt.close(figure)
 
 
 def _draw_baselines(axis: Axes, baselines: JsonObject, suffix: str = "", alpha: float = 1.0) -> None:

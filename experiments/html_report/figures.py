@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,11 @@ from agents.files import JsonObject
 from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs
 from experiments.html_report.svg import GRID, INK, MUTED, WIDE, Drawing, Point, colour, draw, new_axes
+from experiments.metrics_file import Row
 from experiments.share import optimum_band
 
 MOST_POINTS = 100  # of a curve
+MOST_IN_FIGURE = 500  # of all its curves
 
 
 class Curve(NamedTuple):
@@ -37,7 +40,7 @@ CURVES = (
 
 
 def curves(runs: Runs) -> list[Drawing]:
-    """A figure for each metric that a run has; a thin line is a seed, a thick one the mean over seeds."""
+    """A figure for each metric that a run has; a thin line is a seed, a thick one the mean of evaluations."""
     drawings = [_curve(runs, curve) for curve in CURVES]
     return [drawing for drawing in [*drawings[:1], held_out(runs), *drawings[1:]] if drawing is not None]
 
@@ -46,57 +49,86 @@ def _curve(runs: Runs, curve: Curve) -> Drawing | None:
     if not any(curve.metric in row for run in runs.all for row in run.rows):
         return None
     figure, axes = new_axes()
-    points: list[Point] = []
+    lines = Lines(axes, most_points(runs))
     for i, trials in enumerate(runs.trials.values()):
         for run in trials:
             alone = len(trials) == 1
-            points += _line(axes, run, curve.metric, colour(i), width=1.8 if alone else 1.2, alpha=1 if alone else 0.7)
+            lines.line(run, curve.metric, colour(i), width=1.8 if alone else 1.2, alpha=1 if alone else 0.7)
         if len(trials) > 1 and curve.metric.startswith("eval/"):
-            _mean(axes, trials, curve.metric, colour(i))
+            lines.mean(trials, curve.metric, colour(i))
     if curve.metric == "eval/objective":
         _levels(axes, runs.baselines)
     elif curve.metric in ("eval/kl", "policy/clipfrac_avg", "objective/entropy"):
         axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
-    return draw(figure, axes, curve.title, curve.about, points)
+    return draw(figure, axes, curve.title, curve.about, lines.points)
 
 
-def values_of(run: Run, metric: str) -> tuple[list[int], list[float]]:
-    """Tokens and values of a metric, at most `MOST_POINTS`; nan where rows before a value were lost."""
-    rows = [row for row in run.rows if row.get(metric) is not None]
-    if len(rows) > MOST_POINTS:
-        rows = [rows[round(i)] for i in np.linspace(0, len(rows) - 1, MOST_POINTS).tolist()]
-    return [row["num_timesteps"] for row in rows], [row[metric] for row in rows]
+def most_points(runs: Runs) -> int:
+    """How many points a curve keeps, so that a figure of many runs stays small."""
+    return max(2, min(MOST_POINTS, MOST_IN_FIGURE // len(runs.all)))
 
 
-def _line(axes: Axes, run: Run, metric: str, hue: str, *, width: float, alpha: float, style: str = "-") -> list[Point]:
-    """Draws a run's metric, interrupted where rows were lost; returns its points."""
-    tokens, values = values_of(run, metric)
-    breaks = [
-        row["num_timesteps"] for row in run.rows for first, last in run.summary["gaps"] if row["num_updates"] > last
-    ]
-    x, y = list[float](tokens), list(values)
-    for first in {min(breaks)} if breaks else set[int]():
-        at = int(np.searchsorted(tokens, first))
-        x, y = [*x[:at], first, *x[at:]], [*y[:at], np.nan, *y[at:]]
-    axes.plot(x, y, style, color=hue, lw=width, alpha=alpha, solid_capstyle="round")
-    if len(tokens) == 1:
-        axes.plot(x, y, "o", color=hue, ms=4)
-    suffix = ", held out" if metric.startswith("held_out/") else ""
-    return [
-        Point(at, value, f"{run.name}{suffix} · {at:,} tokens · {number(value)}")
-        for at, value in zip(tokens, values, strict=True)
-    ]
+def rows_of(run: Run, metrics: Sequence[str], most: int) -> list[Row]:
+    """The rows that have some metrics: at most `most`, evenly spaced, the first and the last among them."""
+    rows = [row for row in run.rows if all(row.get(metric) is not None for metric in metrics)]
+    if len(rows) > most:
+        rows = [rows[round(i)] for i in np.linspace(0, len(rows) - 1, most).tolist()]
+    return rows
 
 
-def _mean(axes: Axes, trials: list[Run], metric: str, hue: str, *, width: float = 2.2, style: str = "-") -> None:
-    known = [values_of(run, metric) for run in trials]
-    if any(len(tokens) < 2 for tokens, _ in known) or any(run.summary["gaps"] for run in trials):
-        return
-    grid = np.linspace(max(tokens[0] for tokens, _ in known), min(tokens[-1] for tokens, _ in known), 80)
-    lines = [np.interp(grid, tokens, values) for tokens, values in known]
-    axes.plot(grid, np.mean(lines, axis=0), style, color=hue, lw=width, solid_capstyle="round")
+def interrupted(rows: Sequence[Row], gaps: Sequence[Sequence[int]], metrics: Sequence[str]) -> list[list[float]]:
+    """The values of each metric, with one nan between two rows where rows were lost; gaps are of updates."""
+    values: list[list[float]] = [[] for _ in metrics]
+    before: int | None = None
+    for row in rows:
+        update = row["num_updates"]
+        lost = before is not None and any(before < first and last < update for first, last in gaps)
+        for metric, column in zip(metrics, values, strict=True):
+            column += [np.nan] * lost + [row[metric]]
+        before = update
+    return values
+
+
+class Lines:
+    """The curves of a figure.
+
+    Args:
+        axes: where they are drawn.
+        most: points of each.
+    """
+
+    def __init__(self, axes: Axes, most: int) -> None:
+        self.axes, self.most = axes, most
+        self.points: list[Point] = []
+
+    def line(self, run: Run, metric: str, hue: str, *, width: float, alpha: float, style: str = "-") -> None:
+        """Draws a run's metric, interrupted where rows were lost."""
+        rows = rows_of(run, [metric], self.most)
+        x, y = interrupted(rows, run.summary["gaps"], ["num_timesteps", metric])
+        self.axes.plot(x, y, style, color=hue, lw=width, alpha=alpha, solid_capstyle="round")
+        if len(rows) == 1:
+            self.axes.plot(x, y, "o", color=hue, ms=4)
+        suffix = ", held out" if metric.startswith("held_out/") else ""
+        self.points += [
+            Point(
+                row["num_timesteps"],
+                row[metric],
+                f"{run.name}{suffix} · {row['num_timesteps']:,} tokens · {number(row[metric])}",
+            )
+            for row in rows
+        ]
+
+    def mean(self, trials: list[Run], metric: str, hue: str, *, width: float = 2.2, style: str = "-") -> None:
+        """Draws the mean over seeds, where all of them have the metric; nothing if rows of a seed were lost."""
+        known = [rows_of(run, [metric], self.most) for run in trials]
+        if any(len(rows) < 2 for rows in known) or any(run.summary["gaps"] for run in trials):
+            return
+        columns = [interrupted(rows, [], ["num_timesteps", metric]) for rows in known]
+        grid = np.linspace(max(tokens[0] for tokens, _ in columns), min(tokens[-1] for tokens, _ in columns), 80)
+        lines = [np.interp(grid, tokens, values) for tokens, values in columns]
+        self.axes.plot(grid, np.mean(lines, axis=0), style, color=hue, lw=width, solid_capstyle="round")
 
 
 def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> None:
@@ -120,17 +152,17 @@ def held_out(runs: Runs) -> Drawing | None:
     if not any("held_out/objective" in row for run in runs.all for row in run.rows):
         return None
     figure, axes = new_axes()
-    points: list[Point] = []
+    lines = Lines(axes, most_points(runs))
     for i, trials in enumerate(runs.trials.values()):
         hue, alone = colour(i), len(trials) == 1
         for run in trials:
             width, alpha = (2.0, 1.0) if alone else (1.0, 0.4)
-            points += _line(axes, run, "held_out/objective", hue, width=width, alpha=alpha, style="--")
+            lines.line(run, "held_out/objective", hue, width=width, alpha=alpha, style="--")
             if alone:
-                points += _line(axes, run, "eval/objective", hue, width=1.0, alpha=0.7)
+                lines.line(run, "eval/objective", hue, width=1.0, alpha=0.7)
         if not alone:
-            _mean(axes, trials, "held_out/objective", hue, style="--")
-            _mean(axes, trials, "eval/objective", hue, width=1.0)
+            lines.mean(trials, "held_out/objective", hue, style="--")
+            lines.mean(trials, "eval/objective", hue, width=1.0)
     if others := runs.baselines.get("held_out"):
         _levels(axes, others, ", held out")
     axes.set_xlim(left=0)
@@ -139,7 +171,7 @@ def held_out(runs: Runs) -> Drawing | None:
         axes,
         "Held-out prompts",
         "J on prompts not trained on (dashed), and on those trained on (thin).",
-        points,
+        lines.points,
     )
 
 
@@ -174,13 +206,14 @@ def plane(runs: Runs) -> Drawing:
             note.set(color=MUTED, fontsize=11, ha="left" if shape == "o" else "right", parse_math=False)
     for i, trials in enumerate(runs.trials.values()):
         for run in trials:
-            rows = [row for row in run.rows if None not in (row.get("eval/kl"), row.get("eval/score"))]
-            tokens, kls, scores = ([row[name] for row in rows] for name in ("num_timesteps", "eval/kl", "eval/score"))
+            rows = rows_of(run, ["eval/kl", "eval/score"], most_points(runs))
+            tokens, kls, scores = interrupted(rows, run.summary["gaps"], ["num_timesteps", "eval/kl", "eval/score"])
             axes.plot(kls, scores, color=colour(i), lw=1.2, alpha=0.8, solid_capstyle="round")
             axes.plot(kls[-1:], scores[-1:], "o", color=colour(i), ms=5, zorder=5)
             points += [
                 Point(x, y, f"{run.name} · {at:,} tokens · KL {number(x)} · score {number(y)}")
                 for at, x, y in zip(tokens, kls, scores, strict=True)
+                if at == at  # nan: an interruption
             ]
     axes.margins(0.08)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))

@@ -20,7 +20,7 @@ from agents.files import JsonObject
 from experiments.console import score_text
 from experiments.errors import FlagError
 from experiments.html_report.answer import answer, caveats, question
-from experiments.html_report.figures import curves, number, plane
+from experiments.html_report.figures import curves, most_points, number, plane
 from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs, read_runs
 from experiments.html_report.sampled import Step, within
@@ -87,6 +87,7 @@ def render(runs: Runs, reload: float | None = None) -> str:
         agents=[(name, i % NUM_COLOURS, len(trials)) for i, (name, trials) in enumerate(runs.trials.items())],
         colours={name: i % NUM_COLOURS for i, name in enumerate(runs.trials)},
         many=any(len(trials) > 1 for trials in runs.trials.values()),
+        thinned=most_points(runs) if any(len(run.rows) > most_points(runs) for run in runs.all) else 0,
         tables=[cells(table) for table in tables],
         curves=[_inline(drawing) for drawing in drawings],
         trees=trees(runs),

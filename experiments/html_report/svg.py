@@ -13,21 +13,16 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 SIZE, WIDE = (340, 236), (500, 350)  # in pixels of the page, which shows a figure at about its size
 NUM_COLOURS = 8
-MOST_POINTS = 500  # that a pointer finds in a figure
 INK, MUTED, GRID = "#0b0001", "#0b0002", "#0b0003"  # stand for colours of the page
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule"}
 VARIABLES |= {f"#0c00{i:02x}": f"--agent-{i}" for i in range(NUM_COLOURS)}
-IDS = re.compile(
-    r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|FillBetweenPolyCollection|\w+)_\d+"'
-)
+IDS = re.compile(r' id="[\w.]+_\d+"')  # of groups; nothing refers to them
 
 
 def _settings() -> AbstractContextManager[None]:
@@ -103,7 +98,6 @@ def draw(figure: Figure, axes: Axes, title: str, about: str, points: Sequence[Po
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
     placed: list[tuple[float, float, str]] = []
-    points = points[:: -(-len(points) // MOST_POINTS)] if points else []
     if points:
         pixels = axes.transData.transform([(point.x, point.y) for point in points])
         height = figure.get_figheight() * 72

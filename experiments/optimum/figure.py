@@ -7,15 +7,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from agents import files
 from experiments.optimum.table import Group, Records, groups
 from experiments.share import normalized_objective
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 
 AXES = {"num_timesteps": "tokens", "cpu_seconds": "CPU seconds of sampling and learning"}
 
@@ -23,9 +21,10 @@ AXES = {"num_timesteps": "tokens", "cpu_seconds": "CPU seconds of sampling and l
 def draw(folder: Path, records: Records) -> None:
     """Draws `curves.png`: a column for each group of tasks; a line is a mean over tasks and seeds."""
     found = list(groups(records))
-    figure, grid = plt.subplots(2, len(found), figsize=(4.2 * len(found), 7), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(4.2 * len(found), 7), layout="constrained")
+    grid = figure.subplots(2, len(found), squeeze=False)
     agents = list(dict.fromkeys(trial["agent"] for group in found for trial, _ in group.trials))
-    colours = {agent: plt.get_cmap("tab10")(i % 10) for i, agent in enumerate(agents)}
+    colours = {agent: matplotlib.colormaps["tab10"](i % 10) for i, agent in enumerate(agents)}
     for column, group in enumerate(found):
         for row, axis in enumerate(AXES):
             _panel(grid[row, column], group, axis, colours)
@@ -38,7 +37,6 @@ def draw(folder: Path, records: Records) -> None:
             handles.setdefault(label, handle)
     figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=2 * len(found), frameon=False)
     files.write_file(folder / "curves.png", lambda new: figure.savefig(new, format="png", dpi=110))
-    plt.close(figure)
 
 
 def _panel(panel: Axes, group: Group, axis: str, colours: Mapping[str, tuple[float, ...]]) -> None:
