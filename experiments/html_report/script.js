@@ -16,10 +16,26 @@ const make = (tag, text, name) => {
   return element;
 };
 
+const root = document.documentElement, folds = [...document.querySelectorAll("details")];
 byId("theme").addEventListener("click", () => {
-  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = (root.dataset.theme || (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
 });
+// What is open is kept in the tab's storage when the page is left, so that a reload shows it again.
+const storage = "textenv " + location.pathname, state = { run: 0, step: null, metric: null, chosen: null };
+addEventListener("pagehide", () => {
+  const view = { ...state, theme: root.dataset.theme, open: folds.map((each) => each.open) };
+  if (data.tokens.length) Object.assign(view, { run: current().name, last: state.step === current().steps.length - 1 });
+  try { sessionStorage.setItem(storage, JSON.stringify(view)); } catch { /* a browser may refuse it to a file */ }
+});
+function restore() {
+  let view = {};
+  try { view = JSON.parse(sessionStorage.getItem(storage)) || {}; } catch { /* nothing was kept */ }
+  if (view.theme) root.dataset.theme = view.theme;
+  if (view.open?.length === folds.length) folds.forEach((each, i) => { each.open = view.open[i]; });
+  const run = data.tokens.findIndex((each) => each.name === view.run);
+  if (run >= 0) Object.assign(state, { run, step: view.last ? Infinity : view.step, metric: view.metric, chosen: view.chosen });
+}
 
 // -- figures: the nearest point's numbers -------------------------------------------------------------------------
 
@@ -27,11 +43,9 @@ const tip = byId("tip");
 for (const figure of document.querySelectorAll("figure[data-figure]")) {
   const svg = figure.querySelector("svg"), points = data.figures[+figure.dataset.figure];
   const circle = document.createElementNS("http://www.w3.org/2000/svg", "circle");
-  circle.setAttribute("r", 4.5);
-  circle.setAttribute("class", "at");
-  circle.style.display = "none";
+  for (const [name, value] of [["r", 4.5], ["class", "at"], ["display", "none"]]) circle.setAttribute(name, value);
   svg.append(circle);
-  const hide = () => { tip.hidden = true; circle.style.display = "none"; };
+  const hide = () => { tip.hidden = true; circle.setAttribute("display", "none"); };
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
     const x = (event.clientX - box.left) / scale, y = (event.clientY - box.top) / scale;
@@ -41,9 +55,7 @@ for (const figure of document.querySelectorAll("figure[data-figure]")) {
       if (distance < least) [best, least] = [point, distance];
     }
     if (!best) return hide();
-    circle.setAttribute("cx", best[0]);
-    circle.setAttribute("cy", best[1]);
-    circle.style.display = "";
+    for (const [name, value] of [["cx", best[0]], ["cy", best[1]], ["display", "inline"]]) circle.setAttribute(name, value);
     tip.textContent = best[2];
     tip.hidden = false;
     place(tip, box.left + best[0] * scale, box.top + best[1] * scale - 12, box.top + best[1] * scale + 14);
@@ -62,12 +74,12 @@ function place(element, middle, above, below, preferBelow) {
 
 // -- tokens -------------------------------------------------------------------------------------------------------
 
-// name: group, label, kind of colour, meaning. signed: earned above 0, lost below; cost: lost above 0.
+// name: group, label, kind of colour, meaning. signed: earned above 0, lost below; cost: lost above 0; loss: never below.
 const METRICS = {
   advantage: ["credit", "advantage", "signed", "how much better than V expected, by the learned V (GAE)"],
   exact_advantage: ["credit", "advantage, exact", "signed", "Q − V of this policy, enumerated"],
-  cost: ["credit", "cost", "cost", "β log π/π*: what the token costs of J* − J, which is the mean of a completion's sum"],
-  state_cost: ["credit", "cost of the state", "cost", "the part of J* − J that is lost in this state, over all its tokens"],
+  cost: ["credit", "cost", "cost", "V* − Q* + β log π/π_ref, what the token costs: a completion's sum has the mean J* − J"],
+  state_cost: ["credit", "cost of the state", "loss", "the part of J* − J that is lost in this state, over all its tokens"],
   reward: ["reward", "all", "signed", "r_t, the sum of all terms"],
   score: ["reward", "score", "signed", "given once, on the last token"],
   kl: ["reward", "KL", "signed", "−β times the log-ratio to the reference"],
@@ -77,23 +89,18 @@ const METRICS = {
   value: ["value", "V", "signed", "what the agent's value head expects before the token"],
   exact_value: ["value", "V, exact", "signed", "what this policy gets from here, enumerated"],
   optimal_value: ["value", "V*", "signed", "what the optimum gets from here"],
-  optimal_q: ["value", "Q*", "signed", "what the optimum gets after this token, without its KL"],
+  optimal_q: ["value", "Q*", "signed", "this token's score and shaping, and what the optimum gets after it"],
 };
 const about = (name) => METRICS[name] || ["reward", name.replace("shaping:", ""), "signed", "a shaping term"];
-// the columns of the card that are exact; labels there
+// the columns of the card that are exact, labels there, and what adds up over a completion
 const EXACT = ["exact_advantage", "exact_value", "optimal_value", "optimal_q", "cost", "state_cost"];
 const LABELS = { exact_advantage: "advantage", exact_value: "V", cost: "cost of J* − J", reward: "reward", score: "score term", kl: "KL term" };
-// what adds up over a completion
 const ADDED = ["reward", "score", "kl", "cost", "log_ratio"];
-
-const state = { run: 0, step: null, metric: null, chosen: null };
 
 function start() {
   const select = byId("run");
   data.tokens.forEach((run, i) => {
-    const option = make("option", run.name);
-    option.value = i;
-    select.append(option);
+    select.append(Object.assign(make("option", run.name), { value: i }));
   });
   select.hidden = data.tokens.length < 2;
   select.addEventListener("change", () => openRun(+select.value));
@@ -102,24 +109,21 @@ function start() {
   byId("next").addEventListener("click", () => openStep(state.step + 1));
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") choose(null);
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest?.("select, input")) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by) { event.preventDefault(); openStep(state.step + by); }
   });
   const list = byId("completions");
+  list.addEventListener("keydown", walk);
   list.addEventListener("pointerover", (event) => event.pointerType === "mouse" && show(event.target));
   list.addEventListener("focusin", (event) => event.target.matches(":focus-visible") && show(event.target));
-  list.addEventListener("pointerleave", () => choose(state.chosen));
+  list.addEventListener("pointerleave", showChosen);
   document.addEventListener("click", (event) => {
     if (event.target.classList.contains("token")) choose(event.target.dataset.at === state.chosen ? null : event.target.dataset.at);
     else if (!event.target.closest("#tokens, #card")) choose(null);
   });
   addEventListener("scroll", () => { if (innerWidth > 700) byId("card").hidden = true; }, { passive: true });
-  // what was open is in the address, so that a reload keeps it
-  const [run, step, metric, at] = location.hash.slice(1).split(",").map(decodeURIComponent);
-  const index = data.tokens.findIndex((each) => each.name === run);
-  if (index >= 0) Object.assign(state, { metric, step: step === "after" ? Infinity : +step, chosen: at || null });
-  openRun(Math.max(index, 0));
+  openRun(state.run);
 }
 
 const current = () => data.tokens[state.run];
@@ -136,17 +140,15 @@ function openRun(index) {
   byId("run").value = index;
   const run = current(), known = names(run), box = byId("metrics");
   if (!known.includes(state.metric)) {
-    state.metric = ["advantage", "exact_advantage", "log_ratio"].find((name) => known.includes(name)) || known[0];
+    state.metric = ["exact_advantage", "advantage", "log_ratio"].find((name) => known.includes(name)) || known[0];
   }
   box.replaceChildren();
   for (const group of ["credit", "reward", "policy", "value"]) {
     const row = make("div");
     row.append(make("em", group));
     for (const name of known.filter((each) => about(each)[0] === group)) {
-      const button = make("button", about(name)[1]);
-      button.type = "button";
+      const button = Object.assign(make("button", about(name)[1]), { type: "button" });
       button.dataset.metric = name;
-      button.setAttribute("role", "radio");
       button.addEventListener("click", () => { state.metric = name; paint(); });
       row.append(button);
     }
@@ -155,8 +157,8 @@ function openRun(index) {
   byId("step").max = run.steps.length - 1;
   byId("kept").textContent = run.kept < run.of ?
     `${run.kept} of ${run.of} evaluations are in this page; all are in the run's folder, samples/.` : "";
-  // credit is most telling before the training, the distance to the reference after it
-  openStep(state.step ?? (state.metric === "log_ratio" ? Infinity : 0));
+  // before the training a V is not learned, and the policy is the reference: the exact credit alone tells something
+  openStep(state.step ?? (state.metric === "exact_advantage" ? 0 : Infinity));
 }
 
 function openStep(index) {
@@ -166,18 +168,31 @@ function openStep(index) {
   byId("step").value = state.step;
   byId("back").disabled = state.step === 0;
   byId("next").disabled = state.step === last;
-  const when = step.update === 0 ? "before training" : `${state.step === last ? "after" : "at"} update ${step.update}`;
+  const when = step.update === 0 ? "before training" : `${state.step === last && run.finished ? "after" : "at"} update ${step.update}`;
   const reached = step.objective === null ? "" : ` · J = ${number(step.objective)}`;
   byId("when").textContent = `${when} · ${step.timesteps.toLocaleString("en")} tokens${reached}`;
+  const focused = document.activeElement.dataset.at;
   byId("completions").replaceChildren(...step.completions.map(completion));
+  const stop = tokenAt(focused || state.chosen) || document.querySelector("#completions .token");
+  if (stop) stop.tabIndex = 0;
+  if (focused && stop) stop.focus({ preventScroll: true });
   paint();
-  choose(state.chosen);
+  showChosen();
 }
 
-function keep() {
-  const last = state.step === current().steps.length - 1;
-  const parts = [current().name, last ? "after" : state.step, state.metric, state.chosen || ""];
-  history.replaceState(null, "", "#" + parts.map(encodeURIComponent).join(","));
+const tokenAt = (at) => at && document.querySelector(`#completions [data-at="${at}"]`);
+
+// Up and down move the focus from token to token, of which one alone is a tab stop; Enter chooses.
+function walk(event) {
+  const tokens = [...document.querySelectorAll("#completions .token")], at = tokens.indexOf(event.target);
+  if (at < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
+  const next = tokens[at + ({ ArrowUp: -1, ArrowDown: 1 }[event.key] || 0)];
+  if (event.key === "Enter") choose(event.target.dataset.at);
+  else if (next && next !== event.target) {
+    event.preventDefault();
+    [event.target.tabIndex, next.tabIndex] = [-1, 0];
+    next.focus();
+  }
 }
 
 function completion(each, row) {
@@ -186,8 +201,9 @@ function completion(each, row) {
   each.tokens.forEach((token, at) => {
     const spaced = token.length > 1 && token.startsWith(" ");
     if (spaced) text.append(" ");
-    const span = make("span", (spaced ? token.slice(1) : token) || "end", token ? "token" : "token end");
-    span.tabIndex = 0;
+    const end = each.stopped && at === each.tokens.length - 1; // another token without a text is a part of a character
+    const span = make("span", end ? "end" : (spaced ? token.slice(1) : token) || "·", end ? "token end" : "token");
+    span.tabIndex = -1;
     span.dataset.at = `${row}:${at}`;
     text.append(span);
   });
@@ -207,10 +223,10 @@ function largest(run, name) {
 
 function paint() {
   const run = current(), [, , kind, meaning] = about(state.metric), most = largest(run, state.metric);
-  const above = { signed: "--earned", cost: "--lost", amount: "--amount" }[kind];
-  const below = kind === "cost" ? "--earned" : "--lost";
+  const above = { signed: "--earned", amount: "--amount" }[kind] || "--lost", below = kind === "cost" ? "--earned" : "--lost";
+  const from0 = kind === "amount" || kind === "loss";
   for (const button of byId("metrics").querySelectorAll("button")) {
-    button.setAttribute("aria-checked", button.dataset.metric === state.metric);
+    button.setAttribute("aria-pressed", button.dataset.metric === state.metric);
   }
   for (const span of document.querySelectorAll("#completions .token")) {
     const x = numberOf(span.dataset.at, state.metric);
@@ -220,15 +236,15 @@ function paint() {
   const adds = ADDED.includes(state.metric) || state.metric.startsWith("shaping:");
   document.querySelectorAll("#completions .score b").forEach((box, row) => {
     const column = run.steps[state.step].completions[row].columns[state.metric];
-    box.textContent = adds && column && state.metric !== "score" ? ` · sum ${number(column.reduce((a, b) => a + b, 0))}` : "";
+    const sum = column && (column.includes(null) ? null : column.reduce((a, b) => a + b, 0));
+    box.textContent = adds && column && state.metric !== "score" ? ` · sum ${number(sum)}` : "";
   });
   const end = (name) => `color-mix(in oklab, var(${name}) 72%, transparent)`;
-  byId("ramp").style.background = kind === "amount" ? `linear-gradient(90deg, transparent, ${end(above)})` :
+  byId("ramp").style.background = from0 ? `linear-gradient(90deg, transparent, ${end(above)})` :
     `linear-gradient(90deg, ${end(below)}, transparent, ${end(above)})`;
-  byId("low").textContent = kind === "amount" ? "0" : number(-most);
+  byId("low").textContent = from0 ? "0" : number(-most);
   byId("high").textContent = number(most);
   byId("meaning").textContent = meaning;
-  keep();
 }
 
 function numberOf(at, name) {
@@ -237,10 +253,10 @@ function numberOf(at, name) {
   return column && token < column.length ? column[token] : null;
 }
 
-function choose(at) {
-  state.chosen = at;
-  keep();
-  const span = at && [...document.querySelectorAll("#completions .token")].find((each) => each.dataset.at === at);
+const choose = (at) => { state.chosen = at; showChosen(); };
+
+function showChosen() {
+  const span = tokenAt(state.chosen);
   if (span) show(span);
   else {
     byId("card").hidden = true;
@@ -279,5 +295,6 @@ function show(span) {
   place(card, box.left + box.width / 2, box.top - 8, box.bottom + 8, true);
 }
 
+restore();
 if (data.tokens.length) start();
 if (data.reload) setTimeout(() => location.reload(), 1000 * data.reload);

@@ -12,10 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from experiments.html_report import PAGE, write_page
+from experiments.html_report.page import render
+from experiments.html_report.runs import read_runs
+from experiments.state_tree import state_tree
 from tests.experiments.html_report.conftest import EVIL
+from textenv import exact
 
 pytestmark = pytest.mark.browser
 
@@ -49,7 +54,13 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def browser(chromium: Any) -> Any:
-    """Chromium at 1200 pixels in the light theme, with an empty console."""
+    """Chromium at 1200 pixels in the light theme, with an empty console, in a tab that has kept nothing."""
+    before = chromium.current_window_handle
+    chromium.switch_to.new_window("tab")
+    opened = chromium.current_window_handle
+    chromium.switch_to.window(before)
+    chromium.close()
+    chromium.switch_to.window(opened)
     resize(chromium, 1200)
     prefer(chromium, "light")
     for log in ("browser", "performance"):
@@ -101,6 +112,21 @@ def press(browser: Any, key: str) -> None:
         browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, "key": key})
 
 
+def choose_run(browser: Any, name: str) -> None:
+    """Picks a run, and leaves the list, in which the arrow keys are the list's."""
+    next(each for each in find(browser, "#run option") if each.text == name).click()
+    browser.execute_script("document.activeElement.blur()")
+
+
+def card(browser: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """The numbers of the card: sampled or learned ones, and exact ones, by their labels."""
+    rows = [
+        [cell.text for cell in row.find_elements("css selector", "th, td")] for row in find(browser, "#card tbody tr")
+    ]
+    sides = [{row[i]: row[i + 1] for row in rows if row[i]} for i in (0, 2)]
+    return sides[0], sides[1]
+
+
 def test_it_opens_in_silence_and_loads_nothing(browser: Any, comparison: Path) -> None:
     """From a file: nothing on the console, one request, and each curve is drawn."""
     load(browser, comparison)
@@ -137,7 +163,7 @@ def test_a_curve_shows_the_numbers_under_the_pointer(browser: Any, comparison: P
 def test_a_token_shows_its_numbers(browser: Any, comparison: Path) -> None:
     """Learned and exact ones, of the evaluation that the keys have stepped to; what colours it is what was picked."""
     load(browser, comparison)
-    next(each for each in find(browser, "#run option") if each.text == "ppo, seed 0").click()
+    choose_run(browser, "ppo, seed 0")
     folder = comparison / "ppo/seed-0/samples"
     updates = sorted(int(path.stem) for path in folder.glob("*.jsonl"))
     when = find(browser, "#when")[0]
@@ -155,16 +181,23 @@ def test_a_token_shows_its_numbers(browser: Any, comparison: Path) -> None:
     tokens = [each for each in find(browser, "#completions .token") if each.get_attribute("data-at").startswith("1:")]
     assert [each.text for each in tokens] == [text.strip() or "end" for text in row["tokens"]]
     hover(browser, tokens[0])
-    numbers = {
-        (th.text, td.text) for th, td in zip(find(browser, "#card tbody th"), find(browser, "#card td"), strict=True)
-    }
     known = row["exact"]
-    for label, value in (
-        *(("advantage", row["advantage"]), ("V", row["value"])),
-        *(("advantage", known["advantage"]), ("V", known["value"]), ("V*", known["optimal_value"])),
-        *(("Q*", known["optimal_q"]), ("entropy", row["entropy"])),
-    ):
-        assert (label, shown(value[0])) in numbers, (label, numbers)
+    learned, exact = card(browser)
+    assert {name: learned[name] for name in ("advantage", "V", "entropy")} == {
+        name: shown(values[0])
+        for name, values in {"advantage": row["advantage"], "V": row["value"], "entropy": row["entropy"]}.items()
+    }
+    labels = {
+        "advantage": "advantage",
+        "value": "V",
+        "optimal_value": "V*",
+        "optimal_q": "Q*",
+        "cost": "cost of J* \N{MINUS SIGN} J",
+    }
+    assert exact == {
+        label: shown(known[name][0]) for name, label in (labels | {"state_cost": "cost of the state"}).items()
+    }
+    assert learned["V"] != exact["V"]  # control: the columns could be exchanged
     saved = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
     for name, values in (("entropy", row["entropy"]), ("cost", known["cost"])):
         find(browser, f"#metrics [data-metric={name}]")[0].click()
@@ -186,6 +219,120 @@ def test_a_tap_keeps_the_numbers_while_stepping(browser: Any, comparison: Path) 
     assert not card.is_displayed()
 
 
+def test_a_reload_shows_what_was_open(browser: Any, comparison: Path) -> None:
+    """The theme, what is unfolded, the run, the evaluation, the metric and the token; the address stays as it was."""
+    load(browser, comparison)
+    choose_run(browser, "ppo, seed 1")
+    find(browser, "#theme")[0].click()
+    find(browser, "#metrics [data-metric=entropy]")[0].click()
+    for key in ["ArrowRight"] * 150 + ["ArrowLeft"] * 150 + ["ArrowRight"]:
+        press(browser, key)
+    find(browser, "#tree .walk:not([open]) summary")[0].click()
+    find(browser, "#completions .token")[1].click()
+
+    def view() -> list[Any]:
+        return [
+            browser.execute_script("return document.documentElement.dataset.theme"),
+            browser.execute_script("return [...document.querySelectorAll('details')].map(each => each.open)"),
+            *(find(browser, each)[0].text for each in ("#when", "#meaning", "#run option:checked")),
+            find(browser, ".token.on")[0].get_attribute("data-at"),
+            browser.current_url,
+        ]
+
+    before = view()
+    assert before[0] == "dark" and "nats" in before[3] and before[4] == "ppo, seed 1"
+    browser.refresh()
+    assert view() == before and before[-1] == (comparison / PAGE).as_uri()
+    assert browser.get_log("browser") == []  # 300 steps are no flood of anything
+    browser.execute_script("window.onpagehide = () => sessionStorage.setItem('textenv ' + location.pathname, '{')")
+    for fragment in ("", "#%", "#ppo%2C%20seed%200"):  # damaged storage and any address
+        browser.get("about:blank")
+        browser.get((comparison / PAGE).as_uri() + fragment)
+        assert len(find(browser, "#completions .token")) > 3 and browser.get_log("browser") == []
+
+
+def test_the_first_view_tells_something(browser: Any, comparison: Path, tmp_path: Path) -> None:
+    """Where the exact advantage is known it colours the tokens before the training; else the learned one, after it."""
+    load(browser, comparison)
+    choose_run(browser, "ppo, seed 0")
+    pressed = find(browser, "#metrics [aria-pressed=true]")
+    assert [each.get_attribute("data-metric") for each in pressed] == ["exact_advantage"]
+    assert find(browser, "#when")[0].text.startswith("before training")
+    folder = tmp_path / "run"
+    shutil.copytree(comparison / "ppo" / "seed-0", folder)
+    for path in (folder / "samples").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "exact"}) + "\n" for row in rows))
+    write_page([folder], folder / PAGE)
+    load(browser, folder)
+    assert find(browser, "#metrics [aria-pressed=true]")[0].get_attribute("data-metric") == "advantage"
+    assert find(browser, "#when")[0].text.startswith("after update")
+
+
+def test_a_run_that_trains_has_no_last_update(browser: Any, comparison: Path, tmp_path: Path) -> None:
+    """Its newest evaluation is "at" an update, and not "after" the training."""
+    folder = tmp_path / "run"
+    shutil.copytree(comparison, folder)
+    (folder / "ppo/seed-0/summary.json").unlink()
+    write_page([folder], folder / PAGE)
+    load(browser, folder)
+    for name, word in (("ppo, seed 0", "at"), ("ppo, seed 1", "after")):
+        choose_run(browser, name)
+        for _ in range(9):
+            press(browser, "ArrowRight")
+        assert find(browser, "#when")[0].text.startswith(f"{word} update")
+
+
+def test_the_keyboard_alone(browser: Any, comparison: Path) -> None:
+    """One token is a tab stop; up and down walk the tokens, left and right keep the place; a list has its own keys."""
+    load(browser, comparison)
+    choose_run(browser, "ppo, seed 0")
+    tokens = find(browser, "#completions .token")
+    stops = [each for each in tokens if each.get_attribute("tabindex") == "0"]
+    assert len(stops) == 1 < len(tokens)
+    browser.execute_script("arguments[0].focus()", stops[0])
+    focus = "return document.activeElement.dataset.at"
+    press(browser, "ArrowDown")
+    assert browser.execute_script(focus) == tokens[1].get_attribute("data-at")
+    assert len(find(browser, "#completions .token[tabindex='0']")) == 1
+    when = find(browser, "#when")[0].text
+    press(browser, "ArrowRight")
+    assert browser.execute_script(focus) == "0:1" or browser.execute_script(focus) == "0:0"
+    assert find(browser, "#when")[0].text != when
+    press(browser, "Enter")
+    assert find(browser, "#card")[0].is_displayed()
+    when = find(browser, "#when")[0].text
+    browser.execute_script("document.getElementById('run').focus()")
+    press(browser, "ArrowRight")
+    assert find(browser, "#when")[0].text == when
+    assert find(browser, "#metrics [role=radio], [role=radiogroup]") == []
+
+
+def test_what_is_not_known_is_a_dash_and_what_cannot_be_is_not_in_the_legend(
+    browser: Any, comparison: Path, tmp_path: Path
+) -> None:
+    """A sum over a column with a null; the least cost of a state is 0. EOS alone is "end"."""
+    folder = tmp_path / "run"
+    shutil.copytree(comparison / "ppo" / "seed-0", folder)
+    for path in (folder / "samples").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[0]["reward_terms"]["score"][0] = None
+        rows[0]["tokens"][0] = ""  # a part of a character
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_page([folder], folder / PAGE)
+    load(browser, folder)
+    find(browser, "#metrics [data-metric=reward]")[0].click()
+    sums = [each.text for each in find(browser, "#completions .score b")]
+    assert sums[0] == "· sum \N{EN DASH}" and "\N{EN DASH}" not in sums[1]
+    assert find(browser, "#low")[0].text.startswith("\N{MINUS SIGN}")
+    find(browser, "#metrics [data-metric=state_cost]")[0].click()
+    assert find(browser, "#low")[0].text == "0"
+    first = [each for each in find(browser, "#completions .token") if each.get_attribute("data-at") == "0:0"]
+    assert first[0].text == "·"
+    saved = [json.loads(line) for line in (folder / "samples/0.jsonl").read_text().splitlines()]
+    assert len(find(browser, "#completions .token.end")) == sum(row["stopped"] for row in saved)
+
+
 def test_the_themes(browser: Any, comparison: Path) -> None:
     """That of the system, and the other one by the button; the curves follow."""
 
@@ -204,19 +351,48 @@ def test_the_themes(browser: Any, comparison: Path) -> None:
     assert colours() == dark
 
 
+def check_width(browser: Any, width: int) -> None:
+    """Fails if anything ends beyond the screen."""
+    wide = """return [...document.querySelectorAll("main *, header *")].filter(
+        (each) => each.getBoundingClientRect().right > arguments[0] + 0.5).map((each) => each.outerHTML.slice(0, 99))"""
+    assert browser.execute_script(wide, width) == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
 def test_a_phone_shows_all_of_it(browser: Any, comparison: Path) -> None:
     """At 390 pixels nothing is wider than the screen, and a tap on a token opens the numbers at the bottom."""
     resize(browser, 390)
     load(browser, comparison)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    ends = "[...document.querySelectorAll('main *, header *')].map(each => each.getBoundingClientRect().right)"
-    assert browser.execute_script(f"return Math.max(...{ends})") <= 390.5
+    check_width(browser, 390)
     token = find(browser, "#completions .token")[0]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
     token.click()
     box = find(browser, "#card")[0].rect
     assert box["width"] <= 390 and box["x"] >= 0 and find(browser, "#card")[0].is_displayed()
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    check_width(browser, 390)
+
+
+def test_a_phone_shows_the_deepest_tree_and_the_longest_token(browser: Any, evil: Path) -> None:
+    """TajMahal with every state open, a token of 60 characters, long names of agents, in the dark theme."""
+    solution = exact.solve(gym.make_vec("textenv/TajMahal-v0"))
+    runs = read_runs([evil])
+    runs.trials = {f"{name} (learning-rate 0.0001, a/folder/with-a-long-name)": of for name, of in runs.trials.items()}
+    for run in runs.all:
+        run.tree = state_tree(solution, exact.evaluate_log_probs(solution.tree, solution.tree.ref_log_probs))
+        long = [each._replace(tokens=["W" * 60, *each.tokens[1:]]) for each in run.steps[0].completions]
+        run.steps[0] = run.steps[0]._replace(completions=long)
+    (evil / PAGE).write_text(render(runs), encoding="utf-8")
+    resize(browser, 390)
+    prefer(browser, "dark")
+    load(browser, evil)
+    browser.execute_script("for (const each of document.querySelectorAll('details')) each.open = true")
+    texts = [each.text for each in find(browser, "#tree .state")]
+    assert "paris" in texts and len(texts) > 1000 and "W" * 60 in [each.text for each in find(browser, ".token")]
+    check_width(browser, 390)
+    browser.execute_script("document.querySelector('main').append(Object.assign(document.createElement('i'), {"
+                           "style: 'position: absolute; left: 391px', textContent: 'x'}))")  # fmt: skip
+    with pytest.raises(AssertionError):  # control
+        check_width(browser, 390)
 
 
 def test_texts_are_shown_and_not_run(browser: Any, evil: Path) -> None:
