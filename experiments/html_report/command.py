@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from agents.files import DamagedFile
 from experiments.errors import FlagError
 from experiments.html_report.page import PAGE, write_page
+from experiments.html_report.runs import NotEvaluated, read_runs
 from experiments.html_report.serve import PageServer
 from experiments.ranges import check_flags
 from textenv.data import printable
@@ -32,20 +35,25 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if not self.runs:
             raise FlagError("name the folder of a run.")
+        if self.serve and self.out is not None:
+            raise FlagError("--out names a file, and --serve writes none: give one of them.")
         check_flags(self)
 
 
 def report_runs(config: ReportConfig) -> None:
-    """Writes the page and prints its path.
+    """Writes the page and prints its path, or serves it until Ctrl-C.
 
     Raises:
         FlagError: a folder holds no run, or runs of another task.
         DamagedFile: a file of a run that the page needs was cut off or changed.
     """
     if config.serve:
+        with suppress(NotEvaluated, DamagedFile):  # which a run that trains may overcome
+            read_runs(config.runs)
         with PageServer(config.runs, config.port) as server:
             print(f"serving {server.url} (Ctrl-C ends it)", flush=True)
             server.serve_forever()
+        return
     default = (config.runs[0] if len(config.runs) == 1 else Path()) / PAGE
     out = default if config.out is None else config.out
     if out.is_dir():
