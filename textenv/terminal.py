@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
-GREEN, RED, FAINT, RESET = "\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
+# the blue and the orange of `textenv.html`, in the palette of 256 colours
+BLUE, ORANGE, FAINT, RESET = "\x1b[38;5;33m", "\x1b[38;5;166m", "\x1b[2m", "\x1b[0m"
 
 
 def has_colours(stream: TextIO | None) -> bool:
@@ -15,10 +16,10 @@ def has_colours(stream: TextIO | None) -> bool:
 
 
 def signed(text: str, value: float, colours: bool) -> str:
-    """`text`, green where `value` is positive, red where it is negative, faint where it is 0, if there are colours.
+    """`text`, blue where `value` is positive, orange where it is negative, faint where it is 0, if there are colours.
 
     `text` must hold no control characters (`textenv.data.printable`).
     """
     if not colours or value != value:
         return text
-    return f"{GREEN if value > 0 else RED if value < 0 else FAINT}{text}{RESET}"
+    return f"{BLUE if value > 0 else ORANGE if value < 0 else FAINT}{text}{RESET}"

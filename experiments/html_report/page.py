@@ -113,12 +113,13 @@ def trees(runs: Runs) -> list[JsonObject]:
 
 
 def _tree(tree: JsonObject) -> JsonObject:
-    """A tree with `most`, the largest cost in it, and `path`, its costliest states from a prompt on."""
-    path, states = [], tree["prompts"]
-    while states := [state for state in states if "subtree_cost" in state]:
+    """A tree with `most`, the largest cost in it, and `path`: its costliest states, while a tenth of that is below."""
+    path: list[JsonObject] = []
+    states, most = tree["prompts"], 1e-12
+    while states := [state for state in states if state.get("subtree_cost", 0.0) >= most / 10]:
         path.append(max(states, key=lambda state: float(state["subtree_cost"])))
-        states = path[-1]["children"]
-    return {**tree, "most": max([state["subtree_cost"] for state in path] + [1e-12]), "path": path}
+        most, states = max(most, path[0]["subtree_cost"]), path[-1]["children"]
+    return {**tree, "most": most, "path": path}
 
 
 def _inline(drawing: Drawing) -> JsonObject:

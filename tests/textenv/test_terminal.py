@@ -9,9 +9,9 @@ from contextlib import redirect_stdout
 import gymnasium as gym
 import pytest
 
-from textenv.terminal import GREEN, RED, has_colours, signed
+from textenv.terminal import BLUE, ORANGE, has_colours, signed
 
-ESCAPES = re.compile(r"\x1b\[\d+m")
+ESCAPES = re.compile(r"\x1b\[[\d;]+m")
 
 
 class Terminal(io.StringIO):
@@ -43,7 +43,7 @@ def test_human_is_coloured_on_a_terminal(terminal: Terminal) -> None:
     with redirect_stdout(terminal):
         rendered("human")
     text = terminal.getvalue()
-    assert re.search(rf"<eos> +{re.escape(RED)}-\d", text)
+    assert re.search(rf"<eos> +{re.escape(ORANGE)}-\d", text)
     plain = rendered("ansi")
     assert plain is not None and "\x1b" not in plain
     assert ESCAPES.sub("", text).endswith(plain + "\n")
@@ -69,6 +69,6 @@ def test_a_file_has_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_signs() -> None:
     """Positive, negative, zero, and no number."""
-    assert signed("x", 1.0, True).startswith(GREEN) and signed("x", -1.0, True).startswith(RED)
+    assert signed("x", 1.0, True).startswith(BLUE) and signed("x", -1.0, True).startswith(ORANGE)
     assert signed("x", float("nan"), True) == signed("x", 1.0, False) == "x"
     assert ESCAPES.sub("", signed("x", 0.0, True)) == "x" != signed("x", 0.0, True)

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from experiments.html_report.page import render, trees
 from experiments.html_report.runs import read_runs
 from experiments.html_report.sampled import Completion, Step
 from tests.experiments.html_report.conftest import EVIL
+from textenv import html, terminal
 
 LOADING = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")
 
@@ -193,3 +195,17 @@ def test_the_costliest_path_of_the_tree_is_open(comparison: Path) -> None:
     opened = [attributes for tag, attributes in page.elements if tag == "details" and "open" in attributes]
     inner = sum(bool(state["children"]) for tree in trees(runs) for state in tree["path"])
     assert len(opened) == 1 + inner
+
+
+def test_credit_has_the_same_colours_everywhere() -> None:
+    """Blue where it is earned and orange where it is lost: on the page, in a notebook, in a terminal."""
+    css = (resources("experiments.html_report") / "style.css").read_text(encoding="utf-8")
+    found = dict(re.findall(r"--(earned|lost): light-dark\(#(\w{6})", css))
+    page = [",".join(str(x) for x in bytes.fromhex(found[name])) for name in ("earned", "lost")]
+    assert page == [html.POSITIVE, html.NEGATIVE]
+    cube = [0, 95, 135, 175, 215, 255]  # the levels of the 256 colours of a terminal
+    for escape, rgb in ((terminal.BLUE, html.POSITIVE), (terminal.ORANGE, html.NEGATIVE)):
+        index = int(escape.removesuffix("m").rpartition(";")[2]) - 16
+        shown = [cube[index // 36], cube[index // 6 % 6], cube[index % 6]]
+        expected = [int(x) for x in rgb.split(",")]
+        assert sorted(range(3), key=lambda i: shown[i]) == sorted(range(3), key=lambda i: expected[i])
