@@ -34,7 +34,8 @@ from experiments.evaluation import Evaluator, sample_completions
 from experiments.held_out import Environments
 from experiments.html_report import page_note
 from experiments.opening import INITIAL, opened
-from experiments.report import Summaries, report
+from experiments.report import report
+from experiments.report_rows import Summaries
 from experiments.summary import read_baselines
 from experiments.trial import make_environments, prepare, sample_prompt_indices
 from experiments.trials import run_trials, trial_name

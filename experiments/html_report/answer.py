@@ -10,7 +10,7 @@ from agents.files import JsonObject
 from experiments.html_report.figures import number
 from experiments.html_report.runs import Runs
 from experiments.html_report.task import arguments_of
-from experiments.report import FEW_SEEDS
+from experiments.report_rows import FEW_SEEDS
 from experiments.share import describe_baselines, normalized_objective
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
 

@@ -8,11 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import NamedTuple
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
-from rich.table import Table
 
 import textenv
 from agents import files
@@ -25,24 +23,13 @@ from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs, read_runs
 from experiments.html_report.sampled import Step, within
 from experiments.html_report.svg import NUM_COLOURS, Drawing
-from experiments.report import differences_table, results_table
+from experiments.report_rows import Cell, Rows, differences_rows, results_rows
 from textenv.data import printable
 
 PAGE = "report.html"
 MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # before a number
 TOKENS_SIZE = 1_200_000  # bytes of the sampled tokens of all runs
 TREES = 3  # of the best agents
-
-
-class Cells(NamedTuple):
-    """A table of the text report: its title, its header, and rows with whether a rule follows.
-
-    A cell is a value, and its interval or "".
-    """
-
-    title: str
-    header: list[str]
-    rows: list[tuple[list[tuple[str, str]], bool]]
 
 
 def write_page(folders: Sequence[Path], path: Path) -> None:
@@ -75,11 +62,6 @@ def render(runs: Runs, reload: float | None = None) -> str:
     environment.filters["printable"] = lambda text: printable(text, lines=True)
     first, drawings, sampled = plane(runs), curves(runs), tokens(runs.all)
     digest = hashlib.sha256(parts["script.js"].encode()).digest()
-    tables = [results_table(runs.summaries, runs.baselines, runs.untrained)]
-    if max(map(len, runs.trials.values())) == 1:
-        tables[0].title = ""  # the mean over one seed is that seed
-    if len(runs.trials) > 1:
-        tables.append(differences_table(runs.summaries))
     return environment.get_template("template.html").render(
         question=question(runs),
         answer=answer(runs),
@@ -88,7 +70,7 @@ def render(runs: Runs, reload: float | None = None) -> str:
         colours={name: i % NUM_COLOURS for i, name in enumerate(runs.trials)},
         many=any(len(trials) > 1 for trials in runs.trials.values()),
         thinned=most_points(runs) if any(len(run.rows) > most_points(runs) for run in runs.all) else 0,
-        tables=[cells(table) for table in tables],
+        tables=tables(runs),
         curves=[_inline(drawing) for drawing in drawings],
         trees=trees(runs),
         percent=lambda share: f"{100 * share:.1f}%",
@@ -126,18 +108,17 @@ def _inline(drawing: Drawing) -> JsonObject:
     return {**drawing._asdict(), "svg": Markup(drawing.svg)}
 
 
-def cells(table: Table) -> Cells:
-    """The cells of a table of the text report."""
-    columns = [[MINUS.sub("\N{MINUS SIGN}", str(cell)) for cell in column.cells] for column in table.columns]
-    ends = [row.end_section for row in table.rows]
-    rows = [[(row[0], ""), *map(_interval, row[1:])] for row in zip(*columns, strict=True)]
-    header = [str(column.header) for column in table.columns]
-    return Cells(str(table.title or ""), header, list(zip(rows, ends, strict=True)))
-
-
-def _interval(cell: str) -> tuple[str, str]:
-    value, bracket, rest = cell.partition(" [")
-    return value, f"{bracket}{rest}".strip()
+def tables(runs: Runs) -> list[Rows]:
+    """The tables of the text report. Minus signs are no hyphens; a mean over one seed is that seed."""
+    results = results_rows(runs.summaries, runs.baselines, runs.untrained)
+    found = [results._replace(title="") if max(map(len, runs.trials.values())) == 1 else results]
+    if len(runs.trials) > 1 and (between := differences_rows(runs.summaries)).rows:
+        found.append(between)
+    for table in found:
+        for row in table.rows:
+            name = row[0]._replace(value=row[0].value.replace(" - ", " \N{MINUS SIGN} "))
+            row[:] = [name, *(Cell(*(MINUS.sub("\N{MINUS SIGN}", text) for text in cell)) for cell in row[1:])]
+    return found
 
 
 def tokens(runs: Iterable[Run]) -> list[JsonObject]:

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from rich.table import Table
 
 from agents import PPO
 from agents.files import MANIFEST, DamagedFile, StorageError, read_manifest, write_json
@@ -32,12 +33,11 @@ from experiments.checkpoints import newest_checkpoint
 from experiments.env_flags import load_reward
 from experiments.errors import FlagError
 from experiments.html_report.answer import answer, caveats, question
-from experiments.html_report.page import cells, samples, tokens
+from experiments.html_report.page import samples, tables, tokens, trees
 from experiments.html_report.runs import read_runs
 from experiments.lecture.memo import Memo
 from experiments.lock import locked
 from experiments.metrics_file import kept_metrics, read_metrics
-from experiments.report import results_table
 from experiments.rescore.kept import read_run
 from experiments.rescore.scoring import Rescorer
 from experiments.rescore.tables import differences_table, policies_table
@@ -128,8 +128,12 @@ def metrics(folder: Path) -> Any:
 def page(folder: Path) -> Any:
     """As `report` reads a run, without the drawing of its curves."""
     runs = read_runs([folder / "run"])
-    table = results_table(runs.summaries, runs.baselines, runs.untrained)
-    return question(runs), answer(runs), caveats(runs), cells(table), tokens(runs.all), samples(runs)
+    return question(runs), answer(runs), caveats(runs), tables(runs), trees(runs), tokens(runs.all), samples(runs)
+
+
+def rendered(table: Table) -> list[list[Any]]:
+    """The cells of a table, column by column."""
+    return [list(column.cells) for column in table.columns]
 
 
 def rescored(folder: Path) -> Any:
@@ -138,8 +142,8 @@ def rescored(folder: Path) -> Any:
     sampled = [*([run.before] if run.before else []), *run.after]
     scored = [ScoredTwice.of(each, Rescorer([("letters", letter_values)], None)) for each in sampled]
     table, differences = policies_table(policies(scored), run.reward, ""), differences_table(scored, 3)
-    found = differences if isinstance(differences, str) else cells(differences)
-    return cells(table), found, [each.new.tolist() for each in scored], run.notes
+    found = differences if isinstance(differences, str) else rendered(differences)
+    return rendered(table), found, [each.new.tolist() for each in scored], run.notes
 
 
 def lock(folder: Path) -> None:

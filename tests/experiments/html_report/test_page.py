@@ -14,9 +14,10 @@ import pytest
 
 from experiments.html_report import PAGE, write_page
 from experiments.html_report.figures import number
-from experiments.html_report.page import render, trees
+from experiments.html_report.page import render, tables, trees
 from experiments.html_report.runs import read_runs
 from experiments.html_report.sampled import Completion, Step
+from experiments.report import differences_table, results_table
 from tests.experiments.html_report.conftest import EVIL
 from textenv import html, terminal
 
@@ -104,6 +105,25 @@ def test_the_numbers_are_those_of_the_run(comparison: Path) -> None:
             ratios = [a - b for a, b in zip(row["log_prob"], row["ref_log_prob"], strict=True)]
             assert completion["columns"]["log_ratio"] == pytest.approx(ratios, rel=1e-4, abs=1e-9)
             assert completion["columns"]["kl"] == pytest.approx([-0.2 * x for x in ratios], rel=1e-3, abs=2e-6)
+
+
+def test_the_tables_are_those_of_the_text_report(comparison: Path) -> None:
+    """Cell by cell, but for the minus signs; with one seed nothing speaks of an interval."""
+    runs = read_runs([comparison])
+    texts = [
+        results_table(runs.summaries, runs.baselines, runs.untrained),
+        differences_table(runs.summaries),
+    ]
+    page = " ".join(page_of(comparison).text.split())
+    for table, ours in zip(texts, tables(runs), strict=True):
+        columns = [[*map(str, column.cells)] for column in table.columns]
+        shown = [[str(cell).replace("\N{MINUS SIGN}", "-") for cell in row] for row in ours.rows]
+        assert shown == [list(row) for row in zip(*columns, strict=True)]
+        assert all(str(cell) in page for row in ours.rows for cell in row)
+    assert "reinforce \N{MINUS SIGN} ppo" in page and "[95% bootstrap interval]" in page
+    both = [comparison / name / "seed-0" for name in ("ppo", "reinforce")]
+    alone = Page(render(read_runs(both))).text
+    assert "ppo \N{MINUS SIGN} reinforce" in alone and "bootstrap" not in alone
 
 
 def test_what_is_not_known_is_left_out(comparison: Path) -> None:
