@@ -24,12 +24,14 @@ from experiments.html_report.runs import Runs, read_runs
 from experiments.html_report.sampled import Step, within
 from experiments.html_report.svg import NUM_COLOURS, Drawing
 from experiments.report_rows import Cell, Rows, differences_rows, results_rows
+from experiments.statistics import interquartile_mean
 from textenv.data import printable
 
 PAGE = "report.html"
 MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # before a number
 TOKENS_SIZE = 1_200_000  # bytes of the sampled tokens of all runs
 TREES = 3  # of the best agents
+SAMPLES, CHARACTERS = 8, 600  # prompts with their completions before and after; of each text
 
 
 def write_page(folders: Sequence[Path], path: Path) -> None:
@@ -88,10 +90,11 @@ def render(runs: Runs, reload: float | None = None) -> str:
 
 
 def trees(runs: Runs) -> list[JsonObject]:
-    """The tree of the first seed of the best agents, where there is one."""
-    firsts = [(trials[0], i) for i, trials in enumerate(runs.trials.values()) if trials[0].tree is not None]
-    firsts.sort(key=lambda each: -each[0].summary["objective"])
-    return [{**_tree(run.tree or {}), "name": run.name, "colour": i % NUM_COLOURS} for run, i in firsts[:TREES]]
+    """The tree of the first seed of the best agents, by their interquartile mean, where there is one."""
+    reached = {name: interquartile_mean([run.summary["objective"] for run in of]) for name, of in runs.trials.items()}
+    firsts = [(-reached[name].value, i, of[0]) for i, (name, of) in enumerate(runs.trials.items()) if of[0].tree]
+    firsts.sort(key=lambda each: each[0])
+    return [{**_tree(run.tree or {}), "name": run.name, "colour": i % NUM_COLOURS} for _, i, run in firsts[:TREES]]
 
 
 def _tree(tree: JsonObject) -> JsonObject:
@@ -156,15 +159,20 @@ def _tokens(run: Run, steps: list[Step]) -> JsonObject:
 
 
 def samples(runs: Runs) -> list[JsonObject]:
-    """Completions before and after the training, by prompt, of each agent's first seed."""
+    """Completions before and after the training, by prompt, of each agent's first seed; of long texts the beginning."""
     found: dict[str, list[tuple[str, str, str]]] = {}
     for name, trials in runs.trials.items():
         steps = trials[0].steps
         for step, when in [(steps[0], "before"), (steps[-1], name)] if len(steps) > 1 else []:
             for each in step.completions:
-                row = (when, each.completion, MINUS.sub("\N{MINUS SIGN}", score_text(each.score)))
+                row = (when, _beginning(each.completion), MINUS.sub("\N{MINUS SIGN}", score_text(each.score)))
                 if row not in found.setdefault(each.prompt, []):
                     found[each.prompt].append(row)
     return [
-        {"prompt": prompt, "rows": sorted(rows, key=lambda row: row[0] != "before")} for prompt, rows in found.items()
+        {"prompt": _beginning(prompt), "rows": sorted(rows, key=lambda row: row[0] != "before")}
+        for prompt, rows in list(found.items())[:SAMPLES]
     ]
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= CHARACTERS else text[:CHARACTERS] + " …"

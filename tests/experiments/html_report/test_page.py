@@ -10,6 +10,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from experiments.html_report import PAGE, write_page
@@ -18,8 +19,9 @@ from experiments.html_report.page import render, tables, trees
 from experiments.html_report.runs import read_runs
 from experiments.html_report.sampled import Completion, Step
 from experiments.report import differences_table, results_table
+from experiments.state_tree import state_tree
 from tests.experiments.html_report.conftest import EVIL
-from textenv import html, terminal
+from textenv import exact, html, terminal
 
 LOADING = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")
 
@@ -150,23 +152,47 @@ def test_texts_are_shown_and_not_run(evil: Path) -> None:
     assert "שלום" in page.text and "49" not in "".join(prompts)
 
 
-def test_ten_runs_with_long_texts_fit_into_three_megabytes(comparison: Path) -> None:
-    """Of each run 50 evaluations with 8 completions of 200 tokens, and 2,000 updates."""
+@pytest.mark.parametrize("one_agent", [True, False])
+def test_ten_runs_with_long_texts_fit_into_three_megabytes(one_agent: bool, comparison: Path) -> None:
+    """Of each 50 evaluations with 8 completions of 200 tokens, 2,000 updates, held-out prompts, and a large tree."""
+    solution = exact.solve(gym.make_vec("textenv/TajMahal-v0"))
+    tree = state_tree(solution, exact.evaluate_log_probs(solution.tree, solution.tree.ref_log_probs))
+    assert tree["shown"] > 600
     runs = read_runs([comparison])
     run = runs.trials["ppo"][0]
-    column = [-1.2345678 * i for i in range(200)]
-    names = run.steps[0].completions[0].columns
-    long = Completion("a prompt", "word " * 200, 1.0, ["word "] * 200, False, dict.fromkeys(names, column))
-    steps = [Step(i, 100 * i, [long] * 8) for i in range(50)]
-    rows = [run.rows[-1] | {"num_updates": i, "num_timesteps": 100 * i} for i in range(2000)]
+    column: list[float | None] = [-1.2345678 * i for i in range(200)]
+    columns = dict.fromkeys(run.steps[0].completions[0].columns, column)
+
+    def long(step: int, number: int) -> Completion:
+        text = f"{step} " + "word " * 2000
+        return Completion(f"{number} " + "prompt " * 300, text, 1.0, ["word "] * 200, False, columns)
+
+    steps = [Step(i, 100 * i, [long(i, number) for number in range(8)]) for i in range(50)]
+    last = run.rows[-1] | {"held_out/objective": 0.5, "eval/gold_score": 0.5}
+    rows = [last | {"num_updates": i, "num_timesteps": 100 * i} for i in range(2000)]
     summary = run.summary | {"num_updates": 1999, "num_timesteps": 199_900}
-    many = [replace(run, seed=seed, steps=steps, rows=rows, summary=summary | {"seed": seed}) for seed in range(10)]
-    runs.trials = {"ppo": many}
+    same = replace(run, steps=steps, rows=rows, tree=tree)
+    many = [
+        replace(same, agent="ppo" if one_agent else f"agent {i}", seed=i, summary=summary | {"seed": i})
+        for i in range(10)
+    ]
+    runs.trials = {"ppo": many} if one_agent else {each.agent: [each] for each in many}
     text = render(runs)
-    assert 200_000 < len(text.encode()) < 2_700_000  # 3 MB with longer names
-    kept = Page(text).data["tokens"]
+    assert 200_000 < len(text.encode()) < 3_000_000
+    page = Page(text)
+    kept = page.data["tokens"]
     assert len(kept) == 10 and all(each["kept"] < each["of"] == 50 for each in kept)
     assert all(each["steps"][0]["update"] == 0 and each["steps"][-1]["update"] == 49 for each in kept)
+    assert len(trees(runs)) == (1 if one_agent else 3) and page.text.count("word word") < 100_000
+
+
+def test_the_trees_are_of_the_best_agents(comparison: Path) -> None:
+    """By the mean over their seeds, not by that of the first one."""
+    runs = read_runs([comparison])
+    for name, objectives in {"ppo": [0.9, 0.1], "reinforce": [0.6, 0.7]}.items():
+        for run, objective in zip(runs.trials[name], objectives, strict=True):
+            run.summary["objective"] = objective
+    assert [tree["name"] for tree in trees(runs)] == ["reinforce, seed 0", "ppo, seed 0"]
 
 
 def test_the_page_of_one_run_needs_its_folder_alone(comparison: Path, tmp_path: Path) -> None:
