@@ -6,13 +6,14 @@ import io
 import math
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 
 from experiments.env_flags import EnvFlags
 from experiments.errors import FlagError
 from experiments.play.comparison import compare, solve_task
 from experiments.play.game import Game, Played
 from experiments.ranges import check_flags
-from textenv import TextMDP, get_mdp
+from textenv import TextMDP, exact, get_mdp
 from textenv.data import printable
 from textenv.rewards import RewardError
 from textenv.terminal import has_colours, signed
@@ -76,6 +77,11 @@ class Session:
         self.game, self.top = game, top
         self.colours = has_colours(sys.stdout)
         self.choices: list[int] = []
+
+    @cached_property
+    def solution(self) -> exact.Solution | None:
+        """The optimum of the task, see `solve_task`: it is enumerated once, at the end of the first completion."""
+        return solve_task(self.game.mdp)
 
     def run(self) -> None:
         """Reads lines until /quit, or until there is no more."""
@@ -191,12 +197,13 @@ class Session:
         _say(f"score {game.score:.4f}{gold}; J of always playing this completion: {total:+.4f}")
         if game.prompt_index < 0:
             _say("What pi* would have done is known after the environment's own prompts.")
-        elif (solution := solve_task(game.mdp)) is None:
+        elif (solution := self.solution) is None:
             _say("The task is too large to enumerate: what pi* would have done is not known.")
         else:
             found = compare(solution, game.prompt_index, [each.token for each in game.played])
-            _say(f"of at most V* = {found.optimum:+.4f} (the reference has {found.reference:+.4f}): "
-                 f"{found.share(total):.1%} of the way")  # fmt: skip
+            share = found.share(total)  # nan where the reference is the optimum
+            way = "" if math.isnan(share) else f": {share:.1%} of the way"
+            _say(f"of at most V* = {found.optimum:+.4f} (the reference has {found.reference:+.4f}){way}")
             width = max(len(printable(each.name)) for each in game.played)
             print(
                 f"\n{'token':<{width}} {'reward':>9} {'pi_ref':>8} {'pi*':>8} {'Q* - V*':>9} {'cost':>9}  pi* prefers"

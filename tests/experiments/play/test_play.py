@@ -12,6 +12,8 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
+from experiments.play import command
+from experiments.play.comparison import solve_task
 from experiments.play.game import Game
 from tests.helpers.commands import call, stories_flags
 from textenv import TextMDP, WordTokenizer, exact, get_mdp
@@ -163,3 +165,22 @@ def test_a_language_model(typed: Any, assets: Path, tmp_path: Path) -> None:
     assert "finish reason: length" in own and "too large to enumerate" in own
     other = typed(["1"] * 4, *arguments, "--reward", *flags["reward"], "--prompt", "There")
     assert "What pi* would have done is known after the environment's own prompts." in other
+
+
+def test_a_task_is_enumerated_once(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a completion ends."""
+    calls = []
+    monkeypatch.setattr(command, "solve_task", lambda mdp: calls.append(mdp) or solve_task(mdp))
+    output = typed(["agra", "<eos>", "/again", "agra", "<eos>", "/undo", "<eos>"], "--prompt", PROMPT)
+    assert len(calls) == 1 and output.count("the costs sum to V* - J") == 3
+
+
+def test_there_is_no_way_where_the_reference_is_the_optimum(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All completions have the same score."""
+    mdp = TextMDP(WordTokenizer("a b"), ["a"], lambda prompts, **rest: [0.5] * len(prompts), max_new_tokens=1)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n"))
+    command.Session(Game(mdp, None, 0), 3).run()
+    output = capsys.readouterr().out
+    assert "of at most V* = " in output and "nan" not in output and "of the way" not in output
