@@ -17,10 +17,13 @@ from textenv.arguments import check_options, check_seed, is_scalar, shown
 from textenv.bound_policy import PolicyFunction
 from textenv.data import printable
 from textenv.mdp import TextMDP
+from textenv.rendering import likeliest, reward_text
 from textenv.spaces import action_space, observation_space
 from textenv.state import Array
 from textenv.stepping import EpisodeBatch, Info
-from textenv.terminal import has_colours, signed
+from textenv.terminal import has_colours
+
+CHOICES = 5  # of the reference, in what is rendered
 
 Observation = dict[str, Array]
 
@@ -63,8 +66,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
         self.action_space: Any = action_space(mdp)
         self.illegal_reward: float | None = None  # set by `textenv.wrappers.TerminateIllegal`
         self.episodes = EpisodeBatch(mdp, 1, policy)
-        self._rewards: list[float] = []  # since the last reset
+        self._rewards: list[tuple[float, dict[str, float]]] = []  # since the last reset, each with its terms
         self._illegal = False  # whether the last of them is that of a masked token
+        self._has_choices = False  # whether log pi_ref of the next token is known
 
     @property
     def prompts(self) -> list[str]:
@@ -85,8 +89,9 @@ class TextEnv(gym.Env[Observation, np.int64]):
             if seed is not None or not self.episodes.started:
                 self.episodes.streams.seed(np.array([0]), np.array([self.np_random_seed % 2**64], dtype=np.uint64))
             self.episodes.start(0, options)
-        self._rewards, self._illegal = [], False
+        self._rewards, self._illegal, self._has_choices = [], False, False
         self.episodes.refresh()  # may raise; the episodes and what is rendered of them have begun anew then
+        self._has_choices = True
         if self.render_mode == "human":
             print(self._rendered(has_colours(sys.stdout)), flush=True)
         return self._observe(), {"action_mask": self.action_space.mask.copy()}
@@ -101,12 +106,14 @@ class TextEnv(gym.Env[Observation, np.int64]):
         with self.episodes.restore_if_refresh_fails():
             step = self.episodes.step(np.asarray(action)[None], self.illegal_reward)
             self.episodes.refresh()
+        self._has_choices = True
         reward: float = step.rewards.item(0)
-        self._rewards.append(reward)
         self._illegal = step.illegal is not None
+        terms: dict[str, float] = {name: values.item(0) for name, values in step.terms.items()}
+        terms = {"illegal": reward} if self._illegal else terms
+        self._rewards.append((reward, terms))
         if self.render_mode == "human":
             print(self._rendered(has_colours(sys.stdout)), flush=True)
-        terms = {name: values.item(0) for name, values in step.terms.items()}
         final: Info = {}
         if step.final is not None:
             arrays = step.text_info() if self._illegal else step.text_info() | step.scored_info()
@@ -115,7 +122,7 @@ class TextEnv(gym.Env[Observation, np.int64]):
         info = {
             "action_mask": self.action_space.mask.copy(),
             "ref_log_prob": step.ref_log_prob.item(0),
-            "reward_terms": {"illegal": reward} if self._illegal else terms,
+            "reward_terms": dict(terms),
             **final,
         }
         return observation, reward, step.terminated.item(0), False, info
@@ -137,7 +144,10 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return mask
 
     def render(self) -> str | None:
-        """Returns the prompt, and each token of the completion with its reward."""
+        """Returns the prompt, the tokens of the completion, and the likeliest next tokens of the reference.
+
+        A token has its reward and the terms whose sum that is. An episode that has ended has no next token.
+        """
         if self.render_mode != "ansi":
             return None
         return self._rendered()
@@ -147,12 +157,23 @@ class TextEnv(gym.Env[Observation, np.int64]):
         completion = state.completion_ids(0, self.mdp.prompt_width)
         names = self.mdp.tokenizer.convert_ids_to_tokens(completion.tolist())
         names = [*names, "(masked token)"] if self._illegal else names
-        rewards = [None] * (len(names) - len(self._rewards)) + self._rewards  # tokens of a reset have no reward
+        texts = [reward_text(*reward, colours) for reward in self._rewards]
+        texts = [""] * (len(names) - len(texts)) + texts  # tokens of a reset have no reward
         lines = [f"prompt: {printable(state.prompt_text[0])}"]
-        for name, reward in zip(names, rewards, strict=True):
-            number = "" if reward is None else signed(f"{reward:+.4f}", reward, colours)
-            lines.append(f"  {printable(name):<16} {number}")
+        lines += [f"  {printable(name):<16} {text}" for name, text in zip(names, texts, strict=True)]
+        if self._has_choices and self.episodes.live[0]:
+            lines.append(self._choices())
         return "\n".join(lines)
+
+    def _choices(self) -> str:
+        """The likeliest next tokens of the reference, and how many are allowed."""
+        log_probs = np.asarray(self.episodes.ref_log_probs[0], dtype=np.float64)
+        tokens = likeliest(log_probs, CHOICES)
+        names = self.mdp.tokenizer.convert_ids_to_tokens(tokens)
+        shown = ", ".join(
+            f"{printable(name)} {np.exp(log_probs[token]):.2%}" for name, token in zip(names, tokens, strict=True)
+        )
+        return f"next: {shown} ({int((log_probs > -np.inf).sum()):,} of {self.mdp.vocab_size:,} tokens are allowed)"
 
     def _observe(self) -> Observation:
         if not self.mdp.full_support:  # else the mask is all 1 at every step

@@ -15,6 +15,7 @@ from experiments.play.game import Game, Played
 from experiments.ranges import check_flags
 from textenv import TextMDP, exact, get_mdp
 from textenv.data import printable
+from textenv.rendering import reward_text
 from textenv.rewards import RewardError
 from textenv.terminal import has_colours, signed
 
@@ -184,9 +185,7 @@ class Session:
 
     def show_step(self, step: Played) -> None:
         """A token with the terms of its reward that are not zero."""
-        terms = " ".join(f"{name} {value:+.4f}" for name, value in step.terms.items() if value != 0)
-        reward = signed(f"{step.reward:+.4f}", step.reward, self.colours)
-        print(f"{printable(step.name)}: reward {reward}" + (f" = {printable(terms)}" if terms else ""))
+        print(f"{printable(step.name)}: reward {reward_text(step.reward, step.terms, self.colours)}")
 
     def show_end(self) -> None:
         """Score and return, and beside them what pi* would have done."""

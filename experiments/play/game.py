@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv import InvalidAction, TextEnv, TextMDP
+from textenv.rendering import likeliest
 
 SPACES = ("▁", "Ġ")  # how tokens spell the space that they begin with
 
@@ -81,9 +82,7 @@ class Game:
 
     def choices(self, top: int) -> list[int]:
         """The tokens that the reference finds likeliest, at most `top`, the likeliest first; none that is masked."""
-        log_probs = self.log_probs
-        order = np.argsort(-log_probs, kind="stable")[:top]
-        return [int(token) for token in order if log_probs[token] > -np.inf]
+        return likeliest(self.log_probs, top)
 
     def name(self, token: int) -> str:
         """The spelling of a token."""

@@ -262,7 +262,9 @@ def test_render_shows_each_token_with_its_reward(capsys: pytest.CaptureFixture[s
     assert "prompt: b" in text.splitlines()[0]
     lines = [line.split() for line in text.splitlines()[1:]]
     assert lines[0] == ["a"]  # a token of reset has no reward
-    assert lines[1:] == [[token, f"{reward:+.4f}"] for token, reward in zip(actions, rewards, strict=True)]
+    assert [line[:3] for line in lines[1:]] == [
+        [token, f"{reward:+.4f}", "="] for token, reward in zip(actions, rewards, strict=True)
+    ]
     assert shown[1].rstrip().endswith(text)
     assert gym.make("textenv/Toy-v0").unwrapped.render() is None
     envs = gym.make_vec("textenv/Toy-v0", num_envs=2, render_mode="ansi")

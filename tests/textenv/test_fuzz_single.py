@@ -171,13 +171,20 @@ class SingleMachine(FuzzedMachine):
 
     @operation()
     def render(self) -> None:
-        """The prompt, then a line per token with its reward."""
+        """The prompt, a line per token with its reward and terms, then the reference's choices while there are any."""
         first, *lines = self.env.render().split("\n")
+        following = lines.pop() if lines and lines[-1].startswith("next: ") else None
+        assert (following is None) == self.episode.ended
         names = ["<eos>", *LETTERS]
         assert first == f"prompt: {self.episode.prompt}"
         rewards = ["" if reward is None else f"{reward:+.4f}" for reward in self.rewards]
         tokens = [names[token] for token in self.episode.tokens]
-        assert [line.split() for line in lines] == [[t, r] if r else [t] for t, r in zip(tokens, rewards, strict=True)]
+        shown = [line.partition(" = ") for line in lines]
+        assert [text.split() for text, _, _ in shown] == [
+            [t, r] if r else [t] for t, r in zip(tokens, rewards, strict=True)
+        ]
+        for reward, (_, _, terms) in zip(self.rewards, shown, strict=True):
+            assert sum(float(each) for each in terms.split()[1::2]) == pytest.approx(reward or 0.0, abs=3e-4)
 
     @operation(pickled=st.booleans())
     def copied(self, pickled: bool) -> None:
