@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agents.files import write_json
+
 EVIL = [
     "<script>document.title = 'run'</script>",
     "</script><img src=x onerror=\"document.title = 'run'\">",
@@ -43,3 +45,12 @@ def evil(comparison: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             row |= {"prompt": text, "completion": text, "tokens": [text, *row["tokens"][1:]]}
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return out
+
+
+def copy_run(run: Path, to: Path, **flags: object) -> Path:
+    """A copy of the folder of a run, with other flags."""
+    shutil.copytree(run, to)
+    content = json.loads((to / "config.json").read_text())
+    content["flags"] |= flags
+    write_json(to / "config.json", {name: value for name, value in content.items() if name != "checksum"})
+    return to

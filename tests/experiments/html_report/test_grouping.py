@@ -9,7 +9,7 @@ import pytest
 
 from experiments.errors import FlagError
 from experiments.html_report.runs import read_runs
-from tests.experiments.html_report.test_runs import copy
+from tests.experiments.html_report.conftest import copy_run
 from tests.helpers.commands import call
 
 
@@ -22,11 +22,11 @@ def test_other_flags_are_another_agent(comparison: Path, tmp_path: Path) -> None
     """Named by the flag that differs, of the agent or of all agents; flags that change no result do not count."""
     run = comparison / "ppo" / "seed-0"
     ppo = {"clip_range": 0.5}
-    rate = copy(run, tmp_path / "rate", learning_rate=1.0, seed=7)
-    same = copy(run, tmp_path / "same", out="elsewhere", samples_per_eval=1, num_evals=9, seed=5)
+    rate = copy_run(run, tmp_path / "rate", learning_rate=1.0, seed=7)
+    same = copy_run(run, tmp_path / "same", out="elsewhere", samples_per_eval=1, num_evals=9, seed=5)
     assert seeds_of(run, same) == {"ppo": [0, 5]}
     assert seeds_of(run, rate) == {"ppo (learning-rate 0.001)": [0], "ppo (learning-rate 1.0)": [7]}
-    clip = copy(run, tmp_path / "clip", ppo=ppo, seed=3)
+    clip = copy_run(run, tmp_path / "clip", ppo=ppo, seed=3)
     assert any("ppo.clip-range 0.5" in name for name in seeds_of(run, clip))
     reinforce = comparison / "reinforce" / "seed-0"
     assert seeds_of(run, rate, reinforce).keys() >= {"reinforce", "ppo (learning-rate 1.0)"}

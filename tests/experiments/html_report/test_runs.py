@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.files import DamagedFile, write_json
+from agents.files import DamagedFile
 from experiments.errors import FlagError
 from experiments.html_report import PAGE, page_note
 from experiments.html_report.answer import answer, caveats, question
 from experiments.html_report.page import render
 from experiments.html_report.runs import NotEvaluated, Runs, read_runs
 from experiments.html_report.sampled import Completion, Step, within
+from tests.experiments.html_report.conftest import copy_run
 from tests.helpers.commands import call
 
 
@@ -25,15 +26,6 @@ def with_objectives(runs: Runs, **objectives: list[float]) -> Runs:
         for run, value in zip(runs.trials[name], values, strict=True):
             run.summary["objective"] = value
     return runs
-
-
-def copy(run: Path, to: Path, **flags: object) -> Path:
-    """A copy of the folder of a run, with other flags."""
-    shutil.copytree(run, to)
-    content = json.loads((to / "config.json").read_text())
-    content["flags"] |= flags
-    write_json(to / "config.json", {name: value for name, value in content.items() if name != "checksum"})
-    return to
 
 
 def test_the_question_and_the_answer(comparison: Path) -> None:
@@ -67,10 +59,10 @@ def test_the_lead_is_never_less_than_nothing(comparison: Path, tmp_path: Path) -
 def test_beta_is_known_where_it_was_left_at_its_default(comparison: Path, tmp_path: Path) -> None:
     """And a default that is spelled out is the same task, as is one in --env-args; the number of tokens is told."""
     run = comparison / "ppo" / "seed-0"
-    left = copy(run, tmp_path / "left", kl_coef=None)
-    given = copy(run, tmp_path / "given", kl_coef=0.1, seed=1)
+    left = copy_run(run, tmp_path / "left", kl_coef=None)
+    given = copy_run(run, tmp_path / "given", kl_coef=0.1, seed=1)
     old = json.loads((run / "config.json").read_text())["flags"]["env_args"]
-    argument = copy(run, tmp_path / "argument", kl_coef=None, env_args=old | {"kl_coef": 0.1}, seed=2)
+    argument = copy_run(run, tmp_path / "argument", kl_coef=None, env_args=old | {"kl_coef": 0.1}, seed=2)
     assert "with β = 0.1?" in question(read_runs([left]))
     runs = read_runs([left, given, argument])
     assert [each.seed for each in runs.trials["ppo"]] == [0, 1, 2]
@@ -99,7 +91,7 @@ def test_a_run_that_has_not_finished(comparison: Path, tmp_path: Path) -> None:
 def test_a_run_whose_numbers_are_not_finite(comparison: Path, tmp_path: Path) -> None:
     """It is left out, and the page says why; alone it is refused with that reason, and not as not evaluated."""
     run = comparison / "ppo" / "seed-0"
-    folder = copy(run, tmp_path / "run")
+    folder = copy_run(run, tmp_path / "run")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (folder / "summary.json").unlink()
     diverged = [row | ({"eval/objective": None} if "eval/objective" in row else {}) for row in rows]
@@ -112,7 +104,7 @@ def test_a_run_whose_numbers_are_not_finite(comparison: Path, tmp_path: Path) ->
     (folder / "metrics.jsonl").write_text("")
     with pytest.raises(NotEvaluated):
         read_runs([folder])
-    whole = copy(run, tmp_path / "whole")
+    whole = copy_run(run, tmp_path / "whole")
     assert page_note(whole) == f"see {whole / PAGE}" and (whole / PAGE).is_file()  # control
 
 
@@ -139,7 +131,7 @@ def test_folders_that_hold_no_run_or_another_task_are_refused(comparison: Path, 
     missing = call("report", str(tmp_path))
     assert missing.returncode == 2 and "holds no run" in missing.stderr
     for name, value in (("kl_coef", 0.5), ("special_tokens_in_prompts", True), ("chat_template_kwargs", "{}")):
-        other = copy(comparison / "ppo" / "seed-0", tmp_path / name, **{name: value})
+        other = copy_run(comparison / "ppo" / "seed-0", tmp_path / name, **{name: value})
         with pytest.raises(FlagError, match=f"one task, got runs with --{name.replace('_', '-')} "):
             read_runs([comparison, other])
 
