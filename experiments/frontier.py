@@ -57,7 +57,7 @@ def write_frontier(solution: exact.Solution | None, folder: Path) -> None:
 
 
 def read_frontier(folder: Path) -> JsonObject | None:
-    """Reads `frontier.json`; None where there is none.
+    """Reads `frontier.json`; None where there is none, or one of an earlier version, which was of the whole reward.
 
     Raises:
         DamagedFile: it was cut off or changed.
@@ -73,4 +73,4 @@ def read_frontier(folder: Path) -> JsonObject | None:
             check_types(path, {"each number": value}, {"each number": float})
     if len(lengths) != 1:
         raise DamagedFile(f"{path}: kl_coef, score and kl must be of the same length.")
-    return content
+    return content if content["kl_coef"][:1] == [0.0] else None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import textenv
+from agents.files import write_json
 from experiments.frontier import frontier, read_frontier, write_frontier
 from textenv import exact
 from textenv.shaping import missing_eos_penalty
@@ -46,6 +47,12 @@ def test_it_is_that_of_the_oracle(tmp_path: Path) -> None:
     write_frontier(solution, tmp_path)
     write_frontier(None, tmp_path / "nowhere")
     assert read_frontier(tmp_path) == found and read_frontier(tmp_path / "nowhere") is None
+    write_json(
+        tmp_path / "frontier.json", {name: values[1:] for name, values in found.items()}
+    )  # as once, without b = 0
+    assert read_frontier(tmp_path) is None
+    write_frontier(solution, tmp_path)
+    assert read_frontier(tmp_path) == found
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.1])
