@@ -66,7 +66,7 @@ def curves(
     if (best := baselines.get("optimum_kl")) is not None:
         axes[2].plot(best, baselines["optimum_score"], "*", color="black", ms=9)
     kl = "KL(pi || pi_ref) over whole completions, nats"
-    axes[0].set(xlabel="tokens", ylabel="objective J = E[score] - beta KL")
+    axes[0].set(xlabel="tokens", ylabel="objective J = E[score + shaping] - beta KL")
     axes[1].set(xlabel="tokens", ylabel=kl, ylim=(0, None))
     axes[2].set(
         xlabel=kl,

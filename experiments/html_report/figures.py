@@ -29,7 +29,7 @@ class Curve(NamedTuple):
 
 
 CURVES = (
-    Curve("eval/objective", "Objective J", "E[score] \N{MINUS SIGN} β KL at each evaluation."),
+    Curve("eval/objective", "Objective J", "E[score + shaping] \N{MINUS SIGN} β KL at each evaluation."),
     Curve("eval/score", "Score", "Its mean at each evaluation, without the KL."),
     Curve("eval/gold_score", "Gold score", "Measured, not trained on."),
     Curve("eval/kl", "KL to the reference", "Nats, over whole completions."),
