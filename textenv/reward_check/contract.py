@@ -35,10 +35,15 @@ def check_contract(
     except RewardError as error:
         return [_failed(function, finished, error)], None, 0.0
     checks = _Contract(function, finished, scores)
-    found = [checks.returns(), checks.repeats(), checks.tokens(), checks.alone(), *checks.company()]
-    if other_process:
-        found.append(checks.process())
-    found += [checks.arguments(), checks.generators(), checks.takes(samples), checks.speed(samples)]
+    found: list[Finding | None] = [checks.returns()]
+    calls = {"repeats": checks.repeats, "score_tokens": checks.tokens, "alone": checks.alone, "order": checks.order,
+             "batch": checks.batch} | ({"process": checks.process} if other_process else {})  # fmt: skip
+    for name, check in calls.items():
+        try:
+            found.append(check())
+        except RewardError as error:  # the first call did not fail
+            found.append(checks.finding(name, "broken", f"it fails where it is called so: {error}"))
+    found += [checks.arguments(), checks.generators(), checks.takes(), checks.speed(samples)]
     return [each for each in found if each is not None], scores, checks.noise
 
 
@@ -96,15 +101,18 @@ class _Contract:
         found = np.concatenate([self.function.score(self.finished.select(row)) for row in self.some.tolist()])
         return self._compare("alone", found, self.some, "alone", f"in a batch of {len(self.scores):,}")
 
-    def company(self) -> list[Finding]:
-        """The same scores in another order, and in other batches."""
+    def order(self) -> Finding:
+        """The same scores in another order."""
         backwards = np.arange(len(self.scores))[::-1]
         found = self.function.score(self.finished.select(backwards))
-        findings = [self._compare("order", found, backwards, "in the reverse order", "in the batch")]
+        return self._compare("order", found, backwards, "in the reverse order", "in the batch")
+
+    def batch(self) -> Finding:
+        """The same scores in another batch."""
         again = np.repeat(np.arange(0, len(self.scores), 2), 2)  # every other one, and each of them twice
         found = self.function.score(self.finished.select(again))
         name = "in a batch of half of the completions, each twice"
-        return [*findings, self._compare("batch", found, again, name, "in the whole batch")]
+        return self._compare("batch", found, again, name, "in the whole batch")
 
     def process(self) -> Finding:
         """The same scores in another process."""
@@ -127,11 +135,11 @@ class _Contract:
         text = f"it draws from the global generator of {self.function.drew_from}: seeds of others change with it"
         return self.finding("random numbers", "look here", text)
 
-    def takes(self, samples: Samples) -> Finding:
+    def takes(self) -> Finding:
         """What it gets: messages or texts, columns, arguments of a trainer; and whether it is async."""
-        chat = messages_of(self.finished.prompts[0]) is not None
+        kinds = {"texts" if messages_of(prompt) is None else "messages" for prompt in self.finished.prompts}
         columns = list(self.finished.columns)
-        text = f"{'async; ' if self.function.is_async else ''}prompts are {'messages' if chat else 'texts'}; "
+        text = f"{'async; ' if self.function.is_async else ''}prompts are {' and '.join(sorted(kinds))}; "
         text += f"columns: {', '.join(columns) or 'none'}"
         missing = [name for name in _own_parameters(self.function) if name not in columns]
         if missing:
@@ -155,8 +163,9 @@ class _Contract:
         tolerance = ROUNDING * self.spread + 6 * self.noise
         wrong = _differ(found, expected, tolerance)
         if not wrong.any():
-            beyond = " within its noise" if self.noise else ""
-            return self.finding(name, "holds", f"the same scores {new} as {old}{beyond}")
+            largest = float(np.nan_to_num(np.abs(found - expected)).max())
+            beyond = " within its noise" if self.noise else f" apart from rounding, {largest:.2g} at most"
+            return self.finding(name, "holds", f"the same scores {new} as {old}{beyond if largest else ''}")
         text = f"{int(wrong.sum()):,} of {len(wrong):,} completions have another score {new} than {old}"
         return self.finding(name, "broken", text, self._example(found, expected, rows, new, wrong))
 
