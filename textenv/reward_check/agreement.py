@@ -7,7 +7,7 @@ import numpy as np
 from textenv.reward_check.calls import Array
 from textenv.reward_check.correlation import centred_ranks, correlation
 from textenv.reward_check.findings import Cell, Finding, Table, Verdict, quoted
-from textenv.reward_check.holes import shift, weights_of_optimum
+from textenv.reward_check.optimum import shift, weights_of_optimum
 from textenv.reward_check.samples import Samples
 
 BETAS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)  # of the task's

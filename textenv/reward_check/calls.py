@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.rewards import FinishedCompletions, RewardFunction, call_reward, score_tokens_of
+from textenv.rewards import FinishedCompletions, RewardFunction, WeightedReward, call_reward, score_tokens_of
 
 Array = NDArray[np.float64]
 Scored = Sequence[float | None] | Awaitable[Sequence[float | None]]
@@ -69,6 +69,21 @@ class Function:
             return returned
 
         return call
+
+
+def score_completions(reward: WeightedReward, finished: FinishedCompletions) -> Array:
+    """The weighted sum of a reward's functions, [K]; nan where all of them returned None.
+
+    Raises:
+        RewardError: a function failed, or a score is not finite.
+    """
+    return weighted_sum(reward, [call_reward(function, finished) for function in reward.functions])
+
+
+def weighted_sum(reward: WeightedReward, parts: Sequence[Array]) -> Array:
+    """The weighted sum of the scores of the functions, [K]; what is nan in all of them is nan."""
+    total = np.stack([weight * part for weight, part in zip(reward.weights, parts, strict=True)])
+    return np.where(np.isnan(total).all(axis=0), np.nan, np.nansum(total, axis=0))
 
 
 class _Recorded(FinishedCompletions):

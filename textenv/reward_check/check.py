@@ -7,13 +7,14 @@ import numpy as np
 from textenv.arguments import check_count
 from textenv.mdp import TextMDP
 from textenv.reward_check.agreement import check_agreement
-from textenv.reward_check.calls import Array, Function
+from textenv.reward_check.calls import Array, Function, score_completions, weighted_sum
 from textenv.reward_check.contract import check_contract
 from textenv.reward_check.findings import Finding, RewardReport, Table
-from textenv.reward_check.holes import Hole, check_features, check_words, completions_to_read
-from textenv.reward_check.probes import check_probes
+from textenv.reward_check.holes import Content, Hole, check_content, completions_to_read
+from textenv.reward_check.lengths import check_lengths, check_parts
+from textenv.reward_check.probes import base_of, check_edits
 from textenv.reward_check.samples import Samples, draw_samples
-from textenv.reward_check.signal import check_signal
+from textenv.reward_check.signal import check_missing, check_signal
 from textenv.rewards import RewardError
 from textenv.unwrap import EnvLike, get_mdp
 
@@ -56,47 +57,54 @@ def check_reward(
         findings += found
         parts.append(scores)
         noises.append(noise)
-    scores = _weighted(mdp, parts)
-    if scores is None:
+    if any(part is None or np.isnan(part).all() for part in parts):
         return RewardReport(findings)
+    scores = weighted_sum(mdp.reward, [part for part in parts if part is not None])
     noise = float(np.sqrt(sum((w * n) ** 2 for w, n in zip(mdp.reward.weights, noises, strict=True))))
+    findings.append(check_missing(samples, scores))
+    enough = (~np.isnan(samples.by_prompt(scores))).sum(axis=1) >= 2  # to compare completions of a prompt
+    if not enough.any():
+        return RewardReport(findings)
+    samples, scores = samples.of_prompts(enough), samples.by_prompt(scores)[enough].ravel()
     signal, tables = check_signal(samples, scores, noise)
     findings += signal
-    if any(each.verdict == "broken" for each in signal):
-        return RewardReport(findings, tables)
-    holes, more = _holes(samples, scores, seed)
-    findings, tables = findings + holes, tables + more
-    if mdp.gold_reward is not None:
+    constant = any(each.verdict == "broken" for each in signal)
+    found, more = _holes(samples, scores, constant, seed)
+    findings, tables = findings + found, tables + more
+    if mdp.gold_reward is not None and not constant:
         found, more = _agreement(mdp, samples, scores)
         findings, tables = findings + found, tables + more
     return RewardReport(findings, tables)
 
 
-def _weighted(mdp: TextMDP, parts: list[Array | None]) -> Array | None:
-    """The weighted sum of the functions' scores, nan where all returned None; None where one has no scores."""
-    known = [part for part in parts if part is not None and not np.isnan(part).all()]
-    if len(known) < len(parts):
-        return None
-    total = np.stack([weight * part for weight, part in zip(mdp.reward.weights, known, strict=True)])
-    return np.where(np.isnan(total).all(axis=0), np.nan, np.nansum(total, axis=0))
+def _holes(samples: Samples, scores: Array, constant: bool, seed: int) -> tuple[list[Finding], list[Table]]:
+    """Features, words and edits; what a policy would find first is first.
 
-
-def _holes(samples: Samples, scores: Array, seed: int) -> tuple[list[Finding], list[Table]]:
-    """Features, words and edits; what a policy would find first is first."""
-    features, table = check_features(samples, scores)
-    words, of_words, strongest = check_words(samples, scores)
-    edits, of_edits = check_probes(samples, scores, strongest, seed)
-    found: list[Hole] = sorted([*features, *words, *edits], key=lambda hole: -hole.rank)
-    findings = [hole.finding for hole in found]
+    Where the scores of each prompt are constant, edits alone may show something.
+    """
+    holes, tables, strongest = list[Hole](), list[Table](), None
+    if not constant:
+        content = Content.of(samples, scores)
+        holes, tables = check_content(content)
+        strongest = content.strongest
+    if (base := base_of(samples, scores)) is not None:
+        for found, more in (check_edits(base, strongest, seed), check_lengths(base, seed), check_parts(base)):
+            holes, tables = holes + found, tables + more
+    findings = [hole.finding for hole in sorted(holes, key=lambda hole: -hole.rank)]
     if not findings:
         findings = [Finding("holes", "holes", "holds", "no feature, word or edit raises the score by itself")]
-    return findings, [table, of_words, of_edits, completions_to_read(samples, scores)]
+    return findings, [*tables, completions_to_read(samples, scores)]
 
 
 def _agreement(mdp: TextMDP, samples: Samples, scores: Array) -> tuple[list[Finding], list[Table]]:
     assert mdp.gold_reward is not None
     try:
-        gold = np.asarray(mdp.gold_reward.score(samples.finished, may_skip=True), dtype=np.float64)
+        gold = score_completions(mdp.gold_reward, samples.finished)
     except RewardError as error:
         return [Finding("agreement", "second reward", "broken", str(error))], []
-    return check_agreement(samples, scores, gold)
+    enough = (~np.isnan(samples.by_prompt(scores + gold))).sum(axis=1) >= 2
+    if not enough.any():
+        text = "no prompt has two completions with both scores"
+        return [Finding("agreement", "second reward", "look here", text)], []
+    scores, gold = (samples.by_prompt(values)[enough].ravel() for values in (scores, gold))
+    return check_agreement(samples.of_prompts(enough), scores, gold)

@@ -10,6 +10,13 @@ ALIKE = 0.98  # correlation of two features that are one
 DETERMINED = 1e-6  # of a column's size is left by a fit that is exact: what is left is rounding
 
 
+def spread_within(grid: Array) -> float:
+    """The standard deviation within prompts of values [P, N]; 0 where those of each prompt are the same."""
+    if (np.nanmax(grid, axis=1) == np.nanmin(grid, axis=1)).all():  # a variance would have rounding
+        return 0.0
+    return float(np.sqrt(np.nanmean(np.nanvar(grid, axis=1))))
+
+
 def centred(grid: Array) -> Array:
     """Values minus the mean of their prompt, [P, N] -> [P N]; 0 for nan."""
     moved = np.nan_to_num(grid - np.nanmean(grid, axis=1, keepdims=True))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from textenv.reward_check.samples import Samples
 WORD = re.compile(r"\w+|[^\w\s]+")
 PUNCTUATION = re.compile(r"[^\w\s]")
 EMOTICON = re.compile(r"[:;=8xX]['-]?[)(DPpOo/\\|\]\[*3]|<3|[\u2600-\u27bf\U0001f300-\U0001faff]")
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
 LETTERS = 4  # of a word of the prompt that counts: shorter ones are in every text
 
 
@@ -22,19 +23,32 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text, without empty ones."""
+    return [each for each in SENTENCE.split(text.strip()) if each]
+
+
 def _copied(prompt: str, completion: str) -> int:
     asked = {word for word in words_of(prompt) if len(word) >= LETTERS}
     return sum(word in asked for word in words_of(completion))
 
 
-def _repeated(prompt: str, completion: str) -> int:
-    words = words_of(completion)
-    return len(words) - len(set(words))
+def _repeated(items: list[str] | list[tuple[str, str]]) -> int:
+    return len(items) - len(set(items))
+
+
+def _mean_length(words: list[str]) -> float:
+    return sum(map(len, words)) / max(len(words), 1)
 
 
 # the prompt and the completion -> a number
-FEATURES: dict[str, Callable[[str, str], int]] = {
-    "repeated words": _repeated,
+FEATURES: dict[str, Callable[[str, str], float]] = {
+    "characters": lambda prompt, text: len(text),
+    "different words": lambda prompt, text: len(set(words_of(text))),
+    "letters of a word": lambda prompt, text: _mean_length(words_of(text)),
+    "repeated words": lambda prompt, text: _repeated(words_of(text)),
+    "repeated pairs of words": lambda prompt, text: _repeated(list(pairwise(words_of(text)))),
+    "repeated sentences": lambda prompt, text: _repeated(sentences_of(text.lower())),
     "words of the prompt": _copied,
     "punctuation marks": lambda prompt, text: len(PUNCTUATION.findall(EMOTICON.sub("", text))),
     "exclamation marks": lambda prompt, text: text.count("!"),
@@ -51,25 +65,8 @@ def features_of(samples: Samples) -> dict[str, Array]:
     """The features of the completions, [K] each; those that are the same in all are left out."""
     finished = samples.finished
     texts = list(zip(map(str, finished.prompts), map(str, finished.completions), strict=True))
+    last = finished.tokens[np.arange(len(finished)), finished.length - 1]
     found = {"length in tokens": finished.length.astype(np.float64), "log pi_ref": samples.log_probs}
+    found["stops before the limit"] = samples.mdp.is_eos[last].astype(np.float64)
     found |= {name: np.array([float(count(*each)) for each in texts]) for name, count in FEATURES.items()}
     return {name: values for name, values in found.items() if np.ptp(values) > 0}
-
-
-def count_items(texts: list[list[str]], least: int, most: int = 2000) -> tuple[list[str], Array]:
-    """How often each completion has each word or character: W items, and their counts, [K, W].
-
-    Args:
-        texts: the words or the characters of each completion.
-        least: the completions that must have it.
-        most: W at most, the most frequent.
-    """
-    counted = [Counter(items) for items in texts]
-    frequency = Counter(item for counts in counted for item in counts)
-    column = {item: k for k, (item, count) in enumerate(frequency.most_common(most)) if count >= least}
-    matrix = np.zeros((len(texts), len(column)))
-    for row, counts in enumerate(counted):
-        for item, count in counts.items():
-            if item in column:
-                matrix[row, column[item]] = count
-    return list(column), matrix

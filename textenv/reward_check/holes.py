@@ -1,133 +1,208 @@
-"""What the optimum makes of a reward: the features and the words that pi* has more of, before any policy is trained.
-
-    E_{pi*} f  ~  1/P sum_x sum_i w_i f(x, y_i),    w_i ~ exp(r(x, y_i) / beta),  sum_i w_i = 1
-
-from the same completions of the reference (`OptimumEstimate.weights`). A trained policy goes towards pi*, so what is
-shifted most here is what it will do first.
-"""
+"""Which features and items of a completion the score goes with, and which of them the optimum has more of."""
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from textenv.exact import optimum_from_scores
 from textenv.reward_check.calls import Array
 from textenv.reward_check.correlation import centred, centred_ranks, correlation, partial_correlations
-from textenv.reward_check.features import count_items, features_of, words_of
+from textenv.reward_check.features import features_of
 from textenv.reward_check.findings import Cell, Finding, Table, quoted
+from textenv.reward_check.items import Item, count_items
+from textenv.reward_check.optimum import estimable_beta, shift, weights_of_optimum
 from textenv.reward_check.samples import Samples
 
 SHIFTED = 0.5  # standard deviations
-CORRELATED = 0.4
-EXPLAINED = 0.15  # of the variance within prompts, by one word
-WORDS_SHOWN = 12
+HELD = 0.1  # partial correlation: less is what a feature has in common with those that explain the score
+EXPLAINED = 0.1  # of the variance within prompts
+CHANCE = 4.0  # the best of W columns without a meaning explains about 2 log(W) / K of the variance
+SIMPLER = 0.02  # a correlation that is larger by less is no reason to name something less simple
+TERMS = 3  # that explain the score together
+ITEMS_SHOWN = 12
 
 
 class Hole(NamedTuple):
-    """A finding, and how soon a policy would find it."""
+    """A finding, and how soon a policy would find it: standard deviations of the score that are to be gained."""
 
     rank: float
     finding: Finding
 
 
-def weights_of_optimum(samples: Samples, scores: Array, beta: float | None = None) -> Array:
-    """pi*(y|x) / pi_ref(y|x) of each completion, scaled to a sum of 1 for each prompt, [K]; 0 where it has no score.
+class Term(NamedTuple):
+    """One of the columns that explain the score together."""
 
-    With beta = 0 those of the best completion of each prompt.
+    column: int
+    explained: float
+    """Share of the variance within prompts, beyond that of the terms before it."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the completions have beside their scores: F features and W items, C = F + W columns.
+
+    Attributes:
+        samples: the completions.
+        scores: [K], nan where there is none.
+        features: [K] each, by name.
+        items: words, pairs of words, characters, beginnings and endings.
+        counts: how often each completion has each item, [K, W].
     """
-    rewards = samples.by_prompt(scores + samples.shaping)
-    if (beta := samples.mdp.kl_coef if beta is None else beta) == 0:
-        best = rewards == np.nanmax(rewards, axis=1, keepdims=True)
-        shares: Array = (best / best.sum(axis=1, keepdims=True)).ravel()
-        return shares
-    with warnings.catch_warnings():  # the effective sample size is in the report
-        warnings.simplefilter("ignore", UserWarning)
-        return optimum_from_scores(rewards, beta).weights.ravel()
+
+    samples: Samples
+    scores: Array
+    features: dict[str, Array]
+    items: list[Item]
+    counts: Array
+
+    @classmethod
+    def of(cls, samples: Samples, scores: Array) -> Content:
+        """Counts."""
+        items, counts = count_items(list(map(str, samples.finished.completions)))
+        return cls(samples, scores, features_of(samples), items, counts)
+
+    def centred(self, values: Array) -> Array:
+        """Values minus their mean over the completions of the prompt that have a score, [K]; 0 for the others."""
+        return centred(self.samples.by_prompt(np.where(np.isnan(self.scores), np.nan, values)))
+
+    @cached_property
+    def columns(self) -> Array:
+        """All columns, the features first, centred: [K, C]."""
+        columns = [*self.features.values(), *self.counts.T]
+        return np.stack([self.centred(column) for column in columns], axis=1) if columns else np.zeros((len(self), 0))
+
+    @cached_property
+    def correlations(self) -> Array:
+        """Of each column with the score, [C]; 0 for a constant one."""
+        return _correlations(self.centred(self.scores), self.columns)
+
+    @cached_property
+    def beta(self) -> float:
+        """Of the optimum that is estimated."""
+        return estimable_beta(self.samples, self.scores)
+
+    @cached_property
+    def weights(self) -> Array:
+        """Of the completions under that optimum, [K]."""
+        return weights_of_optimum(self.samples, self.scores, self.beta)
+
+    @cached_property
+    def to_gain(self) -> float:
+        """How much larger the score of that optimum is, in standard deviations within prompts."""
+        target = self.centred(self.scores)
+        return float(self.weights @ target) / self.samples.num_prompts / max(float(target.std()), 1e-300)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def name(self, column: int) -> str:
+        """The name of a column's finding."""
+        names = list(self.features)
+        if column < len(names):
+            return f"feature: {names[column]}"
+        item = self.items[column - len(names)]
+        return f"{item.kind}: {item.text!r}"
+
+    def values(self, column: int) -> Array:
+        """A column as it was counted, [K]."""
+        count = len(self.features)
+        return list(self.features.values())[column] if column < count else self.counts[:, column - count]
+
+    @property
+    def strongest(self) -> Item | None:
+        """The item that raises the score most; None if none does."""
+        raising = self.correlations[len(self.features) :]
+        return self.items[_first_largest(raising)] if raising.max(initial=0.0) > 0 else None
 
 
-def shift(samples: Samples, values: Array, weights: Array) -> tuple[float, float, float]:
-    """The mean of a feature under the reference and under pi*, and the standard error of the latter."""
-    grid, w = samples.by_prompt(values), samples.by_prompt(weights)
-    under = (w * grid).sum(axis=1)
-    stderr = float(np.sqrt(((w * (grid - under[:, None])) ** 2).sum())) / len(grid)
-    return float(values.mean()), float(under.mean()), stderr
+def explain(target: Array, columns: Array) -> list[Term]:
+    """The few columns that explain a target best, one after the other: orthogonal matching pursuit.
+
+    Args:
+        target: [K], centred.
+        columns: [K, C], centred, simpler ones first.
+    """
+    residual, left, terms = target, 1.0, list[Term]()
+    least = max(EXPLAINED, CHANCE * np.log(max(columns.shape[1], 2)) / len(target))
+    while len(terms) < TERMS and left > least:
+        found = np.abs(_correlations(residual, columns))
+        if not found.max(initial=0.0):
+            break
+        chosen = [*(term.column for term in terms), _first_largest(found)]
+        fitted = columns[:, chosen] @ np.linalg.lstsq(columns[:, chosen], target, rcond=None)[0]
+        now = float(((target - fitted) ** 2).sum() / (target**2).sum())
+        if left - now < least:
+            break
+        terms.append(Term(chosen[-1], left - now))
+        residual, left = target - fitted, now
+    return terms
 
 
-def check_features(samples: Samples, scores: Array) -> tuple[list[Hole], Table]:
-    """Which features go with the score, and which pi* has more of."""
-    weights, features = weights_of_optimum(samples, scores), features_of(samples)
-    missing = np.isnan(scores)
-    ranks = [centred_ranks(samples.by_prompt(np.where(missing, np.nan, values))) for values in features.values()]
-    target = centred_ranks(samples.by_prompt(scores))
-    partial = partial_correlations(target, np.stack(ranks, axis=1)).tolist()
+def check_content(content: Content) -> tuple[list[Hole], list[Table]]:
+    """What explains the score, and what else the optimum has more of."""
+    target = content.centred(content.scores)
+    terms = explain(target / np.abs(target).max(), content.columns)
+    holes, explained = list[Hole](), 0.0
+    for term in terms:
+        explained += term.explained
+        text = f"explains {term.explained:.0%} of the variance within prompts"
+        text += "" if term is terms[0] else f", {explained:.0%} with those before it"
+        holes.append(_hole(content, term.column, text, term.explained * content.to_gain))
+    chosen = [term.column for term in terms]
+    shifted, table = _shifted_features(content, chosen)
+    return [*holes, *shifted], [table, _items_table(content)]
+
+
+def _shifted_features(content: Content, chosen: list[int]) -> tuple[list[Hole], Table]:
+    """The features that the optimum shifts, beyond what they have in common with the columns that explain the score."""
+    samples, count = content.samples, len(content.features)
+    target = centred_ranks(samples.by_prompt(content.scores))
+    missing = np.isnan(content.scores)
+    ranks = [centred_ranks(samples.by_prompt(np.where(missing, np.nan, v))) for v in content.features.values()]
+    items = [centred_ranks(samples.by_prompt(content.values(column))) for column in chosen if column >= count]
+    partial = partial_correlations(target, np.stack([*ranks, *items], axis=1)).tolist() if ranks else []
     rows, holes = list[list[Cell]](), list[Hole]()
-    for (name, values), rank, held in zip(features.items(), ranks, partial, strict=True):
-        before, under, stderr = shift(samples, values, weights)
-        moved, simple = (under - before) / float(values.std()), correlation(target, rank)
-        rows.append([name, before, under, stderr, moved, simple, held])
+    for column, (name, values) in enumerate(content.features.items()):
+        before, under, stderr = shift(samples, values, content.weights)
+        moved, held = (under - before) / float(values.std()), partial[column]
+        rows.append([name, before, under, stderr, moved, correlation(target, ranks[column]), held])
         # that pi* is less likely under the reference is its KL, and no hole
-        shifted = abs(moved) > SHIFTED and abs(under - before) > 3 * stderr and name != "log pi_ref"
-        if not shifted and not (abs(simple) > CORRELATED and abs(held) > CORRELATED / 2):
+        if column in chosen or name == "log pi_ref" or abs(held) < HELD or np.isnan(held):
             continue
-        text = f"{before:.3g} in a completion of the reference, {under:.3g} ± {stderr:.2g} in one of pi*; rank "
-        text += f"correlation with the score {simple:+.2f}"
-        text += "" if np.isnan(held) else f", {held:+.2f} with the other features held"
-        best = int(np.argmax(weights * (values - before) * np.sign(moved)))
-        example = (
-            f"{quoted(str(samples.finished.completions[best]))} has {scores[best]:.3g}; {name}: {values[best]:.3g}"
-        )
-        holes.append(Hole(abs(moved), Finding("holes", f"feature: {name}", "look here", text, example)))
+        if abs(moved) > SHIFTED and abs(under - before) > 3 * stderr:
+            text = f"rank correlation {held:+.2f} with the score where the other features are held"
+            holes.append(_hole(content, column, text, held**2 * content.to_gain))
     rows.sort(key=lambda row: -abs(float(row[4] or 0.0)))
     columns = ["feature", "pi_ref", "pi*", "± of pi*", "shift in std", "correlation", "partial"]
-    return holes, Table("holes", "features of completions, by how much the optimum shifts them", columns, rows)
+    title = f"features of completions, by how much the optimum at beta {content.beta:.3g} shifts them"
+    return holes, Table("holes", title, columns, rows)
 
 
-class _Items(NamedTuple):
-    """Words or characters, which completions have them, [K, W], and the correlations of their counts with the score."""
-
-    names: list[str]
-    has: NDArray[np.bool_]
-    correlations: Array
-
-
-def check_words(samples: Samples, scores: Array) -> tuple[list[Hole], Table, str]:
-    """Which words go with the score, and characters that do more than any word; and the word that raises it most."""
-    texts = [str(text) for text in samples.finished.completions]
-    words = _items(samples, scores, [words_of(text) for text in texts])
-    characters = _items(samples, scores, [[c for c in text if not c.isspace()] for text in texts])
-    most = float(np.abs(words.correlations).max(initial=0.0)) + 0.02  # a character of that word is no news
-    kept = np.abs(characters.correlations) > most
-    names = [*words.names, *(f"the character {characters.names[k]!r}" for k in np.flatnonzero(kept))]
-    found = np.concatenate([words.correlations, characters.correlations[kept]])
-    has = np.concatenate([words.has, characters.has[:, kept]], axis=1)
-    under = (weights_of_optimum(samples, scores) @ has) / samples.num_prompts
-    order = np.argsort(-np.abs(found), kind="stable").tolist()
-    rows: list[list[Cell]] = [[names[k], float(has[:, k].mean()), under[k], found[k]] for k in order[:WORDS_SHOWN]]
-    titles = ["word", "in completions of pi_ref", "of pi*", "correlation"]
-    table, holes = Table("holes", "words that go with the score", titles, rows), list[Hole]()
-    if order and found[order[0]] ** 2 > EXPLAINED:
-        first = order[0]
-        text = f"{names[first]!r} alone explains {found[first] ** 2:.0%} of the variance within prompts: "
-        text += f"{has[:, first].mean():.0%} of the reference's completions have it, {under[first]:.0%} of pi*'s"
-        signed = np.where(has[:, first] & ~np.isnan(scores), np.sign(found[first]) * scores, -np.inf)
-        best = int(signed.argmax())
-        example = f"{quoted(texts[best])} has {scores[best]:.3g}"
-        holes.append(Hole(abs(float(found[first])), Finding("holes", "one word", "look here", text, example)))
-    raising = np.argsort(-words.correlations, kind="stable")[:1].tolist()
-    return holes, table, words.names[raising[0]] if raising and words.correlations[raising[0]] > 0 else ""
+def _hole(content: Content, column: int, text: str, rank: float) -> Hole:
+    """The finding about a column, with the completion that is the clearest example."""
+    values = content.values(column)
+    before, under, stderr = shift(content.samples, values, content.weights)
+    text += f": {before:.3g} of it in a completion of the reference, {under:.3g} ± {stderr:.2g} in one of the optimum "
+    text += f"at beta {content.beta:.3g}"
+    best = int(np.argmax(content.weights * (values - before) * (1 if under > before else -1)))
+    example = f"{quoted(str(content.samples.finished.completions[best]))} has {content.scores[best]:.3g}; "
+    name = content.name(column)
+    example += f"{name.removeprefix('feature: ')}: {values[best]:.3g}"
+    return Hole(rank, Finding("holes", name, "look here", text, example))
 
 
-def _items(samples: Samples, scores: Array, texts: list[list[str]]) -> _Items:
-    names, counts = count_items(texts, least=max(5, len(samples) // 100))
-    target = centred(samples.by_prompt(scores))
-    columns = counts.reshape(samples.num_prompts, -1, len(names))
-    columns = (columns - columns.mean(axis=1, keepdims=True)).reshape(counts.shape)
-    size = np.linalg.norm(columns, axis=0) * np.linalg.norm(target)
-    return _Items(names, counts > 0, np.divide(target @ columns, size, out=np.zeros(len(names)), where=size > 1e-12))
+def _items_table(content: Content) -> Table:
+    """The items that go most with the score."""
+    found, has = content.correlations[len(content.features) :], content.counts > 0
+    under = (content.weights @ has) / content.samples.num_prompts
+    order = np.argsort(-np.abs(found), kind="stable")[:ITEMS_SHOWN].tolist()
+    rows: list[list[Cell]] = [[str(content.items[k]), float(has[:, k].mean()), under[k], found[k]] for k in order]
+    titles = ["item", "in completions of pi_ref", "of pi*", "correlation"]
+    title = f"words and characters that go with the score; pi* at beta {content.beta:.3g}"
+    return Table("holes", title, titles, rows)
 
 
 def completions_to_read(samples: Samples, scores: Array, each: int = 3) -> Table:
@@ -140,3 +215,16 @@ def completions_to_read(samples: Samples, scores: Array, each: int = 3) -> Table
         [float(scores[row]), quoted(str(prompts[row]), 50), quoted(str(texts[row]), 240)] for row in chosen
     ]
     return Table("holes", "completions that score best and worst", ["score", "prompt", "completion"], rows)
+
+
+def _correlations(target: Array, columns: Array) -> Array:
+    """Of centred columns [K, C] with a centred target [K]: [C], 0 for a constant column."""
+    target = target / max(float(np.abs(target).max(initial=0.0)), 1e-300)  # no underflow
+    size = np.linalg.norm(columns, axis=0) * np.linalg.norm(target)
+    found: Array = np.divide(target @ columns, size, out=np.zeros(columns.shape[1]), where=size > 0)
+    return found
+
+
+def _first_largest(values: Array) -> int:
+    """The index of the largest value, or the first that is nearly as large: the simplest."""
+    return int(np.flatnonzero(values >= values.max() - SIMPLER)[0])

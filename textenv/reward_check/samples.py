@@ -43,6 +43,12 @@ class Samples:
         """Values of the completions, [K], as [P, N]."""
         return values.reshape(self.num_prompts, -1)
 
+    def of_prompts(self, kept: NDArray[np.bool_]) -> Samples:
+        """The completions of some of the prompts, given as a mask [P]."""
+        rows = np.flatnonzero(np.repeat(kept, len(self) // self.num_prompts))
+        parts = (self.finished.select(rows), self.log_probs[rows], self.shaping[rows])
+        return Samples(self.mdp, int(kept.sum()), *parts, self.seconds)
+
 
 def draw_samples(mdp: TextMDP, num_completions: int, max_prompts: int, seed: int) -> Samples:
     """Samples from the reference: `num_completions` of each of at most `max_prompts` prompts, evenly spread."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from textenv.exact import MIN_EFFECTIVE_SAMPLES, optimum_from_scores
 from textenv.reward_check.calls import Array
+from textenv.reward_check.correlation import spread_within
 from textenv.reward_check.findings import Finding, Table, Verdict, quoted
 from textenv.reward_check.order_statistics import best_of_n, share_of_equal_groups
 from textenv.reward_check.samples import Samples
@@ -18,6 +19,7 @@ BEST_OF = (1, 4, 16, 64)
 OUTLIER = 10.0  # robust standard deviations from the median
 SATURATED = 0.25  # of the completions have the largest score
 FEW_VALUES = 10  # a score with fewer values is a class, and many have the largest
+STILL = 0.01  # nats a completion: a policy there cannot be told from the reference
 NOISY = 0.1  # of the variance within prompts
 
 
@@ -30,12 +32,12 @@ def check_signal(samples: Samples, scores: Array, noise: float) -> tuple[list[Fi
         noise: the standard deviation of a score that is computed again.
     """
     grid = samples.by_prompt(scores)
-    within = float(np.sqrt(np.nanmean(np.nanvar(grid, axis=1))))
+    within = spread_within(grid)
     found = [_spread(samples, scores, grid, within)]
     if within == 0:
         return found, []
     found += [_variance(grid), _noise(noise, within), _groups(grid), _ties(scores), _saturation(samples, scores)]
-    found += [_outliers(samples, scores), _missing(scores)]
+    found.append(_outliers(samples, scores))
     optimum, table = _optimum(samples, samples.by_prompt(scores + samples.shaping))
     return [*found, *optimum], [_by_prompt(samples, grid), _best_of(grid), *table]
 
@@ -115,10 +117,17 @@ def _outliers(samples: Samples, scores: Array) -> Finding:
     return _finding("outliers", "look here", text, example)
 
 
-def _missing(scores: Array) -> Finding:
-    share = float(np.isnan(scores).mean())
+def check_missing(samples: Samples, scores: Array) -> Finding:
+    """Completions without a score, and prompts of which fewer than two have one: these are left out of the rest."""
+    share, known = float(np.isnan(scores).mean()), (~np.isnan(samples.by_prompt(scores))).sum(axis=1)
+    if not share:
+        return _finding("none", "holds", "every completion has a score")
     text = f"{share:.1%} of the completions have no score, which stops a training unless such completions are skipped"
-    return _finding("none", "look here" if share else "holds", text if share else "every completion has a score")
+    few = np.flatnonzero(known < 2)
+    text += f"; {len(few)} of {len(known)} prompts have fewer than two with a score" if len(few) else ""
+    row = int(np.flatnonzero(np.isnan(scores))[0])
+    example = f"{quoted(str(samples.finished.completions[row]))} of {quoted(str(samples.finished.prompts[row]))}"
+    return _finding("none", "broken" if len(few) == len(known) else "look here", text, example)
 
 
 def _optimum(samples: Samples, rewards: Array) -> tuple[list[Finding], list[Table]]:
@@ -137,9 +146,10 @@ def _optimum(samples: Samples, rewards: Array) -> tuple[list[Finding], list[Tabl
         if factor == 1:
             text = f"J* = {estimate.objective:.3g} ± {estimate.stderr:.2g} at beta {beta:g}, from J = "
             text += f"{estimate.reference_objective:.3g} of the reference, at a KL of {estimate.kl:.3g}"
-            few = least < MIN_EFFECTIVE_SAMPLES
+            few, still = least < MIN_EFFECTIVE_SAMPLES, estimate.kl < STILL
             text += f"; only {least:.1f} effective completions of a prompt: J* is larger" if few else ""
-            found.append(_finding("optimum", "look here" if few else "holds", text))
+            text += "; the scores are so small beside beta that the optimum is nearly the reference" if still else ""
+            found.append(_finding("optimum", "look here" if few or still else "holds", text))
     columns = ["beta", "J*", "standard error", "KL of pi*", "fewest effective completions"]
     return found, [Table("signal", "the optimum at several beta", columns, rows)]
 

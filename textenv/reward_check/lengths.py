@@ -1,0 +1,111 @@
+"""The same completions cut, or with a part exchanged: what does length alone do, and what does the score depend on?"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenv.reward_check.calls import Array, score_completions
+from textenv.reward_check.correlation import centred
+from textenv.reward_check.findings import Cell, Finding, Table, quoted
+from textenv.reward_check.holes import Hole
+from textenv.reward_check.probes import Base
+from textenv.reward_check.samples import encode_completions
+from textenv.rewards import RewardError
+
+LENGTHS, CUTS = 48, 8  # different lengths at most, and those of one completion
+EXPLAINED = 0.5  # of what cutting changes: what a text says has the other half
+SHOWN = 6
+PARTS = 4
+UNREAD, READ = 0.05, 0.1  # of the change that the part with the largest one makes; of the standard deviation
+CHANGED = 10  # completions, by that part: with fewer, that another part changes none of them may be chance
+
+
+def check_lengths(base: Base, seed: int) -> tuple[list[Hole], list[Table]]:
+    """Cuts each completion at some lengths, with an EOS token there, and compares the lengths.
+
+    Only where the reference has full support: elsewhere a beginning may be none of its completions.
+    """
+    mdp, finished = base.mdp, base.whole
+    cuts = min(CUTS, mdp.max_new_tokens)
+    if not mdp.full_support or cuts < 2 or not mdp.is_eos.any():
+        return [], []
+    generator = np.random.default_rng(seed)
+    choices = np.unique(np.linspace(1, int(finished.length.max()), LENGTHS).round().astype(np.int64))
+    cuts = min(cuts, len(choices))
+    length = np.stack([generator.permutation(choices)[:cuts] for _ in range(len(finished))])
+    length = np.minimum(length, finished.length[:, None]).ravel()  # tokens with the EOS token
+    rows = np.repeat(np.arange(len(finished)), cuts)
+    tokens = np.where(np.arange(finished.tokens.shape[1]) < length[:, None] - 1, finished.tokens[rows], 0)
+    tokens[np.arange(len(rows)), length - 1] = np.flatnonzero(mdp.is_eos)[0]
+    try:
+        texts = mdp.finished(finished.prompt[rows], finished.prompt_text[rows], tokens, length)
+        scores = score_completions(mdp.reward, texts)
+    except RewardError as error:
+        text = f"the reward fails where completions are cut: {error}"
+        return [Hole(np.inf, Finding("holes", "length", "broken", text))], []
+    scale = base.scale or float(np.nanstd(scores)) or 1.0
+    target, known = centred(scores.reshape(-1, cuts)), ~np.isnan(scores)
+    share = explained_by_groups(target[known], length[known])
+    means = {int(n): float(np.nanmean(scores[length == n])) for n in np.unique(length[known])}
+    best = max(means, key=lambda n: means[n])
+    shown: list[list[Cell]] = [[n, means[n]] for n in sorted(means)]
+    table = Table("holes", "the same completions, cut", ["tokens", "score"], shown[:: max(1, len(shown) // SHOWN)])
+    gain = (means[best] - means[max(means)]) / scale
+    if np.isnan(share) or share < EXPLAINED or float(target.std()) < READ * scale:
+        return [], [table]
+    text = f"where completions are cut, the number of tokens alone explains {share:.0%} of what changes; best "
+    text += f"at {best} tokens: {means[best]:.3g}"
+    row = int(np.flatnonzero(length == best)[0])
+    example = f"{quoted(str(texts.completions[row]))} has {scores[row]:.3g}"
+    return [Hole(gain, Finding("holes", "length", "look here", text, example))], [table]
+
+
+def explained_by_groups(values: Array, groups: NDArray[np.int64]) -> float:
+    """The share of the variance of values [K] that their groups [K] explain beyond chance; nan where it has none."""
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    total = float(((values - values.mean()) ** 2).sum()) if len(values) else 0.0
+    if total == 0 or len(counts) < 2 or len(values) <= len(counts):
+        return float("nan")
+    left = float(((values - (np.bincount(inverse, values) / counts)[inverse]) ** 2).sum())
+    return 1 - left / total * (len(values) - 1) / (len(values) - len(counts))
+
+
+def check_parts(base: Base) -> tuple[list[Hole], list[Table]]:
+    """Exchanges each quarter of the words for that of another completion: which quarter does the score depend on?"""
+    words = [str(text).split() for text in base.finished.completions]
+    rows = [row for row, each in enumerate(words) if len(each) >= PARTS]
+    if len(rows) < PARTS or not base.mdp.full_support:
+        return [], []
+    others = np.roll(rows, 1 + len(rows) // 2)
+    chosen, changes, most = base.finished.select(np.array(rows)), list[float](), 0
+    for part in range(PARTS):
+        texts = [" ".join(_exchanged(words[a], words[b], part)) for a, b in zip(rows, others, strict=True)]
+        found = encode_completions(base.mdp, chosen, texts)
+        if found is None:
+            return [], []
+        try:
+            change = np.abs(score_completions(base.mdp.reward, found) - base.scores[rows])
+        except RewardError:
+            return [], []
+        changes.append(float(np.nan_to_num(change).mean()))
+        most = max(most, int((change > 0).sum()))
+    scale = base.scale or max(changes) or 1.0
+    names = ["first", "second", "third", "last"]
+    cells: list[list[Cell]] = [[name, change, change / scale] for name, change in zip(names, changes, strict=True)]
+    table = Table(
+        "holes", "a quarter exchanged for that of another completion", ["quarter", "change of the score", "std"], cells
+    )
+    unread = [name for name, change in zip(names, changes, strict=True) if change < UNREAD * max(changes)]
+    if not unread or most < CHANGED or max(changes) < READ * scale:
+        return [], [table]
+    text = f"the score does not depend on the {' and the '.join(unread)} quarter of the words: there a policy may say "
+    text += "anything"
+    return [Hole(0.0, Finding("holes", "parts", "look here", text))], [table]
+
+
+def _exchanged(words: list[str], other: list[str], part: int) -> list[str]:
+    """The words with one quarter taken from another completion."""
+    first, last = part * len(words) // PARTS, (part + 1) * len(words) // PARTS
+    there = part * len(other) // PARTS
+    return [*words[:first], *other[there : there + last - first], *words[last:]]
