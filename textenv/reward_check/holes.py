@@ -131,7 +131,11 @@ def explain(target: Array, columns: Array) -> list[Term]:
         found = np.abs(_correlations(residual, columns))
         if not found.max(initial=0.0):
             break
-        chosen = [*(term.column for term in terms), _first_largest(found)]
+        best = _first_largest(found)
+        others = np.arange(len(target)) != np.argmax(np.abs(residual))  # one outlier is no pattern
+        if left * _correlations(residual[others], columns[others, best : best + 1])[0] ** 2 < least:
+            break
+        chosen = [*(term.column for term in terms), best]
         fitted = columns[:, chosen] @ np.linalg.lstsq(columns[:, chosen], target, rcond=None)[0]
         now = float(((target - fitted) ** 2).sum() / (target**2).sum())
         if left - now < least:
@@ -151,9 +155,9 @@ def check_content(content: Content) -> tuple[list[Hole], list[Table]]:
         text = f"explains {term.explained:.0%} of the variance within prompts"
         text += "" if term is terms[0] else f", {explained:.0%} with those before it"
         holes.append(_hole(content, term.column, text, term.explained * content.to_gain))
-    chosen = [term.column for term in terms]
-    shifted, table = _shifted_features(content, chosen)
-    return [*holes, *shifted], [table, _items_table(content)]
+    shifted, table = _shifted_features(content, [term.column for term in terms])
+    # where less is left than would be named, what else is shifted is so by the terms
+    return holes + (shifted if explained < 1 - EXPLAINED else []), [table, _items_table(content)]
 
 
 def _shifted_features(content: Content, chosen: list[int]) -> tuple[list[Hole], Table]:

@@ -10,18 +10,18 @@ from types import CellType, CodeType, FunctionType, MethodType
 from textenv.rewards import RewardFunction
 
 MOST, LONGEST, DEEPEST = 64, 60, 6
-# the simplest text for each part of a regular expression; what is not simple does not match, and is left out
-SIMPLEST = [
-    (r"\[(?!\^)\\?([^\]\\]|\\.)[^\]]*\]", r"\1"),  # a set: its first character
-    (r"(?<!\\)[*?]\??|(?<!\\)\{\d*,?\d*\}|(?<!\\)\+\??", ""),  # repeated: once
-    (r"\\b|\\B|\\A|\\Z|(?<!\\)[\^$]", ""),
-    (r"\(\?[:imsx]+\)?|(?<!\\)[()]", ""),
-    (r"\\d", "7"),
-    (r"\\w", "a"),
-    (r"\\s", " "),
-    (r"(?<!\\)\.", "a"),
-    (r"\\(.)", r"\1"),
-]
+# the parts of a regular expression
+PART = re.compile(
+    r"""\\(?P<escape>.)
+    | \[(?P<set>(?:\\.|[^\]\\])+)\]
+    | \{(?P<least>\d*),?\d*\}
+    | (?P<repeat>[*+?]\??)
+    | (?P<nothing>\(\?[a-z]+\) | \(\?(?:[:=!]|P?<[\w=!]+>?) | [()^$])
+    | (?P<any>\.)
+    | (?P<plain>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+CLASSES = {"d": "7", "w": "a", "s": " ", "n": "\n"} | dict.fromkeys("bBAZ", "")
 
 
 def literals_of(function: RewardFunction) -> list[str]:
@@ -54,13 +54,12 @@ def _parts(value: object) -> list[object]:
         return [*value.keys(), *value.values()][: 4 * MOST]
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)[: 4 * MOST]
-    if isinstance(value, CodeType):
-        return list(value.co_consts)
     if isinstance(value, FunctionType):
-        consts = [each for each in value.__code__.co_consts if each != value.__doc__]
+        codes = list(_codes(value.__code__))
+        consts = [const for code in codes for const in code.co_consts if const != value.__doc__]
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]  # without unset ones
-        known = value.__globals__
-        return [*consts, *cells, *filter(_is_searched, (known.get(name) for name in value.__code__.co_names))]
+        known = [value.__globals__.get(name) for code in codes for name in code.co_names]
+        return [*consts, *cells, *filter(_is_searched, known)]
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, partial):
@@ -70,20 +69,39 @@ def _parts(value: object) -> list[object]:
     return []
 
 
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of the functions inside of it."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _codes(const)
+
+
 def _is_searched(value: object) -> bool:
     return isinstance(value, str | dict | list | tuple | set | frozenset | re.Pattern | FunctionType)
 
 
 def _matches(pattern: str) -> list[str]:
-    """Texts that match a regular expression, one of each alternative; none for a text that is no expression."""
-    found = []
-    for part in re.split(r"(?<!\\)\|", pattern):
-        text = part
-        for expression, simple in SIMPLEST:
-            text = re.sub(expression, simple, text)
-        try:
-            if text != part and re.search(pattern, text):
-                found.append(text)
-        except (re.error, OverflowError, RecursionError):
-            return []
-    return found
+    """Simple texts that match a regular expression, one of each alternative; none for a text that is no expression."""
+    found, pieces = list[str](), list[str]()
+    for part in PART.finditer(pattern):
+        if part["plain"] == "|":
+            found.append("".join(pieces))
+            pieces = []
+        elif part["least"] and pieces:
+            pieces[-1] *= max(1, int(part["least"]))
+        else:
+            pieces.append(_simplest(part))
+    try:
+        return [text for text in [*found, "".join(pieces)] if text != pattern and re.search(pattern, text)]
+    except (re.error, OverflowError, RecursionError):
+        return []
+
+
+def _simplest(part: re.Match[str]) -> str:
+    """The simplest text of a part; what is more than simple will not match, and is left out."""
+    if part["escape"]:
+        return CLASSES.get(part["escape"], part["escape"])
+    if first := (part["set"] or "")[:2]:
+        return CLASSES.get(first[1:], first[1:]) if first[0] == "\\" else first[0]
+    return part["plain"] or ("a" if part["any"] else "")

@@ -91,9 +91,10 @@ def check_edits(base: Base, strongest: Item | None, seed: int) -> tuple[list[Hol
         seed: of the edits.
     """
     holes, outcomes = list[Hole](), list[_Outcome]()
-    around = list(
-        contexts(base.mdp, base.finished, strongest, best_literal(base.mdp, base.finished, base.scores), seed)
-    )
+    literal = best_literal(base.mdp, base.finished, base.scores)
+    if literal and strongest and literal.text == strongest.text:
+        literal = None
+    around = list(contexts(base.mdp, base.finished, strongest, literal, seed))
     for name, (kind, edit) in EDITS.items():
         edited = [edit(str(text), context) for text, context in zip(base.finished.completions, around, strict=True)]
         texts = [text for text in edited if text is not None]

@@ -112,7 +112,8 @@ def _outliers(samples: Samples, scores: Array) -> Finding:
     if deviation == 0 or not far.any():
         return _finding("outliers", "holds", "none")
     worst = int(np.nanargmax(np.abs(scores - median)))
-    text = f"{int(far.sum())} completions are more than {OUTLIER:.0f} standard deviations from the median, {median:.3g}"
+    count = "1 completion is" if far.sum() == 1 else f"{int(far.sum()):,} completions are"
+    text = f"{count} more than {OUTLIER:.0f} standard deviations from the median, {median:.3g}"
     example = f"{quoted(str(samples.finished.completions[worst]))} has {scores[worst]:.4g}"
     return _finding("outliers", "look here", text, example)
 

@@ -1,0 +1,99 @@
+"""The texts of a reward's source, wherever a function has them, and texts that match its regular expressions."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import pytest
+
+from textenv.reward_check.literals import LONGEST, MOST, literals_of
+from textenv.rewards import vader
+
+GLOBAL = ["a global word"]
+PATTERN = re.compile(r"answer: \d+")
+
+
+def plain(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+    """Not this text."""
+    return [float("a constant" in text or any(word in text for word in GOOD["words"])) for text in completions]
+
+
+GOOD = {"words": {"in a set"}}
+
+
+class Judge:
+    """An object with a word in an attribute, and another model that is not searched."""
+
+    def __init__(self) -> None:
+        self.word, self.model = "an attribute", object()
+        self.again = self.__call__  # a loop
+
+    def __call__(self, prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+        """Not this text."""
+        return [float(self.word in text or "in a method" in text) for text in completions]
+
+
+def closure(word: str) -> Any:
+    """A function that has a word in its closure, and one in a function inside of it."""
+
+    def score(text: str) -> float:
+        return float(word in text or "inside" in text)
+
+    return lambda prompts, completions, completion_ids: [score(text) for text in completions]
+
+
+def with_pattern(prompts: Any, completions: Any, completion_ids: Any, word: str = "") -> list[float]:
+    """Not this text."""
+    return [float(bool(PATTERN.search(text)) or GLOBAL[0] in text) for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("function", "texts"),
+    [
+        (plain, {"a constant", "in a set"}),
+        (Judge(), {"an attribute", "in a method"}),
+        (Judge().__call__, {"in a method"}),
+        (closure("a cell"), {"a cell", "inside"}),
+        (with_pattern, {"a global word", "answer: 7"}),
+        (functools.partial(with_pattern, word="an argument"), {"an argument", "a global word"}),
+        (len, set()),
+        (vader, set()),
+    ],
+)
+def test_texts_are_found_where_functions_have_them(function: Any, texts: set[str]) -> None:
+    """And no docstrings, which are no texts that it looks for."""
+    found = literals_of(function)
+    assert texts <= set(found) and len(found) <= MOST
+    assert not any("Not this text" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"SCORE: *10|\[\[A\]\]",
+        r"^\s*yes\b",
+        r"(?i)final answer\??",
+        r"\\boxed\{\d+\}",
+        r"[A-D]\)",
+        r"<b>(.*)</b>",
+        r"ha{2,3}!",
+        r"\w+@\w+\.com",
+    ],
+)
+def test_a_text_matches_a_regular_expression(pattern: str) -> None:
+    """Control: the expression itself, as a text, is not always one that matches."""
+    function = eval(
+        f"lambda prompts, completions, completion_ids: [bool(re.search({pattern!r}, y)) for y in completions]"
+    )
+    found = literals_of(function)
+    assert any(re.search(pattern, text) for text in found), found
+
+
+def test_what_is_no_expression_and_what_is_long_is_left_out() -> None:
+    """Without an error."""
+    function = closure("(unbalanced [" + "x" * 20)
+    assert "(unbalanced [" + "x" * 20 in literals_of(function)
+    assert not any(len(text) > LONGEST for text in literals_of(closure("x" * (LONGEST + 1))))
+    assert len(literals_of(closure("w"))) < len(literals_of(functools.partial(plain, *map(str, range(99))))) <= MOST
