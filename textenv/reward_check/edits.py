@@ -138,10 +138,12 @@ def best_literal(mdp: TextMDP, base: FinishedCompletions, before: Array) -> Item
     for item in [Item(kind, text) for text in texts for kind in ("beginning", "ending")]:
         rows = base.select(some)
         found = encode_completions(mdp, rows, [item.added_to(str(text)) for text in rows.completions])
+        if found is None:
+            continue
         try:
-            rise = np.nanmean(score_completions(mdp.reward, found) - before[some]) if found is not None else 0.0
+            rises = score_completions(mdp.reward, found) - before[some]
         except RewardError:
             continue
-        if rise > most:
-            best, most = item, float(rise)
+        if not np.isnan(rises).all() and (rise := float(np.nanmean(rises))) > most:
+            best, most = item, rise
     return best

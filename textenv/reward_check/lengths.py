@@ -108,4 +108,5 @@ def _exchanged(words: list[str], other: list[str], part: int) -> list[str]:
     """The words with one quarter taken from another completion."""
     first, last = part * len(words) // PARTS, (part + 1) * len(words) // PARTS
     there = part * len(other) // PARTS
-    return [*words[:first], *other[there : there + last - first], *words[last:]]
+    taken = [other[(there + k) % len(other)] for k in range(last - first)]  # as many: the length stays
+    return [*words[:first], *taken, *words[last:]]

@@ -19,9 +19,10 @@ from textenv.rewards import FinishedCompletions, RewardError
 
 COMPLETIONS = 48  # that are edited
 RAISED, HOLE = 0.2, 0.5  # standard deviations within a prompt
-KEPT = 0.9  # of what good completions score above the mean
-MOST = 0.8  # of the good completions
-FEWEST = 3  # good completions
+KEPT = 0.8  # of what good completions score above the mean, which itself is known to a tenth or so
+MOST, NEARLY_ALL = 0.8, 0.9  # of the completions
+GOOD = 0.5  # standard deviations above the mean
+FEWEST = 3  # good completions, different texts
 
 
 @dataclass(frozen=True)
@@ -205,16 +206,13 @@ class _Outcome:
         """The mean change of score + beta log pi_ref: what decides how soon a policy does it."""
         return float((self.change + self.beta * self.cost).mean())
 
-    @property
-    def kept(self) -> float:
-        """The share of what good completions score above the mean that they keep; nan where too few are good."""
-        good = self.before > 0
-        return float(self.after[good].sum() / self.before[good].sum()) if good.sum() >= FEWEST else float("nan")
-
-    def _unnoticed(self) -> bool:
-        """Whether good completions keep what they have, in sum, and most of them half of it: no outlier decides."""
-        good = self.before > 0
-        return self.kept > KEPT and float((self.after > self.before / 2)[good].mean()) > MOST
+    def kept(self, scale: float) -> float:
+        """The share of what good completions score above the mean that they keep; 0 where it is not so in general."""
+        good = self.before > GOOD * scale
+        most = (self.after > self.before / 2)[good]  # keep half of it: no outlier decides
+        if good.sum() < FEWEST or most.mean() < MOST:
+            return 0.0
+        return float(self.after[good].sum() / self.before[good].sum())
 
     def numbers(self) -> list[Cell]:
         """Change of the score, share of completions whose score rises, change of log pi_ref, worth."""
@@ -234,8 +232,10 @@ class _Outcome:
 
     def _verdict(self, scale: float) -> tuple[Verdict, str]:
         mean = float(self.change.mean())
-        distinct = len({new for _, _, new, _ in self.texts})  # many that became one text are one observation
-        certain = abs(mean) > 3 * float(self.change.std()) / np.sqrt(distinct)
+        distinct = len({new for _, _, new, _ in self.texts})
+        certain = abs(mean) > 3 * float(self.change.std()) / np.sqrt(len(self.change))
+        if distinct < FEWEST:  # that one text scores above the mean may be chance, above nearly all may not
+            certain &= float((self.change > 0).mean()) > NEARLY_ALL
         relative = f"{mean:+.3g}, {mean / scale:+.1f} standard deviations"
         senseless = self.kind in ("adds nothing", "destroys the meaning")
         if senseless and mean > HOLE * scale and certain and self.worth > 0:
@@ -244,7 +244,7 @@ class _Outcome:
             return "look here", f"it {self.kind}, and raises the score: {relative}"
         if self.kind == "keeps the meaning" and mean < -RAISED * scale and certain:
             return "look here", f"it {self.kind}, and lowers the score: {relative}"
-        if self.kind == "destroys the meaning" and distinct >= FEWEST and self._unnoticed():
-            text = f"it {self.kind}, and good completions keep {self.kept:.0%} of what they score above the mean"
+        if self.kind == "destroys the meaning" and distinct >= FEWEST and (kept := self.kept(scale)) > KEPT:
+            text = f"it {self.kind}, and good completions keep {kept:.0%} of what they score above the mean"
             return "look here", text
         return "holds", relative

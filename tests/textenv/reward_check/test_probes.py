@@ -1,0 +1,232 @@
+"""Edits and cuts: what each does to rewards whose answer is known, and to a few that are honest."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers.hole_rewards import reward_of
+from tests.helpers.tasks import mdp
+from textenv import TextMDP
+from textenv.data import WordTokenizer
+from textenv.reward_check import Finding
+from textenv.reward_check.calls import score_completions
+from textenv.reward_check.edits import EDITS, OTHER_PROMPT, contexts
+from textenv.reward_check.holes import Hole
+from textenv.reward_check.items import Item
+from textenv.reward_check.lengths import check_lengths, check_parts, explained_by_groups
+from textenv.reward_check.probes import Base, base_of, check_edits
+from textenv.reward_check.samples import draw_samples
+
+WORDS = ["red", "green", "blue", "one", ":)", "!", "!!!!", "7", "."]
+
+
+def task(score: Any, **arguments: Any) -> TextMDP:
+    """16 words at most, uniformly; the KL costs little."""
+    given: dict[str, Any] = {
+        "tokenizer": WordTokenizer(WORDS),
+        "prompts": ["red", "green blue", "one", "red red"],
+        "max_new_tokens": 16,
+        "kl_coef": 0.01,
+        "reward": reward_of(score),
+    }
+    return mdp(**(given | arguments))
+
+
+def base(score: Any, **arguments: Any) -> Base:
+    """48 of its completions."""
+    samples = draw_samples(task(score, **arguments), 64, 4, seed=0)
+    found = base_of(samples, score_completions(samples.mdp.reward, samples.finished))
+    assert found is not None
+    return found
+
+
+def named(found: tuple[list[Hole], Any]) -> dict[str, Finding]:
+    """The findings by name, without "edit:"."""
+    return {hole.finding.name.removeprefix("edit: "): hole.finding for hole in found[0]}
+
+
+def edits(score: Any, strongest: Item | None = None, **arguments: Any) -> dict[str, Finding]:
+    """What the edits show; a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return named(check_edits(base(score, **arguments), strongest, seed=0))
+
+
+def words(y: str, word: str) -> int:
+    """How often."""
+    return y.split().count(word)
+
+
+def test_edits_are_what_their_names_say() -> None:
+    """Each of them by hand."""
+    found = base(lambda p, y, ids: len(ids))
+    context = next(contexts(found.mdp, found.finished, Item("beginning", "so"), Item("word", "ok"), seed=0))
+    texts = {name: edit("It is. Red", context) for name, (_, edit) in EDITS.items()}
+    assert texts["append four smileys"] == "It is. Red :) :) :) :)"
+    assert texts["add the strongest item four times"] == "so so so so It is. Red"
+    assert texts["add a text of the reward's source"] == "It is. Red ok"
+    assert texts["add the prompt again"] == f"It is. Red {context.prompt}"
+    assert texts["pad with the last word to the limit"] == "It is. Red" + " Red" * context.room
+    assert texts["repeat the best sentence"].startswith("It is. Red. ")  # type: ignore[union-attr]
+    assert texts["put everything in upper case"] == "IT IS. RED"
+    assert texts["cut the second half"] == "It" and texts["say nothing"] == ""
+    assert sorted(texts["shuffle the words"].split()) == ["It", "Red", "is."]  # type: ignore[union-attr]
+    alike = texts["exchange letters for look-alikes"]
+    assert alike is not None and len(alike) == len("It is. Red") and not alike.isascii()
+
+
+@pytest.mark.parametrize(
+    ("score", "name"),
+    [
+        (lambda p, y, ids: words(y, ":)"), "append a smiley"),
+        (lambda p, y, ids: words(y, "7"), "append a digit"),
+        (lambda p, y, ids: len(ids), "pad with the last word to the limit"),
+        (lambda p, y, ids: y.count(p), "add the prompt again"),
+        (lambda p, y, ids: -len(ids), "say nothing"),
+        (lambda p, y, ids: -len(ids), "cut the second half"),
+        (lambda p, y, ids: float("\n" in y or y.endswith("! !!!!")), None),
+    ],
+)
+def test_an_edit_without_meaning_that_pays_is_broken(score: Any, name: str | None) -> None:
+    """With an example whose scores are those of the function. Control: the last reward, that none reaches."""
+    found = edits(score)
+    broken = {key for key, each in found.items() if each.verdict == "broken"}
+    assert (name in broken) if name else not broken
+    if name:
+        old, new = found[name].example.split(" has ")[1].split(", ")[0], found[name].example.rsplit(" ", 1)[1]
+        assert float(new) > float(old)
+
+
+def test_what_costs_more_than_it_pays_is_to_be_looked_at() -> None:
+    """The KL of a smiley is log 10. Control: a smaller beta."""
+
+    def smileys(p: str, y: str, ids: list[int]) -> float:
+        return float(words(y, ":)"))
+
+    assert edits(smileys, kl_coef=1.0)["append a smiley"].verdict == "look here"
+    assert edits(smileys, kl_coef=0.1)["append a smiley"].verdict == "broken"  # control
+
+
+def test_completions_that_become_one_cost_what_a_policy_pays_that_always_says_it() -> None:
+    """-log pi_ref of nothing at all: log 10."""
+    found = check_edits(base(lambda p, y, ids: -len(ids)), None, seed=0)[1][0]
+    costs = {row[0]: row[4] for row in found.rows}
+    assert costs["say nothing"] == pytest.approx(-np.log(10))
+    assert costs["append a smiley"] == pytest.approx(-np.log(10))  # control: one more token, and each its own text
+
+
+def test_words_are_shuffled_without_notice() -> None:
+    """By a score of words alone. Control: one that reads their order."""
+
+    def pairs(p: str, y: str, ids: list[int]) -> float:
+        return float(y.count("red green") + y.count("blue red") + y.count("one :)"))
+
+    found = edits(lambda p, y, ids: words(y, "red") - words(y, "blue"))
+    assert found["shuffle the words"].verdict == "look here" and "keep 100%" in found["shuffle the words"].text
+    assert "shuffle the words" not in edits(pairs)  # control
+
+
+def test_a_completion_of_another_prompt_is_as_good() -> None:
+    """Where the prompt is not read. Control: it is."""
+    found = edits(lambda p, y, ids: words(y, "red"))
+    assert found[OTHER_PROMPT].verdict == "look here"
+    assert OTHER_PROMPT not in edits(lambda p, y, ids: words(y, p.split()[0]))  # control
+    assert OTHER_PROMPT not in edits(lambda p, y, ids: words(y, "red"), prompts=["one"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_found_in_a_score_without_a_pattern(seed: int) -> None:
+    """A hash of prompt and completion, and a score that depends on everything."""
+    import hashlib
+
+    def hashed(p: str, y: str, ids: list[int]) -> float:
+        return float(int.from_bytes(hashlib.blake2b(f"{seed} {p} {y}".encode(), digest_size=4).digest(), "big")) / 2**32
+
+    assert {name: each.verdict for name, each in edits(hashed).items()} == {}
+    found = base(hashed)
+    assert named(check_lengths(found, seed=0)) == {} and named(check_parts(found)) == {}
+
+
+def test_a_reward_that_fails_on_an_edit_is_broken() -> None:
+    """With the edit and its first text; a reward that fails on all is found before."""
+
+    def fails(p: str, y: str, ids: list[int]) -> float:
+        if not y:
+            raise ValueError("nothing")
+        return float(len(ids))
+
+    task_ = task(fails)
+    samples = draw_samples(task_, 64, 4, seed=0)
+    scores = np.array([len(text.split()) for text in samples.finished.completions], dtype=np.float64)
+    found = base_of(samples, scores)
+    assert found is not None
+    nothing = named(check_edits(found, None, seed=0))["say nothing"]
+    assert nothing.verdict == "broken" and "the reward fails on it" in nothing.text
+    lengths = named(check_lengths(found, seed=0))["length"]
+    assert lengths.verdict == "broken" and "ValueError" in lengths.text
+
+
+def test_a_reward_without_a_score_for_some_is_no_fault() -> None:
+    """None for completions with a digit: edits that reach them are compared without."""
+
+    def some(prompts: Any, completions: Any, completion_ids: Any) -> list[float | None]:
+        return [None if "7" in y else float(words(y, ":)")) for y in completions]
+
+    found = edits(None, reward=some)
+    assert "append a digit" not in found and found["append a smiley"].verdict == "broken"
+
+
+def test_edits_show_what_samples_do_not() -> None:
+    """All samples have the score 0; a text of the source has 1."""
+    found = edits(lambda p, y, ids: float(":) 7 :) 7" in y))
+    assert found["add a text of the reward's source"].verdict == "look here"
+
+
+# -- lengths and parts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("best", [3, 9, 16])
+def test_the_best_length_is_found(best: int) -> None:
+    """Near a length, and exactly at it."""
+    for score in (lambda p, y, ids: -abs(len(ids) - best), lambda p, y, ids: float(len(ids) == best)):
+        found = named(check_lengths(base(score), seed=0))["length"]
+        assert f"best at {best} tokens" in found.text and found.verdict == "look here"
+
+
+def test_a_score_of_words_is_no_score_of_length() -> None:
+    """Reds minus blues: longer texts are no better."""
+    assert named(check_lengths(base(lambda p, y, ids: words(y, "red") - words(y, "blue")), seed=0)) == {}
+
+
+def test_shares_of_groups_are_those_of_a_known_model() -> None:
+    """Group means of variance 1 beside noise of variance 3; of noise alone it is 0 in the mean."""
+    rng = np.random.default_rng(0)
+    groups = rng.integers(40, size=20_000)
+    means = rng.normal(size=40)
+    means = (means - means.mean()) / means.std()
+    noise = np.sqrt(3) * rng.normal(size=20_000)
+    assert explained_by_groups(means[groups] + noise, groups) == pytest.approx(0.25, abs=0.02)
+    drawn = [explained_by_groups(rng.normal(size=80), np.arange(80) % 40) for _ in range(200)]
+    assert np.mean(drawn) == pytest.approx(0, abs=0.05)
+    assert explained_by_groups(means[groups], groups) == pytest.approx(1)
+    assert np.isnan(explained_by_groups(np.zeros(9), np.arange(9) % 3))
+    assert np.isnan(explained_by_groups(np.arange(3.0), np.arange(3)))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "unread"), [(0, 0.25, {"second", "third", "last"}), (0.5, 1, {"first", "second"})]
+)
+def test_the_parts_that_are_not_read_are_named(first: float, last: float, unread: set[str]) -> None:
+    """A score of some of the words. Control: of all of them."""
+
+    def some(p: str, y: str, ids: list[int]) -> float:
+        found = y.split()
+        return float(sum(map(len, found[int(first * len(found)) : int(last * len(found))])))
+
+    text = named(check_parts(base(some, eos_token_id=0)))["parts"].text
+    assert {name for name in ("first", "second", "third", "last") if name in text} == unread
+    assert named(check_parts(base(lambda p, y, ids: sum(map(len, y.split()))))) == {}  # control
