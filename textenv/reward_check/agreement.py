@@ -7,11 +7,13 @@ import numpy as np
 from textenv.reward_check.calls import Array
 from textenv.reward_check.correlation import centred_ranks, correlation
 from textenv.reward_check.findings import Cell, Finding, Table, Verdict, quoted
-from textenv.reward_check.optimum import shift, weights_of_optimum
+from textenv.reward_check.optimum import estimable_beta, shift, weights_of_optimum
 from textenv.reward_check.samples import Samples
 
 BETAS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)  # of the task's
 AGREES = 0.5
+SURE, LIKELY = 3.0, 2.0  # standard errors, of what is broken and of what is to be looked at
+ROUNDING = 1e-9  # of the second reward: means of equal numbers differ by less
 PAIRS = 5
 
 
@@ -28,7 +30,8 @@ def check_agreement(samples: Samples, scores: Array, gold: Array) -> tuple[list[
     ranks = [centred_ranks(samples.by_prompt(values)) for values in (score, second)]
     within, table = correlation(*ranks), _pairs(samples, score, second, *ranks)
     verdict: Verdict = "holds" if within >= AGREES else "look here"
-    text = f"{within:+.2f} with the second reward within prompts, over {int((~known).sum()):,} completions"
+    rank = "there is none" if np.isnan(within) else f"{within:+.2f}"
+    text = f"{rank} with the second reward within prompts, over {int((~known).sum()):,} completions"
     example = ""
     if verdict != "holds" and table.rows:
         first = table.rows[0]
@@ -40,7 +43,7 @@ def check_agreement(samples: Samples, scores: Array, gold: Array) -> tuple[list[
 
 def _along_beta(samples: Samples, score: Array, gold: Array) -> tuple[Finding, Table]:
     """Both rewards under pi* of several beta: Gao, Schulman, Hilton 2023, arXiv:2210.10760."""
-    beta, rows = samples.mdp.kl_coef or 0.1, list[list[Cell]]()
+    beta, rows = samples.mdp.kl_coef or estimable_beta(samples, score), list[list[Cell]]()
     filled = np.nan_to_num(gold)
     reference, errors = float(np.nanmean(gold)), list[float]()
     for factor in BETAS:
@@ -50,17 +53,16 @@ def _along_beta(samples: Samples, score: Array, gold: Array) -> tuple[Finding, T
         rows.append([factor * beta, mean, second, stderr])
         errors.append(stderr)
     at = BETAS.index(1.0)
-    here, most = float(rows[at][2] or 0.0), int(np.argmax([float(row[2] or 0.0) for row in rows]))
-    text = f"at beta {beta:g} pi* has a second reward of {here:.3g} ± {errors[at]:.2g}, the reference {reference:.3g}"
-    best = float(rows[most][2] or 0.0)
+    here = float(rows[at][2] or 0.0)
+    most = int(np.argmax([float(row[2] or 0.0) for row in rows[: at + 1]]))  # where no more is optimised than here
+    text = f"at beta {beta:.3g} pi* has a second reward of {here:.3g} ± {errors[at]:.2g}, the reference {reference:.3g}"
+    best, rounding = float(rows[most][2] or 0.0), ROUNDING * float(np.nanmax(np.abs(gold)))
     verdict: Verdict = "holds"
-    if here < reference - 2 * errors[at]:
+    if here < reference - SURE * errors[at] - rounding:
         verdict, text = "broken", f"{text}: optimising the reward lowers it"
-    elif best - here > 2 * float(np.hypot(errors[at], errors[most])):
-        verdict, text = (
-            "look here",
-            f"{text}, and {best:.3g} at beta {rows[most][0]:g}: it falls where more is optimised",
-        )
+    elif best - here > LIKELY * float(np.hypot(errors[at], errors[most])) + rounding:
+        verdict = "look here"
+        text += f", and {best:.3g} at beta {rows[most][0]:.3g}: it falls where more is optimised"
     columns = ["beta", "score under pi*", "second reward under pi*", "± of it"]
     table = Table("agreement", "both rewards under the optimum of the first", columns, rows)
     return Finding("agreement", "under the optimum", verdict, text), table

@@ -14,6 +14,7 @@ from textenv.reward_check.order_statistics import best_of_n, share_of_equal_grou
 from textenv.reward_check.samples import Samples
 
 GROUPS = (2, 4, 8, 16)  # completions of a group, as GRPO and RLOO have them
+USUAL, EQUAL = (4, 8), 0.5  # sizes, and the share of equal groups with which half of the completions are for nothing
 BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the task's
 BEST_OF = (1, 4, 16, 64)
 OUTLIER = 10.0  # robust standard deviations from the median
@@ -79,10 +80,12 @@ def _noise(noise: float, within: float) -> Finding:
 
 
 def _groups(grid: Array) -> Finding:
-    shares = {n: share_of_equal_groups(grid, n) for n in GROUPS if n <= grid.shape[1]}
+    sizes = [n for n in GROUPS if ((~np.isnan(grid)).sum(axis=1) >= n).any()]
+    shares = {n: share_of_equal_groups(grid, n) for n in sizes}
     text = "groups whose scores are all the same, from which nothing is learned: "
     text += ", ".join(f"{share:.0%} of {n} completions" for n, share in shares.items())
-    return _finding("groups", "look here" if shares and max(list(shares.values())[1:3] or [0]) > 0.5 else "holds", text)
+    usual = [shares[n] for n in USUAL if n in shares]
+    return _finding("groups", "look here" if max(usual, default=0.0) > EQUAL else "holds", text)
 
 
 def _ties(scores: Array) -> Finding:

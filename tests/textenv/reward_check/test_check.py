@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -84,7 +83,7 @@ def test_vader_names_its_words(on_stories: Any) -> None:
 
 
 def test_reward_hacking_names_its_hole() -> None:
-    """Four smileys are worth more than they cost, emoticons are shifted; the gold reward falls where more is optimised."""
+    """Four smileys are worth more than they cost, emoticons are shifted; the gold reward falls in the end."""
     report = check(gym.make("textenv/RewardHacking-v0"))
     assert report["edit: append four smileys"].verdict == "broken"
     assert report["feature: emoticons"].verdict == "look here"
@@ -138,7 +137,10 @@ def some_none(prompts: Any, completions: Any, completion_ids: Any, **columns: An
         {"gold_reward": faulty.none_for_all},
         {"reward": faulty.asynchronous},
         {"reward": faulty.TokenScores()},
-        {"prompts": [{"prompt": "a", "answer": "b"}, {"prompt": "b a", "answer": "a"}], "reward": faulty.missing_column},
+        {
+            "prompts": [{"prompt": "a", "answer": "b"}, {"prompt": "b a", "answer": "a"}],
+            "reward": faulty.missing_column,
+        },
     ],
     ids=str,
 )
