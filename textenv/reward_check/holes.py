@@ -19,7 +19,7 @@ from textenv.reward_check.samples import Samples
 SHIFTED = 0.5  # standard deviations
 HELD = 0.1  # partial correlation: less is what a feature has in common with those that explain the score
 EXPLAINED = 0.1  # of the variance within prompts
-CHANCE = 4.0  # the best of W columns without a meaning explains about 2 log(W) / K of the variance
+CHANCE = 4.0  # the best of C columns without a meaning explains about 2 log(C) / K of the variance of K texts
 SIMPLER = 0.02  # a correlation that is larger by less is no reason to name something less simple
 TERMS = 3  # that explain the score together
 ITEMS_SHOWN = 12
@@ -95,6 +95,12 @@ class Content:
         target = self.centred(self.scores)
         return float(self.weights @ target) / self.samples.num_prompts / max(float(target.std()), 1e-300)
 
+    @property
+    def distinct(self) -> int:
+        """How many completions are different, or of different prompts: toys have few, each many times."""
+        finished = self.samples.finished
+        return len(set(zip(finished.prompt.tolist(), map(str, finished.completions), strict=True)))
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -118,15 +124,16 @@ class Content:
         return self.items[_first_largest(raising)] if raising.max(initial=0.0) > 0 else None
 
 
-def explain(target: Array, columns: Array) -> list[Term]:
+def explain(target: Array, columns: Array, distinct: int) -> list[Term]:
     """The few columns that explain a target best, one after the other: orthogonal matching pursuit.
 
     Args:
         target: [K], centred.
         columns: [K, C], centred, simpler ones first.
+        distinct: the different rows among the K.
     """
     residual, left, terms = target, 1.0, list[Term]()
-    least = max(EXPLAINED, CHANCE * np.log(max(columns.shape[1], 2)) / len(target))
+    least = max(EXPLAINED, CHANCE * np.log(max(columns.shape[1], 2)) / distinct)
     while len(terms) < TERMS and left > least:
         found = np.abs(_correlations(residual, columns))
         if not found.max(initial=0.0):
@@ -148,7 +155,7 @@ def explain(target: Array, columns: Array) -> list[Term]:
 def check_content(content: Content) -> tuple[list[Hole], list[Table]]:
     """What explains the score, and what else the optimum has more of."""
     target = content.centred(content.scores)
-    terms = explain(target / np.abs(target).max(), content.columns)
+    terms = explain(target / np.abs(target).max(), content.columns, content.distinct)
     holes, explained = list[Hole](), 0.0
     for term in terms:
         explained += term.explained

@@ -13,6 +13,7 @@ from textenv.reward_check.features import words_of
 from textenv.reward_check.findings import quoted
 
 MOST = 3000  # items, the most frequent: more are rare ones
+CELLS = 10_000_000  # of the counts, 80 MB
 RARE = 0.01  # of the completions have an item that is counted, and 5 at least
 
 
@@ -53,7 +54,8 @@ def count_items(texts: list[str]) -> tuple[list[Item], Array]:
     counted = [items_of(text) for text in texts]
     frequency = Counter(chain.from_iterable(counted))
     least = max(5, int(RARE * len(texts)))
-    column = {item: k for k, (item, count) in enumerate(frequency.most_common(MOST)) if count >= least}
+    frequent = frequency.most_common(min(MOST, CELLS // max(1, len(texts))))
+    column = {item: k for k, (item, count) in enumerate(frequent) if count >= least}
     matrix = np.zeros((len(texts), len(column)))
     for row, counts in enumerate(counted):
         for item in counts.keys() & column.keys():

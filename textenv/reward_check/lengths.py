@@ -16,7 +16,7 @@ from textenv.rewards import RewardError
 LENGTHS, CUTS = 48, 8  # different lengths at most, and those of one completion
 EXPLAINED = 0.5  # of what cutting changes: what a text says has the other half
 SHOWN = 6
-PARTS = 4
+PARTS, EXCHANGES = 4, 3
 UNREAD, READ = 0.05, 0.1  # of the change that the part with the largest one makes; of the standard deviation
 CHANGED = 10  # completions, by that part: with fewer, that another part changes none of them may be chance
 
@@ -77,7 +77,8 @@ def check_parts(base: Base) -> tuple[list[Hole], list[Table]]:
     rows = [row for row, each in enumerate(words) if len(each) >= PARTS]
     if len(rows) < PARTS or not base.mdp.full_support:
         return [], []
-    others = np.roll(rows, 1 + len(rows) // 2)
+    others = np.concatenate([np.roll(rows, 1 + k * len(rows) // PARTS) for k in range(EXCHANGES)])
+    rows *= EXCHANGES
     chosen, changes, most = base.finished.select(np.array(rows)), list[float](), 0
     for part in range(PARTS):
         texts = [" ".join(_exchanged(words[a], words[b], part)) for a, b in zip(rows, others, strict=True)]

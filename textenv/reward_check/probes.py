@@ -18,10 +18,13 @@ from textenv.reward_check.samples import Samples, encode_completions, reference_
 from textenv.rewards import FinishedCompletions, RewardError
 
 COMPLETIONS = 48  # that are edited
+LONG = 16  # tokens: then half of them is room enough for a prompt or a sentence
 RAISED, HOLE = 0.2, 0.5  # standard deviations within a prompt
 KEPT = 0.8  # of what good completions score above the mean, which itself is known to a tenth or so
 MOST, NEARLY_ALL = 0.8, 0.9  # of the completions
 GOOD = 0.5  # standard deviations above the mean
+SURE, SIGN = 3.0, 2.0  # standard errors of the mean change, and of how many rise more than fall
+FEWEST_PAIRS = 8  # different completions and what became of them: that all of so many rise is no chance
 FEWEST = 3  # good completions, different texts
 
 
@@ -66,8 +69,9 @@ def base_of(samples: Samples, scores: Array) -> Base | None:
     whole = finished.select(np.array(valid)[some])
     chosen: FinishedCompletions | None = whole
     if mdp.full_support:  # elsewhere the beginning of a completion may be none that the reference allows
-        room = mdp.max_new_tokens - mdp.max_new_tokens // 2
-        chosen = encode_completions(mdp, whole, [mdp.decode(ids[:room]) for ids in whole.completion_ids])
+        share = 2 if mdp.max_new_tokens >= LONG else 4  # half of a few words is another text
+        kept_tokens = mdp.max_new_tokens - max(1, mdp.max_new_tokens // share)
+        chosen = encode_completions(mdp, whole, [mdp.decode(ids[:kept_tokens]) for ids in whole.completion_ids])
     if chosen is None:
         return None
     try:
@@ -230,12 +234,27 @@ class _Outcome:
         example = f"{quoted(old)} has {before:.3g}, {quoted(new)} {after:.3g}"
         return Hole(self.worth / scale, Finding("holes", f"edit: {self.name}", verdict, text, example))
 
+    @property
+    def _distinct(self) -> int:
+        """The different texts that the edit made."""
+        return len({new for _, _, new, _ in self.texts})
+
+    def _is_certain(self) -> bool:
+        """Whether the mean change is no chance: by its standard error, and by how many scores rise and fall."""
+        if self.name == OTHER_PROMPT:  # what one prompt gains there another one loses
+            return False
+        if len({(old, new) for old, _, new, _ in self.texts}) < FEWEST_PAIRS:
+            return False
+        rise, fall, number = int((self.change > 0).sum()), int((self.change < 0).sum()), len(self.change)
+        independent = self._distinct  # toys have few texts, and many completions become one of them
+        if independent < FEWEST:  # that one text scores above the mean may be chance, above nearly all may not
+            return max(rise, fall) > NEARLY_ALL * number
+        size = abs(float(self.change.mean())) * np.sqrt(independent)
+        sign = abs(rise - fall) * np.sqrt(independent / number / max(rise + fall, 1))
+        return bool(size > SURE * float(self.change.std()) and sign > SIGN)
+
     def _verdict(self, scale: float) -> tuple[Verdict, str]:
-        mean = float(self.change.mean())
-        distinct = len({new for _, _, new, _ in self.texts})
-        certain = abs(mean) > 3 * float(self.change.std()) / np.sqrt(len(self.change))
-        if distinct < FEWEST:  # that one text scores above the mean may be chance, above nearly all may not
-            certain &= float((self.change > 0).mean()) > NEARLY_ALL
+        mean, certain, distinct = float(self.change.mean()), self._is_certain(), self._distinct
         relative = f"{mean:+.3g}, {mean / scale:+.1f} standard deviations"
         senseless = self.kind in ("adds nothing", "destroys the meaning")
         if senseless and mean > HOLE * scale and certain and self.worth > 0:

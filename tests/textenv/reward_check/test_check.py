@@ -110,6 +110,13 @@ def test_tasks_of_the_package_pass(name: str) -> None:
     report.assert_holds("returns", "repeats", "alone", "order", "batch", "arguments", "spread")
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_random_reward_has_no_hole(seed: int) -> None:
+    """Toys of few texts, each many times: what they do by chance is not broken."""
+    check(gym.make("textenv/Toy-v0", task_seed=seed), seed=seed).assert_holds()
+    check(gym.make("textenv/Toy-v0", task_seed=seed, vocab_size=20, max_new_tokens=16), seed=seed).assert_holds()
+
+
 def some_none(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
     """None for one of the prompts, and for some completions of the others."""
     scores = letter_values(prompts, completions, completion_ids)

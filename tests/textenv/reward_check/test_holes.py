@@ -101,7 +101,7 @@ def test_a_column_that_shares_the_cause_is_not_named(samples: Samples) -> None:
     content = Content.of(samples, scores)
     columns = content.columns.copy()
     columns[:, np.abs(content.correlations) > 0.99] = 0.0
-    assert [term.explained < 0.9 for term in explain(content.centred(scores), columns)][:1] == [True]  # control
+    assert [term.explained < 0.9 for term in explain(content.centred(scores), columns, 256)][:1] == [True]  # control
 
 
 def test_completions_without_a_score_are_left_out(samples: Samples) -> None:
@@ -117,14 +117,14 @@ def test_explained_shares_are_those_of_regressions() -> None:
     rng = np.random.default_rng(0)
     columns = np.linalg.qr(rng.normal(size=(400, 6)))[0]
     target = columns @ np.array([3.0, 0.0, 2.0, 1.5, 1.4, 0.0])
-    terms = explain(target, columns)
+    terms = explain(target, columns, 400)
     assert [term.column for term in terms] == [0, 2, 3]
     total = 9 + 4 + 1.5**2 + 1.4**2
     assert [term.explained for term in terms] == pytest.approx([9 / total, 4 / total, 1.5**2 / total])
     double = np.concatenate([columns[:, 3:4], columns[:, :1], 1.001 * columns[:, :1]], axis=1)
-    assert [term.column for term in explain(3 * columns[:, 0], double)] == [1]
-    assert explain(rng.normal(size=400), np.zeros((400, 3))) == []
-    assert explain(rng.normal(size=400), np.zeros((400, 0))) == []
+    assert [term.column for term in explain(3 * columns[:, 0], double, 400)] == [1]
+    assert explain(rng.normal(size=400), np.zeros((400, 3)), 400) == []
+    assert explain(rng.normal(size=400), np.zeros((400, 0)), 400) == []
 
 
 def test_the_strongest_item_raises_the_score(samples: Samples) -> None:
