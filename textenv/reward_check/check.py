@@ -51,16 +51,9 @@ def check_reward(
     mdp = get_mdp(env)
     num_completions = check_count("num_completions", num_completions, 8)
     samples = draw_samples(mdp, num_completions, check_count("max_prompts", max_prompts), seed)
-    findings, parts, noises = list[Finding](), list[Array | None](), list[float]()
-    for function in mdp.reward.functions:
-        found, scores, noise = check_contract(Function(function), samples, other_process=other_process)
-        findings += found
-        parts.append(scores)
-        noises.append(noise)
-    if any(part is None or np.isnan(part).all() for part in parts):
+    findings, scores, noise = _contracts(mdp, samples, other_process)
+    if scores is None:
         return RewardReport(findings)
-    scores = weighted_sum(mdp.reward, [part for part in parts if part is not None])
-    noise = float(np.sqrt(sum((w * n) ** 2 for w, n in zip(mdp.reward.weights, noises, strict=True))))
     findings.append(check_missing(samples, scores))
     enough = (~np.isnan(samples.by_prompt(scores))).sum(axis=1) >= 2  # to compare completions of a prompt
     if not enough.any():
@@ -77,6 +70,22 @@ def check_reward(
     return RewardReport(findings, tables)
 
 
+def _contracts(mdp: TextMDP, samples: Samples, other_process: bool) -> tuple[list[Finding], Array | None, float]:
+    """Checks each function; the findings, the weighted sum of the scores, [K], and the standard deviation of its noise.
+
+    There is no sum where a function has no scores.
+    """
+    findings, parts, variance = list[Finding](), list[Array](), 0.0
+    for function, weight in zip(mdp.reward.functions, mdp.reward.weights, strict=True):
+        found, scores, noise = check_contract(Function(function), samples, other_process=other_process)
+        findings += found
+        variance += (weight * noise) ** 2
+        if scores is not None and not np.isnan(scores).all():
+            parts.append(scores)
+    complete = len(parts) == len(mdp.reward.functions)
+    return findings, weighted_sum(mdp.reward, parts) if complete else None, float(np.sqrt(variance))
+
+
 def _holes(samples: Samples, scores: Array, constant: bool, seed: int) -> tuple[list[Finding], list[Table]]:
     """Features, words and edits; what a policy would find first is first.
 
@@ -91,6 +100,8 @@ def _holes(samples: Samples, scores: Array, constant: bool, seed: int) -> tuple[
         for found, more in (check_edits(base, strongest, seed), check_lengths(base, seed), check_parts(base)):
             holes, tables = holes + found, tables + more
     findings = [hole.finding for hole in sorted(holes, key=lambda hole: -hole.rank)]
+    if base is None:
+        findings.append(Finding("holes", "edits", "look here", "not tried: no completion with a score has a text"))
     if not findings:
         findings = [Finding("holes", "holes", "holds", "no feature, word or edit raises the score by itself")]
     return findings, [*tables, completions_to_read(samples, scores)]

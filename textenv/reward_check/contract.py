@@ -137,9 +137,9 @@ class _Contract:
 
     def takes(self) -> Finding:
         """What it gets: messages or texts, columns, arguments of a trainer; and whether it is async."""
-        kinds = {"texts" if messages_of(prompt) is None else "messages" for prompt in self.finished.prompts}
+        chat = messages_of(self.finished.prompts[0]) is not None  # all prompts are, or none
         columns = list(self.finished.columns)
-        text = f"{'async; ' if self.function.is_async else ''}prompts are {' and '.join(sorted(kinds))}; "
+        text = f"{'async; ' if self.function.is_async else ''}prompts are {'messages' if chat else 'texts'}; "
         text += f"columns: {', '.join(columns) or 'none'}"
         missing = [name for name in _own_parameters(self.function) if name not in columns]
         if missing:

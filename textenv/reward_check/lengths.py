@@ -11,7 +11,7 @@ from textenv.reward_check.findings import Cell, Finding, Table, quoted
 from textenv.reward_check.holes import Hole
 from textenv.reward_check.probes import Base
 from textenv.reward_check.samples import encode_completions
-from textenv.rewards import RewardError
+from textenv.rewards import FinishedCompletions, RewardError
 
 LENGTHS, CUTS = 48, 8  # different lengths at most, and those of one completion
 EXPLAINED = 0.5  # of what cutting changes: what a text says has the other half
@@ -26,39 +26,46 @@ def check_lengths(base: Base, seed: int) -> tuple[list[Hole], list[Table]]:
 
     Only where the reference has full support: elsewhere a beginning may be none of its completions.
     """
-    mdp, finished = base.mdp, base.whole
-    cuts = min(CUTS, mdp.max_new_tokens)
-    if not mdp.full_support or cuts < 2 or not mdp.is_eos.any():
+    if not base.mdp.full_support or not base.mdp.is_eos.any():
         return [], []
-    generator = np.random.default_rng(seed)
-    choices = np.unique(np.linspace(1, int(finished.length.max()), LENGTHS).round().astype(np.int64))
-    cuts = min(cuts, len(choices))
-    length = np.stack([generator.permutation(choices)[:cuts] for _ in range(len(finished))])
-    length = np.minimum(length, finished.length[:, None]).ravel()  # tokens with the EOS token
-    rows = np.repeat(np.arange(len(finished)), cuts)
-    tokens = np.where(np.arange(finished.tokens.shape[1]) < length[:, None] - 1, finished.tokens[rows], 0)
-    tokens[np.arange(len(rows)), length - 1] = np.flatnonzero(mdp.is_eos)[0]
+    texts = _cut(base, seed)
     try:
-        texts = mdp.finished(finished.prompt[rows], finished.prompt_text[rows], tokens, length)
-        scores = score_completions(mdp.reward, texts)
+        grid = score_completions(base.mdp.reward, texts).reshape(len(base.whole), -1)
     except RewardError as error:
         text = f"the reward fails where completions are cut: {error}"
         return [Hole(np.inf, Finding("holes", "length", "broken", text))], []
-    scale = base.scale or float(np.nanstd(scores)) or 1.0
-    target, known = centred(scores.reshape(-1, cuts)), ~np.isnan(scores)
-    share = explained_by_groups(target[known], length[known])
-    means = {int(n): float(np.nanmean(scores[length == n])) for n in np.unique(length[known])}
-    best = max(means, key=lambda n: means[n])
-    shown: list[list[Cell]] = [[n, means[n]] for n in sorted(means)]
+    compared = (~np.isnan(grid)).sum(axis=1) >= 2
+    if not compared.any():
+        return [], []
+    target = np.full(grid.shape, np.nan)
+    target[compared] = centred(grid[compared]).reshape(-1, grid.shape[1])
+    known = ~np.isnan(grid.ravel()) & np.repeat(compared, grid.shape[1])
+    scores, length, changes = grid.ravel()[known], texts.length[known], target.ravel()[known]
+    means = {int(n): float(scores[length == n].mean()) for n in np.unique(length)}
+    shown: list[list[Cell]] = [[n, mean] for n, mean in means.items()]
     table = Table("holes", "the same completions, cut", ["tokens", "score"], shown[:: max(1, len(shown) // SHOWN)])
-    gain = (means[best] - means[max(means)]) / scale
-    if np.isnan(share) or share < EXPLAINED or float(target.std()) < READ * scale:
+    share, scale = explained_by_groups(changes, length), base.scale or float(scores.std()) or 1.0
+    if np.isnan(share) or share < EXPLAINED or float(changes.std()) < READ * scale:
         return [], [table]
+    best = max(means, key=lambda n: means[n])
     text = f"where completions are cut, the number of tokens alone explains {share:.0%} of what changes; best "
     text += f"at {best} tokens: {means[best]:.3g}"
     row = int(np.flatnonzero(length == best)[0])
-    example = f"{quoted(str(texts.completions[row]))} has {scores[row]:.3g}"
-    return [Hole(gain, Finding("holes", "length", "look here", text, example))], [table]
+    example = f"{quoted(str(texts.completions[int(np.flatnonzero(known)[row])]))} has {scores[row]:.3g}"
+    rank = (means[best] - means[max(means)]) / scale
+    return [Hole(rank, Finding("holes", "length", "look here", text, example))], [table]
+
+
+def _cut(base: Base, seed: int) -> FinishedCompletions:
+    """Each completion `CUTS` times, or as often as there are lengths, cut at different lengths with an EOS token."""
+    whole, generator = base.whole, np.random.default_rng(seed)
+    choices = np.unique(np.linspace(1, int(whole.length.max()), LENGTHS).round().astype(np.int64))
+    drawn = np.stack([generator.permutation(choices)[:CUTS] for _ in range(len(whole))])
+    length = np.minimum(drawn, whole.length[:, None]).ravel()  # tokens with the EOS token
+    rows = np.repeat(np.arange(len(whole)), drawn.shape[1])
+    tokens = np.where(np.arange(whole.tokens.shape[1]) < length[:, None] - 1, whole.tokens[rows], 0)
+    tokens[np.arange(len(rows)), length - 1] = np.flatnonzero(base.mdp.is_eos)[0]
+    return base.mdp.finished(whole.prompt[rows], whole.prompt_text[rows], tokens, length)
 
 
 def explained_by_groups(values: Array, groups: NDArray[np.int64]) -> float:

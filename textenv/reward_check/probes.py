@@ -58,33 +58,44 @@ class Base:
 
 
 def base_of(samples: Samples, scores: Array) -> Base | None:
-    """Completions of all scores that have a text; None if there is none, or the reward fails on all of them."""
+    """Completions of all scores that have a text; None if there is none."""
     mdp, finished = samples.mdp, samples.finished
     valid = [
         row for row in np.argsort(scores).tolist() if finished.completions[row].strip() and not np.isnan(scores[row])
     ]
     if not valid:
         return None
-    some = np.unique(np.linspace(0, len(valid) - 1, min(COMPLETIONS, len(valid))).round().astype(int))
-    whole = finished.select(np.array(valid)[some])
-    chosen: FinishedCompletions | None = whole
-    if mdp.full_support:  # elsewhere the beginning of a completion may be none that the reference allows
-        share = 2 if mdp.max_new_tokens >= LONG else 4  # half of a few words is another text
-        kept_tokens = mdp.max_new_tokens - max(1, mdp.max_new_tokens // share)
-        chosen = encode_completions(mdp, whole, [mdp.decode(ids[:kept_tokens]) for ids in whole.completion_ids])
-    if chosen is None:
+    some = np.array(valid)[np.unique(np.linspace(0, len(valid) - 1, min(COMPLETIONS, len(valid))).round().astype(int))]
+    chosen, found = finished.select(some), scores[some]
+    if (shorter := _with_room(mdp, chosen)) is not None:
+        kept, chosen, found = shorter
+        some = some[kept]
+    means = np.full(len(mdp.prompts.texts), np.nan)
+    means[finished.prompt.reshape(samples.num_prompts, -1)[:, 0]] = np.nanmean(samples.by_prompt(scores), axis=1)
+    within, log_probs = spread_within(samples.by_prompt(scores)), reference_log_probs(mdp, chosen)
+    return Base(mdp, finished.select(some), chosen, found, log_probs, means, within)
+
+
+def _with_room(
+    mdp: TextMDP, chosen: FinishedCompletions
+) -> tuple[NDArray[np.int64], FinishedCompletions, Array] | None:
+    """The beginnings of completions that have a text and a score: their rows, they themselves, and their scores.
+
+    None if there is none, or where the reference may not allow the beginning of a completion as one.
+    """
+    if not mdp.full_support:
+        return None
+    share = 2 if mdp.max_new_tokens >= LONG else 4  # half of a few words is another text
+    length = mdp.max_new_tokens - max(1, mdp.max_new_tokens // share)
+    cut = encode_completions(mdp, chosen, [mdp.decode(ids[:length]) for ids in chosen.completion_ids])
+    if cut is None:
         return None
     try:
-        found = score_completions(mdp.reward, chosen)
+        scores = score_completions(mdp.reward, cut)
     except RewardError:
         return None
-    kept = np.flatnonzero(~np.isnan(found) & [bool(text.strip()) for text in chosen.completions])
-    if not len(kept):
-        return None
-    chosen, means = chosen.select(kept), np.full(len(mdp.prompts.texts), np.nan)
-    means[finished.prompt.reshape(samples.num_prompts, -1)[:, 0]] = np.nanmean(samples.by_prompt(scores), axis=1)
-    within = spread_within(samples.by_prompt(scores))
-    return Base(mdp, whole.select(kept), chosen, found[kept], reference_log_probs(mdp, chosen), means, within)
+    kept = np.flatnonzero(~np.isnan(scores) & [bool(text.strip()) for text in cut.completions])
+    return (kept, cut.select(kept), scores[kept]) if len(kept) else None
 
 
 def check_edits(base: Base, strongest: Item | None, seed: int) -> tuple[list[Hole], list[Table]]:

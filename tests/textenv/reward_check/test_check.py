@@ -168,8 +168,8 @@ def test_few_completions_are_enough_to_run(count: int) -> None:
         check(make(words()), num_completions=7)
 
 
-def test_conversations_and_texts_together() -> None:
-    """Of a tokenizer of bytes."""
+def test_conversations_are_checked() -> None:
+    """With a tokenizer of bytes."""
     prompts = [[{"role": "user", "content": "hello"}], [{"role": "user", "content": "are you there"}]]
 
     def by_length(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:

@@ -180,6 +180,22 @@ def test_a_reward_without_a_score_for_some_is_no_fault() -> None:
     assert "append a digit" not in found and found["append a smiley"].verdict == "broken"
 
 
+@pytest.mark.parametrize("shortest", [2, 10, 15])
+def test_cuts_without_a_score_are_left_out(shortest: int) -> None:
+    """None for short completions: most cuts of some, and all of others, have no score."""
+
+    def some(prompts: Any, completions: Any, completion_ids: Any) -> list[float | None]:
+        return [None if len(ids) < shortest else float(len(ids)) for ids in completion_ids]
+
+    found = base(None, reward=some)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        holes, tables = check_lengths(found, seed=0)
+        check_parts(found)
+    assert all(row[1] == row[0] >= shortest for row in tables[0].rows)  # type: ignore[operator]
+    assert shortest > 2 or named((holes, tables))["length"].text.endswith("best at 16 tokens: 16")
+
+
 def test_edits_show_what_samples_do_not() -> None:
     """All samples have the score 0; a text of the source has 1."""
     found = edits(lambda p, y, ids: float(":) 7 :) 7" in y))
