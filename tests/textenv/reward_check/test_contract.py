@@ -153,6 +153,29 @@ def test_rounding_is_no_dependence_on_the_batch() -> None:
     assert "apart from rounding" in found["alone"].text and "apart from" not in contract(faulty.sound)[0]["alone"].text
 
 
+@pytest.mark.parametrize(("size", "verdict"), [(1e-2, "broken"), (1e-5, "holds")])
+def test_a_small_dependence_on_the_batch_is_one(size: float, verdict: str) -> None:
+    """A hundredth of the spread is more than rounding."""
+
+    def little(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+        scores = faulty.sound(prompts, completions, completion_ids)
+        return [score + size * 0.7 * (len(prompts) == 1) for score in scores]
+
+    found, scores, _ = contract(little)
+    assert 0.3 < scores.std() < 0.7 and found["alone"].verdict == verdict
+
+
+def test_what_is_printed_and_numpy_numbers_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """A function that prints, and returns numbers of numpy; through a closure."""
+
+    def printing(completions: Any, **rest: Any) -> Any:
+        print("scored", len(completions))
+        return np.array([len(each) for each in completions], dtype=np.float32)
+
+    found, _, _ = contract(printing)
+    assert wrong(found) == {} and "scored 64" in capsys.readouterr().out
+
+
 def test_another_process_has_another_seed_of_hash() -> None:
     """Control: a function that does not use it, above."""
     found, _, _ = contract(faulty.by_hash, other_process=True)
