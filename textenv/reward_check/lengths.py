@@ -97,7 +97,7 @@ def check_parts(base: Base) -> tuple[list[Hole], list[Table]]:
         except RewardError:
             return [], []
         changes.append(float(np.nan_to_num(change).mean()))
-        most = max(most, int((change > 0).sum()))
+        most = max(most, int((change.reshape(EXCHANGES, -1) > 0).any(axis=0).sum()))
     scale = base.scale or max(changes) or 1.0
     names = ["first", "second", "third", "last"]
     cells: list[list[Cell]] = [[name, change, change / scale] for name, change in zip(names, changes, strict=True)]
