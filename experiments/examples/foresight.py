@@ -93,7 +93,8 @@ def main(args: Args) -> None:
         console.print(f"{found.words[k]:<12} " + " ".join(f"{share:>7.1%}" for share in shares))
     console.print(
         f"{len(found.words)} words: correlation of the foreseen change with the change {found.correlation:.2f}; of the "
-        f"20 that pi* shifts most {found.same_direction(20)} moved as foreseen."
+        f"20 that pi* shifts most {found.same_direction(20)} moved as foreseen.",
+        soft_wrap=True,
     )
 
 

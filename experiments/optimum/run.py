@@ -23,10 +23,14 @@ from experiments.optimum.tasks import Group, SuiteTask, suite_tasks
 from experiments.optimum.variants import Variant, variants
 from experiments.ranges import check_flags
 from experiments.report import write_report
+from experiments.stable_baselines import StableBaselines
 from experiments.trial import make_environments, prepare
 from experiments.trials import run_trials
 
 BEST_OF = 16  # n of best of n
+# One in so many of the tokens of the stories, for agents that step the environment token by token: a token costs them
+# thirty times the CPU seconds of the others.
+STEPPED = 8
 
 
 @dataclass
@@ -55,7 +59,7 @@ class OptimumConfig:
     toy_timesteps: int = 50_000
     """Tokens of each trial on a toy."""
     story_timesteps: int = 80_000
-    """Tokens of each trial on the stories."""
+    """Tokens of each trial on the stories; an eighth of them for agents that step the environment token by token."""
     optimum_completions: int = 1024
     """Completions of the reference for each opening, from which J* of the stories is estimated; 0: it is not known."""
     num_workers: int = 0
@@ -85,14 +89,17 @@ class OptimumConfig:
 
     def trial(self, task: SuiteTask, variant: Variant) -> TrialConfig:
         """The flags of one trial."""
-        stories = task.group == "stories"
+        stories, tokens = task.group == "stories", self.toy_timesteps
+        if stories:
+            stepped = issubclass(find_agent(variant.agent), StableBaselines)
+            tokens = max(self.story_timesteps // (STEPPED if stepped else 1), 1)
         return TrialConfig(
             **task.flags,  # type: ignore[arg-type]
             agent=variant.agent,
             seed=variant.seed,
             learning_rate=variant.factor * default_learning_rate(pretrained=stories, adapter=False),
             settings=Settings(variant.all_settings()),
-            total_timesteps=self.story_timesteps if stories else self.toy_timesteps,
+            total_timesteps=tokens,
             optimum_completions=self.optimum_completions if stories else 0,
         )
 
