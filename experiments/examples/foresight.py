@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +22,7 @@ import tyro
 from numpy.typing import NDArray
 
 from experiments.console import plain_console
-from textenv.exact import optimum_from_scores
+from textenv.exact import MIN_EFFECTIVE_SAMPLES, optimum_from_scores
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 SHARE = 0.02  # of the completions of the reference, at least, have a word that is counted
@@ -40,8 +41,9 @@ class Args:
 
 @dataclass(frozen=True)
 class Foresight:
-    """The share of completions with each of W words, [W]: of the reference, of pi*, and of the trained policy."""
+    """The share of completions with each of W words, [W]: of the reference, of pi* at a beta, and of the policy."""
 
+    kl_coef: float
     words: list[str]
     reference: Array
     optimum: Array
@@ -64,7 +66,7 @@ def compare(run: Path) -> Foresight:
     rows = _rows(run / "initial" / "reference.jsonl")
     groups = [list(group) for _, group in groupby(rows, lambda row: row["prompt"])]
     rewards = np.array([[np.nan if row["reward"] is None else row["reward"] for row in group] for group in groups])
-    weights = optimum_from_scores(rewards, json.loads((run / "config.json").read_text())["flags"]["kl_coef"]).weights
+    beta, weights = _weights(rewards, json.loads((run / "config.json").read_text())["flags"]["kl_coef"])
     last = max((run / "samples").glob("*.jsonl"), key=lambda path: int(path.stem))
     reference, policy = (_words(found) for found in (rows, _rows(last)))
     words = sorted(set.union(*reference))
@@ -72,7 +74,22 @@ def compare(run: Path) -> Foresight:
     kept = has.mean(axis=0) >= SHARE
     words = [word for word, keep in zip(words, kept, strict=True) if keep]
     after = np.array([[word in each for word in words] for each in policy], dtype=np.float64)
-    return Foresight(words, has[:, kept].mean(axis=0), weights.ravel() @ has[:, kept] / len(groups), after.mean(axis=0))
+    optimum = weights.ravel() @ has[:, kept] / len(groups)
+    return Foresight(beta, words, has[:, kept].mean(axis=0), optimum, after.mean(axis=0))
+
+
+def _weights(rewards: Array, beta: float) -> tuple[float, Array]:
+    """The weights of pi* at the task's beta, or at the first doubling where 10 completions of each prompt decide.
+
+    A policy that is trained passes the optima of larger beta on its way; fewer completions would tell of themselves.
+    """
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            estimate = optimum_from_scores(rewards, beta)
+        if estimate.effective_sample_size.min() >= min(MIN_EFFECTIVE_SAMPLES, rewards.shape[1] / 2):
+            return beta, estimate.weights
+        beta *= 2
 
 
 def _rows(path: Path) -> list[dict[str, object]]:
@@ -92,8 +109,8 @@ def main(args: Args) -> None:
         shares = (found.reference[k], found.optimum[k], found.policy[k])
         console.print(f"{found.words[k]:<12} " + " ".join(f"{share:>7.1%}" for share in shares))
     console.print(
-        f"{len(found.words)} words: correlation of the foreseen change with the change {found.correlation:.2f}; of the "
-        f"20 that pi* shifts most {found.same_direction(20)} moved as foreseen.",
+        f"{len(found.words)} words, pi* at beta {found.kl_coef:g}: correlation of the foreseen change with the change "
+        f"{found.correlation:.2f}; of the 20 that pi* shifts most {found.same_direction(20)} moved as foreseen.",
         soft_wrap=True,
     )
 

@@ -52,7 +52,7 @@ def test_it_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     """The words and the correlation; a run without completions of the reference is refused."""
     main(Args(write_run(tmp_path, {"good": 9, "bad": 1})))
     printed = capsys.readouterr().out
-    assert "good" in printed and "5 words: correlation of the foreseen change" in printed
+    assert "good" in printed and "5 words, pi* at beta 0.5: correlation of the foreseen change" in printed
     (tmp_path / "initial" / "reference.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="reference.jsonl"):
         compare(tmp_path)
