@@ -27,8 +27,11 @@ CLASSES = {"d": "7", "w": "a", "s": " ", "n": "\n"} | dict.fromkeys("bBAZ", "")
 def literals_of(function: RewardFunction) -> list[str]:
     """The short texts that a function's code, its closure, its globals and its attributes hold, without its docstring.
 
-    Of a text that is a regular expression also one that matches it.
+    Of a text that is a regular expression also one that matches it. A `RewardModel` looks for no text: none are taken
+    of its code.
     """
+    if type(function).__module__.startswith("textenv.rewards"):
+        return []
     found = dict.fromkeys(text for text in _texts(function, 0, set()) if 0 < len(text.strip()) <= LONGEST)
     matching = [match for text in found for match in _matches(text)]
     return list(dict.fromkeys([*matching, *found]))[:MOST]

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.classifiers import random_classifier, word_tokenizer
 from textenv.reward_check.literals import LONGEST, MOST, literals_of
-from textenv.rewards import vader
+from textenv.rewards import RewardModel, vader
 
 GLOBAL = ["a global word"]
 PATTERN = re.compile(r"answer: \d+")
@@ -97,3 +98,10 @@ def test_what_is_no_expression_and_what_is_long_is_left_out() -> None:
     assert "(unbalanced [" + "x" * 20 in literals_of(function)
     assert not any(len(text) > LONGEST for text in literals_of(closure("x" * (LONGEST + 1))))
     assert len(literals_of(closure("w"))) < len(literals_of(functools.partial(plain, *map(str, range(99))))) <= MOST
+
+
+def test_a_reward_model_looks_for_no_text() -> None:
+    """The words of its code are of its errors. Control: an object of a class elsewhere has texts."""
+    model = RewardModel(random_classifier("gpt2"), word_tokenizer(eos_token="[END]"))
+    assert literals_of(model) == []
+    assert literals_of(Judge()) != []  # type: ignore[arg-type]
