@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agents.files import DamagedFile
 from experiments.errors import FlagError
-from experiments.html_report.page import render
+from experiments.html_report.page import PAGE, render
 from experiments.html_report.runs import NotEvaluated, read_runs
 from textenv.data import printable
 
@@ -25,7 +25,9 @@ HEADERS = {
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves the page of some runs at `/`, and nothing else; each connection has a thread of its own.
+    """Serves the page of some runs at `/` and `/report.html`, and nothing else.
+
+    Each connection has a thread of its own.
 
     Args:
         folders: of the runs.
@@ -79,13 +81,16 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds without a word of the browser, then its connection is closed
 
     def do_GET(self) -> None:
-        """Sends the page. Other names of this host are refused: pages of others could read it under theirs."""
+        """Sends the page, whatever the query.
+
+        Other names of this host are refused: pages of others could read it under theirs.
+        """
         if self.headers.get("Host", "") not in (
             f"{HOST}:{self.server.server_port}",
             f"localhost:{self.server.server_port}",
         ):
             self.send_error(403)
-        elif self.path != "/":
+        elif self.path.partition("?")[0] not in ("/", f"/{PAGE}"):
             self.send_error(404)
         else:
             content = self.server.page().encode()
@@ -93,7 +98,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+    def do_HEAD(self) -> None:
+        """Sends what GET sends, without the page itself."""
+        self.do_GET()
 
     def end_headers(self) -> None:
         """Adds the headers of every answer."""

@@ -63,21 +63,39 @@ def test_nothing_else_is_served(server: PageServer, tmp_path: Path) -> None:
     """No other path or method, and not to a page that reaches this machine under a name of its own."""
     port = server.server_port
     for path, host, code in (
-        *(("config.json", None, 404), ("../run/config.json", None, 404), ("?x", None, 404)),
+        *(("config.json", None, 404), ("../run/config.json", None, 404)),
+        *(("?x/../config.json", "evil.example", 403), ("report.htm", None, 404), (f"{PAGE}/config.json", None, 404)),
         *(("", "evil.example", 403), ("", f"evil.example:{port}", 403), ("", f"{HOST}:{port + 1}", 403)),
         *(("", HOST, 403), ("", f"localhost.evil.example:{port}", 403)),
     ):
         with pytest.raises(urllib.error.HTTPError) as refused:
             get(server.url + path, host)
         assert refused.value.code == code and refused.value.headers["X-Content-Type-Options"] == "nosniff"
-    for method in ("POST", "HEAD", "PUT"):
+    for method in ("POST", "PUT"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             get(server.url, method=method)
         assert refused.value.code == 501
     assert "<title>" in get(server.url, f"localhost:{port}")  # control
+    for path in (PAGE, "?x=1", f"{PAGE}?config.json"):  # control: the page, whatever the query
+        assert get(server.url + path) == get(server.url)
     assert server.server_address[0] == HOST
     with pytest.raises(FlagError, match="--port"):
         PageServer([tmp_path], server.server_port)
+
+
+def test_a_health_check_gets_the_headers_alone(server: PageServer) -> None:
+    """HEAD is answered as GET is, refusals too, without the page."""
+    for path, host, code in (("/", None, 200), ("/config.json", None, 404), ("/", "evil.example", 403)):
+        lengths = []
+        for method in ("HEAD", "GET"):
+            connection = http.client.HTTPConnection(HOST, server.server_port, timeout=60)
+            connection.request(method, path, headers={} if host is None else {"Host": host})
+            answer = connection.getresponse()
+            assert answer.status == code
+            lengths.append(int(answer.headers["Content-Length"]))
+            assert (answer.read() == b"") == (method == "HEAD")
+            connection.close()
+        assert lengths[0] == lengths[1] > 0
 
 
 def test_a_browser_that_says_nothing_keeps_nobody_waiting(
