@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import tyro
+
 from agents import RANGES
 from experiments.errors import FlagError
 from textenv.arguments import SMALLEST_KL_COEF
@@ -82,9 +84,11 @@ def check_flags(config: DataclassInstance, prefix: str = "--") -> None:
         FlagError: a value of another type, out of range, not finite or empty; a name that no file can have; two equal
             members of a list. The message has the flag, the rule and the value.
     """
-    hints = get_type_hints(type(config))
+    hints, marked = get_type_hints(type(config)), get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
         value, flag = getattr(config, f.name), prefix + f.name.replace("_", "-")
+        if tyro.conf.Positional in getattr(marked[f.name], "__metadata__", ()):  # it has no dashes
+            flag = f.name.upper()
         if f.name != "settings":  # of agents, which have types and ranges of their own
             _check(flag, f.name, value, hints[f.name])
 
@@ -158,7 +162,8 @@ def _check_sequence(flag: str, name: str, value: object, kind: object) -> None:
     distinct = name in REPEATED or len(set(value)) == len(value)
     if not distinct or (not value and name not in EMPTY):
         rule = "one or more" if name in REPEATED else "one or more, each once"
-        raise FlagError(f"{flag} must be {rule}, got {list(value)}{'' if distinct else ': they must differ'}.")
+        got = [str(each) if isinstance(each, Path) else each for each in value]
+        raise FlagError(f"{flag} must be {rule}, got {got}{'' if distinct else ': they must differ'}.")
 
 
 def _check_number(flag: str, name: str, value: object, kind: type) -> None:

@@ -130,6 +130,10 @@ def test_a_text_that_is_no_integer_is_refused_by_the_parser(value: str) -> None:
             ["lecture", "--claims", "clip", "clip"],
             "--claims must be one or more, each once, got ['clip', 'clip']: they must differ.",
         ),
+        (
+            ["verify", "reinforce", "reinforce"],  # no flag
+            "LOSSES must be one or more, each once, got ['reinforce', 'reinforce']: they must differ.",
+        ),
         (["cost", "--devices", "1", "1"], "--devices must be one or more, each once, got [1, 1]: they must differ."),
         (
             ["bench", "--parts", "toys", "toys"],
