@@ -92,6 +92,19 @@ def read_config(folder: Path) -> TrainFlags:
         raise FlagError(f"{path}: {error}") from error
 
 
+def command_of(folder: Path) -> str | None:
+    """The command that wrote a folder's `config.json`, of those that train agents on tasks; None for another one.
+
+    Raises:
+        FlagError, DamagedFile: see `read_saved_config`.
+    """
+    flags = read_saved_config(folder)["flags"]
+    for command, own in (("optimum", "tasks"), ("compare", "agents"), ("train", "agent")):
+        if own in flags:
+            return command
+    return None
+
+
 def trial_folders(folder: Path) -> list[Path]:
     """Returns the folders of the trials in a folder of `train`, itself, or `compare`, those that have begun.
 

@@ -85,6 +85,6 @@ def parse_rows(path: Path, content: bytes) -> list[JsonObject]:
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise DamagedFile(f"{path}:{number} must be a JSON object, got {line[:100]!r}.")
+            raise DamagedFile(f"{path}:{number} must be a JSON object, got {line[:100].decode(errors='replace')!r}.")
         rows.append(row)
     return rows

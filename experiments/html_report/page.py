@@ -28,20 +28,26 @@ from experiments.statistics import interquartile_mean
 from textenv.data import printable
 
 PAGE = "report.html"
+GENERATOR = "Written by textenv"  # in the footer of each page, by which it is known
 MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # before a number
 TOKENS_SIZE = 1_200_000  # bytes of the sampled tokens of all runs
 TREES = 3  # of the best agents
 SAMPLES, CHARACTERS = 8, 600  # prompts with their completions before and after; of each text
 
 
-def write_page(folders: Sequence[Path], path: Path) -> None:
-    """Writes the page of the runs in some folders.
+def write_page(folders: Sequence[Path], path: Path) -> list[str]:
+    """Writes the page of the runs in some folders; returns the sentences on it about what is missing.
 
     Raises:
         FlagError, DamagedFile: see `read_runs`.
+        FlagError: the file is there and is no page of this kind, so that no other file is lost.
         StorageError: the page cannot be written.
     """
-    files.write_text(path, render(read_runs(folders)))
+    runs = read_runs(folders)
+    if path.is_file() and GENERATOR.encode() not in path.read_bytes():
+        raise FlagError(f"{str(path)!r} holds something else than a report: it is left as it is.")
+    files.write_text(path, render(runs))
+    return runs.notes
 
 
 def page_note(folder: Path) -> str:
@@ -85,7 +91,7 @@ def render(runs: Runs, reload: float | None = None) -> str:
         style=Markup(parts["style.css"]),
         script=Markup(parts["script.js"]),
         script_hash=f"sha256-{base64.b64encode(digest).decode()}",
-        version=textenv.__version__,
+        written=f"{GENERATOR} {textenv.__version__}",
     )
 
 

@@ -18,7 +18,7 @@ from experiments.html_report.sampled import read_steps
 from experiments.html_report.task import check_one_task
 from experiments.metrics_file import METRICS_FILE, Row, find_gaps, read_metrics
 from experiments.opening import INITIAL
-from experiments.run_folder import CONFIG, read_saved_config, trial_folders
+from experiments.run_folder import CONFIG, command_of, read_saved_config, trial_folders
 from experiments.share import normalized_objective, normalized_objective_stderr, tokens_to_reach
 from experiments.state_tree import read_tree
 from experiments.summary import SUMMARY, checked_summary, read_baselines
@@ -93,7 +93,11 @@ def read_runs(folders: Sequence[Path]) -> Runs:
 def _runs_of(folder: Path, notes: list[str]) -> list[Run]:
     """The runs in the folder of `train` or `compare`, in the order of its flags."""
     if not (folder / CONFIG).is_file():
-        raise FlagError(f"{str(folder)!r} holds no run (no {CONFIG}); pass a folder that `train` or `compare` wrote.")
+        missing = f"(no {CONFIG})" if folder.is_dir() else "(no such folder)"
+        raise FlagError(f"{str(folder)!r} holds no run {missing}; {_what_to_pass(folder)}.")
+    if (command := command_of(folder)) not in ("train", "compare"):
+        whose = "is of another command" if command is None else f"is of `{command}`"
+        raise FlagError(f"{str(folder)!r} {whose}, which a report does not show; {_what_to_pass(folder)}.")
     found = [_read_run(place, _initial(folder, place), notes) for place in trial_folders(folder)]
     left_out = [each for each in found if isinstance(each, str)]
     if runs := [each for each in found if isinstance(each, Run)]:
@@ -102,6 +106,14 @@ def _runs_of(folder: Path, notes: list[str]) -> list[Run]:
     if any("not finite" in text for text in left_out):
         raise FlagError(f"{str(folder)!r} holds no run that a report can show. {' '.join(left_out)}")
     raise NotEvaluated(f"{str(folder)!r} holds no run that was evaluated yet.")
+
+
+def _what_to_pass(folder: Path) -> str:
+    """Where the runs are, if there are any inside of a folder that is none itself."""
+    inside = sorted(path.parent for path in folder.rglob(METRICS_FILE))
+    if not inside:
+        return "pass a folder that `train` or `compare` wrote"
+    return f"pass folders of runs in it: {', '.join(map(str, inside[:3]))}{', ...' if inside[3:] else ''}"
 
 
 def _initial(folder: Path, run: Path) -> Path:

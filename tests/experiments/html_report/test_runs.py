@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.files import DamagedFile
+from agents.files import DamagedFile, write_json
 from experiments.errors import FlagError
-from experiments.html_report import PAGE, page_note
+from experiments.html_report import PAGE, ReportConfig, page_note, report_runs
 from experiments.html_report.answer import answer, caveats, question
 from experiments.html_report.page import render
 from experiments.html_report.runs import NotEvaluated, Runs, read_runs
@@ -134,6 +134,55 @@ def test_folders_that_hold_no_run_or_another_task_are_refused(comparison: Path, 
         other = copy_run(comparison / "ppo" / "seed-0", tmp_path / name, **{name: value})
         with pytest.raises(FlagError, match=f"one task, got runs with --{name.replace('_', '-')} "):
             read_runs([comparison, other])
+
+
+def test_what_holds_no_run_says_where_the_runs_are(comparison: Path, tmp_path: Path) -> None:
+    """The folder of one agent in a comparison; that of another command, which trains the same agents on its tasks."""
+    with pytest.raises(FlagError, match="holds no run") as refused:
+        read_runs([comparison / "ppo"])
+    assert all(str(comparison / "ppo" / seed) in str(refused.value) for seed in ("seed-0", "seed-1"))
+    suite = copy_run(comparison / "ppo" / "seed-0", tmp_path / "suite" / "toy" / "ppo" / "seed-0").parents[2]
+    flags = json.loads((comparison / "config.json").read_text())
+    flags["flags"] |= {"tasks": ["toys"]}
+    write_json(suite / "config.json", {name: value for name, value in flags.items() if name != "checksum"})
+    with pytest.raises(FlagError, match="is of `optimum`, which a report does not show") as refused:
+        read_runs([suite])
+    assert str(suite / "toy/ppo/seed-0") in str(refused.value)
+    assert len(read_runs([suite / "toy/ppo/seed-0"]).all) == 1  # control: what it says to pass can be passed
+
+
+def test_a_comparison_counts_once_by_whatever_path(comparison: Path, tmp_path: Path) -> None:
+    """A link to it, and one of its own trials, are no further seeds; a copy is another run."""
+    (tmp_path / "link").symlink_to(comparison)
+    for runs in ([comparison, tmp_path / "link"], [comparison, tmp_path / "link" / "ppo" / "seed-0"]):
+        with pytest.raises(FlagError, match="named once"):
+            read_runs(runs)
+    with pytest.raises(FlagError, match="a folder must be named once, got"):
+        report_runs(ReportConfig([comparison, tmp_path / "link"]))
+    copied = copy_run(comparison / "ppo" / "seed-0", tmp_path / "copy")
+    assert len(read_runs([comparison, copied]).all) == 5  # control
+
+
+def test_a_page_replaces_a_page_alone(comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--out must be named as a page, and a file that is there must be one; --port is for --serve."""
+    run = copy_run(comparison / "ppo" / "seed-0", tmp_path / "run")
+    metrics = (run / "metrics.jsonl").read_bytes()
+    for name in ("metrics.jsonl", "prompts.txt"):
+        with pytest.raises(FlagError, match=r"--out must be a file whose name ends with \.html"):
+            report_runs(ReportConfig([run], out=run / name))
+    with pytest.raises(FlagError, match="--port .* add --serve"):
+        report_runs(ReportConfig([run], port=9000))
+    mine = tmp_path / "mine.html"
+    mine.write_text("<p>mine</p>")
+    with pytest.raises(FlagError, match="something else than a report"):
+        report_runs(ReportConfig([run], out=mine))
+    assert mine.read_text() == "<p>mine</p>" and (run / "metrics.jsonl").read_bytes() == metrics
+    for _ in range(2):  # control: a new file, then a page
+        report_runs(ReportConfig([run], out=tmp_path / "page.html"))
+    (run / "samples" / "0.jsonl").write_text('{"a": \n')
+    capsys.readouterr()
+    report_runs(ReportConfig([run], out=tmp_path / "page.html"))
+    assert "0.jsonl:1 must be a JSON object, got '{\"a\": '." in capsys.readouterr().err
 
 
 def test_steps_within_a_size() -> None:
