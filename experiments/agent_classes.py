@@ -77,6 +77,12 @@ def short_name(name: str) -> str:
     return name.rpartition(":")[2] if names_user_code(name) else name
 
 
+def display_name(name: str) -> str:
+    """The name of an agent on a page: for one of ours it is the class's, as in the READMEs."""
+    module, _, kind = AGENTS.get(name, "").partition(":")
+    return kind if module.startswith("agents.") else short_name(name)
+
+
 def settings_key(name: str) -> str:
     """The name under which an agent's settings are saved; its flags begin with it."""
     return short_name(name).replace("-", "_")

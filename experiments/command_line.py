@@ -26,6 +26,7 @@ from experiments.console import escape_logs_and_warnings, progress_bar
 from experiments.cost import CostConfig, cost
 from experiments.env_flags import check_device
 from experiments.errors import EXPECTED, FlagError, Stopped, paragraph
+from experiments.failure import FAILED
 from experiments.html_report import ReportConfig, page_note, report_runs
 from experiments.launch import Wrap, is_launched, process_group
 from experiments.lecture import LectureConfig, lecture
@@ -69,7 +70,12 @@ def _train(config: TrialConfig, wrap: Wrap | None = None) -> Path:
         def progress(tokens: int) -> None:
             bar.update(min(tokens, bar.total - bar.n))
 
-        summary = run_trial(config, folder, folder / INITIAL, progress, wrap)
+        try:
+            summary = run_trial(config, folder, folder / INITIAL, progress, wrap)
+        except Exception:
+            if rank() == 0 and (folder / FAILED).is_file():  # the page tells it
+                print(printable(page_note(folder)), file=sys.stderr)
+            raise
     if rank() == 0:
         print(json.dumps(summary, indent=2))
         print(f"written to {printable(folder)}; {printable(page_note(folder))}")

@@ -23,6 +23,7 @@ from experiments.config import AgentFlags, TrialConfig
 from experiments.env_flags import set_attention
 from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, make_evaluator, sample_completions
+from experiments.failure import keeps_failure
 from experiments.frontier import write_frontier
 from experiments.held_out import Environments
 from experiments.launch import Wrap
@@ -147,8 +148,8 @@ def run_trial(
     """Trains and evaluates an agent and writes the results to `folder`; resumes from the checkpoint if there is one.
 
     The folder then holds `config.json`, `metrics.jsonl` (a row an update), TensorBoard events, `checkpoint/`,
-    `samples/` (see `token_samples`), `samples.jsonl` and `summary.json`. With several ranks all train and evaluate (the
-    others would wait), and rank 0 writes.
+    `samples/` (see `token_samples`), `samples.jsonl` and `summary.json`; or `failed.json`, see `keeps_failure`. With
+    several ranks all train and evaluate (the others would wait), and rank 0 writes.
 
     Args:
         config: the flags of the trial.
@@ -185,7 +186,10 @@ def run_trial(
         agent.sampler = config.make_sampler()
     progress(agent.num_timesteps)
 
-    with TrialLog(config, folder, initial, baselines, evaluator, agent, progress, resumed) as log:
+    with (
+        keeps_failure(folder, agent),
+        TrialLog(config, folder, initial, baselines, evaluator, agent, progress, resumed) as log,
+    ):
         with stops_later("this update and its checkpoint") as stop:
 
             def after_update(agent: Agent, rollout: object, metrics: dict[str, float]) -> bool:

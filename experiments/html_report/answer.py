@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from agents.files import JsonObject
 from experiments.html_report.figures import number
+from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs
 from experiments.html_report.task import arguments_of
 from experiments.report_rows import FEW_SEEDS
-from experiments.share import describe_baselines, normalized_objective
+from experiments.share import describe_baselines, normalized_objective, normalized_objective_stderr
 from experiments.statistics import Estimate, interquartile_mean, paired_difference
+from textenv import exact
 
-DISPLAY_NAMES = {
-    **{"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE", "actor_critic": "ActorCritic"},
-    "path_consistency": "PathConsistency",
-}
+ENOUGH_SEEDS = 5  # with fewer, an agent that is no better leads with all of them too often: with n, in 2^(1 - n)
+SURE = 1.96  # standard errors
 
 
 def question(runs: Runs) -> str:
     """What was asked."""
-    flags, names = runs.flags, [shown(name) for name in runs.trials]
+    flags, names = runs.flags, [*runs.trials]
     task = str(flags.get("env", "")).rpartition("/")[2]
     if isinstance(model := flags.get("model"), str):
         task += f" with {model.rstrip('/').rpartition('/')[2]}"
@@ -46,39 +47,76 @@ def answer(runs: Runs) -> str:
         key=lambda name: float(np.mean([*compared[name].values()])) if common else reached[name].value,
         reverse=True,
     )
-    best = ranked[0]
-    way = f"J = {estimate(reached[best])}, {_way(reached[best].value, runs.baselines)}"
+    best, failed = ranked[0], _failed(runs)
+    errors = {name: _evaluation_error(trials) for name, trials in runs.trials.items()}
+    way = f"J = {estimate(reached[best])}, {_way(reached[best], errors[best], runs.baselines)}"
     if len(ranked) == 1:
         last = [run.summary for run in runs.trials[best]]
         score, kl = (interquartile_mean([each[key] for each in last]).value for key in ("score", "kl"))
-        return f"{shown(best)} reaches {way}: a score of {number(score)} at a KL of {number(kl)} nats."
+        return f"{failed}{best} reaches {way}: a score of {number(score)} at a KL of {number(kl)} nats."
     second = ranked[1]
     if not common:
-        return f"{shown(best)}: it reaches {way}, ahead of {shown(second)}; the agents have no seed in common."
-    return f"{shown(best)}: it reaches {way}, {_lead(compared[best], compared[second], shown(second))}."
+        return f"{failed}{best}: it reaches {way}, ahead of {second}; the agents have no seed in common."
+    lead, seeds = paired_difference(compared[best], compared[second]), _seeds(common)
+    if all(number(each or 0.0) == number(0.0) for each in lead):
+        return f"{failed}{best} and {second} are level over {seeds}: {way}."
+    if doubt := _doubt(lead, errors[best], errors[second], seeds):
+        difference = f"the difference is {estimate(lead)}"
+        return f"{failed}Undecided: {best} reaches {way}, but {doubt} do not tell it from {second}: {difference}."
+    more = f"{estimate(lead)} more than {second} over {seeds}"
+    return f"{failed}{best}: it reaches {way}, {more}{'' if len(common) >= ENOUGH_SEEDS else ', too few to be sure'}."
 
 
-def _way(objective: float, baselines: JsonObject) -> str:
-    reference, share = baselines["reference"], normalized_objective(objective, baselines)
+def _failed(runs: Runs) -> str:
+    """A sentence about runs that failed, "" if there are none."""
+    events = [f"{run.name} {run.failure.event}" for run in runs.all if run.failure is not None]
+    if len(events) > 2:
+        return f"{len(events)} of {len(runs.all)} runs failed. "
+    return "".join(f"{event}. " for event in events)
+
+
+def _evaluation_error(trials: Sequence[Run]) -> float | None:
+    """The standard error of an agent's J by its evaluations; None where J is exact.
+
+    All trials are evaluated with the same random numbers, so their errors do not average out.
+    """
+    errors = [error for run in trials if (error := run.summary.get("objective_stderr")) is not None]
+    return float(np.mean(errors)) if errors else None
+
+
+def _way(reached: Estimate, error: float | None, baselines: JsonObject) -> str:
+    """Where J is between the reference and the optimum, as far as seeds and evaluations tell."""
+    objective, reference = reached.value, baselines["reference"]
+    of_reference, share = f"the reference ({number(reference)})", normalized_objective(objective, baselines)
+    if number(objective) == number(reference):
+        return f"as much as {of_reference}"
+    if error is not None and abs(objective - reference) < SURE * math.hypot(error, baselines["reference_stderr"] or 0):
+        return f"which its evaluations do not tell from {of_reference}"
+    if reached.low is not None and reached.high is not None and reached.low <= reference <= reached.high:
+        return f"which its seeds do not tell from {of_reference}"
+    if objective < reference:
+        return f"below {of_reference}"
     if share is None:
-        return f"where the reference has {number(reference)}"
-    if share < 0:
-        return f"below the reference ({number(reference)})"
-    kind = "exact" if baselines.get("optimum_stderr") is None else "estimated"
-    ends = f"from the reference ({number(reference)}) to the {kind} optimum ({number(baselines['optimum'])})"
-    return f"{share:.0%} of the way {ends}"
+        return f"above {of_reference}"
+    if baselines.get("optimum_stderr") is None:
+        return f"{share:.0%} of the way from {of_reference} to the exact optimum ({number(baselines['optimum'])})"
+    stderr = normalized_objective_stderr(share, error, baselines) or 0.0
+    ends = f"of the way from {of_reference} to the estimated optimum ({number(baselines['optimum'])}"
+    about = f"{share:.0%} ± {100 * stderr:.0f}"
+    if (least := baselines["least_effective_sample_size"]) < exact.MIN_EFFECTIVE_SAMPLES:
+        return f"at most about {about} {ends} or more: {least:.1f} effective completions decide)"
+    return f"{about} {ends})"
 
 
-def _lead(first: Mapping[int, float], second: Mapping[int, float], name: str) -> str:
-    """How sure it is that the best agent is better than the next one, of that `name`; J by seed of both."""
-    lead = paired_difference(first, second)
-    if lead.low is None or lead.high is None:
-        if number(lead.value) == number(0.0):
-            return f"as much as {name} with one seed"
-        return f"{number(lead.value)} more than {name} with one seed, so another seed may turn the order"
-    if lead.low > 0:
-        return f"{estimate(lead)} more than {name}, seed by seed"
-    return f"but {len(first)} seeds do not tell it from {name}: the difference is {estimate(lead)}"
+def _doubt(lead: Estimate, first: float | None, second: float | None, seeds: str) -> str:
+    """What does not tell the best agent from the next one, by the standard errors of both; "" if all does."""
+    if abs(lead.value) < SURE * math.hypot(first or 0.0, second or 0.0):
+        return "the evaluations"
+    return seeds if lead.low is not None and lead.low <= 0 else ""
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
 def caveats(runs: Runs) -> list[str]:
@@ -99,9 +137,3 @@ def estimate(value: Estimate) -> str:
     """A value with its interval, as the page shows it."""
     interval = "" if value.low is None or value.high is None else f" [{number(value.low)}, {number(value.high)}]"
     return number(value.value) + interval
-
-
-def shown(name: str) -> str:
-    """An agent's name in a sentence; what tells it from others of the name stays behind it."""
-    agent, space, rest = name.partition(" ")
-    return DISPLAY_NAMES.get(agent, agent) + space + rest

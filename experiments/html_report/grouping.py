@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agents.files import JsonObject
-from experiments.agent_classes import AGENTS, settings_key, short_name
+from experiments.agent_classes import AGENTS, display_name, settings_key, short_name
 from experiments.changes import MAY_DIFFER
 from experiments.config import TrialConfig
 from experiments.errors import FlagError
@@ -75,7 +75,7 @@ def _names(groups: Sequence[Group]) -> dict[Group, str]:
     """A name for each group: the agent's, with what tells it from others of the name behind it."""
     by_agent: dict[str, list[Group]] = {}
     for group in groups:
-        by_agent.setdefault(short_name(dict(group[0])["agent"]), []).append(group)
+        by_agent.setdefault(display_name(dict(group[0])["agent"]), []).append(group)
     names = {}
     for agent, same in by_agent.items():
         flags = [dict(key) for key, _ in same]

@@ -54,7 +54,7 @@ def page_note(folder: Path) -> str:
     """Writes the page into the folder of a run that has ended; returns where it is, or why there is none."""
     try:
         write_page([folder], folder / PAGE)
-    except FlagError as error:
+    except (FlagError, files.DamagedFile, files.StorageError) as error:
         return f"no page: {error}"
     return f"see {folder / PAGE}"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.files import JsonObject
+from experiments.failure import TrialFailure
 from experiments.html_report.sampled import Step
 from experiments.metrics_file import Row
 
@@ -22,6 +23,7 @@ class Run:
         rows: of its `metrics.jsonl`.
         summary: its `summary.json`; of a run that has not finished, the same from its last evaluation.
         finished: whether it has.
+        failure: why it has not; None where that is not known.
         steps: its sampled completions, by update.
         tree: see `state_tree`; None where there is none.
     """
@@ -35,6 +37,7 @@ class Run:
     finished: bool
     steps: list[Step]
     tree: JsonObject | None = None
+    failure: TrialFailure | None = None
 
     @property
     def name(self) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from agents import files
 from agents.files import DamagedFile, JsonObject
-from experiments.agent_classes import short_name
+from experiments.agent_classes import display_name
 from experiments.checkpoints import BASELINES
 from experiments.errors import FlagError
+from experiments.failure import read_failure
 from experiments.frontier import read_frontier
 from experiments.html_report.grouping import group_runs
 from experiments.html_report.run import Run
@@ -23,6 +25,8 @@ from experiments.share import normalized_objective, normalized_objective_stderr,
 from experiments.state_tree import read_tree
 from experiments.summary import SUMMARY, checked_summary, read_baselines
 from textenv.data import printable
+
+Kept = TypeVar("Kept")
 
 
 class NotEvaluated(FlagError):
@@ -85,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
         group_runs(everything),
         baselines=first.summary["baselines"],
         untrained=_untrained(first_folder, first.summary["baselines"], notes),
-        frontier=_frontier(_initial(first_folder, first.folder), notes),
+        frontier=_optional(lambda: read_frontier(_initial(first_folder, first.folder)), notes),
         notes=notes,
     )
 
@@ -126,7 +130,7 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | str:
     """A run, or a sentence why it is left out."""
     flags = read_saved_config(folder)["flags"]
     files.check_types(folder / CONFIG, flags, {"agent": str, "seed": int})
-    name = f"{short_name(flags['agent'])}, seed {flags['seed']}"
+    name = f"{display_name(flags['agent'])}, seed {flags['seed']}"
     rows = read_metrics(folder)
     if not any("eval/objective" in row for row in rows):
         return f"{name} is left out: it was not evaluated yet."
@@ -134,12 +138,14 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | str:
     summary = checked_summary(path) if path.exists() else None
     if summary is not None and summary["num_updates"] < rows[-1]["num_updates"]:  # it was resumed for more tokens
         summary = None
-    finished = summary is not None
+    finished, failure = summary is not None, None
     if summary is None:
         if not (initial / BASELINES).is_file():
             raise DamagedFile(f"{initial / BASELINES} is missing: the share of the way is not known without it.")
         summary = _summary_so_far(flags, rows, read_baselines(initial / BASELINES))
-        notes.append(f"{name} has not finished: its numbers are of its last evaluation.")
+        failure = _optional(lambda: read_failure(folder), notes)
+        why = "has not finished" if failure is None else f"{failure.event}: {failure.text}"
+        notes.append(f"{name} {why}{'' if why.endswith('.') else '.'} Its numbers are of its last evaluation.")
     summary["gaps"] = find_gaps(rows, summary["num_updates"])
     for each in [summary, *([summary["held_out"]] if summary["held_out"] else [])]:
         files.check_types(path, each, {"objective": float | None, "score": float | None, "kl": float | None})
@@ -149,8 +155,10 @@ def _read_run(folder: Path, initial: Path, notes: list[str]) -> Run | str:
     notes += [f"{name}: {text}" for text in damaged]
     if summary["gaps"]:
         notes.append(f"{name}: rows of {METRICS_FILE} were lost; the curves are interrupted there.")
-    tree = _tree(folder, notes) if finished else None
-    return Run(folder, short_name(flags["agent"]), flags["seed"], flags, rows, summary, finished, steps, tree)
+    tree = _optional(lambda: read_tree(folder), notes) if finished else None
+    return Run(
+        folder, display_name(flags["agent"]), flags["seed"], flags, rows, summary, finished, steps, tree, failure
+    )
 
 
 def _summary_so_far(flags: JsonObject, rows: list[Row], baselines: JsonObject) -> JsonObject:
@@ -193,17 +201,10 @@ def _untrained(folder: Path, baselines: JsonObject, notes: list[str]) -> dict[st
     return {f"best of {best['n']}": best} if best else {}
 
 
-def _tree(folder: Path, notes: list[str]) -> JsonObject | None:
+def _optional(read: Callable[[], Kept | None], notes: list[str]) -> Kept | None:
+    """What a file that only the page needs holds; None, with a note, if it is damaged."""
     try:
-        return read_tree(folder)
-    except DamagedFile as error:
-        notes.append(printable(error))
-        return None
-
-
-def _frontier(initial: Path, notes: list[str]) -> JsonObject | None:
-    try:
-        return read_frontier(initial)
+        return read()
     except DamagedFile as error:
         notes.append(printable(error))
         return None

@@ -151,7 +151,7 @@ def test_a_curve_shows_the_numbers_under_the_pointer(browser: Any, comparison: P
     """At the last evaluation of a run."""
     load(browser, comparison)
     row = json.loads((comparison / "ppo/seed-1/metrics.jsonl").read_text().splitlines()[-1])
-    text = f"ppo, seed 1 · {row['num_timesteps']:,} tokens · {shown(row['eval/objective'])}"
+    text = f"PPO, seed 1 · {row['num_timesteps']:,} tokens · {shown(row['eval/objective'])}"
     points = json.loads(find(browser, "#data")[0].get_attribute("textContent"))["figures"][1]
     x, y, _ = next(point for point in points if point[2] == text)
     svg = find(browser, "#curves svg")[0]
@@ -163,7 +163,7 @@ def test_a_curve_shows_the_numbers_under_the_pointer(browser: Any, comparison: P
 def test_a_token_shows_its_numbers(browser: Any, comparison: Path) -> None:
     """Learned and exact ones, of the evaluation that the keys have stepped to; what colours it is what was picked."""
     load(browser, comparison)
-    choose_run(browser, "ppo, seed 0")
+    choose_run(browser, "PPO, seed 0")
     folder = comparison / "ppo/seed-0/samples"
     updates = sorted(int(path.stem) for path in folder.glob("*.jsonl"))
     when = find(browser, "#when")[0]
@@ -222,7 +222,7 @@ def test_a_tap_keeps_the_numbers_while_stepping(browser: Any, comparison: Path) 
 def test_a_reload_shows_what_was_open(browser: Any, comparison: Path) -> None:
     """The theme, what is unfolded, the run, the evaluation, the metric and the token; the address stays as it was."""
     load(browser, comparison)
-    choose_run(browser, "ppo, seed 1")
+    choose_run(browser, "PPO, seed 1")
     find(browser, "#theme")[0].click()
     find(browser, "#metrics [data-metric=entropy]")[0].click()
     for key in ["ArrowRight"] * 150 + ["ArrowLeft"] * 150 + ["ArrowRight"]:
@@ -240,7 +240,7 @@ def test_a_reload_shows_what_was_open(browser: Any, comparison: Path) -> None:
         ]
 
     before = view()
-    assert before[0] == "dark" and "nats" in before[3] and before[4] == "ppo, seed 1"
+    assert before[0] == "dark" and "nats" in before[3] and before[4] == "PPO, seed 1"
     browser.refresh()
     assert view() == before and before[-1] == (comparison / PAGE).as_uri()
     assert browser.get_log("browser") == []  # 300 steps are no flood of anything
@@ -254,7 +254,7 @@ def test_a_reload_shows_what_was_open(browser: Any, comparison: Path) -> None:
 def test_the_first_view_tells_something(browser: Any, comparison: Path, tmp_path: Path) -> None:
     """Where the exact advantage is known it colours the tokens before the training; else the learned one, after it."""
     load(browser, comparison)
-    choose_run(browser, "ppo, seed 0")
+    choose_run(browser, "PPO, seed 0")
     pressed = find(browser, "#metrics [aria-pressed=true]")
     assert [each.get_attribute("data-metric") for each in pressed] == ["exact_advantage"]
     assert find(browser, "#when")[0].text.startswith("before training")
@@ -276,7 +276,7 @@ def test_a_run_that_trains_has_no_last_update(browser: Any, comparison: Path, tm
     (folder / "ppo/seed-0/summary.json").unlink()
     write_page([folder], folder / PAGE)
     load(browser, folder)
-    for name, word in (("ppo, seed 0", "at"), ("ppo, seed 1", "after")):
+    for name, word in (("PPO, seed 0", "at"), ("PPO, seed 1", "after")):
         choose_run(browser, name)
         for _ in range(9):
             press(browser, "ArrowRight")
@@ -286,7 +286,7 @@ def test_a_run_that_trains_has_no_last_update(browser: Any, comparison: Path, tm
 def test_the_keyboard_alone(browser: Any, comparison: Path) -> None:
     """One token is a tab stop; up and down walk the tokens, left and right keep the place; a list has its own keys."""
     load(browser, comparison)
-    choose_run(browser, "ppo, seed 0")
+    choose_run(browser, "PPO, seed 0")
     tokens = find(browser, "#completions .token")
     stops = [each for each in tokens if each.get_attribute("tabindex") == "0"]
     assert len(stops) == 1 < len(tokens)

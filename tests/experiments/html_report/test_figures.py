@@ -16,7 +16,7 @@ from experiments.html_report.runs import Runs, read_runs
 
 def with_rows(runs: Runs, count: int, seeds: int) -> Runs:
     """The runs of PPO alone, with so many evaluations and seeds."""
-    run = runs.trials["ppo"][0]
+    run = runs.trials["PPO"][0]
     rows = [run.rows[-1] | {"num_updates": i, "num_timesteps": 100 * i} for i in range(count)]
     summary = run.summary | {"gaps": []}
     return replace(runs, trials={"ppo": [replace(run, seed=i, rows=rows, summary=summary) for i in range(seeds)]})
