@@ -18,6 +18,8 @@ from experiments.report_rows import Rows, Summaries, differences, differences_ro
 from experiments.share import describe_baselines
 from textenv.data import printable
 
+LONGEST_NAME = 40  # of an agent, in one line
+
 
 def report(
     folder: Path,
@@ -81,8 +83,10 @@ def differences_table(summaries: Summaries) -> Table:
 
 def _table(rows: Rows) -> Table:
     table = Table(title=rows.title, caption=rows.caption or None)
+    names = max((len(str(row[0])) for row in rows.rows), default=0)
     for column in rows.header:
-        table.add_column(column, justify="right" if column else "left")
+        width = None if column else min(names, LONGEST_NAME)  # numbers may be wrapped; a name that is cut is another
+        table.add_column(column, justify="right" if column else "left", min_width=width, overflow="fold")
     for i, row in enumerate(rows.rows):
         table.add_row(*map(str, row), end_section=i in rows.rules)
     return table

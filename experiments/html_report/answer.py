@@ -53,7 +53,8 @@ def answer(runs: Runs) -> str:
     if len(ranked) == 1:
         last = [run.summary for run in runs.trials[best]]
         score, kl = (interquartile_mean([each[key] for each in last]).value for key in ("score", "kl"))
-        return f"{failed}{best} reaches {way}: a score of {number(score)} at a KL of {number(kl)} nats."
+        reaches = "had reached" if failed else "reaches"
+        return f"{failed}{best} {reaches} {way}: a score of {number(score)} at a KL of {number(kl)} nats."
     second = ranked[1]
     if not common:
         return f"{failed}{best}: it reaches {way}, ahead of {second}; the agents have no seed in common."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from experiments.console import plain_console
-from experiments.report import differences_table, report, results_table
+from experiments.report import LONGEST_NAME, differences_table, report, results_table, write_report
 
 BASELINES = {"reference": 1.0, "reference_score": 2.0, "reference_gold_score": None, "optimum": 3.0}
 SEEDS = 8
@@ -93,6 +94,19 @@ def test_differences_are_paired_by_seed() -> None:
     trials["rloo"][2]["objective"] += 0.8
     assert cells(differences_table(trials))["mean difference"][1].startswith("-0.300 [-0.")
     assert "[-0.300, -0.300]" not in cells(differences_table(trials))["mean difference"][1]
+
+
+def test_a_long_name_is_not_cut(tmp_path: Path) -> None:
+    """In the file of the report, where numbers are wrapped instead; a name too long for that is wrapped too."""
+    own = trials_of()["ppo"]
+    for name in ("path_consistency", "path_consistency_with_a_name_of_fifty_letters_or_so"):
+        write_report(
+            tmp_path, [results_table({name: own}, BASELINES, {})], plain_console(width=120, file=io.StringIO())
+        )
+        text = (tmp_path / "report.txt").read_text()
+        column = "".join(line[1 : line.index("│", 1)].strip() for line in text.splitlines() if line.startswith("│"))
+        assert name in column and "…" not in text
+        assert (name in text) == (len(name) <= LONGEST_NAME)  # control
 
 
 def test_tables_of_few_seeds_say_that_their_intervals_are_too_narrow() -> None:

@@ -69,7 +69,7 @@ def test_a_run_that_diverged_says_so(tmp_path: Path) -> None:
     failure = read_failure(tmp_path / "run")
     assert failure is not None and failure.diverged and failure.text in done.stderr.replace("\n", " ")
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert f"RLOO, seed 0 {failure.event}. RLOO reaches J" in text and "has diverged in update" in text
+    assert f"RLOO, seed 0 {failure.event}. RLOO had reached J" in text and "has diverged in update" in text
     assert TrialFailure(1, False, "").event == "failed after 1 update"
     resumed = call("train", *flags.split(), *more.split(), "--learning-rate", "1e-3", "--resume", "--accept-changes")
     assert resumed.returncode == 0 and not (tmp_path / "run" / FAILED).exists()  # control
