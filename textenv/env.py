@@ -52,7 +52,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         mdp: the task.
         policy: pi, bound as by `bind_policy`.
         render_mode: None, "ansi" (render() returns a string, without colours, as it is often logged or compared) or
-            "human" (every step prints, in colours on a terminal that has them and without NO_COLOR).
+            "human" (reset prints that, every step its token, in colours on a terminal that has them and without
+            NO_COLOR).
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012, Gymnasium's form
@@ -112,8 +113,8 @@ class TextEnv(gym.Env[Observation, np.int64]):
         terms: dict[str, float] = {name: values.item(0) for name, values in step.terms.items()}
         terms = {"illegal": reward} if self._illegal else terms
         self._rewards.append((reward, terms))
-        if self.render_mode == "human":
-            print(self._rendered(has_colours(sys.stdout)), flush=True)
+        if self.render_mode == "human":  # the new token alone: what was printed before is on the screen
+            print("\n".join([self._tokens(has_colours(sys.stdout))[-1], *self._choices()]), flush=True)
         final: Info = {}
         if step.final is not None:
             arrays = step.text_info() if self._illegal else step.text_info() | step.scored_info()
@@ -153,27 +154,29 @@ class TextEnv(gym.Env[Observation, np.int64]):
         return self._rendered()
 
     def _rendered(self, colours: bool = False) -> str:
-        state = self.episodes.state
-        completion = state.completion_ids(0, self.mdp.prompt_width)
+        prompt = printable(self.episodes.state.prompt_text[0])
+        return "\n".join([f"prompt: {prompt}", *self._tokens(colours), *self._choices()])
+
+    def _tokens(self, colours: bool) -> list[str]:
+        """A line for each token of the completion."""
+        completion = self.episodes.state.completion_ids(0, self.mdp.prompt_width)
         names = self.mdp.tokenizer.convert_ids_to_tokens(completion.tolist())
         names = [*names, "(masked token)"] if self._illegal else names
         texts = [reward_text(*reward, colours) for reward in self._rewards]
         texts = [""] * (len(names) - len(texts)) + texts  # tokens of a reset have no reward
-        lines = [f"prompt: {printable(state.prompt_text[0])}"]
-        lines += [f"  {printable(name):<16} {text}" for name, text in zip(names, texts, strict=True)]
-        if self._has_choices and self.episodes.live[0]:
-            lines.append(self._choices())
-        return "\n".join(lines)
+        return [f"  {printable(name):<16} {text}" for name, text in zip(names, texts, strict=True)]
 
-    def _choices(self) -> str:
-        """The likeliest next tokens of the reference, and how many are allowed."""
+    def _choices(self) -> list[str]:
+        """A line with the likeliest next tokens of the reference, and how many are allowed; none after the end."""
+        if not (self._has_choices and self.episodes.live[0]):
+            return []
         log_probs = np.asarray(self.episodes.ref_log_probs[0], dtype=np.float64)
         tokens = likeliest(log_probs, CHOICES)
         names = self.mdp.tokenizer.convert_ids_to_tokens(tokens)
         shown = ", ".join(
             f"{printable(name)} {np.exp(log_probs[token]):.2%}" for name, token in zip(names, tokens, strict=True)
         )
-        return f"next: {shown} ({int((log_probs > -np.inf).sum()):,} of {self.mdp.vocab_size:,} tokens are allowed)"
+        return [f"next: {shown} ({int((log_probs > -np.inf).sum()):,} of {self.mdp.vocab_size:,} tokens are allowed)"]
 
     def _observe(self) -> Observation:
         if not self.mdp.full_support:  # else the mask is all 1 at every step

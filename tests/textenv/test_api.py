@@ -250,7 +250,7 @@ print(sorted({"torch", "transformers"} & set(sys.modules)))
 
 
 def test_render_shows_each_token_with_its_reward(capsys: pytest.CaptureFixture[str]) -> None:
-    """render() returns the prompt and each token's reward; "human" prints the same."""
+    """render() returns the prompt and each token's reward; "human" prints the same lines, each token once."""
     shown, actions = [], None
     for mode in ("ansi", "human"):
         env = gym.make("textenv/Toy-v0", render_mode=mode)
@@ -265,7 +265,10 @@ def test_render_shows_each_token_with_its_reward(capsys: pytest.CaptureFixture[s
     assert [line[:3] for line in lines[1:]] == [
         [token, f"{reward:+.4f}", "="] for token, reward in zip(actions, rewards, strict=True)
     ]
-    assert shown[1].rstrip().endswith(text)
+    assert [line for line in shown[1].splitlines() if not line.startswith("next: ")] == [
+        line for line in text.splitlines() if not line.startswith("next: ")
+    ]
+    assert shown[1].count("next: ") == 2  # before each step; none after EOS
     assert gym.make("textenv/Toy-v0").unwrapped.render() is None
     envs = gym.make_vec("textenv/Toy-v0", num_envs=2, render_mode="ansi")
     envs.reset(options={"prompt": 1, "completion": "a"})

@@ -46,7 +46,8 @@ def test_human_is_coloured_on_a_terminal(terminal: Terminal) -> None:
     assert re.search(rf"<eos> +{re.escape(ORANGE)}-\d", text)
     plain = rendered("ansi")
     assert plain is not None and "\x1b" not in plain
-    assert ESCAPES.sub("", text).endswith(plain + "\n")
+    lines = ESCAPES.sub("", text).splitlines()
+    assert [line for line in lines if not line.startswith("next: ")] == plain.splitlines()
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
