@@ -46,7 +46,8 @@ def curves(runs: Runs) -> list[Drawing]:
 
 
 def _curve(runs: Runs, curve: Curve) -> Drawing | None:
-    if not any(curve.metric in row for run in runs.all for row in run.rows):
+    values = {row[curve.metric] for run in runs.all for row in run.rows if curve.metric in row}
+    if not values or (values == {0.0} and not curve.metric.startswith("eval/")):  # nothing was clipped, say
         return None
     figure, axes = new_axes()
     lines = Lines(axes, most_points(runs))

@@ -19,16 +19,19 @@ from experiments.console import score_text
 from experiments.errors import FlagError
 from experiments.html_report.answer import answer, caveats, question
 from experiments.html_report.figures import curves, most_points, number, plane
+from experiments.html_report.flags import flags_of
 from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs, read_runs
 from experiments.html_report.sampled import Step, within
 from experiments.html_report.svg import NUM_COLOURS, Drawing
+from experiments.html_report.texts import shown
 from experiments.report_rows import Cell, Rows, differences_rows, results_rows
 from experiments.statistics import interquartile_mean
 from textenv.data import printable
 
 PAGE = "report.html"
 GENERATOR = "Written by textenv"  # in the footer of each page, by which it is known
+SHORT = re.compile(r"[\n\t]")  # one line, whatever a token is
 MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # before a number
 TOKENS_SIZE = 1_200_000  # bytes of the sampled tokens of all runs
 TREES = 3  # of the best agents
@@ -67,7 +70,7 @@ def render(runs: Runs, reload: float | None = None) -> str:
     environment = Environment(
         loader=DictLoader(parts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["printable"] = lambda text: printable(text, lines=True)
+    environment.filters["printable"] = shown
     first, drawings, sampled = plane(runs), curves(runs), tokens(runs.all)
     digest = hashlib.sha256(parts["script.js"].encode()).digest()
     return environment.get_template("template.html").render(
@@ -87,7 +90,7 @@ def render(runs: Runs, reload: float | None = None) -> str:
         has_tokens=bool(sampled),
         data={"figures": [drawing.points for drawing in (first, *drawings)], "tokens": sampled, "reload": reload},
         samples=samples(runs),
-        flags={name: value for name, value in runs.flags.items() if value not in (None, [], {}, False)},
+        flags=flags_of(runs.all),
         style=Markup(parts["style.css"]),
         script=Markup(parts["script.js"]),
         script_hash=f"sha256-{base64.b64encode(digest).decode()}",
@@ -150,9 +153,9 @@ def _tokens(run: Run, steps: list[Step]) -> JsonObject:
                 "objective": objective.get(step.update),
                 "completions": [
                     {
-                        "prompt": printable(each.prompt, lines=True),
+                        "prompt": shown(each.prompt),
                         "score": each.score,
-                        "tokens": [printable(token) for token in each.tokens],
+                        "tokens": [shown(SHORT.sub(lambda found: printable(found[0]), token)) for token in each.tokens],
                         "stopped": each.stopped,
                         "columns": each.columns,
                     }

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-SIZE, WIDE = (340, 236), (500, 350)  # in pixels of the page, which shows a figure at about its size
+SIZE, WIDE = (340, 236), (600, 380)  # in pixels of the page, which shows a figure at about its size
 NUM_COLOURS = 8
 INK, MUTED, GRID = "#0b0001", "#0b0002", "#0b0003"  # stand for colours of the page
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule"}

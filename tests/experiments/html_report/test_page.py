@@ -14,13 +14,15 @@ import gymnasium as gym
 import pytest
 
 from experiments.html_report import PAGE, write_page
-from experiments.html_report.figures import number
+from experiments.html_report.figures import curves, number
+from experiments.html_report.flags import flags_of
 from experiments.html_report.page import render, tables, trees
 from experiments.html_report.runs import read_runs
 from experiments.html_report.sampled import Completion, Step
+from experiments.html_report.texts import shown
 from experiments.report import differences_table, results_table
 from experiments.state_tree import state_tree
-from tests.experiments.html_report.conftest import EVIL
+from tests.experiments.html_report.conftest import EVIL, copy_run
 from textenv import exact, html, terminal
 
 LOADING = ("src", "href", "action", "data", "poster", "srcset", "xlink:href")
@@ -150,7 +152,8 @@ def test_texts_are_shown_and_not_run(evil: Path) -> None:
         assert " ".join(line.split()) in page.text
     prompts = [each["prompt"] for run in page.data["tokens"] for each in run["steps"][0]["completions"]]
     assert set(EVIL[:3]) <= set(prompts)
-    assert "\u202e" not in text and "\x1b" not in text and "\x00" not in text and r"\u202egnitirw" in page.text
+    assert "\u202e" not in text and "\x1b" not in text and "\x00" not in text
+    assert "\u2066\\u202e\u2069gnitirw" in page.text
     assert "שלום" in page.text and "49" not in "".join(prompts)
 
 
@@ -186,6 +189,36 @@ def test_ten_runs_with_long_texts_fit_into_three_megabytes(one_agent: bool, comp
     assert len(kept) == 10 and all(each["kept"] < each["of"] == 50 for each in kept)
     assert all(each["steps"][0]["update"] == 0 and each["steps"][-1]["update"] == 49 for each in kept)
     assert len(trees(runs)) == (1 if one_agent else 3) and page.text.count("word word") < 100_000
+
+
+def test_flags_that_differ_have_their_runs(comparison: Path, tmp_path: Path) -> None:
+    """Nested settings are flags; what all runs have is there once, an agent's own setting says nothing of others."""
+    other = copy_run(comparison / "ppo" / "seed-0", tmp_path / "other", learning_rate=0.5, seed=7, temperature=0.0)
+    flags = dict(flags_of(read_runs([comparison, other]).all))
+    assert flags["kl-coef"] == [("0.2", "")] and flags["env-args.vocab-size"] == [("3", "")]
+    assert [value for value, _ in flags["learning-rate"]] == ["0.001", "0.5"]
+    assert "seed 7" in flags["learning-rate"][1][1] and "REINFORCE, seed 0" in flags["learning-rate"][0][1]
+    assert ("0.0", flags["learning-rate"][1][1]) in flags["temperature"]  # 0 is a value
+    assert len(flags["ppo.clip-range"]) == 1 and not {"agent", "seed", "resume"} & flags.keys()
+    assert not any("{" in value for values in flags.values() for value, _ in values)
+
+
+def test_an_escape_is_read_from_the_left() -> None:
+    """Isolated in a line that is written from the right; what is no control character is unchanged."""
+    hebrew = "\u05e9\u05dc"
+    assert shown("\u202e\x1b" + hebrew) == "\u2066\\u202e\\x1b\u2069" + hebrew
+    assert shown(f"{hebrew} <b>\n\t") == f"{hebrew} <b>\n\t"  # control
+
+
+def test_a_figure_of_zeros_is_left_out(comparison: Path) -> None:
+    """Of a training metric; an evaluation that is 0 tells something."""
+    runs = read_runs([comparison])
+    titles = [[drawing.title for drawing in curves(runs)]]
+    for run in runs.all:
+        zeros = dict.fromkeys(("policy/clipfrac_avg", "eval/score"), 0.0)
+        run.rows[:] = [row | {name: zero for name, zero in zeros.items() if name in row} for row in run.rows]
+    titles.append([drawing.title for drawing in curves(runs)])
+    assert set(titles[0]) - set(titles[1]) == {"Clip fraction"} and "Score" in titles[1]
 
 
 def test_the_trees_are_of_the_best_agents(comparison: Path) -> None:
