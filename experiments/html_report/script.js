@@ -99,9 +99,7 @@ const ADDED = ["reward", "score", "kl", "cost", "log_ratio"];
 
 function start() {
   const select = byId("run");
-  data.tokens.forEach((run, i) => {
-    select.append(Object.assign(make("option", run.name), { value: i }));
-  });
+  data.tokens.forEach((run, i) => select.append(Object.assign(make("option", run.name), { value: i })));
   select.hidden = data.tokens.length < 2;
   select.addEventListener("change", () => openRun(+select.value));
   byId("step").addEventListener("input", (event) => openStep(+event.target.value));
@@ -136,8 +134,7 @@ const names = (run) => {
 };
 
 function openRun(index) {
-  state.run = index;
-  byId("run").value = index;
+  state.run = byId("run").value = index;
   const run = current(), known = names(run), box = byId("metrics");
   if (!known.includes(state.metric)) {
     state.metric = ["exact_advantage", "advantage", "log_ratio"].find((name) => known.includes(name)) || known[0];
@@ -166,8 +163,8 @@ function openStep(index) {
   state.step = Math.max(0, Math.min(index, run.steps.length - 1));
   const step = run.steps[state.step], last = run.steps.length - 1;
   byId("step").value = state.step;
-  byId("back").disabled = state.step === 0;
-  byId("next").disabled = state.step === last;
+  byId("back").ariaDisabled = state.step === 0; // a button that is disabled would lose the focus
+  byId("next").ariaDisabled = state.step === last;
   const when = step.update === 0 ? "before training" : `${state.step === last && run.finished ? "after" : "at"} update ${step.update}`;
   const reached = step.objective === null ? "" : ` · J = ${number(step.objective)}`;
   byId("when").textContent = `${when} · ${step.timesteps.toLocaleString("en")} tokens${reached}`;
@@ -257,11 +254,9 @@ const choose = (at) => { state.chosen = at; showChosen(); };
 
 function showChosen() {
   const span = tokenAt(state.chosen);
-  if (span) show(span);
-  else {
-    byId("card").hidden = true;
-    document.querySelectorAll(".token.on").forEach((each) => each.classList.remove("on"));
-  }
+  if (span) return show(span);
+  byId("card").hidden = true;
+  document.querySelectorAll(".token.on").forEach((each) => each.classList.remove("on"));
 }
 
 function show(span) {
@@ -269,30 +264,35 @@ function show(span) {
   document.querySelectorAll(".token.on").forEach((each) => each.classList.remove("on"));
   span.classList.add("on");
   const card = byId("card"), at = span.dataset.at, known = names(current());
-  const table = make("table"), body = make("tbody");
+  const table = make("table"), body = table.createTBody();
   const exact = EXACT.filter((name) => known.includes(name)), rest = known.filter((name) => !EXACT.includes(name));
   const cells = (name) => {
     const on = name === state.metric ? "now" : "";
     return name ? [make("th", LABELS[name] || about(name)[1], on), make("td", number(numberOf(at, name)), on)] : [make("th"), make("td")];
   };
   for (let i = 0; i < Math.max(exact.length, rest.length); i++) {
-    const row = make("tr");
-    row.append(...cells(rest[i]), ...(exact.length ? cells(exact[i]) : []));
-    body.append(row);
+    body.insertRow().append(...cells(rest[i]), ...(exact.length ? cells(exact[i]) : []));
   }
   if (exact.length) {
-    const head = make("thead"), row = make("tr");
+    const row = table.createTHead().insertRow();
     for (const title of ["sampled, learned", "exact"]) row.append(Object.assign(make("th", title), { colSpan: 2 }));
-    head.append(row);
-    table.append(head);
   }
-  table.append(body);
   const title = make("h4", span.classList.contains("end") ? "end of the completion" : span.textContent);
   card.replaceChildren(title, table);
   card.className = exact.length ? "" : "plain";
   card.hidden = false;
   const box = span.getClientRects()[0];
-  place(card, box.left + box.width / 2, box.top - 8, box.bottom + 8, true);
+  if (!beside(card, box.top)) place(card, box.left + box.width / 2, box.top - 8, box.bottom + 8, true);
+}
+
+// Puts the card between all texts and their scores, where it covers none of them; returns whether there is room.
+function beside(card, top) {
+  const edges = (selector, side) => [...document.querySelectorAll(selector)].map((each) => each.getBoundingClientRect()[side]);
+  const left = Math.max(...edges("#completions .token, #completions .prompt bdi", "right")) + 24;
+  if (left + card.offsetWidth > Math.min(...edges("#completions .score", "left")) - 16) return false;
+  card.style.left = left + "px";
+  card.style.top = Math.max(8, Math.min(top, innerHeight - card.offsetHeight - 8)) + "px";
+  return true;
 }
 
 restore();

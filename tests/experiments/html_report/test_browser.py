@@ -308,6 +308,36 @@ def test_the_keyboard_alone(browser: Any, comparison: Path) -> None:
     assert find(browser, "#metrics [role=radio], [role=radiogroup]") == []
 
 
+def test_a_button_at_the_end_keeps_the_focus(browser: Any, comparison: Path) -> None:
+    """It is marked as disabled and does nothing; the keys go on from there."""
+    load(browser, comparison)
+    button = find(browser, "#next")[0]
+    for _ in range(9):
+        button.click()
+    when = find(browser, "#when")[0].text
+    assert when.startswith("after update") and button.get_attribute("aria-disabled") == "true"
+    assert browser.execute_script("return document.activeElement.id") == "next"
+    press(browser, "ArrowLeft")
+    assert find(browser, "#when")[0].text != when and button.get_attribute("aria-disabled") == "false"  # control
+
+
+def test_the_numbers_cover_no_text_where_there_is_room(browser: Any, comparison: Path) -> None:
+    """They are between the completions and their scores; with a text as wide as the page they are below the token."""
+    covered = """const card = document.getElementById("card").getBoundingClientRect();
+        return [...document.querySelectorAll("#completions .token, #completions .score")].filter((each) => {
+            const box = each.getBoundingClientRect();
+            return box.left < card.right && card.left < box.right && box.top < card.bottom && card.top < box.bottom;
+        }).length"""
+    load(browser, comparison)
+    for token in find(browser, "#completions .token"):
+        hover(browser, token)
+        assert find(browser, "#card")[0].is_displayed() and browser.execute_script(covered) == 0
+    wide = "document.querySelector('#completions .prompt bdi').textContent = 'word '.repeat(300)"
+    browser.execute_script(wide)  # control
+    hover(browser, find(browser, "#completions .token")[0])
+    assert browser.execute_script(covered) > 0
+
+
 def test_what_is_not_known_is_a_dash_and_what_cannot_be_is_not_in_the_legend(
     browser: Any, comparison: Path, tmp_path: Path
 ) -> None:
