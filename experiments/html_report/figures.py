@@ -10,6 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from agents.files import JsonObject
+from experiments.html_report.labels import Labels
 from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs
 from experiments.html_report.svg import GRID, INK, MUTED, WIDE, Drawing, Point, colour, draw, new_axes
@@ -57,12 +58,14 @@ def _curve(runs: Runs, curve: Curve) -> Drawing | None:
             lines.line(run, curve.metric, colour(i), width=1.8 if alone else 1.2, alpha=1 if alone else 0.7)
         if len(trials) > 1 and curve.metric.startswith("eval/"):
             lines.mean(trials, curve.metric, colour(i))
+    labels = Labels(axes)
     if curve.metric == "eval/objective":
-        _levels(axes, runs.baselines)
+        labels = _levels(axes, runs.baselines)
     elif curve.metric in ("eval/kl", "policy/clipfrac_avg", "objective/entropy"):
         axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
+    labels.place()
     return draw(figure, axes, curve.title, curve.about, lines.points)
 
 
@@ -132,8 +135,9 @@ class Lines:
         self.axes.plot(grid, np.mean(lines, axis=0), style, color=hue, lw=width, solid_capstyle="round")
 
 
-def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> None:
-    """Draws J of the reference and of the optimum."""
+def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> Labels:
+    """Draws J of the reference and of the optimum; returns their labels, to be placed."""
+    labels = Labels(axes)
     levels = [(baselines["reference"], f"reference{suffix}", (0, (1, 2.5)))]
     if (optimum := baselines["optimum"]) is not None:
         estimated = baselines.get("optimum_stderr") is not None
@@ -142,10 +146,9 @@ def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> None:
             axes.axhspan(*band, color=GRID, alpha=0.6, lw=0)
     for value, label, dashes in levels:
         axes.axhline(value, color=INK, lw=1, ls=dashes)
-        place = axes.get_yaxis_transform()
-        note = axes.annotate(label, (1, value), (0, 4), xycoords=place, textcoords="offset points", ha="right")
-        note.set(color=MUTED, fontsize=11)
+        labels.level(value, label)
     axes.margins(y=0.1)
+    return labels
 
 
 def held_out(runs: Runs) -> Drawing | None:
@@ -164,9 +167,9 @@ def held_out(runs: Runs) -> Drawing | None:
         if not alone:
             lines.mean(trials, "held_out/objective", hue, style="--")
             lines.mean(trials, "eval/objective", hue, width=1.0)
-    if others := runs.baselines.get("held_out"):
-        _levels(axes, others, ", held out")
     axes.set_xlim(left=0)
+    if others := runs.baselines.get("held_out"):
+        _levels(axes, others, ", held out").place()
     return draw(
         figure,
         axes,
@@ -179,7 +182,7 @@ def held_out(runs: Runs) -> Drawing | None:
 def plane(runs: Runs) -> Drawing:
     """Score against KL: the path of each seed, the reference, the optimum, and the exact frontier where it is known."""
     figure, axes = new_axes(WIDE)
-    points: list[Point] = []
+    points, labels = list[Point](), Labels(axes, size=17)  # style.css, on a phone
     frontier, baselines = runs.frontier, runs.baselines
     about = Markup("Each line is a seed, from the first evaluation to the dot at the last.")
     if frontier is not None:
@@ -203,8 +206,7 @@ def plane(runs: Runs) -> Drawing:
         if x is not None and y is not None:
             axes.plot([x], [y], shape, color=INK, ms=8 if shape == "*" else 5, zorder=4)
             points.append(Point(x, y, f"{name} · KL {number(x)} · score {number(y)}"))
-            note = axes.annotate(name, (x, y), (8, -4) if shape == "o" else (-8, 5), textcoords="offset points")
-            note.set(color=MUTED, fontsize=11, ha="left" if shape == "o" else "right", parse_math=False)
+            labels.mark(x, y, name)
     for i, trials in enumerate(runs.trials.values()):
         for run in trials:
             rows = rows_of(run, ["eval/kl", "eval/score"], most_points(runs))
@@ -218,8 +220,9 @@ def plane(runs: Runs) -> Drawing:
             ]
     axes.margins(0.08)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    axes.set_xlabel("KL to the reference, nats", color=MUTED)
-    axes.set_ylabel("score", color=MUTED)
+    axes.set_xlabel("KL to the reference, nats", color=MUTED, labelpad=10)
+    axes.set_ylabel("score", color=MUTED, labelpad=16)
+    labels.place()
     return draw(figure, axes, "Score and KL", about, points)
 
 

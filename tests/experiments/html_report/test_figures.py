@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from experiments.html_report.figures import MOST_IN_FIGURE, curves, interrupted, most_points, plane, rows_of
+from experiments.html_report.labels import Labels
 from experiments.html_report.runs import Runs, read_runs
+from experiments.html_report.svg import WIDE, new_axes
 
 
 def with_rows(runs: Runs, count: int, seeds: int) -> Runs:
@@ -55,3 +59,43 @@ def test_the_backend_of_a_notebook_stays() -> None:
     code += "print(matplotlib.get_backend(), 'matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["svg", "False"]
+
+
+def crowded() -> tuple[Labels, Axes]:
+    """Marks that are close together, on a curve, and two levels."""
+    _, axes = new_axes(WIDE)
+    x = np.linspace(0, 3, 30)
+    axes.plot(x, 1 - np.exp(-x))
+    labels = Labels(axes, size=17)
+    for i, name in enumerate(("best of 16", "estimated optimum", "reference")):
+        axes.plot([2 + 0.02 * i], [0.86], "D")
+        labels.mark(2 + 0.02 * i, 0.86, name)
+    for value in (0.85, 0.87):
+        axes.axhline(value)
+        labels.level(value, f"level {value}")
+    return labels, axes
+
+
+def test_labels_overlap_neither_each_other_nor_the_edge() -> None:
+    """However close their marks are. Control: each at its first place."""
+    labels, axes = crowded()
+    boxes = labels.place()
+    assert len(boxes) == 5 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    whole = axes.figure.bbox
+    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 and box.y0 >= whole.y0 for box in boxes)
+    first, _ = crowded()
+    first.waiting = [(note, places[:1]) for note, places in first.waiting]
+    assert any(a.overlaps(b) for a, b in itertools.combinations(first.place(), 2))
+
+
+def test_a_label_goes_where_no_curve_is() -> None:
+    """Of the places along a level that above and below its ends and its middle."""
+    for low, high, side in ((0.5, 1.0, "left"), (0.0, 0.5, "right")):
+        _, axes = new_axes()
+        for height in np.linspace(0.4, 0.6, 9):
+            axes.plot([low, high], [height, height])
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        labels = Labels(axes)
+        labels.level(0.5, "reference")
+        labels.place()
+        assert labels.waiting[0][0].get_ha() == side
