@@ -7,30 +7,32 @@ from collections import Counter
 from pathlib import Path
 
 from experiments.errors import NotLearned
-from experiments.reward_model.measuring import SIGNIFICANCE, SignTest
-from experiments.reward_model.pairs import Pair, describe_pair
+from experiments.reward_model.pairs import Pair, describe_pair, group_of, have_one_prompt
+from experiments.reward_model.significance import SIGNIFICANCE, SignTest
 from textenv.data import printable
 from textenv.rewards import RewardModel
 
-FEWEST = math.ceil(-math.log2(SIGNIFICANCE))  # different held-out pairs; about fewer, a guess may well be right
+FEWEST = math.ceil(-math.log2(SIGNIFICANCE))  # held-out groups; about all of fewer, a guess may well be right
 
 BY_HEART = 0.75  # accuracy on the pairs that were trained on
 
 
 def check_enough(path: Path, train: list[Pair], test: list[Pair]) -> None:
-    """Checks that there are pairs to train on, and enough that are held out to tell a model from a guess.
+    """Checks that there are pairs to train on, and enough groups of held-out pairs to tell a model from a guess.
 
     Raises:
         NotLearned: there are not.
     """
-    different = len(set(test))
-    if train and different >= FEWEST:
+    one_prompt = have_one_prompt(train + test)
+    groups = len({group_of(pair, one_prompt=one_prompt) for pair in test})
+    if train and groups >= FEWEST:
         return
+    kind = "different pairs" if one_prompt else "prompts"
     raise NotLearned(
-        f"{path}: there are too few pairs: {len(train)} to train on and {different} different ones held out, and at "
-        f"least 1 and {FEWEST} are needed: a guess is right about all of fewer with a probability of more than "
-        f"{SIGNIFICANCE:g}. Bring more pairs, or change --held-out. (Pairs of one prompt, or equal ones, are on one "
-        "side.)"
+        f"{path}: there are too few {kind}: {len(train)} pairs to train on and {groups} {kind} held out, and at least "
+        f"1 and {FEWEST} are needed: a guess is right about all of fewer with a probability of more than "
+        f"{SIGNIFICANCE:g}. Bring more {kind}, or change --held-out. (Pairs of one prompt, or equal ones, are on one "
+        "side, and count as one guess.)"
     )
 
 
@@ -82,7 +84,7 @@ def check_learned(test: SignTest, train_accuracy: float) -> None:
         train_accuracy: the share of the training pairs that the model is right about.
 
     Raises:
-        NotLearned: it is not, see `measuring`.
+        NotLearned: it is not, see `significance`.
     """
     if test.p_value <= SIGNIFICANCE:
         return
@@ -93,7 +95,8 @@ def check_learned(test: SignTest, train_accuracy: float) -> None:
     )
     raise NotLearned(
         f"The reward model is no better than a guess: it is right about {test.right} of {test.num_pairs} different "
-        f"held-out pairs, and a guess is right about as many with probability {test.p_value:.2g}, which must be at "
-        f"most {SIGNIFICANCE:g}. Of the pairs that it was trained on it is right about {train_accuracy:.0%}. "
-        f"{by_heart}. Nothing was saved as a result."
+        f"held-out pairs in {test.num_groups} groups, and a guess about each group as a whole is right about as many "
+        f"with probability {test.p_value:.2g}, which must be at most {SIGNIFICANCE:g}. (A group is the pairs of one "
+        "prompt; where all have the same, those of the same two completions.) Of the pairs that it was trained on it "
+        f"is right about {train_accuracy:.0%}. {by_heart}. Nothing was saved as a result."
     )

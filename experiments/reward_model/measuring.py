@@ -3,14 +3,10 @@
     margin   r(x, chosen) - r(x, rejected)
     length   tokens of the chosen completion minus those of the rejected one, as the model reads them (cut to its limit)
 
-A model counts as better than a guess if it is right about so many pairs that a guess is with probability at most
-`SIGNIFICANCE`, by a one-sided sign test. The test is over different pairs, since a copy is no further evidence, and
-leaves out those with margin 0.
+Whether a model is better than a guess is tested over prompts (`significance`).
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +16,15 @@ from scipy import stats
 from agents import Diverged
 from experiments.reward_model.fitting import margins
 from experiments.reward_model.pairs import Pair, describe_pair
+from experiments.reward_model.significance import SignTest, sign_test
 from textenv.rewards import RewardModel
 
-SIGNIFICANCE = 0.05
 AGREEMENT = (
     "pairs",
     "accuracy",
     "log_loss",
     "calibration_error",
+    "calibration_error_by_chance",
     "mean_confidence",
     "p_value",
 )  # what `measure` returns
@@ -39,22 +36,14 @@ Array = NDArray[np.float64]
 Numbers = dict[str, float | None]
 
 
-class SignTest(NamedTuple):
-    """The sign test of some margins.
-
-    Attributes:
-        right: different pairs with a positive margin.
-        num_pairs: different pairs with a margin other than 0.
-        p_value: the probability that a guess is right about at least so many.
-    """
-
-    right: int
-    num_pairs: int
-    p_value: float
-
-
-def measure(reward: RewardModel, pairs: list[Pair], batch_size: int) -> tuple[Numbers, SignTest]:
+def measure(reward: RewardModel, pairs: list[Pair], batch_size: int, *, one_prompt: bool) -> tuple[Numbers, SignTest]:
     """Measures a model on pairs.
+
+    Args:
+        reward: the model.
+        pairs: N pairs.
+        batch_size: of the forward passes, in pairs.
+        one_prompt: whether all pairs of their file have one prompt, see `sign_test`.
 
     Returns:
         The numbers of `AGREEMENT` and `LENGTH`, and the test whose p-value is among them.
@@ -72,17 +61,9 @@ def measure(reward: RewardModel, pairs: list[Pair], batch_size: int) -> tuple[Nu
         )
     tokens = [[len(reward.tokens(pair.prompt, text)) for text in (pair.chosen, pair.rejected)] for pair in pairs]
     length = np.array([chosen - rejected for chosen, rejected in tokens], dtype=np.float64)
-    test = sign_test(margin, pairs)
+    test = sign_test(margin, pairs, one_prompt=one_prompt)
     numbers: Numbers = {"pairs": float(len(pairs)), **agreement(margin), "p_value": test.p_value}
     return numbers | length_bias(margin, length), test
-
-
-def sign_test(margin: Array, pairs: list[Pair]) -> SignTest:
-    """The sign test of the margins [N] of N pairs; see this file's docstring."""
-    different = margin[list({pair: i for i, pair in enumerate(pairs)}.values())]
-    right, count = int((different > 0).sum()), int((different != 0).sum())
-    p_value = stats.binomtest(right, count, alternative="greater").pvalue if count else 1.0
-    return SignTest(right, count, float(p_value))
 
 
 def agreement(margin: Array, bins: int = 10) -> dict[str, float]:
@@ -91,16 +72,22 @@ def agreement(margin: Array, bins: int = 10) -> dict[str, float]:
     `accuracy`: share of positive margins, half for ties. `log_loss`: -mean log p; a guess has log 2 = 0.693.
     `calibration_error` (Guo et al. 2017, arXiv:1706.04599): for each pair the side that the model prefers has
     confidence p >= 1/2; mean of |share of correct pairs - mean confidence| over `bins` of equal width, weighted by
-    their size.
+    their size. Of few pairs it is biased upward, since the share in a bin is never exactly its probability:
+    `calibration_error_by_chance` is what a calibrated model of these confidences would have on average, if the pairs
+    were independent (by the normal approximation in each bin); more where several share a prompt.
     """
     double = np.asarray(margin, dtype=np.float64)
     confidence, correct = 1 / (1 + np.exp(-np.abs(double))), _right(double)
     group = np.minimum((2 * (confidence - 0.5) * bins).astype(int), bins - 1)
-    gaps = [abs(correct[group == g].sum() - confidence[group == g].sum()) for g in np.unique(group)]
+    bin_rows = [group == g for g in np.unique(group)]
+    gaps = [abs(correct[rows].sum() - confidence[rows].sum()) for rows in bin_rows]
+    variance = confidence * (1 - confidence) * (double != 0)  # a tie counts 1/2, for certain
+    by_chance = [np.sqrt(2 / np.pi * variance[rows].sum()) for rows in bin_rows]  # E|x| of a normal x
     return {
         "accuracy": float(correct.mean()),
         "log_loss": float(np.logaddexp(0, -double).mean()),
         "calibration_error": float(sum(gaps) / len(double)),
+        "calibration_error_by_chance": float(sum(by_chance) / len(double)),
         "mean_confidence": float(confidence.mean()),
     }
 
@@ -130,10 +117,10 @@ def length_bias(margin: Array, length: Array) -> Numbers:
 def describe_calibration(numbers: Numbers) -> str:
     """A sentence about the probabilities of a model, from the numbers of `measure`."""
     confidence, accuracy, error = (numbers[name] for name in ("mean_confidence", "accuracy", "calibration_error"))
-    return (
-        f"Calibration: its mean confidence is {confidence:.0%}, and it is right about {accuracy:.0%}; "
-        f"error {error:.2f}."
-    )
+    text = f"Calibration: its mean confidence is {confidence:.0%}, and it is right about {accuracy:.0%}; "
+    if (by_chance := numbers["calibration_error_by_chance"]) is None:  # an earlier version did not measure it
+        return f"{text}error {error:.2f}, which is biased upward for few pairs."
+    return f"{text}error {error:.2f}, where a calibrated model would have {by_chance:.2f} of so many pairs by chance."
 
 
 def describe_length(numbers: Numbers) -> str:

@@ -62,16 +62,25 @@ def describe_pair(pair: Pair) -> str:
     return ", ".join(f"{name} {text[:80]!r}" for name, text in pair._asdict().items())
 
 
+def group_of(pair: Pair, *, one_prompt: bool) -> frozenset[str]:
+    """The key of the pairs that belong together: its prompt; where all pairs have one prompt, its two completions."""
+    return frozenset((pair.chosen, pair.rejected) if one_prompt else (pair.prompt,))
+
+
+def have_one_prompt(pairs: list[Pair]) -> bool:
+    """Whether all pairs have the same prompt."""
+    return len({pair.prompt for pair in pairs}) == 1
+
+
 def split(pairs: list[Pair], held_out: float, rng: np.random.Generator) -> tuple[list[Pair], list[Pair]]:
     """Splits pairs into those to train on and a share of about `held_out` that is not trained on.
 
     All pairs of a prompt are on one side. Where there is only one prompt, all pairs of the same two completions are.
     """
     groups: dict[frozenset[str], list[Pair]] = {}
-    one_prompt = len({pair.prompt for pair in pairs}) == 1
+    one_prompt = have_one_prompt(pairs)
     for pair in pairs:
-        key = frozenset((pair.chosen, pair.rejected)) if one_prompt else frozenset((pair.prompt,))
-        groups.setdefault(key, []).append(pair)
+        groups.setdefault(group_of(pair, one_prompt=one_prompt), []).append(pair)
     train: list[Pair] = []
     test: list[Pair] = []
     members = list(groups.values())

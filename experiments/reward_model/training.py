@@ -41,7 +41,7 @@ from experiments.reward_model.measuring import (
     describe_length,
     measure,
 )
-from experiments.reward_model.pairs import Pair, read_pairs, split
+from experiments.reward_model.pairs import Pair, have_one_prompt, read_pairs, split
 from experiments.stopping import stops_later
 from textenv.data import printable
 from textenv.lm import load_pretrained, load_tokenizer
@@ -50,6 +50,7 @@ from textenv.rewards import RewardModel
 TRAINING = "training.json"  # flags; `config.json` is the classifier's
 HELD_OUT = "held_out.json"  # `AGREEMENT` and `LENGTH` of the held-out pairs, skipped_steps, and those of `SETS`
 SETS = "eval_pairs"  # in that file: the same numbers of further files of pairs, by their names
+LATER = ("p_value", "calibration_error_by_chance", *LENGTH)  # of these, what an earlier version did not measure
 CHECKPOINT = "checkpoint"
 CHECKPOINT_SECONDS = 10.0
 SAME_SCORES = 1e-6  # a smaller standard deviation is rounding
@@ -145,12 +146,14 @@ def finished(folder: Path) -> JsonObject | None:
         return None
     try:
         files.verify(folder)
-        measured: JsonObject = {**dict.fromkeys(("p_value", *LENGTH)), SETS: {}, **files.read_json(path)}
+        measured: JsonObject = {SETS: {}, **files.read_json(path)}
         files.check_types(path, measured, {"skipped_steps": float, SETS: dict})
         for numbers in (measured, *measured[SETS].values()):
             files.check_types(path, {"the numbers of a file": numbers}, {"the numbers of a file": dict})
-            files.check_types(path, numbers, dict.fromkeys(AGREEMENT, float) | {"p_value": float | None})
-            files.check_types(path, numbers, dict.fromkeys(LENGTH, float | None))
+            for name in LATER:
+                numbers.setdefault(name, None)
+            types = dict.fromkeys(AGREEMENT, float) | dict.fromkeys(LATER, float | None)
+            files.check_types(path, numbers, types)
         return measured
     except files.DamagedFile as error:
         print(printable(f"{error} It is trained again."))
@@ -194,10 +197,14 @@ def _train(config: RewardModelConfig, folder: Path, data: Data, rng: np.random.G
             f"standard deviation {std:.3g}, by which scores are divided. Nothing was saved as a result; lower "
             f"--learning-rate ({config.learning_rate:g}), in another --out."
         )
-    numbers, test = measure(reward, data.held_out, config.batch_size)
+    one_prompt = have_one_prompt(train + data.held_out)
+    numbers, test = measure(reward, data.held_out, config.batch_size, one_prompt=one_prompt)
     check_learned(test, agreement(np.subtract(*scores.reshape(2, -1)))["accuracy"])
     measured: JsonObject = {**numbers, "skipped_steps": float(fit.skipped)}
-    measured[SETS] = {name: measure(reward, pairs, config.batch_size)[0] for name, pairs in data.sets.items()}
+    measured[SETS] = {
+        name: measure(reward, pairs, config.batch_size, one_prompt=have_one_prompt(pairs))[0]
+        for name, pairs in data.sets.items()
+    }
     reward.model.config.score_mean, reward.model.config.score_std = mean, std
 
     def fill(new: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +35,23 @@ def contradicted(count: int) -> list[Pair]:
 KINDS: dict[str, tuple[Callable[[], list[Pair]], str]] = {
     "labels at random": (
         lambda: at_random(60),
-        "no better than a guess.* of 12 different held-out pairs",
+        "no better than a guess.* of 12 different held-out pairs in 12 groups",
     ),
     "contradictions": (lambda: contradicted(30), "60 of 60 pairs are contradicted.*there is nothing to learn"),
     "white space": (lambda: [Pair(f"g {i}", "a  b", "a b") for i in range(30)], "look alike.*white space"),
     "beyond the limit": (lambda: [Pair(str(i), f"b {LONG}", f"c {LONG}") for i in range(30)], "look alike.*last 12"),
     "unknown words": (lambda: [Pair(f"hi {i}", "Paris", "Rome") for i in range(30)], "24 of 24 pairs to train on"),
-    "copies": (lambda: [Pair("g", "a", "b")] * 60, "too few pairs: 0 to train on and 1 different"),
+    "copies": (lambda: [Pair("g", "a", "b")] * 60, "too few different pairs: 0 pairs to train on and 1 different"),
     "copies of two": (
         lambda: [Pair("g", "a", "b")] * 30 + [Pair("h", "a", "b")] * 30,
-        "30 to train on and 1 different",
+        "too few prompts: 30 pairs to train on and 1 prompts held out",
     ),
-    "one pair": (lambda: at_random(1), "too few pairs: 0 to train on"),
-    "a few": (lambda: at_random(20), "16 to train on and 4 different ones held out, and at least 1 and 5"),
+    "one pair": (lambda: at_random(1), "too few different pairs: 0 pairs to train on"),
+    "ranked lists of few prompts": (
+        lambda: [Pair(f"g {i}", *pair) for i in "abcdefgh" for pair in combinations(["a a", "a b", "b b", "c"], 2)],
+        "too few prompts: 36 pairs to train on and 2 prompts held out, and at least 1 and 5",
+    ),
+    "a few": (lambda: at_random(20), "16 pairs to train on and 4 different pairs held out, and at least 1 and 5"),
 }
 
 
@@ -65,7 +70,7 @@ def test_a_model_that_cannot_be_better_than_a_guess_is_not_saved(kind: str, tmp_
     assert not out.exists() or {each.name for each in out.iterdir()} == {"checkpoint", "training.json"}
     if kind == "copies":
         ended = call("reward-model", "--pairs", str(path), "--model", str(tmp_path / "start"), "--out", str(out))
-        assert ended.returncode == 1 and "too few pairs" in ended.stderr and "Traceback" not in ended.stderr
+        assert ended.returncode == 1 and "too few different pairs" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_pairs_with_a_rule_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
