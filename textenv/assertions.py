@@ -16,18 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from textenv.data import Prompts
 from textenv.env import TextEnv
 from textenv.episode import Episode, play
 from textenv.mdp import TextMDP
-from textenv.rewards import FinishedCompletions, RewardFunction, WeightedReward
 from textenv.shaping import ShapingTerm, shaping_name, shaping_values
+from textenv.single_score import Prompt, Rewarded, score_of
 from textenv.state import Array
 from textenv.tree import Tree, enumerate_tree
 from textenv.unwrap import EnvLike, get_mdp
-
-Rewarded = EnvLike | TextMDP | RewardFunction
-NO_PROMPTS = Prompts([], np.zeros((0, 1), dtype=np.int64), np.zeros((0, 1), dtype=np.int8), {})
 
 
 def assert_rewards(
@@ -70,13 +66,13 @@ def assert_rewards(
         )
 
 
-def assert_prefers(reward: Rewarded, examples: Iterable[tuple[str, str, str]], *, margin: float = 0.0) -> None:
+def assert_prefers(reward: Rewarded, examples: Iterable[tuple[Prompt, str, str]], *, margin: float = 0.0) -> None:
     """Asserts that of two completions of a prompt the first scores higher.
 
     Args:
-        reward: an environment of textenv, whose score is compared; or a reward function. A function gets the bytes of
-            a completion in UTF-8 as `completion_ids`: one that reads them needs an environment.
-        examples: (prompt, better, worse), texts.
+        reward: an environment of textenv, whose score is compared; or a reward function, see `score_of`.
+        examples: (prompt, better, worse). A prompt is a text or messages; for a function also a mapping with one of
+            them as "prompt", whose other fields are its columns: `{"prompt": "2 + 2 = ?", "answer": "4"}`.
         margin: the difference must be larger.
 
     Raises:
@@ -93,13 +89,13 @@ def assert_prefers(reward: Rewarded, examples: Iterable[tuple[str, str, str]], *
 
 
 def assert_bounded(
-    reward: Rewarded, examples: Iterable[tuple[str, str]], low: float = -np.inf, high: float = np.inf
+    reward: Rewarded, examples: Iterable[tuple[Prompt, str]], low: float = -np.inf, high: float = np.inf
 ) -> None:
     """Asserts that scores are finite and within bounds.
 
     Args:
         reward: see `assert_prefers`.
-        examples: (prompt, completion), texts.
+        examples: (prompt, completion), as there.
         low, high: the bounds, both included.
 
     Raises:
@@ -117,7 +113,7 @@ def assert_bounded(
 
 def assert_invariant(
     reward: Rewarded,
-    examples: Iterable[tuple[str, str]],
+    examples: Iterable[tuple[Prompt, str]],
     change: Callable[[str], str],
     *,
     tolerance: float = 1e-6,
@@ -126,7 +122,7 @@ def assert_invariant(
 
     Args:
         reward: see `assert_prefers`.
-        examples: (prompt, completion), texts.
+        examples: (prompt, completion), as there.
         change: of the completion.
         tolerance: the largest difference of the scores.
 
@@ -174,38 +170,6 @@ def assert_potential_based(term: ShapingTerm, env: EnvLike | TextMDP, *, atol: f
         f"{shaping_name(term)!r} changes the optimal policy: its sums over two completions of "
         f"{tree.mdp.prompts.texts[worst]!r} are {sums[least]:g} and {sums[most]:g}.\n{shown}"
     )
-
-
-def score_of(reward: Rewarded, prompt: str, completion: str) -> float:
-    """The score of one completion; see `assert_prefers` for `reward`."""
-    if isinstance(reward, TextMDP) or hasattr(reward, "unwrapped"):
-        score = play(_single(reward), prompt, completion).score
-    else:
-        ids = list(completion.encode()) or [0]
-        one = np.array([[prompt]], dtype=object)[0]
-        finished = FinishedCompletions(
-            _Bytes(), NO_PROMPTS, np.array([-1]), one, np.array([ids]), np.array([len(completion.encode())])
-        )
-        (score,) = WeightedReward(reward).score(finished)
-    return float("nan") if score is None else float(score)
-
-
-class _Bytes:
-    """A tokenizer whose tokens are bytes."""
-
-    eos_token_id = pad_token_id = None
-
-    def __len__(self) -> int:
-        return 256
-
-    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, token_ids: object, /, *, skip_special_tokens: bool = False) -> str:
-        return bytes(np.asarray(token_ids, dtype=np.int64).tolist()).decode()
-
-    def convert_ids_to_tokens(self, ids: object, /) -> list[str]:
-        return [str(i) for i in np.asarray(ids).tolist()]
 
 
 def _single(env: EnvLike | TextMDP) -> TextEnv:

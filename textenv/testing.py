@@ -15,10 +15,10 @@ from textenv.assertions import (
     assert_potential_based,
     assert_prefers,
     assert_rewards,
-    score_of,
 )
 from textenv.episode import Episode, play
 from textenv.reward_check import Finding, RewardReport, check_reward
+from textenv.single_score import score_of
 
 __all__ = [
     "Episode",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.tasks import make, words
 from textenv import exact
+from textenv.rewards import RewardError
 from textenv.shaping import length_penalty, missing_eos_penalty, potential_based, repetition_penalty
 from textenv.strategies import completions, prompts, texts
 from textenv.testing import (
@@ -82,6 +83,51 @@ def test_preferences_bounds_and_invariances() -> None:
     with pytest.raises(AssertionError, match="upper must not change a score:\n'x': 'ab' has 0, 'AB' has 1"):
         assert_invariant(shouting, [("x", "ab")], str.upper)
     assert score_of(TAJ, WHERE, "it is in agra") == 1.0
+
+
+def correct(prompts: Any, completions: Any, completion_ids: Any, answer: Any) -> list[float]:
+    """As rewards of TRL are written: a column by its name, and no others."""
+    return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+
+def of_messages(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+    """A reward of conversations."""
+    return [
+        float(right in turns[-1]["content"] and asked[0]["role"] == "user")
+        for asked, turns, right in zip(prompts, completions, answer, strict=True)
+    ]
+
+
+class Tabulated:
+    """A reward with `score_tokens`, which takes the indices of a task's prompts."""
+
+    def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    def score_tokens(self, prompt: Any, tokens: Any, length: Any) -> Any:
+        raise AssertionError("there is no task")
+
+
+def test_a_function_gets_the_columns_and_messages_of_its_prompt() -> None:
+    """A row of a task's prompts: its fields, and messages as messages. Control: the reward sees another answer."""
+    four, five = ({"prompt": "2 + 2 = ?", "answer": answer} for answer in ("4", "5"))
+    assert_prefers(correct, [(four, "4", "5"), (five, "5", "4")])
+    assert_bounded(correct, [(four, "4")], 1, 1)
+    assert_invariant(correct, [(five, " 5")], str.upper)
+    with pytest.raises(AssertionError, match="'4' has 0, '5' has 1"):
+        assert_prefers(correct, [(five, "4", "5")])
+    asked = [{"role": "user", "content": "2 + 2 = ?"}]
+    assert_prefers(of_messages, [({"messages": asked, "answer": "4"}, "it is 4", "it is 5")])
+    assert score_of(lambda prompts, **columns: [float(prompts[0] == asked)], asked, "") == 1.0
+    assert score_of(Tabulated(), "x", "abc") == score_of(Tabulated(), {"prompt": "x", "answer": 1}, "abc") == 3.0
+
+
+def test_columns_are_for_functions() -> None:
+    """An environment has those of its own prompts; a reward that needs one it was not given names it."""
+    with pytest.raises(ValueError, match="An environment has the columns of its own prompts"):
+        score_of(TAJ, {"prompt": WHERE, "answer": "4"}, "it is in agra")
+    with pytest.raises(RewardError, match="answer"):
+        score_of(correct, "2 + 2 = ?", "4")
 
 
 @pytest.mark.parametrize(

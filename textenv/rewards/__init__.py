@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from textenv.rewards.calls import call_reward, score_tokens_of
+from textenv.rewards.calls import call_reward, score_tokens_of, without_score_tokens
 from textenv.rewards.errors import RewardError
 from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.lexicon import vader
@@ -28,6 +28,7 @@ __all__ = [
     "score_tokens_of",
     "scores_or_nan",
     "vader",
+    "without_score_tokens",
 ]
 
 

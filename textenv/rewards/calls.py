@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,18 @@ def call_reward(function: Any, finished: FinishedCompletions) -> NDArray[np.floa
 def score_tokens_of(function: object) -> Any:
     """Returns `function.score_tokens` or None; ignores a copy by functools.wraps: the wrapper may score differently."""
     return None if hasattr(function, "__wrapped__") else getattr(function, "score_tokens", None)
+
+
+def without_score_tokens(function: Any) -> Any:
+    """A function that is called by the signature with texts: a copy by functools.wraps, see `score_tokens_of`."""
+    if score_tokens_of(function) is None:
+        return function
+
+    @wraps(function)
+    def with_texts(**arguments: object) -> object:
+        return function(**arguments)
+
+    return with_texts
 
 
 def _bind(
