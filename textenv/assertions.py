@@ -13,6 +13,7 @@ Plain functions that raise an AssertionError, and no plug-in: they work under an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from textenv.single_score import Prompt, Rewarded, score_of
 from textenv.state import Array
 from textenv.tree import Tree, enumerate_tree
 from textenv.unwrap import EnvLike, get_mdp
+
+Example = TypeVar("Example")
 
 
 def assert_rewards(
@@ -77,14 +80,15 @@ def assert_prefers(reward: Rewarded, examples: Iterable[tuple[Prompt, str, str]]
 
     Raises:
         AssertionError: of each pair that fails, the two completions with their scores.
+        ValueError: there are no examples.
     """
     failures = []
-    for prompt, better, worse in examples:
+    for prompt, better, worse in _at_least_one(examples):
         high, low = score_of(reward, prompt, better), score_of(reward, prompt, worse)
         if not high - low > margin:
-            failures.append(f"{prompt!r}: {better!r} has {high:g}, {worse!r} has {low:g}")
+            failures.append(f"{prompt!r}: {better!r} has {_text(high)}, {worse!r} has {_text(low)}")
     if failures:
-        rule = "more than" if margin == 0 else f"at least {margin:g} more than"
+        rule = "more than" if margin == 0 else f"more than {margin:g} above"
         raise AssertionError(f"The first completion must score {rule} the second:\n" + "\n".join(failures))
 
 
@@ -99,11 +103,13 @@ def assert_bounded(
         low, high: the bounds, both included.
 
     Raises:
-        AssertionError: each completion whose score is outside.
+        AssertionError: each completion whose score is outside, or None.
+        ValueError: there are no examples.
     """
-    scored = [(prompt, completion, score_of(reward, prompt, completion)) for prompt, completion in examples]
+    listed = _at_least_one(examples)
+    scored = [(prompt, completion, score_of(reward, prompt, completion)) for prompt, completion in listed]
     failures = [
-        f"{prompt!r}: {completion!r} has {score:g}"
+        f"{prompt!r}: {completion!r} has {_text(score)}"
         for prompt, completion, score in scored
         if not (np.isfinite(score) and low <= score <= high)
     ]
@@ -120,6 +126,8 @@ def assert_invariant(
 ) -> None:
     """Asserts that a change of a completion, such as `str.upper`, does not change its score.
 
+    None, "does not apply", before and after is no change.
+
     Args:
         reward: see `assert_prefers`.
         examples: (prompt, completion), as there.
@@ -128,13 +136,15 @@ def assert_invariant(
 
     Raises:
         AssertionError: each completion for which it does, before and after.
+        ValueError: there are no examples.
     """
     failures = []
-    for prompt, completion in examples:
+    for prompt, completion in _at_least_one(examples):
         changed = change(completion)
         before, after = score_of(reward, prompt, completion), score_of(reward, prompt, changed)
-        if not abs(before - after) <= tolerance:
-            failures.append(f"{prompt!r}: {completion!r} has {before:g}, {changed!r} has {after:g}")
+        both_none = np.isnan(before) and np.isnan(after)
+        if not (both_none or abs(before - after) <= tolerance):
+            failures.append(f"{prompt!r}: {completion!r} has {_text(before)}, {changed!r} has {_text(after)}")
     if failures:
         name = getattr(change, "__name__", "the change")
         raise AssertionError(f"{name} must not change a score:\n" + "\n".join(failures))
@@ -170,6 +180,18 @@ def assert_potential_based(term: ShapingTerm, env: EnvLike | TextMDP, *, atol: f
         f"{shaping_name(term)!r} changes the optimal policy: its sums over two completions of "
         f"{tree.mdp.prompts.texts[worst]!r} are {sums[least]:g} and {sums[most]:g}.\n{shown}"
     )
+
+
+def _at_least_one(examples: Iterable[Example]) -> list[Example]:
+    """The examples; without any, an assertion would hold of every reward."""
+    if not (listed := list(examples)):
+        raise ValueError("examples must have at least one, got none: nothing would be asserted.")
+    return listed
+
+
+def _text(score: float) -> str:
+    """A score as the function returned it."""
+    return "None" if np.isnan(score) else f"{score:g}"
 
 
 def _single(env: EnvLike | TextMDP) -> TextEnv:

@@ -73,7 +73,7 @@ def test_preferences_bounds_and_invariances() -> None:
     with pytest.raises(AssertionError) as failed:
         assert_prefers(TAJ, [(WHERE, "it is in agra", "paris"), (WHERE, "paris", "it is in agra")])
     assert str(failed.value).count("\n") == 1 and "'paris' has -1, 'it is in agra' has 1" in str(failed.value)
-    with pytest.raises(AssertionError, match="at least 5 more than"):
+    with pytest.raises(AssertionError, match="must score more than 5 above the second"):
         assert_prefers(TAJ, [(WHERE, "it is in agra", "paris")], margin=5)
     assert_prefers(shouting, [("x", "AB", "ab")])
     assert_bounded(shouting, [("x", "Ab"), ("", ""), ("é", "É\U0001f600")], 0, 1)
@@ -120,6 +120,42 @@ def test_a_function_gets_the_columns_and_messages_of_its_prompt() -> None:
     assert_prefers(of_messages, [({"messages": asked, "answer": "4"}, "it is 4", "it is 5")])
     assert score_of(lambda prompts, **columns: [float(prompts[0] == asked)], asked, "") == 1.0
     assert score_of(Tabulated(), "x", "abc") == score_of(Tabulated(), {"prompt": "x", "answer": 1}, "abc") == 3.0
+
+
+def length_or_none(completions: Any, **columns: Any) -> list[float | None]:
+    """The number of letters; None where there is no letter."""
+    return [float(len(text)) if text.isalpha() else None for text in completions]
+
+
+def test_a_difference_of_the_margin_is_not_more_than_it() -> None:
+    """The message says what is tested: 3 is not more than 2 above 1; control: it is more than 1.9 above it."""
+    assert_prefers(length_or_none, [("x", "abc", "a")], margin=1.9)
+    with pytest.raises(AssertionError, match="more than 2 above the second:\n'x': 'abc' has 3, 'a' has 1"):
+        assert_prefers(length_or_none, [("x", "abc", "a")], margin=2)
+
+
+def test_none_is_a_score_like_another_none() -> None:
+    """It stays None: no change. Control: None in place of a number is one, out of bounds and not preferred."""
+    assert_invariant(length_or_none, [("x", "1 2")], str.upper)
+    with pytest.raises(AssertionError, match="'ab' has 2, 'ab!' has None"):
+        assert_invariant(length_or_none, [("x", "ab")], lambda text: text + "!")
+    with pytest.raises(AssertionError, match="'!' has None"):
+        assert_bounded(length_or_none, [("x", "!")])
+    with pytest.raises(AssertionError, match="'a' has 1, '!' has None"):
+        assert_prefers(length_or_none, [("x", "a", "!")])
+
+
+def test_without_examples_nothing_is_asserted() -> None:
+    """Refused: a table of examples that is empty by mistake would pass."""
+    none: list[Any] = []
+    calls = [
+        lambda: assert_prefers(shouting, none),
+        lambda: assert_bounded(shouting, iter(none)),
+        lambda: assert_invariant(shouting, none, str.upper),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="at least one"):
+            call()
 
 
 def test_columns_are_for_functions() -> None:
