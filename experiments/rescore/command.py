@@ -10,10 +10,12 @@ to measure the same. A rank correlation that is high before training and low aft
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 from agents import FORMAT_VERSION, files
@@ -79,7 +81,7 @@ def rescore(config: RescoreConfig) -> list[ScoredTwice]:
     rows, console = policies(scored), plain_console(width=None if sys.stdout.isatty() else 120)
     console.print(policies_table(rows, run.reward, name_reward(config.reward, config.reward_weights)))
     console.print(differences_table(scored, config.top))
-    for note in run.notes:
+    for note in [*run.notes, *_unscored(scored)]:
         console.print(note)
     if config.out is not None:
         content = {
@@ -94,3 +96,11 @@ def rescore(config: RescoreConfig) -> list[ScoredTwice]:
         files.write_json(config.out, content)
         print(f"written to {printable(config.out)}")
     return scored
+
+
+def _unscored(scored: Sequence[ScoredTwice]) -> list[str]:
+    """A sentence about the completions for which the new reward returned None."""
+    count, total = sum(int(np.isnan(each.new).sum()) for each in scored), sum(len(each.new) for each in scored)
+    if not count:
+        return []
+    return [f"The new reward returned None for {count} of {total} completions; they are in no mean of it and no rank."]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -11,11 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.errors import FlagError
-from experiments.rescore.kept import KeptCompletion
+from experiments.rescore.kept import LARGEST_SCORE, KeptCompletion
 from textenv.data import Prompts, Tokenizer
-from textenv.rewards import FinishedCompletions, RewardError, RewardFunction, WeightedReward
+from textenv.rewards import (
+    TRAINER_ARGUMENTS,
+    FinishedCompletions,
+    RewardError,
+    RewardFunction,
+    WeightedReward,
+    call_reward,
+    without_score_tokens,
+)
 
-GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+GIVEN = {"prompts", "completions", "completion_ids", *TRAINER_ARGUMENTS}  # to every reward function
 
 
 class Rescorer:
@@ -38,16 +45,18 @@ class Rescorer:
             )
         self.names = [name for name, _ in functions]
         try:
-            self.reward = WeightedReward([_without_score_tokens(function) for _, function in functions], weights)
+            self.reward = WeightedReward([without_score_tokens(function) for _, function in functions], weights)
         except (TypeError, ValueError) as error:
             raise FlagError(f"--reward: {error}") from error
 
     def __call__(self, completions: Sequence[KeptCompletion]) -> NDArray[np.float64]:
         """Scores [N] of N completions, which are scored in one batch, as they were when they were sampled.
 
+        Nan where all functions returned None: the reward does not apply to that completion.
+
         Raises:
-            FlagError: a function needs a column that the completions do not have.
-            RewardError: a function failed; see `WeightedReward.score`.
+            FlagError: a function needs a column that the completions do not have; or a sum is too large for float32.
+            RewardError: a function failed.
         """
         if not completions:
             return np.empty(0)
@@ -58,23 +67,32 @@ class Rescorer:
                     f"--reward {name} needs the column {missing[0]!r}, which the run has not kept; it has "
                     f"{', '.join(columns) or 'none'}. Its prompts must have that field when the run is trained."
                 )
+        finished = _finished(completions, columns)
         try:
-            return self.reward.score(_finished(completions, columns))
+            parts = [_scores(function, finished) for function in self.reward.functions]
         except RewardError as error:
             error.add_note(f"The columns that the run has kept: {', '.join(columns) or 'none'}.")
             raise
+        weighted = np.stack([weight * part for weight, part in zip(self.reward.weights, parts, strict=True)])
+        total = np.where(np.isnan(weighted).all(axis=0), np.nan, np.nansum(weighted, axis=0))
+        if (np.abs(total) > LARGEST_SCORE).any():  # false of nan
+            raise FlagError("--reward-weights: the weighted sum of the scores must be finite in float32; lower them.")
+        return total
 
 
-def _without_score_tokens(function: RewardFunction) -> RewardFunction:
-    """A function that is called with texts: a copy by `functools.wraps` has no `score_tokens` of its own."""
-    if not hasattr(function, "score_tokens"):
-        return function
+def _scores(function: RewardFunction, finished: FinishedCompletions) -> NDArray[np.float64]:
+    """The scores of one function, [N], nan where it returned None.
 
-    @functools.wraps(function)
-    def with_texts(**arguments: object) -> object:
-        return function(**arguments)
-
-    return cast("RewardFunction", with_texts)
+    Raises:
+        RewardError: it failed; names the first completion that fails alone, if one does.
+    """
+    try:
+        return call_reward(function, finished)
+    except RewardError as error:
+        if error.whole_batch:
+            for row in range(len(finished)):
+                call_reward(function, finished.select(row))
+        raise
 
 
 def _required(function: RewardFunction) -> set[str]:

@@ -35,7 +35,7 @@ class ScoredTwice:
     Attributes:
         sampled: N completions.
         own: their scores under the run's own reward, [N]; nan where it failed.
-        new: their scores under the other one, [N].
+        new: their scores under the other one, [N]; nan where it returned None.
     """
 
     sampled: Sampled
@@ -64,7 +64,7 @@ class ScoredTwice:
     def as_json(self) -> list[JsonObject]:
         """Each completion with both scores."""
         return [
-            {"policy": self.sampled.name, **each._asdict(), "new_score": float(new)}
+            {"policy": self.sampled.name, **each._asdict(), "new_score": None if np.isnan(new) else float(new)}
             for each, new in zip(self.sampled.completions, self.new, strict=True)
         ]
 
@@ -115,7 +115,7 @@ def policies(scored: Sequence[ScoredTwice]) -> list[PolicyScores]:
 
 def rank_correlation(own: Array, new: Array) -> float | None:
     """Spearman's rank correlation of two scores [N]; those that are nan are left out; None: see `PolicyScores`."""
-    known = ~np.isnan(own)
+    known = ~np.isnan(own) & ~np.isnan(new)
     own, new = own[known], new[known]
     if len(own) < FEWEST or np.ptp(own) == 0 or np.ptp(new) == 0:
         return None
@@ -125,9 +125,9 @@ def rank_correlation(own: Array, new: Array) -> float | None:
 def rank_differences(own: Array, new: Array) -> Array:
     """How much higher the new score ranks a completion than the own one, [N], in shares of N: from -1 to 1.
 
-    Ranks do not depend on the units of the two; equal scores share theirs. Nan where the own score is.
+    Ranks do not depend on the units of the two; equal scores share theirs. Nan where one of the two is.
     """
-    known = ~np.isnan(own)
+    known = ~np.isnan(own) & ~np.isnan(new)
     differences = np.full(len(own), np.nan)
     if known.any():
         ranks = [stats.rankdata(values[known]) for values in (own, new)]

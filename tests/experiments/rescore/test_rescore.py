@@ -41,6 +41,12 @@ def of_chats(prompts, completions, completion_ids, answer, **columns):
 def length(completion_ids, log_extra, **columns):
     return [-float(len(ids)) for ids in completion_ids]
 
+def of_even_ids(completion_ids, **columns):
+    return [None if sum(ids) % 2 else float(sum(ids)) for ids in completion_ids]
+
+def of_none(completions, **columns):
+    return [None] * len(completions)
+
 def broken(completions, **columns):
     raise RuntimeError("no network")
 
@@ -271,3 +277,32 @@ def test_a_score_that_failed_is_left_out(chats: Path) -> None:
     before = rescore(RescoreConfig(chats, ["own_rewards:length"]))[0]
     assert np.isnan(before.own).tolist() == [True] + [False] * 23 and not np.isnan(before.new).any()
     assert not np.isnan(before.means()[0]).any()
+
+
+def test_none_is_no_failure(chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The new reward does not apply: left out of its mean and of the ranks, as in training where another applies."""
+    out = tmp_path / "out.json"
+    for each in rescore(RescoreConfig(chats, ["own_rewards:of_even_ids"], out=out)):
+        sums = np.array([sum(completion.token_ids) for completion in each.sampled.completions])
+        assert np.isnan(each.new).tolist() == (sums % 2 == 1).tolist() and 0 < (sums % 2).sum() < 24
+        assert each.means()[1].value == pytest.approx(np.mean([_mean_of_even(each, p) for p in _prompts(each)]))
+    rows = read_json(out)["completions"]
+    assert [row["new_score"] is None for row in rows] == [sum(row["token_ids"]) % 2 == 1 for row in rows]
+    count = sum(row["new_score"] is None for row in rows)
+    assert f"The new reward returned None for {count} of {len(rows)} completions" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    both = rescore(RescoreConfig(chats, ["own_rewards:of_even_ids", "own_rewards:length"]))  # one of them applies
+    assert not any(np.isnan(each.new).any() for each in both)
+    for each in rescore(RescoreConfig(chats, ["own_rewards:of_none"])):
+        assert np.isnan(each.new).all() and np.isnan(each.means()[1].value)
+
+
+def _prompts(scored: ScoredTwice) -> list[str]:
+    """The prompts with a completion that the reward of even sums applies to."""
+    return list(dict.fromkeys(c.prompt for c in scored.sampled.completions if sum(c.token_ids) % 2 == 0))
+
+
+def _mean_of_even(scored: ScoredTwice, prompt: str) -> float:
+    sums = [sum(c.token_ids) for c in scored.sampled.completions if c.prompt == prompt]
+    return float(np.mean([each for each in sums if each % 2 == 0]))
