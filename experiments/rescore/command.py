@@ -4,7 +4,7 @@
     new score(x, y)     --reward
 
 A policy that was trained on one reward and has found its holes scores high on it and not on another one that is meant
-to measure the same. A rank correlation that is high before training and low after it says so.
+to measure the same. A rank correlation (`ranks`) that is high before training and low after it says so.
 """
 
 from __future__ import annotations

@@ -9,23 +9,27 @@ import numpy as np
 from rich.table import Table
 
 from experiments.console import score_text
-from experiments.rescore.twice import FEWEST, Mean, PolicyScores, ScoredTwice, rank_correlation, rank_differences
+from experiments.rescore.ranks import rank_differences
+from experiments.rescore.twice import Mean, PolicyScores, ScoredTwice
 
+FEWEST = 3  # completions whose ranks are compared
 ABOUT = (
-    "±: standard error, of a trial over its completions, of an agent over its seeds. Rank correlation: Spearman's; of "
-    "n completions under unrelated rewards it is 0 ± 1/sqrt(n - 1)."
+    "±: standard error, of a trial over its completions, of an agent over its seeds. Rank correlation: within prompts, "
+    "over different completions; ±: its standard deviation under unrelated rewards, around 0 (more where many of the "
+    "completions differ in a word). Unknown: too few different completions a prompt, or equal scores."
 )
 
 
 def policies_table(rows: Sequence[PolicyScores], own: str, new: str) -> Table:
-    """A row for each policy: mean scores under both rewards, and their rank correlation."""
+    """A row for each policy: mean scores under both rewards, and their rank correlation, with what it is by chance."""
     table = Table(title=f"the run's reward: {own}; the new one: {new}", caption=ABOUT)
     table.add_column("policy")
-    for column in ("completions", "score", "new score", "rank correlation"):
+    for column in ("completions", "different", "score", "new score", "rank correlation", "by chance"):
         table.add_column(column, justify="right")
     for row in rows:
-        correlation = "unknown" if row.correlation is None else f"{row.correlation:.2f}"
-        table.add_row(row.name, str(row.num_completions), _text(row.own), _text(row.new), correlation)
+        value, by_chance, distinct = row.ranks
+        ranks = ("unknown", "") if value is None else (f"{value:.2f}", f"± {by_chance:.2f}")
+        table.add_row(row.name, str(row.num_completions), str(distinct), _text(row.own), _text(row.new), *ranks)
     return table
 
 
@@ -33,9 +37,11 @@ def differences_table(scored: Sequence[ScoredTwice], count: int) -> Table | str:
     """The completions whose ranks under the two rewards differ most, among all policies; equal ones once."""
     rows = [(each.sampled.name, completion) for each in scored for completion in each.sampled.completions]
     own, new = (np.concatenate([getattr(each, name) for each in scored]) for name in ("own", "new"))
-    if rank_correlation(own, new) is None:
+    difference = rank_differences(own, new)
+    known = ~np.isnan(difference)
+    if known.sum() < FEWEST or min(np.ptp(own[known]), np.ptp(new[known])) == 0:
         return f"No ranks to compare: fewer than {FEWEST} completions, or a reward that scores all of them alike."
-    difference = np.nan_to_num(rank_differences(own, new))
+    difference = np.nan_to_num(difference)
     if not difference.any():
         return "The two rewards rank all completions alike."
     table = Table(

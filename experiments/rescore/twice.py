@@ -1,4 +1,4 @@
-"""Completions with two scores: means with standard errors, rank correlation, and where the two differ most."""
+"""Completions with two scores: the means of each policy with standard errors, and the rank correlation of the two."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from agents.files import JsonObject
 from experiments.evaluation import mean_over_prompts
 from experiments.rescore.kept import KeptCompletion, Sampled
+from experiments.rescore.ranks import RankCorrelation, rank_correlation
 from experiments.token_samples import DIGITS
 
-FEWEST = 3  # completions of a rank correlation: of two it is 1 or -1 always
 Array = NDArray[np.float64]
 
 
@@ -61,6 +60,10 @@ class ScoredTwice:
             found.append(_mean(values[known], prompt[known]))
         return found[0], found[1]
 
+    def compared(self) -> tuple[list[tuple[str, str]], Array, Array]:
+        """What `rank_correlation` takes: prompts with completions, and both scores."""
+        return [(each.prompt, each.completion) for each in self.sampled.completions], self.own, self.new
+
     def as_json(self) -> list[JsonObject]:
         """Each completion with both scores."""
         return [
@@ -77,62 +80,42 @@ class PolicyScores:
         name: of the policy; of an agent, with its number of seeds.
         num_completions: N.
         own, new: the means under both rewards.
-        correlation: Spearman's rank correlation of the two; None where there are fewer than `FEWEST` completions, or
-            one of the rewards scores all of them alike.
+        ranks: the rank correlation of the two, within prompts and over distinct completions.
     """
 
     name: str
     num_completions: int
     own: Mean
     new: Mean
-    correlation: float | None
+    ranks: RankCorrelation
 
     def as_json(self) -> JsonObject:
         """The row as a JSON object."""
-        return dataclasses.asdict(self) | {"own": self.own._asdict(), "new": self.new._asdict()}
+        pairs = {"own": self.own._asdict(), "new": self.new._asdict(), "ranks": self.ranks._asdict()}
+        return dataclasses.asdict(self) | pairs
 
 
 def policies(scored: Sequence[ScoredTwice]) -> list[PolicyScores]:
     """A row for each policy; below the trials of an agent with several seeds, one for the agent.
 
     The agent's mean is that of its seeds' means, and its standard error is over seeds: so it also counts how far the
-    trials went apart. Its rank correlation is over the completions of all seeds.
+    trials went apart. Its rank correlation is over the distinct completions of all seeds.
     """
     rows: list[PolicyScores] = []
     for agent in dict.fromkeys(each.sampled.agent for each in scored):
         own = [each for each in scored if each.sampled.agent == agent]
         rows += [
-            PolicyScores(each.sampled.name, len(each.new), *each.means(), rank_correlation(each.own, each.new))
+            PolicyScores(each.sampled.name, len(each.new), *each.means(), rank_correlation(*each.compared()))
             for each in own
         ]
         if len(own) > 1:
-            both = [np.concatenate([getattr(each, name) for each in own]) for name in ("own", "new")]
+            keys, *both = zip(*(each.compared() for each in own), strict=True)
+            ranks = rank_correlation([key for seed in keys for key in seed], *map(np.concatenate, both))
+            count = sum(len(each.new) for each in own)
             means = [_over_seeds([each.means()[k].value for each in own]) for k in range(2)]
             name = f"{agent}, {len(own)} seeds"
-            rows.append(PolicyScores(name, len(both[1]), means[0], means[1], rank_correlation(*both)))
+            rows.append(PolicyScores(name, count, means[0], means[1], ranks))
     return rows
-
-
-def rank_correlation(own: Array, new: Array) -> float | None:
-    """Spearman's rank correlation of two scores [N]; those that are nan are left out; None: see `PolicyScores`."""
-    known = ~np.isnan(own) & ~np.isnan(new)
-    own, new = own[known], new[known]
-    if len(own) < FEWEST or np.ptp(own) == 0 or np.ptp(new) == 0:
-        return None
-    return float(stats.spearmanr(own, new).statistic)
-
-
-def rank_differences(own: Array, new: Array) -> Array:
-    """How much higher the new score ranks a completion than the own one, [N], in shares of N: from -1 to 1.
-
-    Ranks do not depend on the units of the two; equal scores share theirs. Nan where one of the two is.
-    """
-    known = ~np.isnan(own) & ~np.isnan(new)
-    differences = np.full(len(own), np.nan)
-    if known.any():
-        ranks = [stats.rankdata(values[known]) for values in (own, new)]
-        differences[known] = (ranks[1] - ranks[0]) / known.sum()
-    return differences
 
 
 def _over_seeds(means: Sequence[float]) -> Mean:
