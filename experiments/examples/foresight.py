@@ -6,6 +6,9 @@
 The share of completions with a word, under the reference, and under the optimum pi* ~ pi_ref exp(r / beta), by the
 weights of the completions of the reference that the run has kept (`initial/reference.jsonl`); and under the trained
 policy (the last of `samples/`). Nothing of it needs the model.
+
+What is foreseen of a change is its correlation, over words, with the change that the weights foresee. Beside it stands
+the same with the weights of each prompt in random order: weights that know nothing of the completions.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import json
 import re
 import warnings
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,11 @@ import tyro
 from numpy.typing import NDArray
 
 from experiments.console import plain_console
+from experiments.errors import FlagError
 from textenv.exact import MIN_EFFECTIVE_SAMPLES, optimum_from_scores
 
 WORD = re.compile(r"\w+|[^\w\s]+")
+SHUFFLES = 200
 SHARE = 0.02  # of the completions of the reference, at least, have a word that is counted
 Array = NDArray[np.float64]
 
@@ -37,22 +41,41 @@ class Args:
     """Folder of `train`, with --optimum-completions and --samples-per-eval in the hundreds."""
     top: int = 10
     """Words that are shown: those which pi* has most more of."""
+    kl_coef: float | None = None
+    """beta of pi*; by default that of the run's --kl-coef."""
 
 
 @dataclass(frozen=True)
 class Foresight:
-    """The share of completions with each of W words, [W]: of the reference, of pi* at a beta, and of the policy."""
+    """The share of completions with each of W words.
+
+    Attributes:
+        kl_coef: beta of pi*.
+        words: the W words.
+        reference, optimum, policy: the shares [W] of the reference, of pi* and of the policy.
+        shuffled: those by weights of pi* that are shuffled within prompts, [`SHUFFLES`, W].
+    """
 
     kl_coef: float
     words: list[str]
     reference: Array
     optimum: Array
     policy: Array
+    shuffled: Array
 
     @property
     def correlation(self) -> float:
         """The correlation of the foreseen change with the change, over words."""
-        return float(np.corrcoef(self.optimum - self.reference, self.policy - self.reference)[0, 1])
+        return self._correlation(self.optimum)
+
+    @property
+    def by_chance(self) -> tuple[float, float]:
+        """Mean and standard deviation of the correlation with what shuffled weights foresee."""
+        found = [self._correlation(shares) for shares in self.shuffled]
+        return float(np.mean(found)), float(np.std(found))
+
+    def _correlation(self, foreseen: Array) -> float:
+        return float(np.corrcoef(foreseen - self.reference, self.policy - self.reference)[0, 1])
 
     def same_direction(self, count: int) -> int:
         """Of the `count` words that pi* shifts most, how many the policy has shifted in that direction."""
@@ -61,32 +84,58 @@ class Foresight:
         return int((np.sign(foreseen) == np.sign(found))[most].sum())
 
 
-def compare(run: Path) -> Foresight:
-    """Reads a run; raises a FileNotFoundError where it has kept no completions of the reference, or no samples."""
-    rows = _rows(run / "initial" / "reference.jsonl")
-    groups = [list(group) for _, group in groupby(rows, lambda row: row["prompt"])]
-    rewards = np.array([[np.nan if row["reward"] is None else row["reward"] for row in group] for group in groups])
-    beta, weights = _weights(rewards, json.loads((run / "config.json").read_text())["flags"]["kl_coef"])
-    last = max((run / "samples").glob("*.jsonl"), key=lambda path: int(path.stem))
+def compare(run: Path, kl_coef: float | None = None) -> Foresight:
+    """Reads a run.
+
+    Args:
+        run: its folder.
+        kl_coef: beta; None: that of the run's --kl-coef.
+
+    Raises:
+        FileNotFoundError: it has kept no completions of the reference, or no samples.
+        FlagError: beta is not known, or is 0; or J* was not estimated.
+    """
+    rows, flags = _rows(run / "initial" / "reference.jsonl"), json.loads((run / "config.json").read_text())["flags"]
+    if not (paths := list((run / "samples").glob("*.jsonl"))):
+        raise FileNotFoundError(f"{run / 'samples'} holds no completions; train with --samples-per-eval 512.")
+    last = max(paths, key=lambda path: int(path.stem))
+    if not (kl_coef := flags["kl_coef"] if kl_coef is None else kl_coef):
+        raise FlagError("beta must be known and greater than 0: the run had no --kl-coef, so give --kl-coef here.")
+    # rows are one prompt after the other; two prompts may be equal, so their texts do not tell where one ends
+    if not (count := json.loads((run / "initial" / "baselines.json").read_text()).get("optimum_completions")):
+        raise FlagError(f"{run}: J* was not estimated; train with --optimum-completions 256.")
+    rewards, log_ratios = (
+        np.array([np.nan if row[name] is None else row[name] for row in rows]).reshape(-1, int(count))
+        for name in ("reward", "kl")
+    )
+    beta, weights = _weights(rewards, log_ratios, kl_coef)
     reference, policy = (_words(found) for found in (rows, _rows(last)))
     words = sorted(set.union(*reference))
     has = np.array([[word in each for word in words] for each in reference], dtype=np.float64)
     kept = has.mean(axis=0) >= SHARE
-    words = [word for word, keep in zip(words, kept, strict=True) if keep]
+    words, has = [word for word, keep in zip(words, kept, strict=True) if keep], has[:, kept]
     after = np.array([[word in each for word in words] for each in policy], dtype=np.float64)
-    optimum = weights.ravel() @ has[:, kept] / len(groups)
-    return Foresight(beta, words, has[:, kept].mean(axis=0), optimum, after.mean(axis=0))
+    rng = np.random.default_rng(0)
+    shuffled = np.stack([rng.permuted(weights, axis=1).ravel() for _ in range(SHUFFLES)]) @ has / len(weights)
+    optimum = weights.ravel() @ has / len(weights)
+    return Foresight(beta, words, has.mean(axis=0), optimum, after.mean(axis=0), shuffled)
 
 
-def _weights(rewards: Array, beta: float) -> tuple[float, Array]:
+def _weights(rewards: Array, log_ratios: Array, beta: float) -> tuple[float, Array]:
     """The weights of pi* at the task's beta, or at the first doubling where 10 completions of each prompt decide.
 
     A policy that is trained passes the optima of larger beta on its way; fewer completions would tell of themselves.
+
+    Args:
+        rewards: r(x, y), [P, N].
+        log_ratios: log(pi(y|x) / pi_ref(y|x)) of the policy that has sampled them, [P, N], by which the weights are
+            corrected, as `ReferenceCompletions.optimum` is.
+        beta: the smallest.
     """
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            estimate = optimum_from_scores(rewards, beta)
+            estimate = optimum_from_scores(rewards - beta * log_ratios, beta)
         if estimate.effective_sample_size.min() >= min(MIN_EFFECTIVE_SAMPLES, rewards.shape[1] / 2):
             return beta, estimate.weights
         beta *= 2
@@ -102,15 +151,16 @@ def _words(rows: list[dict[str, object]]) -> list[set[str]]:
 
 def main(args: Args) -> None:
     """Prints the words, and how well the change of all of them was foreseen."""
-    found, console = compare(args.run), plain_console()
-    moved = found.optimum - found.reference
+    found, console = compare(args.run, args.kl_coef), plain_console()
+    (mean, spread), moved = found.by_chance, found.optimum - found.reference
     console.print(f"{'word':<12} {'pi_ref':>7} {'pi*':>7} {'policy':>7}")
     for k in [*np.argsort(-moved)[: args.top], *np.argsort(moved)[: args.top // 2][::-1]]:
         shares = (found.reference[k], found.optimum[k], found.policy[k])
         console.print(f"{found.words[k]:<12} " + " ".join(f"{share:>7.1%}" for share in shares))
     console.print(
         f"{len(found.words)} words, pi* at beta {found.kl_coef:g}: correlation of the foreseen change with the change "
-        f"{found.correlation:.2f}; of the 20 that pi* shifts most {found.same_direction(20)} moved as foreseen.",
+        f"{found.correlation:.2f} (by chance, with shuffled weights, {mean:.2f} ± {spread:.2f}); of the 20 "
+        f"that pi* shifts most {found.same_direction(20)} moved as foreseen.",
         soft_wrap=True,
     )
 
