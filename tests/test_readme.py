@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,9 +51,15 @@ def test_they_have_code() -> None:
 
 @pytest.mark.parametrize("code", BLOCKS)
 def test_their_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block runs by itself in an empty folder."""
+    """Each block runs by itself in an empty folder, and so do its tests, which use all that they draw."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code, "<README.md>", "exec"), namespace)  # no file, which Hypothesis would read
+    tests = [each for each in ast.walk(ast.parse(code)) if isinstance(each, ast.FunctionDef) and each.decorator_list]
+    for test in (each for each in tests if each.name.startswith("test_")):
+        namespace[test.name]()
+        used = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
+        assert {argument.arg for argument in test.args.args} <= used
 
 
 def anchors(readme: Path) -> set[str]:
