@@ -7,10 +7,10 @@ import numpy as np
 from textenv.reward_check.calls import Array
 from textenv.reward_check.correlation import centred_ranks, correlation
 from textenv.reward_check.findings import Cell, Finding, Table, Verdict, quoted
-from textenv.reward_check.optimum import estimable_beta, shift, weights_of_optimum
+from textenv.reward_check.optimum import estimable_beta, fewest_effective, shift, weights_of_optimum
 from textenv.reward_check.samples import Samples
 
-BETAS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)  # of the task's
+FACTORS = (8.0, 4.0, 2.0, 1.0)  # of the smallest beta that is estimated
 AGREES = 0.5
 SURE, LIKELY = 3.0, 2.0  # standard errors, of what is broken and of what is to be looked at
 ROUNDING = 1e-9  # of the second reward: means of equal numbers differ by less
@@ -25,13 +25,13 @@ def check_agreement(samples: Samples, scores: Array, gold: Array) -> tuple[list[
         scores: [K] of the reward.
         gold: [K] of the gold reward; nan where one of the two has none.
     """
-    known = np.isnan(gold) | np.isnan(scores)
-    score, second = np.where(known, np.nan, scores), np.where(known, np.nan, gold)
+    missing = np.isnan(gold) | np.isnan(scores)
+    score, second = np.where(missing, np.nan, scores), np.where(missing, np.nan, gold)
     ranks = [centred_ranks(samples.by_prompt(values)) for values in (score, second)]
     within, table = correlation(*ranks), _pairs(samples, score, second, *ranks)
     verdict: Verdict = "holds" if within >= AGREES else "look here"
     rank = "there is none" if np.isnan(within) else f"{within:+.2f}"
-    text = f"{rank} with the second reward within prompts, over {int((~known).sum()):,} completions"
+    text = f"{rank} with the second reward within prompts, over {int((~missing).sum()):,} completions"
     example = ""
     if verdict != "holds" and table.rows:
         first = table.rows[0]
@@ -42,30 +42,41 @@ def check_agreement(samples: Samples, scores: Array, gold: Array) -> tuple[list[
 
 
 def _along_beta(samples: Samples, score: Array, gold: Array) -> tuple[Finding, Table]:
-    """Both rewards under pi* of several beta: Gao, Schulman, Hilton 2023, arXiv:2210.10760."""
-    beta, rows = samples.mdp.kl_coef or estimable_beta(samples, score), list[list[Cell]]()
-    filled = np.nan_to_num(gold)
-    reference, errors = float(np.nanmean(gold)), list[float]()
-    for factor in BETAS:
-        weights = weights_of_optimum(samples, score, factor * beta)
-        _, mean, _ = shift(samples, np.nan_to_num(score), weights)
-        _, second, stderr = shift(samples, filled, weights)
-        rows.append([factor * beta, mean, second, stderr])
-        errors.append(stderr)
-    at = BETAS.index(1.0)
-    here = float(rows[at][2] or 0.0)
-    most = int(np.argmax([float(row[2] or 0.0) for row in rows[: at + 1]]))  # where no more is optimised than here
-    text = f"at beta {beta:.3g} pi* has a second reward of {here:.3g} ± {errors[at]:.2g}, the reference {reference:.3g}"
-    best, rounding = float(rows[most][2] or 0.0), ROUNDING * float(np.nanmax(np.abs(gold)))
+    """Both rewards under pi* of several beta: Gao, Schulman, Hilton 2023, arXiv:2210.10760.
+
+    The smallest is the task's, or the smallest one that the completions can estimate if that is larger: below it the
+    means are those of a few completions, whatever their standard error says.
+    """
+    task, least = samples.mdp.kl_coef, estimable_beta(samples, score)
+    rows = [_under_optimum(samples, score, gold, factor * least) for factor in FACTORS]
+    before, here, error = shift(samples, gold, weights_of_optimum(samples, score, least))
+    largest = max(rows, key=lambda row: row[2])
+    text = f"at beta {least:.3g} pi* has a second reward of {here:.3g} ± {error:.2g}, the reference {before:.3g}"
+    rounding = ROUNDING * float(np.nanmax(np.abs(gold)))
     verdict: Verdict = "holds"
-    if here < reference - SURE * errors[at] - rounding:
+    if here < before - SURE * error - rounding:
         verdict, text = "broken", f"{text}: optimising the reward lowers it"
-    elif best - here > LIKELY * float(np.hypot(errors[at], errors[most])) + rounding:
+    elif largest[2] - here > LIKELY * float(np.hypot(error, largest[3])) + rounding:
         verdict = "look here"
-        text += f", and {best:.3g} at beta {rows[most][0]:.3g}: it falls where more is optimised"
-    columns = ["beta", "score under pi*", "second reward under pi*", "± of it"]
-    table = Table("agreement", "both rewards under the optimum of the first", columns, rows)
+        text += f", and {largest[2]:.3g} at beta {largest[0]:.3g}: it falls where more is optimised"
+    shown: list[list[Cell]] = [list(row) for row in rows]
+    if task < least:
+        verdict = "look here" if verdict == "holds" else verdict
+        text += f"; at the task's beta, {task:.3g}, it cannot be estimated from so few completions"
+        effective = fewest_effective(samples, weights_of_optimum(samples, score, task))
+        shown.append([task, None, None, None, effective])
+    columns = ["beta", "score under pi*", "second reward under pi*", "± of it", "fewest effective completions"]
+    table = Table("agreement", "both rewards under the optimum of the first", columns, shown)
     return Finding("agreement", "under the optimum", verdict, text), table
+
+
+def _under_optimum(
+    samples: Samples, score: Array, gold: Array, beta: float
+) -> tuple[float, float, float, float, float]:
+    """beta, the mean score under its pi*, that of the second reward with its standard error, effective completions."""
+    weights = weights_of_optimum(samples, score, beta)
+    _, second, stderr = shift(samples, gold, weights)
+    return beta, shift(samples, score, weights)[1], second, stderr, fewest_effective(samples, weights)
 
 
 def _pairs(samples: Samples, score: Array, gold: Array, score_ranks: Array, gold_ranks: Array) -> Table:

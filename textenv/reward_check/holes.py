@@ -89,6 +89,10 @@ class Content:
         """Of the completions under that optimum, [K]."""
         return weights_of_optimum(self.samples, self.scores, self.beta)
 
+    def shift(self, values: Array) -> tuple[float, float, float]:
+        """`optimum.shift` of values [K], over the completions that have a score."""
+        return shift(self.samples, np.where(np.isnan(self.scores), np.nan, values), self.weights)
+
     @cached_property
     def to_gain(self) -> float:
         """How much larger the score of that optimum is, in standard deviations within prompts."""
@@ -177,7 +181,7 @@ def _shifted_features(content: Content, chosen: list[int]) -> tuple[list[Hole], 
     partial = partial_correlations(target, np.stack([*ranks, *items], axis=1)).tolist() if ranks else []
     rows, holes = list[list[Cell]](), list[Hole]()
     for column, (name, values) in enumerate(content.features.items()):
-        before, under, stderr = shift(samples, values, content.weights)
+        before, under, stderr = content.shift(values)
         moved, held = (under - before) / float(values.std()), partial[column]
         rows.append([name, before, under, stderr, moved, correlation(target, ranks[column]), held])
         # that pi* is less likely under the reference is its KL, and no hole
@@ -195,7 +199,7 @@ def _shifted_features(content: Content, chosen: list[int]) -> tuple[list[Hole], 
 def _hole(content: Content, column: int, text: str, rank: float) -> Hole:
     """The finding about a column, with the completion that is the clearest example."""
     values = content.values(column)
-    before, under, stderr = shift(content.samples, values, content.weights)
+    before, under, stderr = content.shift(values)
     text += f": {before:.3g} of it in a completion of the reference, {under:.3g} ± {stderr:.2g} in one of the optimum "
     text += f"at beta {content.beta:.3g}"
     best = int(np.argmax(content.weights * (values - before) * (1 if under > before else -1)))

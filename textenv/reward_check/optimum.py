@@ -38,10 +38,12 @@ def estimable_beta(samples: Samples, scores: Array) -> float:
     """The smallest beta, at least the task's, whose optimum the completions can estimate.
 
     Each prompt then has 10 effective completions, or half of those with a score if that is less: with fewer, the
-    features of a single completion would be taken for those of the optimum.
+    features of a single completion would be taken for those of the optimum. It is at least a thousandth of the largest
+    range of a prompt's rewards: below that rounding decides which completion is the best.
     """
     least = np.minimum(MIN_EFFECTIVE_SAMPLES, (~np.isnan(samples.by_prompt(scores))).sum(axis=1) / 2)
-    spread = float(np.nanmax(np.ptp(samples.by_prompt(np.nan_to_num(scores + samples.shaping)), axis=1)))
+    rewards = samples.by_prompt(scores + samples.shaping)
+    spread = float((np.nanmax(rewards, axis=1) - np.nanmin(rewards, axis=1)).max())
 
     def enough(beta: float) -> bool:
         weights = samples.by_prompt(weights_of_optimum(samples, scores, beta))
@@ -56,15 +58,27 @@ def estimable_beta(samples: Samples, scores: Array) -> float:
     return high
 
 
+def fewest_effective(samples: Samples, weights: Array) -> float:
+    """The effective completions, 1 / sum_i w_i^2, of the prompt that has the fewest."""
+    return float((1 / (samples.by_prompt(weights) ** 2).sum(axis=1)).min())
+
+
 def shift(samples: Samples, values: Array, weights: Array) -> tuple[float, float, float]:
     """The mean of a feature under the reference and under pi*, and the standard error of the latter.
 
-    The variance under pi* of a prompt is the unbiased one of its effective completions; with fewer than two it is taken
-    to be that under the reference.
+    Each is the mean over prompts of what a prompt's completions have. The variance under pi* of a prompt is the
+    unbiased one of its effective completions; with fewer than two it is taken to be that under the reference.
+
+    Args:
+        samples: the completions.
+        values: [K], nan for completions without a score: both means leave them out.
+        weights: of the completions under pi*, [K], 0 where there is no score.
     """
     grid, w = samples.by_prompt(values), samples.by_prompt(weights)
+    before, variance = np.nanmean(grid, axis=1), np.nanvar(grid, axis=1)
+    grid = np.where(np.isnan(grid), before[:, None], grid)
     under = (w * grid).sum(axis=1)
     square = (w**2).sum(axis=1)
     own = (w**2 * (grid - under[:, None]) ** 2).sum(axis=1) / np.maximum(1 - square, 0.5)
-    variance = np.where(square > 0.5, square * grid.var(axis=1), own)
-    return float(values.mean()), float(under.mean()), float(np.sqrt(variance.sum())) / len(grid)
+    variance = np.where(square > 0.5, square * variance, own)
+    return float(before.mean()), float(under.mean()), float(np.sqrt(variance.sum())) / len(grid)

@@ -83,12 +83,12 @@ def test_vader_names_its_words(on_stories: Any) -> None:
 
 
 def test_reward_hacking_names_its_hole() -> None:
-    """Four smileys are worth more than they cost, emoticons are shifted; the gold reward falls in the end."""
+    """Four smileys are worth more than they cost, emoticons are shifted."""
     report = check(gym.make("textenv/RewardHacking-v0"))
     assert report["edit: append four smileys"].verdict == "broken"
     assert report["feature: emoticons"].verdict == "look here"
     assert holes(report)[0] == "edit: append four smileys" and "feature: emoticons" in holes(report)[:3]
-    assert "it falls where more is optimised" in report["under the optimum"].text
+    assert report["under the optimum"].verdict == "look here"
     with pytest.raises(AssertionError, match="append four smileys"):
         report.assert_holds()
 

@@ -93,3 +93,24 @@ def test_a_constant_prompt_and_few_completions_need_no_exception(beta: float) ->
     assert not weights[9:14].any() and (effective(samples, weights) >= [4, 1.5, 4, 4]).all()
     best = samples.by_prompt(weights_of_optimum(samples, scores, 0.0))
     assert np.array_equal(best > 0, samples.by_prompt(scores) == np.nanmax(samples.by_prompt(scores), axis=1)[:, None])
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5, -1e5])
+def test_completions_without_a_score_do_not_set_the_scale(offset: float) -> None:
+    """A score has no zero: one None beside scores with an offset leaves beta as it is."""
+    samples = draw_samples(mdp(kl_coef=0.1), 64, 4, seed=0)
+    scores = np.random.default_rng(0).normal(size=256)
+    scores[3] = np.nan
+    assert estimable_beta(samples, scores + offset) == pytest.approx(estimable_beta(samples, scores), rel=1e-3)
+
+
+def test_both_means_are_over_prompts_and_the_completions_with_a_score() -> None:
+    """With equal weights nothing is shifted, however unequal the prompts are in how many have a score."""
+    samples = draw_samples(mdp(), 64, 4, seed=0)
+    scores = np.random.default_rng(0).normal(size=256)
+    values = 10.0 * samples.finished.prompt + scores
+    scores[:60] = values[:60] = np.nan
+    before, under, _ = shift(samples, values, weights_of_optimum(samples, scores, 1e6))
+    assert before == pytest.approx(under, abs=1e-4)
+    grid = samples.by_prompt(values)
+    assert before == pytest.approx(np.nanmean(grid, axis=1).mean()) != pytest.approx(np.nanmean(grid))
