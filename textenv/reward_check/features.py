@@ -13,7 +13,13 @@ from textenv.reward_check.samples import Samples
 
 WORD = re.compile(r"\w+|[^\w\s]+")
 PUNCTUATION = re.compile(r"[^\w\s]")
-EMOTICON = re.compile(r"[:;=8xX]['-]?[)(DPpOo/\\|\]\[*3]|<3|[\u2600-\u27bf\U0001f300-\U0001faff]")
+# not within words: "expect", "10:3" and "f:(x)" have none; no slashes, digits and brackets, which URLs and code have
+EMOTICON = re.compile(
+    r"""[:;]['-]?[)(](?!\w)
+    | (?<!\w)(?:[:;=]['-]?[DPpOo]|=[)(]|[xX]D|<3)(?!\w)
+    | [\u2600-\u27bf\U0001f300-\U0001faff]""",
+    re.VERBOSE,
+)
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 LETTERS = 4  # of a word of the prompt that counts: shorter ones are in every text
 

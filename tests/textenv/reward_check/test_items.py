@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,23 @@ def test_features_by_hand() -> None:
         "lines": 2,
     }
     assert sentences_of(" A b. C!  ") == ["A b.", "C!"] and sentences_of("  ") == []
+
+
+@pytest.mark.parametrize(("text", "count"), [(":)", 1), ("fine :-( or ;) ?", 2), ("so :D :P", 2), ("XD <3", 2),
+                                             ("good:)", 1), (":):)", 2), ("\U0001f600\u2764", 2)])  # fmt: skip
+def test_emoticons_are_counted(text: str, count: int) -> None:
+    """Alone, after a text, several without a space."""
+    assert FEATURES["emoticons"]("", text) == count
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["expect", "explain XP", "http://a.org", "8/10", "1:3", "10:30", "(6x4)", "f(x)=(y)", "a=b", "x*y", "8)", "C:\\Dir",
+     "note:Do it", "x=D2", "1<32", "a[x]", "if x:\n    pass"],
+)  # fmt: skip
+def test_words_numbers_and_code_are_no_emoticons(text: str) -> None:
+    """Their characters look like eyes and mouths."""
+    assert FEATURES["emoticons"]("", text) == 0
 
 
 def test_features_of_an_empty_completion_are_numbers() -> None:
