@@ -11,6 +11,7 @@ from textenv.data import messages_of
 from textenv.reward_check.calls import Array, Function
 from textenv.reward_check.child import NotRun, run_elsewhere
 from textenv.reward_check.findings import Finding, Verdict, quoted
+from textenv.reward_check.noise import beyond_noise, differences, standard_deviation
 from textenv.reward_check.samples import Samples
 from textenv.rewards import TRAINER_ARGUMENTS, FinishedCompletions, RewardError
 
@@ -54,7 +55,8 @@ class _Contract:
         self.function, self.finished, self.scores = function, finished, scores
         valid = scores[~np.isnan(scores)]
         self.spread = float(valid.std()) if len(valid) else 0.0
-        self.noise = 0.0
+        self.tolerance = ROUNDING * self.spread
+        self.noise, self.repeated = 0.0, np.zeros(len(scores))
         order = np.argsort(finished.length, kind="stable")  # the shortest are among those that are scored alone
         self.some = order[np.unique(np.linspace(0, len(order) - 1, min(ALONE, len(order))).round().astype(int))]
 
@@ -77,13 +79,14 @@ class _Contract:
     def repeats(self) -> Finding:
         """The same scores again."""
         again = self.function.score(self.finished)
-        difference = np.nan_to_num(again - self.scores)
-        self.noise = float(np.sqrt((difference**2).mean() / 2))  # the difference of two has twice the variance
-        if not _differ(again, self.scores, 0.0).any():
+        self.repeated = differences(again, self.scores)
+        self.noise = standard_deviation(again, self.scores)
+        differ = int((self.repeated > 0).sum())
+        if not differ:
             return self.finding("repeats", "holds", "the same batch has the same scores again")
-        text = f"the same batch has other scores again: a score's standard deviation is {self.noise:.3g}, "
-        text += f"{self._relative(self.noise)} of the scores'"
-        rounding = float(np.abs(difference).max()) <= ROUNDING * self.spread and not self._other_none(again)
+        text = f"the same batch has other scores again: {differ:,} of {len(again):,} completions; "
+        text += f"a score's standard deviation is {self.noise:.3g}, {self._relative(self.noise)} of the scores'"
+        rounding = float(self.repeated.max()) <= self.tolerance
         verdict: Verdict = "holds" if rounding else "broken" if self.noise > NOISE * self.spread else "look here"
         example = "" if rounding else self._example(again, self.scores, np.arange(len(again)), "again")
         return self.finding("repeats", verdict, text, example)
@@ -159,27 +162,22 @@ class _Contract:
 
     def _compare(self, name: str, found: Array, rows: NDArray[np.int64], new: str, old: str) -> Finding:
         expected = self.scores[rows]
-        # two noisy scores differ by more than 6 times their noise in one of 40,000 pairs
-        tolerance = ROUNDING * self.spread + 6 * self.noise
-        wrong = _differ(found, expected, tolerance)
-        if not wrong.any():
-            largest = float(np.nan_to_num(np.abs(found - expected)).max())
+        sizes = differences(found, expected)
+        if not beyond_noise(sizes, self.repeated, self.tolerance):
+            largest = float(sizes.max())
             beyond = " within its noise" if self.noise else f" apart from rounding, {largest:.2g} at most"
             return self.finding(name, "holds", f"the same scores {new} as {old}{beyond if largest else ''}")
+        wrong = sizes > self.tolerance
         text = f"{int(wrong.sum()):,} of {len(wrong):,} completions have another score {new} than {old}"
-        return self.finding(name, "broken", text, self._example(found, expected, rows, new, wrong))
+        text += f", more or larger differences than where the same is repeated ({self.noise:.3g})" if self.noise else ""
+        return self.finding(name, "broken", text, self._example(found, expected, rows, new))
 
-    def _example(
-        self, found: Array, expected: Array, rows: NDArray[np.int64], new: str, wrong: NDArray[np.bool_] | None = None
-    ) -> str:
+    def _example(self, found: Array, expected: Array, rows: NDArray[np.int64], new: str) -> str:
         """The shortest completion whose score is another."""
-        wrong = _differ(found, expected, 0.0) if wrong is None else wrong
+        wrong = differences(found, expected) > self.tolerance
         at = min(np.flatnonzero(wrong).tolist(), key=lambda i: int(self.finished.length[rows[i]]))
         text = quoted(str(self.finished.completions[rows[at]]))
         return f"{text} has {_score(expected[at])}, and {_score(found[at])} {new}"
-
-    def _other_none(self, again: Array) -> bool:
-        return bool((np.isnan(again) != np.isnan(self.scores)).any())
 
     def _relative(self, value: float) -> str:
         return f"{value / self.spread:.1%}" if self.spread > 0 else "much"
@@ -195,14 +193,6 @@ def _failed(function: Function, finished: FinishedCompletions, error: RewardErro
             return Finding("contract", "returns", "broken", str(alone), example, function.name)
     text = f"{error} None of the completions fails alone."
     return Finding("contract", "returns", "broken", text, f"a batch of {len(finished):,} completions", function.name)
-
-
-def _differ(found: Array, expected: Array, tolerance: float) -> NDArray[np.bool_]:
-    """Whether scores differ by more than a tolerance, or one of the two is None."""
-    with np.errstate(invalid="ignore"):
-        far: NDArray[np.bool_] = np.abs(found - expected) > tolerance
-    different: NDArray[np.bool_] = far | (np.isnan(found) != np.isnan(expected))
-    return different
 
 
 def _score(value: float) -> str:

@@ -52,7 +52,7 @@ def test_nothing_is_found_where_no_rule_is_broken(function: Any) -> None:
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (faulty.one_too_few, "64"),
+        (faulty.one_too_few, "one score per completion: 1, got 0"),
         (faulty.nan_for_short, "nan"),
         (faulty.infinite, "inf"),
         (faulty.a_string, "'1.0'"),
@@ -64,7 +64,7 @@ def test_what_it_returns_is_one_number_or_none_each(function: Any, text: str) ->
     """The shortest completion that fails alone is the example; there are no scores."""
     found, scores, _ = contract(function)
     assert wrong(found) == {"returns": "broken"} and scores is None
-    assert text in found["returns"].text or function is faulty.one_too_few
+    assert text in found["returns"].text
     if function is faulty.raises_on_empty:
         assert found["returns"].example.startswith("alone, '' of ")
 
@@ -125,6 +125,54 @@ def test_a_little_noise_is_no_fault_of_the_other_checks() -> None:
         return [s + 0.01 * generator.normal() for s in faulty.sound(prompts, completions, completion_ids)]
 
     assert wrong(contract(little)[0]) == {"repeats": "look here"}
+
+
+def judge(share: float, none: float = 0.0, offset: float = 0.0, size: float = 1.0) -> Any:
+    """A judge that changes a share of its grades by one, and gives none to a share of the completions.
+
+    What it says of a completion alone differs by `offset`.
+    """
+    generator = np.random.default_rng(0)
+
+    def graded(prompts: Any, completions: Any, completion_ids: Any) -> list[float | None]:
+        scores = faulty.sound(prompts, completions, completion_ids)
+        hashed = [sum(ids) * 7919 % 100 / 100 for ids in completion_ids]
+        return [
+            None if h < none else s + size * (generator.random() < share) + offset * (len(prompts) == 1)
+            for s, h in zip(scores, hashed, strict=True)
+        ]
+
+    return graded
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_noise_of_any_distribution_is_no_fault_of_the_other_checks(share: float) -> None:
+    """A judge that changes few of its grades, each by much. Control: one whose grades depend on the batch, too."""
+    samples = draw_samples(mdp(max_new_tokens=4), 256, 4, seed=0)
+    found = contract(judge(share), samples)[0]
+    assert found["repeats"].verdict != "holds" and wrong(found).keys() == {"repeats"}
+    assert contract(judge(share, offset=2.0), samples)[0]["alone"].verdict == "broken"  # control
+    assert contract(judge(share, offset=0.3), samples)[0]["alone"].verdict == "broken" or share == 0.5
+
+
+def test_completions_without_a_score_do_not_hide_the_noise() -> None:
+    """None for most completions: the noise is that of the others."""
+    samples = draw_samples(mdp(max_new_tokens=4), 256, 4, seed=0)
+    found, scores, noise = contract(judge(0.5, none=0.8), samples)
+    assert np.isnan(scores).mean() > 0.7 and noise == pytest.approx(0.5, rel=0.15)
+    assert wrong(found) == {"repeats": "broken"}
+
+
+def test_a_score_that_is_none_at_random_does_not_repeat() -> None:
+    """The same share of None elsewhere is no other fault."""
+    generator = np.random.default_rng(0)
+
+    def sometimes(prompts: Any, completions: Any, completion_ids: Any) -> list[float | None]:
+        scores = faulty.sound(prompts, completions, completion_ids)
+        return [None if generator.random() < 0.2 else score for score in scores]
+
+    found, _, noise = contract(sometimes, draw_samples(mdp(max_new_tokens=4), 64, 4, seed=0))
+    assert wrong(found) == {"repeats": "look here"} and noise == 0.0
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e-4, 1.0, 1e6])
