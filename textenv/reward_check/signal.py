@@ -64,10 +64,11 @@ def _spread(samples: Samples, scores: Array, grid: Array, within: float) -> Find
 def _variance(grid: Array) -> Finding:
     """Components of variance: sigma_prompt^2 is the variance of the means minus what the completions add to it."""
     count = (~np.isnan(grid)).sum(axis=1)
-    within = float(np.nanmean(np.nanvar(grid, axis=1, ddof=1)))
+    variances = np.nanvar(grid, axis=1, ddof=1)
+    within = float(np.nanmean(variances))
     if len(grid) == 1:
         return _finding("variance", "holds", "there is one prompt: all of the variance is the completion's")
-    between = max(float(np.nanvar(np.nanmean(grid, axis=1), ddof=1)) - within / float(count.mean()), 0.0)
+    between = max(float(np.nanvar(np.nanmean(grid, axis=1), ddof=1) - np.nanmean(variances / count)), 0.0)
     share = between / (between + within)
     text = f"{share:.0%} of the variance is the prompt's, {1 - share:.0%} the completion's"
     return _finding("variance", "look here" if share > 0.9 else "holds", text)
@@ -109,14 +110,20 @@ def _saturation(samples: Samples, scores: Array) -> Finding:
 
 
 def _outliers(samples: Samples, scores: Array) -> Finding:
-    median = float(np.nanmedian(scores))
-    deviation = 1.4826 * float(np.nanmedian(np.abs(scores - median)))  # of a normal distribution, its standard one
-    far = np.nan_to_num(np.abs(scores - median)) > OUTLIER * deviation
-    if deviation == 0 or not far.any():
+    """Completions that are far from the median of their prompt."""
+    medians = np.nanmedian(samples.by_prompt(scores), axis=1)
+    distance = np.nan_to_num(np.abs(samples.by_prompt(scores) - medians[:, None])).ravel()
+    deviation = 1.4826 * float(np.median(distance[~np.isnan(scores)]))  # of a normal distribution, its standard one
+    unit = f"{OUTLIER:.0f} standard deviations from"
+    if deviation == 0:  # a sparse reward: most completions have the median
+        deviation = float(np.median(distance[distance > 0]))
+        unit = f"{OUTLIER:.0f} times as far as others that differ from"
+    far = distance > OUTLIER * deviation
+    if not far.any():
         return _finding("outliers", "holds", "none")
-    worst = int(np.nanargmax(np.abs(scores - median)))
+    worst = int(distance.argmax())
     count = "1 completion is" if far.sum() == 1 else f"{int(far.sum()):,} completions are"
-    text = f"{count} more than {OUTLIER:.0f} standard deviations from the median, {median:.3g}"
+    text = f"{count} more than {unit} the median of the prompt, {medians[worst // (len(scores) // len(medians))]:.3g}"
     example = f"{quoted(str(samples.finished.completions[worst]))} has {scores[worst]:.4g}"
     return _finding("outliers", "look here", text, example)
 

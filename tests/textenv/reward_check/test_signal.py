@@ -106,6 +106,33 @@ def test_outliers_are_named(samples: Samples, rng: np.random.Generator) -> None:
     assert signal(samples, (rng.random((16, 64)) < 0.02).astype(float))[0]["outliers"].verdict == "holds"
 
 
+def test_outliers_of_sparse_rewards_are_named(samples: Samples, rng: np.random.Generator) -> None:
+    """A million among zeros and ones, whose median deviation is 0. Control: without it, above."""
+    scores = (rng.random((16, 64)) < 0.05).astype(float)
+    scores[3, 5] = 1e6
+    found = signal(samples, scores)[0]["outliers"]
+    assert found.verdict == "look here" and found.text.startswith("1 completion") and "has 1e+06" in found.example
+
+
+def test_outliers_are_those_within_a_prompt(samples: Samples, rng: np.random.Generator) -> None:
+    """What one prompt has in general is none; what is far from it is one, although other prompts have it."""
+    scores = 0.4 * rng.normal(size=(16, 64)) + 1000.0 * (np.arange(16) == 2)[:, None]
+    assert signal(samples, scores)[0]["outliers"].verdict == "holds"
+    scores[2, 7] = 0.0
+    found = signal(samples, scores)[0]["outliers"]
+    assert found.verdict == "look here" and "has 0" in found.example and "the prompt, 1e+03" in found.text
+
+
+def test_components_of_variance_with_unequal_numbers_of_scores(samples: Samples) -> None:
+    """Of 2 and of 64 completions a prompt, whose means differ by chance alone: no variance is the prompt's."""
+    shares = []
+    for seed in range(40):
+        scores = np.random.default_rng(seed).normal(size=(16, 64))
+        scores[::2, 2:] = np.nan
+        shares.append(float(signal(samples, scores)[0]["variance"].text.split("%")[0]))
+    assert np.median(shares) < 5
+
+
 def test_completions_without_a_score(samples: Samples, rng: np.random.Generator) -> None:
     """Of some completions, of all of a prompt, of all."""
     scores = rng.normal(size=(16, 64))
