@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from textenv.rewards import FinishedCompletions, RewardError
 
 LENGTHS, CUTS = 48, 8  # different lengths at most, and those of one completion
 EXPLAINED = 0.5  # of what cutting changes: what a text says has the other half
+FEWEST_CUTS, SURE = 5, 2.0  # of the length that is named, and the standard errors by which it must be good
 SHOWN = 6
 PARTS, EXCHANGES = 4, 3
 UNREAD, READ = 0.05, 0.1  # of the change that the part with the largest one makes; of the standard deviation
@@ -41,18 +44,21 @@ def check_lengths(base: Base, seed: int) -> tuple[list[Hole], list[Table]]:
     target[compared] = centred(grid[compared]).reshape(-1, grid.shape[1])
     known = ~np.isnan(grid.ravel()) & np.repeat(compared, grid.shape[1])
     scores, length, changes = grid.ravel()[known], texts.length[known], target.ravel()[known]
-    means = {int(n): float(scores[length == n].mean()) for n in np.unique(length)}
-    shown: list[list[Cell]] = [[n, mean] for n, mean in means.items()]
-    table = Table("holes", "the same completions, cut", ["tokens", "score"], shown[:: max(1, len(shown) // SHOWN)])
+    completion = np.repeat(np.arange(len(grid)), grid.shape[1])[known]
+    effects = length_effects(scores, completion, length)
+    shown: list[list[Cell]] = [[n, *effect] for n, effect in effects.items()]
+    columns = ["tokens", "score", "\u00b1", "cuts"]
+    table = Table("holes", "the same completions, cut", columns, shown[:: max(1, len(shown) // SHOWN)])
     share, scale = explained_by_groups(changes, length), base.scale or float(scores.std()) or 1.0
     if np.isnan(share) or share < EXPLAINED or float(changes.std()) < READ * scale:
         return [], [table]
-    best = max(means, key=lambda n: means[n])
+    frequent = [n for n, effect in effects.items() if effect.cuts >= FEWEST_CUTS] or list(effects)
+    best = max(frequent, key=lambda n: effects[n].score - SURE * effects[n].stderr)
     text = f"where completions are cut, the number of tokens alone explains {share:.0%} of what changes; best "
-    text += f"at {best} tokens: {means[best]:.3g}"
+    text += f"at {best} tokens: {effects[best].score:.3g} \u00b1 {effects[best].stderr:.2g}"
     row = int(np.flatnonzero(length == best)[0])
     example = f"{quoted(str(texts.completions[int(np.flatnonzero(known)[row])]))} has {scores[row]:.3g}"
-    rank = (means[best] - means[max(means)]) / scale
+    rank = (effects[best].score - effects[max(effects)].score) / scale
     return [Hole(rank, Finding("holes", "length", "look here", text, example))], [table]
 
 
@@ -66,6 +72,35 @@ def _cut(base: Base, seed: int) -> FinishedCompletions:
     tokens = np.where(np.arange(whole.tokens.shape[1]) < length[:, None] - 1, whole.tokens[rows], 0)
     tokens[np.arange(len(rows)), length - 1] = np.flatnonzero(base.mdp.is_eos)[0]
     return base.mdp.finished(whole.prompt[rows], whole.prompt_text[rows], tokens, length)
+
+
+class Effect(NamedTuple):
+    """What completions score where they are cut to one length."""
+
+    score: float
+    stderr: float
+    cuts: int
+
+
+def length_effects(scores: Array, completion: NDArray[np.int64], length: NDArray[np.int64]) -> dict[int, Effect]:
+    """The effect of each length where the same completions have it: a fit of score = completion + length.
+
+    A mean of the scores at a length would be that of the completions that are so long. The effects are moved so that
+    their mean over the cuts is that of the scores.
+
+    Args:
+        scores: of the cuts, [K].
+        completion: the completion that each is of, [K].
+        length: in tokens, [K].
+    """
+    lengths, inverse, counts = np.unique(length, return_inverse=True, return_counts=True)
+    indicators = np.concatenate([np.eye(int(completion.max()) + 1)[completion], np.eye(len(lengths))[inverse]], axis=1)
+    fitted, _, rank, _ = np.linalg.lstsq(indicators, scores, rcond=None)
+    effects = fitted[-len(lengths) :]
+    effects = effects + scores.mean() - effects @ counts / len(scores)
+    left = float(((scores - indicators @ fitted) ** 2).sum()) / max(len(scores) - int(rank), 1)
+    rows = zip(lengths.tolist(), effects.tolist(), np.sqrt(left / counts).tolist(), counts.tolist(), strict=True)
+    return {n: Effect(*row) for n, *row in rows}
 
 
 def explained_by_groups(values: Array, groups: NDArray[np.int64]) -> float:

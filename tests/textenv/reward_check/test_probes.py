@@ -17,7 +17,7 @@ from textenv.reward_check.calls import score_completions
 from textenv.reward_check.edits import EDITS, OTHER_PROMPT, contexts
 from textenv.reward_check.holes import Hole
 from textenv.reward_check.items import Item
-from textenv.reward_check.lengths import check_lengths, check_parts, explained_by_groups
+from textenv.reward_check.lengths import check_lengths, check_parts, explained_by_groups, length_effects
 from textenv.reward_check.probes import Base, base_of, check_edits
 from textenv.reward_check.samples import draw_samples
 
@@ -192,8 +192,8 @@ def test_cuts_without_a_score_are_left_out(shortest: int) -> None:
         warnings.simplefilter("error")
         holes, tables = check_lengths(found, seed=0)
         check_parts(found)
-    assert all(row[1] == row[0] >= shortest for row in tables[0].rows)  # type: ignore[operator]
-    assert shortest > 2 or named((holes, tables))["length"].text.endswith("best at 16 tokens: 16")
+    assert all(row[1] == pytest.approx(row[0]) and row[0] >= shortest for row in tables[0].rows)  # type: ignore[operator]
+    assert shortest > 2 or "best at 16 tokens: 16 " in named((holes, tables))["length"].text
 
 
 def test_edits_show_what_samples_do_not() -> None:
@@ -211,6 +211,24 @@ def test_the_best_length_is_found(best: int) -> None:
     for score in (lambda p, y, ids: -abs(len(ids) - best), lambda p, y, ids: float(len(ids) == best)):
         found = named(check_lengths(base(score), seed=0))["length"]
         assert f"best at {best} tokens" in found.text and found.verdict == "look here"
+
+
+def test_the_effect_of_a_length_is_not_that_of_the_completions_that_have_it() -> None:
+    """Long completions are bad ones: the means of the scores fall with the length, the effects rise."""
+    rng = np.random.default_rng(0)
+    whole = rng.integers(4, 20, size=200)
+    completion = np.repeat(np.arange(200), 8)
+    length = np.minimum(rng.integers(1, 20, size=1600), whole[completion])
+    scores = length - 5.0 * whole[completion] + rng.normal(size=1600)
+    effects = length_effects(scores, completion, length)
+    values = np.array([effects[n].score for n in range(1, 20)])
+    assert np.diff(values) == pytest.approx(np.ones(18), abs=1)
+    assert np.polyfit(np.arange(1, 20), values, 1)[0] == pytest.approx(1, abs=0.05)
+    means = [scores[length == n].mean() for n in range(1, 20)]
+    assert np.polyfit(np.arange(1, 20), means, 1)[0] < 0  # control
+    assert sum(effect.cuts for effect in effects.values()) == 1600
+    noise = [effect.stderr * np.sqrt(effect.cuts) for effect in effects.values()]
+    assert noise == pytest.approx(np.ones(19), rel=0.1)
 
 
 def test_a_score_of_words_is_no_score_of_length() -> None:
