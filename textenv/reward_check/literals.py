@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import sysconfig
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType
 
 from textenv.rewards import RewardFunction
 
-MOST, LONGEST, DEEPEST = 64, 60, 6
+MOST, LONGEST, DEEPEST = 64, 60, 7
+LIBRARIES = (*(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")), "<frozen")
 # the parts of a regular expression
 PART = re.compile(
     r"""\\(?P<escape>.)
@@ -30,23 +33,29 @@ def literals_of(function: RewardFunction) -> list[str]:
     Of a text that is a regular expression also one that matches it. A `RewardModel` looks for no text: none are taken
     of its code.
     """
-    if type(function).__module__.startswith("textenv.rewards"):
+    if is_reward_model(function):
         return []
-    found = dict.fromkeys(text for text in _texts(function, 0, set()) if 0 < len(text.strip()) <= LONGEST)
+    found = dict.fromkeys(text for text in _texts(function) if 0 < len(text.strip()) <= LONGEST)
     matching = [match for text in found for match in _matches(text)]
     return list(dict.fromkeys([*matching, *found]))[:MOST]
 
 
-def _texts(value: object, depth: int, seen: set[int]) -> Iterator[str]:
-    """The texts that a value holds or refers to; other objects than functions and containers are not searched."""
-    if depth > DEEPEST or id(value) in seen:
-        return
-    if isinstance(value, str):
-        yield value
-        return
-    seen.add(id(value))
-    for part in _parts(value):
-        yield from _texts(part, depth + 1, seen)
+def is_reward_model(function: RewardFunction) -> bool:
+    """Whether it is a `RewardModel`; the core has no torch to import its class with."""
+    return type(function).__module__.startswith("textenv.rewards")
+
+
+def _texts(function: object) -> Iterator[str]:
+    """The texts that a function holds or refers to, the nearest first, so that its own come before those of helpers.
+
+    Other objects than functions and containers are not searched.
+    """
+    seen, level = set[int](), [function]
+    for _ in range(DEEPEST):
+        found = [part for value in level for part in _parts(value)]
+        yield from (part for part in found if isinstance(part, str))
+        level = list({id(part): part for part in found if not isinstance(part, str) and id(part) not in seen}.values())
+        seen |= set(map(id, level))
 
 
 def _parts(value: object) -> list[object]:
@@ -62,7 +71,7 @@ def _parts(value: object) -> list[object]:
         consts = [const for code in codes for const in code.co_consts if const != value.__doc__]
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]  # without unset ones
         known = [value.__globals__.get(name) for code in codes for name in code.co_names]
-        return [*consts, *cells, *filter(_is_searched, known)]
+        return [*consts, *cells, *(each for each in known if _is_searched(each) and _is_own(value, each))]
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, partial):
@@ -84,21 +93,37 @@ def _is_searched(value: object) -> bool:
     return isinstance(value, str | dict | list | tuple | set | frozenset | re.Pattern | FunctionType)
 
 
+def _is_own(function: FunctionType, other: object) -> bool:
+    """Whether a global is the reward's: a function of another package that is installed is a library's."""
+    if not isinstance(other, FunctionType):
+        return True
+    package, others = (str(each.__module__).partition(".")[0] for each in (function, other))
+    return package == others or not other.__code__.co_filename.startswith(LIBRARIES)
+
+
 def _matches(pattern: str) -> list[str]:
     """Simple texts that match a regular expression, one of each alternative; none for a text that is no expression."""
+    texts = [text for text in _alternatives(pattern) if text != pattern and len(text) <= LONGEST]
+    try:
+        with warnings.catch_warnings():  # of an expression that another version of Python reads otherwise
+            warnings.simplefilter("ignore")
+            return [text for text in texts if re.search(pattern, text)]
+    except (re.error, OverflowError, RecursionError):
+        return []
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The simplest text of each alternative of a regular expression."""
     found, pieces = list[str](), list[str]()
     for part in PART.finditer(pattern):
         if part["plain"] == "|":
             found.append("".join(pieces))
             pieces = []
         elif part["least"] and pieces:
-            pieces[-1] *= max(1, int(part["least"]))
+            pieces[-1] *= min(max(1, int(part["least"])), LONGEST + 1)
         else:
             pieces.append(_simplest(part))
-    try:
-        return [text for text in [*found, "".join(pieces)] if text != pattern and re.search(pattern, text)]
-    except (re.error, OverflowError, RecursionError):
-        return []
+    return [*found, "".join(pieces)]
 
 
 def _simplest(part: re.Match[str]) -> str:

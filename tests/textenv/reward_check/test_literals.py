@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
+from json import loads
 from typing import Any
 
 import pytest
@@ -84,12 +86,40 @@ def test_texts_are_found_where_functions_have_them(function: Any, texts: set[str
     ],
 )
 def test_a_text_matches_a_regular_expression(pattern: str) -> None:
-    """Control: the expression itself, as a text, is not always one that matches."""
+    """One beside the expression itself. Control: of what is no expression there is none."""
     function = eval(
         f"lambda prompts, completions, completion_ids: [bool(re.search({pattern!r}, y)) for y in completions]"
     )
-    found = literals_of(function)
+    found = [text for text in literals_of(function) if text != pattern]
     assert any(re.search(pattern, text) for text in found), found
+    assert set(literals_of(closure("no expression"))) == {"no expression", "inside"}  # control
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a{99999999999999999999}", "x{300000000}", "[[A]]", "(?i", "(a{60}){60}", "a" * 60]
+)
+def test_no_text_is_too_much(pattern: str) -> None:
+    """Repeats that overflow or fill the memory, and sets that Python warns of: no error, no warning, no long text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = literals_of(closure(pattern))
+    assert pattern in found and all(len(text) <= LONGEST for text in found)
+
+
+def reads_json(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+    """Parses completions by a library."""
+    return [float(loads(text) == "a grade" or helper(text)) for text in completions]
+
+
+def helper(text: str) -> bool:
+    """A function of the reward's own package."""
+    return "of a helper" in text
+
+
+def test_texts_of_libraries_are_not_those_of_the_reward() -> None:
+    """A helper's come after its own. Control: the library's function has texts."""
+    assert literals_of(reads_json) == ["a grade", "of a helper"]
+    assert "Unexpected UTF-8 BOM (decode using utf-8-sig)" in literals_of(loads)  # type: ignore[arg-type]  # control
 
 
 def test_what_is_no_expression_and_what_is_long_is_left_out() -> None:
