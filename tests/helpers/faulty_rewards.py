@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from typing import Any
@@ -127,6 +128,13 @@ def fails_elsewhere(prompts: Lists, completions: Lists, completion_ids: Lists, *
     """Fails in a process that has not imported pytest."""
     if "pytest" not in sys.modules:
         raise RuntimeError("no pytest here")
+    return sound(prompts, completions, completion_ids)
+
+
+def ends_elsewhere(prompts: Lists, completions: Lists, completion_ids: Lists, **columns: Any) -> Lists:
+    """Ends a process that has not imported pytest, without an error."""
+    if "pytest" not in sys.modules:
+        os._exit(0)
     return sound(prompts, completions, completion_ids)
 
 

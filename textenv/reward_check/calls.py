@@ -27,9 +27,10 @@ class Function:
 
     Attributes:
         name: its name.
-        calls: completions and seconds of each call so far.
+        calls: completions and seconds of each call so far, without those in which its arguments are copied.
         is_async: whether what it returned was awaited.
         changed: the argument that it changed, before and after; "" if none.
+        not_copied: the arguments of which a change inside of a value is not seen, and why; "" if none.
         drew_from: the libraries whose global random generator it drew from; "" if none.
     """
 
@@ -39,7 +40,7 @@ class Function:
         self.has_score_tokens = score_tokens_of(function) is not None
         self.calls: list[tuple[int, float]] = []
         self.is_async = False
-        self.changed, self.drew_from = "", ""
+        self.changed, self.not_copied, self.drew_from = "", "", ""
 
     def score(self, finished: FinishedCompletions) -> Array:
         """Scores [K], nan where it returned None, by the signature with texts.
@@ -50,7 +51,8 @@ class Function:
         recorded = _Recorded(finished)
         before, started = _generators(), time.perf_counter()
         scores = call_reward(self._by_text(), recorded)
-        self.calls.append((len(finished), time.perf_counter() - started))
+        self.calls.append((len(finished), time.perf_counter() - started - recorded.seconds))
+        self.not_copied = recorded.not_copied
         self.changed = self.changed or recorded.change()
         self.drew_from = self.drew_from or ", ".join(n for n, state in _generators().items() if state != before[n])
         return scores
@@ -94,12 +96,23 @@ class _Recorded(FinishedCompletions):
         super().__init__(finished.tokenizer, finished.listed, *arrays)
         self.given: dict[str, list[object]] = {}
         self.before: dict[str, str] = {}
+        self.not_copied, self.seconds = "", 0.0
 
     def arguments(self) -> dict[str, list[object]]:
         """The arguments; columns are copied, so that a change of one is seen and stays here."""
-        self.given = copy.deepcopy(super().arguments())
+        started = time.perf_counter()
+        self.given = {name: self._copy(name, values) for name, values in super().arguments().items()}
         self.before = {name: repr(value) for name, value in self.given.items()}
+        self.seconds = time.perf_counter() - started
         return self.given
+
+    def _copy(self, name: str, values: list[object]) -> list[object]:
+        """A deep copy, or a shallow one of what has none: a connection, a lock."""
+        try:
+            return copy.deepcopy(values)
+        except Exception as error:  # whatever a user's object raises where it is copied
+            self.not_copied = f"{name}: {error}"
+            return list(values)
 
     def change(self) -> str:
         """The first argument that is not what it was, before and after."""

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.reward_check.calls import Function
-from textenv.rewards import FinishedCompletions, RewardFunction
+from textenv.reward_check.literals import is_reward_model
+from textenv.rewards import FinishedCompletions, RewardError, RewardFunction
 
 TIMEOUT = 300  # seconds
 
@@ -29,8 +30,11 @@ def run_elsewhere(function: RewardFunction, finished: FinishedCompletions) -> ND
     """Scores [K] of completions, from a new process.
 
     Raises:
-        NotRun: the function cannot be sent there, or failed there.
+        NotRun: the function cannot be sent there, or that process ended without a result.
+        RewardError: the function failed there.
     """
+    if is_reward_model(function):
+        raise NotRun("a copy of a reward model, with all its weights, would be loaded there")
     if getattr(function, "__module__", None) == "__main__":
         raise NotRun("it is defined in __main__, where another process does not find it; put it into a module")
     with tempfile.TemporaryDirectory() as folder:
@@ -40,23 +44,28 @@ def run_elsewhere(function: RewardFunction, finished: FinishedCompletions) -> ND
         except Exception as error:  # whatever a user's object raises where it is pickled
             raise NotRun(f"it cannot be pickled: {error}") from error
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "4321"}
-        command = [sys.executable, "-m", "textenv.reward_check.child", str(sent), str(received)]
+        # not `-m`: the package imports this module, which Python warns of
+        command = [sys.executable, "-c", f"from {__name__} import main; main()", str(sent), str(received)]
         try:
             ended = subprocess.run(command, env=environment, capture_output=True, timeout=TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
             raise NotRun(f"it took longer than {TIMEOUT} s there") from error
-        if ended.returncode != 0:
-            lines = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"]
-            raise NotRun(f"it failed there: {lines[-1]}")
-        scores: NDArray[np.float64] = np.load(received.with_suffix(".npy"))
-        return scores
+        if not received.exists():
+            lines = ended.stderr.decode(errors="replace").strip().splitlines()
+            raise NotRun(f"it ended with exit code {ended.returncode}: {lines[-1] if lines else 'without a message'}")
+        result = pickle.loads(received.read_bytes())
+    if isinstance(result, str):
+        raise RewardError(result)
+    scores: NDArray[np.float64] = result
+    return scores
 
 
-def main(sent: str, received: str) -> None:
-    """Scores what was sent, and saves the scores."""
-    function, finished = pickle.loads(Path(sent).read_bytes())  # written by the process that started this one
-    np.save(received, Function(function).score(finished))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def main() -> None:
+    """Scores what was sent; writes the scores, or the message of the error."""
+    sent, received = map(Path, sys.argv[1:])
+    function, finished = pickle.loads(sent.read_bytes())  # written by the process that started this one
+    try:
+        result: object = Function(function).score(finished)
+    except RewardError as error:
+        result = str(error)
+    received.write_bytes(pickle.dumps(result))

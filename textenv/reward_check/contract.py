@@ -121,7 +121,7 @@ class _Contract:
         """The same scores in another process."""
         try:
             found = run_elsewhere(self.function.function, self.finished.select(self.some))
-        except NotRun as error:
+        except NotRun as error:  # a RewardError is one of the function: it failed there
             return self.finding("process", "look here", f"not tried in another process: {error}")
         return self._compare("process", found, self.some, "in another process", "in this one")
 
@@ -129,6 +129,9 @@ class _Contract:
         """What it is given is not changed."""
         if self.function.changed:
             return self.finding("arguments", "broken", "it changes its arguments", self.function.changed)
+        if self.function.not_copied:
+            text = f"not checked inside of values that cannot be copied, {self.function.not_copied}"
+            return self.finding("arguments", "look here", text)
         return self.finding("arguments", "holds", "it does not change its arguments")
 
     def generators(self) -> Finding | None:
@@ -150,8 +153,8 @@ class _Contract:
         return self.finding("takes", "look here" if missing else "holds", text)
 
     def speed(self, samples: Samples) -> Finding:
-        """Seconds, beside those of sampling."""
-        size, seconds = next(each for each in reversed(self.function.calls) if each[0] == len(self.scores))
+        """Seconds of the first call, beside those of sampling: later calls may find their scores in a cache."""
+        size, seconds = self.function.calls[0]
         sampling = samples.seconds / len(samples)
         share = seconds / size / (seconds / size + sampling)
         text = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -230,12 +231,50 @@ def test_another_process_has_another_seed_of_hash() -> None:
     assert wrong(found) == {"process": "broken"} and "in another process" in found["process"].example
 
 
-def test_what_cannot_be_tried_elsewhere_is_said() -> None:
-    """A lambda, and a function that fails there."""
+def test_what_cannot_be_tried_elsewhere_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lambda, a process that ends, a reward model."""
     found, _, _ = contract(lambda completions, **rest: [float(len(each)) for each in completions], other_process=True)
     assert wrong(found) == {"process": "look here"} and "cannot be pickled" in found["process"].text
+    found, _, _ = contract(faulty.ends_elsewhere, other_process=True)
+    assert wrong(found) == {"process": "look here"} and "ended with exit code 0" in found["process"].text
+    monkeypatch.setattr(faulty.TokenScores, "__module__", "textenv.rewards.classifier")
+    found, _, _ = contract(faulty.TokenScores(), other_process=True)
+    assert wrong(found) == {"process": "look here"} and "a reward model" in found["process"].text
+
+
+def test_a_function_that_fails_elsewhere_is_broken() -> None:
+    """It depends on what this process has imported."""
     found, _, _ = contract(faulty.fails_elsewhere, other_process=True)
-    assert wrong(found) == {"process": "look here"} and "no pytest here" in found["process"].text
+    assert wrong(found) == {"process": "broken"} and "no pytest here" in found["process"].text
+
+
+def test_the_other_process_has_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where warnings are errors, too."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    assert wrong(contract(faulty.sound, other_process=True)[0]) == {}
+
+
+def test_a_column_that_cannot_be_copied_is_handed_over_as_it_is() -> None:
+    """A lock: training works with it. Control: an argument beside it that is changed is found."""
+    samples = samples_of(prompts=[{"prompt": "a b", "fact": [threading.Lock()]}])
+    found, _, _ = contract(faulty.sound, samples)
+    assert wrong(found) == {"arguments": "look here"} and "cannot be copied, fact: " in found["arguments"].text
+    assert contract(faulty.changes_ids, samples)[0]["arguments"].verdict == "broken"  # control
+
+
+def test_the_speed_is_that_of_the_function_without_a_cache() -> None:
+    """The first call is slow and later ones are not; copies of large columns are not its seconds."""
+    seen: dict[str, float] = {}
+
+    def cached(prompts: list[str], completion_ids: Any, completions: Any, **columns: Any) -> list[float]:
+        if not seen:
+            time.sleep(0.5)
+        seen.update(dict.fromkeys(completions, 1.0))
+        return faulty.sound(prompts, completions, completion_ids)
+
+    assert wrong(contract(cached)[0]) == {"speed": "look here"}
+    large = samples_of(prompts=[{"prompt": "a b", "fact": [{"x": [i]} for i in range(20_000)]}])
+    assert wrong(contract(faulty.sound, large)[0]) == {}
 
 
 def test_a_column_that_is_changed_is_found_and_the_task_keeps_it() -> None:
