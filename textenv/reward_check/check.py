@@ -62,12 +62,12 @@ def check_reward(
     signal, tables = check_signal(samples, scores, noise)
     findings += signal
     constant = any(each.verdict == "broken" for each in signal)
-    found, more = _holes(samples, scores, constant, seed)
+    found, more, unseen = _holes(samples, scores, constant, seed)
     findings, tables = findings + found, tables + more
     if mdp.gold_reward is not None and not constant:
         found, more = _agreement(mdp, samples, scores)
         findings, tables = findings + found, tables + more
-    return RewardReport(findings, tables)
+    return RewardReport(findings, tables, unseen)
 
 
 def _contracts(mdp: TextMDP, samples: Samples, other_process: bool) -> tuple[list[Finding], Array | None, float]:
@@ -86,8 +86,10 @@ def _contracts(mdp: TextMDP, samples: Samples, other_process: bool) -> tuple[lis
     return findings, weighted_sum(mdp.reward, parts) if complete else None, float(np.sqrt(variance))
 
 
-def _holes(samples: Samples, scores: Array, constant: bool, seed: int) -> tuple[list[Finding], list[Table]]:
-    """Features, words and edits; what a policy would find first is first.
+def _holes(
+    samples: Samples, scores: Array, constant: bool, seed: int
+) -> tuple[list[Finding], list[Table], list[Finding]]:
+    """Features, words and edits: those that show something, the tables, and those that show nothing.
 
     Where the scores of each prompt are constant, edits alone may show something.
     """
@@ -99,12 +101,16 @@ def _holes(samples: Samples, scores: Array, constant: bool, seed: int) -> tuple[
     if (base := base_of(samples, scores)) is not None:
         for found, more in (check_edits(base, strongest, seed), check_lengths(base, seed), check_parts(base)):
             holes, tables = holes + found, tables + more
-    findings = [hole.finding for hole in sorted(holes, key=lambda hole: -hole.rank)]
+    holes.sort(key=lambda hole: -hole.rank)
+    findings = [hole.finding for hole in holes if hole.is_shown]
+    unseen = [hole.finding for hole in holes if not hole.is_shown]
     if base is None:
         findings.append(Finding("holes", "edits", "look here", "not tried: no completion with a score has a text"))
     if not findings:
-        findings = [Finding("holes", "holes", "holds", "no feature, word or edit raises the score by itself")]
-    return findings, [*tables, completions_to_read(samples, scores)]
+        count = sum(not each.text.startswith("not tried") for each in unseen)
+        text = f"none of the {count} features and edits that were tried raises the score by itself"
+        findings = [Finding("holes", "holes", "holds", text)]
+    return findings, [*tables, completions_to_read(samples, scores)], unseen
 
 
 def _agreement(mdp: TextMDP, samples: Samples, scores: Array) -> tuple[list[Finding], list[Table]]:

@@ -20,6 +20,7 @@ from textenv.rewards import FinishedCompletions, RewardError
 Kind = Literal["adds nothing", "adds a word", "keeps the meaning", "destroys the meaning"]
 CYRILLIC = "\u0430\u0435\u043e\u0440\u0441\u0445\u0443\u0410\u0415\u041e\u0420\u0421\u0425\u041d\u041a\u041c\u0422"
 LOOK_ALIKE = str.maketrans("aeopcxyAEOPCXHKMT", CYRILLIC)
+SOURCE = "add a text of the reward's source"
 OTHER_PROMPT = "take a completion of another prompt"
 
 
@@ -86,7 +87,7 @@ EDITS: dict[str, tuple[Kind, Edit]] = {
     "put it into quotes": ("adds nothing", lambda text, context: f'"{text}"'),
     "add the strongest item": ("adds a word", _strongest(1)),
     "add the strongest item four times": ("adds a word", _strongest(4)),
-    "add a text of the reward's source": (
+    SOURCE: (
         "adds a word",
         lambda text, context: context.literal.added_to(text) if context.literal else None,
     ),

@@ -67,12 +67,16 @@ FEATURES: dict[str, Callable[[str, str], float]] = {
 }
 
 
+OF_TOKENS = ("length in tokens", "log pi_ref", "stops before the limit")
+ALL_FEATURES = (*OF_TOKENS, *FEATURES)
+
+
 def features_of(samples: Samples) -> dict[str, Array]:
     """The features of the completions, [K] each; those that are the same in all are left out."""
     finished = samples.finished
     texts = list(zip(map(str, finished.prompts), map(str, finished.completions), strict=True))
     last = finished.tokens[np.arange(len(finished)), finished.length - 1]
-    found = {"length in tokens": finished.length.astype(np.float64), "log pi_ref": samples.log_probs}
-    found["stops before the limit"] = samples.mdp.is_eos[last].astype(np.float64)
+    columns = (finished.length.astype(np.float64), samples.log_probs, samples.mdp.is_eos[last].astype(np.float64))
+    found = dict(zip(OF_TOKENS, columns, strict=True))
     found |= {name: np.array([float(count(*each)) for each in texts]) for name, count in FEATURES.items()}
     return {name: values for name, values in found.items() if np.ptp(values) > 0}

@@ -69,12 +69,15 @@ class RewardReport:
     """What was found. `report["repeats"]` is the finding of that name, the worst if several functions have it.
 
     Attributes:
-        findings: in the order of the sections; of the holes, what a policy would find first is first.
+        findings: in the order of the sections; of the holes, what is worth most to a policy is first, as far as the
+            numbers of features and of edits can be compared.
         tables: the numbers behind them.
+        unseen: features and edits that show nothing or were not tried; not printed, but found by their names.
     """
 
     findings: list[Finding]
     tables: list[Table] = field(default_factory=list)
+    unseen: list[Finding] = field(default_factory=list)
 
     @property
     def broken(self) -> list[Finding]:
@@ -83,9 +86,10 @@ class RewardReport:
 
     def __getitem__(self, name: str) -> Finding:
         """Raises a KeyError with the names that there are."""
-        found = [each for each in self.findings if each.name == name]
+        every = [*self.findings, *self.unseen]
+        found = [each for each in every if each.name == name]
         if not found:
-            raise KeyError(f"no finding {name!r}; there are {', '.join(dict.fromkeys(f.name for f in self.findings))}")
+            raise KeyError(f"no finding {name!r}; there are {', '.join(dict.fromkeys(f.name for f in every))}")
         return max(found, key=lambda each: VERDICTS.index(each.verdict))
 
     def assert_holds(self, *names: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from textenv.reward_check.calls import Array
 from textenv.reward_check.correlation import centred, centred_ranks, correlation, partial_correlations
-from textenv.reward_check.features import features_of
+from textenv.reward_check.features import ALL_FEATURES, features_of
 from textenv.reward_check.findings import Cell, Finding, Table, quoted
 from textenv.reward_check.items import Item, count_items
 from textenv.reward_check.optimum import estimable_beta, shift, weights_of_optimum
@@ -26,10 +26,18 @@ ITEMS_SHOWN = 12
 
 
 class Hole(NamedTuple):
-    """A finding, and how soon a policy would find it: standard deviations of the score that are to be gained."""
+    """A finding, and what it is worth to a policy in standard deviations of the score; -inf where it shows nothing.
+
+    Of a feature it is its share of what the optimum gains, of an edit the change of score + beta log pi_ref.
+    """
 
     rank: float
     finding: Finding
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is printed: it shows something."""
+        return self.rank > -np.inf and self.finding.verdict != "holds"
 
 
 class Term(NamedTuple):
@@ -168,7 +176,16 @@ def check_content(content: Content) -> tuple[list[Hole], list[Table]]:
         holes.append(_hole(content, term.column, text, term.explained * content.to_gain))
     shifted, table = _shifted_features(content, [term.column for term in terms])
     # where less is left than would be named, what else is shifted is so by the terms
-    return holes + (shifted if explained < 1 - EXPLAINED else []), [table, _items_table(content)]
+    holes += shifted if explained < 1 - EXPLAINED else []
+    return holes + _without_a_finding(holes), [table, _items_table(content)]
+
+
+def _without_a_finding(holes: list[Hole]) -> list[Hole]:
+    """The features that show nothing: they hold."""
+    found = {hole.finding.name for hole in holes}
+    names = [name for each in ALL_FEATURES if (name := f"feature: {each}") not in found]
+    text = "it explains little of the score, and the optimum has as much of it, or what it has in common with others"
+    return [Hole(-np.inf, Finding("holes", name, "holds", text)) for name in names]
 
 
 def _shifted_features(content: Content, chosen: list[int]) -> tuple[list[Hole], Table]:

@@ -69,6 +69,15 @@ def draw_samples(mdp: TextMDP, num_completions: int, max_prompts: int, seed: int
     return Samples(mdp, len(prompts), mdp.finished(*arrays), log_probs, np.concatenate(shaping), seconds)
 
 
+def is_encodable(mdp: TextMDP, text: str) -> bool:
+    """Whether the tokenizer has all words of a text."""
+    try:
+        mdp.encode_completion(text)
+    except ValueError:
+        return False
+    return True
+
+
 def encode_completions(mdp: TextMDP, like: FinishedCompletions, texts: list[str]) -> FinishedCompletions | None:
     """Texts as completions of the prompts of `like`; None where the tokenizer lacks a word of one.
 

@@ -70,7 +70,7 @@ def test_an_honest_reward_is_not_broken(reward: str, on_stories: Any) -> None:
     """Control of the above."""
     report = on_stories(reward_of(HONEST[reward]))
     report.assert_holds()
-    assert all(each.verdict != "broken" for each in report.findings)
+    report.assert_holds("edit: append four smileys", "feature: digits", "feature: emoticons")
 
 
 def test_vader_names_its_words(on_stories: Any) -> None:
@@ -100,6 +100,10 @@ def test_the_gold_reward_of_reward_hacking_has_no_such_hole() -> None:
     report = check(env)
     report.assert_holds()
     assert "edit: append four smileys" not in holes(report)
+    report.assert_holds("edit: append four smileys", "edit: append a smiley", "feature: digits")
+    with pytest.raises(KeyError, match="no finding 'edit: append a smile'"):
+        report.assert_holds("edit: append a smile")
+    assert "edit: append a smiley: " not in str(report)
 
 
 @pytest.mark.parametrize("name", ["TajMahal-v0", "Toy-v0"])

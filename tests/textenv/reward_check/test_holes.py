@@ -34,6 +34,7 @@ def holes(samples: Samples, scores: np.ndarray) -> list[Finding]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found, tables = check_content(Content.of(samples, scores))
+    found = [hole for hole in found if hole.is_shown]
     assert all(np.isfinite(hole.rank) for hole in found) and all(
         len(row) == len(t.columns) for t in tables for row in t.rows
     )

@@ -45,8 +45,8 @@ def base(score: Any, **arguments: Any) -> Base:
 
 
 def named(found: tuple[list[Hole], Any]) -> dict[str, Finding]:
-    """The findings by name, without "edit:"."""
-    return {hole.finding.name.removeprefix("edit: "): hole.finding for hole in found[0]}
+    """The findings that are shown by name, without "edit:"."""
+    return {hole.finding.name.removeprefix("edit: "): hole.finding for hole in found[0] if hole.is_shown}
 
 
 def edits(score: Any, strongest: Item | None = None, **arguments: Any) -> dict[str, Finding]:
@@ -178,6 +178,29 @@ def test_a_reward_without_a_score_for_some_is_no_fault() -> None:
 
     found = edits(None, reward=some)
     assert "append a digit" not in found and found["append a smiley"].verdict == "broken"
+
+
+def test_an_edit_is_tried_on_the_completions_whose_words_there_are() -> None:
+    """A sentence is repeated with its mark, which makes another word of some; what is never tried is listed."""
+    holes, (_, untried) = check_edits(base(lambda p, y, ids: len(ids)), None, seed=0)
+    found = {hole.finding.name.removeprefix("edit: "): hole.finding for hole in holes}
+    assert not found["repeat the best sentence"].text.startswith("not tried")
+    assert found["append letters that are not ASCII"].verdict == "holds"
+    reasons = {str(name): str(reason) for name, reason in untried.rows}
+    assert "lacks a word" in reasons["append letters that are not ASCII"] and "repeat the best sentence" not in reasons
+    assert set(EDITS) | {OTHER_PROMPT} == found.keys()
+
+
+def test_the_item_that_is_added_is_named() -> None:
+    """With its kind."""
+    found = edits(lambda p, y, ids: words(y, "blue"), Item("word", "blue"))["add the strongest item"]
+    assert found.text.startswith("word 'blue': it adds a word")
+
+
+def test_good_completions_are_better_than_others_that_are_cut() -> None:
+    """Twice the words, cut to half of them: as many are above the mean as below."""
+    found = base(lambda p, y, ids: len(ids))
+    assert abs(float(found.above_mean(found.scores).mean())) < 0.2 * found.scale
 
 
 @pytest.mark.parametrize("shortest", [2, 10, 15])
