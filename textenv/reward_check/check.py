@@ -32,6 +32,9 @@ def check_reward(
     Completions are sampled from the reference once. Each finding is "holds", "look here" or "broken", with the smallest
     example that shows it.
 
+    Each reward function scores each of the K completions four times, and at most two thousand that are alone, edited or
+    cut: about sixty calls, and two for each text of its own source.
+
     Args:
         env: any environment of textenv, or its MDP. Its gold reward, if it has one, is the second reward that the
             reward is compared with.

@@ -161,6 +161,8 @@ class _Contract:
             f"{1000 * seconds / size:.3g} s for a thousand completions, which take {1000 * sampling:.3g} s to sample: "
         )
         text += f"{share:.0%} of both together (training takes further time)"
+        total = sum(each for each, _ in self.function.calls)
+        text += f"; the checks of this section took {len(self.function.calls)} calls for {total:,} scores"
         return self.finding("speed", "look here" if share > SLOW and seconds / size > 1e-3 else "holds", text)
 
     def _compare(self, name: str, found: Array, rows: NDArray[np.int64], new: str, old: str) -> Finding:

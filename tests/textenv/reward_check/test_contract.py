@@ -311,6 +311,17 @@ def test_a_slow_function_is_to_be_looked_at() -> None:
     assert wrong(contract(slow)[0]) == {"speed": "look here"}
 
 
+def test_what_the_checks_cost_is_said() -> None:
+    """Calls and scores, as counted in the function."""
+    sizes: list[int] = []
+
+    def counted(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+        sizes.append(len(prompts))
+        return faulty.sound(prompts, completions, completion_ids)
+
+    assert contract(counted)[0]["speed"].text.endswith(f"took {len(sizes)} calls for {sum(sizes)} scores")
+
+
 def test_conversations_are_handed_over_as_messages() -> None:
     """And said to be."""
 
