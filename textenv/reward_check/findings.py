@@ -69,8 +69,8 @@ class RewardReport:
     """What was found. `report["repeats"]` is the finding of that name, the worst if several functions have it.
 
     Attributes:
-        findings: in the order of the sections; of the holes, what is worth most to a policy is first, as far as the
-            numbers of features and of edits can be compared.
+        findings: in the order of the sections; of the holes, that by which a policy gains most of E score - beta KL
+            if it does this alone is first. A training may find another one before.
         tables: the numbers behind them.
         unseen: features and edits that show nothing or were not tried; not printed, but found by their names.
     """

@@ -13,7 +13,7 @@ from textenv.reward_check.correlation import centred, centred_ranks, correlation
 from textenv.reward_check.features import ALL_FEATURES, features_of
 from textenv.reward_check.findings import Cell, Finding, Table, quoted
 from textenv.reward_check.items import Item, count_items
-from textenv.reward_check.optimum import estimable_beta, shift, weights_of_optimum
+from textenv.reward_check.optimum import estimable_beta, largest_gain, shift, weights_of_optimum
 from textenv.reward_check.samples import Samples
 
 SHIFTED = 0.5  # standard deviations
@@ -26,9 +26,10 @@ ITEMS_SHOWN = 12
 
 
 class Hole(NamedTuple):
-    """A finding, and what it is worth to a policy in standard deviations of the score; -inf where it shows nothing.
+    """A finding, and what E score - beta KL gains if a policy does this alone; -inf where it shows nothing.
 
-    Of a feature it is its share of what the optimum gains, of an edit the change of score + beta log pi_ref.
+    Of a feature it is `largest_gain` of the part of the score that correlates with it, of an edit the mean change of
+    score + beta log pi_ref: both are in units of the score, at the task's beta.
     """
 
     rank: float
@@ -101,11 +102,11 @@ class Content:
         """`optimum.shift` of values [K], over the completions that have a score."""
         return shift(self.samples, np.where(np.isnan(self.scores), np.nan, values), self.weights)
 
-    @cached_property
-    def to_gain(self) -> float:
-        """How much larger the score of that optimum is, in standard deviations within prompts."""
-        target = self.centred(self.scores)
-        return float(self.weights @ target) / self.samples.num_prompts / max(float(target.std()), 1e-300)
+    def gain(self, column: int, correlation: float) -> float:
+        """What a policy gains by the part of the score that correlates with a column: see `largest_gain`."""
+        target, values = self.centred(self.scores), self.columns[:, column]
+        slope = correlation * float(target.std()) / max(float(values.std()), 1e-300)
+        return largest_gain(self.samples, np.where(np.isnan(self.scores), np.nan, slope * values))
 
     @property
     def distinct(self) -> int:
@@ -173,7 +174,7 @@ def check_content(content: Content) -> tuple[list[Hole], list[Table]]:
         explained += term.explained
         text = f"explains {term.explained:.0%} of the variance within prompts"
         text += "" if term is terms[0] else f", {explained:.0%} with those before it"
-        holes.append(_hole(content, term.column, text, term.explained * content.to_gain))
+        holes.append(_hole(content, term.column, text, float(content.correlations[term.column])))
     shifted, table = _shifted_features(content, [term.column for term in terms])
     # where less is left than would be named, what else is shifted is so by the terms
     holes += shifted if explained < 1 - EXPLAINED else []
@@ -206,15 +207,15 @@ def _shifted_features(content: Content, chosen: list[int]) -> tuple[list[Hole], 
             continue
         if abs(moved) > SHIFTED and abs(under - before) > 3 * stderr:
             text = f"rank correlation {held:+.2f} with the score where the other features are held"
-            holes.append(_hole(content, column, text, held**2 * content.to_gain))
+            holes.append(_hole(content, column, text, held))
     rows.sort(key=lambda row: -abs(float(row[4] or 0.0)))
     columns = ["feature", "pi_ref", "pi*", "± of pi*", "shift in std", "correlation", "partial"]
     title = f"features of completions, by how much the optimum at beta {content.beta:.3g} shifts them"
     return holes, Table("holes", title, columns, rows)
 
 
-def _hole(content: Content, column: int, text: str, rank: float) -> Hole:
-    """The finding about a column, with the completion that is the clearest example."""
+def _hole(content: Content, column: int, text: str, correlation: float) -> Hole:
+    """The finding about a column, its correlation with the score, and the completion that is the clearest example."""
     values = content.values(column)
     before, under, stderr = content.shift(values)
     text += f": {before:.3g} of it in a completion of the reference, {under:.3g} ± {stderr:.2g} in one of the optimum "
@@ -223,7 +224,7 @@ def _hole(content: Content, column: int, text: str, rank: float) -> Hole:
     example = f"{quoted(str(content.samples.finished.completions[best]))} has {content.scores[best]:.3g}; "
     name = content.name(column)
     example += f"{name.removeprefix('feature: ')}: {values[best]:.3g}"
-    return Hole(rank, Finding("holes", name, "look here", text, example))
+    return Hole(content.gain(column, correlation), Finding("holes", name, "look here", text, example))
 
 
 def _items_table(content: Content) -> Table:

@@ -12,7 +12,7 @@ from textenv.reward_check.correlation import centred
 from textenv.reward_check.findings import Cell, Finding, Table, quoted
 from textenv.reward_check.holes import Hole
 from textenv.reward_check.probes import Base
-from textenv.reward_check.samples import encode_completions
+from textenv.reward_check.samples import encode_completions, reference_log_probs
 from textenv.rewards import FinishedCompletions, RewardError
 
 LENGTHS, CUTS = 48, 8  # different lengths at most, and those of one completion
@@ -58,7 +58,7 @@ def check_lengths(base: Base, seed: int) -> tuple[list[Hole], list[Table]]:
     text += f"at {best} tokens: {effects[best].score:.3g} \u00b1 {effects[best].stderr:.2g}"
     row = int(np.flatnonzero(length == best)[0])
     example = f"{quoted(str(texts.completions[int(np.flatnonzero(known)[row])]))} has {scores[row]:.3g}"
-    rank = (effects[best].score - effects[max(effects)].score) / scale
+    rank = effects[best].score - effects[max(effects)].score + base.mdp.kl_coef * _cost(base, texts, best)
     return [Hole(rank, Finding("holes", "length", "look here", text, example))], [table]
 
 
@@ -72,6 +72,14 @@ def _cut(base: Base, seed: int) -> FinishedCompletions:
     tokens = np.where(np.arange(whole.tokens.shape[1]) < length[:, None] - 1, whole.tokens[rows], 0)
     tokens[np.arange(len(rows)), length - 1] = np.flatnonzero(base.mdp.is_eos)[0]
     return base.mdp.finished(whole.prompt[rows], whole.prompt_text[rows], tokens, length)
+
+
+def _cost(base: Base, texts: FinishedCompletions, best: int) -> float:
+    """The mean change of log pi_ref where completions are cut at a length."""
+    rows = np.flatnonzero(texts.length == best)
+    origin = rows // (len(texts) // len(base.whole))
+    whole = reference_log_probs(base.mdp, base.whole)[origin]
+    return float(np.minimum(reference_log_probs(base.mdp, texts.select(rows)) - whole, 0.0).mean())
 
 
 class Effect(NamedTuple):

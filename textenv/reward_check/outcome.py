@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def worth(self) -> float:
-        """The mean change of score + beta log pi_ref: what decides how soon a policy does it."""
+        """The mean change of score + beta log pi_ref."""
         return float((self.change + self.beta * self.cost).mean())
 
     def kept(self, scale: float) -> float:
@@ -77,7 +77,7 @@ class Outcome:
         example = f"{quoted(old)} has {before:.3g}, {quoted(new)} {after:.3g}" if verdict != "holds" else ""
         if self.item and verdict != "holds":
             text = f"{self.item}: {text}"
-        return Hole(self.worth / scale, Finding("holes", f"edit: {self.name}", verdict, text, example))
+        return Hole(self.worth, Finding("holes", f"edit: {self.name}", verdict, text, example))
 
     @property
     def _distinct(self) -> int:

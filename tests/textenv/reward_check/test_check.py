@@ -87,7 +87,7 @@ def test_reward_hacking_names_its_hole() -> None:
     report = check(gym.make("textenv/RewardHacking-v0"))
     assert report["edit: append four smileys"].verdict == "broken"
     assert report["feature: emoticons"].verdict == "look here"
-    assert holes(report)[0] == "edit: append four smileys" and "feature: emoticons" in holes(report)[:3]
+    assert {"edit: append four smileys", "feature: emoticons"} <= set(holes(report)[:3])
     assert report["under the optimum"].verdict == "look here"
     with pytest.raises(AssertionError, match="append four smileys"):
         report.assert_holds()
@@ -214,6 +214,18 @@ def test_of_several_functions_the_broken_one_is_named() -> None:
     assert [each.function for each in report.findings if each.name == "batch"] == ["letter_values", "normalised"]
     assert report["batch"].function == "normalised" and report["batch"].verdict == "broken"
     assert len([each for each in report.findings if each.name == "spread"]) == 1
+
+
+def test_the_number_of_scores_is_bounded() -> None:
+    """Four of each of K completions and at most two thousand others, in about sixty calls."""
+    sizes: list[int] = []
+
+    def counted(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+        sizes.append(len(prompts))
+        return letter_values(prompts, completions, completion_ids)
+
+    check(make(words(reward=counted, max_new_tokens=16)), num_completions=256)
+    assert 4 * 1024 < sum(sizes) < 4 * 1024 + 2000 and len(sizes) < 70
 
 
 def test_the_same_seed_is_the_same_report() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.tasks import mdp
 from textenv.data import WordTokenizer
+from textenv.exact import optimum_from_scores
 from textenv.reward_check import Finding
 from textenv.reward_check.holes import Content, check_content, completions_to_read, explain
 from textenv.reward_check.samples import Samples, draw_samples
@@ -147,3 +148,15 @@ def test_completions_to_read_are_the_best_and_the_worst(samples: Samples) -> Non
     assert values[0] == np.nanmax(scores) and values[-1] == np.nanmin(scores)
     few = completions_to_read(samples, np.where(np.arange(256) < 2, 1.0, np.nan))
     assert 1 <= len(few.rows) <= 2
+
+
+def test_a_feature_is_worth_what_the_optimum_gains_by_it(samples: Samples) -> None:
+    """Of a score that is a count: J* - J of the reference, the currency of the edits. Control: a part of it is less."""
+    scores = scored(samples, lambda text: text.count("7"))
+    with pytest.warns(UserWarning, match="effective samples"):
+        estimate = optimum_from_scores(samples.by_prompt(scores), samples.mdp.kl_coef)
+    holes, _ = check_content(Content.of(samples, scores))
+    rank = max(hole.rank for hole in holes)
+    assert rank == pytest.approx(estimate.objective - estimate.reference_objective)
+    noisy, _ = check_content(Content.of(samples, scores + np.random.default_rng(0).normal(size=256)))
+    assert 0 < max(hole.rank for hole in noisy) < 1.2 * rank  # control

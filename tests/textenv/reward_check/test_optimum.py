@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.tasks import mdp
 from textenv import exact
 from textenv.exact import MIN_EFFECTIVE_SAMPLES
-from textenv.reward_check.optimum import estimable_beta, shift, weights_of_optimum
+from textenv.reward_check.optimum import estimable_beta, largest_gain, shift, weights_of_optimum
 from textenv.reward_check.samples import Samples, draw_samples
 from textenv.shaping import length_penalty
 
@@ -114,3 +114,14 @@ def test_both_means_are_over_prompts_and_the_completions_with_a_score() -> None:
     assert before == pytest.approx(under, abs=1e-4)
     grid = samples.by_prompt(values)
     assert before == pytest.approx(np.nanmean(grid, axis=1).mean()) != pytest.approx(np.nanmean(grid))
+
+
+def test_the_gain_is_that_of_the_objective() -> None:
+    """sigma^2 / (2 beta) of a normal part; the largest minus the mean with beta = 0; nothing of a constant."""
+    part = np.random.default_rng(0).normal(size=40_000)
+    found = largest_gain(draw_samples(mdp(kl_coef=2.0), 10_000, 4, seed=0), part)
+    assert found == pytest.approx(1 / (2 * 2.0), rel=0.05)
+    samples = draw_samples(mdp(kl_coef=0.0), 8, 4, seed=0)
+    grid = part[:32].reshape(4, 8)
+    assert largest_gain(samples, part[:32]) == pytest.approx((grid.max(axis=1) - grid.mean(axis=1)).mean())
+    assert largest_gain(samples, np.ones(32)) == 0.0
