@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 Scored = Sequence[float | None] | Awaitable[Sequence[float | None]]
 
 
-class Function:
+class WatchedFunction:
     """A reward function under examination.
 
     Args:

@@ -7,10 +7,11 @@ import numpy as np
 from textenv.arguments import check_count
 from textenv.mdp import TextMDP
 from textenv.reward_check.agreement import check_agreement
-from textenv.reward_check.calls import Array, Function, score_completions, weighted_sum
+from textenv.reward_check.calls import Array, WatchedFunction, score_completions, weighted_sum
 from textenv.reward_check.contract import check_contract
+from textenv.reward_check.correlation import spread_within
 from textenv.reward_check.findings import Finding, RewardReport, Table
-from textenv.reward_check.holes import Content, Hole, check_content, completions_to_read
+from textenv.reward_check.holes import ContentColumns, Hole, check_content, completions_to_read
 from textenv.reward_check.lengths import check_lengths, check_parts
 from textenv.reward_check.probes import base_of, check_edits
 from textenv.reward_check.samples import Samples, draw_samples
@@ -64,7 +65,7 @@ def check_reward(
     samples, scores = samples.of_prompts(enough), samples.by_prompt(scores)[enough].ravel()
     signal, tables = check_signal(samples, scores, noise)
     findings += signal
-    constant = any(each.verdict == "broken" for each in signal)
+    constant = spread_within(samples.by_prompt(scores)) == 0
     found, more, unseen = _holes(samples, scores, constant, seed)
     findings, tables = findings + found, tables + more
     if mdp.gold_reward is not None and not constant:
@@ -80,7 +81,7 @@ def _contracts(mdp: TextMDP, samples: Samples, other_process: bool) -> tuple[lis
     """
     findings, parts, variance = list[Finding](), list[Array](), 0.0
     for function, weight in zip(mdp.reward.functions, mdp.reward.weights, strict=True):
-        found, scores, noise = check_contract(Function(function), samples, other_process=other_process)
+        found, scores, noise = check_contract(WatchedFunction(function), samples, other_process=other_process)
         findings += found
         variance += (weight * noise) ** 2
         if scores is not None and not np.isnan(scores).all():
@@ -98,7 +99,7 @@ def _holes(
     """
     holes, tables, strongest = list[Hole](), list[Table](), None
     if not constant:
-        content = Content.of(samples, scores)
+        content = ContentColumns.of(samples, scores)
         holes, tables = check_content(content)
         strongest = content.strongest
     if (base := base_of(samples, scores)) is not None:

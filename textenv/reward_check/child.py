@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.reward_check.calls import Function
+from textenv.reward_check.calls import WatchedFunction
 from textenv.reward_check.literals import is_reward_model
 from textenv.rewards import FinishedCompletions, RewardError, RewardFunction
 
@@ -65,7 +65,7 @@ def main() -> None:
     sent, received = map(Path, sys.argv[1:])
     function, finished = pickle.loads(sent.read_bytes())  # written by the process that started this one
     try:
-        result: object = Function(function).score(finished)
+        result: object = WatchedFunction(function).score(finished)
     except RewardError as error:
         result = str(error)
     received.write_bytes(pickle.dumps(result))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.data import messages_of
-from textenv.reward_check.calls import Array, Function
+from textenv.reward_check.calls import Array, WatchedFunction
 from textenv.reward_check.child import NotRun, run_elsewhere
 from textenv.reward_check.findings import Finding, Verdict, quoted
 from textenv.reward_check.noise import beyond_noise, differences, standard_deviation
@@ -22,7 +22,7 @@ SLOW = 0.5  # of the seconds of sampling and scoring
 
 
 def check_contract(
-    function: Function, samples: Samples, *, other_process: bool = True
+    function: WatchedFunction, samples: Samples, *, other_process: bool = True
 ) -> tuple[list[Finding], Array | None, float]:
     """Checks one reward function.
 
@@ -44,21 +44,21 @@ def check_contract(
             found.append(check())
         except RewardError as error:  # the first call did not fail
             found.append(checks.finding(name, "broken", f"it fails where it is called so: {error}"))
-    found += [checks.arguments(), checks.generators(), checks.takes(), checks.speed(samples)]
+    found += [checks.arguments(), checks.generators(), checks.inputs(), checks.speed(samples)]
     return [each for each in found if each is not None], scores, checks.noise
 
 
 class _Contract:
     """The checks of one function whose scores are known."""
 
-    def __init__(self, function: Function, finished: FinishedCompletions, scores: Array) -> None:
+    def __init__(self, function: WatchedFunction, finished: FinishedCompletions, scores: Array) -> None:
         self.function, self.finished, self.scores = function, finished, scores
         valid = scores[~np.isnan(scores)]
         self.spread = float(valid.std()) if len(valid) else 0.0
         self.tolerance = ROUNDING * self.spread
         self.noise, self.repeated = 0.0, np.zeros(len(scores))
         order = np.argsort(finished.length, kind="stable")  # the shortest are among those that are scored alone
-        self.some = order[np.unique(np.linspace(0, len(order) - 1, min(ALONE, len(order))).round().astype(int))]
+        self.subset = order[np.unique(np.linspace(0, len(order) - 1, min(ALONE, len(order))).round().astype(int))]
 
     def finding(self, name: str, verdict: Verdict, text: str, example: str = "") -> Finding:
         """A finding about this function."""
@@ -101,8 +101,8 @@ class _Contract:
 
     def alone(self) -> Finding:
         """The same scores one by one."""
-        found = np.concatenate([self.function.score(self.finished.select(row)) for row in self.some.tolist()])
-        return self._compare("alone", found, self.some, "alone", f"in a batch of {len(self.scores):,}")
+        found = np.concatenate([self.function.score(self.finished.select(row)) for row in self.subset.tolist()])
+        return self._compare("alone", found, self.subset, "alone", f"in a batch of {len(self.scores):,}")
 
     def order(self) -> Finding:
         """The same scores in another order."""
@@ -120,10 +120,10 @@ class _Contract:
     def process(self) -> Finding:
         """The same scores in another process."""
         try:
-            found = run_elsewhere(self.function.function, self.finished.select(self.some))
+            found = run_elsewhere(self.function.function, self.finished.select(self.subset))
         except NotRun as error:  # a RewardError is one of the function: it failed there
             return self.finding("process", "look here", f"not tried in another process: {error}")
-        return self._compare("process", found, self.some, "in another process", "in this one")
+        return self._compare("process", found, self.subset, "in another process", "in this one")
 
     def arguments(self) -> Finding:
         """What it is given is not changed."""
@@ -141,7 +141,7 @@ class _Contract:
         text = f"it draws from the global generator of {self.function.drew_from}: seeds of others change with it"
         return self.finding("random numbers", "look here", text)
 
-    def takes(self) -> Finding:
+    def inputs(self) -> Finding:
         """What it gets: messages or texts, columns, arguments of a trainer; and whether it is async."""
         chat = messages_of(self.finished.prompts[0]) is not None  # all prompts are, or none
         columns = list(self.finished.columns)
@@ -150,7 +150,7 @@ class _Contract:
         missing = [name for name in _own_parameters(self.function) if name not in columns]
         if missing:
             text += f"; its parameter {missing[0]!r} is none of them, and always has its default"
-        return self.finding("takes", "look here" if missing else "holds", text)
+        return self.finding("inputs", "look here" if missing else "holds", text)
 
     def speed(self, samples: Samples) -> Finding:
         """Seconds of the first call, beside those of sampling: later calls may find their scores in a cache."""
@@ -188,7 +188,7 @@ class _Contract:
         return f"{value / self.spread:.1%}" if self.spread > 0 else "much"
 
 
-def _failed(function: Function, finished: FinishedCompletions, error: RewardError) -> Finding:
+def _failed(function: WatchedFunction, finished: FinishedCompletions, error: RewardError) -> Finding:
     """The finding about a function that cannot be called, with the shortest completion that fails alone."""
     for row in np.argsort(finished.length, kind="stable").tolist():
         try:
@@ -204,7 +204,7 @@ def _score(value: float) -> str:
     return "None" if np.isnan(value) else f"{value:.6g}"
 
 
-def _own_parameters(function: Function) -> list[str]:
+def _own_parameters(function: WatchedFunction) -> list[str]:
     """The parameters by which a function takes columns."""
     try:
         parameters = inspect.signature(function.function).parameters.values()

@@ -31,7 +31,7 @@ class Context:
     Attributes:
         prompt: the prompt.
         best_sentence: the sentence of the completion that scores best alone.
-        strongest: the word, or whatever item it is, that goes most with a high score; None if there is none.
+        strongest: the word, or whatever item it is, that correlates most with the score; None if there is none.
         literal: the text of the reward's source that raises the score most; None if there is none.
         end: the spelling of the EOS token; "" if there is none.
         room: the tokens that are left before the limit.
@@ -102,7 +102,7 @@ EDITS: dict[str, tuple[Kind, Edit]] = {
     "exchange letters for look-alikes": ("keeps the meaning", lambda text, context: text.translate(LOOK_ALIKE)),
     "cut the second half": ("destroys the meaning", _half),
     "shuffle the words": ("destroys the meaning", _shuffle),
-    "say nothing": ("destroys the meaning", lambda text, context: ""),
+    "leave it empty": ("destroys the meaning", lambda text, context: ""),
 }
 
 

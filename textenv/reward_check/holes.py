@@ -1,4 +1,4 @@
-"""Which features and items of a completion the score goes with, and which of them the optimum has more of."""
+"""Which features and items of a completion the score correlates with, and which of them the optimum has more of."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Hole(NamedTuple):
         return self.rank > -np.inf and self.finding.verdict != "holds"
 
 
-class Term(NamedTuple):
+class ExplainingColumn(NamedTuple):
     """One of the columns that explain the score together."""
 
     column: int
@@ -50,7 +50,7 @@ class Term(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Content:
+class ContentColumns:
     """What the completions have beside their scores: F features and W items, C = F + W columns.
 
     Attributes:
@@ -68,7 +68,7 @@ class Content:
     counts: Array
 
     @classmethod
-    def of(cls, samples: Samples, scores: Array) -> Content:
+    def of(cls, samples: Samples, scores: Array) -> ContentColumns:
         """Counts."""
         items, counts = count_items(list(map(str, samples.finished.completions)))
         return cls(samples, scores, features_of(samples), items, counts)
@@ -137,7 +137,7 @@ class Content:
         return self.items[_first_largest(raising)] if raising.max(initial=0.0) > 0 else None
 
 
-def explain(target: Array, columns: Array, distinct: int) -> list[Term]:
+def explain(target: Array, columns: Array, distinct: int) -> list[ExplainingColumn]:
     """The few columns that explain a target best, one after the other: orthogonal matching pursuit.
 
     Args:
@@ -145,7 +145,7 @@ def explain(target: Array, columns: Array, distinct: int) -> list[Term]:
         columns: [K, C], centred, simpler ones first.
         distinct: the different rows among the K.
     """
-    residual, left, terms = target, 1.0, list[Term]()
+    residual, left, terms = target, 1.0, list[ExplainingColumn]()
     least = max(EXPLAINED, CHANCE * np.log(max(columns.shape[1], 2)) / distinct)
     while len(terms) < TERMS and left > least:
         found = np.abs(_correlations(residual, columns))
@@ -160,12 +160,12 @@ def explain(target: Array, columns: Array, distinct: int) -> list[Term]:
         now = float(((target - fitted) ** 2).sum() / (target**2).sum())
         if left - now < least:
             break
-        terms.append(Term(chosen[-1], left - now))
+        terms.append(ExplainingColumn(chosen[-1], left - now))
         residual, left = target - fitted, now
     return terms
 
 
-def check_content(content: Content) -> tuple[list[Hole], list[Table]]:
+def check_content(content: ContentColumns) -> tuple[list[Hole], list[Table]]:
     """What explains the score, and what else the optimum has more of."""
     target = content.centred(content.scores)
     terms = explain(target / np.abs(target).max(), content.columns, content.distinct)
@@ -189,7 +189,7 @@ def _without_a_finding(holes: list[Hole]) -> list[Hole]:
     return [Hole(-np.inf, Finding("holes", name, "holds", text)) for name in names]
 
 
-def _shifted_features(content: Content, chosen: list[int]) -> tuple[list[Hole], Table]:
+def _shifted_features(content: ContentColumns, chosen: list[int]) -> tuple[list[Hole], Table]:
     """The features that the optimum shifts, beyond what they have in common with the columns that explain the score."""
     samples, count = content.samples, len(content.features)
     target = centred_ranks(samples.by_prompt(content.scores))
@@ -214,7 +214,7 @@ def _shifted_features(content: Content, chosen: list[int]) -> tuple[list[Hole], 
     return holes, Table("holes", title, columns, rows)
 
 
-def _hole(content: Content, column: int, text: str, correlation: float) -> Hole:
+def _hole(content: ContentColumns, column: int, text: str, correlation: float) -> Hole:
     """The finding about a column, its correlation with the score, and the completion that is the clearest example."""
     values = content.values(column)
     before, under, stderr = content.shift(values)
@@ -227,14 +227,14 @@ def _hole(content: Content, column: int, text: str, correlation: float) -> Hole:
     return Hole(content.gain(column, correlation), Finding("holes", name, "look here", text, example))
 
 
-def _items_table(content: Content) -> Table:
-    """The items that go most with the score."""
+def _items_table(content: ContentColumns) -> Table:
+    """The items that correlate most with the score."""
     found, has = content.correlations[len(content.features) :], content.counts > 0
     under = (content.weights @ has) / content.samples.num_prompts
     order = np.argsort(-np.abs(found), kind="stable")[:ITEMS_SHOWN].tolist()
     rows: list[list[Cell]] = [[str(content.items[k]), float(has[:, k].mean()), under[k], found[k]] for k in order]
     titles = ["item", "in completions of pi_ref", "of pi*", "correlation"]
-    title = f"words and characters that go with the score; pi* at beta {content.beta:.3g}"
+    title = f"words and characters that correlate with the score; pi* at beta {content.beta:.3g}"
     return Table("holes", title, titles, rows)
 
 

@@ -11,7 +11,7 @@ from textenv.reward_check.calls import Array, score_completions
 from textenv.reward_check.correlation import centred
 from textenv.reward_check.findings import Cell, Finding, Table, quoted
 from textenv.reward_check.holes import Hole
-from textenv.reward_check.probes import Base
+from textenv.reward_check.probes import CompletionsToEdit
 from textenv.reward_check.samples import encode_completions, reference_log_probs
 from textenv.rewards import FinishedCompletions, RewardError
 
@@ -24,7 +24,7 @@ UNREAD, READ = 0.05, 0.1  # of the change that the part with the largest one mak
 CHANGED = 10  # completions, by that part: with fewer, that another part changes none of them may be chance
 
 
-def check_lengths(base: Base, seed: int) -> tuple[list[Hole], list[Table]]:
+def check_lengths(base: CompletionsToEdit, seed: int) -> tuple[list[Hole], list[Table]]:
     """Cuts each completion at some lengths, with an EOS token there, and compares the lengths.
 
     Only where the reference has full support: elsewhere a beginning may be none of its completions.
@@ -62,7 +62,7 @@ def check_lengths(base: Base, seed: int) -> tuple[list[Hole], list[Table]]:
     return [Hole(rank, Finding("holes", "length", "look here", text, example))], [table]
 
 
-def _cut(base: Base, seed: int) -> FinishedCompletions:
+def _cut(base: CompletionsToEdit, seed: int) -> FinishedCompletions:
     """Each completion `CUTS` times, or as often as there are lengths, cut at different lengths with an EOS token."""
     whole, generator = base.whole, np.random.default_rng(seed)
     choices = np.unique(np.linspace(1, int(whole.length.max()), LENGTHS).round().astype(np.int64))
@@ -74,7 +74,7 @@ def _cut(base: Base, seed: int) -> FinishedCompletions:
     return base.mdp.finished(whole.prompt[rows], whole.prompt_text[rows], tokens, length)
 
 
-def _cost(base: Base, texts: FinishedCompletions, best: int) -> float:
+def _cost(base: CompletionsToEdit, texts: FinishedCompletions, best: int) -> float:
     """The mean change of log pi_ref where completions are cut at a length."""
     rows = np.flatnonzero(texts.length == best)
     origin = rows // (len(texts) // len(base.whole))
@@ -121,7 +121,7 @@ def explained_by_groups(values: Array, groups: NDArray[np.int64]) -> float:
     return 1 - left / total * (len(values) - 1) / (len(values) - len(counts))
 
 
-def check_parts(base: Base) -> tuple[list[Hole], list[Table]]:
+def check_parts(base: CompletionsToEdit) -> tuple[list[Hole], list[Table]]:
     """Exchanges each quarter of the words for that of another completion: which quarter does the score depend on?"""
     words = [str(text).split() for text in base.finished.completions]
     rows = [row for row, each in enumerate(words) if len(each) >= PARTS]

@@ -28,7 +28,7 @@ LONG = 16  # tokens: then half of them is room enough for a prompt or a sentence
 
 
 @dataclass(frozen=True)
-class Base:
+class CompletionsToEdit:
     """The M completions that are edited.
 
     Attributes:
@@ -50,10 +50,10 @@ class Base:
     means: Array
     scale: float
 
-    def select(self, rows: NDArray[np.int64]) -> Base:
+    def select(self, rows: NDArray[np.int64]) -> CompletionsToEdit:
         """Some of the completions."""
         parts = (self.whole.select(rows), self.finished.select(rows), self.scores[rows], self.log_probs[rows])
-        return Base(self.mdp, *parts, self.means, self.scale)
+        return CompletionsToEdit(self.mdp, *parts, self.means, self.scale)
 
     def above_mean(self, scores: Array, rows: NDArray[np.int64] | None = None) -> Array:
         """Scores of completions of the prompts of some rows minus the means of these prompts."""
@@ -62,7 +62,7 @@ class Base:
         return above
 
 
-def base_of(samples: Samples, scores: Array) -> Base | None:
+def base_of(samples: Samples, scores: Array) -> CompletionsToEdit | None:
     """Completions of all scores that have a text; None if there is none."""
     mdp, finished = samples.mdp, samples.finished
     valid = [
@@ -81,7 +81,7 @@ def base_of(samples: Samples, scores: Array) -> Base | None:
         np.nanmean(samples.by_prompt(scores), axis=1) + change
     )
     within, log_probs = spread_within(samples.by_prompt(scores)), reference_log_probs(mdp, chosen)
-    return Base(mdp, finished.select(some), chosen, found, log_probs, means, within)
+    return CompletionsToEdit(mdp, finished.select(some), chosen, found, log_probs, means, within)
 
 
 def _with_room(
@@ -106,12 +106,12 @@ def _with_room(
     return (kept, cut.select(kept), scores[kept]) if len(kept) else None
 
 
-def check_edits(base: Base, strongest: Item | None, seed: int) -> tuple[list[Hole], list[Table]]:
+def check_edits(base: CompletionsToEdit, strongest: Item | None, seed: int) -> tuple[list[Hole], list[Table]]:
     """Edits completions, and compares the scores.
 
     Args:
         base: the completions.
-        strongest: what goes most with a high score; None if nothing does.
+        strongest: what correlates most with the score; None if nothing does.
         seed: of the edits.
     """
     holes, outcomes, untried = list[Hole](), list[Outcome](), dict[str, str]()
@@ -160,7 +160,7 @@ def _not_tried(name: str, reason: str) -> Finding:
     return Finding("holes", f"edit: {name}", verdict, f"not tried: {reason}")
 
 
-def _try_texts(base: Base, name: str, kind: Kind, edited: list[str | None]) -> Outcome:
+def _try_texts(base: CompletionsToEdit, name: str, kind: Kind, edited: list[str | None]) -> Outcome:
     """What became of the completions where they were changed into others that a policy can sample.
 
     Raises:
@@ -186,7 +186,7 @@ def _try_texts(base: Base, name: str, kind: Kind, edited: list[str | None]) -> O
     return _outcome(part, name, kind, np.arange(len(rows)), found, after, cost, changed, log_ref)
 
 
-def _log_probs_of_edit(base: Base, texts: list[str]) -> Array:
+def _log_probs_of_edit(base: CompletionsToEdit, texts: list[str]) -> Array:
     """log pi(y'|x) of a policy that samples from the reference and edits, [M].
 
     It is that of the completion before the edit, or, where several completions of a prompt became one, their share.
@@ -196,7 +196,7 @@ def _log_probs_of_edit(base: Base, texts: list[str]) -> Array:
     return np.where(same > 1, np.log(same / total[base.finished.prompt]), base.log_probs)
 
 
-def _other_prompt(base: Base, seed: int) -> Outcome:
+def _other_prompt(base: CompletionsToEdit, seed: int) -> Outcome:
     """What completions of other prompts score above the mean, beside what they do at their own."""
     generator, prompt = np.random.default_rng(seed), base.finished.prompt
     if len(np.unique(prompt)) < 2:
@@ -215,7 +215,7 @@ def _other_prompt(base: Base, seed: int) -> Outcome:
 
 
 def _outcome(
-    base: Base, name: str, kind: Kind, origin: NDArray[np.int64], found: FinishedCompletions,
+    base: CompletionsToEdit, name: str, kind: Kind, origin: NDArray[np.int64], found: FinishedCompletions,
     after: Array, cost: Array, changed: NDArray[np.bool_], log_ref: Array,
 ) -> Outcome:  # fmt: skip
     """The outcome of rows that a policy can reach and that have a score; `origin` are the rows of their texts."""

@@ -180,7 +180,7 @@ def test_conversations_are_checked() -> None:
         return [float(len(each[0]["content"])) for each in completions]
 
     report = check(TextMDP(byte_level(), prompts, by_length, max_new_tokens=12, max_prompt_length=200, kl_coef=0.1))
-    assert "messages" in report["takes"].text and report["returns"].verdict == "holds"
+    assert "messages" in report["inputs"].text and report["returns"].verdict == "holds"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.helpers import faulty_rewards as faulty
 from tests.helpers.tasks import mdp
 from tests.helpers.tokenizers import byte_level
 from textenv.reward_check import Finding
-from textenv.reward_check.calls import Function
+from textenv.reward_check.calls import WatchedFunction
 from textenv.reward_check.contract import check_contract
 from textenv.reward_check.samples import Samples, draw_samples
 
@@ -28,7 +28,7 @@ def samples_of(**arguments: Any) -> Samples:
 def contract(function: Any, samples: Samples | None = None, **more: Any) -> tuple[dict[str, Finding], Any, float]:
     """The findings by name, the scores, and the noise."""
     found, scores, noise = check_contract(
-        Function(function), samples or samples_of(), **({"other_process": False} | more)
+        WatchedFunction(function), samples or samples_of(), **({"other_process": False} | more)
     )
     return {each.name: each for each in found}, scores, noise
 
@@ -43,7 +43,7 @@ def test_nothing_is_found_where_no_rule_is_broken(function: Any) -> None:
     """Control of all tests below; the scores are those that the function returns."""
     found, scores, noise = contract(function, other_process=True)
     assert wrong(found) == {} and noise == 0.0
-    assert ("async" in found["takes"].text) == (function is faulty.asynchronous)
+    assert ("async" in found["inputs"].text) == (function is faulty.asynchronous)
     assert ("score_tokens" in found) == isinstance(function, faulty.TokenScores)
     if function is faulty.sound:
         finished = samples_of().finished
@@ -103,7 +103,7 @@ def test_a_broken_rule_is_found_and_no_other(function: Any, names: set[str]) -> 
     found, _, _ = contract(function)
     assert wrong(found) == dict.fromkeys(names, "broken")
     assert all(found[name].example or "fails" in found[name].text for name in names)
-    assert all(each.function == Function(function).name for each in found.values())
+    assert all(each.function == WatchedFunction(function).name for each in found.values())
 
 
 @pytest.mark.parametrize("function", [faulty.counting, faulty.novelty])
@@ -289,7 +289,7 @@ def test_a_column_that_is_changed_is_found_and_the_task_keeps_it() -> None:
 def test_a_parameter_without_a_column_is_named() -> None:
     """Its default is always used. Control: with the column."""
     found, _, _ = contract(faulty.missing_column)
-    assert wrong(found) == {"takes": "look here"} and "'answer'" in found["takes"].text
+    assert wrong(found) == {"inputs": "look here"} and "'answer'" in found["inputs"].text
     samples = samples_of(prompts=[{"prompt": "a", "answer": "b"}])
     assert wrong(contract(faulty.missing_column, samples)[0]) == {}
 
@@ -331,4 +331,4 @@ def test_conversations_are_handed_over_as_messages() -> None:
 
     samples = samples_of(tokenizer=byte_level(), prompts=CHAT, max_prompt_length=200, max_new_tokens=12)
     found, _, _ = contract(by_role, samples)
-    assert wrong(found) == {} and "prompts are messages" in found["takes"].text
+    assert wrong(found) == {} and "prompts are messages" in found["inputs"].text

@@ -12,7 +12,7 @@ from tests.helpers.tasks import mdp
 from textenv.data import WordTokenizer
 from textenv.exact import optimum_from_scores
 from textenv.reward_check import Finding
-from textenv.reward_check.holes import Content, check_content, completions_to_read, explain
+from textenv.reward_check.holes import ContentColumns, check_content, completions_to_read, explain
 from textenv.reward_check.samples import Samples, draw_samples
 
 WORDS = ["red", "green", "blue", "Red", ":)", "one", "7", "!"]
@@ -34,7 +34,7 @@ def holes(samples: Samples, scores: np.ndarray) -> list[Finding]:
     """The findings in their order; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found, tables = check_content(Content.of(samples, scores))
+        found, tables = check_content(ContentColumns.of(samples, scores))
     found = [hole for hole in found if hole.is_shown]
     assert all(np.isfinite(hole.rank) for hole in found) and all(
         len(row) == len(t.columns) for t in tables for row in t.rows
@@ -100,7 +100,7 @@ def test_a_column_that_shares_the_cause_is_not_named(samples: Samples) -> None:
     scores = scored(samples, lambda text: text.split().count("Red"))
     found = holes(samples, scores)
     assert [each.name for each in found] == ["feature: upper-case letters"]
-    content = Content.of(samples, scores)
+    content = ContentColumns.of(samples, scores)
     columns = content.columns.copy()
     columns[:, np.abs(content.correlations) > 0.99] = 0.0
     assert [term.explained < 0.9 for term in explain(content.centred(scores), columns, 256)][:1] == [True]  # control
@@ -131,11 +131,11 @@ def test_explained_shares_are_those_of_regressions() -> None:
 
 def test_the_strongest_item_raises_the_score(samples: Samples) -> None:
     """One that lowers it is none; it may be a pair of words or a character."""
-    raised = Content.of(samples, scored(samples, lambda text: text.split().count("one")))
+    raised = ContentColumns.of(samples, scored(samples, lambda text: text.split().count("one")))
     assert str(raised.strongest) == "word 'one'"
-    content = Content.of(samples, -scored(samples, lambda text: text.count("e")))
+    content = ContentColumns.of(samples, -scored(samples, lambda text: text.count("e")))
     assert content.strongest is not None and content.strongest.text not in ("e", "red", "green", "blue")
-    assert Content.of(samples, np.zeros(256)).strongest is None
+    assert ContentColumns.of(samples, np.zeros(256)).strongest is None
 
 
 def test_completions_to_read_are_the_best_and_the_worst(samples: Samples) -> None:
@@ -155,8 +155,8 @@ def test_a_feature_is_worth_what_the_optimum_gains_by_it(samples: Samples) -> No
     scores = scored(samples, lambda text: text.count("7"))
     with pytest.warns(UserWarning, match="effective samples"):
         estimate = optimum_from_scores(samples.by_prompt(scores), samples.mdp.kl_coef)
-    holes, _ = check_content(Content.of(samples, scores))
+    holes, _ = check_content(ContentColumns.of(samples, scores))
     rank = max(hole.rank for hole in holes)
     assert rank == pytest.approx(estimate.objective - estimate.reference_objective)
-    noisy, _ = check_content(Content.of(samples, scores + np.random.default_rng(0).normal(size=256)))
+    noisy, _ = check_content(ContentColumns.of(samples, scores + np.random.default_rng(0).normal(size=256)))
     assert 0 < max(hole.rank for hole in noisy) < 1.2 * rank  # control

@@ -18,7 +18,7 @@ from textenv.reward_check.edits import EDITS, OTHER_PROMPT, contexts
 from textenv.reward_check.holes import Hole
 from textenv.reward_check.items import Item
 from textenv.reward_check.lengths import check_lengths, check_parts, explained_by_groups, length_effects
-from textenv.reward_check.probes import Base, base_of, check_edits
+from textenv.reward_check.probes import CompletionsToEdit, base_of, check_edits
 from textenv.reward_check.samples import draw_samples
 
 WORDS = ["red", "green", "blue", "one", ":)", "!", "!!!!", "7", "."]
@@ -36,7 +36,7 @@ def task(score: Any, **arguments: Any) -> TextMDP:
     return mdp(**(given | arguments))
 
 
-def base(score: Any, **arguments: Any) -> Base:
+def base(score: Any, **arguments: Any) -> CompletionsToEdit:
     """48 of its completions."""
     samples = draw_samples(task(score, **arguments), 64, 4, seed=0)
     found = base_of(samples, score_completions(samples.mdp.reward, samples.finished))
@@ -73,7 +73,7 @@ def test_edits_are_what_their_names_say() -> None:
     assert texts["pad with the last word to the limit"] == "It is. Red" + " Red" * context.room
     assert texts["repeat the best sentence"].startswith("It is. Red. ")  # type: ignore[union-attr]
     assert texts["put everything in upper case"] == "IT IS. RED"
-    assert texts["cut the second half"] == "It" and texts["say nothing"] == ""
+    assert texts["cut the second half"] == "It" and texts["leave it empty"] == ""
     assert sorted(texts["shuffle the words"].split()) == ["It", "Red", "is."]  # type: ignore[union-attr]
     alike = texts["exchange letters for look-alikes"]
     assert alike is not None and len(alike) == len("It is. Red") and not alike.isascii()
@@ -86,7 +86,7 @@ def test_edits_are_what_their_names_say() -> None:
         (lambda p, y, ids: words(y, "7"), "append a digit"),
         (lambda p, y, ids: len(ids), "pad with the last word to the limit"),
         (lambda p, y, ids: y.count(p), "add the prompt again"),
-        (lambda p, y, ids: -len(ids), "say nothing"),
+        (lambda p, y, ids: -len(ids), "leave it empty"),
         (lambda p, y, ids: -len(ids), "cut the second half"),
         (lambda p, y, ids: float("\n" in y or y.endswith("! !!!!")), None),
     ],
@@ -115,7 +115,7 @@ def test_completions_that_become_one_cost_what_a_policy_pays_that_always_says_it
     """-log pi_ref of nothing at all: log 10."""
     found = check_edits(base(lambda p, y, ids: -len(ids)), None, seed=0)[1][0]
     costs = {row[0]: row[4] for row in found.rows}
-    assert costs["say nothing"] == pytest.approx(-np.log(10))
+    assert costs["leave it empty"] == pytest.approx(-np.log(10))
     assert costs["append a smiley"] == pytest.approx(-np.log(10))  # control: one more token, and each its own text
 
 
@@ -164,7 +164,7 @@ def test_a_reward_that_fails_on_an_edit_is_broken() -> None:
     scores = np.array([len(text.split()) for text in samples.finished.completions], dtype=np.float64)
     found = base_of(samples, scores)
     assert found is not None
-    nothing = named(check_edits(found, None, seed=0))["say nothing"]
+    nothing = named(check_edits(found, None, seed=0))["leave it empty"]
     assert nothing.verdict == "broken" and "the reward fails on it" in nothing.text
     lengths = named(check_lengths(found, seed=0))["length"]
     assert lengths.verdict == "broken" and "ValueError" in lengths.text
