@@ -153,7 +153,6 @@ def some_none(prompts: Any, completions: Any, completion_ids: Any, **columns: An
             "reward": faulty.missing_column,
         },
     ],
-    ids=str,
 )
 def test_tasks_of_every_kind_are_checked(arguments: dict[str, Any]) -> None:
     """Without an error or a warning; all that is printed is a number or a text."""
