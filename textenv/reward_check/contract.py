@@ -118,12 +118,13 @@ class _Contract:
         return self._compare("batch", found, again, name, "in the whole batch")
 
     def process(self) -> Finding:
-        """The same scores in another process."""
+        """The same scores in another process, of the same batch: what depends on the batch is no fault of a process."""
+        here = self.function.score(self.finished.select(self.subset))
         try:
             found = run_elsewhere(self.function.function, self.finished.select(self.subset))
         except NotRun as error:  # a RewardError is one of the function: it failed there
             return self.finding("process", "look here", f"not tried in another process: {error}")
-        return self._compare("process", found, self.subset, "in another process", "in this one")
+        return self._compare("process", found, self.subset, "in another process", "in this one", here)
 
     def arguments(self) -> Finding:
         """What it is given is not changed."""
@@ -165,8 +166,11 @@ class _Contract:
         text += f"; the checks of this section took {len(self.function.calls)} calls for {total:,} scores"
         return self.finding("speed", "look here" if share > SLOW and seconds / size > 1e-3 else "holds", text)
 
-    def _compare(self, name: str, found: Array, rows: NDArray[np.int64], new: str, old: str) -> Finding:
-        expected = self.scores[rows]
+    def _compare(
+        self, name: str, found: Array, rows: NDArray[np.int64], new: str, old: str, expected: Array | None = None
+    ) -> Finding:
+        """Compares scores of rows with what is expected, by default their scores in the batch of all."""
+        expected = self.scores[rows] if expected is None else expected
         sizes = differences(found, expected)
         if not beyond_noise(sizes, self.repeated, self.tolerance):
             largest = float(sizes.max())

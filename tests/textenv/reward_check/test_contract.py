@@ -231,6 +231,13 @@ def test_another_process_has_another_seed_of_hash() -> None:
     assert wrong(found) == {"process": "broken"} and "in another process" in found["process"].example
 
 
+def test_what_depends_on_the_batch_does_not_depend_on_the_process() -> None:
+    """Minus the mean of the batch, by the position in it. Control: by the seed of `hash`, above."""
+    for function in (faulty.normalised, faulty.by_position):
+        found, _, _ = contract(function, other_process=True)
+        assert found["process"].verdict == "holds" and found["batch"].verdict == "broken"
+
+
 def test_what_cannot_be_tried_elsewhere_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lambda, a process that ends, a reward model."""
     found, _, _ = contract(lambda completions, **rest: [float(len(each)) for each in completions], other_process=True)
