@@ -242,7 +242,10 @@ def completions_to_read(samples: Samples, scores: Array, each: int = 3) -> Table
     """The completions that score best and worst."""
     best_first = np.argsort(-scores, kind="stable")[: int((~np.isnan(scores)).sum())].tolist()  # nan last
     prompts, texts = samples.finished.prompts, samples.finished.completions
-    distinct = list({str(texts[row]): row for row in reversed(best_first)}.values())[::-1]
+    found = dict[tuple[str, str], int]()
+    for row in best_first:
+        found.setdefault((str(prompts[row]), str(texts[row])), row)
+    distinct = list(found.values())
     chosen = distinct if len(distinct) <= 2 * each else [*distinct[:each], *distinct[-each:]]
     rows: list[list[Cell]] = [
         [float(scores[row]), quoted(str(prompts[row]), 50), quoted(str(texts[row]), 240)] for row in chosen

@@ -146,6 +146,9 @@ def test_completions_to_read_are_the_best_and_the_worst(samples: Samples) -> Non
     values = [row[0] for row in table.rows]
     assert values == sorted(values, reverse=True) and len(values) == 6
     assert values[0] == np.nanmax(scores) and values[-1] == np.nanmin(scores)
+    prompt = samples.finished.prompt  # the same texts have other scores after other prompts
+    other = [row[0] for row in completions_to_read(samples, scored(samples, len) - 100.0 * prompt).rows]
+    assert other == sorted(other, reverse=True) and other[-1] < -250  # type: ignore[operator, type-var]
     few = completions_to_read(samples, np.where(np.arange(256) < 2, 1.0, np.nan))
     assert 1 <= len(few.rows) <= 2
 
