@@ -118,7 +118,10 @@ def read_run(folder: Path) -> Run:
 
 
 def _read(path: Path, notes: list[str]) -> list[KeptCompletion]:
+    """Reads a file of samples; raises a DamagedFile where it has none."""
     rows = files.read_rows(path)
+    if not rows:
+        raise DamagedFile(f"{path} has no whole row: it was cut off. Remove it, and the file before it is read.")
     if any("columns" not in row for row in rows) and OLD not in notes:
         notes.append(OLD)
     return [_completion(path.with_name(f"{path.name}:{i}"), row) for i, row in enumerate(rows, start=1)]

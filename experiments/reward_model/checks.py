@@ -76,6 +76,13 @@ def check_differ(reward: RewardModel, pairs: list[Pair], which: str) -> None:
     print(printable(text))
 
 
+def describe_guess(p_value: float | None) -> str:
+    """A sentence about a set of pairs on which the model is no better than a guess; "" where it is."""
+    if p_value is None or p_value <= SIGNIFICANCE:
+        return ""
+    return f"It is no better than a guess here, which is right about as many with probability {p_value:.2g}. "
+
+
 def check_learned(test: SignTest, train_accuracy: float) -> None:
     """Checks that a model is better than a guess on the held-out pairs.
 

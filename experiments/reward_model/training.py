@@ -31,7 +31,7 @@ from experiments.env_flags import check_device
 from experiments.errors import FlagError
 from experiments.opening import opened
 from experiments.ranges import check_flags
-from experiments.reward_model.checks import check_consistent, check_differ, check_enough, check_learned
+from experiments.reward_model.checks import check_consistent, check_differ, check_enough, check_learned, describe_guess
 from experiments.reward_model.fitting import KEEP, Fit
 from experiments.reward_model.measuring import (
     AGREEMENT,
@@ -130,7 +130,8 @@ def reward_model(config: RewardModelConfig) -> JsonObject:
             files.remove(checkpoint)  # last: until here a resumed command needs them
     print(json.dumps(measured, indent=2))
     for name, numbers in {"held-out pairs": measured, **measured[SETS]}.items():
-        print(printable(f"{name}: {describe_calibration(numbers)} {describe_length(numbers)}"))
+        about = f"{describe_guess(numbers['p_value'])}{describe_calibration(numbers)} {describe_length(numbers)}"
+        print(printable(f"{name}: {about}"))
     print(printable(f"saved to {folder}; textenv.rewards.RewardModel({str(folder)!r}) scores with it"))
     return measured
 

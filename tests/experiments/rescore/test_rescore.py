@@ -250,6 +250,15 @@ def test_a_run_that_has_kept_nothing(chats: Path) -> None:
         rescore(RescoreConfig(chats, ["own_rewards:length"]))
 
 
+@pytest.mark.parametrize("kept", [0, 200])
+def test_a_file_without_a_whole_row_is_named(kept: int, chats: Path) -> None:
+    """Cut off within its first row, or empty."""
+    path = chats / "samples" / "0.jsonl"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DamagedFile, match=r"0\.jsonl has no whole row: it was cut off"):
+        rescore(RescoreConfig(chats, ["own_rewards:length"]))
+
+
 @pytest.mark.parametrize(
     "change",
     [
