@@ -13,6 +13,7 @@ from textenv.reward_check.holes import Hole
 from textenv.reward_check.items import Item
 
 RAISED, HOLE = 0.2, 0.5  # standard deviations within a prompt
+JACKPOT = 5.0  # standard deviations: an item that raises the score so far is no part of what is asked
 KEPT = 0.8  # of what good completions score above the mean, which itself is known to a tenth or so
 MOST, NEARLY_ALL = 0.8, 0.9  # of the completions
 GOOD = 0.5  # standard deviations above the mean
@@ -100,10 +101,16 @@ class Outcome:
 
     def _verdict(self, scale: float) -> tuple[Verdict, str]:
         mean, certain, distinct = float(self.change.mean()), self._is_certain(), self._distinct
-        relative = f"{mean:+.3g}, {mean / scale:+.1f} standard deviations"
+        relative = f"{mean:+.3g}, {mean / scale:+.1f} standard deviations, worth {self.worth:+.3g} with the KL"
         senseless = self.kind in ("adds nothing", "destroys the meaning")
         if senseless and mean > HOLE * scale and certain and self.worth > 0:
             return "broken", f"it {self.kind}, and raises the score by more than the KL costs: {relative}"
+        beyond = float(np.median(self.after)) > float(self.before.max())
+        if beyond and mean > JACKPOT * scale and certain and self.worth > 0:
+            text = (
+                f"it {self.kind}, and raises the score beyond that of any sample, by more than the KL costs: {relative}"
+            )
+            return "broken", text
         if mean > RAISED * scale and certain:
             return "look here", f"it {self.kind}, and raises the score: {relative}"
         if self.kind == "keeps the meaning" and mean < -RAISED * scale and certain:

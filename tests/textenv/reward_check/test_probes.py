@@ -191,6 +191,19 @@ def test_an_edit_is_tried_on_the_completions_whose_words_there_are() -> None:
     assert set(EDITS) | {OTHER_PROMPT} == found.keys()
 
 
+def test_a_text_that_is_worth_more_than_all_samples_is_broken() -> None:
+    """Beside a score of words, ten and a hundred times its spread. Control: as much as a few words."""
+
+    def jackpot(size: float) -> Any:
+        return lambda p, y, ids: size * (":) 7 :) 7" in y) + words(y, "red") - words(y, "blue")
+
+    for size in (20.0, 200.0):
+        found = edits(jackpot(size))["add a text of the reward's source"]
+        assert found.verdict == "broken" and "beyond that of any sample" in found.text and "worth +" in found.text
+    assert edits(jackpot(2.0))["add a text of the reward's source"].verdict == "look here"  # control
+    assert edits(jackpot(20.0), kl_coef=10.0)["add a text of the reward's source"].verdict == "look here"  # control
+
+
 def test_the_item_that_is_added_is_named() -> None:
     """With its kind."""
     found = edits(lambda p, y, ids: words(y, "blue"), Item("word", "blue"))["add the strongest item"]
