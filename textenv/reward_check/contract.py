@@ -189,7 +189,7 @@ class _Contract:
         return f"{text} has {_score(expected[at])}, and {_score(found[at])} {new}"
 
     def _relative(self, value: float) -> str:
-        return f"{value / self.spread:.1%}" if self.spread > 0 else "much"
+        return f"{value / self.spread:.1%}" if value < self.spread else "as large as that"
 
 
 def _failed(function: WatchedFunction, finished: FinishedCompletions, error: RewardError) -> Finding:

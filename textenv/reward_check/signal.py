@@ -14,7 +14,7 @@ from textenv.reward_check.order_statistics import best_of_n, share_of_equal_grou
 from textenv.reward_check.samples import Samples
 
 GROUPS = (2, 4, 8, 16)  # completions of a group, as GRPO and RLOO have them
-USUAL, EQUAL = (4, 8), 0.5  # sizes, and the share of equal groups with which half of the completions are for nothing
+USUAL, EQUAL = 4, 0.5  # the size, and the share of equal groups with which half of the completions are for nothing
 BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the task's
 BEST_OF = (1, 4, 16, 64)
 OUTLIER = 10.0  # robust standard deviations from the median
@@ -76,7 +76,7 @@ def _variance(grid: Array) -> Finding:
 
 def _noise(noise: float, within: float) -> Finding:
     share = noise**2 / within**2
-    text = f"{share:.1%} of the variance within a prompt is noise: scores of the same completion differ"
+    text = f"{min(share, 1.0):.1%} of the variance within a prompt is noise: scores of the same completion differ"
     return _finding("noise", "look here" if share > NOISY else "holds", "no noise" if noise == 0 else text)
 
 
@@ -85,8 +85,7 @@ def _groups(grid: Array) -> Finding:
     shares = {n: share_of_equal_groups(grid, n) for n in sizes}
     text = "groups whose scores are all the same, from which nothing is learned: "
     text += ", ".join(f"{share:.0%} of {n} completions" for n, share in shares.items())
-    usual = [shares[n] for n in USUAL if n in shares]
-    return _finding("groups", "look here" if max(usual, default=0.0) > EQUAL else "holds", text)
+    return _finding("groups", "look here" if shares.get(USUAL, 0.0) > EQUAL else "holds", text)
 
 
 def _ties(scores: Array) -> Finding:

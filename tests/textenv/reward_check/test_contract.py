@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any
@@ -109,7 +110,11 @@ def test_a_broken_rule_is_found_and_no_other(function: Any, names: set[str]) -> 
 @pytest.mark.parametrize("function", [faulty.counting, faulty.novelty])
 def test_a_score_that_drifts_with_the_calls_does_not_repeat(function: Any) -> None:
     """A count of calls, and a memory of what was scored; the other checks may find it, too."""
-    assert contract(function)[0]["repeats"].verdict == "broken"
+    repeats = contract(function)[0]["repeats"]
+    assert repeats.verdict == "broken"
+    shares = [float(share) for share in re.findall(r"([\d.]+)% of the scores'", repeats.text)]
+    assert shares or "as large as that of the scores'" in repeats.text
+    assert all(share <= 100 for share in shares)
 
 
 def test_the_noise_is_the_standard_deviation_of_a_score() -> None:

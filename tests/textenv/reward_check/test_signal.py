@@ -74,6 +74,7 @@ def test_noise_is_a_share_of_the_variance_within_prompts(samples: Samples, rng: 
     noisy = signal(samples, scores, noise=0.2)[0]["noise"]
     assert noisy.verdict == "look here" and float(noisy.text.split("%")[0]) == pytest.approx(25, abs=2)
     assert signal(samples, scores, noise=0.02)[0]["noise"].verdict == "holds"
+    assert signal(samples, scores, noise=100.0)[0]["noise"].text.startswith("100.0%")
 
 
 def test_binary_scores_are_tied_and_not_saturated(samples: Samples, rng: np.random.Generator) -> None:
