@@ -59,7 +59,7 @@ def check(config: CheckRewardConfig) -> None:
     )
     print_report(report, plain_console(width=None if sys.stdout.isatty() else 120))
     if report.broken:
-        names = ", ".join(dict.fromkeys(finding.name for finding in report.broken))
+        names = ", ".join(dict.fromkeys(_name(finding) for finding in report.broken))
         raise NotShown(f"{len(report.broken)} of {len(report.findings)} checks of the reward are broken: {names}.")
 
 
@@ -82,11 +82,15 @@ def print_report(report: RewardReport, console: Console) -> None:
             console.print(shown)
 
 
+def _name(finding: Finding) -> str:
+    """The name of the check, and of the reward that it is about."""
+    return f"{finding.name} [{finding.function}]" if finding.function else finding.name
+
+
 def _line(finding: Finding) -> Text:
     """A finding in one paragraph, its example below."""
-    about = f" [{finding.function}]" if finding.function else ""
     line = Text(f"{finding.verdict:<9} ", style=COLOURS[finding.verdict])
-    line.append(printable(f" {finding.name}{about}: {finding.text}"), style="default")
+    line.append(printable(f" {_name(finding)}: {finding.text}"), style="default")
     if finding.example:
         line.append("\n    " + printable(finding.example), style="dim")
     return line

@@ -80,8 +80,13 @@ def _contracts(mdp: TextMDP, samples: Samples, other_process: bool) -> tuple[lis
     There is no sum where a function has no scores.
     """
     findings, parts, variance = list[Finding](), list[Array](), 0.0
-    for function, weight in zip(mdp.reward.functions, mdp.reward.weights, strict=True):
-        found, scores, noise = check_contract(WatchedFunction(function), samples, other_process=other_process)
+    watched = [WatchedFunction(function) for function in mdp.reward.functions]
+    names = [function.name for function in watched]
+    for number, function in enumerate(watched, start=1):
+        if names.count(function.name) > 1:
+            function.name += f", reward {number}"
+    for function, weight in zip(watched, mdp.reward.weights, strict=True):
+        found, scores, noise = check_contract(function, samples, other_process=other_process)
         findings += found
         variance += (weight * noise) ** 2
         if scores is not None and not np.isnan(scores).all():

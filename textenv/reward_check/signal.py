@@ -132,12 +132,14 @@ def check_missing(samples: Samples, scores: Array) -> Finding:
     share, known = float(np.isnan(scores).mean()), (~np.isnan(samples.by_prompt(scores))).sum(axis=1)
     if not share:
         return _finding("none", "holds", "every completion has a score")
-    text = f"{share:.1%} of the completions have no score, which stops a training unless such completions are skipped"
+    skipped = samples.mdp.reward.on_error == "skip"
+    text = f"{share:.1%} of the completions have no score, "
+    text += "and are skipped" if skipped else "which stops a training: on_reward_error is not 'skip'"
     few = np.flatnonzero(known < 2)
     text += f"; {len(few)} of {len(known)} prompts have fewer than two with a score" if len(few) else ""
     row = int(np.flatnonzero(np.isnan(scores))[0])
     example = f"{quoted(str(samples.finished.completions[row]))} of {quoted(str(samples.finished.prompts[row]))}"
-    return _finding("none", "broken" if len(few) == len(known) else "look here", text, example)
+    return _finding("none", "look here" if skipped and len(few) < len(known) else "broken", text, example)
 
 
 def _optimum(samples: Samples, rewards: Array) -> tuple[list[Finding], list[Table]]:

@@ -245,3 +245,10 @@ def test_nothing_of_the_environment_is_changed() -> None:
     check(env, num_completions=16)
     assert env.unwrapped.np_random.bit_generator.state == before
     assert np.isfinite(env.step(1)[1])
+
+
+def test_two_rewards_of_one_name_are_told_apart() -> None:
+    """By their numbers; a name that one reward has alone stays."""
+    report = check(make(words(reward=[letter_values, letter_values, count_words])), num_completions=8)
+    names = {each.function for each in report.findings if each.name == "returns"}
+    assert names == {"letter_values, reward 1", "letter_values, reward 2", "count_words"}

@@ -134,11 +134,15 @@ def test_components_of_variance_with_unequal_numbers_of_scores(samples: Samples)
     assert np.median(shares) < 5
 
 
-def test_completions_without_a_score(samples: Samples, rng: np.random.Generator) -> None:
-    """Of some completions, of all of a prompt, of all."""
+def test_completions_without_a_score(
+    samples: Samples, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some completions, of all of a prompt, of all: broken where nothing skips them, as a training then stops."""
     scores = rng.normal(size=(16, 64))
     assert check_missing(samples, scores.ravel()).verdict == "holds"
     scores[2, :16] = np.nan
+    assert check_missing(samples, scores.ravel()).verdict == "broken"
+    monkeypatch.setattr(samples.mdp.reward, "on_error", "skip")
     found = check_missing(samples, scores.ravel())
     assert found.verdict == "look here" and found.text.startswith("1.6%") and "prompts have" not in found.text
     scores[3, 1:] = np.nan
