@@ -168,12 +168,18 @@ def _told(error: Exception) -> str:
 
 @contextmanager
 def _undisturbed(model: Any) -> Iterator[None]:
-    """Without dropout; the model's mode and the global generator are left as they were."""
+    """Without dropout, and with all bits of float32, so that no rounding looks like a dependence.
+
+    The model's mode, the precision of products and the global generator are left as they were.
+    """
     training = [module for module in model.modules() if module.training]
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     model.eval()
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
+        torch.set_float32_matmul_precision(precision)
         for module in training:
             module.training = True

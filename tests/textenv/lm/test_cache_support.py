@@ -233,14 +233,22 @@ def test_a_model_without_positions_is_padded_on_the_right(fault: str) -> None:
 
 
 def test_it_leaves_no_trace() -> None:
-    """The global generator, and each module's mode, are as before."""
-    model = tiny("GPT2").train()
+    """The global generator, each module's mode and the precision of products are as before."""
+    model, precision = tiny("GPT2").train(), torch.get_float32_matmul_precision()
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    find_cache_support(model)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        seen = list[str]()
+        hook = model.register_forward_hook(lambda *rest: seen.append(torch.get_float32_matmul_precision()))
+        find_cache_support(model)
+        hook.remove()
+        assert set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(precision)
     assert torch.equal(torch.rand(3), expected)
     assert [module.training for module in model.modules()] == modes
 

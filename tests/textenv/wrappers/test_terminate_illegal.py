@@ -316,9 +316,13 @@ def test_rendering_shows_the_illegal_reward() -> None:
     env = TerminateIllegal(gym.make(TAJ_MAHAL, render_mode="ansi"), -2.0)
     env.reset(options={"prompt": "where is the taj mahal", "completion": "it is"})
     env.step(EOS)
-    assert env.render().splitlines()[1:] == ["  it               ", "  is               ", "  (masked token)   -2.0000"]
+    assert env.render().splitlines()[1:] == [
+        "  it               ",
+        "  is               ",
+        "  (masked token)   -2.0000 = illegal -2.0000",
+    ]
     env.reset(options={"prompt": 0})
-    assert len(env.render().splitlines()) == 1
+    assert "illegal" not in env.render()
 
 
 # -- Gymnasium's contract ----------------------------------------------------------------------------------------------
