@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils import logging
 
+from agents import files
 from agents.training import rank
 from experiments.agent_classes import find_agent, short_name
 from experiments.bench import BenchConfig, bench
@@ -74,7 +76,8 @@ def _train(config: TrialConfig, wrap: Wrap | None = None) -> Path:
             summary = run_trial(config, folder, folder / INITIAL, progress, wrap)
         except Exception:
             if rank() == 0 and (folder / FAILED).is_file():  # the page tells it
-                print(printable(page_note(folder)), file=sys.stderr)
+                with suppress(files.StorageError):  # the error that is raised is the one to know
+                    print(printable(page_note(folder)), file=sys.stderr)
             raise
     if rank() == 0:
         print(json.dumps(summary, indent=2))

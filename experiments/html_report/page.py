@@ -54,10 +54,14 @@ def write_page(folders: Sequence[Path], path: Path) -> list[str]:
 
 
 def page_note(folder: Path) -> str:
-    """Writes the page into the folder of a run that has ended; returns where it is, or why there is none."""
+    """Writes the page into the folder of a run that has ended; returns where it is, or why there is none.
+
+    Raises:
+        StorageError: the page cannot be written.
+    """
     try:
         write_page([folder], folder / PAGE)
-    except (FlagError, files.DamagedFile, files.StorageError) as error:
+    except (FlagError, files.DamagedFile) as error:
         return f"no page: {error}"
     return f"see {folder / PAGE}"
 
