@@ -7,7 +7,7 @@ The share of completions with a word, under the reference, and under the optimum
 weights of the completions of the reference that the run has kept (`initial/reference.jsonl`); and under the trained
 policy (the last of `samples/`). Nothing of it needs the model.
 
-What is foreseen of a change is its correlation, over words, with the change that the weights foresee. Beside it stands
+What is foreseen of a change is its correlation, over words, with the change that the weights foresee. Beside it is
 the same with the weights of each prompt in random order: weights that know nothing of the completions.
 """
 

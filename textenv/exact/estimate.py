@@ -10,8 +10,8 @@ ESS = (sum_i w_i)^2 / sum_i w_i^2,
 
 so J* is underestimated, and the share of the way that a policy has come is overestimated. Where the completions that
 decide are rarer than 1 / N none may be among the N, and nothing that is computed from these shows it: not the standard
-error, nor the effective sample size, which is then large. The interval covers J* as often as it says where pi* is near
-enough, about KL(pi* || pi_ref) < log N - 3, and less often beyond. That no logarithm of an
+error, nor the effective sample size, which is then large. The interval covers J* less often than it states there. That
+no logarithm of an
 unbiased estimate is too large in the mean (Jensen) makes it a stochastic lower bound. One exact sample of pi* among the
 N completions makes it a stochastic upper bound: E beta log 1/N (w* + sum_{i < N} w_i) >= J*(x) (Grosse et al. 2015,
 arXiv:1511.02543; for language models Zhao et al. 2024, arXiv:2404.17546). Where the reward has a largest value M, exact

@@ -31,7 +31,7 @@ class Outcome:
         kind: what it does to the meaning.
         before: score above the mean of the prompt, [M].
         after: the same of the edited completion, [M].
-        cost: change of log pi_ref that a policy pays for, [M].
+        cost: change of log pi_ref that a policy loses, [M].
         beta: of the task.
         texts: the completion and its score, and the edited one and its score, M times.
         item: the item that it adds; None if it is always the same.

@@ -13,7 +13,7 @@ TEXT = "He ran. He ran!"
 
 
 def test_the_items_of_a_text() -> None:
-    """Words in lower case, with runs of punctuation; the first word and what stands last."""
+    """Words in lower case, with runs of punctuation; the first word and what is last."""
     found = items_of(TEXT)
     assert (found[Item("word", "he")], found[Item("word", "ran")], found[Item("word", "!")]) == (2, 2, 1)
     assert found[Item("pair of words", "he ran")] == 2 and found[Item("pair of words", "ran .")] == 1
