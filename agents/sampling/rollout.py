@@ -1,7 +1,8 @@
-"""`Rollout`: completions with their log-probabilities, rewards and scores, as tensors."""
+"""`Rollout`: completions with their log-probabilities, rewards and scores, as tensors, and as a notebook shows them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.sampling.rollout_html import rollout_html
-from textenv.html import Html
+from textenv.html import Html, block_html, largest, legend, number_text, text_html, tokens_html
+
+SHOWN = 5  # completions in a notebook
 
 
 @dataclass
@@ -91,8 +93,19 @@ class Rollout:
         return (self.log_probs - self.ref_log_probs).sum(dim=1)
 
     def _repr_html_(self) -> Html:
-        """What a notebook shows: the first completions, see `rollout_html`."""
-        return rollout_html(self)
+        """Size and means, and the first completions: prompt, tokens, score, return and log-ratio.
+
+        A token has the colour of its reward. Its tooltip has r_t, log pi, log pi_ref and, if it was computed, V(s_t).
+        """
+        first = self[:SHOWN]
+        scale = largest(first.rewards[first.mask].tolist())
+        more = len(self) - len(first)
+        return block_html(
+            _summary(self),
+            legend("reward r_t, KL included", scale),
+            *(_completion(first, row, scale) for row in range(len(first))),
+            *([f"… {more:,} more completions"] if more else []),
+        )
 
     def weighted(self, advantages: Tensor) -> Tensor:
         """Advantages, [B, T], times the weights of the tokens."""
@@ -128,3 +141,36 @@ class Rollout:
     def without_strings(self) -> Rollout:
         """The rollout without its strings, as a loss uses it: selecting rows then needs no synchronisation."""
         return replace(self, prompts=None, completions=None, extra=None)
+
+
+def _summary(rollout: Rollout) -> str:
+    valid = rollout.valid
+    parts = [f"{len(rollout):,} completions, {int(rollout.num_sampled):,} tokens"]
+    if skipped := int((~valid).sum()):
+        parts.append(f"{skipped:,} skipped")
+    if bool(valid.any()):
+        means = {"score": rollout.scores, "log-ratio": rollout.kl, "return": rollout.rewards.sum(dim=1)}
+        found = {name: float(values[valid].double().mean()) for name, values in means.items()}
+        parts += [f"mean {name} {number_text(mean)}" for name, mean in found.items() if not math.isnan(mean)]
+    return ", ".join(parts)
+
+
+def _completion(rollout: Rollout, row: int, scale: float) -> Html:
+    """One completion; `rollout` is small."""
+    text = None if rollout.prompts is None else rollout.prompts[row]
+    prompt = Html() if text is None else Html(f"<b>prompt</b> {text_html(text)}")
+    if not bool(rollout.mask[row].any()):
+        return Html(f"{prompt} <i>skipped: its reward failed</i>")
+    mask = rollout.mask[row]
+    ids = rollout.tokens[row][mask].tolist()
+    names = [f"<id {i}>" for i in ids] if rollout.tokenizer is None else rollout.tokenizer.convert_ids_to_tokens(ids)
+    columns = {"r_t": rollout.rewards, "log pi": rollout.log_probs, "log pi_ref": rollout.ref_log_probs}
+    if rollout.values is not None:
+        columns["V"] = rollout.values
+    details = {name: values[row][mask].tolist() for name, values in columns.items()}
+    numbers = {"score": rollout.scores[row], "return": rollout.rewards[row].sum(), "log-ratio": rollout.kl[row]}
+    numbers = {name: value for name, value in numbers.items() if not value.isnan()}  # nan where there is no reference
+    found = ", ".join(f"{name} {number_text(float(value))}" for name, value in numbers.items())
+    tokens = tokens_html(list(map(str, names)), details["r_t"], details, scale=scale)
+    ended = "" if bool(rollout.stopped[row]) else ", no EOS"
+    return Html(f"{prompt}<div>{tokens}</div><small>{text_html(found + ended)}</small>")
