@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -48,6 +48,8 @@ Callback = Callable[[Any, Any, Metrics], Any]  # of agent, None and metrics; it 
 class LibraryAgent(ABC):
     """`save` and `load` of `agents.Agent`, and the end of an update, around an algorithm of another library."""
 
+    needs_values: ClassVar[bool] = False
+    """Whether it trains the value head of `policy`."""
     initial_policy: TransformerPolicy
     """The policy to start from; a copy is trained."""
     env: Any

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from sb3_contrib import MaskablePPO
@@ -38,6 +38,8 @@ class StableBaselines(LibraryAgent):
 
     The MDP of the environment is stepped in a batch of its own.
     """
+
+    needs_values: ClassVar[bool] = True
 
     n_episodes: int = 64
     """Number of environments in the batch."""

@@ -4,7 +4,8 @@ They are output alone: nothing reads them to resume. A row is a completion. Its 
 
     log_prob, ref_log_prob, entropy     log pi(a_t|s_t), log pi_ref(a_t|s_t), the entropy of pi(.|s_t)
     reward_terms                        by name, see `TextMDP.reward_terms`; their sum is r_t
-    value, advantage                    V(s_t) and GAE of an agent that trains V; others have none
+    value, advantage                    V(s_t) and GAE of an agent that trains V; others have none. They are of the
+                                        rewards that it trains on: with kl_target, of the beta of now
     exact                               what `textenv.exact` computes, where the task is enumerated
 
 With the text, a row has what else reward functions get, so that another reward can score it later (`rescore`):
@@ -80,9 +81,8 @@ def sample_tokens(
     """Samples completions and returns a row for each, without the counts; see this file's docstring."""
     mdp, policy = get_mdp(evaluator.env), agent.policy
     start = _start(mdp, count)
-    has_values = isinstance(agent, Agent) and agent.needs_values
     rollout = collect(
-        evaluator.env, policy, generator=new_generator(policy.device, EVAL_SEED), values=has_values, start=start
+        evaluator.env, policy, generator=new_generator(policy.device, EVAL_SEED), values=agent.needs_values, start=start
     )
     inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
     all_log_probs = policy.evaluate_all_actions(*inputs, values=False).all_log_probs
@@ -130,14 +130,24 @@ def _start(mdp: TextMDP, count: int) -> TextState:
 
 
 def _advantages(agent: Agent | LibraryAgent, rollout: Rollout, kl_coef: float) -> Tensor | None:
-    """GAE with the agent's gamma and lambda, not whitened; None for an agent without."""
+    """GAE of the rewards that an agent trains on, with its gamma and lambda, not whitened; None for one without.
+
+    Args:
+        agent: the agent. Those rewards are without the KL where it is in the loss, and have the agent's own beta where
+            that is adapted.
+        rollout: the completions.
+        kl_coef: the task's beta, which their rewards have.
+    """
     gae_lambda = getattr(agent, "gae_lambda", None)
-    if rollout.values is None or gae_lambda is None or not isinstance(agent, Agent):
+    if rollout.values is None or gae_lambda is None:
         return None
-    rewards = rollout.rewards
-    if agent.kl_in == "loss":  # the rewards that it trains on are without the KL
-        rewards = rewards + kl_coef * (rollout.log_probs - rollout.ref_log_probs)
-    return gae(rewards, rollout.values, rollout.mask, agent.gamma, float(gae_lambda))
+    rewards, gamma = rollout.rewards, 1.0
+    if isinstance(agent, Agent):
+        trained_on = 0.0 if agent.kl_in == "loss" else agent.current_kl_coef
+        gamma = agent.gamma
+        if trained_on != kl_coef:
+            rewards = rewards + (kl_coef - trained_on) * (rollout.log_probs - rollout.ref_log_probs)
+    return gae(rewards, rollout.values, rollout.mask, gamma, float(gae_lambda))
 
 
 def _reward_terms(mdp: TextMDP, start: TextState, rollout: Rollout) -> dict[str, NDArray[np.float64]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from agents import PPO, REINFORCE
 from agents.policy import TransformerPolicy
 from experiments.evaluation import Evaluator
+from experiments.stable_baselines import SB3A2C, SB3PPO, SB3MaskablePPO
 from experiments.token_samples import drop_samples_after, sample_files, sample_tokens, token_texts, write_samples
 from experiments.trial import run_trial
 from tests.helpers.commands import stories_flags, tiny
@@ -112,6 +115,44 @@ def test_with_the_kl_in_the_loss_the_advantage_is_without_it() -> None:
     assert row["advantage"] != pytest.approx(rows["reward"]["advantage"], abs=1e-3)  # control
 
 
+def test_with_an_adapted_beta_the_advantage_is_of_that_beta() -> None:
+    """GAE of the rewards that the agent trains on; the terms of the reward, and all that is exact, are the task's."""
+    measured, policy = evaluator(kl_coef=0.5)
+    known = measured.evaluate_exactly(policy)
+    rows = {}
+    for beta in (0.5, 0.8):
+        agent = PPO(policy, measured.env, gae_lambda=1.0, kl_target=0.1, seed=0)
+        agent.kl_coef = beta
+        rows[beta] = sample_tokens(measured, agent, 1, known)[0]
+    row = rows[0.8]
+    for name in ("reward_terms", "exact", "value"):  # V is not trained here
+        assert row[name] == rows[0.5][name]
+    log_ratio = np.subtract(row["log_prob"], row["ref_log_prob"])
+    rewards = np.sum(list(row["reward_terms"].values()), axis=0) - (0.8 - 0.5) * log_ratio
+    assert np.add(row["advantage"], row["value"]) == pytest.approx(rewards[::-1].cumsum()[::-1], abs=1e-5)
+    assert row["advantage"] != pytest.approx(rows[0.5]["advantage"], abs=1e-3)  # control
+
+
+@pytest.mark.parametrize("kind", [SB3PPO, SB3A2C, SB3MaskablePPO])
+def test_the_value_of_stable_baselines_is_what_it_predicts(kind: Any) -> None:
+    """In each state; the advantage is GAE with its lambda, here 1: the reward to go without V."""
+    task = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2}
+    measured, policy = evaluator(env_args=task)
+    agent = kind(policy, measured.env, n_episodes=8, n_steps=4, gae_lambda=1.0, learning_rate=0.01, seed=0).learn(200)
+    env = gym.make_vec("textenv/Toy-v0", num_envs=1, **task)
+    rows = sample_tokens(measured, agent, 4, measured.evaluate_exactly(agent.policy))
+    for row in rows:
+        rewards = np.sum(list(row["reward_terms"].values()), axis=0)
+        assert np.add(row["advantage"], row["value"]) == pytest.approx(rewards[::-1].cumsum()[::-1], abs=1e-5)
+        for t, value in enumerate(row["value"]):
+            start = {"prompt": row["prompt"], "completion": row["token_ids"][:t]}
+            observation, _ = env.reset(options=start)
+            tensors, _ = agent.algorithm.policy.obs_to_tensor(observation)
+            with torch.no_grad():
+                assert float(agent.algorithm.policy.predict_values(tensors)) == pytest.approx(value, abs=1e-4)
+    assert len({value for row in rows for value in row["value"]} - {0.0}) > 1  # they were learned, and differ
+
+
 @pytest.mark.parametrize("agent", ["ppo", "reinforce", "sb3-ppo"])
 def test_a_trial_writes_samples_at_each_evaluation(agent: str, tmp_path: Path, initial: Path) -> None:
     """As many as --samples-per-eval says, of the same prompts; 0 writes none."""
@@ -122,7 +163,7 @@ def test_a_trial_writes_samples_at_each_evaluation(agent: str, tmp_path: Path, i
     for update, path in sample_files(tmp_path / "run"):
         samples = [json.loads(line) for line in path.read_text().splitlines()]
         assert len(samples) == 3 and {row["num_updates"] for row in samples} == {update}
-        assert all(("value" in row) == (agent == "ppo") for row in samples)
+        assert all(("value" in row) == (agent != "reinforce") for row in samples)
     run_trial(tiny(agent=agent, samples_per_eval=0), tmp_path / "none", initial)
     assert sample_files(tmp_path / "none") == [] and not (tmp_path / "none/samples").exists()
 
