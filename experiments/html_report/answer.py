@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agents.files import JsonObject
+from experiments.agent_classes import settings_key
 from experiments.html_report.figures import number
 from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs
@@ -131,7 +132,32 @@ def caveats(runs: Runs) -> list[str]:
     counts = [run.summary["num_timesteps"] for run in runs.all]
     if min(counts) < 0.95 * max(counts):  # more than the completions of an update
         found.append(f"The runs had {min(counts):,} to {max(counts):,} tokens: one with more had more time to learn.")
-    return [*found, *describe_baselines(runs.baselines), *runs.notes]
+    return [*found, *_own_rewards(runs), *describe_baselines(runs.baselines), *runs.notes]
+
+
+def _own_rewards(runs: Runs) -> list[str]:
+    """A sentence for each agent that trains on other rewards than J is of."""
+    beta, found = arguments_of(runs.flags).get("kl_coef"), []
+    for name, trials in runs.trials.items():
+        own = trials[0].flags.get(settings_key(str(trials[0].flags["agent"]))) or {}
+        how = []
+        if own.get("kl_target") is not None:
+            how.append(f"a β that is adapted to a KL of {own['kl_target']:g} nats")
+        elif own.get("kl_coef") not in (None, beta):
+            how.append(f"β = {own['kl_coef']:g}")
+        if own.get("kl_in") == "loss":
+            how.append("the KL in its loss")
+        if own.get("gamma", 1.0) != 1.0:
+            how.append(f"gamma = {own['gamma']:g}")
+        if how:
+            has_values = any("value" in each.columns for step in trials[0].steps for each in step.completions)
+            learned = ", and its V and advantage are of that" if has_values else ""
+            task = "the task's β" + (f" = {beta:g}" if isinstance(beta, int | float) else "")
+            found.append(
+                f"{name} trains with {' and '.join(how)}{learned}. J, the reward with its terms and all that is exact "
+                f"have {task} and no discount."
+            )
+    return found
 
 
 def estimate(value: Estimate) -> str:

@@ -34,6 +34,7 @@ CURVES = (
     Curve("eval/score", "Score", "Its mean at each evaluation, without the KL."),
     Curve("eval/gold_score", "Gold score", "Measured, not trained on."),
     Curve("eval/kl", "KL to the reference", "Nats, over whole completions."),
+    Curve("objective/kl_coef", "β", "As the agent adapts it; J, and all that is exact, have the task's."),
     Curve("objective/entropy", "Entropy", "Nats, of the completions that were trained on."),
     Curve("policy/clipfrac_avg", "Clip fraction", "The part of the tokens whose ratio was clipped."),
     Curve("val/explained_variance", "Explained variance of V", "1 is perfect, 0 as good as a constant."),

@@ -7,12 +7,19 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
+import pytest
+
+from agents import find_saved
+from agents.policy import TransformerPolicy
 from experiments.failure import FAILED, TrialFailure, read_failure
-from experiments.html_report.answer import answer
+from experiments.html_report.answer import answer, caveats
+from experiments.html_report.figures import curves
 from experiments.html_report.page import render
 from experiments.html_report.runs import Runs, read_runs
 from tests.experiments.html_report.conftest import copy_run
 from tests.helpers.commands import call
+from textenv import exact
 
 
 def with_errors(runs: Runs, stderr: float, effective: float, **objectives: list[float]) -> Runs:
@@ -85,3 +92,48 @@ def test_a_damaged_failure_is_a_note(comparison: Path, tmp_path: Path) -> None:
     (run / "summary.json").unlink()
     text = render(read_runs([run]))  # control
     assert FAILED in text and "PPO, seed 0 has not finished. Its numbers" in text
+
+
+def test_with_an_adapted_beta_all_that_is_exact_is_of_the_task(comparison: Path, tmp_path: Path) -> None:
+    """J, V and J* - J are those of the trained policy at the task's beta; the page says so, and has beta's curve."""
+    task, beta, out = {"vocab_size": 3, "max_new_tokens": 3, "num_prompts": 2}, 0.2, tmp_path / "run"
+    arguments = [str(each) for pair in task.items() for each in pair]
+    flags = f"--env textenv/Toy-v0 --agent ppo --kl-coef {beta} --total-timesteps 400 --num-evals 2 --n-episodes 16"
+    more = f"--ppo.kl-target 0.01 --ppo.kl-horizon 16 --learning-rate 0.01 --out {out}"
+    assert call("train", *flags.split(), *more.split(), "--env-args", *arguments).returncode == 0
+    runs = read_runs([out])
+    run, policy = runs.all[0], TransformerPolicy.from_pretrained(find_saved(out / "checkpoint", "agent.json"))
+    known, other = (
+        exact.evaluate(gym.make("textenv/Toy-v0", kl_coef=each, **task), policy)
+        for each in (beta, run.rows[-1]["objective/kl_coef"])
+    )
+    assert run.summary["objective"] == pytest.approx(known.objective, abs=1e-5)
+    first = run.steps[-1].completions[0]
+    root = known.tree.state_index(first.prompt)
+    assert first.columns["exact_value"][0] == pytest.approx(known.values[root], abs=1e-4)
+    assert abs(other.values[root] - known.values[root]) > 1e-3  # control: at the beta of the agent
+    assert run.tree is not None and run.tree["gap"] == pytest.approx(
+        exact.solve(known.tree).objective - known.objective, abs=1e-5
+    )
+    (note,) = [text for text in caveats(runs) if text.startswith("PPO trains with")]
+    assert "a β that is adapted to a KL of 0.01 nats, and its V and advantage are of that. J, " in note
+    assert note.endswith("have the task's β = 0.2 and no discount.")
+    assert "β" in [drawing.title for drawing in curves(runs)]
+    usual = read_runs([comparison])  # control
+    assert not any("trains with" in text for text in caveats(usual)) and "β" not in [x.title for x in curves(usual)]
+
+
+def test_other_rewards_of_an_agent_are_told(comparison: Path, tmp_path: Path) -> None:
+    """Each setting that makes them; one without V has learned none."""
+    for agent, settings, expected in (
+        ("ppo", {"kl_in": "loss"}, "PPO trains with the KL in its loss, and its V"),
+        ("ppo", {"gamma": 0.9, "kl_in": "loss"}, "PPO trains with the KL in its loss and gamma = 0.9, and its V"),
+        ("reinforce", {"kl_target": 0.5}, "REINFORCE trains with a β that is adapted to a KL of 0.5 nats. J, the"),
+        ("reinforce", {"kl_coef": 0.2}, ""),  # the task's
+        ("reinforce", {"kl_coef": 0.3}, "REINFORCE trains with β = 0.3. J, the reward with its terms"),
+    ):
+        own = json.loads((comparison / agent / "seed-0" / "config.json").read_text())["flags"][agent] | settings
+        run = copy_run(comparison / agent / "seed-0", tmp_path / f"{agent}-{len(expected)}", **{agent: own})
+        shutil.copytree(comparison / "initial", run / "initial")
+        found = [text for text in caveats(read_runs([run])) if "trains with" in text]
+        assert len(found) == bool(expected) and all(text.startswith(expected) for text in found)
