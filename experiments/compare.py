@@ -135,7 +135,7 @@ def _compare(config: CompareConfig, trials: list[TrialConfig], environments: Env
         untrained = _untrained(config, evaluator, policy, read_baselines(folder / INITIAL / BASELINES))
         before = sample_completions(evaluator.env, policy, sample_prompt_indices(evaluator.env))
         report(folder, by_agent, untrained, before, console)
-        console.print(f"took {time.monotonic() - started:.0f} s; table, curves.png, samples.txt and runs: {folder}")
+        console.print(f"took {time.monotonic() - started:.0f} s; table, samples.txt and runs: {folder}")
     console.print(page_note(folder), soft_wrap=True)
     if failed := [f"{trial_name(t)}: {end.failure.text}" for t, end in zip(trials, ended, strict=True) if end.failure]:
         raise Unfinished(f"{len(failed)} of {len(trials)} trials failed. {' '.join(failed)}")

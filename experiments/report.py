@@ -1,4 +1,4 @@
-"""The report of a comparison: tables of results, curves, and completions before and after training."""
+"""The report of a comparison: tables of results, and completions before and after training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.table import Table
 from agents import files
 from agents.files import JsonObject
 from experiments.console import plain_console, score_text
-from experiments.curves import curves
 from experiments.metrics_file import describe_gaps
 from experiments.report_rows import Rows, Summaries, differences, differences_rows, mean_row, results_rows
 from experiments.share import describe_baselines
@@ -28,7 +27,7 @@ def report(
     before: list[JsonObject],
     console: Console,
 ) -> None:
-    """Prints the report and writes it to the folder: `report.txt`, `summary.json`, `curves.png`, `samples.txt`.
+    """Prints the report and writes it to the folder: `report.txt`, `summary.json`, `samples.txt`.
 
     Args:
         folder: the folder of the comparison.
@@ -48,7 +47,6 @@ def report(
         "paired_differences": {name: value._asdict() for name, value in differences(summaries).items()},
     }
     files.write_json(folder / "summary.json", content)
-    curves(folder, summaries, baselines, untrained)
     tables = [results_table(summaries, baselines, untrained), samples_table(summaries, before, folder)]
     if len(summaries) > 1:
         tables.insert(1, differences_table(summaries))

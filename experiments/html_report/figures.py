@@ -1,8 +1,9 @@
-"""The figures of the page: curves over tokens, and score against KL with the exact frontier."""
+"""What the page and `curves.png` draw: curves over tokens, and score against KL with the exact frontier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from agents.files import JsonObject
 from experiments.html_report.labels import Labels
 from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs
-from experiments.html_report.svg import GRID, INK, MUTED, WIDE, Drawing, Point, colour, draw, new_axes
+from experiments.html_report.svg import GRID, INK, MUTED, SIZE, Drawing, Point, colour, draw, new_axes
 from experiments.metrics_file import Row
 from experiments.share import optimum_band
 
@@ -41,17 +42,45 @@ CURVES = (
 )
 
 
-def curves(runs: Runs) -> list[Drawing]:
-    """A figure for each metric that a run has; a thin line is a seed, a thick one the mean of evaluations."""
-    drawings = [_curve(runs, curve) for curve in CURVES]
-    return [drawing for drawing in [*drawings[:1], held_out(runs), *drawings[1:]] if drawing is not None]
+class Panel(NamedTuple):
+    """A pair of axes.
+
+    Attributes:
+        title: above it.
+        about: below it, a sentence.
+        fill: draws on the axes, whose size is known, and returns the points for a pointer.
+    """
+
+    title: str
+    about: str
+    fill: Callable[[Axes], list[Point]]
 
 
-def _curve(runs: Runs, curve: Curve) -> Drawing | None:
+def curve_panels(runs: Runs) -> list[Panel]:
+    """A panel for each metric that a run has, and for J on held-out prompts.
+
+    A thin line is a seed, a thick one the mean of evaluations.
+    """
+    panels = [Panel(curve.title, curve.about, partial(_curve, runs, curve)) for curve in CURVES if _has(runs, curve)]
+    if any("held_out/objective" in row for run in runs.all for row in run.rows):
+        about = "J on prompts not trained on (dashed), and on those trained on (thin)."
+        panels.insert(1, Panel("Held-out prompts", about, partial(_held_out, runs)))
+    return panels
+
+
+def drawing(panel: Panel, size: tuple[int, int] = SIZE) -> Drawing:
+    """The panel as a figure of the page."""
+    figure, (axes,) = new_axes(size)
+    return draw(figure, axes, panel.title, panel.about, panel.fill(axes))
+
+
+def _has(runs: Runs, curve: Curve) -> bool:
+    """Whether the curve tells anything: a metric of the training may be 0 throughout, where nothing is clipped, say."""
     values = {row[curve.metric] for run in runs.all for row in run.rows if curve.metric in row}
-    if not values or (values == {0.0} and not curve.metric.startswith("eval/")):  # nothing was clipped, say
-        return None
-    figure, axes = new_axes()
+    return bool(values) and (values != {0.0} or curve.metric.startswith("eval/"))
+
+
+def _curve(runs: Runs, curve: Curve, axes: Axes) -> list[Point]:
     lines = Lines(axes, most_points(runs))
     for i, trials in enumerate(runs.trials.values()):
         for run in trials:
@@ -67,7 +96,7 @@ def _curve(runs: Runs, curve: Curve) -> Drawing | None:
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
     labels.place()
-    return draw(figure, axes, curve.title, curve.about, lines.points)
+    return lines.points
 
 
 def most_points(runs: Runs) -> int:
@@ -152,11 +181,8 @@ def _levels(axes: Axes, baselines: JsonObject, suffix: str = "") -> Labels:
     return labels
 
 
-def held_out(runs: Runs) -> Drawing | None:
+def _held_out(runs: Runs, axes: Axes) -> list[Point]:
     """J on the prompts that are not trained on beside J on those that are."""
-    if not any("held_out/objective" in row for run in runs.all for row in run.rows):
-        return None
-    figure, axes = new_axes()
     lines = Lines(axes, most_points(runs))
     for i, trials in enumerate(runs.trials.values()):
         hue, alone = colour(i), len(trials) == 1
@@ -171,21 +197,23 @@ def held_out(runs: Runs) -> Drawing | None:
     axes.set_xlim(left=0)
     if others := runs.baselines.get("held_out"):
         _levels(axes, others, ", held out").place()
-    return draw(
-        figure,
-        axes,
-        "Held-out prompts",
-        "J on prompts not trained on (dashed), and on those trained on (thin).",
-        lines.points,
-    )
+    return lines.points
 
 
-def plane(runs: Runs) -> Drawing:
+def plane_panel(runs: Runs) -> Panel:
     """Score against KL: the path of each seed, the reference, the optimum, and the exact frontier where it is known."""
-    figure, axes = new_axes(WIDE)
+    about = Markup("Each line is a seed, from the first evaluation to the dot at the last.")
+    if runs.frontier is not None:
+        about += Markup(
+            " Grey is the exact frontier, π ∝ π<sub>ref</sub> exp(score/b), from b = 0 to the reference: no policy has"
+            " a higher score at its KL."
+        )
+    return Panel("Score and KL", about, partial(_plane, runs))
+
+
+def _plane(runs: Runs, axes: Axes) -> list[Point]:
     points, labels = list[Point](), Labels(axes, size=17)  # style.css, on a phone
     frontier, baselines = runs.frontier, runs.baselines
-    about = Markup("Each line is a seed, from the first evaluation to the dot at the last.")
     if frontier is not None:
         kl, score = [*frontier["kl"], 0.0], [*frontier["score"], baselines["reference_score"]]
         axes.plot(kl, score, color=MUTED, lw=1.4)
@@ -193,10 +221,6 @@ def plane(runs: Runs) -> Drawing:
             Point(x, y, f"frontier, b = {b:.3g} · KL {number(x)} · score {number(y)}")
             for x, y, b in zip(frontier["kl"], frontier["score"], frontier["kl_coef"], strict=True)
         ]
-        about += Markup(
-            " Grey is the exact frontier, π ∝ π<sub>ref</sub> exp(score/b), from b = 0 to the reference: no policy has"
-            " a higher score at its KL."
-        )
     marks: list[tuple[float | None, float | None, str, str]] = [(0.0, baselines["reference_score"], "reference", "o")]
     estimated = "" if baselines.get("optimum_stderr") is None else "estimated "
     marks.append((baselines.get("optimum_kl"), baselines.get("optimum_score"), f"{estimated}optimum", "D"))
@@ -224,7 +248,7 @@ def plane(runs: Runs) -> Drawing:
     axes.set_xlabel("KL to the reference, nats", color=MUTED, labelpad=10)
     axes.set_ylabel("score", color=MUTED, labelpad=16)
     labels.place()
-    return draw(figure, axes, "Score and KL", about, points)
+    return points
 
 
 def number(value: float) -> str:

@@ -18,12 +18,13 @@ from agents.files import JsonObject
 from experiments.console import score_text
 from experiments.errors import FlagError
 from experiments.html_report.answer import answer, caveats, question
-from experiments.html_report.figures import curves, most_points, number, plane
+from experiments.html_report.figures import curve_panels, drawing, most_points, number, plane_panel
 from experiments.html_report.flags import flags_of
+from experiments.html_report.picture import PICTURE, write_picture
 from experiments.html_report.run import Run
 from experiments.html_report.runs import Runs, read_runs
 from experiments.html_report.sampled import Step, within
-from experiments.html_report.svg import NUM_COLOURS, Drawing
+from experiments.html_report.svg import AGENTS, WIDE, Drawing
 from experiments.html_report.texts import shown
 from experiments.report_rows import Cell, Rows, differences_rows, results_rows
 from experiments.statistics import interquartile_mean
@@ -38,8 +39,13 @@ TREES = 3  # of the best agents
 SAMPLES, CHARACTERS = 8, 600  # prompts with their completions before and after; of each text
 
 
-def write_page(folders: Sequence[Path], path: Path) -> list[str]:
+def write_page(folders: Sequence[Path], path: Path, picture: Path | None = None) -> list[str]:
     """Writes the page of the runs in some folders; returns the sentences on it about what is missing.
+
+    Args:
+        folders: of the runs.
+        path: of the page.
+        picture: where its curves are written too, as a picture; None: nowhere.
 
     Raises:
         FlagError, DamagedFile: see `read_runs`.
@@ -50,17 +56,19 @@ def write_page(folders: Sequence[Path], path: Path) -> list[str]:
     if path.is_file() and GENERATOR.encode() not in path.read_bytes():
         raise FlagError(f"{str(path)!r} holds something else than a report: it is left as it is.")
     files.write_text(path, render(runs))
+    if picture is not None:
+        write_picture(runs, picture)
     return runs.notes
 
 
 def page_note(folder: Path) -> str:
-    """Writes the page into the folder of a run that has ended; returns where it is, or why there is none.
+    """Writes page and picture into the folder of a run that has ended; returns where the page is, or why there is none.
 
     Raises:
-        StorageError: the page cannot be written.
+        StorageError: they cannot be written.
     """
     try:
-        write_page([folder], folder / PAGE)
+        write_page([folder], folder / PAGE, folder / PICTURE)
     except (FlagError, files.DamagedFile) as error:
         return f"no page: {error}"
     return f"see {folder / PAGE}"
@@ -75,24 +83,25 @@ def render(runs: Runs, reload: float | None = None) -> str:
         loader=DictLoader(parts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["printable"] = shown
-    first, drawings, sampled = plane(runs), curves(runs), tokens(runs.all)
+    first, drawings = drawing(plane_panel(runs), WIDE), [drawing(panel) for panel in curve_panels(runs)]
+    sampled = tokens(runs.all)
     digest = hashlib.sha256(parts["script.js"].encode()).digest()
     return environment.get_template("template.html").render(
         question=question(runs),
         answer=answer(runs),
         caveats=caveats(runs),
-        agents=[(name, i % NUM_COLOURS, len(trials)) for i, (name, trials) in enumerate(runs.trials.items())],
-        colours={name: i % NUM_COLOURS for i, name in enumerate(runs.trials)},
+        agents=[(name, i % len(AGENTS), len(trials)) for i, (name, trials) in enumerate(runs.trials.items())],
+        colours={name: i % len(AGENTS) for i, name in enumerate(runs.trials)},
         many=any(len(trials) > 1 for trials in runs.trials.values()),
         thinned=most_points(runs) if any(len(run.rows) > most_points(runs) for run in runs.all) else 0,
         tables=tables(runs),
-        curves=[_inline(drawing) for drawing in drawings],
+        curves=[_inline(each) for each in drawings],
         trees=trees(runs),
         percent=lambda share: f"{100 * share:.1f}%",
         number=number,
         plane=_inline(first),
         has_tokens=bool(sampled),
-        data={"figures": [drawing.points for drawing in (first, *drawings)], "tokens": sampled, "reload": reload},
+        data={"figures": [each.points for each in (first, *drawings)], "tokens": sampled, "reload": reload},
         samples=samples(runs),
         flags=flags_of(runs.all),
         style=Markup(parts["style.css"]),
@@ -107,7 +116,7 @@ def trees(runs: Runs) -> list[JsonObject]:
     reached = {name: interquartile_mean([run.summary["objective"] for run in of]) for name, of in runs.trials.items()}
     firsts = [(-reached[name].value, i, of[0]) for i, (name, of) in enumerate(runs.trials.items()) if of[0].tree]
     firsts.sort(key=lambda each: each[0])
-    return [{**_tree(run.tree or {}), "name": run.name, "colour": i % NUM_COLOURS} for _, i, run in firsts[:TREES]]
+    return [{**_tree(run.tree or {}), "name": run.name, "colour": i % len(AGENTS)} for _, i, run in firsts[:TREES]]
 
 
 def _tree(tree: JsonObject) -> JsonObject:
@@ -120,8 +129,8 @@ def _tree(tree: JsonObject) -> JsonObject:
     return {**tree, "most": most, "path": path}
 
 
-def _inline(drawing: Drawing) -> JsonObject:
-    return {**drawing._asdict(), "svg": Markup(drawing.svg)}
+def _inline(figure: Drawing) -> JsonObject:
+    return {**figure._asdict(), "svg": Markup(figure.svg)}
 
 
 def tables(runs: Runs) -> list[Rows]:

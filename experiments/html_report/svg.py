@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 SIZE, WIDE = (340, 236), (600, 380)  # in pixels of the page, which shows a figure at about its size
-NUM_COLOURS = 8
-INK, MUTED, GRID = "#0b0001", "#0b0002", "#0b0003"  # stand for colours of the page
+# of the page's light theme, see style.css; in the page its variables take their places
+INK, MUTED, GRID = "#1d1c1a", "#6a665e", "#e4e0d7"
+AGENTS = ("#2b67b1", "#c65d1e", "#24866a", "#8747a6", "#a57c12", "#b53a5c", "#3d7f95", "#6f6a63")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule"}
-VARIABLES |= {f"#0c00{i:02x}": f"--agent-{i}" for i in range(NUM_COLOURS)}
+VARIABLES |= {hue: f"--agent-{i}" for i, hue in enumerate(AGENTS)}
 IDS = re.compile(r' id="[\w.]+_\d+"')  # of groups; nothing refers to them
 
 
@@ -54,15 +55,26 @@ class Drawing(NamedTuple):
 
 
 def colour(index: int) -> str:
-    """What stands for the colour of an agent."""
-    return f"#0c00{index % NUM_COLOURS:02x}"
+    """The colour of an agent."""
+    return AGENTS[index % len(AGENTS)]
 
 
-def new_axes(size: tuple[int, int] = SIZE) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, without a frame."""
+def new_axes(size: tuple[int, int] = SIZE, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure, without pyplot, so that a notebook keeps its backend; and its axes, each without a frame.
+
+    Args:
+        size: width and height of a pair of axes, in pixels of the page.
+        rows, columns: of axes.
+    """
     with _settings():
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=(columns * size[0] / 72, rows * size[1] / 72), dpi=72, layout="constrained")
+        grid = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    for axes in grid:
+        _style(axes)
+    return figure, grid
+
+
+def _style(axes: Axes) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
     axes.grid(axis="y", color=GRID, lw=0.8)
@@ -71,7 +83,6 @@ def new_axes(size: tuple[int, int] = SIZE) -> tuple[Figure, Axes]:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    return figure, axes
 
 
 def short_number(value: float) -> str:
@@ -92,8 +103,8 @@ def draw(figure: Figure, axes: Axes, title: str, about: str, points: Sequence[Po
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = IDS.sub("", svg).replace("\n", " ")
     svg = re.sub(r"  +", " ", svg)
-    for stand_in, variable in VARIABLES.items():
-        svg = svg.replace(stand_in, f"var({variable})")
+    for hue, variable in VARIABLES.items():
+        svg = svg.replace(hue, f"var({variable})")
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from agents import Diverged, files
 from experiments import trial_log
 from experiments.config import TrialConfig
-from experiments.curves import Logged
 from experiments.metrics_file import METRICS_FILE, find_gaps, kept_metrics, read_metrics
 from experiments.trial import run_trial
 from experiments.trial_log import TrialLog
@@ -295,46 +293,6 @@ def test_baselines_of_another_task_are_refused(tmp_path: Path, initial: Path, mo
         run_trial(often(), tmp_path / "run", own)
     files.remove(own / "baselines.json")  # they are measured again, and are the same
     assert run_trial(often(), tmp_path / "run", own)["num_updates"] > 4
-
-
-# -- curves ------------------------------------------------------------------------------------------------------------
-
-
-def logged(updates: list[int], num_updates: int) -> Logged:
-    """Rows of some updates, ten tokens each, evaluated at every second one."""
-    rows = [
-        {"num_timesteps": 10 * i, "num_updates": i, "seconds": 1.0} | ({"eval/objective": i / 10} if i % 2 == 0 else {})
-        for i in updates
-    ]
-    return Logged(rows, find_gaps(rows, num_updates))
-
-
-TOKENS = np.arange(0, 101, 10.0)
-
-
-def test_a_curve_is_linear_between_evaluations() -> None:
-    """Without a gap every point is known."""
-    assert logged(list(range(11)), 10).over_tokens("eval/objective", TOKENS) == pytest.approx(TOKENS / 100)
-
-
-@pytest.mark.parametrize(
-    ("lost", "unknown"),
-    [
-        ([5], [50]),  # between the evaluations of updates 4 and 6
-        ([4], [30, 40, 50]),  # its evaluation is lost
-        ([3, 4], [30, 40, 50]),
-        ([0], [0, 10]),
-        ([10], [90, 100]),
-        (list(range(11)), list(range(0, 101, 10))),
-        ([3, 8], [30, 70, 80, 90]),
-    ],
-)
-def test_a_curve_is_interrupted_where_rows_were_lost(lost: list[int], unknown: list[int]) -> None:
-    """Nothing between two evaluations is drawn as if it had been measured."""
-    found = logged([i for i in range(11) if i not in lost], 10).over_tokens("eval/objective", TOKENS)
-    assert TOKENS[np.isnan(found)].tolist() == unknown
-    known = ~np.isnan(found)
-    assert found[known] == pytest.approx(TOKENS[known] / 100)
 
 
 def test_the_rows_are_json_for_every_reader(tmp_path: Path, initial: Path) -> None:

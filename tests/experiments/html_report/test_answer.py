@@ -14,7 +14,7 @@ from agents import find_saved
 from agents.policy import TransformerPolicy
 from experiments.failure import FAILED, TrialFailure, read_failure
 from experiments.html_report.answer import answer, caveats
-from experiments.html_report.figures import curves
+from experiments.html_report.figures import curve_panels
 from experiments.html_report.page import render
 from experiments.html_report.runs import Runs, read_runs
 from tests.experiments.html_report.conftest import copy_run
@@ -118,9 +118,11 @@ def test_with_an_adapted_beta_all_that_is_exact_is_of_the_task(comparison: Path,
     (note,) = [text for text in caveats(runs) if text.startswith("PPO trains with")]
     assert "a β that is adapted to a KL of 0.01 nats, and its V and advantage are of that. J, " in note
     assert note.endswith("have the task's β = 0.2 and no discount.")
-    assert "β" in [drawing.title for drawing in curves(runs)]
+    assert "β" in [panel.title for panel in curve_panels(runs)]
     usual = read_runs([comparison])  # control
-    assert not any("trains with" in text for text in caveats(usual)) and "β" not in [x.title for x in curves(usual)]
+    assert not any("trains with" in text for text in caveats(usual)) and "β" not in [
+        x.title for x in curve_panels(usual)
+    ]
 
 
 def test_other_rewards_of_an_agent_are_told(comparison: Path, tmp_path: Path) -> None:

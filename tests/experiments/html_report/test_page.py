@@ -14,7 +14,7 @@ import gymnasium as gym
 import pytest
 
 from experiments.html_report import PAGE, write_page
-from experiments.html_report.figures import curves, number
+from experiments.html_report.figures import curve_panels, number
 from experiments.html_report.flags import flags_of
 from experiments.html_report.page import render, tables, trees
 from experiments.html_report.runs import read_runs
@@ -213,11 +213,11 @@ def test_an_escape_is_read_from_the_left() -> None:
 def test_a_figure_of_zeros_is_left_out(comparison: Path) -> None:
     """Of a training metric; an evaluation that is 0 tells something."""
     runs = read_runs([comparison])
-    titles = [[drawing.title for drawing in curves(runs)]]
+    titles = [[panel.title for panel in curve_panels(runs)]]
     for run in runs.all:
         zeros = dict.fromkeys(("policy/clipfrac_avg", "eval/score"), 0.0)
         run.rows[:] = [row | {name: zero for name, zero in zeros.items() if name in row} for row in run.rows]
-    titles.append([drawing.title for drawing in curves(runs)])
+    titles.append([panel.title for panel in curve_panels(runs)])
     assert set(titles[0]) - set(titles[1]) == {"Clip fraction"} and "Score" in titles[1]
 
 
