@@ -92,7 +92,7 @@ def compare(solution: exact.Solution, prompt: int, completion: Sequence[int]) ->
             TokenComparison(
                 advantage=advantage,
                 log_prob=float(solution.action_log_probs[state, token]),
-                cost=max(-advantage - beta * float(tree.ref_log_probs[state, token]), 0.0),  # rounding may give -1e-16
+                cost=max(0.0, -advantage - beta * float(tree.ref_log_probs[state, token])),  # neither -1e-16 nor -0
                 best=int(solution.action_log_probs[state].argmax()),
             )
         )

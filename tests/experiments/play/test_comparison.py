@@ -55,6 +55,15 @@ def test_the_reference_is_that_of_the_prompt() -> None:
     assert compare(solution, 5, likeliest(solution, 5)[0]).reference == pytest.approx(expected)
 
 
+def test_a_token_without_an_alternative_costs_nothing() -> None:
+    """0, which a table shows without a minus."""
+    mdp = get_mdp(gym.make("textenv/TajMahal-v0"))
+    solution = solve_task(mdp)
+    assert solution is not None
+    costs = [token.cost for token in compare(solution, 0, mdp.encode_completion("the taj mahal is in").tolist()).tokens]
+    assert costs[0] > 0 and costs[1:] == [0.0] * 4 and not np.signbit(costs).any()
+
+
 def test_a_large_task_is_not_solved() -> None:
     """More than 100,000 completions."""
     assert solve_task(get_mdp(gym.make("textenv/Toy-v0", vocab_size=20, max_new_tokens=5))) is None
