@@ -91,8 +91,9 @@ def results_rows(summaries: Summaries, baselines: JsonObject, untrained: Mapping
         of_others = [_optimum(others or {}), whole]
         add(name, [numbers.get(key, Cell("")) for key in shown], [whole, Cell("")], of_others)
     counts = sorted({len(trials) for trials in summaries.values()})
-    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]  # some trials may have failed
-    return Rows(f"interquartile mean over {seeds} seeds{INTERVAL}", header, rows, rules, _few_seeds_caption(summaries))
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"  # some trials may have failed
+    seeds += " seed" if counts == [1] else " seeds"
+    return Rows(f"interquartile mean over {seeds}{INTERVAL}", header, rows, rules, _few_seeds_caption(summaries))
 
 
 def differences_rows(summaries: Summaries) -> Rows:
@@ -138,10 +139,10 @@ def _share(trials: Sequence[JsonObject], baselines: JsonObject) -> Cell:
 
 
 def _tokens_to_90(trials: list[JsonObject]) -> Cell:
-    """The interquartile mean over seeds, or how many of the seeds reach 90% of the way."""
+    """The interquartile mean over seeds, or how many of the seeds reach 90% of the way; whether a single one does."""
     reached = [trial["tokens_to_90"] for trial in trials if trial["tokens_to_90"] is not None]
     if len(reached) < len(trials):
-        return Cell(f"{len(reached)} of {len(trials)} seeds")
+        return Cell("not reached" if len(trials) == 1 else f"{len(reached)} of {len(trials)} seeds")
     return Cell(f"{interquartile_mean(reached).value:,.0f}")
 
 
