@@ -12,7 +12,8 @@ from experiments.html_report.runs import Runs
 from experiments.html_report.svg import INK, MUTED, SIZE, colour, new_axes
 
 PICTURE = "curves.png"
-SHOWN = ("Objective J", "Held-out prompts", "Gold score", "KL to the reference")  # and score against KL
+# titles of the page, with what its captions say; and score against KL
+SHOWN = {"Objective J": "", "Held-out prompts": ", dashed", "Gold score": "", "KL to the reference": ""}
 COLUMNS = {4: 2}  # by the number of panels; else 3
 
 
@@ -27,7 +28,7 @@ def write_picture(runs: Runs, path: Path) -> None:
     for text in legend.get_texts():
         text.set(color=INK, parse_math=False)
     for axes, panel in zip(grid, [*panels, plane_panel(runs)], strict=False):
-        axes.set_title(panel.title, loc="left", color=INK, fontweight="bold", fontsize=11)
+        axes.set_title(panel.title + SHOWN.get(panel.title, ""), loc="left", color=INK, fontweight="bold", fontsize=11)
         axes.set_xlabel("tokens", color=MUTED)
         panel.fill(axes)
     for axes in grid[count:]:
