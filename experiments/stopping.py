@@ -74,6 +74,18 @@ def stops_later(what_first: str) -> Iterator[StopRequest]:
 
 
 @contextmanager
+def stops_deferred() -> Iterator[None]:
+    """Signals that come inside take effect at the end: for what must not be left half done."""
+    numbers = list[int]()
+    try:
+        with _handled(lambda number, frame: numbers.append(number)):
+            yield
+    finally:
+        for number in numbers:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handles signals by `handle`, except those that this process ignores. Only the main thread can do that."""
     main = threading.current_thread() is threading.main_thread()

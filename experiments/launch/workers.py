@@ -18,8 +18,11 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from tqdm import tqdm
+
+from experiments.errors import Stopped
 from experiments.launch.calls import Call, Ended, Event, Failure, Progress, run_call
-from experiments.stopping import stops_at_once
+from experiments.stopping import stops_at_once, stops_deferred
 
 STOP_SECONDS = 300.0  # after a stop: how long workers may take for the update that is running and their checkpoint
 
@@ -59,8 +62,9 @@ def run_in_workers(
             if deadline is not None and time.monotonic() > deadline:
                 for worker in pool:
                     worker.process.kill()
-            while waiting and len(pool) < workers:
-                pool.append(_Worker())
+            with stops_deferred():  # half a start: the worker would print that its parent is gone
+                while waiting and len(pool) < workers:
+                    pool.append(_Worker())
             for worker in pool:
                 if waiting and not worker.is_busy:
                     worker.start(*waiting.popleft())
@@ -70,10 +74,11 @@ def run_in_workers(
                 yield None
             yield from events
     finally:
-        for worker in pool:
-            worker.dismiss()
-        for worker in pool:
-            worker.join()
+        with stops_deferred():
+            for worker in pool:
+                worker.dismiss()
+            for worker in pool:
+                worker.join()
 
 
 class _Worker:
@@ -117,9 +122,9 @@ class _Worker:
 
     def dismiss(self) -> None:
         """Ends the process: an idle one ends by itself, a busy one is killed."""
-        self.connection.close()
         if self.is_busy:
-            self.process.kill()
+            self.process.kill()  # before it notices that nobody receives any more
+        self.connection.close()
 
     def join(self) -> None:
         """Waits for the end of the process."""
@@ -155,15 +160,17 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 def _work(connection: Connection[Any, Any]) -> None:
-    """Runs calls until the parent has no more. Calls and results can be pickled."""
+    """Runs calls until the parent has no more. Calls and results can be pickled.
+
+    A stop between calls, or while one is unpickled (which imports its modules), and a parent that has gone end it
+    without a word: what is to be said of a stop is the parent's to say.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with stops_at_once():
+    tqdm.set_lock(threading.RLock())  # by default a semaphore of the system, which is left over where this is killed
+    with suppress(Stopped, EOFError, BrokenPipeError, ConnectionResetError), stops_at_once():
         while True:
-            try:
-                index, call = connection.recv()
-            except EOFError:
-                return
+            index, call = connection.recv()
 
             def report(value: object, index: int = index) -> None:
                 connection.send(Progress(index, value))

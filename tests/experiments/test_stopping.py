@@ -16,7 +16,7 @@ from agents.sampling import collect, new_generator
 from agents.training import MasterWeights
 from experiments.errors import Stopped
 from experiments.metrics_file import read_metrics
-from experiments.stopping import stops_at_once, stops_later
+from experiments.stopping import stops_at_once, stops_deferred, stops_later
 from experiments.trial import run_trial
 from experiments.trial_log import TrialLog
 from tests.helpers.commands import tiny
@@ -55,6 +55,24 @@ def test_the_first_signal_is_remembered_and_the_second_ends(number: int, capfd: 
     assert "stopping after this update; a second one stops at once." in capfd.readouterr().err
     with pytest.raises(Stopped):
         request.stop_if_requested()
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_is_deferred_to_the_end_of_what_must_not_be_half_done(number: int) -> None:
+    """Also where that ends with an error; the handlers before are restored. Control: outside it is not deferred."""
+    steps = list[str]()
+    with pytest.raises(Stopped), stops_at_once():
+        with stops_deferred():
+            send(number)
+            steps.append("inside")
+        steps.append("not reached")
+    with pytest.raises(Stopped), stops_at_once(), stops_deferred():
+        send(number)
+        raise ZeroDivisionError
+    with pytest.raises(Stopped), stops_at_once():
+        send(number)
+        steps.append("not reached")
+    assert steps == ["inside"]
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -8,14 +8,17 @@ import signal
 import sys
 import time
 from functools import partial
+from multiprocessing import process, util
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from experiments.errors import Stopped
 from experiments.launch import Ended, Progress, Report, run_in_workers
 from experiments.launch.workers import _Worker
+from experiments.stopping import stops_at_once
 from tests.helpers.children import fork, wait
 from tests.helpers.commands import until_stopped
 
@@ -51,6 +54,32 @@ def ignore(path: Path, report: Report) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     path.touch()
     time.sleep(600)
+
+
+def chatter(report: Report) -> None:
+    """Reports without a pause, for ten minutes."""
+    while True:
+        report(0)
+        time.sleep(1e-4)
+
+
+def load_slowly(path: Path) -> Any:
+    """Creates a file, and takes ten minutes, as a worker does that imports a call's modules."""
+    path.touch()
+    time.sleep(600)
+
+
+class SlowToLoad:
+    """A call that takes ten minutes to unpickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return load_slowly, (self.path,)
+
+    def __call__(self, report: Report) -> None:
+        """Never reached."""
 
 
 def ended(events: list[Any]) -> dict[int, Ended]:
@@ -129,6 +158,74 @@ def test_workers_do_not_get_ctrl_c(tmp_path: Path) -> None:
     assert [event.failure.text for event in events if isinstance(event, Ended) and event.failure] == [
         "stopped by SIGTERM."
     ]
+
+
+# -- what a stop prints ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_stop_reaches_a_worker_without_a_call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One call has ended, another runs: the worker that is idle ends too, and nothing is printed."""
+    calls, results = [partial(add, 1), partial(until_stopped, tmp_path / "call")], list[Ended]()
+
+    def is_stopping() -> bool:
+        return bool(results) and (tmp_path / "call").exists()
+
+    for event in run_in_workers(calls, 2, poll=0.05, is_stopping=is_stopping):
+        results += [event] if isinstance(event, Ended) else []
+    assert [event.result for event in results] == [11, None]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_stop_reaches_a_worker_that_imports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It ends at once, without a word."""
+    path = tmp_path / "imports"
+    (event,) = [e for e in run_in_workers([SlowToLoad(path)], 1, poll=0.05, is_stopping=path.exists) if e is not None]
+    assert isinstance(event, Ended) and event.failure is not None
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_workers_that_report_are_killed_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """None of them tells that nobody receives its reports any more, however long the signal takes to reach it."""
+    kill = process.BaseProcess.kill
+
+    def late(self: process.BaseProcess) -> None:
+        time.sleep(0.5)
+        kill(self)
+
+    monkeypatch.setattr(process.BaseProcess, "kill", late)
+    events = run_in_workers([chatter] * 4, workers=4, poll=0.05)
+    seen = set[int]()
+    while len(seen) < 4:
+        event = next(events)
+        seen |= {event.call} if isinstance(event, Progress) else set()
+    events.close()
+    assert multiprocessing.active_children() == [] and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_stop_while_a_worker_starts_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A signal between the start of the OS process and what it is sent: it does not wait for that in vain."""
+    start, workers = util.spawnv_passfds, list[psutil.Process]()
+
+    def interrupted(*arguments: Any) -> int:
+        child = start(*arguments)
+        if b"spawn_main" in b" ".join(os.fsencode(each) for each in arguments[1]):  # not the tracker of resources
+            workers.append(psutil.Process(child))
+            signal.raise_signal(signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr(util, "spawnv_passfds", interrupted)
+    with stops_at_once(), pytest.raises(Stopped):
+        list(run_in_workers([partial(touch_and_sleep, tmp_path / "call")], workers=1, poll=0.05))
+    assert len(workers) == 1 and psutil.wait_procs(workers, timeout=60)[1] == []
+    assert multiprocessing.active_children() == [] and capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
