@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from agents.ignored_settings import check_ignored
 from agents.policy import TransformerPolicy
 from agents.ranges import RANGES, check_fields, check_range
 from agents.sampling import check_spaces
@@ -21,14 +22,15 @@ def check_settings(agent: Any) -> None:
 
     Raises:
         TypeError: the policy is not a TransformerPolicy.
-        ValueError: a setting is out of range, or does not fit another; or the agent has an environment, and a policy
-            without weights to train.
+        ValueError: a setting is out of range, does not fit another, or would be ignored; or the agent has an
+            environment, and a policy without weights to train.
     """
     if not isinstance(agent.policy, TransformerPolicy):
         raise TypeError(f"policy must be a TransformerPolicy (for_env, from_pretrained), got {agent.policy!r}.")
     if is_number(agent.max_grad_norm) and agent.max_grad_norm == math.inf:  # nothing is scaled down
         agent.max_grad_norm = RANGES["max_grad_norm"].high
     check_fields(agent)
+    check_ignored(agent, agent.unused_settings)
     if agent.env is not None:
         check_trainable(agent.policy, agent.needs_values)
     if agent.n_episodes % agent.num_generations:

@@ -31,6 +31,7 @@ from agents.functional import (
     surrogate_diagnostics,
 )
 from agents.group_agent import GroupAgent
+from agents.ignored_settings import only_with
 from agents.kl_in_loss import add_kl
 from agents.training import Batch, Info, all_reduce_sum
 
@@ -43,7 +44,9 @@ class GRPO(GroupAgent):
     """K, completions per prompt, a group; contiguous among the n_episodes; at least 2."""
     scale_rewards: bool = True
     """Divide advantages by the group's standard deviation."""
-    clip_range_high: float | None = 0.28
+    clip_range_high: float | None = only_with(
+        "clip_range", lambda settings: settings["clip_range"] is not None or settings["loss"] == "cispo", 0.28
+    )
     """eps_high, for rho > 1; None is eps."""
     loss: Literal["dr_grpo", "grpo", "dapo", "gspo", "cispo", "sapo"] = "dr_grpo"
     """The surrogate of a token and the weight of a completion, see agents/functional/group_losses.py. gspo needs much

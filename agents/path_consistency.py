@@ -36,6 +36,7 @@ from torch import Tensor
 
 from agents.agent import Agent
 from agents.functional import in_groups, path_consistency_loss, policy_diagnostics
+from agents.ignored_settings import only_with
 from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
 from agents.training import Batch, Info, Metrics, Replay, minibatches, take_steps, world_size
@@ -51,11 +52,19 @@ class PathConsistency(Agent):
     """Passes of an update: one over the new completions, each other one over a rollout drawn from the replay."""
     batch_size: int | None = None
     """Completions per minibatch, in whole groups; None is a whole rollout."""
-    replay_size: int = 8
+    replay_size: int = only_with("n_epochs > 1", lambda settings: settings["n_epochs"] != 1, 8)
     """The last rollouts, that of the update among them, from which the passes after the first are drawn. They are saved
     with the agent; `replay.rollouts.clear()` forgets them, as a task with another reward needs it."""
 
     needs_values: ClassVar[bool] = False
+    unused_settings: ClassVar[dict[str, str]] = {
+        "gamma": "pi* is that of the undiscounted return",
+        **dict.fromkeys(("kl_in", "kl_loss"), "its loss has the KL in the return"),
+        **dict.fromkeys(
+            ("sampler_correction", "sampler_level", "sampler_cap"),
+            "its loss has no importance weights, and any sampler may sample",
+        ),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,13 +81,6 @@ class PathConsistency(Agent):
                 "PathConsistency needs an environment with kl_coef > 0, got 0: without a KL there is no "
                 "pi* ~ pi_ref exp(r / beta); set kl_coef in the environment, or use RLOO."
             )
-        for name, only, why in (
-            ("gamma", 1.0, "pi* is that of the undiscounted return"),
-            ("kl_in", "reward", "its loss has the KL in the return"),
-            ("sampler_correction", None, "its loss has no importance weights, and any sampler may sample"),
-        ):
-            if (value := getattr(self, name)) != only:
-                raise ValueError(f"{name} must be {only!r} for PathConsistency, got {value!r}: {why}.")
         self.replay = Replay(self.replay_size, self.num_generations)
 
     def train(self, rollout: Rollout) -> Metrics:

@@ -31,6 +31,7 @@ from agents.functional import (
     policy_gradient_loss,
     reward_to_go,
 )
+from agents.ignored_settings import only_with
 from agents.kl_in_loss import add_kl
 from agents.sampling import Rollout, collect, is_external, states_after
 from agents.training import Batch, Info, Metrics, all_reduce_sum
@@ -49,7 +50,7 @@ class REINFORCE(Agent):
     """The weight of a token: whole return, reward to go, or Q."""
     baseline: Literal["mean", "leave_one_out"] | None = "leave_one_out"
     """None, the mean return of the batch, or the mean return of the other completions of the prompt."""
-    num_continuations: int = 4
+    num_continuations: int = only_with("credit='q'", lambda settings: settings["credit"] == "q", 4)
     """With credit="q": continuations sampled from each (s_t, a_t)."""
     normalize_advantage: bool = False
     """Whiten the weights over the real tokens of a batch (REINFORCE++, Hu et al. 2025, arXiv:2501.03262)."""

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from agents.ignored_settings import Values, only_with
 from agents.policy import TransformerPolicy
 from textenv import EnvLike
+
+
+def _corrects(settings: Values) -> bool:
+    return settings["sampler_correction"] is not None
 
 
 @dataclass(eq=False)
 class AgentSettings:
     """Policy, environment and settings; the checks are in agents/checks.py, the ranges in agents/ranges.py."""
+
+    unused_settings: ClassVar[dict[str, str]] = {}
+    """Of the settings below, those that an agent has no use for, each with the reason: another value is refused."""
 
     policy: TransformerPolicy
     """Samples tokens, and estimates V."""
@@ -45,22 +53,24 @@ class AgentSettings:
     kl_target: float | None = None
     """Target of the KL over whole completions, in nats, as measured by kl_estimator (k2 is biased). beta starts at the
     task's kl_coef and is adapted after each update; None keeps it fixed."""
-    kl_horizon: int = 10_000
+    kl_horizon: int = only_with("kl_target", lambda settings: settings["kl_target"] is not None, 10_000)
     """With kl_target: completions over which beta changes by at most about a factor of e^0.2; >= n_episodes."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Where beta times the KL is: in the rewards (k1, both terms), or in the loss; the rewards that an update uses are
     without it then."""
-    kl_loss: Literal["k1", "k2", "k3", "k3_rho", "exact"] = "k3"
+    kl_loss: Literal["k1", "k2", "k3", "k3_rho", "exact"] = only_with(
+        "kl_in='loss'", lambda settings: settings["kl_in"] == "loss", "k3"
+    )
     """With kl_in="loss": the term of each token, see agents/functional/kl_loss.py. exact needs the probabilities of all
     tokens, [B, T, V], of policy and reference."""
     sampler_correction: Literal["truncate", "mask"] | None = None
     """For a sampler whose log-probabilities are not the trainer's (`generate`, bfloat16, a server): weights of tokens,
     pi_trainer / pi_sampler, truncated at sampler_cap, or 0 above it. None trusts the sampler. See
     agents/preparation.py."""
-    sampler_level: Literal["sequence", "token", "prefix"] = "sequence"
+    sampler_level: Literal["sequence", "token", "prefix"] = only_with("sampler_correction", _corrects, "sequence")
     """With sampler_correction: what the weight of a token is the product over, the completion, the token, or the tokens
     up to it."""
-    sampler_cap: float = 2.0
+    sampler_cap: float = only_with("sampler_correction", _corrects, 2.0)
     """With sampler_correction: the largest weight."""
     seed: int | None = None
     """Seed of prompts, tokens and minibatches; None draws one from the operating system."""

@@ -384,6 +384,8 @@ def test_skipped_completions_stay_out_of_the_replay() -> None:
         ({"gamma": 0.9}, "gamma must be 1.0 for PathConsistency, got 0.9"),
         ({"kl_in": "loss"}, "kl_in must be 'reward' for PathConsistency, got 'loss'"),
         ({"sampler_correction": "mask"}, "sampler_correction must be None for PathConsistency, got 'mask'"),
+        ({"sampler_cap": 3.0}, "sampler_cap must be 2.0 for PathConsistency, got 3.0: its loss has no importance"),
+        ({"kl_loss": "k1"}, "kl_loss must be 'k3' for PathConsistency, got 'k1': its loss has the KL in the return"),
         ({"num_generations": 4, "batch_size": 6}, r"batch_size must be a multiple of 4 for PathConsistency.*got 6"),
         ({"num_generations": 4, "micro_batch_size": 2}, "micro_batch_size must be a multiple of 4 .*got 2"),
         ({"replay_size": 0}, r"replay_size must be in \[1, "),

@@ -54,7 +54,10 @@ def test_ordinary_values_are_accepted(kind: Any) -> None:
     assert (agent.n_episodes, agent.learning_rate, agent.seed) == (16, 0.5, 7)
     small = {f.name: RANGES[f.name].low for f in fields(kind) if f.name in RANGES}
     groups = {"n_episodes": 4, "num_generations": 2, "kl_horizon": 4, "micro_batch_size": 4}
-    own = {"gamma": 1.0, "batch_size": 2} if kind is PathConsistency else {}
+    if kind is PathConsistency:  # which has no use for a discount and a cap
+        own: dict[str, Any] = {"gamma": 1.0, "sampler_cap": 2.0, "batch_size": 2, "n_epochs": 2}
+    else:  # what the others do something with
+        own = {"sampler_correction": "mask"} | ({"credit": "q"} if kind is REINFORCE else {})
     agent_of(kind, **(small | groups | own))
 
 

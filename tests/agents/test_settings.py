@@ -241,7 +241,7 @@ def test_the_kl_is_measured_by_the_estimator_and_steers_beta(kind: Any, estimato
         torch.testing.assert_close(rollout.rewards.sum(dim=1), returns, rtol=1e-4, atol=1e-4)
         beta *= 1 + min(max(kl / 0.3 - 1, -0.2), 0.2) * COUNT / 20
     assert agent.kl_coef == pytest.approx(beta, rel=1e-5) and abs(beta / 0.5 - 1) > 0.02
-    fixed = batches(kind, 2, kl_estimator=estimator, kl_horizon=20)  # control: without a target beta is the task's
+    fixed = batches(kind, 2, kl_estimator=estimator)  # control: without a target beta is the task's
     assert fixed[0].kl_coef is None and "objective/kl_coef" not in fixed[2][-1]
 
 
