@@ -25,11 +25,21 @@ from agents.files import JsonObject
 from agents.policy import TransformerPolicy
 from agents.training import run_on_rank0
 from experiments.checkpoints import BASELINES
+from experiments.errors import FlagError
 from experiments.evaluation import Evaluator, check_enough, reference_policy
 from experiments.reference_completions import REFERENCE_FILE, Measured, ReferenceCompletions
 from experiments.summary import read_baselines
 from textenv import get_mdp
 from textenv.exact import Tree
+
+
+def check_enough_for_best_of(num_completions: int, best_of: int) -> None:
+    """Raises a FlagError if best of n, with n = `best_of`, is to be of fewer completions than n."""
+    if 0 < num_completions < best_of:
+        raise FlagError(
+            f"--optimum-completions must be 0 or at least {best_of}, got {num_completions}: best of {best_of} comes "
+            "from the same completions of each prompt."
+        )
 
 
 def measure_baselines(evaluator: Evaluator, folder: Path, num_completions: int = 0, best_of: int = 0) -> JsonObject:
@@ -41,6 +51,9 @@ def measure_baselines(evaluator: Evaluator, folder: Path, num_completions: int =
         num_completions: where the task is not enumerated, the completions of the reference per prompt, from which J* is
             estimated; 0 estimates none.
         best_of: n of best of n, from the same completions; 0 measures none.
+
+    Raises:
+        FlagError: best of n is to be of fewer completions than n.
 
     Returns:
         With `best_of_n` (its `n` and what was measured, None without one) and `held_out` (the same of the prompts held
@@ -73,7 +86,8 @@ def _write(path: Path, measured: JsonObject) -> None:
 def _measure(evaluator: Evaluator, folder: Path, num_completions: int, best_of: int) -> JsonObject:
     completions = None
     if evaluator.tree is None and (num_completions or best_of):
-        count = max(num_completions, best_of) if num_completions else _enough(evaluator, best_of)
+        check_enough_for_best_of(num_completions, best_of)
+        count = num_completions or _enough(evaluator, best_of)
         completions = sample_reference(evaluator, count, of_each=2 if num_completions else 0)
         run_on_rank0(lambda: completions.write(folder / REFERENCE_FILE))
     baselines: JsonObject = {**evaluator.baselines(completions if num_completions else None), "held_out": None}

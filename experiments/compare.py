@@ -56,7 +56,7 @@ class CompareConfig(AgentFlags):
     agent of your own; or random, which is not trained. The reference and best-of-n are in every comparison."""
     optimum_completions: int = 512
     """Where the task is too large to enumerate: completions of the reference for each prompt, from which the optimum J*
-    is estimated before the training, and best-of-n; 0: J* is not known."""
+    is estimated before the training, and best-of-n: at least n; 0: J* is not known."""
     best_of_n: int = 16
     """n of the baseline best-of-n: of n completions of the reference it keeps the one with the largest reward."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])

@@ -12,6 +12,7 @@ from agents import files
 from agents.files import JsonObject
 from agents.training import default_learning_rate
 from experiments.agent_classes import Settings, find_agent
+from experiments.baselines import check_enough_for_best_of
 from experiments.config import TrialConfig
 from experiments.console import plain_console
 from experiments.errors import FlagError, Unfinished
@@ -61,7 +62,8 @@ class OptimumConfig:
     story_timesteps: int = 80_000
     """Tokens of each trial on the stories; an eighth of them for agents that step the environment token by token."""
     optimum_completions: int = 1024
-    """Completions of the reference for each opening, from which J* of the stories is estimated; 0: it is not known."""
+    """Completions of the reference for each opening, from which J* of the stories is estimated, and best of 16: at
+    least 16; 0: J* is not known."""
     num_workers: int = 0
     """Number of workers, each runs a trial on one thread; 0: one per processor."""
     out: Path | None = None
@@ -81,6 +83,7 @@ class OptimumConfig:
             find_agent(peer, "--peers")
         if (self.model is None) != (self.prompts is None):
             raise FlagError("--model and --prompts are for the stories: give both, or none of them.")
+        check_enough_for_best_of(self.optimum_completions, BEST_OF)
 
     def suite(self) -> list[SuiteTask]:
         """The tasks."""

@@ -106,6 +106,22 @@ def test_baselines_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytes
     assert measure_baselines(evaluator, tmp_path, num_completions=20, best_of=3) == found
 
 
+def test_fewer_completions_than_best_of_n_needs_are_refused(tmp_path: Path) -> None:
+    """Before any is sampled; as many are enough, and 0 is off. An enumerated task samples none."""
+    env = gym.make_vec("textenv/Toy-v0", **TASK)
+    for count in (2, 4):
+        with pytest.raises(FlagError, match=rf"--optimum-completions must be 0 or at least 5, got {count}: best of 5"):
+            measure_baselines(Evaluator(env, 4, None), tmp_path / "few", num_completions=count, best_of=5)
+    assert not (tmp_path / "few").exists()
+    found = measure_baselines(Evaluator(env, 4, None), tmp_path / "enough", num_completions=5, best_of=5)
+    assert (found["optimum_completions"], found["best_of_n"]["n"]) == (5, 5)
+    off = measure_baselines(Evaluator(env, 4, None), tmp_path / "off", num_completions=0, best_of=5)
+    assert off["optimum"] is None and off["best_of_n"]["n"] == 5
+    none = measure_baselines(Evaluator(env, 4, None), tmp_path / "train", num_completions=2)  # `train` has no best of n
+    assert (none["optimum_completions"], none["best_of_n"]) == (2, None)
+    measure_baselines(Evaluator.for_env(env, 4), tmp_path / "exact", num_completions=2, best_of=5)
+
+
 def test_the_optimum_of_beta_0_is_refused_where_it_is_estimated() -> None:
     """In a sentence that names the flag; an enumerated task has J* for every beta."""
     big = {"vocab_size": 12, "max_new_tokens": 12, "num_prompts": 2}

@@ -217,6 +217,9 @@ def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         OptimumConfig(model="x")
     with pytest.raises(FlagError, match="--peers"):
         OptimumConfig(peers=["nobody"])
+    with pytest.raises(FlagError, match="--optimum-completions must be 0 or at least 16, got 15: best of 16 comes"):
+        OptimumConfig(optimum_completions=15)
+    assert [OptimumConfig(optimum_completions=each).optimum_completions for each in (0, 16)] == [0, 16]
     with pytest.raises(FlagError, match="got stories without --model"):
         optimum(OptimumConfig(tasks=["stories"], out=tmp_path / "x", peers=[], agents=["ppo"]))
     assert not (tmp_path / "x").exists()
