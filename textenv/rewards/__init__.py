@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from textenv.rewards.calls import call_reward, score_tokens_of, without_score_tokens
-from textenv.rewards.errors import RewardError
+from textenv.rewards.errors import RewardError, WrongSignature
 from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.lexicon import vader
 from textenv.rewards.messages import completion_text
@@ -23,6 +23,7 @@ __all__ = [
     "TrainerState",
     "TrainingContext",
     "WeightedReward",
+    "WrongSignature",
     "call_reward",
     "completion_text",
     "score_tokens_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial, wraps
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.rewards.awaiting import await_all, discard
-from textenv.rewards.errors import RewardError, reward_error, what_failed
+from textenv.rewards.errors import RewardError, reward_error, what_failed, wrong_signature
 from textenv.rewards.finished import FinishedCompletions
 from textenv.rewards.scores import NotScores, Scores, is_finite, not_finite, read_scores
 from textenv.rewards.training import CallLog, TrainingContext, trainer_arguments
@@ -46,9 +46,10 @@ def call_rewards(
         context.add_metrics(log.metrics)
         finished.extra |= log.columns
 
-    def failed(k: int, error: BaseException) -> None:
+    def failed(k: int, error: BaseException, names: Collection[str] = ()) -> None:
         problem = str(error) if isinstance(error, NotScores) else what_failed(functions[k][0], error)
-        errors[k] = reward_error(functions[k][0], problem, finished, role=role)
+        not_taken = wrong_signature(functions[k][0], names, role) if isinstance(error, TypeError) and names else None
+        errors[k] = not_taken or reward_error(functions[k][0], problem, finished, role=role)
         errors[k].__cause__ = None if isinstance(error, NotScores) else error
 
     for k, (function, takes) in functions.items():
@@ -61,7 +62,7 @@ def call_rewards(
             else:
                 finish(k, returned, log)
         except (Exception, SystemExit, GeneratorExit) as error:  # KeyboardInterrupt passes
-            failed(k, error)
+            failed(k, error, call.keywords)  # `score_tokens` has none
             discard([returned for returned, _ in waiting.values()])
             return scores, errors[k]
     outcomes = await_all([returned for returned, _ in waiting.values()]) if waiting else []
@@ -112,7 +113,7 @@ def without_score_tokens(function: Any) -> Any:
 
 def _bind(
     function: Any, takes: tuple[str, ...], finished: FinishedCompletions, context: TrainingContext, log: CallLog
-) -> Callable[[], Any]:
+) -> partial[Any]:
     """The call with its arguments: an error while these are made is not one of the function."""
     score_tokens = score_tokens_of(function)
     if score_tokens is not None and finished.prompt.min() >= 0:

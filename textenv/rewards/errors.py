@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -29,6 +29,29 @@ class RewardError(ValueError):
     """
 
     whole_batch = False
+
+
+class WrongSignature(RewardError):
+    """A reward function does not take the arguments that it is called with, whatever the completions are."""
+
+
+def wrong_signature(function: Callable[..., object], names: Iterable[str], role: str = "reward") -> RewardError | None:
+    """The error of a function that cannot be called with arguments of these names; None if it can."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return None
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        defined = f", defined at {place}" if (place := place_of(function)) else ""
+        name = name_of(function)
+        return WrongSignature(
+            f"The {role.replace('_', ' ')} function {name!r} cannot be called with {', '.join(names)}: {error}. It is "
+            f"{name}{signature}{defined}. Write it with TRL's signature, fn(prompts, completions, completion_ids, "
+            "**columns): arguments are passed by name, and columns are the further fields of the prompts."
+        )
+    return None
 
 
 def reward_error(

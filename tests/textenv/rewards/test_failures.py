@@ -168,18 +168,37 @@ def test_every_kind_of_callable_has_a_name_and_a_line(function: Any, name: str, 
 
 
 def test_a_call_that_does_not_fit_is_told_as_such() -> None:
-    """A function without the arguments never ran: the error has its definition, or none for one that is not Python."""
+    """A function without the arguments never ran: the error has its signature, and its place where it is Python."""
 
     def narrow(prompts: Any, completions: Any) -> Any:
         return [0.0] * len(prompts)
 
+    async def misnamed(prompt: Any, completions: Any, **columns: Any) -> Any:
+        return [0.0] * len(prompt)
+
     line = narrow.__code__.co_firstlineno
-    with pytest.raises(
-        RewardError, match=rf"'narrow' failed with TypeError: .*narrow\(\) got .*test_failures.py:{line}\."
-    ):
-        weighted(narrow).score(batch())
+    text = (
+        r"The reward function 'narrow' cannot be called with prompts, completions, completion_ids: got an "
+        rf"unexpected keyword argument 'completion_ids'. It is narrow\(.*\).*, defined at .*test_failures.py:{line}. "
+        r"Write it with TRL's signature, fn\(prompts, completions, completion_ids, \*\*columns\): .* the prompts\.$"
+    )
+    for function in (narrow, functools.partial(narrow)):
+        with pytest.raises(RewardError, match=text):
+            weighted(function).score(batch())
+    with pytest.raises(RewardError, match=r"'misnamed' cannot be called with .*missing a required argument: 'prompt'"):
+        weighted(misnamed).score(batch())
     with pytest.raises(RewardError, match=r"'max' failed with TypeError: .* after the prompt 'a'\.$"):
         weighted(max).score(batch())
+
+
+def test_a_type_error_inside_of_a_function_is_no_wrong_signature() -> None:
+    """Control of the above: the function was called."""
+
+    def adds(prompts: Any, completions: Any, completion_ids: Any) -> Any:
+        return [len(text) + "" for text in completions]  # type: ignore[operator]
+
+    with pytest.raises(RewardError, match=r"'adds' failed at .* with TypeError: .*unsupported operand"):
+        weighted(adds).score(batch())
 
 
 @pytest.mark.parametrize("code", [None, 0, 3, "out of quota"])
