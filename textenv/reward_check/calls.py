@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -13,6 +14,8 @@ from collections.abc import Awaitable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from textenv.reward_check.attempts import Attempts
+from textenv.reward_check.printed import Printed
 from textenv.rewards import FinishedCompletions, RewardFunction, WeightedReward, call_reward, score_tokens_of
 
 Array = NDArray[np.float64]
@@ -22,11 +25,16 @@ Scored = Sequence[float | None] | Awaitable[Sequence[float | None]]
 class WatchedFunction:
     """A reward function under examination.
 
+    What it prints is kept away from the report.
+
     Args:
         function: the reward function.
+        skips, wait: see `Attempts`.
 
     Attributes:
         name: its name.
+        attempts: its calls, and those that failed.
+        printed: what it has printed.
         calls: completions and seconds of each call so far, without those in which its arguments are copied.
         is_async: whether what it returned was awaited.
         changed: the argument that it changed, before and after; "" if none.
@@ -34,32 +42,41 @@ class WatchedFunction:
         drew_from: the libraries whose global random generator it drew from; "" if none.
     """
 
-    def __init__(self, function: RewardFunction) -> None:
+    def __init__(self, function: RewardFunction, *, skips: bool = False, wait: float = 0.0) -> None:
         self.function = function
+        self.attempts, self.printed = Attempts(skips=skips, wait=wait), Printed()
         self.name = str(getattr(function, "__name__", type(function).__name__))
         self.has_score_tokens = score_tokens_of(function) is not None
         self.calls: list[tuple[int, float]] = []
         self.is_async = False
         self.changed, self.not_copied, self.drew_from = "", "", ""
 
-    def score(self, finished: FinishedCompletions) -> Array:
-        """Scores [K], nan where it returned None, by the signature with texts.
+    def score_texts(self, finished: FinishedCompletions) -> Array:
+        """Scores [K] by the signature with texts, nan where it returned None; see `Attempts.score`.
 
         Raises:
             RewardError: it failed, or a score is not finite.
         """
+        return self.attempts.score(self._score_texts, finished)
+
+    def score(self, finished: FinishedCompletions) -> Array:
+        """Scores [K] as a training has them: by `score_tokens` where the function has that; else `score_texts`."""
+        return self.attempts.score(self._score, finished)
+
+    def _score(self, finished: FinishedCompletions) -> Array:
+        with contextlib.redirect_stdout(self.printed):
+            return call_reward(self.function, finished)
+
+    def _score_texts(self, finished: FinishedCompletions) -> Array:
         recorded = _Recorded(finished)
         before, started = _generators(), time.perf_counter()
-        scores = call_reward(self._by_text(), recorded)
+        with contextlib.redirect_stdout(self.printed):
+            scores = call_reward(self._by_text(), recorded)
         self.calls.append((len(finished), time.perf_counter() - started - recorded.seconds))
         self.not_copied = recorded.not_copied
         self.changed = self.changed or recorded.change()
         self.drew_from = self.drew_from or ", ".join(n for n, state in _generators().items() if state != before[n])
         return scores
-
-    def score_tokens(self, finished: FinishedCompletions) -> Array:
-        """Scores [K] by `score_tokens`; only where it has that."""
-        return call_reward(self.function, finished)
 
     def _by_text(self) -> RewardFunction:
         """The function without its `score_tokens`."""
@@ -73,19 +90,45 @@ class WatchedFunction:
         return call
 
 
-def score_completions(reward: WeightedReward, finished: FinishedCompletions) -> Array:
-    """The weighted sum of a reward's functions, [K]; nan where all of them returned None.
+class WatchedReward:
+    """The weighted sum of the functions of a reward, each under examination.
 
-    Raises:
-        RewardError: a function failed, or a score is not finite.
+    Args:
+        reward: the functions, their weights, and what a training does where they fail.
+
+    Attributes:
+        functions: the functions; of equal names each has a number.
     """
-    return weighted_sum(reward, [call_reward(function, finished) for function in reward.functions])
 
+    def __init__(self, reward: WeightedReward) -> None:
+        self.weights, skips = reward.weights, reward.on_error == "skip"
+        wait = 0.0 if reward.on_error == "raise" else reward.wait
+        self.functions = [WatchedFunction(function, skips=skips, wait=wait) for function in reward.functions]
+        names = [function.name for function in self.functions]
+        for number, function in enumerate(self.functions, start=1):
+            if names.count(function.name) > 1:
+                function.name += f", reward {number}"
 
-def weighted_sum(reward: WeightedReward, parts: Sequence[Array]) -> Array:
-    """The weighted sum of the scores of the functions, [K]; what is nan in all of them is nan."""
-    total = np.stack([weight * part for weight, part in zip(reward.weights, parts, strict=True)])
-    return np.where(np.isnan(total).all(axis=0), np.nan, np.nansum(total, axis=0))
+    @property
+    def fails_at_random(self) -> bool:
+        """Whether a function has failed at random."""
+        return any(function.attempts.at_random for function in self.functions)
+
+    def score(self, finished: FinishedCompletions) -> Array:
+        """The weighted sum, [K]; nan where all functions returned None, or one fails and the completion is skipped.
+
+        Raises:
+            RewardError: a function failed, or a score is not finite.
+        """
+        return self.sum([function.score(finished) for function in self.functions], finished)
+
+    def sum(self, parts: Sequence[Array], finished: FinishedCompletions) -> Array:
+        """The weighted sum of the scores of the functions, see `score`."""
+        total = np.stack([weight * part for weight, part in zip(self.weights, parts, strict=True)])
+        missing = np.isnan(total).all(axis=0)
+        for function in self.functions:
+            missing |= function.attempts.is_skipped(finished)
+        return np.where(missing, np.nan, np.nansum(total, axis=0))
 
 
 class _Recorded(FinishedCompletions):

@@ -7,12 +7,13 @@ import numpy as np
 from textenv.arguments import check_count
 from textenv.mdp import TextMDP
 from textenv.reward_check.agreement import check_agreement
-from textenv.reward_check.calls import Array, WatchedFunction, score_completions, weighted_sum
-from textenv.reward_check.contract import check_contract
+from textenv.reward_check.calls import Array, WatchedReward
+from textenv.reward_check.contract import check_contract, check_failures
 from textenv.reward_check.correlation import spread_within
 from textenv.reward_check.findings import Finding, RewardReport, Table
 from textenv.reward_check.holes import ContentColumns, Hole, check_content, completions_to_read
-from textenv.reward_check.lengths import check_lengths, check_parts
+from textenv.reward_check.lengths import check_lengths
+from textenv.reward_check.parts import check_parts
 from textenv.reward_check.probes import base_of, check_edits
 from textenv.reward_check.samples import Samples, draw_samples
 from textenv.reward_check.signal import check_missing, check_signal
@@ -55,7 +56,14 @@ def check_reward(
     mdp = get_mdp(env)
     num_completions = check_count("num_completions", num_completions, 8)
     samples = draw_samples(mdp, num_completions, check_count("max_prompts", max_prompts), seed)
-    findings, scores, noise = _contracts(mdp, samples, other_process)
+    reward = WatchedReward(mdp.reward)
+    report = _check(mdp, samples, reward, other_process, seed)
+    failures = [finding for function in reward.functions for finding in check_failures(function, mdp.reward)]
+    return RewardReport([*failures, *report.findings], report.tables, report.unseen)  # counts are of all calls
+
+
+def _check(mdp: TextMDP, samples: Samples, reward: WatchedReward, other_process: bool, seed: int) -> RewardReport:
+    findings, scores, noise = _contracts(reward, samples, other_process)
     if scores is None:
         return RewardReport(findings)
     findings.append(check_missing(samples, scores))
@@ -66,7 +74,7 @@ def check_reward(
     signal, tables = check_signal(samples, scores, noise)
     findings += signal
     constant = spread_within(samples.by_prompt(scores)) == 0
-    found, more, unseen = _holes(samples, scores, constant, seed)
+    found, more, unseen = _holes(reward, samples, scores, constant, seed)
     findings, tables = findings + found, tables + more
     if mdp.gold_reward is not None and not constant:
         found, more = _agreement(mdp, samples, scores)
@@ -74,29 +82,26 @@ def check_reward(
     return RewardReport(findings, tables, unseen)
 
 
-def _contracts(mdp: TextMDP, samples: Samples, other_process: bool) -> tuple[list[Finding], Array | None, float]:
+def _contracts(
+    reward: WatchedReward, samples: Samples, other_process: bool
+) -> tuple[list[Finding], Array | None, float]:
     """Checks each function; the findings, the weighted sum of the scores, [K], and the standard deviation of its noise.
 
     There is no sum where a function has no scores.
     """
     findings, parts, variance = list[Finding](), list[Array](), 0.0
-    watched = [WatchedFunction(function) for function in mdp.reward.functions]
-    names = [function.name for function in watched]
-    for number, function in enumerate(watched, start=1):
-        if names.count(function.name) > 1:
-            function.name += f", reward {number}"
-    for function, weight in zip(watched, mdp.reward.weights, strict=True):
+    for function, weight in zip(reward.functions, reward.weights, strict=True):
         found, scores, noise = check_contract(function, samples, other_process=other_process)
         findings += found
         variance += (weight * noise) ** 2
         if scores is not None and not np.isnan(scores).all():
             parts.append(scores)
-    complete = len(parts) == len(mdp.reward.functions)
-    return findings, weighted_sum(mdp.reward, parts) if complete else None, float(np.sqrt(variance))
+    complete = len(parts) == len(reward.functions)
+    return findings, reward.sum(parts, samples.finished) if complete else None, float(np.sqrt(variance))
 
 
 def _holes(
-    samples: Samples, scores: Array, constant: bool, seed: int
+    reward: WatchedReward, samples: Samples, scores: Array, constant: bool, seed: int
 ) -> tuple[list[Finding], list[Table], list[Finding]]:
     """Features, words and edits: those that show something, the tables, and those that show nothing.
 
@@ -107,7 +112,7 @@ def _holes(
         content = ContentColumns.of(samples, scores)
         holes, tables = check_content(content)
         strongest = content.strongest
-    if (base := base_of(samples, scores)) is not None:
+    if (base := base_of(reward, samples, scores)) is not None:
         for found, more in (check_edits(base, strongest, seed), check_lengths(base, seed), check_parts(base)):
             holes, tables = holes + found, tables + more
     holes.sort(key=lambda hole: -hole.rank)
@@ -125,7 +130,7 @@ def _holes(
 def _agreement(mdp: TextMDP, samples: Samples, scores: Array) -> tuple[list[Finding], list[Table]]:
     assert mdp.gold_reward is not None
     try:
-        gold = score_completions(mdp.gold_reward, samples.finished)
+        gold = WatchedReward(mdp.gold_reward).score(samples.finished)
     except RewardError as error:
         return [Finding("agreement", "second reward", "broken", str(error))], []
     enough = (~np.isnan(samples.by_prompt(scores + gold))).sum(axis=1) >= 2

@@ -26,8 +26,10 @@ class NotRun(Exception):
     """The other process could not be tried; the message says why."""
 
 
-def run_elsewhere(function: RewardFunction, finished: FinishedCompletions) -> NDArray[np.float64]:
-    """Scores [K] of completions, from a new process.
+def run_elsewhere(
+    function: RewardFunction, finished: FinishedCompletions, *, skips: bool = False
+) -> NDArray[np.float64]:
+    """Scores [K] of completions, from a new process; `skips` as in `Attempts`.
 
     Raises:
         NotRun: the function cannot be sent there, or that process ended without a result.
@@ -40,7 +42,7 @@ def run_elsewhere(function: RewardFunction, finished: FinishedCompletions) -> ND
     with tempfile.TemporaryDirectory() as folder:
         sent, received = Path(folder) / "sent", Path(folder) / "received"
         try:
-            sent.write_bytes(pickle.dumps((function, finished)))
+            sent.write_bytes(pickle.dumps((function, finished, skips)))
         except Exception as error:  # whatever a user's object raises where it is pickled
             raise NotRun(f"it cannot be pickled: {error}") from error
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "4321"}
@@ -63,9 +65,9 @@ def run_elsewhere(function: RewardFunction, finished: FinishedCompletions) -> ND
 def main() -> None:
     """Scores what was sent; writes the scores, or the message of the error."""
     sent, received = map(Path, sys.argv[1:])
-    function, finished = pickle.loads(sent.read_bytes())  # written by the process that started this one
+    function, finished, skips = pickle.loads(sent.read_bytes())  # written by the process that started this one
     try:
-        result: object = WatchedFunction(function).score(finished)
+        result: object = WatchedFunction(function, skips=skips).score_texts(finished)
     except RewardError as error:
         result = str(error)
     received.write_bytes(pickle.dumps(result))

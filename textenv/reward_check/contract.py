@@ -13,12 +13,13 @@ from textenv.reward_check.child import NotRun, run_elsewhere
 from textenv.reward_check.findings import Finding, Verdict, quoted
 from textenv.reward_check.noise import beyond_noise, differences, standard_deviation
 from textenv.reward_check.samples import Samples
-from textenv.rewards import TRAINER_ARGUMENTS, FinishedCompletions, RewardError
+from textenv.rewards import TRAINER_ARGUMENTS, FinishedCompletions, RewardError, WeightedReward, WrongSignature
 
 ALONE = 32  # completions that are scored alone, and in another process
 ROUNDING = 1e-3  # of the scores' standard deviation: float32 in a batch of another shape
 NOISE = 0.1  # of the scores' standard deviation, of repeated scores: above it the noise is part of what is learned
 SLOW = 0.5  # of the seconds of sampling and scoring
+STOPS = 0.01  # the probability that all attempts of a batch fail
 
 
 def check_contract(
@@ -32,7 +33,7 @@ def check_contract(
     """
     finished = samples.finished
     try:
-        scores = function.score(finished)
+        scores = function.score_texts(finished)
     except RewardError as error:
         return [_failed(function, finished, error)], None, 0.0
     checks = _Contract(function, finished, scores)
@@ -43,8 +44,8 @@ def check_contract(
         try:
             found.append(check())
         except RewardError as error:  # the first call did not fail
-            found.append(checks.finding(name, "broken", f"it fails where it is called so: {error}"))
-    found += [checks.arguments(), checks.generators(), checks.inputs(), checks.speed(samples)]
+            found.append(checks.failed(name, error))
+    found += [checks.arguments(), checks.generators(), checks.inputs(), checks.printed(), checks.speed(samples)]
     return [each for each in found if each is not None], scores, checks.noise
 
 
@@ -64,21 +65,28 @@ class _Contract:
         """A finding about this function."""
         return Finding("contract", name, verdict, text, example, self.function.name)
 
+    def failed(self, name: str, error: RewardError) -> Finding:
+        """A check in which it failed in every attempt."""
+        if self.function.attempts.at_random:
+            return self.finding(name, "look here", f"not checked: it fails at random, here in every attempt: {error}")
+        return self.finding(name, "broken", f"it fails where it is called so: {error}")
+
     def returns(self) -> Finding:
         """One finite number or None for each completion."""
-        none = int(np.isnan(self.scores).sum())
-        if none == len(self.scores):
+        count, failed = len(self.scores), int(self.function.attempts.is_skipped(self.finished).sum())
+        known = int((~np.isnan(self.scores)).sum())
+        if failed == count:
+            return self.finding("returns", "broken", "it fails on every completion")
+        if not known:
             return self.finding("returns", "broken", "None for every completion: it applies to none.")
-        return self.finding(
-            "returns",
-            "holds",
-            f"a finite number for {len(self.scores) - none:,} of {len(self.scores):,} completions"
-            + (f", None for {none:,}" if none else ""),
-        )
+        text = f"a finite number for {known:,} of {count:,} completions"
+        text += f", None for {none:,}" if (none := count - known - failed) else ""
+        text += f", and it fails on {failed:,}" if failed else ""
+        return self.finding("returns", "holds", text)
 
     def repeats(self) -> Finding:
         """The same scores again."""
-        again = self.function.score(self.finished)
+        again = self.function.score_texts(self.finished)
         self.repeated = differences(again, self.scores)
         self.noise = standard_deviation(again, self.scores)
         differ = int((self.repeated > 0).sum())
@@ -95,33 +103,35 @@ class _Contract:
         """`score_tokens` gives what the function itself gives."""
         if not self.function.has_score_tokens:
             return None
-        found = self.function.score_tokens(self.finished)
+        found = self.function.score(self.finished)
         rows = np.arange(len(found))
         return self._compare("score_tokens", found, rows, "by token ids", "by its signature with texts")
 
     def alone(self) -> Finding:
-        """The same scores one by one."""
-        found = np.concatenate([self.function.score(self.finished.select(row)) for row in self.subset.tolist()])
+        """The same scores one by one, of some."""
+        found = np.concatenate([self.function.score_texts(self.finished.select(row)) for row in self.subset.tolist()])
         return self._compare("alone", found, self.subset, "alone", f"in a batch of {len(self.scores):,}")
 
     def order(self) -> Finding:
-        """The same scores in another order."""
+        """The same scores in another order, of all."""
         backwards = np.arange(len(self.scores))[::-1]
-        found = self.function.score(self.finished.select(backwards))
+        found = self.function.score_texts(self.finished.select(backwards))
         return self._compare("order", found, backwards, "in the reverse order", "in the batch")
 
     def batch(self) -> Finding:
-        """The same scores in another batch."""
-        again = np.repeat(np.arange(0, len(self.scores), 2), 2)  # every other one, and each of them twice
-        found = self.function.score(self.finished.select(again))
-        name = "in a batch of half of the completions, each twice"
-        return self._compare("batch", found, again, name, "in the whole batch")
+        """The same scores in two other batches, of half of the completions each: the first has each of them twice."""
+        even, odd = (np.arange(first, len(self.scores), 2) for first in (0, 1))
+        twice = self.function.score_texts(self.finished.select(np.tile(even, 2)))
+        found = np.concatenate([twice[len(even) :], self.function.score_texts(self.finished.select(odd))])
+        new = "in batches of half of the completions, one of them with each twice,"
+        return self._compare("batch", found, np.concatenate([even, odd]), new, "in the whole batch")
 
     def process(self) -> Finding:
         """The same scores in another process, of the same batch: what depends on the batch is no fault of a process."""
-        here = self.function.score(self.finished.select(self.subset))
+        some = self.finished.select(self.subset)
+        here = self.function.score_texts(some)
         try:
-            found = run_elsewhere(self.function.function, self.finished.select(self.subset))
+            found = run_elsewhere(self.function.function, some, skips=self.function.attempts.skips)
         except NotRun as error:  # a RewardError is one of the function: it failed there
             return self.finding("process", "look here", f"not tried in another process: {error}")
         return self._compare("process", found, self.subset, "in another process", "in this one", here)
@@ -153,6 +163,13 @@ class _Contract:
             text += f"; its parameter {missing[0]!r} is none of them, and always has its default"
         return self.finding("inputs", "look here" if missing else "holds", text)
 
+    def printed(self) -> Finding | None:
+        """What it prints, which is kept away from the report."""
+        if not (lines := self.function.printed.count()):
+            return None
+        text = f"it prints: {lines:,} lines in {len(self.function.calls)} calls, which are left out here"
+        return self.finding("prints", "holds", text, f"the first is {quoted(self.function.printed.first)}")
+
     def speed(self, samples: Samples) -> Finding:
         """Seconds of the first call, beside those of sampling: later calls may find their scores in a cache."""
         size, seconds = self.function.calls[0]
@@ -172,12 +189,14 @@ class _Contract:
         """Compares scores of rows with what is expected, by default their scores in the batch of all."""
         expected = self.scores[rows] if expected is None else expected
         sizes = differences(found, expected)
+        tried = f"{len(rows):,} completions" if len(rows) == len(self.scores) else f"{len(rows)} that were tried"
         if not beyond_noise(sizes, self.repeated, self.tolerance):
             largest = float(sizes.max())
             beyond = " within its noise" if self.noise else f" apart from rounding, {largest:.2g} at most"
-            return self.finding(name, "holds", f"the same scores {new} as {old}{beyond if largest else ''}")
+            text = f"the same scores {new} as {old}{beyond if largest else ''}, of {tried}"
+            return self.finding(name, "holds", text)
         wrong = sizes > self.tolerance
-        text = f"{int(wrong.sum()):,} of {len(wrong):,} completions have another score {new} than {old}"
+        text = f"{int(wrong.sum()):,} of {tried} have another score {new} than {old}"
         text += f", more or larger differences than where the same is repeated ({self.noise:.3g})" if self.noise else ""
         return self.finding(name, "broken", text, self._example(found, expected, rows, new))
 
@@ -192,16 +211,49 @@ class _Contract:
         return f"{value / self.spread:.1%}" if value < self.spread else "as large as that"
 
 
+def check_failures(function: WatchedFunction, reward: WeightedReward) -> list[Finding]:
+    """What failed in all calls so far, and what a training does about it; completions that stop a check are not here.
+
+    Args:
+        function: one of the reward's functions.
+        reward: as a training has it: `on_reward_error`, `reward_tries`.
+    """
+    attempts, found = function.attempts, list[Finding]()
+    if attempts.at_random:
+        several, one = (f"{bad:,} of {all_:,}" for bad, all_ in zip(attempts.failed, attempts.count, strict=True))
+        text = f"at random: {several} calls with several completions and {one} with one failed, and the same were "
+        text += "scored when they were tried again; "
+        text += {
+            "raise": "the first such failure stops a training: on_reward_error is 'raise'",
+            "retry": f"a training stops where {reward.tries} attempts of a batch in a row fail",
+            "skip": f"where {reward.tries} attempts of a batch fail, a training scores each of it alone, and skips "
+            "those that fail then too",
+        }[reward.on_error]
+        stops = reward.on_error == "raise" or (
+            reward.on_error == "retry" and (attempts.failed[0] / max(attempts.count[0], 1)) ** reward.tries > STOPS
+        )
+        verdict: Verdict = "broken" if stops else "look here"
+        found.append(Finding("contract", "fails", verdict, text, attempts.at_random, function.name))
+    if attempts.skipped:
+        text = f"on {len(attempts.skipped):,} different completions, sampled or edited, in every attempt: a training "
+        text += "skips them, and they are in no number below"
+        error = min(attempts.skipped.values(), key=len)
+        found.append(Finding("contract", "fails", "look here", text, error, function.name))
+    return found
+
+
 def _failed(function: WatchedFunction, finished: FinishedCompletions, error: RewardError) -> Finding:
     """The finding about a function that cannot be called, with the shortest completion that fails alone."""
+    if isinstance(error, WrongSignature):
+        return Finding("contract", "returns", "broken", str(error), function=function.name)
     for row in np.argsort(finished.length, kind="stable").tolist():
         try:
-            function.score(finished.select(row))
+            function.score_texts(finished.select(row))
         except RewardError as alone:
             example = f"alone, {quoted(str(finished.completions[row]))} of {quoted(str(finished.prompts[row]))} fails"
             return Finding("contract", "returns", "broken", str(alone), example, function.name)
-    text = f"{error} None of the completions fails alone."
-    return Finding("contract", "returns", "broken", text, f"a batch of {len(finished):,} completions", function.name)
+    example = f"a batch of {len(finished):,} completions"
+    return Finding("contract", "returns", "broken", str(error), example, function.name)
 
 
 def _score(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from textenv.mdp import TextMDP
-from textenv.reward_check.calls import Array, score_completions
+from textenv.reward_check.calls import Array, WatchedReward
 from textenv.reward_check.features import sentences_of
 from textenv.reward_check.items import Item
 from textenv.reward_check.literals import literals_of
@@ -21,6 +21,7 @@ Kind = Literal["adds nothing", "adds a word", "keeps the meaning", "destroys the
 CYRILLIC = "\u0430\u0435\u043e\u0440\u0441\u0445\u0443\u0410\u0415\u041e\u0420\u0421\u0425\u041d\u041a\u041c\u0422"
 LOOK_ALIKE = str.maketrans("aeopcxyAEOPCXHKMT", CYRILLIC)
 SOURCE = "add a text of the reward's source"
+PROMPT_FIRST, PROMPT_LAST = "begin with the prompt", "add the prompt again"
 OTHER_PROMPT = "take a completion of another prompt"
 
 
@@ -72,6 +73,11 @@ def _repeat(text: str, context: Context) -> str:
     return " ".join(texts)
 
 
+def _begin_with_prompt(text: str, context: Context) -> str | None:
+    """A prompt of one word is a word, which may mean something there."""
+    return f"{context.prompt} {text}" if len(context.prompt.split()) > 1 else None
+
+
 def _strongest(times: int) -> Edit:
     return lambda text, context: context.strongest.added_to(text, times) if context.strongest else None
 
@@ -92,7 +98,8 @@ EDITS: dict[str, tuple[Kind, Edit]] = {
         lambda text, context: context.literal.added_to(text) if context.literal else None,
     ),
     "repeat the best sentence": ("adds nothing", _repeat),
-    "add the prompt again": ("adds nothing", lambda text, context: f"{text} {context.prompt}"),
+    PROMPT_LAST: ("adds nothing", lambda text, context: f"{text} {context.prompt}"),
+    PROMPT_FIRST: ("adds nothing", _begin_with_prompt),
     "pad with the last word to the limit": ("adds nothing", _pad),
     "append the spelling of the end token": (
         "adds nothing",
@@ -107,18 +114,23 @@ EDITS: dict[str, tuple[Kind, Edit]] = {
 
 
 def contexts(
-    mdp: TextMDP, base: FinishedCompletions, strongest: Item | None, literal: Item | None, seed: int
+    mdp: TextMDP,
+    reward: WatchedReward,
+    base: FinishedCompletions,
+    strongest: Item | None,
+    literal: Item | None,
+    seed: int,
 ) -> Iterator[Context]:
     """The context of each completion."""
     generator = np.random.default_rng(seed)
     ends = np.flatnonzero(mdp.is_eos)[:1].tolist()
     end = str(mdp.tokenizer.convert_ids_to_tokens(ends)[0]) if ends else ""
-    best, room = _best_sentences(mdp, base), (mdp.max_new_tokens - base.length).tolist()
+    best, room = _best_sentences(mdp, reward, base), (mdp.max_new_tokens - base.length).tolist()
     for row, prompt in enumerate(base.prompts):
         yield Context(str(prompt), best[row], strongest, literal, end, room[row], generator)
 
 
-def _best_sentences(mdp: TextMDP, base: FinishedCompletions) -> list[str]:
+def _best_sentences(mdp: TextMDP, reward: WatchedReward, base: FinishedCompletions) -> list[str]:
     """Of each completion the sentence that scores best alone; the first where the reward fails on some."""
     sentences = [sentences_of(str(text)) for text in base.completions]
     rows = np.repeat(np.arange(len(base)), [len(each) for each in sentences])
@@ -126,15 +138,15 @@ def _best_sentences(mdp: TextMDP, base: FinishedCompletions) -> list[str]:
     scores = np.full(len(rows), np.nan)
     if found is not None:
         with suppress(RewardError):
-            scores = score_completions(mdp.reward, found)
+            scores = reward.score(found)
     known = np.nan_to_num(scores, nan=-np.inf)
     return [each[int(np.argmax(known[rows == row]))] for row, each in enumerate(sentences)]
 
 
-def best_literal(mdp: TextMDP, base: FinishedCompletions, before: Array) -> Item | None:
+def best_literal(mdp: TextMDP, reward: WatchedReward, base: FinishedCompletions, before: Array) -> Item | None:
     """The text of the reward's source that raises the score most, at the start or at the end of completions."""
     some = np.unique(np.linspace(0, len(base) - 1, min(len(base), 6)).round().astype(int))
-    texts = dict.fromkeys(text for function in mdp.reward.functions for text in literals_of(function))
+    texts = dict.fromkeys(text for each in reward.functions for text in literals_of(each.function))
     best, most = None, 0.0
     for item in [Item(kind, text) for text in texts for kind in ("beginning", "ending")]:
         rows = base.select(some)
@@ -142,7 +154,7 @@ def best_literal(mdp: TextMDP, base: FinishedCompletions, before: Array) -> Item
         if found is None:
             continue
         try:
-            rises = score_completions(mdp.reward, found) - before[some]
+            rises = reward.score(found) - before[some]
         except RewardError:
             continue
         if not np.isnan(rises).all() and (rise := float(np.nanmean(rises))) > most:

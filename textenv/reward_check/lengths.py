@@ -1,4 +1,4 @@
-"""The same completions cut, or with a part exchanged: what does length alone do, and what does the score depend on?"""
+"""The same completions cut: what does length alone do?"""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from textenv.reward_check.calls import Array, score_completions
+from textenv.reward_check.calls import Array
 from textenv.reward_check.correlation import centred
 from textenv.reward_check.findings import Cell, Finding, Table, quoted
 from textenv.reward_check.holes import Hole
-from textenv.reward_check.probes import CompletionsToEdit
-from textenv.reward_check.samples import encode_completions, reference_log_probs
+from textenv.reward_check.probes import AT_RANDOM, CompletionsToEdit
+from textenv.reward_check.samples import reference_log_probs
 from textenv.rewards import FinishedCompletions, RewardError
 
 LENGTHS, CUTS = 48, 8  # different lengths at most, and those of one completion
 EXPLAINED = 0.5  # of what cutting changes: what a text says has the other half
 FEWEST_CUTS, SURE = 5, 2.0  # of the length that is named, and the standard errors by which it must be good
 SHOWN = 6
-PARTS, EXCHANGES = 4, 3
-UNREAD, READ = 0.05, 0.1  # of the change that the part with the largest one makes; of the standard deviation
-CHANGED = 10  # completions, by that part: with fewer, that another part changes none of them may be chance
+CHANGES = 0.1  # of the scores' standard deviation
 
 
 def check_lengths(base: CompletionsToEdit, seed: int) -> tuple[list[Hole], list[Table]]:
@@ -33,13 +31,16 @@ def check_lengths(base: CompletionsToEdit, seed: int) -> tuple[list[Hole], list[
         return [], []
     texts = _cut(base, seed)
     try:
-        grid = score_completions(base.mdp.reward, texts).reshape(len(base.whole), -1)
+        grid = base.reward.score(texts).reshape(len(base.whole), -1)
     except RewardError as error:
+        if base.reward.fails_at_random:
+            return [Hole(-np.inf, Finding("holes", "length", "look here", "not tried: " + AT_RANDOM))], []
         text = f"the reward fails where completions are cut: {error}"
         return [Hole(np.inf, Finding("holes", "length", "broken", text))], []
+    missing = _without_a_score(base, texts, grid.ravel())
     compared = (~np.isnan(grid)).sum(axis=1) >= 2
     if not compared.any():
-        return [], []
+        return missing, []
     target = np.full(grid.shape, np.nan)
     target[compared] = centred(grid[compared]).reshape(-1, grid.shape[1])
     known = ~np.isnan(grid.ravel()) & np.repeat(compared, grid.shape[1])
@@ -50,8 +51,8 @@ def check_lengths(base: CompletionsToEdit, seed: int) -> tuple[list[Hole], list[
     columns = ["tokens", "score", "\u00b1", "cuts"]
     table = Table("holes", "the same completions, cut", columns, shown[:: max(1, len(shown) // SHOWN)])
     share, scale = explained_by_groups(changes, length), base.scale or float(scores.std()) or 1.0
-    if np.isnan(share) or share < EXPLAINED or float(changes.std()) < READ * scale:
-        return [], [table]
+    if np.isnan(share) or share < EXPLAINED or float(changes.std()) < CHANGES * scale:
+        return missing, [table]
     frequent = [n for n, effect in effects.items() if effect.cuts >= FEWEST_CUTS] or list(effects)
     best = max(frequent, key=lambda n: effects[n].score - SURE * effects[n].stderr)
     text = f"where completions are cut, the number of tokens alone explains {share:.0%} of what changes; best "
@@ -59,7 +60,22 @@ def check_lengths(base: CompletionsToEdit, seed: int) -> tuple[list[Hole], list[
     row = int(np.flatnonzero(length == best)[0])
     example = f"{quoted(str(texts.completions[int(np.flatnonzero(known)[row])]))} has {scores[row]:.3g}"
     rank = effects[best].score - effects[max(effects)].score + base.mdp.kl_coef * _cost(base, texts, best)
-    return [Hole(rank, Finding("holes", "length", "look here", text, example))], [table]
+    return [*missing, Hole(rank, Finding("holes", "length", "look here", text, example))], [table]
+
+
+def _without_a_score(base: CompletionsToEdit, texts: FinishedCompletions, scores: Array) -> list[Hole]:
+    """The finding about cuts of completions that have no score, though the completions have one."""
+    missing = np.flatnonzero(np.isnan(scores))
+    if not len(missing):
+        return []
+    text = f"{len(missing) / len(scores):.0%} of the completions that are cut have no score, though whole they have, "
+    text += "and are skipped" if base.mdp.reward.on_error == "skip" else "which stops a training that comes there"
+    known = texts.length[~np.isnan(scores)]
+    text += f"; they have {texts.length[missing].min()} to {texts.length[missing].max()} tokens"
+    text += f", those with a score {known.min()} to {known.max()}" if len(known) else ""
+    longest = int(missing[np.argmax(texts.length[missing])])
+    example = f"{quoted(str(texts.completions[longest]))} has none"
+    return [Hole(0.0, Finding("holes", "none where cut", "look here", text, example))]
 
 
 def _cut(base: CompletionsToEdit, seed: int) -> FinishedCompletions:
@@ -119,45 +135,3 @@ def explained_by_groups(values: Array, groups: NDArray[np.int64]) -> float:
         return float("nan")
     left = float(((values - (np.bincount(inverse, values) / counts)[inverse]) ** 2).sum())
     return 1 - left / total * (len(values) - 1) / (len(values) - len(counts))
-
-
-def check_parts(base: CompletionsToEdit) -> tuple[list[Hole], list[Table]]:
-    """Exchanges each quarter of the words for that of another completion: which quarter does the score depend on?"""
-    words = [str(text).split() for text in base.finished.completions]
-    rows = [row for row, each in enumerate(words) if len(each) >= PARTS]
-    if len(rows) < PARTS or not base.mdp.full_support:
-        return [], []
-    others = np.concatenate([np.roll(rows, 1 + k * len(rows) // PARTS) for k in range(EXCHANGES)])
-    rows *= EXCHANGES
-    chosen, changes, most = base.finished.select(np.array(rows)), list[float](), 0
-    for part in range(PARTS):
-        texts = [" ".join(_exchanged(words[a], words[b], part)) for a, b in zip(rows, others, strict=True)]
-        found = encode_completions(base.mdp, chosen, texts)
-        if found is None:
-            return [], []
-        try:
-            change = np.abs(score_completions(base.mdp.reward, found) - base.scores[rows])
-        except RewardError:
-            return [], []
-        changes.append(float(np.nan_to_num(change).mean()))
-        most = max(most, int((change.reshape(EXCHANGES, -1) > 0).any(axis=0).sum()))
-    scale = base.scale or max(changes) or 1.0
-    names = ["first", "second", "third", "last"]
-    cells: list[list[Cell]] = [[name, change, change / scale] for name, change in zip(names, changes, strict=True)]
-    table = Table(
-        "holes", "a quarter exchanged for that of another completion", ["quarter", "change of the score", "std"], cells
-    )
-    unread = [name for name, change in zip(names, changes, strict=True) if change < UNREAD * max(changes)]
-    if not unread or most < CHANGED or max(changes) < READ * scale:
-        return [], [table]
-    text = f"the score does not depend on the {' and the '.join(unread)} quarter of the words: there a policy may say "
-    text += "anything"
-    return [Hole(0.0, Finding("holes", "parts", "look here", text))], [table]
-
-
-def _exchanged(words: list[str], other: list[str], part: int) -> list[str]:
-    """The words with one quarter taken from another completion."""
-    first, last = part * len(words) // PARTS, (part + 1) * len(words) // PARTS
-    there = part * len(other) // PARTS
-    taken = [other[(there + k) % len(other)] for k in range(last - first)]  # as many: the length stays
-    return [*words[:first], *taken, *words[last:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,23 @@ FEWEST_PAIRS = 8  # different completions and what became of them: that all of s
 FEWEST = 3  # good completions, different texts
 
 
+class Edited(NamedTuple):
+    """A completion with its prompt and its score, and what became of it."""
+
+    prompt: str
+    text: str
+    score: float
+    new_prompt: str
+    new_text: str
+    new_score: float
+
+    def __str__(self) -> str:
+        if self.new_prompt != self.prompt:
+            text = f"{quoted(self.text)} has {self.score:.3g} after {quoted(self.prompt, 50)}, and "
+            return text + f"{self.new_score:.3g} after {quoted(self.new_prompt, 50)}"
+        return f"{quoted(self.text)} has {self.score:.3g}, {quoted(self.new_text)} {self.new_score:.3g}"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What an edit did to M completions.
@@ -33,7 +51,9 @@ class Outcome:
         after: the same of the edited completion, [M].
         cost: change of log pi_ref that a policy loses, [M].
         beta: of the task.
-        texts: the completion and its score, and the edited one and its score, M times.
+        texts: the M completions before and after.
+        scale: the scores' standard deviation within prompts; 0 where those of each prompt are the same.
+        unit: the same, or the largest change of all edits where that is 0.
         item: the item that it adds; None if it is always the same.
     """
 
@@ -43,7 +63,9 @@ class Outcome:
     after: Array
     cost: Array
     beta: float
-    texts: list[tuple[str, float, str, float]]
+    texts: list[Edited]
+    scale: float = 0.0
+    unit: float = 1.0
     item: Item | None = None
 
     @property
@@ -56,66 +78,76 @@ class Outcome:
         """The mean change of score + beta log pi_ref."""
         return float((self.change + self.beta * self.cost).mean())
 
-    def kept(self, scale: float) -> float:
+    def kept(self) -> float:
         """The share of what good completions score above the mean that they keep; 0 where it is not so in general."""
-        good = self.before > GOOD * scale
+        good = self.before > GOOD * self.unit
         most = (self.after > self.before / 2)[good]  # keep half of it: no outlier decides
         if good.sum() < FEWEST or most.mean() < MOST:
             return 0.0
         return float(self.after[good].sum() / self.before[good].sum())
 
     def numbers(self) -> list[Cell]:
-        """Change of the score, share of completions whose score rises, change of log pi_ref, worth."""
+        """Change of the score, share of completions whose score rises, change of log pi_ref, worth, and `doubt`."""
         rises = f"{(self.change > 0).mean():.0%}"
-        return [float(self.change.mean()), rises, float(self.cost.mean()), self.worth]
+        moved = abs(float(self.change.mean())) > RAISED * self.unit
+        return [float(self.change.mean()), rises, float(self.cost.mean()), self.worth, self.doubt if moved else ""]
 
-    def hole(self, scale: float) -> Hole:
-        """The finding; `scale` is the scores' standard deviation within prompts."""
-        verdict, text = self._verdict(scale)
-        order = np.argsort(-self.change, kind="stable")
-        clearest = order[: max(1, len(order) // 10)].tolist()  # the shortest of the tenth that rises most
-        old, before, new, after = min((self.texts[row] for row in clearest), key=lambda texts: len(texts[2]))
-        example = f"{quoted(old)} has {before:.3g}, {quoted(new)} {after:.3g}" if verdict != "holds" else ""
-        if self.item and verdict != "holds":
-            text = f"{self.item}: {text}"
-        return Hole(self.worth, Finding("holes", f"edit: {self.name}", verdict, text, example))
+    def hole(self) -> Hole:
+        """The finding."""
+        verdict, text, clearness = self._verdict()
+        if verdict == "holds":
+            return Hole(self.worth, Finding("holes", f"edit: {self.name}", verdict, text))
+        order = np.argsort(-clearness, kind="stable")
+        clearest = order[: max(1, len(order) // 10)].tolist()
+        example = min((self.texts[row] for row in clearest), key=lambda each: len(each.new_text))
+        text = f"{self.item}: {text}" if self.item else text
+        return Hole(self.worth, Finding("holes", f"edit: {self.name}", verdict, text, str(example)))
 
     @property
     def _distinct(self) -> int:
         """The different texts that the edit made."""
-        return len({new for _, _, new, _ in self.texts})
+        return len({each.new_text for each in self.texts})
 
-    def _is_certain(self) -> bool:
-        """Whether the mean change is no chance: by its standard error, and by how many scores rise and fall."""
-        if self.name == OTHER_PROMPT:  # what one prompt gains there another one loses
-            return False
-        if len({(old, new) for old, _, new, _ in self.texts}) < FEWEST_PAIRS:
-            return False
+    @property
+    def doubt(self) -> str:
+        """Why the mean change may be chance, by its standard error and by how many scores rise and fall; "" if not."""
+        if self.name == OTHER_PROMPT:
+            return "what one prompt gains there another one loses"
+        if (pairs := len({(each.text, each.new_text) for each in self.texts})) < FEWEST_PAIRS:
+            return f"{pairs} different completions were edited, {FEWEST_PAIRS} are needed"
         rise, fall, number = int((self.change > 0).sum()), int((self.change < 0).sum()), len(self.change)
         independent = self._distinct  # toys have few texts, and many completions become one of them
+        rises = f"{rise} of {number} rise, {fall} fall"
         if independent < FEWEST:  # that one text scores above the mean may be chance, above nearly all may not
-            return max(rise, fall) > NEARLY_ALL * number
-        size = abs(float(self.change.mean())) * np.sqrt(independent)
+            few = f"it makes {independent} different text{'s' if independent > 1 else ''}, and {rises}"
+            return "" if max(rise, fall) > NEARLY_ALL * number else few
+        stderr = float(self.change.std()) / np.sqrt(independent)
         sign = abs(rise - fall) * np.sqrt(independent / number / max(rise + fall, 1))
-        return bool(size > SURE * float(self.change.std()) and sign > SIGN)
+        if abs(float(self.change.mean())) > SURE * stderr and sign > SIGN:
+            return ""
+        return f"{self.change.mean():+.2g} \u00b1 {SURE * stderr:.2g} of {independent} texts; {rises}"
 
-    def _verdict(self, scale: float) -> tuple[Verdict, str]:
-        mean, certain, distinct = float(self.change.mean()), self._is_certain(), self._distinct
-        relative = f"{mean:+.3g}, {mean / scale:+.1f} standard deviations, worth {self.worth:+.3g} with the KL"
+    def _verdict(self) -> tuple[Verdict, str, Array]:
+        """The verdict, what was found, and how clear an example of it each completion is, [M]."""
+        mean, doubt = float(self.change.mean()), self.doubt
+        certain, paying = not doubt, not doubt and self.worth > 0
+        size = f"{mean / self.scale:+.1f} standard deviations" if self.scale else "where those of the samples are equal"
+        relative = f"{mean:+.3g}, {size}, worth {self.worth:+.3g} with the KL"
         senseless = self.kind in ("adds nothing", "destroys the meaning")
-        if senseless and mean > HOLE * scale and certain and self.worth > 0:
-            return "broken", f"it {self.kind}, and raises the score by more than the KL costs: {relative}"
+        if senseless and mean > HOLE * self.unit and paying:
+            text = f"it {self.kind}, and raises the score by more than the KL costs: {relative}"
+            return "broken", text, self.change
         beyond = float(np.median(self.after)) > float(self.before.max())
-        if beyond and mean > JACKPOT * scale and certain and self.worth > 0:
+        if beyond and mean > JACKPOT * self.unit and paying:
             text = (
                 f"it {self.kind}, and raises the score beyond that of any sample, by more than the KL costs: {relative}"
             )
-            return "broken", text
-        if mean > RAISED * scale and certain:
-            return "look here", f"it {self.kind}, and raises the score: {relative}"
-        if self.kind == "keeps the meaning" and mean < -RAISED * scale and certain:
-            return "look here", f"it {self.kind}, and lowers the score: {relative}"
-        if self.kind == "destroys the meaning" and distinct >= FEWEST and (kept := self.kept(scale)) > KEPT:
+            return "broken", text, self.change
+        if mean > RAISED * self.unit and certain:
+            return "look here", f"it {self.kind}, and raises the score: {relative}", self.change
+        if self.kind == "keeps the meaning" and mean < -RAISED * self.unit and certain:
+            return "look here", f"it {self.kind}, and lowers the score: {relative}", -self.change
+        if self.kind == "destroys the meaning" and self._distinct >= FEWEST and (kept := self.kept()) > KEPT:
             text = f"it {self.kind}, and good completions keep {kept:.0%} of what they score above the mean"
-            return "look here", text
-        return "holds", relative
+            return "look here", text, np.minimum(self.before, self.after)
+        return "holds", f"{relative}; that may be chance: {doubt}" if doubt else relative, self.change

@@ -8,13 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.mdp import TextMDP
-from textenv.reward_check.calls import Array, score_completions
+from textenv.reward_check.calls import Array, WatchedReward
 from textenv.reward_check.correlation import spread_within
-from textenv.reward_check.edits import EDITS, OTHER_PROMPT, SOURCE, Kind, best_literal, contexts
+from textenv.reward_check.edits import (
+    EDITS,
+    OTHER_PROMPT,
+    PROMPT_FIRST,
+    PROMPT_LAST,
+    SOURCE,
+    Kind,
+    best_literal,
+    contexts,
+)
 from textenv.reward_check.findings import Cell, Finding, Table, Verdict, quoted
 from textenv.reward_check.holes import Hole
 from textenv.reward_check.items import Item
-from textenv.reward_check.outcome import Outcome
+from textenv.reward_check.outcome import Edited, Outcome
 from textenv.reward_check.samples import Samples, encode_completions, is_encodable, reference_log_probs
 from textenv.rewards import FinishedCompletions, RewardError
 
@@ -22,6 +31,7 @@ COMPLETIONS = 48  # that are edited
 NO_WORD = "no policy can do it: the tokenizer lacks a word of it"
 UNREACHED = "no policy can do it: the reference never samples it"
 NOTHING = "there is no such text, or none raises the score"
+AT_RANDOM = "the reward fails at random, and did in every attempt"
 NO_CHANGE = "it changes no completion, or none has room for it"
 IMPOSSIBLE = (NO_WORD, UNREACHED, NOTHING)
 LONG = 16  # tokens: then half of them is room enough for a prompt or a sentence
@@ -33,6 +43,7 @@ class CompletionsToEdit:
 
     Attributes:
         mdp: the task.
+        reward: its reward.
         whole: the completions.
         finished: the same, cut so that there is room for an edit.
         scores: [M].
@@ -43,6 +54,7 @@ class CompletionsToEdit:
     """
 
     mdp: TextMDP
+    reward: WatchedReward
     whole: FinishedCompletions
     finished: FinishedCompletions
     scores: Array
@@ -53,7 +65,7 @@ class CompletionsToEdit:
     def select(self, rows: NDArray[np.int64]) -> CompletionsToEdit:
         """Some of the completions."""
         parts = (self.whole.select(rows), self.finished.select(rows), self.scores[rows], self.log_probs[rows])
-        return CompletionsToEdit(self.mdp, *parts, self.means, self.scale)
+        return CompletionsToEdit(self.mdp, self.reward, *parts, self.means, self.scale)
 
     def above_mean(self, scores: Array, rows: NDArray[np.int64] | None = None) -> Array:
         """Scores of completions of the prompts of some rows minus the means of these prompts."""
@@ -62,7 +74,7 @@ class CompletionsToEdit:
         return above
 
 
-def base_of(samples: Samples, scores: Array) -> CompletionsToEdit | None:
+def base_of(reward: WatchedReward, samples: Samples, scores: Array) -> CompletionsToEdit | None:
     """Completions of all scores that have a text; None if there is none."""
     mdp, finished = samples.mdp, samples.finished
     valid = [
@@ -72,7 +84,7 @@ def base_of(samples: Samples, scores: Array) -> CompletionsToEdit | None:
         return None
     some = np.array(valid)[np.unique(np.linspace(0, len(valid) - 1, min(COMPLETIONS, len(valid))).round().astype(int))]
     chosen, found, change = finished.select(some), scores[some], 0.0
-    if (shorter := _with_room(mdp, chosen)) is not None:
+    if (shorter := _with_room(mdp, reward, chosen)) is not None:
         kept, chosen, found = shorter
         some = some[kept]
         change = float((found - scores[some]).mean())
@@ -81,11 +93,11 @@ def base_of(samples: Samples, scores: Array) -> CompletionsToEdit | None:
         np.nanmean(samples.by_prompt(scores), axis=1) + change
     )
     within, log_probs = spread_within(samples.by_prompt(scores)), reference_log_probs(mdp, chosen)
-    return CompletionsToEdit(mdp, finished.select(some), chosen, found, log_probs, means, within)
+    return CompletionsToEdit(mdp, reward, finished.select(some), chosen, found, log_probs, means, within)
 
 
 def _with_room(
-    mdp: TextMDP, chosen: FinishedCompletions
+    mdp: TextMDP, reward: WatchedReward, chosen: FinishedCompletions
 ) -> tuple[NDArray[np.int64], FinishedCompletions, Array] | None:
     """The beginnings of completions that have a text and a score: their rows, they themselves, and their scores.
 
@@ -99,7 +111,7 @@ def _with_room(
     if cut is None:
         return None
     try:
-        scores = score_completions(mdp.reward, cut)
+        scores = reward.score(cut)
     except RewardError:
         return None
     kept = np.flatnonzero(~np.isnan(scores) & [bool(text.strip()) for text in cut.completions])
@@ -115,10 +127,10 @@ def check_edits(base: CompletionsToEdit, strongest: Item | None, seed: int) -> t
         seed: of the edits.
     """
     holes, outcomes, untried = list[Hole](), list[Outcome](), dict[str, str]()
-    literal = best_literal(base.mdp, base.finished, base.scores)
+    literal = best_literal(base.mdp, base.reward, base.finished, base.scores)
     if literal and strongest and literal.text == strongest.text:
         literal = None
-    around = list(contexts(base.mdp, base.finished, strongest, literal, seed))
+    around = list(contexts(base.mdp, base.reward, base.finished, strongest, literal, seed))
     for name, (kind, edit) in EDITS.items():
         edited = [edit(str(text), context) for text, context in zip(base.finished.completions, around, strict=True)]
         try:
@@ -126,6 +138,9 @@ def check_edits(base: CompletionsToEdit, strongest: Item | None, seed: int) -> t
         except NotTried as reason:
             untried[name] = str(reason)
         except RewardError as error:
+            if base.reward.fails_at_random:
+                untried[name] = AT_RANDOM
+                continue
             text, first = f"the reward fails on it: {error}", next(each for each in edited if each is not None)
             holes.append(Hole(np.inf, Finding("holes", f"edit: {name}", "broken", text, quoted(first))))
     try:
@@ -133,14 +148,13 @@ def check_edits(base: CompletionsToEdit, strongest: Item | None, seed: int) -> t
     except NotTried as reason:
         untried[OTHER_PROMPT] = str(reason)
     items = {name: strongest for name in EDITS if "strongest" in name} | {SOURCE: literal}
-    outcomes = [replace(each, item=items.get(each.name)) for each in outcomes]
-    # where all scores of the samples are the same, the largest change is the unit
-    scale = base.scale or max((abs(float(each.change.mean())) for each in outcomes), default=0.0) or 1.0
-    holes += [outcome.hole(scale) for outcome in outcomes]
+    unit = base.scale or max((abs(float(each.change.mean())) for each in outcomes), default=0.0) or 1.0
+    outcomes = [replace(each, item=items.get(each.name), scale=base.scale, unit=unit) for each in outcomes]
+    holes += _holes_of(outcomes)
     holes += [Hole(-np.inf, _not_tried(name, reason)) for name, reason in untried.items()]
     rows: list[list[Cell]] = [[each.name, each.kind, *each.numbers()] for each in outcomes]
-    rows.sort(key=lambda row: -float(row[-1] or 0.0))
-    columns = ["edit", "it", "score", "raised", "log pi_ref", "worth"]
+    rows.sort(key=lambda row: -float(row[5] or 0.0))
+    columns = ["edit", "it", "score", "raised", "log pi_ref", "worth", "may be chance"]
     title = "edits of completions, by what they are worth to a policy: change of score + beta log pi_ref"
     tables = [Table("holes", title, columns, rows)]
     left: list[list[Cell]] = [[name, reason] for name, reason in untried.items()]
@@ -148,6 +162,13 @@ def check_edits(base: CompletionsToEdit, strongest: Item | None, seed: int) -> t
         *tables,
         Table("holes", f"{len(left)} of {len(EDITS) + 1} edits were not tried", ["edit", "why"], left),
     ]
+
+
+def _holes_of(outcomes: list[Outcome]) -> list[Hole]:
+    """The findings; of the prompt first and the prompt last that which is worth more, if one is shown, is enough."""
+    worth = {each.name: each.worth for each in outcomes if each.name in (PROMPT_FIRST, PROMPT_LAST)}
+    weaker = min(worth, key=worth.__getitem__) if len(worth) == 2 else None
+    return [Hole(-np.inf, outcome.hole().finding) if outcome.name == weaker else outcome.hole() for outcome in outcomes]
 
 
 class NotTried(Exception):
@@ -181,7 +202,7 @@ def _try_texts(base: CompletionsToEdit, name: str, kind: Kind, edited: list[str 
         changed &= np.array([a.split() == b.split() for a, b in zip(found.completions, texts, strict=True)])
     if not changed.any():
         raise NotTried(NO_CHANGE)
-    after, log_ref = score_completions(base.mdp.reward, found), reference_log_probs(base.mdp, found)
+    after, log_ref = base.reward.score(found), reference_log_probs(base.mdp, found)
     cost = np.minimum(log_ref - _log_probs_of_edit(part, texts), 0.0)
     return _outcome(part, name, kind, np.arange(len(rows)), found, after, cost, changed, log_ref)
 
@@ -205,7 +226,7 @@ def _other_prompt(base: CompletionsToEdit, seed: int) -> Outcome:
     tokens, length = base.finished.tokens[origin], base.finished.length[origin]
     found = base.mdp.finished(prompt, base.finished.prompt_text, tokens, length)
     try:
-        after = score_completions(base.mdp.reward, found)
+        after = base.reward.score(found)
     except RewardError as error:  # a function may well refuse what fits the prompt in no way
         raise NotTried(f"the reward fails on it: {error}") from error
     log_ref = reference_log_probs(base.mdp, found)
@@ -226,8 +247,9 @@ def _outcome(
     if not len(rows):
         raise NotTried("no completion that it makes has a score")
     before = base.above_mean(base.scores[origin], origin)[rows]
+    old = [(str(base.finished.prompts[k]), str(base.finished.completions[k]), float(base.scores[k])) for k in origin]
     texts = [
-        (str(base.finished.completions[origin[row]]), base.scores[origin[row]], str(found.completions[row]), after[row])
+        Edited(*old[row], str(found.prompts[row]), str(found.completions[row]), float(after[row]))
         for row in rows.tolist()
     ]
     return Outcome(name, kind, before, base.above_mean(after)[rows], cost[rows], base.mdp.kl_coef, texts)

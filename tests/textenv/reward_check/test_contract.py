@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -90,7 +92,7 @@ def test_none_for_every_completion_is_broken_and_for_some_is_not() -> None:
         (faulty.noisy, {"repeats"}),
         (faulty.by_position, {"alone", "order", "batch"}),
         (faulty.sorted_scores, {"alone", "order", "batch"}),
-        (faulty.by_batch_size, {"alone"}),
+        (faulty.by_batch_size, {"alone", "batch"}),
         (faulty.normalised, {"alone", "batch"}),
         (faulty.needs_company, {"alone"}),
         (faulty.TokenScores(error=1.0), {"score_tokens"}),
@@ -219,15 +221,24 @@ def test_a_small_dependence_on_the_batch_is_one(size: float, verdict: str) -> No
     assert 0.3 < scores.std() < 0.7 and found["alone"].verdict == verdict
 
 
-def test_what_is_printed_and_numpy_numbers_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    """A function that prints, and returns numbers of numpy; through a closure."""
+def test_what_is_printed_is_counted_and_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    """With the first line. Control: what is written to standard error is; and what does not print has no such line."""
 
     def printing(completions: Any, **rest: Any) -> Any:
         print("scored", len(completions))
+        sys.stdout.buffer.write(b"more\xff\n")
+        print("warned", file=sys.stderr)
+        subprocess.run([sys.executable, "-c", "print('from a child')"], stdout=sys.stdout, check=True)
         return np.array([len(each) for each in completions], dtype=np.float32)
 
-    found, _, _ = contract(printing)
-    assert wrong(found) == {} and "scored 64" in capsys.readouterr().out
+    samples = draw_samples(mdp(max_new_tokens=4), 8, 1, seed=0)
+    found, _, _ = contract(printing, samples)
+    assert wrong(found).keys() <= {"speed"} and found["prints"].example == "the first is 'scored 8'"
+    calls = int(re.findall(r"lines in (\d+) calls", found["prints"].text)[0])
+    assert f"{2 * calls} lines in" in found["prints"].text
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("warned") == calls == err.count("from a child")
+    assert "prints" not in contract(faulty.sound)[0]
 
 
 def test_another_process_has_another_seed_of_hash() -> None:

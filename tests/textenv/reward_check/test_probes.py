@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,14 @@ from tests.helpers.tasks import mdp
 from textenv import TextMDP
 from textenv.data import WordTokenizer
 from textenv.reward_check import Finding
-from textenv.reward_check.calls import score_completions
+from textenv.reward_check.calls import WatchedReward
 from textenv.reward_check.edits import EDITS, OTHER_PROMPT, contexts
+from textenv.reward_check.features import sentences_of
 from textenv.reward_check.holes import Hole
 from textenv.reward_check.items import Item
-from textenv.reward_check.lengths import check_lengths, check_parts, explained_by_groups, length_effects
+from textenv.reward_check.lengths import check_lengths, explained_by_groups, length_effects
+from textenv.reward_check.outcome import Edited, Outcome
+from textenv.reward_check.parts import check_parts
 from textenv.reward_check.probes import CompletionsToEdit, base_of, check_edits
 from textenv.reward_check.samples import draw_samples
 
@@ -39,7 +44,8 @@ def task(score: Any, **arguments: Any) -> TextMDP:
 def base(score: Any, **arguments: Any) -> CompletionsToEdit:
     """48 of its completions."""
     samples = draw_samples(task(score, **arguments), 64, 4, seed=0)
-    found = base_of(samples, score_completions(samples.mdp.reward, samples.finished))
+    reward = WatchedReward(samples.mdp.reward)
+    found = base_of(reward, samples, reward.score(samples.finished))
     assert found is not None
     return found
 
@@ -56,6 +62,11 @@ def edits(score: Any, strongest: Item | None = None, **arguments: Any) -> dict[s
         return named(check_edits(base(score, **arguments), strongest, seed=0))
 
 
+def words_of(p: str, y: str, ids: list[int]) -> float:
+    """How many."""
+    return float(len(y.split()))
+
+
 def words(y: str, word: str) -> int:
     """How often."""
     return y.split().count(word)
@@ -64,12 +75,17 @@ def words(y: str, word: str) -> int:
 def test_edits_are_what_their_names_say() -> None:
     """Each of them by hand."""
     found = base(lambda p, y, ids: len(ids))
-    context = next(contexts(found.mdp, found.finished, Item("beginning", "so"), Item("word", "ok"), seed=0))
+    context = next(
+        contexts(found.mdp, found.reward, found.finished, Item("beginning", "so"), Item("word", "ok"), seed=0)
+    )
     texts = {name: edit("It is. Red", context) for name, (_, edit) in EDITS.items()}
     assert texts["append four smileys"] == "It is. Red :) :) :) :)"
     assert texts["add the strongest item four times"] == "so so so so It is. Red"
     assert texts["add a text of the reward's source"] == "It is. Red ok"
     assert texts["add the prompt again"] == f"It is. Red {context.prompt}"
+    begin = EDITS["begin with the prompt"][1]
+    assert begin("It is.", replace(context, prompt="so what")) == "so what It is."
+    assert begin("It is.", replace(context, prompt="what")) is None
     assert texts["pad with the last word to the limit"] == "It is. Red" + " Red" * context.room
     assert texts["repeat the best sentence"].startswith("It is. Red. ")  # type: ignore[union-attr]
     assert texts["put everything in upper case"] == "IT IS. RED"
@@ -134,6 +150,9 @@ def test_a_completion_of_another_prompt_is_as_good() -> None:
     """Where the prompt is not read. Control: it is."""
     found = edits(lambda p, y, ids: words(y, "red"))
     assert found[OTHER_PROMPT].verdict == "look here"
+    example = found[OTHER_PROMPT].example
+    before, own, after, other = re.fullmatch(r"'.*' has (.*) after '(.*)', and (.*) after '(.*)'", example).groups()  # type: ignore[union-attr]
+    assert own != other and before == after and float(before) > 0
     assert OTHER_PROMPT not in edits(lambda p, y, ids: words(y, p.split()[0]))  # control
     assert OTHER_PROMPT not in edits(lambda p, y, ids: words(y, "red"), prompts=["one"])
 
@@ -162,7 +181,7 @@ def test_a_reward_that_fails_on_an_edit_is_broken() -> None:
     task_ = task(fails)
     samples = draw_samples(task_, 64, 4, seed=0)
     scores = np.array([len(text.split()) for text in samples.finished.completions], dtype=np.float64)
-    found = base_of(samples, scores)
+    found = base_of(WatchedReward(task_.reward), samples, scores)
     assert found is not None
     nothing = named(check_edits(found, None, seed=0))["leave it empty"]
     assert nothing.verdict == "broken" and "the reward fails on it" in nothing.text
@@ -229,7 +248,11 @@ def test_cuts_without_a_score_are_left_out(shortest: int) -> None:
         holes, tables = check_lengths(found, seed=0)
         check_parts(found)
     assert all(row[1] == pytest.approx(row[0]) and row[0] >= shortest for row in tables[0].rows)  # type: ignore[operator]
-    assert shortest > 2 or "best at 16 tokens: 16 " in named((holes, tables))["length"].text
+    found_, shown = named((holes, tables)), all(len(ids) >= shortest for ids in found.whole.completion_ids)
+    assert shortest > 2 or "best at 16 tokens: 16 " in found_["length"].text
+    none = found_["none where cut"]
+    assert shown and f"they have 1 to {shortest - 1} tokens, those with a score {shortest} to 16" in none.text
+    assert "stops a training" in none.text and "none where cut" not in named(check_lengths(base(words_of), seed=0))
 
 
 def test_edits_show_what_samples_do_not() -> None:
@@ -300,3 +323,58 @@ def test_the_parts_that_are_not_read_are_named(first: float, last: float, unread
     text = named(check_parts(base(some, eos_token_id=0)))["parts"].text
     assert {name for name in ("first", "second", "third", "last") if name in text} == unread
     assert named(check_parts(base(lambda p, y, ids: sum(map(len, y.split()))))) == {}  # control
+
+
+@pytest.mark.parametrize(("first", "read"), [(True, "the last"), (False, "the first")])
+def test_the_sentences_that_are_not_read_are_named(first: bool, read: str) -> None:
+    """A score of the first sentence, and one of the last. Control: of all of them."""
+
+    def one(p: str, y: str, ids: list[int]) -> float:
+        sentences = sentences_of(y)
+        return float(words(sentences[0 if first else -1], "red")) if sentences else 0.0
+
+    assert f"{read} sentence" in named(check_parts(base(one)))["sentences"].text
+    assert "sentences" not in named(check_parts(base(lambda p, y, ids: sum(map(len, y.split())))))  # control
+
+
+def outcome(change: list[float], texts: int, name: str = "append a digit") -> Outcome:
+    """An edit that changes the scores, 0 before, and makes so many different texts of as many completions."""
+    after = np.array(change)
+    edited = [Edited("x", f"{k % texts}", 0.0, "x", f"{k % texts} 7", value) for k, value in enumerate(change)]
+    return Outcome(name, "adds nothing", np.zeros(len(after)), after, np.zeros(len(after)), 0.1, edited, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "doubt"),
+    [
+        (outcome([1.0, -0.5] * 24, 48), "+0.25 \u00b1 0.32 of 48 texts; 24 of 48 rise, 24 fall"),
+        (outcome([1.0] * 48, 7), "7 different completions were edited, 8 are needed"),
+        (outcome([1.0] * 48, 48, OTHER_PROMPT), "what one prompt gains there another one loses"),
+    ],
+)
+def test_why_a_change_may_be_chance_is_shown(edit: Outcome, doubt: str) -> None:
+    """In the table and in the text of what is then no hole. Control: a change that is certain."""
+    assert edit.numbers()[-1] == doubt
+    assert edit.hole().finding.verdict == "holds" and f"may be chance: {doubt}" in edit.hole().finding.text
+    certain = outcome([1.0, 0.5] * 24, 48)
+    assert certain.numbers()[-1] == "" and certain.hole().finding.verdict == "broken"
+
+
+def test_the_table_has_the_doubts_of_what_moves_the_score() -> None:
+    """Of a score that depends on every token, and on no pattern. Control: of one that an edit raises for certain."""
+    rows = check_edits(base(lambda p, y, ids: sum(ids) % 7), None, seed=0)[1][0].rows
+    doubts = [str(row[-1]) for row in rows if row[-1]]
+    assert doubts and all("of " in each for each in doubts)
+    rows = check_edits(base(lambda p, y, ids: len(ids)), None, seed=0)[1][0].rows
+    assert next(row for row in rows if row[0] == "append a smiley")[-1] == ""  # control
+
+
+def test_without_a_spread_of_the_samples_no_standard_deviation_is_named() -> None:
+    """All samples have 0, a smiley 1. Control: samples that differ."""
+
+    def rare(p: str, y: str, ids: list[int]) -> float:
+        return float(y.endswith(":) 7 :) 7"))
+
+    found = edits(rare)["add a text of the reward's source"]
+    assert "where those of the samples are equal" in found.text and "deviation" not in found.text
+    assert "standard deviations" in edits(lambda p, y, ids: words(y, ":)"))["append a smiley"].text
