@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from textenv.mdp import TextMDP
 from textenv.rewards import FinishedCompletions
-from textenv.state import TextState
 
 CHUNK = 256  # completions at a time: a reference with a KV cache keeps one of each
 
@@ -19,18 +18,14 @@ class ReferenceSamples:
     """K completions of the reference.
 
     Attributes:
-        start: the states that they start from, s_0.
-        tokens: int64 [K, T], 0 after the end.
-        mask: bool [K, T], the tokens of the completions.
+        finished: the completions, as a reward scores them.
         log_probs: float64 [K], log pi_ref(y|x) of each whole completion.
-        finished: the same completions, as a reward scores them.
+        shaping: float64 [K], the sum of its shaping terms.
     """
 
-    start: TextState
-    tokens: NDArray[np.int64]
-    mask: NDArray[np.bool_]
-    log_probs: NDArray[np.float64]
     finished: FinishedCompletions
+    log_probs: NDArray[np.float64]
+    shaping: NDArray[np.float64]
 
 
 def sample_reference(mdp: TextMDP, prompts: NDArray[np.int64], generator: np.random.Generator) -> ReferenceSamples:
@@ -57,4 +52,5 @@ def sample_reference(mdp: TextMDP, prompts: NDArray[np.int64], generator: np.ran
         if not live.any():
             break
     finished = mdp.finished(state.prompt, state.prompt_text, tokens, mask.sum(axis=1))
-    return ReferenceSamples(start, tokens, mask, total, finished)
+    terms = mdp.shaping_terms(mdp.transitions(start, tokens, mask)).values()
+    return ReferenceSamples(finished, total, np.zeros(count) + sum(term.sum(axis=1) for term in terms))

@@ -58,7 +58,5 @@ def largest_reward(env: EnvLike | TextMDP) -> float | None:
 def _of_prompt(mdp: TextMDP, prompt: int, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """r(x, y) of some completions of one prompt."""
     samples = sample_reference(mdp, np.full(count, prompt), generator)
-    shaping = mdp.shaping_terms(mdp.transitions(samples.start, samples.tokens, samples.mask)).values()
-    scores = mdp.reward.score(samples.finished, may_skip=True)
-    rewards: NDArray[np.float64] = scores + sum(term.sum(axis=1) for term in shaping)
+    rewards: NDArray[np.float64] = mdp.reward.score(samples.finished, may_skip=True) + samples.shaping
     return rewards

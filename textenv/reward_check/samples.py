@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenv.mdp import TextMDP
-from textenv.reference_samples import CHUNK, ReferenceSamples, sample_reference
+from textenv.reference_samples import CHUNK, sample_reference
 from textenv.rewards import FinishedCompletions
 
 Array = NDArray[np.float64]
@@ -55,18 +55,13 @@ def draw_samples(mdp: TextMDP, num_completions: int, max_prompts: int, seed: int
     started, generator = time.perf_counter(), np.random.default_rng(seed)
     count = len(mdp.prompts.texts)
     prompts = np.unique(np.linspace(0, count - 1, min(max_prompts, count)).round().astype(np.int64))
-    parts, shaping = list[ReferenceSamples](), list[Array]()
     rows = np.repeat(prompts, num_completions)
-    for first in range(0, len(rows), CHUNK):
-        part = sample_reference(mdp, rows[first : first + CHUNK], generator)
-        terms = mdp.shaping_terms(mdp.transitions(part.start, part.tokens, part.mask)).values()
-        parts.append(part)
-        shaping.append(np.zeros(len(part.tokens)) + sum(term.sum(axis=1) for term in terms))
+    parts = [sample_reference(mdp, rows[first : first + CHUNK], generator) for first in range(0, len(rows), CHUNK)]
     finished = [part.finished for part in parts]
     names = ("prompt", "prompt_text", "tokens", "length")
     arrays = [np.concatenate([getattr(each, name) for each in finished]) for name in names]
-    log_probs, seconds = np.concatenate([part.log_probs for part in parts]), time.perf_counter() - started
-    return Samples(mdp, len(prompts), mdp.finished(*arrays), log_probs, np.concatenate(shaping), seconds)
+    log_probs, shaping = (np.concatenate([getattr(part, name) for part in parts]) for name in ("log_probs", "shaping"))
+    return Samples(mdp, len(prompts), mdp.finished(*arrays), log_probs, shaping, time.perf_counter() - started)
 
 
 def is_encodable(mdp: TextMDP, text: str) -> bool:
