@@ -53,7 +53,8 @@ def _pair(where: str, row: Any) -> Pair:
         if name != "prompt" and not row[name].strip():
             raise FlagError(f"{where}: the completion {name!r} is empty.")
     if row["chosen"].strip() == row["rejected"].strip():
-        raise FlagError(f"{where}: chosen and rejected are the same, {row['chosen']!r}.")
+        ends = "" if row["chosen"] == row["rejected"] else ", apart from white space at their ends"
+        raise FlagError(f"{where}: chosen and rejected are the same, {row['chosen']!r}{ends}.")
     return Pair(*(row[name] for name in Pair._fields))
 
 

@@ -71,6 +71,9 @@ def test_a_model_that_cannot_be_better_than_a_guess_is_not_saved(kind: str, tmp_
     if kind == "copies":
         ended = call("reward-model", "--pairs", str(path), "--model", str(tmp_path / "start"), "--out", str(out))
         assert ended.returncode == 1 and "too few different pairs" in ended.stderr and "Traceback" not in ended.stderr
+        path.write_text('{"prompt": "g", "chosen": "a", "rejected": "a"}\n')  # control: no pair
+        ended = call("reward-model", "--pairs", str(path), "--model", str(tmp_path / "start"), "--out", str(out))
+        assert ended.returncode == 2 and "chosen and rejected are the same" in ended.stderr
 
 
 def test_pairs_with_a_rule_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

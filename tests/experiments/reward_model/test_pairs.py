@@ -34,14 +34,17 @@ def test_all_pairs_of_a_prompt_are_on_one_side() -> None:
         ('{"prompt": "a", "chosen": "b"}', ":2: must be an object .* no 'rejected'"),
         ('{"prompt": "a", "chosen": "b", "rejected": 3}', ":2: must be an object .* 'rejected' is 3"),
         ('{"prompt": "a", "chosen": "b", "rejected": "\\ud800"}', ":2: not valid JSON .*surrogates not allowed"),
-        ('{"prompt": "a", "chosen": "b ", "rejected": " b"}', ":2: chosen and rejected are the same, 'b '"),
+        (
+            '{"prompt": "a", "chosen": "b ", "rejected": " b"}',
+            ":2: chosen and rejected are the same, 'b ', apart from white space at their ends.",
+        ),
         ("[" * 100_000, ":2: not valid JSON"),
         ('["a", "b"]', ":2: must be an object"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}', ":2: .*'chosen' occurs twice"),
         ('{"prompt": "a", "chosen": "b\\u0000", "rejected": "c"}', ":2: a NUL character"),
         ('{"prompt": "a", "chosen": "b\ufeff", "rejected": "c"}', ":2: a byte-order mark"),
         ('{"prompt": "a", "chosen": " ", "rejected": "c"}', ":2: the completion 'chosen' is empty"),
-        ('{"prompt": "a", "chosen": "c", "rejected": "c"}', ":2: chosen and rejected are the same, 'c'"),
+        ('{"prompt": "a", "chosen": "c", "rejected": "c"}', ":2: chosen and rejected are the same, 'c'."),
     ],
 )
 def test_a_bad_pairs_file_is_refused_before_loading(line: str, message: str, tmp_path: Path) -> None:
