@@ -33,7 +33,7 @@ LENGTH = (
     *("pairs_longer_chosen", "accuracy_longer_chosen", "pairs_shorter_chosen", "accuracy_shorter_chosen"),
 )
 Array = NDArray[np.float64]
-Numbers = dict[str, float | None]
+Numbers = dict[str, int | float | None]  # counts are integers
 
 
 def measure(reward: RewardModel, pairs: list[Pair], batch_size: int, *, one_prompt: bool) -> tuple[Numbers, SignTest]:
@@ -62,7 +62,7 @@ def measure(reward: RewardModel, pairs: list[Pair], batch_size: int, *, one_prom
     tokens = [[len(reward.tokens(pair.prompt, text)) for text in (pair.chosen, pair.rejected)] for pair in pairs]
     length = np.array([chosen - rejected for chosen, rejected in tokens], dtype=np.float64)
     test = sign_test(margin, pairs, one_prompt=one_prompt)
-    numbers: Numbers = {"pairs": float(len(pairs)), **agreement(margin), "p_value": test.p_value}
+    numbers: Numbers = {"pairs": len(pairs), **agreement(margin), "p_value": test.p_value}
     return numbers | length_bias(margin, length), test
 
 
@@ -109,7 +109,7 @@ def length_bias(margin: Array, length: Array) -> Numbers:
         "length_correlation": _correlation(margin[differ], length[differ]),
     }
     for side, rows in sides.items():
-        numbers[f"pairs_{side}_chosen"] = float(rows.sum())
+        numbers[f"pairs_{side}_chosen"] = int(rows.sum())
         numbers[f"accuracy_{side}_chosen"] = _mean(_right(margin[rows]))
     return numbers
 
@@ -138,7 +138,7 @@ def describe_length(numbers: Numbers) -> str:
     ]
     for side in ("longer", "shorter"):
         if (right := numbers[f"accuracy_{side}_chosen"]) is not None:
-            count = f"{numbers[f'pairs_{side}_chosen']:.0f}"
+            count = f"{numbers[f'pairs_{side}_chosen']:.0f}"  # a float in an earlier version
             parts.append(f"It is right about {right:.0%} of the {count} in which the {side} one is preferred.")
     return " ".join(parts)
 

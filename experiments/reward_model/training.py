@@ -103,7 +103,7 @@ def reward_model(config: RewardModelConfig) -> JsonObject:
     """Trains and saves the reward model; prints and returns what is measured on the held-out pairs, see `HELD_OUT`.
 
     Raises:
-        FlagError: flags or pairs are invalid.
+        FlagError: flags are invalid, or a line is no pair: chosen and rejected are the same, for example.
         NotLearned: the model is no better than a guess about the held-out pairs, or none can be: there are too few
             pairs, they contradict each other, or they look alike to the model. Nothing is saved as a result.
         Diverged: losses, gradients or scores are not finite, or all scores are the same. Likewise.
@@ -201,7 +201,7 @@ def _train(config: RewardModelConfig, folder: Path, data: Data, rng: np.random.G
     one_prompt = have_one_prompt(train + data.held_out)
     numbers, test = measure(reward, data.held_out, config.batch_size, one_prompt=one_prompt)
     check_learned(test, agreement(np.subtract(*scores.reshape(2, -1)))["accuracy"])
-    measured: JsonObject = {**numbers, "skipped_steps": float(fit.skipped)}
+    measured: JsonObject = {**numbers, "skipped_steps": fit.skipped}
     measured[SETS] = {
         name: measure(reward, pairs, config.batch_size, one_prompt=have_one_prompt(pairs))[0]
         for name, pairs in data.sets.items()

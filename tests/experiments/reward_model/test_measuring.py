@@ -100,6 +100,8 @@ def test_lengths_are_tokens_as_the_model_reads_them() -> None:
     different, test = measure(reward, [Pair("g", "a b c", "d"), Pair("g", "a", "d e")], 2, one_prompt=True)
     assert set(different) == {*AGREEMENT, *LENGTH} and different["p_value"] == test.p_value
     assert different["pairs_longer_chosen"] == different["pairs_shorter_chosen"] == 1
+    counts = {name: different[name] for name in ("pairs", "pairs_longer_chosen", "pairs_shorter_chosen")}
+    assert all(isinstance(count, int) for count in counts.values()) and counts["pairs"] == 2
     assert "preferred is right about 50% of the pairs" in describe_length(different)
     assert reward.max_length == 12
     long, _ = measure(reward, [Pair("g", "a " * 20, "b " * 30)], 1, one_prompt=True)
