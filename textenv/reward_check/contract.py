@@ -193,7 +193,7 @@ class _Contract:
         if not beyond_noise(sizes, self.repeated, self.tolerance):
             largest = float(sizes.max())
             beyond = " within its noise" if self.noise else f" apart from rounding, {largest:.2g} at most"
-            text = f"the same scores {new} as {old}{beyond if largest else ''}, of {tried}"
+            text = f"the same scores {new} as {old}{beyond if largest else ''}: {tried}"
             return self.finding(name, "holds", text)
         wrong = sizes > self.tolerance
         text = f"{int(wrong.sum()):,} of {tried} have another score {new} than {old}"

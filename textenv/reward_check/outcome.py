@@ -87,10 +87,18 @@ class Outcome:
         return float(self.after[good].sum() / self.before[good].sum())
 
     def numbers(self) -> list[Cell]:
-        """Change of the score, share of completions whose score rises, change of log pi_ref, worth, and `doubt`."""
+        """Change of the score, share of completions whose score rises, change of log pi_ref, worth, and why no finding.
+
+        The last is `doubt`, of a change that would be a finding if it were certain.
+        """
         rises = f"{(self.change > 0).mean():.0%}"
-        moved = abs(float(self.change.mean())) > RAISED * self.unit
-        return [float(self.change.mean()), rises, float(self.cost.mean()), self.worth, self.doubt if moved else ""]
+        return [
+            float(self.change.mean()),
+            rises,
+            float(self.cost.mean()),
+            self.worth,
+            self.doubt if self._tells else "",
+        ]
 
     def hole(self) -> Hole:
         """The finding."""
@@ -104,13 +112,19 @@ class Outcome:
         return Hole(self.worth, Finding("holes", f"edit: {self.name}", verdict, text, str(example)))
 
     @property
+    def _tells(self) -> bool:
+        """Whether the mean change would be a finding: the score rises, or falls though the meaning is kept."""
+        mean = float(self.change.mean())
+        return mean > RAISED * self.unit or (self.kind == "keeps the meaning" and mean < -RAISED * self.unit)
+
+    @property
     def _distinct(self) -> int:
         """The different texts that the edit made."""
         return len({each.new_text for each in self.texts})
 
     @property
     def doubt(self) -> str:
-        """Why the mean change may be chance, by its standard error and by how many scores rise and fall; "" if not."""
+        """Why the mean change is not certain: its standard error, or how many scores rise and fall; "" if it is."""
         if self.name == OTHER_PROMPT:
             return "what one prompt gains there another one loses"
         if (pairs := len({(each.text, each.new_text) for each in self.texts})) < FEWEST_PAIRS:
@@ -150,4 +164,4 @@ class Outcome:
         if self.kind == "destroys the meaning" and self._distinct >= FEWEST and (kept := self.kept()) > KEPT:
             text = f"it {self.kind}, and good completions keep {kept:.0%} of what they score above the mean"
             return "look here", text, np.minimum(self.before, self.after)
-        return "holds", f"{relative}; that may be chance: {doubt}" if doubt else relative, self.change
+        return "holds", f"{relative}; not certain: {doubt}" if doubt and self._tells else relative, self.change

@@ -352,10 +352,10 @@ def outcome(change: list[float], texts: int, name: str = "append a digit") -> Ou
         (outcome([1.0] * 48, 48, OTHER_PROMPT), "what one prompt gains there another one loses"),
     ],
 )
-def test_why_a_change_may_be_chance_is_shown(edit: Outcome, doubt: str) -> None:
+def test_why_a_change_is_not_certain_is_shown(edit: Outcome, doubt: str) -> None:
     """In the table and in the text of what is then no hole. Control: a change that is certain."""
     assert edit.numbers()[-1] == doubt
-    assert edit.hole().finding.verdict == "holds" and f"may be chance: {doubt}" in edit.hole().finding.text
+    assert edit.hole().finding.verdict == "holds" and f"not certain: {doubt}" in edit.hole().finding.text
     certain = outcome([1.0, 0.5] * 24, 48)
     assert certain.numbers()[-1] == "" and certain.hole().finding.verdict == "broken"
 
