@@ -65,6 +65,12 @@ HOLES: dict[str, tuple[Score, set[str]]] = {
     ),
     "reads the first sentence": (lambda p, y, ids: len(re.split("[.!?]", y)[0]) % 5, {"sentences"}),
     "reads the last sentence": (lambda p, y, ids: len(re.split("[.!?]", y.rstrip(" .!?"))[-1]) % 5, {"sentences"}),
+    "an odd number of tokens": (lambda p, y, ids: 2 * (len(ids) % 2) + sentiment(y) / 3, {"length"}),
+    "letters of a word": (
+        lambda p, y, ids: len("".join(y.split())) / max(1, len(y.split())),
+        {"feature: letters of a word"},
+    ),
+    "different words": (lambda p, y, ids: len(set(y.split())), {"feature: different words"}),
     "ignores the second half": (lambda p, y, ids: sentiment(y[: len(y) // 2]), {"parts"}),
 }
 HONEST: dict[str, Score] = {

@@ -34,8 +34,10 @@ def check_reward(
     Completions are sampled from the reference once. Each finding is "holds", "look here" or "broken", with the smallest
     example that shows it.
 
-    Each reward function scores each of the K completions four times, and at most two thousand that are alone, edited or
-    cut: about sixty calls, and two for each text of its own source.
+    Each reward function scores each of the K completions four to six times, and at most three thousand that are alone,
+    edited or cut: about a hundred calls, and two for each text of its own source. Calls that fail are tried again, and
+    each of their completions alone: as `on_reward_error` of the task has it, what is left without a score is an error
+    or is skipped. What a function prints is counted and not shown.
 
     Args:
         env: any environment of textenv, or its MDP. Its gold reward, if it has one, is the second reward that the

@@ -155,6 +155,8 @@ def check_edits(base: CompletionsToEdit, strongest: Item | None, seed: int) -> t
     rows: list[list[Cell]] = [[each.name, each.kind, *each.numbers()] for each in outcomes]
     rows.sort(key=lambda row: -float(row[5] or 0.0))
     columns = ["edit", "it", "score", "raised", "log pi_ref", "worth", "not certain since"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     title = "edits of completions, by what they are worth to a policy: change of score + beta log pi_ref"
     tables = [Table("holes", title, columns, rows)]
     left: list[list[Cell]] = [[name, reason] for name, reason in untried.items()]
