@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from textenv.arguments import check_count
@@ -131,13 +133,17 @@ def _holes(
 
 def _agreement(mdp: TextMDP, samples: Samples, scores: Array) -> tuple[list[Finding], list[Table]]:
     assert mdp.gold_reward is not None
+    reward = WatchedReward(mdp.gold_reward)
     try:
-        gold = WatchedReward(mdp.gold_reward).score(samples.finished)
+        gold = reward.score(samples.finished)
     except RewardError as error:
         return [Finding("agreement", "second reward", "broken", str(error))], []
+    failures = [each for function in reward.functions for each in check_failures(function, mdp.gold_reward)]
+    failures = [replace(each, section="agreement") for each in failures]
     enough = (~np.isnan(samples.by_prompt(scores + gold))).sum(axis=1) >= 2
     if not enough.any():
         text = "no prompt has two completions with both scores"
-        return [Finding("agreement", "second reward", "look here", text)], []
+        return [*failures, Finding("agreement", "second reward", "look here", text)], []
     scores, gold = (samples.by_prompt(values)[enough].ravel() for values in (scores, gold))
-    return check_agreement(samples.of_prompts(enough), scores, gold)
+    found, tables = check_agreement(samples.of_prompts(enough), scores, gold)
+    return [*failures, *found], tables

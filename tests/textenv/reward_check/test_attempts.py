@@ -127,3 +127,13 @@ def test_a_wrong_signature_is_told_once_and_blames_no_completion(names: str) -> 
     assert [each.verdict for each in found] == ["broken"] and scores is None and not found[0].example
     assert "TRL's signature, fn(prompts, completions, completion_ids, **columns)" in found[0].text
     assert f"({names})" in found[0].text
+
+
+def test_a_second_reward_that_fails_at_random_is_named_too() -> None:
+    """In the section about it. Control: one that does not fail."""
+    found = report(faulty.sound, gold_reward=Flaky(of_completions=0.1))
+    assert [(each.section, each.function) for each in found.findings if each.name == "fails"] == [
+        ("agreement", "flaky")
+    ]
+    assert found["rank correlation"].verdict == "holds"
+    assert "fails" not in {each.name for each in report(faulty.sound, gold_reward=faulty.sound).findings}
