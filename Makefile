@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare optimum bench test slow browser check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel
+.PHONY: compare optimum bench test slow browser standin check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel
 .PHONY: crash notebook scan mutation verify-peers clean
 
 compare: $(VENV)/ready
@@ -24,10 +24,10 @@ bench: $(VENV)/ready .venv-bench/trl-1.12
 	touch $@
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not browser and not standin" $(ARGS)
 
 # everything that must hold before a change lands
-check: lint types test slow browser oldest newest tianshou rllib torchrl ray trl wheel
+check: lint types test slow browser standin oldest newest tianshou rllib torchrl ray trl wheel
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
@@ -38,6 +38,10 @@ browser: $(VENV)/ready
 	command -v chromium && command -v chromedriver || \
 		{ $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
 	$(BIN)/python -m pytest -m browser tests/experiments/html_report $(ARGS)
+
+# What needs no CUDA device, on a second device that is computed on the CPU. See "The stand-in device" in tests/README.md.
+standin: $(VENV)/ready
+	$(BIN)/python -m pytest -n auto --dist worksteal -m standin tests/standin $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -50,7 +54,7 @@ types: $(VENV)/ready
 # Which lines do the fast tests run? Workers and commands in processes of their own are counted too.
 coverage: $(VENV)/ready
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not slow and not browser" $(ARGS)
+	$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not slow and not browser and not standin" $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -84,6 +84,7 @@ def install() -> None:
     torch.Generator = generators.Generator  # type: ignore[misc, assignment]
     refuse_device_generators_on_the_cpu()
     _replace_new_storages()
+    _keep_numbers_on_the_host()
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(run, "PrivateUse1")
     aten = torch.library.Library("aten", "IMPL")
@@ -100,7 +101,7 @@ def has_cpu_kernel(name: str) -> bool:
         return False
     return (
         torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
-        or name == "aten::copy_"
+        or name in ("aten::copy_", "aten::_to_copy")
         or name.startswith("aten::_foreach_")  # one launch for all tensors on CUDA
     )
 
@@ -117,7 +118,7 @@ def _has_compatible_type(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _replace_new_storages() -> None:
-    """`UntypedStorage(bytes, device=...)`, by which torch copies and loads tensors: C++ has no allocator of the device."""
+    """`UntypedStorage(bytes, device=...)`, by which torch copies and loads tensors."""
     create = torch.UntypedStorage.__new__
 
     def new(cls: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
@@ -126,3 +127,15 @@ def _replace_new_storages() -> None:
         return create(cls, *args, **kwargs) if device is None else create(cls, *args, device=device, **kwargs)
 
     torch.UntypedStorage.__new__ = new  # type: ignore[method-assign, assignment]
+
+
+def _keep_numbers_on_the_host() -> None:
+    """`x[...] = number` passes the number to the kernel, as on CUDA. For other devices torch makes a tensor there."""
+    set_item = torch.Tensor.__setitem__
+
+    def set_number(tensor: torch.Tensor, index: Any, value: Any) -> None:
+        if on_device(tensor) and isinstance(value, (bool, int, float)):
+            value = torch.tensor(value, dtype=tensor.dtype, device="cpu")
+        set_item(tensor, index, value)
+
+    torch.Tensor.__setitem__ = set_number  # type: ignore[method-assign]

@@ -12,10 +12,20 @@ from torch import Tensor
 
 from tests.helpers.standin import generator as generators
 from tests.helpers.standin.counts import count_kernel, count_upload, count_wait
-from tests.helpers.standin.memory import HOST, assign, device_tensor, device_view, host_tensor, is_device, on_device
+from tests.helpers.standin.memory import (
+    CPU_KERNELS,
+    HOST,
+    assign,
+    device_tensor,
+    device_view,
+    host_tensor,
+    is_device,
+    on_device,
+)
 from tests.helpers.standin.rules import NUMBERS, check_devices, check_dtype, check_generator
 from tests.helpers.standin.waits import INDEXING, boolean_indices, num_waits
 
+aten = torch.ops.aten
 ALLOCATIONS = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "resize_", "set_"}
 NO_KERNEL = ALLOCATIONS | {"_local_scalar_dense", "is_set_to", "_efficientzerotensor", "_fused_sdp_choice"}
 
@@ -97,11 +107,10 @@ class Call:
         storage = alias.untyped_storage()
         base = self.bases.get(storage._cdata)
         own = None if base is None else base.untyped_storage()
-        same_memory = own is not None and own.nbytes() == storage.nbytes()
-        if same_memory and (alias.shape, alias.stride()) == (original.shape, original.stride()):
-            if alias.storage_offset() == original.storage_offset():
-                return
-        assign(original, alias, own if same_memory else None)
+        if own is not None and own.nbytes() != storage.nbytes():
+            own = None  # the kernel made the memory larger
+        if own is None or _layout(alias) != _layout(original):
+            assign(original, alias, own)
 
 
 def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
@@ -110,10 +119,14 @@ def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
         own = traits(operator)
         if own.name == "copy_":
             return copy(*args, **kwargs)
+        if own.name == "_to_copy":
+            return to_copy(operator, *args, **kwargs)
+        if own.name == "_index_put_impl_" and (mask := mask_to_fill(args[0], args[1], args[2])) is not None:
+            return run(aten.masked_fill_.Tensor, args[0], mask, args[2].view(()))
         if own.name in INDEXING:
             args = indices_to_device(own.name, args)
         if own.name == "set_" and len(args) > 1:
-            return operator.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
+            return operator.redispatch(CPU_KERNELS, *args, **kwargs)
         call = Call()
         host_args = [call.to_host(each) for each in args]
         host_kwargs = {name: call.to_host(each) for name, each in kwargs.items()}
@@ -148,6 +161,31 @@ def copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return target
 
 
+def to_copy(operator: Any, tensor: Tensor, **options: Any) -> Tensor:
+    """`tensor.to(...)`, whose `non_blocking` copies to the host go to pinned memory and do not wait."""
+    place = options.get("device")
+    if not (on_device(tensor) and place == HOST and options.get("non_blocking")):
+        return operator.redispatch(CPU_KERNELS, tensor, **options)  # type: ignore[no-any-return]
+    if options.get("dtype", tensor.dtype) != tensor.dtype:
+        count_kernel("copy_")
+    return operator(host_tensor(tensor), **options)  # type: ignore[no-any-return]
+
+
+def mask_to_fill(tensor: Tensor, indices: Any, value: Tensor) -> Tensor | None:
+    """The mask of `x[mask] = number`, which CUDA runs as `masked_fill_`, without positions; None for others."""
+    given = [i for i in indices if i is not None]
+    if (
+        on_device(value)
+        or value.numel() != 1
+        or len(given) != 1
+        or not (boolean_indices(given) and on_device(given[0]))
+    ):
+        return None
+    mask: Tensor = given[0]
+    before = next(i for i, index in enumerate(indices) if index is not None)
+    return mask[(..., *[None] * (tensor.dim() - before - mask.dim()))]
+
+
 def indices_to_device(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Moves indices on the host to the device, as CUDA does, and counts what masks as indices cost."""
     moved = []
@@ -165,3 +203,8 @@ def _tensors(args: list[Any], kwargs: dict[str, Any], position: int, name: str) 
     """The tensors of one argument: one, several or none."""
     value = args[position] if position < len(args) else kwargs.get(name)
     return [value] if isinstance(value, Tensor) else list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Where the numbers of a tensor are in its storage."""
+    return tensor.shape, tensor.stride(), tensor.storage_offset()

@@ -69,9 +69,9 @@ def check_generator(generator: Any) -> None:
 # The functions that draw random numbers: torch's, and methods of tensors.
 FUNCTIONS = ("rand", "randint", "randn", "randperm", "normal", "bernoulli", "multinomial", "poisson", "binomial")
 METHODS = (
-    "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "multinomial", "normal_", "random_",
-    "uniform_",
-)  # fmt: skip
+    *("bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_"),
+    *("multinomial", "normal_", "random_", "uniform_"),
+)
 
 
 def refuse_device_generators_on_the_cpu() -> None:

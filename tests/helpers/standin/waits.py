@@ -8,9 +8,9 @@ import torch
 
 # Operators whose result is on the host, or has a size that depends on numbers of the device.
 ALWAYS = {
-    "_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive",
-    "unique_dim_consecutive", "bincount", "histc", "segment_reduce", "_linalg_check_errors",
-}  # fmt: skip
+    *("_local_scalar_dense", "equal", "nonzero", "masked_select", "bincount", "histc", "segment_reduce"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "_linalg_check_errors"),
+}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 
 
