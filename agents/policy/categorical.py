@@ -13,7 +13,7 @@ def sample_categorical(probs: Tensor, source: torch.Generator | Tensor) -> Tenso
 
     torch.multinomial draws a random number per token of the vocabulary, a third of the time of sampling at V = 5000.
     For a large V one number per row is drawn instead: the token is the first whose cumulative probability exceeds it.
-    The same is done on a GPU, where multinomial makes the host wait in some versions of torch.
+    The same is done on other devices than the CPU, where multinomial makes the host wait in some versions of torch.
 
     Where probabilities are nan the token is arbitrary; their log-probability shows it, and `collect` raises for it.
 
@@ -22,7 +22,7 @@ def sample_categorical(probs: Tensor, source: torch.Generator | Tensor) -> Tenso
         source: a generator, or numbers in [0, 1), float64 [B, 1].
     """
     if isinstance(source, torch.Generator):
-        if probs.shape[1] < LARGE_VOCABULARY and not probs.is_cuda:
+        if probs.shape[1] < LARGE_VOCABULARY and probs.device.type == "cpu":
             try:
                 return torch.multinomial(probs, 1, generator=source).squeeze(1)
             except RuntimeError:
