@@ -54,8 +54,13 @@ def surroundings(device: str = "cpu") -> JsonObject:
             versions[name] = version(name)
         except PackageNotFoundError:  # an optional one
             continue
-    own = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    return {"versions": versions, "threads": torch.get_num_threads(), "device": f"{device} ({own})"}
+    return {"versions": versions, "threads": torch.get_num_threads(), "device": f"{device} ({_device_name(device)})"}
+
+
+def _device_name(device: str) -> str:
+    """The name of a card, where torch knows one; else the machine's architecture."""
+    get_name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return platform.machine() if get_name is None else str(get_name(device))
 
 
 def _sources(config: DataclassInstance) -> Iterator[tuple[str, str | None]]:
