@@ -13,7 +13,7 @@ import torch
 from agents.files import JsonObject
 from agents.policy.adapter_checks import CHECKED, check_adapter_config, check_adapter_files, check_trial
 from agents.ranges import check_integer
-from textenv.lm import CausalLM, probe_logits
+from textenv.lm import CausalLM, forked_random_state, probe_logits
 from textenv.references import CausalLMReference
 
 ADAPTER = "adapter"  # the folder of the adapter in a checkpoint
@@ -21,7 +21,7 @@ ADAPTER = "adapter"  # the folder of the adapter in a checkpoint
 TOLERANCE, HALF_TOLERANCE = 0.002, 0.02
 
 
-def new_adapter(reference: Any, config: Any) -> Any:
+def new_adapter(reference: Any, config: Any, seed: int) -> Any:
     """Returns a `PeftModel` with a new adapter on the reference's own weights.
 
     All is tried on a copy of the reference first: one whose adapter is refused is as it was.
@@ -29,6 +29,7 @@ def new_adapter(reference: Any, config: Any) -> Any:
     Args:
         reference: a `CausalLMReference`; from now on it computes its log-probabilities with the adapter off.
         config: a `peft.LoraConfig`.
+        seed: of its weights.
 
     Raises:
         ImportError: peft is not installed.
@@ -44,7 +45,8 @@ def new_adapter(reference: Any, config: Any) -> Any:
     def add(model: CausalLM) -> Any:
         return peft.get_peft_model(model, copy.deepcopy(config))  # peft changes the config that it is given
 
-    return _attach(reference, add, _on_a_copy(reference, add, "The adapter"))
+    with forked_random_state(reference.model.device, seed):  # peft draws from the global generator
+        return _attach(reference, add, _on_a_copy(reference, add, "The adapter"))
 
 
 def load_adapter(reference: Any, folder: Path, saved: JsonObject | None = None) -> Any:
@@ -94,7 +96,7 @@ def _check_reference(reference: Any) -> None:
 
 def _on_a_copy(reference: CausalLMReference, wrap: Callable[[Any], Any], name: str) -> Any:
     """The adapter on a copy of the reference's model; a ValueError about `name` where it does not fit."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with forked_random_state(reference.model.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those that are worth reading come again
         warnings.filterwarnings("error", "Found missing adapter keys")  # peft would leave them as they are when new
         try:

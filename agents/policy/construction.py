@@ -14,6 +14,7 @@ from agents.policy.imitation import imitate
 from agents.policy.settings import check_separate_critic
 from agents.ranges import check_integer
 from textenv import EnvLike, TextMDP, get_mdp
+from textenv.lm import forked_random_state
 from textenv.references import CausalLMReference
 
 LARGEST_SIZE = 65_536  # of the small GPT-2
@@ -38,7 +39,7 @@ def policy_at_reference(
     check_separate_critic(separate_critic)
     _check_sizes(*sizes)
     if lora is not None:
-        model = _adapter_on(reference, lora, seed)
+        model = new_adapter(reference, lora, seed)
     elif isinstance(reference, CausalLMReference):
         model = reference.copy_model().requires_grad_(True)
     else:
@@ -55,8 +56,7 @@ def _imitation(
     seed: int,
 ) -> Policy:
     """A small GPT-2 that imitates the reference."""
-    with torch.random.fork_rng(devices=[]):  # transformers draws initial weights from the global generator
-        torch.manual_seed(seed)
+    with forked_random_state(torch.device("cpu"), seed):  # transformers draws initial weights from the global generator
         policy = kind(GPT2LMHeadModel(_small_gpt2(mdp, *sizes)), temperature=temperature)
     imitate(policy, mdp, seed=seed)
     if separate_critic:  # only now: the critic's trunk is a copy of the trained one
@@ -72,12 +72,6 @@ def _check_sizes(hidden_size: int, num_hidden_layers: int, num_attention_heads: 
         raise ValueError(
             f"hidden_size must be a multiple of num_attention_heads, got {hidden_size} and {num_attention_heads}."
         )
-
-
-def _adapter_on(reference: Any, lora: object, seed: int) -> Any:
-    with torch.random.fork_rng(devices=[]):  # peft draws an adapter's weights from the global generator
-        torch.manual_seed(seed)
-        return new_adapter(reference, lora)
 
 
 def _small_gpt2(mdp: TextMDP, hidden_size: int, num_hidden_layers: int, num_attention_heads: int) -> GPT2Config:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from agents.policy import TransformerPolicy
 from agents.sampling.loop import Generation
 from textenv import TextMDP, TextState
-from textenv.lm import CausalLM, base_model, pack_left, supports_cache
+from textenv.lm import CausalLM, base_model, forked_random_state, pack_left, supports_cache
 
 
 def generate_sampler(
@@ -63,9 +63,9 @@ def generate_sampler(
         allowed = next_ref_log_probs[-1] > -torch.inf
         return policy.log_softmax(logits, allowed | ~allowed.any(dim=1, keepdim=True))  # a finished row: any token
 
-    # generate draws from the global generator, whose state is restored afterwards
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), no_generation_config(policy.model):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+    # generate draws from the global generator of its device
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with forked_random_state(device, seed), no_generation_config(policy.model):
         output = policy.model.generate(
             input_ids=packed,
             attention_mask=packed_attention.long(),

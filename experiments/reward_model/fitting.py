@@ -15,6 +15,7 @@ from agents import FORMAT_VERSION, Diverged, files, read_saved
 from agents.files import JsonObject
 from agents.training import MasterWeights
 from experiments.reward_model.pairs import Pair, describe_pair
+from textenv.lm import get_random_state, set_random_state
 from textenv.rewards import RewardModel
 
 MOST_SKIPPED = 5  # minibatches in a row whose step is not taken: then training stops
@@ -31,7 +32,7 @@ class Fit:
         epochs: passes over the pairs.
         batch_size: pairs in a minibatch.
         learning_rate: AdamW's step size.
-        rng: draws the order of the pairs. (Dropout draws from torch's global generator.)
+        rng: draws the order of the pairs. (Dropout draws from torch's global generators.)
 
     Attributes:
         num_pairs: pairs used so far, in all epochs.
@@ -112,8 +113,8 @@ class Fit:
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"adam.{i}.{name}": value for name, value in moments.items()}
         tensors["generator"] = torch.get_rng_state()
-        if self.reward.model.device.type == "cuda":
-            tensors["device_generator"] = torch.cuda.get_rng_state(self.reward.model.device)
+        if self.reward.model.device.type != "cpu":
+            tensors["device_generator"] = get_random_state(self.reward.model.device)
         state = {
             "format_version": FORMAT_VERSION,
             "num_pairs": self.num_pairs,
@@ -155,8 +156,8 @@ class Fit:
                     place = {name: m if name == "step" else m.to(parameter.device) for name, m in moments.items()}
                     self.optimizer.state[parameter] = place
             torch.set_rng_state(tensors["generator"])
-            if "device_generator" in tensors and self.reward.model.device.type == "cuda":
-                torch.cuda.set_rng_state(tensors["device_generator"], self.reward.model.device)
+            if "device_generator" in tensors and self.reward.model.device.type != "cpu":
+                set_random_state(tensors["device_generator"], self.reward.model.device)
         except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise files.DamagedFile(f"{folder} holds no checkpoint of this model: {error}") from error
         self.num_pairs, self.skipped, self.in_a_row = state["num_pairs"], state["skipped"], state["in_a_row"]

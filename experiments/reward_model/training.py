@@ -44,7 +44,7 @@ from experiments.reward_model.measuring import (
 from experiments.reward_model.pairs import Pair, have_one_prompt, read_pairs, split
 from experiments.stopping import stops_later
 from textenv.data import printable
-from textenv.lm import load_pretrained, load_tokenizer
+from textenv.lm import forked_random_state, load_pretrained, load_tokenizer
 from textenv.rewards import RewardModel
 
 TRAINING = "training.json"  # flags; `config.json` is the classifier's
@@ -178,8 +178,8 @@ class Data(NamedTuple):
 def _train(config: RewardModelConfig, folder: Path, data: Data, rng: np.random.Generator) -> JsonObject:
     """Trains a reward model from the last checkpoint, measures and saves it."""
     train = data.train
-    with torch.random.fork_rng(devices=[]):  # transformers draws the new layer and dropout from the global generator
-        torch.manual_seed(config.seed)
+    # transformers draws the new layer and dropout from the global generators
+    with forked_random_state(torch.device(config.device), config.seed):
         reward = _load(config)
         check_differ(reward, train, "pairs to train on")
         check_differ(reward, data.held_out, "held-out pairs")

@@ -17,6 +17,7 @@ from textenv.lm.loading import check_vocabulary, load_causal_lm, load_pretrained
 from textenv.lm.position_tables import PositionTables
 from textenv.lm.prefix_sharing import forward_sequences
 from textenv.lm.protocols import CausalLM
+from textenv.lm.random_state import forked_random_state, get_random_state, set_random_state
 from textenv.lm.rounding import rounding_tolerance
 from textenv.lm.smollm2 import load_smollm2
 from textenv.lm.uncached_decoder import UncachedDecoder, new_decoder
@@ -33,10 +34,12 @@ __all__ = [
     "check_vocabulary",
     "copy_with_adapters",
     "find_cache_support",
+    "forked_random_state",
     "forward_completions",
     "forward_sequences",
     "frozen_copy",
     "fuse_activations",
+    "get_random_state",
     "has_adapters",
     "is_causal_lm",
     "load_causal_lm",
@@ -52,6 +55,7 @@ __all__ = [
     "probe_logits",
     "remove_adapters",
     "rounding_tolerance",
+    "set_random_state",
     "supports_cache",
     "trunk_of",
 ]

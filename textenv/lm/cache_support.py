@@ -20,6 +20,7 @@ from textenv.lm.cached_decoder import CachedDecoder
 from textenv.lm.inputs import POSITIONS, base_model, check_predicts_next, max_length, trunk_of
 from textenv.lm.position_tables import PositionTables
 from textenv.lm.protocols import CausalLM
+from textenv.lm.random_state import forked_random_state
 from textenv.lm.right_padded import forward_alone, forward_right_padded
 from textenv.lm.rounding import precision, rounding_tolerance
 
@@ -170,14 +171,14 @@ def _told(error: Exception) -> str:
 def _undisturbed(model: Any) -> Iterator[None]:
     """Without dropout, and with all bits of float32, so that no rounding looks like a dependence.
 
-    The model's mode, the precision of products and the global generator are left as they were.
+    The model's mode, the precision of products and the global generators are left as they were.
     """
     training = [module for module in model.modules() if module.training]
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with forked_random_state(model.device):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
