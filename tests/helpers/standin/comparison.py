@@ -41,9 +41,12 @@ def rollouts_differ(found: Rollout, expected: Rollout, close: float = CLOSE) -> 
         one = getattr(found, name)
         if isinstance(other, Tensor):
             alike = one.shape == other.shape and one.dtype == other.dtype
-            alike = alike and torch.allclose(one.cpu().double(), other.double(), rtol=close, atol=close, equal_nan=True)
-        else:
-            alike = bool(np.all(one == other))
+            numbers = (x.cpu().double() for x in (one, other))
+            alike = alike and torch.allclose(*numbers, rtol=close, atol=close, equal_nan=True)
+        elif isinstance(other, np.ndarray):
+            alike = bool((one == other).all())
+        else:  # what it is of: its tokenizer
+            continue
         names += [] if alike else [name]
     return names
 
