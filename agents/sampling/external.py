@@ -130,8 +130,8 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
     """Collects one episode, a row per step; adds `gamma V(s_T)` at a truncation, unless `gamma` is None."""
     seed = torch.randint(2**31, (), generator=generator, device=policy.device)
     observation, info = env.reset(seed=int(seed))
-    steps: dict[str, list[Any]] = {name: [] for name in ("input_ids", "attention_mask", "log_probs", "rewards")}
-    masks, no_mask = [], np.ones(policy.vocab_size, dtype=np.int8)
+    steps: dict[str, list[Any]] = {name: [] for name in ("input_ids", "attention_mask", "rewards")}
+    masks, sampled, no_mask = [], [], np.ones(policy.vocab_size, dtype=np.int8)
     terminated = truncated = False
     while not terminated and not truncated:
         ids, attention = _input_row(observation, policy)
@@ -155,11 +155,13 @@ def _episode(env: Any, policy: TransformerPolicy, generator: torch.Generator, ga
         observation, reward, terminated, truncated, info = env.step(action)
         if not abs(reward := float(reward)) <= float(np.finfo(np.float32).max):
             raise ValueError(f"A reward must be a finite number, got {reward} for action {action} (in float32).")
-        step = {"input_ids": ids, "attention_mask": attention, "log_probs": log_probs[action], "rewards": reward}
+        sampled.append(log_probs[action])
+        step = {"input_ids": ids, "attention_mask": attention, "rewards": np.float32(reward)}
         for name, value in step.items():
             steps[name].append(value)
     episode = {name: torch.as_tensor(np.array(values), device=policy.device) for name, values in steps.items()}
-    rewards = episode["rewards"].float()
+    episode["log_probs"] = torch.stack(sampled)
+    rewards = episode["rewards"]
     score = rewards.sum()
     if not terminated and gamma is not None:
         ids, attention = _input_row(observation, policy)
