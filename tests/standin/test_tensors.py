@@ -126,6 +126,26 @@ def test_an_operator_in_place_changes_the_tensor(name: str) -> None:
     same(tensor[:3] if name == "grown" else tensor, expected[:3] if name == "grown" else expected)
 
 
+NUMBERS: dict[str, Function] = {
+    "remainder": lambda x: x % 2,
+    "of integers": lambda x: x.int() % 3,
+    "of no dimensions": lambda x: (x[0, 1] % 3, x.int()[1, 1] % 3, x.int()[1, 1] * 1.5),
+    "power": lambda x: (x**2, 2**x, x.int() ** 2),
+    "bits": lambda x: (x.int() & 3, x.bool() | True),
+    "comparison": lambda x: (x > 1, x.int() == 1.0),
+    "choice": lambda x: (torch.where(x > 1, x, 0), torch.where(x > 1, 1, 0)),
+    "division": lambda x: (x // 2, 1 / (x + 1), x.int() / 2),
+    "limits": lambda x: x.clamp(min=0.1),
+    "maximum": lambda x: torch.fmod(x, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_arguments(name: str) -> None:
+    """With the dtypes that they lead to."""
+    same(NUMBERS[name](numbers()), NUMBERS[name](numbers("cpu")))
+
+
 OUT: dict[str, Callable[..., Any]] = {
     "add": lambda x, out: torch.add(x, x, out=out),
     "matmul": lambda x, out: torch.matmul(x, x.T, out=out),

@@ -40,6 +40,7 @@ class Traits:
     generator: bool  # takes one
     random: bool  # draws without one
     takes_numbers: bool
+    tensors: tuple[int, ...]  # positions of the arguments that are one tensor
 
 
 @cache
@@ -55,6 +56,7 @@ def traits(operator: Any) -> Traits:
         generator=takes_generator,
         random=torch.Tag.nondeterministic_seeded in operator.tags and not takes_generator,
         takes_numbers=torch.Tag.pointwise in operator.tags or name in NUMBERS or name.startswith("_foreach"),
+        tensors=tuple(i for i, a in enumerate(schema.arguments) if str(a.type) == "Tensor"),
     )
 
 
@@ -138,7 +140,7 @@ def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
             count_kernel(own.name)
         count_wait(own.name, num_waits(own.name, args, kwargs))
         with generators.default_numbers() if own.random else nullcontext():
-            found = operator(*host_args, **host_kwargs)
+            found = _callee(operator, own, args)(*host_args, **host_kwargs)
         for alias in written:
             call.follow(alias)
         if "device" in kwargs and kwargs["device"] is not None and not is_device(kwargs["device"]):
@@ -203,6 +205,13 @@ def _tensors(args: list[Any], kwargs: dict[str, Any], position: int, name: str) 
     """The tensors of one argument: one, several or none."""
     value = args[position] if position < len(args) else kwargs.get(name)
     return [value] if isinstance(value, Tensor) else list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _callee(operator: Any, own: Traits, args: tuple[Any, ...]) -> Any:
+    """The operator to call: another overload, where torch gives a number in place of a tensor that stands for one."""
+    return (
+        operator if all(isinstance(args[i], Tensor) for i in own.tensors if i < len(args)) else operator.overloadpacket
+    )
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
