@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from tests.helpers.standin.comparison import (
     train,
 )
 from tests.helpers.tasks import words
+from textenv import exact
 
 pytestmark = pytest.mark.usefixtures(one_number_a_row.__name__)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -97,6 +99,26 @@ def test_adagrad_computes_the_same_policy() -> None:
     agents = [train(PPO, env, policy, device, optimizer="adagrad") for device in ("cpu", DEVICE)]
     rollouts = [collect(env, each.policy, 32, generator=new_generator(each.policy.device, 0)) for each in agents]
     assert rollouts_differ(rollouts[1], rollouts[0], close=1e-4) == []
+
+
+def test_the_oracle_reads_a_policy_of_the_device() -> None:
+    """J, its gradient and the distance to the optimum, by enumeration; and the KL of a bound policy, step by step."""
+    env = task()
+    policy = random_policy(env, scale=0.1)
+    moved = copy.deepcopy(policy).to(DEVICE)
+    here, there = (exact.evaluate(env, each) for each in (policy, moved))
+    assert there.objective == pytest.approx(here.objective, abs=1e-9)
+    gradients = [exact.policy_gradient(env, each) for each in (policy, moved)]
+    assert len(gradients[0]) == len(gradients[1]) > 3
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradients[1][name].cpu(), gradient, atol=1e-9)
+    rewards = []
+    for each in (policy, moved):
+        bound = task(policy=each)
+        bound.reset(seed=0)
+        action = int(np.flatnonzero(bound.unwrapped.action_masks())[0])
+        rewards.append(bound.step(action)[1])
+    assert rewards[1] == pytest.approx(rewards[0], abs=1e-6)
 
 
 def test_masks_are_obeyed_and_tokens_drawn_without_waiting_for_multinomial() -> None:

@@ -12,6 +12,7 @@ import torch
 from agents import PPO, RLOO, TransformerPolicy, collect
 from agents.sampling import Generation, generate_sampler, new_generator, sample
 from tests.helpers.adapters import adapted, config
+from tests.helpers.agents import every_kind
 from tests.helpers.classifiers import random_classifier, word_tokenizer
 from tests.helpers.models import CONFIGS, language_model, task
 from tests.helpers.standin import DEVICE, counting
@@ -50,6 +51,17 @@ def test_a_rollout_and_an_update_are_those_of_the_cpu(kind: str) -> None:
     assert rollouts_differ(rollouts[1], rollouts[0]) == [] != rollouts_differ(rollouts[2], rollouts[0])
     assert largest_difference(policies[1], policies[0]) < CLOSE < largest_difference(policies[2], policies[0])
     assert float(rollouts[1].kl.abs().max()) < 1e-4  # the policy starts at the reference
+
+
+@every_kind
+def test_every_agent_trains_a_language_model_there_as_here(kind: Any) -> None:
+    """Weights after two updates. Control: they have moved."""
+    policies = []
+    for device in DEVICES:
+        env = place(single("llama"), device)
+        start = TransformerPolicy.for_env(env)
+        policies.append(train(kind, env, start, device, learning_rate=1e-3).policy)
+    assert largest_difference(policies[1], policies[0]) < CLOSE < 1e-3 < largest_difference(policies[1], start)
 
 
 def test_rows_that_have_ended_leave_the_batch() -> None:

@@ -199,6 +199,7 @@ def test_a_tensor_is_made_on_the_device(name: str) -> None:
     same(MADE[name](DEVICE), MADE[name]("cpu"))
     with torch.device("meta"):  # no kernel computes on the default device of its caller
         same(MADE[name](DEVICE), MADE[name]("cpu"))
+        assert torch.tensor([]).device.type == torch.rand(2).device.type == torch.randperm(3).device.type == "meta"
     with torch.device(DEVICE):
         assert torch.zeros(2).device.type == torch.tensor([1]).device.type == torch.rand(2).device.type == DEVICE
     assert torch.zeros(2).device.type == "cpu"

@@ -80,7 +80,9 @@ def install() -> None:
     if not is_supported():
         raise RuntimeError(f"torch {torch.__version__} has no Python backends: ask is_supported() first.")
     registration._setup_privateuseone_for_python_backend(TYPE, backend_module=BackendModule())
-    _device_constructors()  # it remembers torch's own functions, before some are replaced here
+    # It remembers torch's own functions, before some are replaced here. `torch.device("meta")`, in which transformers
+    # loads models, would not know them otherwise, and rotary buffers would be left without numbers.
+    _device_constructors()
     torch.Generator = generators.Generator  # type: ignore[misc, assignment]
     refuse_device_generators_on_the_cpu()
     _replace_new_storages()
