@@ -337,6 +337,17 @@ def test_gradients_are_those_of_the_cpu() -> None:
         assert found.device.type == DEVICE and torch.allclose(found.cpu(), expected, atol=error)
 
 
+def test_a_gradient_flows_through_copies_between_devices() -> None:
+    """There and back."""
+    x = numbers("cpu").requires_grad_()
+    there = x.to(DEVICE)
+    (there.square().cpu() * 3).sum().backward()
+    assert x.grad is not None and torch.allclose(x.grad, 6 * numbers("cpu"))
+    y = numbers().requires_grad_()
+    y.cpu().square().sum().backward()
+    same(y.grad, 2 * numbers("cpu"))
+
+
 def test_it_is_shown() -> None:
     """`repr` names the device."""
     assert repr(torch.ones(2, device=DEVICE)) == "tensor([1., 1.], device='standin:0')"

@@ -24,9 +24,16 @@ _seen: list[Any] = []
 _of_device: weakref.WeakValueDictionary[int, DeviceGenerator] = (
     weakref.WeakValueDictionary()
 )  # by the id of that object
-_library = torch.library.Library("standin", "DEF")
-_library.define("remember(Generator generator) -> ()")
-_library.impl("remember", _seen.append, "CompositeExplicitAutograd")
+
+
+def setup() -> list[torch.library.Library]:
+    """Defines that operator, and makes the default generator; returns what must be kept."""
+    global default
+    library = torch.library.Library(TYPE, "DEF")
+    library.define("remember(Generator generator) -> ()")
+    library.impl("remember", _seen.append, "CompositeExplicitAutograd")
+    default = DeviceGenerator()
+    return [library]
 
 
 def is_of_device(generator: Any) -> bool:
@@ -80,7 +87,7 @@ class Generator(metaclass=_AnyGenerator):
     """Replaces `torch.Generator`, which cannot make generators of a Python backend."""
 
 
-default = DeviceGenerator()
+default: DeviceGenerator  # of operators that are given none, see `setup`
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def install() -> None:
         if has_cpu_kernel(name):
             aten.impl(name, partial(run, _overload(name)), "PrivateUse1")
     aten.impl("_has_compatible_shallow_copy_type", _has_compatible_type, "PrivateUse1")
-    _libraries.extend([everything, aten])
+    _libraries.extend([*generators.setup(), everything, aten])
 
 
 def has_cpu_kernel(name: str) -> bool:
