@@ -77,6 +77,7 @@ WAITS: dict[str, tuple[Work, int]] = {
     "mask": (lambda x: x[x > 3], 1),
     "two masks": (lambda x: x[x[:, 0] > 0, x[1] > 5], 2),
     "set by a mask": (lambda x: x.__setitem__(x > 3, x[x > 3]), 2),
+    "filled with a number of the device": (lambda x: x.masked_fill(x > 3, x[0, 0]), 1),
     "selection": (lambda x: x.masked_select(x > 3), 1),
     "unique": (lambda x: x.unique(), 1),
     "unique rows": (lambda x: x.unique(dim=0), 1),
@@ -94,6 +95,7 @@ NO_WAITS: dict[str, Work] = {
     "a row set to a number": lambda x: x.__setitem__(1, 0.0),
     "to the host without blocking": lambda x: x.to("cpu", non_blocking=True),  # torch copies to pinned memory
     "filled by a mask": lambda x: x.masked_fill(x > 3, 0.0),
+    "filled with a number of the host": lambda x: x.masked_fill(x > 3, torch.tensor(2.0)),
     "chosen": lambda x: torch.where(x > 3, x, 0.0),
     "repeated to a known size": lambda x: x.repeat_interleave(x[:, 1].long(), dim=0, output_size=15),
     "repeated alike": lambda x: x.repeat_interleave(2, dim=0),

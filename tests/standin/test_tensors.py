@@ -105,6 +105,7 @@ IN_PLACE: dict[str, Function] = {
     "columns set by a mask": lambda x: x.__setitem__((slice(None), x[0] > 0), 0.0),
     "masked fill": lambda x: x.masked_fill_(x < 0, 9),
     "copy": lambda x: x.copy_(x.flip(0)),
+    "added by a mask": lambda x: x.index_put_((x > 0.5,), torch.tensor(2.0, device=x.device), accumulate=True),
     "index add": lambda x: x.index_add_(0, torch.tensor([0, 0, 1], device=x.device), x.clone()),
     "scatter": lambda x: x.scatter_(1, torch.zeros(3, 1, dtype=torch.long, device=x.device), 7.0),
     "cumulative": lambda x: x.cumsum_(1),

@@ -17,13 +17,11 @@ from tests.helpers.standin.memory import TYPE, is_device
 
 CPUGenerator: Any = torch._C.Generator
 
-
 # An operator does not get the generator that it was called with, but another object for the same state: the same one
 # each time, as long as it lives. `remember` is an operator that keeps what it gets.
 _seen: list[Any] = []
-_of_device: weakref.WeakValueDictionary[int, DeviceGenerator] = (
-    weakref.WeakValueDictionary()
-)  # by the id of that object
+# The device's generators, by the id of that object.
+_of_device: weakref.WeakValueDictionary[int, DeviceGenerator] = weakref.WeakValueDictionary()
 
 
 def setup() -> list[torch.library.Library]:

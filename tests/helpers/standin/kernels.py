@@ -65,11 +65,9 @@ class Call:
 
     def __init__(self) -> None:
         self.host: list[Tensor] = []  # CPU tensors among the arguments
-        self.originals: dict[
-            int, Tensor
-        ] = {}  # tensors of the device, by the id of the CPU tensor that stands for them
-        self.aliases: list[Tensor] = []
-        self.bases: dict[int, Tensor] = {}  # tensors of the device by their storage on the host
+        self.aliases: list[Tensor] = []  # the CPU tensors that stand for tensors of the device
+        self.originals: dict[int, Tensor] = {}  # those tensors, by the id of the alias
+        self.bases: dict[int, Tensor] = {}  # and by the alias's storage
 
     def to_host(self, value: Any) -> Any:
         """An argument, with CPU tensors in place of those of the device."""
@@ -123,7 +121,7 @@ def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
             return copy(*args, **kwargs)
         if own.name == "_to_copy":
             return to_copy(operator, *args, **kwargs)
-        if own.name == "_index_put_impl_" and (mask := mask_to_fill(args[0], args[1], args[2])) is not None:
+        if own.name == "_index_put_impl_" and (mask := mask_to_fill(*args)) is not None:
             return run(aten.masked_fill_.Tensor, args[0], mask, args[2].view(()))
         if own.name in INDEXING:
             args = indices_to_device(own.name, args)
@@ -173,17 +171,16 @@ def to_copy(operator: Any, tensor: Tensor, **options: Any) -> Tensor:
     return operator(host_tensor(tensor), **options)  # type: ignore[no-any-return]
 
 
-def mask_to_fill(tensor: Tensor, indices: Any, value: Tensor) -> Tensor | None:
+def mask_to_fill(
+    tensor: Tensor, indices: Any, value: Tensor, accumulate: bool = False, unsafe: bool = False
+) -> Tensor | None:
     """The mask of `x[mask] = number`, which CUDA runs as `masked_fill_`, without positions; None for others."""
     given = [i for i in indices if i is not None]
-    if (
-        on_device(value)
-        or value.numel() != 1
-        or len(given) != 1
-        or not (boolean_indices(given) and on_device(given[0]))
-    ):
+    if accumulate or on_device(value) or value.numel() != 1 or len(given) != 1:
         return None
     mask: Tensor = given[0]
+    if not on_device(mask) or not boolean_indices(given):
+        return None
     before = next(i for i, index in enumerate(indices) if index is not None)
     return mask[(..., *[None] * (tensor.dim() - before - mask.dim()))]
 
@@ -209,9 +206,8 @@ def _tensors(args: list[Any], kwargs: dict[str, Any], position: int, name: str) 
 
 def _callee(operator: Any, own: Traits, args: tuple[Any, ...]) -> Any:
     """The operator to call: another overload, where torch gives a number in place of a tensor that stands for one."""
-    return (
-        operator if all(isinstance(args[i], Tensor) for i in own.tensors if i < len(args)) else operator.overloadpacket
-    )
+    has_all = all(isinstance(args[i], Tensor) for i in own.tensors if i < len(args))
+    return operator if has_all else operator.overloadpacket
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

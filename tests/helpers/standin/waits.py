@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
+from tests.helpers.standin.memory import on_device
+
 # Operators whose result is on the host, or has a size that depends on numbers of the device.
 ALWAYS = {
     *("_local_scalar_dense", "equal", "nonzero", "masked_select", "bincount", "histc", "segment_reduce"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "_linalg_check_errors"),
 }
+FILLING = {"masked_fill", "masked_fill_", "index_fill", "index_fill_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 
 
@@ -26,6 +29,10 @@ def num_waits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         return 1
     if name in INDEXING:
         return len(boolean_indices(args[1]))
+    if name in FILLING:
+        return int(
+            any(on_device(each) and each.dim() == 0 for each in args[2:])
+        )  # CUDA passes the number to the kernel
     if name == "repeat_interleave":
         return int(kwargs.get("output_size") is None)
     if name == "multinomial" and (args[1] == 1 or not (args[2:] and args[2])):
