@@ -8,7 +8,7 @@ loss = policy loss + vf_coef E[ 1/2 sum_t (V(s_t) - G_t)^2 ]
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,11 +37,9 @@ class ActorCriticBase(Agent):
     normalize_advantage: bool = False
     """Whiten the advantages over the real tokens of a batch."""
 
-    def step(self) -> float:
-        """Takes an optimizer step. The first `value_warmup` updates leave the policy's model unchanged."""
-        if self.num_updates < self.value_warmup:
-            self.optimization.drop_gradients(self.policy.model.parameters())
-        return super().step()
+    def frozen_parameters(self) -> Iterable[Tensor]:
+        """Those of the policy's model in the first `value_warmup` updates."""
+        return self.policy.model.parameters() if self.num_updates < self.value_warmup else ()
 
     def batch(self, rollout: Rollout) -> Batch:
         """The completions with their advantages A_t and value targets G_t."""

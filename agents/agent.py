@@ -212,13 +212,20 @@ class Agent(AgentSettings, ABC):
     def step(self) -> float:
         """Takes an optimizer step if loss and gradient are finite; returns the gradient's norm before it was scaled.
 
+        The gradient is that of the last `backward`.
+
         Raises:
             Diverged: several steps in a row could not be taken.
         """
-        norm = self.optimization.clip_gradients(self.max_grad_norm)
+        norm = self.optimization.gradient_norm
         if self.step_guard.passes(self, norm):
+            self.optimization.clip_gradients(self.max_grad_norm)
             self.optimization.step()
         return norm
+
+    def frozen_parameters(self) -> Iterable[Tensor]:
+        """Parameters of the policy that this update leaves unchanged."""
+        return ()
 
     def own_state(self) -> dict[str, Tensor]:
         """What resuming needs of this rank besides policy, optimizer and random generator, by name: a replay, say."""

@@ -20,7 +20,7 @@ One update, from top to bottom:
                        -> PPO.policy_loss -> clipped_surrogate_loss    agents/functional/losses.py
                        -> PPO.critic_loss -> value_loss
                        -> add_kl: no-op by default                     agents/kl_in_loss.py
-                 -> ActorCriticBase.step -> Agent.step
+                 -> Agent.step
                     -> StepGuard.passes, Optimization.step             agents/training/{divergence,optimization}.py
 
 Unlike Huang et al. 2024 (arXiv:2403.17031), by default: advantages are not whitened, V is regressed on the reward to go

@@ -17,7 +17,8 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> M
 
     Losses are means per completion, so the micro-batches' gradients, each weighted by its share of the completions,
     add up to the minibatch's. The backward pass of each loss ends before the next loss is computed, so that the
-    activations of one loss at a time are in memory. Then the gradients are averaged over the ranks, once.
+    activations of one loss at a time are in memory. Then the gradients are averaged over the ranks, once. The numbers
+    of all micro-batches and the norm of the gradient are read last, together.
 
     Returns:
         Metrics over all completions of all ranks, so that all ranks take the same decisions. They are empty if all
@@ -32,20 +33,29 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> M
     valid = batch.rollout.valid[rows]
     total = all_reduce_sum(valid.sum()).clamp(min=1).double() / world_size()  # gradients are averaged over ranks
     size = agent.micro_batch_size or len(rows)
-    micro_metrics = []
+    infos = list[Info]()
     for micro_batch, kept in zip(rows.split(size), valid.split(size), strict=True):  # type: ignore[no-untyped-call]
         info: Info = {"num_completions": kept.sum()}
         share = info["num_completions"] / total
         for loss, loss_info in agent.losses(batch[micro_batch]):
             (share.to(loss.dtype) * loss).backward()
             optimization.master_weights.accumulate_gradients()
-            info |= loss_info
-        numbers = torch.stack([number.double() for number in info.values()]).tolist()  # one device synchronisation
-        micro_metrics.append(dict(zip(info, numbers, strict=True)))
+            info |= {name: number.detach() for name, number in loss_info.items()}
+        infos.append(info)
     all_reduce_gradients(optimization.stepped)
+    optimization.drop_gradients(agent.frozen_parameters())
+    *micro_metrics, gradient = read_numbers([*infos, {"norm": optimization.measure_gradient()}])
     metrics = merge_micro_batches(gather_objects(merge_micro_batches(micro_metrics)))
     agent.step_guard.watch(batch.rollout, rows, metrics)
+    optimization.gradient_norm = gradient["norm"]
     if metrics["num_completions"] == 0:
         optimization.optimizer.zero_grad()
+        optimization.gradient_norm = 0.0
         return {}
     return without_counts(metrics)
+
+
+def read_numbers(infos: list[Info]) -> list[Metrics]:
+    """Reads scalar tensors in one transfer: the host waits for the device once, however many there are."""
+    numbers = iter(torch.stack([number.double() for info in infos for number in info.values()]).tolist())
+    return [{name: next(numbers) for name in info} for info in infos]

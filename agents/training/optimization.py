@@ -30,12 +30,14 @@ class Optimization:
     Attributes:
         trained: the parameters.
         learner: computes the losses: the policy itself, or its sharded copy.
+        gradient_norm: the norm of the gradient of the last minibatch, before it is scaled.
     """
 
     def __init__(self, policy: TransformerPolicy, optimizer: str, rate: Rate, critic_rate: float | None = None) -> None:
         self.policy = policy
         self.learner: torch.nn.Module = policy
         self.trained = trainable_parameters(policy)
+        self.gradient_norm, self._norm = 0.0, torch.zeros(())
         self._make_optimizer, self._rate = find_optimizer(optimizer), rate
         first = rate_at(rate, 0.0)
         self._first_rates = (first, first if critic_rate is None else critic_rate)
@@ -77,9 +79,17 @@ class Optimization:
         for master in self.master_weights.for_parameters(parameters):
             master.grad = None
 
-    def clip_gradients(self, largest: float) -> float:
-        """Scales the gradient down to a norm; returns the norm that it had."""
-        return gather_tensor(torch.nn.utils.clip_grad_norm_(self.stepped, largest)).item()
+    def measure_gradient(self) -> Tensor:
+        """Returns the norm of the gradient, a scalar on the device; `clip_gradients` scales by it."""
+        gradients = [each.grad for each in self.stepped if each.grad is not None]
+        if not gradients:  # torch's norm of none is on the CPU
+            return torch.zeros((), device=self.policy.device)
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        return gather_tensor(self._norm)
+
+    def clip_gradients(self, largest: float) -> None:
+        """Scales the gradient that was measured down to a norm."""
+        torch.nn.utils.clip_grads_with_norm_(self.stepped, largest, self._norm)
 
     def step(self) -> None:
         """Takes an optimizer step, and rounds its result to the policy's weights.

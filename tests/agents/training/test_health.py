@@ -127,8 +127,8 @@ def test_a_pathology_warns(
     agent = kind(policy, env, **settings)
     agent.sampler = sampler
     if broken is not None:
-        clip = agent.optimization.clip_gradients
-        agent.optimization.clip_gradients = lambda most: math.nan if agent.num_updates == broken else clip(most)
+        measure = agent.optimization.measure_gradient
+        agent.optimization.measure_gradient = lambda: measure() * (math.nan if agent.num_updates == broken else 1.0)
     found, rows = learn(agent, updates)
     assert name in found, found
     assert len(rows) == updates and "{" not in found[name]
