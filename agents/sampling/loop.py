@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.policy import TransformerPolicy
+from agents.policy import TransformerPolicy, random_sources
 from textenv import TextMDP, TextState
-from textenv.lm import new_decoder
+from textenv.lm import is_accelerator, new_decoder
 
 # A finished row costs as much as a live one until it is dropped, which copies the cache of the live rows. That pays off
 # once half of the rows have finished, and at least so many that they matter beside the fixed cost of a step.
 MIN_FINISHED_ROWS = 16
+# Decode steps between checks for live rows on an accelerator: in a check the host waits for it and launches nothing.
+# On the CPU each step is checked: nothing waits, and the sooner rows are dropped the better.
+CHECK_INTERVAL = 8
 
 
 class Generation(NamedTuple):
@@ -55,35 +58,44 @@ def sample(policy: TransformerPolicy, mdp: TextMDP, state: TextState, generator:
     ids = F.pad(torch.as_tensor(state.input_ids, device=device), (0, 1))
     attention = F.pad(torch.as_tensor(state.attention_mask, device=device), (0, 1))
     log_probs = torch.zeros(len(ids), horizon + 1, device=device)
-    is_eos = torch.as_tensor(mdp.is_eos, device=device)
+    is_eos, one = torch.as_tensor(mdp.is_eos, device=device), torch.ones_like(attention[0, 0])
     ref_log_probs = action_mask = None
     if not mdp.full_support:  # the mask comes from pi_ref(.|s_t), so its log-probabilities are kept as well
         ref_log_probs = torch.zeros_like(log_probs)
         action_mask = torch.ones(len(ids), horizon + 1, mdp.vocab_size, dtype=torch.bool, device=device)
+    interval = CHECK_INTERVAL if is_accelerator(device) and action_mask is None else 1
 
     # `rows` are the rows that the decoder holds; `time` is t of each, or the horizon once it has finished
     rows, time = torch.arange(len(ids), device=device), torch.as_tensor(state.time, device=device)
     decoder = new_decoder(policy.model)
-    logits = decoder.prefill(ids, attention).logits[:, -1]
-    while True:
+    logits = decoder.prefill(torch.as_tensor(state.input_ids), torch.as_tensor(state.attention_mask)).logits[:, -1]
+    steps = horizon - int(state.time.min())
+    for step in range(steps):
+        if step % interval == 0:
+            sources = random_sources(generator, min(interval, steps - step), len(rows))
         allowed = None
         if action_mask is not None:
             all_ref_log_probs = mdp.reference.log_probs(*(x[:, :-1].cpu().numpy() for x in (ids, attention)))
             next_ref_log_probs = torch.as_tensor(all_ref_log_probs, device=device)[rows]
             allowed = (next_ref_log_probs > -torch.inf) | (time == horizon)[:, None]
             action_mask[rows, time] = allowed
-        token, log_prob = policy.sample(logits, allowed, generator)
-        ids[rows, width + time], attention[rows, width + time], log_probs[rows, time] = token, 1, log_prob
+        token, log_prob = policy.sample(logits, allowed, sources[step % interval])
+        column = width + time
+        ids[rows, column], attention[rows, column], log_probs[rows, time] = token, one, log_prob
         if ref_log_probs is not None:
             ref_log_probs[rows, time] = next_ref_log_probs.gather(1, token[:, None]).squeeze(1).float()
         time = (time + 1).clamp(max=horizon).masked_fill(is_eos[token], horizon)
         live = time < horizon
-        num_live = int(live.sum())
-        if num_live == 0:
+        if step + 1 == steps:
             break
-        if len(live) - num_live >= max(num_live, MIN_FINISHED_ROWS):
-            decoder.select_rows(live)
-            rows, time, token, live = rows[live], time[live], token[live], live[live]
+        if (step + 1) % interval == 0:
+            num_live = int(live.sum())
+            if num_live == 0:
+                break
+            if len(live) - num_live >= max(num_live, MIN_FINISHED_ROWS):
+                kept = live.int().argsort(descending=True, stable=True)[:num_live]  # `nonzero` waits for the device
+                decoder.select_rows(kept)
+                rows, time, token, live = rows[kept], time[kept], token[kept], live[kept]
         logits = decoder.decode_step(token, live).logits[:, -1]
     tensors = (ids, attention, log_probs, ref_log_probs, action_mask)
     return Generation(*(x if x is None else x[:, :-1] for x in tensors))  # type: ignore[arg-type]

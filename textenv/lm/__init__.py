@@ -11,11 +11,12 @@ from textenv.lm.adapters import (
 )
 from textenv.lm.cache_support import find_cache_support, supports_cache
 from textenv.lm.cached_decoder import BLOCK_COLUMNS, CachedDecoder
+from textenv.lm.devices import is_accelerator, to_device
 from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
 from textenv.lm.inputs import base_model, cache_argument, is_causal_lm, max_length, pack_left, position_ids, trunk_of
 from textenv.lm.loading import check_vocabulary, load_causal_lm, load_pretrained, load_tokenizer
 from textenv.lm.position_tables import PositionTables
-from textenv.lm.prefix_sharing import forward_sequences
+from textenv.lm.prefix_sharing import SharePrefix, forward_sequences
 from textenv.lm.protocols import CausalLM
 from textenv.lm.random_state import forked_random_state, get_random_state, set_random_state
 from textenv.lm.rounding import rounding_tolerance
@@ -28,6 +29,7 @@ __all__ = [
     "CachedDecoder",
     "CausalLM",
     "PositionTables",
+    "SharePrefix",
     "UncachedDecoder",
     "base_model",
     "cache_argument",
@@ -41,6 +43,7 @@ __all__ = [
     "fuse_activations",
     "get_random_state",
     "has_adapters",
+    "is_accelerator",
     "is_causal_lm",
     "load_causal_lm",
     "load_pretrained",
@@ -57,5 +60,6 @@ __all__ = [
     "rounding_tolerance",
     "set_random_state",
     "supports_cache",
+    "to_device",
     "trunk_of",
 ]

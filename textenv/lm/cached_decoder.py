@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from textenv.lm.attention_masks import mask_for
 from textenv.lm.inputs import cache_argument, deduplicate, last_columns, pack_left, position_ids
 from textenv.lm.protocols import CausalLM
 
@@ -63,7 +64,7 @@ class CachedDecoder:
         self.model = model
         self._cache_argument = cache_argument(model)
         self.cache: Any = None
-        self.mask = torch.zeros((0, 0), dtype=torch.long)
+        self.mask = torch.zeros((0, 0), dtype=torch.bool)
         self.length = torch.zeros(0, dtype=torch.long)
 
     @property
@@ -75,16 +76,20 @@ class CachedDecoder:
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Starts with sequences [B, L]; returns the model's output, with logits [B, 1, V] of the next token.
 
-        Equal sequences are processed once, where that saves enough tokens.
+        Equal sequences are processed once, where that saves enough tokens. The sequences may be on the host, where they
+        are compared without waiting for the device.
         """
         ids, mask = pack_left(input_ids, attention_mask)
         distinct = deduplicate(ids, mask, ids.numel())
+        device, row = self.model.device, None
         if distinct is not None:
             ids, mask, row = distinct
+        ids, mask = ids.to(device), mask.to(device)
         self.cache = Cache(layer_class_to_replicate=PreallocatedLayer)
-        self.mask, self.length = mask.long(), mask.long().sum(dim=1)
+        self.mask, self.length = mask.bool(), mask.sum(dim=1)
         output = self._forward(ids, position_ids(mask))
-        if distinct is not None:
+        if row is not None:
+            row = row.to(device)
             self.select_rows(row)
             output.logits = output.logits[row]
         return output
@@ -96,7 +101,7 @@ class CachedDecoder:
         Where `live` (bool [B]) is False the sequence stays as it is, and its logits are meaningless.
         """
         live = torch.ones_like(tokens, dtype=torch.bool) if live is None else live
-        self.mask = torch.cat([self.mask, live[:, None].long()], dim=1)
+        self.mask = torch.cat([self.mask, live[:, None]], dim=1)
         self.length = self.length + live
         return self._forward(tokens[:, None], self.length[:, None] - 1)
 
@@ -136,7 +141,7 @@ class CachedDecoder:
     def _forward(self, input_ids: Tensor, positions: Tensor) -> Any:
         return self.model(
             input_ids=input_ids,
-            attention_mask=self.mask,
+            attention_mask=mask_for(self.model, self.mask, input_ids.shape[1]),
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1 if input_ids.shape[1] == 1 else last_columns(1, input_ids),

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.activations import NewGELUActivation
 
 from textenv.lm.inputs import last_columns
-from textenv.lm.prefix_sharing import forward_sequences
+from textenv.lm.prefix_sharing import SharePrefix, forward_sequences
 from textenv.lm.protocols import CausalLM
 
 # Logits in memory together where only the tokens' log-probabilities are kept: 2^26 float32 are 256 MiB.
@@ -40,13 +40,13 @@ def forward_completions(
     input_ids: Tensor,
     attention_mask: Tensor,
     num_tokens: int,
-    share_prefix: bool = True,
+    share_prefix: SharePrefix = True,
     **kwargs: object,
 ) -> Any:
     """Runs sequences [B, L] in parallel; returns the model's output, with logits [B, T, V] of the last T columns.
 
     logits[:, t] predict the token in column L - T + t from the columns before it, so the last column is not an input.
-    Prompts that several sequences share are processed once (`forward_sequences`), unless `share_prefix` is False.
+    Prompts that several sequences share are processed once, unless `share_prefix` is False, see `forward_sequences`.
     """
     output = forward_sequences(
         model,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -13,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from textenv.lm.devices import to_device
 from textenv.lm.protocols import CausalLM
 
 # The least number, and the least fraction, of tokens to save before sharing is worth its overhead. On a CPU and a GPT-2
@@ -107,8 +110,15 @@ def cache_argument(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(base_model(model).forward).parameters else "past_key_values"
 
 
-def deduplicate(input_ids: Tensor, attention_mask: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Finds the distinct rows of sequences [B, W]. On a GPU this synchronizes with the host.
+def deduplicate(
+    input_ids: Tensor, attention_mask: Tensor, total: int, known: NDArray[np.int64] | None = None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Finds the distinct rows of sequences [B, W]. The host waits for an accelerator, unless they are known.
+
+    Args:
+        input_ids, attention_mask: the sequences.
+        total: the number of tokens that are processed without it.
+        known: int64 [B] on the host: sequences with the same number are equal. None: they are compared.
 
     Returns:
         `(input_ids [P, W], attention_mask [P, W], row [B])` with `row` the index of each sequence's distinct row; None
@@ -117,6 +127,12 @@ def deduplicate(input_ids: Tensor, attention_mask: Tensor, total: int) -> tuple[
     enough = max(MIN_SAVED_TOKENS, MIN_SAVED_FRACTION * total)
     if input_ids.numel() < enough:
         return None
+    if known is not None:
+        _, first, row_of = np.unique(known, return_index=True, return_inverse=True)
+        if input_ids.numel() - len(first) * input_ids.shape[1] < enough:
+            return None
+        some = to_device(first, input_ids.device)
+        return input_ids[some], attention_mask[some], to_device(row_of, input_ids.device)
     distinct, row = torch.unique(torch.where(attention_mask == 1, input_ids, -1), dim=0, return_inverse=True)
     if input_ids.numel() - distinct.numel() < enough:
         return None

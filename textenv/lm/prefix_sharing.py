@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from textenv.lm.attention_masks import has_full_attention, mask_for
 from textenv.lm.cache_support import supports_cache
 from textenv.lm.inputs import cache_argument, deduplicate, position_ids, rope_settings, trunk_of
 from textenv.lm.right_padded import forward_right_padded
+
+# whether prompts that sequences share are computed once, or which these are, see `forward_sequences`
+SharePrefix = bool | NDArray[np.int64]
 
 
 class SharedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -49,7 +54,12 @@ class SharedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def forward_sequences(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, share_prefix: bool = True, **kwargs: object
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_tokens: int,
+    share_prefix: SharePrefix = True,
+    **kwargs: object,
 ) -> Any:
     """Runs sequences [B, L]; processes prompts that several of them share once, where that saves enough tokens.
 
@@ -58,6 +68,8 @@ def forward_sequences(
         input_ids, attention_mask: the sequences, with padding on either side.
         num_tokens: T; the columns before the last T are prompt. The prompt's last token is in the first of the T.
         share_prefix: False where there is no KV cache (gradient checkpointing) or no second pass (sharded weights).
+            With True equal prompts are found by their tokens, for which the host waits for an accelerator. Or they are
+            known on the host: int64 [B], sequences with the same number have the same prompt.
         **kwargs: further arguments of the model.
 
     Returns:
@@ -68,26 +80,35 @@ def forward_sequences(
         return forward_right_padded(model, input_ids, attention_mask, num_tokens, **kwargs)
     inputs = {"input_ids": input_ids, "position_ids": position_ids(attention_mask)}
     start, cache = input_ids.shape[1] - num_tokens, None
-    if share_prefix and start > 0 and not torch.compiler.is_compiling():  # a compiled graph cannot depend on the data
-        cache = prefix_cache(model, input_ids[:, :start], attention_mask[:, :start], input_ids.numel())
+    # a compiled graph cannot depend on the data
+    if share_prefix is not False and start > 0 and not torch.compiler.is_compiling():
+        known = None if share_prefix is True else share_prefix
+        cache = prefix_cache(model, input_ids[:, :start], attention_mask[:, :start], input_ids.numel(), known)
     if cache is not None:
         inputs = {name: columns[:, start:] for name, columns in inputs.items()}
         kwargs[cache_argument(model)] = cache
-    return model(**inputs, attention_mask=attention_mask, use_cache=cache is not None, **kwargs)
+    mask = mask_for(model, attention_mask, inputs["input_ids"].shape[1])
+    return model(**inputs, attention_mask=mask, use_cache=cache is not None, **kwargs)
 
 
-def prefix_cache(model: Any, input_ids: Tensor, attention_mask: Tensor, total: int) -> Any:
+def prefix_cache(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, total: int, known: NDArray[np.int64] | None = None
+) -> Any:
     """Computes keys and values of prompts [B, W], one pass per distinct prompt, with gradient.
 
     Returns None where that saves too few of `total` tokens, or where keys and values do not determine the completions.
     """
-    found = deduplicate(input_ids, attention_mask, total)
+    found = deduplicate(input_ids, attention_mask, total, known)
     if found is None or not supports_prefix_sharing(model.config):
         return None
     ids, mask, row = found
     trunk = trunk_of(model)
     cache: Any = Cache(layer_class_to_replicate=SharedPrefixLayer)
-    arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
+    arguments = {
+        "input_ids": ids,
+        "attention_mask": mask_for(trunk, mask, ids.shape[1]),
+        "position_ids": position_ids(mask),
+    }
     trunk(**arguments, use_cache=True, **{cache_argument(trunk): cache})
     for layer in cache.layers:
         layer.row = row
@@ -99,6 +120,4 @@ def supports_prefix_sharing(config: Any) -> bool:
 
     This excludes sliding windows, recurrent states, and rotary positions that depend on the length of the sequence.
     """
-    layers = DynamicCache(config=config).layers
-    by_length = rope_settings(config.get_text_config(), "dynamic", "longrope")
-    return not by_length and all(type(layer) is DynamicLayer for layer in layers)
+    return has_full_attention(config) and not rope_settings(config.get_text_config(), "dynamic", "longrope")

@@ -23,7 +23,7 @@ class UncachedDecoder:
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Starts with sequences [B, L]; returns the model's output, with logits [B, 1, V] of the next token."""
-        self.input_ids, self.attention_mask = input_ids, attention_mask
+        self.input_ids, self.attention_mask = input_ids.to(self.model.device), attention_mask.to(self.model.device)
         return self._forward()
 
     @torch.inference_mode()
