@@ -191,17 +191,20 @@ class Agent(AgentSettings, ABC):
         inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.action_mask)
         exact = self.kl_in == "loss" and self.kl_loss == "exact" and torch.is_grad_enabled()
         more = {"method": "evaluate_all_actions"} if exact else {}
-        evaluation: ActionEvaluation | FullEvaluation = self.optimization.learner(*inputs, values=values, **more)
+        evaluation: ActionEvaluation | FullEvaluation = self.optimization.learner(
+            *inputs, values=values, prefix=rollout.prefix, **more
+        )
         return evaluation
 
     def evaluate_reference(self, rollout: Rollout) -> Tensor:
         """Returns log pi_ref of all tokens, [B, T, V]."""
         assert self.mdp is not None
-        return reference_distributions(self.mdp, rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+        inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.prefix)
+        return reference_distributions(self.mdp, *inputs)
 
     def evaluate_states(self, rollout: Rollout) -> Tensor:
         """Returns V(s_t) of a separate critic, [B, T], with gradients."""
-        inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens)
+        inputs = (rollout.input_ids, rollout.attention_mask, rollout.num_tokens, rollout.prefix)
         values: Tensor = self.optimization.learner(*inputs, method="values")
         return values
 

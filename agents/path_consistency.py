@@ -39,7 +39,7 @@ from agents.functional import in_groups, path_consistency_loss, policy_diagnosti
 from agents.ignored_settings import only_with
 from agents.ranges import RANGES, check_range
 from agents.sampling import Rollout
-from agents.training import Batch, Info, Metrics, Replay, minibatches, take_steps, world_size
+from agents.training import Batch, Info, Metrics, Replay, shuffles, split_rows, take_steps, world_size
 
 
 @dataclass(eq=False)
@@ -97,17 +97,19 @@ class PathConsistency(Agent):
         """
         self.replay.append(rollout)
         drawn = self.replay.draw(self.n_epochs - 1, self.generator)
-        yield from self.minibatches(rollout)
+        counts = [len(each) for each in (rollout, *drawn)]
+        first, *orders = shuffles(counts, self.generator, self.num_generations)
+        yield from self.minibatches(rollout, first)
         if self.step_guard.skipped:
             self.replay.rollouts.pop()
             return
-        for each in drawn:
-            yield from self.minibatches(each)
+        for each, order in zip(drawn, orders, strict=True):
+            yield from self.minibatches(each, order)
 
-    def minibatches(self, rollout: Rollout) -> Iterator[tuple[Batch, Tensor]]:
-        """Yields each minibatch of a rollout, whole groups, as a batch and rows of it."""
+    def minibatches(self, rollout: Rollout, order: Tensor) -> Iterator[tuple[Batch, Tensor]]:
+        """Yields each minibatch of a rollout, whole groups in a random order, as a batch and rows of it."""
         batch = Batch(rollout, rollout.rewards, rollout.rewards)  # the weights of grad log pi depend on pi: `losses`
-        for rows in minibatches(len(rollout), 1, self.batch_size, self.generator, self.num_generations):
+        for rows in split_rows(order, self.batch_size):
             yield batch, rows
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:

@@ -58,7 +58,7 @@ def corrected(agent: Any, rollout: Rollout) -> tuple[Rollout, Metrics]:
 @torch.no_grad()
 def trainer_log_probs(agent: Any, rollout: Rollout) -> Tensor:
     """log pi(a_t|s_t) as the update computes it, [B, T], in micro-batches; 0 where the mask is False."""
-    rows = torch.arange(len(rollout), device=rollout.mask.device)
+    rows = torch.arange(len(rollout))
     completions, size = rollout.without_strings(), agent.micro_batch_size or len(rollout)
     parts = [agent.evaluate_actions(completions[each]).log_probs for each in rows.split(size)]  # type: ignore[no-untyped-call]
     return torch.where(rollout.mask, torch.cat(parts), 0.0)

@@ -13,8 +13,10 @@ from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.files import resolved, write_folder
@@ -30,6 +32,7 @@ from agents.policy.value_head import ValueHead
 from textenv import EnvLike
 from textenv.lm import (
     CausalLM,
+    SharePrefix,
     forward_completions,
     forward_sequences,
     fuse_activations,
@@ -147,6 +150,7 @@ class TransformerPolicy(nn.Module):
         num_tokens: int,
         action_mask: Tensor | None = None,
         values: bool = True,
+        prefix: NDArray[np.int64] | None = None,
     ) -> ActionEvaluation:
         """Computes log pi and V of the last `num_tokens` columns of sequences [B, L] in one pass, with prefix sharing.
 
@@ -157,6 +161,7 @@ class TransformerPolicy(nn.Module):
             num_tokens: T.
             action_mask: bool [B, T, V], the allowed tokens; None if nothing is masked.
             values: whether to compute V.
+            prefix: int64 [B] on the host: sequences with the same number have the same prompt, see `share`.
         """
         if input_ids.ndim == 3:
             masks = None if action_mask is None else action_mask.flatten(0, 1)[:, None]
@@ -164,7 +169,7 @@ class TransformerPolicy(nn.Module):
             log_probs = each.log_probs.view(-1, num_tokens)
             return ActionEvaluation(log_probs, None if each.values is None else each.values.view(-1, num_tokens))
         inputs, shared = (input_ids, attention_mask, num_tokens), values and self.critic is None
-        output = forward_completions(self.model, *inputs, self.share_prefixes, output_hidden_states=shared)
+        output = forward_completions(self.model, *inputs, self.share(prefix), output_hidden_states=shared)
         logits = self._scaled(output.logits, action_mask)
         tokens = input_ids[:, -num_tokens:]
         # one kernel for log-softmax and gather, forward and backward
@@ -172,7 +177,7 @@ class TransformerPolicy(nn.Module):
         log_probs = -negative.view(tokens.shape).float()
         if shared:
             return ActionEvaluation(log_probs, self.values_from_hidden(output.hidden_states[-1], num_tokens))
-        return ActionEvaluation(log_probs, self.values(*inputs) if values else None)
+        return ActionEvaluation(log_probs, self.values(*inputs, prefix) if values else None)
 
     def evaluate_all_actions(self, *args: Any, **kwargs: Any) -> FullEvaluation:
         """`evaluate_actions` of sequences [B, L], and log pi of all tokens, see the file of the function."""
@@ -187,14 +192,20 @@ class TransformerPolicy(nn.Module):
         """Calls the method: a wrapped or compiled module only intercepts `forward`."""
         return getattr(self, method)(*args, **kwargs)
 
-    def values(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+    def values(
+        self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, prefix: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """Computes V(s_t) alone, [B, T], in one pass without logits. Arguments as of `evaluate_actions`."""
         if input_ids.ndim == 3:
             return self.values(input_ids.flatten(0, 1), attention_mask.flatten(0, 1), 1).view(-1, num_tokens)
         trunk = self.trunk if self.critic is None else self.critic
         inputs = (input_ids[:, :-1], attention_mask[:, :-1], num_tokens)
-        output = forward_sequences(trunk, *inputs, self.share_prefixes)
+        output = forward_sequences(trunk, *inputs, self.share(prefix))
         return self.values_from_hidden(output.last_hidden_state, num_tokens)
+
+    def share(self, prefix: NDArray[np.int64] | None) -> SharePrefix:
+        """How prompts that sequences share are found: by `prefix`, or if it is None by their tokens; False: not."""
+        return self.share_prefixes if prefix is None or not self.share_prefixes else prefix
 
     def values_from_hidden(self, hidden: Tensor, num_tokens: int) -> Tensor:
         """Computes V in the last T columns of hidden states [B, L, H], [B, T]; a ValueError for any other shape."""

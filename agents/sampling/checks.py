@@ -36,20 +36,22 @@ def validate_generation(generation: Generation, mdp: TextMDP, state: TextState, 
             if tuple(tensors[name].shape) != expected:
                 raise ValueError(f"A sampler must return {name} of shape {expected}, got {tuple(tensors[name].shape)}.")
     generation = generation._replace(**tensors)
-    check_log_probs(generation.log_probs, state)  # before the reward sees tokens that were not sampled from pi
-    check_completions(generation, mdp, state)
+    log_probs = generation.log_probs.cpu().numpy()
+    check_log_probs(log_probs, state)  # before the reward sees tokens that were not sampled from pi
+    check_completions(generation, log_probs, mdp, state)
     return generation
 
 
-def check_completions(generation: Generation, mdp: TextMDP, state: TextState) -> None:
+def check_completions(generation: Generation, log_probs: NDArray[np.float32], mdp: TextMDP, state: TextState) -> None:
     """Checks that the completions continue `state` as the MDP's transitions do: otherwise a score would count twice.
+
+    `log_probs` are those of the generation, [B, T], on the host.
 
     Raises:
         ValueError: a completion breaks a rule of `Sampler`; the message has the rule and the first such completion.
     """
     width, horizon = mdp.prompt_width, mdp.max_new_tokens
     ids, attention = generation.input_ids.cpu().numpy(), generation.attention_mask.cpu().numpy() == 1
-    log_probs = generation.log_probs.cpu().numpy()
     given, tokens, mask = state.attention_mask == 1, ids[:, width:], attention[:, width:]
     length = mask.sum(axis=1)
     known = (tokens >= 0) & (tokens < mdp.vocab_size)
@@ -77,13 +79,12 @@ def check_completions(generation: Generation, mdp: TextMDP, state: TextState) ->
             )
 
 
-def check_log_probs(sampled: Tensor, state: TextState) -> None:
+def check_log_probs(log_probs: NDArray[np.float32], state: TextState) -> None:
     """Checks the log-probabilities of sampled tokens, [B, T].
 
     Raises:
         Diverged: one is not finite; the message has the first prompt, with control characters escaped.
     """
-    log_probs = sampled.cpu().numpy()
     wrong = np.flatnonzero(~np.isfinite(log_probs).all(axis=1))
     if len(wrong):
         time = int(np.flatnonzero(~np.isfinite(log_probs[wrong[0]]))[0])

@@ -66,13 +66,15 @@ def collect(
     generation = sampler(policy, mdp, state, generator)
     generation = trim(validate_generation(generation, mdp, state, policy.device), mdp.prompt_width)
     mask = sampled_mask(generation, mdp, state)
-    generation = add_reference(generation, mdp, mask)
+    prefix = same_prompts(state, mdp.prompt_width)
+    generation = add_reference(generation, mdp, mask, prefix)
     rollout = assemble(generation, mdp, state, mask, kl_coef)
+    rollout.prefix = prefix
     rollout.num_generations = num_generations if start is None else 1
     if values:
         found = generation.values
         if found is None:
-            found = policy.values(generation.input_ids, generation.attention_mask, rollout.num_tokens)
+            found = policy.values(generation.input_ids, generation.attention_mask, rollout.num_tokens, prefix)
         rollout.values = torch.where(rollout.mask, found, 0.0)
     return rollout
 
@@ -83,8 +85,9 @@ def trim(generation: Generation, prompt_width: int) -> Generation:
     The widths W and T are those of this batch from here on.
     """
     attention = generation.attention_mask
-    longest = int((attention[:, prompt_width:] == 1).sum(dim=1).max())
-    first = int(attention[:, :prompt_width].any(dim=0).int().argmax())
+    longest = (attention[:, prompt_width:] == 1).sum(dim=1).max()
+    first = attention[:, :prompt_width].any(dim=0).int().argmax()
+    longest, first = torch.stack([longest, first]).tolist()  # one transfer
     columns = dict.fromkeys(("input_ids", "attention_mask"), slice(first, prompt_width + longest))
     tensors = {name: x for name, x in generation._asdict().items() if x is not None}
     return generation._replace(**{name: x[:, columns.get(name, slice(longest))] for name, x in tensors.items()})
@@ -102,14 +105,23 @@ def sampled_mask(generation: Generation, mdp: TextMDP, state: TextState) -> Tens
     return completion & ~torch.as_tensor(given, device=completion.device)
 
 
-def add_reference(generation: Generation, mdp: TextMDP, mask: Tensor) -> Generation:
+def same_prompts(state: TextState, prompt_width: int) -> NDArray[np.int64]:
+    """`Rollout.prefix`: a number for each distinct prompt, [B]."""
+    ids, attention = state.input_ids[:, :prompt_width], state.attention_mask[:, :prompt_width]
+    _, number = np.unique(np.where(attention == 1, ids, -1), axis=0, return_inverse=True)
+    return number.reshape(-1)  # numpy 2.0 returns [B, 1]
+
+
+def add_reference(
+    generation: Generation, mdp: TextMDP, mask: Tensor, prefix: NDArray[np.int64] | None = None
+) -> Generation:
     """Adds log pi_ref of the sampled tokens, 0 elsewhere, and the mask of allowed tokens, unless the sampler has both.
 
     Without the mask of a task that has one, the update would compute another pi than the tokens were sampled from.
     """
     ref_log_probs, action_mask = generation.ref_log_probs, generation.action_mask
     if ref_log_probs is None or (action_mask is None and not mdp.full_support):
-        inputs = (generation.input_ids, generation.attention_mask, mask.shape[1])
+        inputs = (generation.input_ids, generation.attention_mask, mask.shape[1], prefix)
         ref_log_probs, action_mask = reference_log_probs(mdp, *inputs)
     return generation._replace(ref_log_probs=torch.where(mask, ref_log_probs, 0.0), action_mask=action_mask)
 
@@ -134,9 +146,10 @@ def assemble(
     def tensor(values: ArrayLike, dtype: torch.dtype | None = None) -> Tensor:
         return torch.as_tensor(values, dtype=dtype, device=mask.device)
 
-    completion = completion_mask(generation)
-    tokens, lengths = generation.input_ids[:, -completion.shape[1] :].cpu().numpy(), completion.sum(dim=1).cpu().numpy()
-    transitions = mdp.transitions(state.without_completion(mdp.prompt_width), tokens, completion.cpu().numpy())
+    completion = completion_mask(generation).cpu().numpy()
+    tokens = generation.input_ids[:, -completion.shape[1] :].cpu().numpy()
+    transitions = mdp.transitions(state.without_completion(mdp.prompt_width), tokens, completion)
+    lengths = completion.sum(axis=1)
     finished = mdp.finished(state.prompt, state.prompt_text, np.where(transitions.mask, tokens, 0), lengths)
     scores, gold_scores = scores_or_nan(mdp.reward, mdp.gold_reward, finished)
     assert generation.ref_log_probs is not None  # `add_reference`

@@ -11,16 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textenv import TextMDP
+from textenv.references import CausalLMReference
+
+Prefix = NDArray[np.int64] | None  # see `Rollout`
 
 
-def reference_log_probs(mdp: TextMDP, ids: Tensor, attention: Tensor, num_tokens: int) -> tuple[Tensor, Tensor | None]:
+def reference_log_probs(
+    mdp: TextMDP, ids: Tensor, attention: Tensor, num_tokens: int, prefix: Prefix = None
+) -> tuple[Tensor, Tensor | None]:
     """Returns log pi_ref of the last T columns of sequences [B, L], [B, T], and the mask there, [B, T, V], or None.
 
-    A language model needs one parallel pass, a table one look-up per column.
+    A language model needs one parallel pass, a table one look-up per column. `prefix` is that of `Rollout`.
     """
     reference: Any = mdp.reference
     if mdp.full_support and hasattr(reference, "token_log_probs"):
-        return reference.token_log_probs(ids, attention, num_tokens), None
+        return reference.token_log_probs(ids, attention, num_tokens, **_known(reference, prefix)), None
     tokens, log_probs, allowed = ids.cpu().numpy(), [], []
     for column, distribution in _by_column(mdp, ids, attention, num_tokens):
         log_probs.append(np.take_along_axis(distribution, tokens[:, [column]], axis=1)[:, 0])
@@ -30,14 +35,21 @@ def reference_log_probs(mdp: TextMDP, ids: Tensor, attention: Tensor, num_tokens
     return found, torch.as_tensor(np.stack(allowed, axis=1), device=ids.device) if allowed else None
 
 
-def reference_distributions(mdp: TextMDP, ids: Tensor, attention: Tensor, num_tokens: int) -> Tensor:
+def reference_distributions(
+    mdp: TextMDP, ids: Tensor, attention: Tensor, num_tokens: int, prefix: Prefix = None
+) -> Tensor:
     """Returns log pi_ref(.|s_t) of all V tokens before each of the last T columns of sequences [B, L], [B, T, V]."""
     reference: Any = mdp.reference
     if hasattr(reference, "all_log_probs"):
-        found: Tensor = reference.all_log_probs(ids, attention, num_tokens)
+        found: Tensor = reference.all_log_probs(ids, attention, num_tokens, **_known(reference, prefix))
         return found
     distributions = [distribution for _, distribution in _by_column(mdp, ids, attention, num_tokens)]
     return torch.as_tensor(np.stack(distributions, axis=1), device=ids.device)
+
+
+def _known(reference: object, prefix: Prefix) -> dict[str, Prefix]:
+    """The argument `prefix` of our language models, which a reference of somebody else does not have."""
+    return {"prefix": prefix} if isinstance(reference, CausalLMReference) else {}
 
 
 def _by_column(

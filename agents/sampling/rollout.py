@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textenv.html import Html, block_html, largest, legend, number_text, text_html, tokens_html
+from textenv.lm import to_device
 
 SHOWN = 5  # completions in a notebook
 
@@ -39,6 +40,8 @@ class Rollout:
         gold_scores: the gold reward's scores, [B], nan where skipped; None where the MDP has no gold reward.
         lengths: int64 [B], the number of tokens sampled, also where skipped; None means `mask.sum(dim=1)`.
         extra: what reward functions have logged of each completion (`log_extra`), object arrays [B] by name; or None.
+        prefix: int64 [B], on the host: completions with the same number have the same prompt tokens, which one pass
+            computes once (prefix sharing); None: those that share a prompt are found by its tokens.
         num_generations: completions per group, as sampled.
         weights: what an update multiplies the advantages by, [B, T], see agents/preparation.py; None is 1.
         tokenizer: the task's, which names the tokens in a notebook; None: they are shown by their ids.
@@ -60,6 +63,7 @@ class Rollout:
     gold_scores: Tensor | None = None
     lengths: Tensor | None = None
     extra: dict[str, NDArray[np.object_]] | None = None
+    prefix: NDArray[np.int64] | None = None
     num_generations: int = 1
     weights: Tensor | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
@@ -112,14 +116,15 @@ class Rollout:
         return advantages if self.weights is None else self.weights * advantages
 
     def __getitem__(self, rows: slice | Tensor) -> Rollout:
-        """A rollout of some of the completions: `rows` is a slice or an int64 tensor."""
+        """A rollout of some of the completions: `rows` is a slice or an int64 tensor, better on the host."""
+        on_device = rows if isinstance(rows, slice) else to_device(rows, self.mask.device)
 
         def select(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value[rows]
+                return value[on_device]
             if isinstance(value, dict):
                 return {name: select(values) for name, values in value.items()}
-            if isinstance(value, np.ndarray):  # strings, which are on the host
+            if isinstance(value, np.ndarray):  # strings and numbers on the host
                 return value[rows if isinstance(rows, slice) else rows.cpu().numpy()]
             return value
 

@@ -31,7 +31,16 @@ from agents.training.reward_log import check_metric_name, reward_metrics, traine
 from agents.training.saved_health import health_state, restore_health
 from agents.training.sharding import gather_tensor, shard
 from agents.training.statistics import batch_statistics
-from agents.training.updater import Batch, EpochSettings, Info, minibatches, run_epochs, take_steps
+from agents.training.updater import (
+    Batch,
+    EpochSettings,
+    Info,
+    minibatches,
+    run_epochs,
+    shuffles,
+    split_rows,
+    take_steps,
+)
 
 __all__ = [
     "METRICS",
@@ -79,6 +88,8 @@ __all__ = [
     "run_epochs",
     "run_on_rank0",
     "shard",
+    "shuffles",
+    "split_rows",
     "take_steps",
     "take_tensor",
     "trainable_parameters",

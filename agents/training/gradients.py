@@ -10,10 +10,11 @@ from torch import Tensor
 from agents.training.ranks import all_reduce_gradients, all_reduce_sum, gather_objects, world_size
 from agents.training.reduction import Metrics, merge_micro_batches, without_counts
 from agents.training.updater import Batch, Info
+from textenv.lm import to_device
 
 
 def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> Metrics:
-    """Leaves the gradient of the losses of some rows (int64; None is all) at the agent's master weights.
+    """Leaves the gradient of the losses of some rows (int64, on the host; None is all) at the agent's master weights.
 
     Losses are means per completion, so the micro-batches' gradients, each weighted by its share of the completions,
     add up to the minibatch's. The backward pass of each loss ends before the next loss is computed, so that the
@@ -25,12 +26,12 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> M
         completions are skipped; there is no gradient then, and `step` changes nothing.
     """
     if rows is None:
-        rows = torch.arange(len(batch.rollout), device=batch.rollout.mask.device)
+        rows = torch.arange(len(batch.rollout))
     optimization = agent.optimization
     optimization.optimizer.zero_grad()
     if agent.micro_batch_size is not None:  # groups stay contiguous, so that a shared prompt is encoded once
         rows = rows.sort().values
-    valid = batch.rollout.valid[rows]
+    valid = batch.rollout.valid[to_device(rows, batch.rollout.mask.device)]
     total = all_reduce_sum(valid.sum()).clamp(min=1).double() / world_size()  # gradients are averaged over ranks
     size = agent.micro_batch_size or len(rows)
     infos = list[Info]()

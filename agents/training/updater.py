@@ -12,6 +12,7 @@ from torch import Tensor
 from agents.sampling import Rollout
 from agents.training.ranks import per_rank
 from agents.training.reduction import Metrics, reduce_minibatches
+from textenv.lm import to_device
 
 Info = dict[str, Tensor]  # the metrics of a loss, by the names of `METRICS` in agents/training/reduction.py
 
@@ -33,8 +34,9 @@ class Batch:
     completion_weights: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        weights = None if self.completion_weights is None else self.completion_weights[rows]
-        return Batch(self.rollout.without_strings()[rows], self.advantages[rows], self.returns[rows], weights)
+        there = to_device(rows, self.advantages.device)
+        weights = None if self.completion_weights is None else self.completion_weights[there]
+        return Batch(self.rollout.without_strings()[rows], self.advantages[there], self.returns[there], weights)
 
 
 @dataclass(eq=False)
@@ -75,15 +77,27 @@ def take_steps(agent: Any, batches: Iterable[tuple[Batch, Tensor]], target_kl: f
     return reduce_minibatches(of_minibatches) | {"num_minibatches": float(steps)}
 
 
-def minibatches(
-    count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator, num_generations: int = 1
-) -> list[Tensor]:
-    """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all).
+def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:
+    """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all)."""
+    orders = shuffles([count] * n_epochs, generator)
+    return [rows for order in orders for rows in split_rows(order, batch_size)]
 
-    What is shuffled are whole groups of `num_generations` rows, which `batch_size` must be a multiple of.
+
+def shuffles(counts: list[int], generator: torch.Generator, num_generations: int = 1) -> list[Tensor]:
+    """Returns for each count a shuffle of 0 .. count - 1, on the host: int64 [count].
+
+    What is shuffled are whole groups of `num_generations` rows. All are drawn on the device and copied together: where
+    the rows of a minibatch are known on the host, so are its equal prompts.
     """
-    size, groups = count if batch_size is None else per_rank(batch_size), count // num_generations
     within = torch.arange(num_generations, device=generator.device)
-    shuffles = (torch.randperm(groups, generator=generator, device=generator.device) for _ in range(n_epochs))
-    orders = ((order[:, None] * num_generations + within).flatten() for order in shuffles)
-    return [rows for order in orders for rows in order.split(size)]  # type: ignore[no-untyped-call]
+    orders = []
+    for count in counts:
+        groups = torch.randperm(count // num_generations, generator=generator, device=generator.device)
+        orders.append((groups[:, None] * num_generations + within).flatten())
+    return list(torch.cat(orders).cpu().split(counts))  # type: ignore[no-untyped-call]
+
+
+def split_rows(order: Tensor, batch_size: int | None) -> list[Tensor]:
+    """Splits rows into minibatches of `batch_size` completions over all ranks; None: one with all of them."""
+    size = len(order) if batch_size is None else per_rank(batch_size)
+    return list(order.split(size))  # type: ignore[no-untyped-call]

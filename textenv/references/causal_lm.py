@@ -131,26 +131,35 @@ class CausalLMReference:
         return log_probs
 
     @torch.no_grad()
-    def token_log_probs(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
-        """log pi_ref of the tokens in the last T columns of sequences [B, L], float32 [B, T], in one parallel pass."""
+    def token_log_probs(
+        self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, prefix: NDArray[np.int64] | None = None
+    ) -> Tensor:
+        """log pi_ref of the tokens in the last T columns of sequences [B, L], float32 [B, T], in one parallel pass.
+
+        `prefix`, int64 [B] on the host, has the same number for sequences with the same prompt; None: they are found.
+        """
         home, device = input_ids.device, self.model.device
         input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
         rows = max(1, MAX_LOGITS // (num_tokens * self.config.vocab_size))
         chunks = []
         for start in range(0, len(input_ids), rows):
             ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
+            share = True if prefix is None else prefix[start : start + rows]
             with self._without_adapter():
-                logits = forward_completions(self.model, ids, mask, num_tokens).logits[..., : self.vocab_size].float()
+                output = forward_completions(self.model, ids, mask, num_tokens, share)
+            logits = output.logits[..., : self.vocab_size].float()
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
-            del logits  # else two chunks are in memory together
+            del logits, output  # else two chunks are in memory together
         return torch.cat(chunks).to(home)
 
     @torch.no_grad()
-    def all_log_probs(self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> Tensor:
+    def all_log_probs(
+        self, input_ids: Tensor, attention_mask: Tensor, num_tokens: int, prefix: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """log pi_ref of all V tokens in the last T columns of sequences [B, L], float32 [B, T, V], in one pass."""
         home, device = input_ids.device, self.model.device
-        inputs = (input_ids.to(device), attention_mask.to(device), num_tokens)
+        inputs = (input_ids.to(device), attention_mask.to(device), num_tokens, True if prefix is None else prefix)
         with self._without_adapter():
             logits: Tensor = forward_completions(self.model, *inputs).logits[..., : self.vocab_size].float()
         return logits.log_softmax(dim=-1).to(home)
