@@ -215,12 +215,10 @@ class Agent(AgentSettings, ABC):
     def step(self) -> float:
         """Takes an optimizer step if loss and gradient are finite; returns the gradient's norm before it was scaled.
 
-        The gradient is that of the last `backward`.
-
         Raises:
             Diverged: several steps in a row could not be taken.
         """
-        norm = self.optimization.gradient_norm
+        norm = self.optimization.gradient_norm()
         if self.step_guard.passes(self, norm):
             self.optimization.clip_gradients(self.max_grad_norm)
             self.optimization.step()

@@ -48,10 +48,9 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> M
     *micro_metrics, gradient = read_numbers([*infos, {"norm": optimization.measure_gradient()}])
     metrics = merge_micro_batches(gather_objects(merge_micro_batches(micro_metrics)))
     agent.step_guard.watch(batch.rollout, rows, metrics)
-    optimization.gradient_norm = gradient["norm"]
+    optimization.know_norm(gradient["norm"])
     if metrics["num_completions"] == 0:
         optimization.optimizer.zero_grad()
-        optimization.gradient_norm = 0.0
         return {}
     return without_counts(metrics)
 

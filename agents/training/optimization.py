@@ -30,14 +30,13 @@ class Optimization:
     Attributes:
         trained: the parameters.
         learner: computes the losses: the policy itself, or its sharded copy.
-        gradient_norm: the norm of the gradient of the last minibatch, before it is scaled.
     """
 
     def __init__(self, policy: TransformerPolicy, optimizer: str, rate: Rate, critic_rate: float | None = None) -> None:
         self.policy = policy
         self.learner: torch.nn.Module = policy
         self.trained = trainable_parameters(policy)
-        self.gradient_norm, self._norm = 0.0, torch.zeros(())
+        self._norm, self._number, self._measured = torch.zeros(()), 0.0, list[tuple[int, int]]()
         self._make_optimizer, self._rate = find_optimizer(optimizer), rate
         first = rate_at(rate, 0.0)
         self._first_rates = (first, first if critic_rate is None else critic_rate)
@@ -80,15 +79,26 @@ class Optimization:
             master.grad = None
 
     def measure_gradient(self) -> Tensor:
-        """Returns the norm of the gradient, a scalar on the device; `clip_gradients` scales by it."""
+        """Returns the norm of the gradient, a scalar on the device; `know_norm` takes it when it has been read."""
         gradients = [each.grad for each in self.stepped if each.grad is not None]
+        self._measured = versions(gradients)
         if not gradients:  # torch's norm of none is on the CPU
             return torch.zeros((), device=self.policy.device)
         self._norm = torch.nn.utils.get_total_norm(gradients)
         return gather_tensor(self._norm)
 
+    def know_norm(self, number: float) -> None:
+        """Takes note of the norm that was measured, as a number."""
+        self._number = number
+
+    def gradient_norm(self) -> float:
+        """The norm of the gradient. A gradient that was changed since it was measured is measured again."""
+        if self._measured != versions(each.grad for each in self.stepped if each.grad is not None):
+            self.know_norm(self.measure_gradient().item())
+        return self._number
+
     def clip_gradients(self, largest: float) -> None:
-        """Scales the gradient that was measured down to a norm."""
+        """Scales the gradient, after `gradient_norm`, down to a norm."""
         torch.nn.utils.clip_grads_with_norm_(self.stepped, largest, self._norm)
 
     def step(self) -> None:
@@ -106,3 +116,8 @@ class Optimization:
 def trainable_parameters(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The module's parameters that require a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def versions(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """What tells whether tensors were changed in place or replaced."""
+    return [(id(tensor), tensor._version) for tensor in tensors]
