@@ -12,6 +12,9 @@ from typing import NamedTuple, TextIO
 
 import torch
 
+from experiments.bench.standin import NAME as STANDIN
+from experiments.bench.standin import Counter
+
 
 class RoundResult(NamedTuple):
     """The result of a round: number of completion tokens, seconds by phase, and other numbers to report."""
@@ -36,7 +39,8 @@ class RoundProtocol:
     """The variant process's end of the pipe. Redirects what libraries print to stderr.
 
     Create it after the imports and before anything is built: `work_mb` is the peak memory beyond that of the imports.
-    On a GPU, memory is what torch has allocated there, and a round ends when the GPU has finished its kernels.
+    On a GPU, memory is what torch has allocated there, and a round ends when the GPU has finished its kernels. On the
+    stand-in device the kernels and waits of a round are among its numbers.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -44,6 +48,7 @@ class RoundProtocol:
         self.output: TextIO = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self.start = self.cpu = 0.0
+        self.counter = Counter() if device == STANDIN else None
         self.before = resident("VmRSS")
 
     def ready(self) -> None:
@@ -54,6 +59,8 @@ class RoundProtocol:
     def wait(self) -> bool:
         """Waits for the next request; returns False when there is none."""
         requested = bool(sys.stdin.readline().strip())
+        if self.counter is not None and requested:
+            self.counter.begin()
         self.start, self.cpu = time.perf_counter(), time.process_time()
         return requested
 
@@ -62,6 +69,8 @@ class RoundProtocol:
         finish(self.device)
         wall, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
         memory = {"peak_mb": resident("VmHWM"), "work_mb": resident("VmHWM") - self.before}
+        if self.counter is not None:
+            numbers = numbers | self.counter.end()
         if self.device == "cuda":
             memory = dict.fromkeys(memory, torch.cuda.max_memory_allocated() / 2**20)
         self._send({"tokens": tokens, "seconds": wall, "cpu": cpu, "phases": phases, "numbers": numbers, **memory})

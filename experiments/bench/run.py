@@ -21,6 +21,8 @@ from agents.files import JsonObject
 from agents.policy import cpp_compiler
 from experiments.bench.environments import environments
 from experiments.bench.exactness import EXACT, ExactWork
+from experiments.bench.standin import FOLDER as STANDIN
+from experiments.bench.standin import NAME
 from experiments.bench.tables import scaling_figure, table
 from experiments.bench.toys import TOYS, ToyWork
 from experiments.bench.variant_process import share_of_a_core, take_turns
@@ -33,7 +35,7 @@ from experiments.run_folder import plain
 
 PEERS = Path(".venv-bench")  # created by `make bench`
 TRL = ["trl ppo", "trl rloo", "trl grpo"]
-PartName = Literal["updates", "options", "toys", "exact", "environments", "gpu"]
+PartName = Literal["updates", "options", "toys", "exact", "environments", "gpu", "device"]
 
 
 def names_of(part: str) -> list[str]:
@@ -53,7 +55,9 @@ class BenchConfig:
     matrices in medium precision, update or sampling compiled) and their effect on the first ratio; GRPO with the exact
     KL in its loss, beside k3. toys: training on a
     toy, beside Stable-Baselines3. exact: the oracle on a million completions. environments: steps of environments. Not
-    by default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 completions of 64 tokens after prompts of 64."""
+    by default: gpu, a GPT-2 of 124M in bfloat16 on a CUDA device, 512 completions of 64 tokens after prompts of 64;
+    device, the kernels that a GPU would be given, and how often the host would wait for it, on the tests' stand-in
+    device, in a checkout."""
     sizes: tuple[str, ...] = ("tiny", "small")
     """Models: tiny (GPT-2 2x128, vocabulary 512), small (4x256, 5000), smoke, gpt2 (12x768, 50257)."""
     variants: tuple[str, ...] = ()
@@ -100,6 +104,10 @@ class BenchConfig:
             raise FlagError(f"--variants: {min(missing)!r} cannot run without {lacks}.")
         if "gpu" in self.parts and not torch.cuda.is_available():
             raise FlagError("--parts gpu: there is no CUDA device.")
+        if "device" in self.parts and not STANDIN.is_dir():
+            raise FlagError(
+                f"--parts device: the stand-in device is a tool of the tests: run it in a checkout, got no {STANDIN}."
+            )
         if self.scaling and not any("rloo" in name for name in self.variants or TRL):
             raise FlagError("--scaling measures RLOO: --variants must include rloo or trl rloo.")
 
@@ -148,6 +156,16 @@ def gpu(config: BenchConfig) -> Any:
     }
 
 
+def device(config: BenchConfig) -> Any:
+    """Kernels and waits of a round on the stand-in device, of each model: rounds are alike, so one suffices."""
+    names = config.runnable([*names_of("device"), "trl grpo"])
+    works = {size: dataclasses.replace(config.work(size), device=NAME) for size in config.sizes}
+    return {
+        size: {"work": dataclasses.asdict(work), "variants": turns(config, names, work, 1)}
+        for size, work in works.items()
+    }
+
+
 def stepping(config: BenchConfig) -> Any:
     """Environments, in this process."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -178,6 +196,7 @@ PARTS: dict[str, Callable[[BenchConfig], Any]] = {
     "exact": exact,
     "environments": stepping,
     "gpu": gpu,
+    "device": device,
     "scaling": scaling,
 }
 

@@ -40,6 +40,8 @@ RATIOS = [  # numerator and denominator, of tokens per second
     ("toy ppo", "toy sb3 ppo, mlp"),
     ("toy ppo", "toy sb3 ppo, default mlp"),
 ]
+COUNTED = [("sampling", "sampling, generate"), ("sampling", "sampling, transformers"), ("grpo", "trl grpo")]
+KINDS = ("kernels", "waits")
 AXES = {"completions": "completions per update", "tokens": "tokens per completion"}
 PHASES = ("generate", "score", "forward", "backward", "step", "other")
 BUSY = 0.9  # below this share of a core, other processes delayed the measurement
@@ -57,6 +59,7 @@ def table(found: JsonObject) -> str:
         "exact": exact,
         "environments": environments,
         "gpu": gpu,
+        "device": device,
         "scaling": scaling,
     }
     for part, section in sections.items():
@@ -135,6 +138,21 @@ def gpu(found: JsonObject) -> list[str]:
         f"an H100 at its peak rates: {limits}; a round of the fastest update took "
         f"{min(row['seconds'] for name, row in variants.items() if 'sampling' not in name):.2f} s",
     ]
+
+
+def device(found: JsonObject) -> list[str]:
+    """Kernels and waits of a round of each variant, and those of the peers as multiples of ours."""
+    lines = []
+    for size, part in found.items():
+        work, variants = part["work"], part["variants"]
+        title = f"{size}: {work['completions']} completions of {work['tokens']} tokens, {work['epochs']} epochs"
+        lines += ["", f"{title:60s}{'kernels':>9s}{'waits':>7s}"]
+        lines += [f"{name:60s}{row['kernels']:9,.0f}{row['waits']:7,.0f}" for name, row in variants.items()]
+        for first, second in COUNTED:
+            if first in variants and second in variants:
+                ratios = (f"{variants[second][kind] / variants[first][kind]:.2f} times the {kind}" for kind in KINDS)
+                lines.append(f"{second} / {first}: {', '.join(ratios)}")
+    return lines
 
 
 def scaling(found: JsonObject) -> list[str]:

@@ -197,7 +197,7 @@ class Variant(NamedTuple):
 
 # a new variant is one entry here; tables have them in this order
 VARIANTS: dict[str, Variant] = {
-    "ppo": Variant(lambda work: update(work, PPO), ("updates", "options")),
+    "ppo": Variant(lambda work: update(work, PPO), ("updates", "options", "device")),
     "ppo, bfloat16": Variant(lambda work: update(replace(work, dtype="bfloat16"), PPO), ("options",)),
     "ppo, medium": Variant(lambda work: update(work, PPO, medium=True), ("options",)),
     "ppo, compiled": Variant(lambda work: update(work, PPO, compiled=True), ("options",)),
@@ -208,15 +208,15 @@ VARIANTS: dict[str, Variant] = {
         lambda work: update(replace(work, micro_batch=16), PPO, separate_critic=True), ("updates",)
     ),
     "rloo": Variant(lambda work: update(work, RLOO, num_generations=work.generations), ("updates",)),
-    "grpo": Variant(lambda work: update(work, GRPO, num_generations=work.generations), ("gpu",)),
+    "grpo": Variant(lambda work: update(work, GRPO, num_generations=work.generations), ("gpu", "device")),
     "grpo, graph": Variant(lambda work: update(work, GRPO, graph=True, num_generations=work.generations), ("gpu",)),
     "grpo, k3 in the loss": Variant(lambda work: kl_in_loss(work, "k3"), ("options",)),
     "grpo, exact KL in the loss": Variant(lambda work: kl_in_loss(work, "exact"), ("options",)),
     "tight loop": Variant(lambda work: tight(work, separate_critic=False), ("updates",)),
     "tight loop, separate critic": Variant(lambda work: tight(work, separate_critic=True), ("updates",)),
-    "sampling": Variant(lambda work: sampling(work, sample), ("updates", "gpu")),
+    "sampling": Variant(lambda work: sampling(work, sample), ("updates", "gpu", "device")),
     "sampling, graph": Variant(lambda work: sampling(work, GraphSampler()), ("updates", "gpu")),
-    "sampling, generate": Variant(lambda work: sampling(work, generate_sampler), ("updates",)),
+    "sampling, generate": Variant(lambda work: sampling(work, generate_sampler), ("updates", "device")),
     "sampling, tight loop": Variant(tight_sampling, ("updates",)),
-    "sampling, transformers": Variant(plain_generate, ("updates", "gpu")),
+    "sampling, transformers": Variant(plain_generate, ("updates", "gpu", "device")),
 }

@@ -295,13 +295,21 @@ def test_bad_flags_are_errors_of_one_line() -> None:
         bench(BenchConfig(model="x"))
 
 
-@pytest.mark.parametrize("name", ["bench/bench", "bench/scaling", "prompts/bench"])
+def test_kernels_are_counted_in_a_checkout_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The stand-in device is a tool of the tests, which are not installed with the package."""
+    assert BenchConfig(parts=("device",)).parts == ("device",)  # control
+    monkeypatch.setattr("experiments.bench.run.STANDIN", tmp_path / "standin")
+    with pytest.raises(FlagError, match=r"--parts device: .* in a checkout"):
+        BenchConfig(parts=("device",))
+
+
+@pytest.mark.parametrize("name", ["bench/bench", "bench/scaling", "prompts/bench", "device/bench"])
 def test_the_committed_tables_are_those_of_the_committed_numbers(name: str) -> None:
     """And would not be of other numbers."""
     path = ROOT / "experiments" / "results" / f"{name}.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     committed = path.with_suffix(".txt").read_text(encoding="utf-8")
     assert tables.table(found) + "\n" == committed
-    part = next(part for part in ("updates", "scaling") if part in found)
+    part = next(part for part in ("updates", "scaling", "device") if part in found)
     found["machine"][part]["load_before"] += 1.0  # control
     assert tables.table(found) + "\n" != committed
