@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from textenv.lm.attention_masks import mask_for
+from textenv.lm.devices import is_accelerator
 from textenv.lm.inputs import cache_argument, deduplicate, last_columns, pack_left, position_ids
 from textenv.lm.protocols import CausalLM
 
@@ -64,7 +65,7 @@ class CachedDecoder:
         self.model = model
         self._cache_argument = cache_argument(model)
         self.cache: Any = None
-        self.mask = torch.zeros((0, 0), dtype=torch.bool)
+        self.mask = torch.zeros((0, 0), dtype=torch.long)
         self.length = torch.zeros(0, dtype=torch.long)
 
     @property
@@ -86,7 +87,8 @@ class CachedDecoder:
             ids, mask, row = distinct
         ids, mask = ids.to(device), mask.to(device)
         self.cache = Cache(layer_class_to_replicate=PreallocatedLayer)
-        self.mask, self.length = mask.bool(), mask.sum(dim=1)
+        # as the model gets it, so that no step converts it: see `mask_for`
+        self.mask, self.length = mask.to(torch.bool if is_accelerator(device) else torch.long), mask.sum(dim=1)
         output = self._forward(ids, position_ids(mask))
         if row is not None:
             row = row.to(device)
@@ -101,7 +103,7 @@ class CachedDecoder:
         Where `live` (bool [B]) is False the sequence stays as it is, and its logits are meaningless.
         """
         live = torch.ones_like(tokens, dtype=torch.bool) if live is None else live
-        self.mask = torch.cat([self.mask, live[:, None]], dim=1)
+        self.mask = torch.cat([self.mask, live[:, None].to(self.mask.dtype)], dim=1)
         self.length = self.length + live
         return self._forward(tokens[:, None], self.length[:, None] - 1)
 
