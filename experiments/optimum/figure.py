@@ -15,6 +15,7 @@ from agents import files
 from experiments.optimum.table import Group, Records, groups
 from experiments.share import normalized_objective
 
+GRAY = 7  # of Matplotlib's ten colours: that of best of n
 AXES = {"num_timesteps": "tokens", "cpu_seconds": "CPU seconds of sampling and learning"}
 
 
@@ -24,7 +25,8 @@ def draw(folder: Path, records: Records) -> None:
     figure = Figure(figsize=(4.2 * len(found), 7), layout="constrained")
     grid = figure.subplots(2, len(found), squeeze=False)
     agents = list(dict.fromkeys(trial["agent"] for group in found for trial, _ in group.trials))
-    colours = {agent: matplotlib.colormaps["tab10"](i % 10) for i, agent in enumerate(agents)}
+    palette = [matplotlib.colormaps["tab10"](i) for i in range(10) if i != GRAY]
+    colours = {agent: palette[i % len(palette)] for i, agent in enumerate(agents)}
     for column, group in enumerate(found):
         for row, axis in enumerate(AXES):
             _panel(grid[row, column], group, axis, colours)
