@@ -24,6 +24,7 @@ from agents.files import (
     write_tensors,
 )
 from agents.format_version import FORMAT_VERSION, find_saved, read_saved
+from agents.ignored_settings import merge_settings
 from agents.policy import STALE, TransformerPolicy, write_policy
 from agents.sampling import is_external
 from agents.training import drop_optimizer_tensors, health_state, rank, restore_health
@@ -98,7 +99,8 @@ def load_agent(
     check_code(path / AGENT, saved["settings"], settings)
     reference = None if env is None or is_external(env) else get_mdp(env).reference
     policy = TransformerPolicy.from_pretrained(path, reference=reference, trust_remote_code=trust_remote_code)
-    agent = kind(policy.to(device), env, **(saved["settings"] | settings))
+    merged = merge_settings(kind, saved["settings"], settings, kind.unused_settings)
+    agent = kind(policy.to(device), env, **merged)
     if wrap is not None:
         agent.distribute(wrap)
     restore_training_state(agent, path, saved, generator="seed" not in settings)

@@ -8,7 +8,7 @@ nothing, and are never refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -51,15 +51,39 @@ def check_ignored(settings: DataclassInstance, unused: Mapping[str, str]) -> Non
     """
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
     for f in fields(settings):
-        why: str | None = unused.get(f.name)
-        switch: Switch | None = f.metadata.get(KEY)
         value = values[f.name]
-        if (why is None and switch is None) or value is None or value == f.default:
+        if not _is_off(f, values, unused) or value is None or value == f.default:
             continue
-        if why is not None:
+        if (why := unused.get(f.name)) is not None:
             raise ValueError(f"{f.name} must be {f.default!r} for {type(settings).__name__}, got {value!r}: {why}.")
-        if switch is not None and not switch.is_on(values):
-            raise ValueError(
-                f"{f.name} must be {f.default!r} without {switch.what}, got {value!r}, which would be ignored; add "
-                f"{switch.what}, or leave {f.name} out."
-            )
+        what = f.metadata[KEY].what
+        raise ValueError(
+            f"{f.name} must be {f.default!r} without {what}, got {value!r}, which would be ignored; add {what}, or "
+            f"leave {f.name} out."
+        )
+
+
+def merge_settings(
+    kind: type[DataclassInstance], saved: Mapping[str, object], given: Mapping[str, object], unused: Mapping[str, str]
+) -> dict[str, object]:
+    """Returns the settings of a loaded agent: those saved, or given instead.
+
+    A saved one that would be ignored beside those given is left out. So a setting can be turned off by itself, and the
+    setting that depends on it has its default.
+
+    Args:
+        kind: the agent's class.
+        saved: by name.
+        given: by name.
+        unused: see `check_ignored`.
+    """
+    merged = {**saved, **given}
+    values = {f.name: merged.get(f.name, f.default) for f in fields(kind)}
+    off = {f.name for f in fields(kind) if _is_off(f, values, unused)}
+    return {name: value for name, value in merged.items() if name in given or name not in off}
+
+
+def _is_off(f: Field[object], values: Values, unused: Mapping[str, str]) -> bool:
+    """Whether a setting does nothing, beside the others."""
+    switch: Switch | None = f.metadata.get(KEY)
+    return f.name in unused or (switch is not None and not switch.is_on(values))

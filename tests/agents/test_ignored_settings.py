@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
 from agents import GRPO, REINFORCE, PathConsistency, TrainingWarning
-from agents.ignored_settings import only_with
+from agents.ignored_settings import merge_settings, only_with
 from agents.sampling import sample
 from tests.helpers.agents import KINDS, agent_of, every_kind, task, weights
 from tests.helpers.policies import random_policy
@@ -112,6 +113,19 @@ def test_settings_that_depend_on_numbers() -> None:
     agent_of(GRPO, clip_range=None, clip_range_high=None)
     free = {"clip_range": None, "loss": "cispo"}  # which clips at eps_high alone
     assert differ(trained(GRPO, **free, clip_range_high=1e-4), trained(GRPO, **free))
+
+
+def test_a_loaded_agent_can_be_turned_off_by_one_setting(tmp_path: Path) -> None:
+    """What depends on it has its default then, unless it is given too; otherwise it is as it was saved."""
+    agent_of(REINFORCE, kl_in="loss", kl_loss="k2").save(tmp_path)
+    env = task()
+    loaded, off = REINFORCE.load(tmp_path, env), REINFORCE.load(tmp_path, env, kl_in="reward")
+    assert (loaded.kl_in, loaded.kl_loss, off.kl_in, off.kl_loss) == ("loss", "k2", "reward", "k3")
+    assert REINFORCE.load(tmp_path, env, kl_loss="k1").kl_loss == "k1"
+    with pytest.raises(ValueError, match="kl_loss must be 'k3' without kl_in='loss', got 'k1'"):
+        REINFORCE.load(tmp_path, env, kl_in="reward", kl_loss="k1")
+    old = {"kl_loss": "k2", "sampler_cap": 3.0, "num_continuations": 8}  # saved when they were ignored
+    assert merge_settings(REINFORCE, old, {"credit": "q"}, {}) == {"num_continuations": 8, "credit": "q"}
 
 
 def test_an_agent_of_others_can_have_such_a_setting() -> None:
