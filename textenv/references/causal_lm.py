@@ -146,11 +146,11 @@ class CausalLMReference:
             ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
             share = True if prefix is None else prefix[start : start + rows]
             with self._without_adapter():
-                output = forward_completions(self.model, ids, mask, num_tokens, share)
-            logits = output.logits[..., : self.vocab_size].float()
+                logits = forward_completions(self.model, ids, mask, num_tokens, share).logits
+            logits = logits[..., : self.vocab_size].float()  # the model's own, in bfloat16, are freed
             tokens = ids[:, -num_tokens:, None]
             chunks.append(logits.gather(2, tokens).squeeze(2) - logits.logsumexp(dim=2))
-            del logits, output  # else two chunks are in memory together
+            del logits  # else two chunks are in memory together
         return torch.cat(chunks).to(home)
 
     @torch.no_grad()
