@@ -30,20 +30,22 @@ def sample_categorical(probs: Tensor, source: torch.Generator | Tensor) -> Tenso
             except RuntimeError:
                 if bool(probs.isfinite().all()):
                     raise
-        source = _random_numbers(1, len(probs), source)[0]
+        source = _random_numbers(source, 1, len(probs), probs.device)[0]
     # cumsum in place, since this is the peak memory of sampling; copy=True spares `probs` where they are float64
     cumulative = probs.to(torch.float64, copy=True).cumsum_(dim=1)
     tokens = torch.searchsorted(cumulative, source * cumulative[:, -1:], right=True).squeeze(1)
     return tokens.clamp_(max=probs.shape[1] - 1)  # out of range where probabilities are nan
 
 
-def random_sources(generator: torch.Generator, steps: int, rows: int) -> Sequence[torch.Generator | Tensor]:
+def random_sources(
+    generator: torch.Generator, steps: int, rows: int, device: torch.device
+) -> Sequence[torch.Generator | Tensor]:
     """Returns a source for each of the next calls of `sample_categorical` on an accelerator, with `rows` rows each.
 
     The numbers of all steps are drawn in one kernel: the same numbers in the same order. Any device takes one step.
     """
-    return [generator] if steps == 1 else _random_numbers(steps, rows, generator).unbind()
+    return [generator] if steps == 1 else _random_numbers(generator, steps, rows, device).unbind()
 
 
-def _random_numbers(steps: int, rows: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(steps, rows, 1, generator=generator, device=generator.device, dtype=torch.float64)
+def _random_numbers(generator: torch.Generator, steps: int, rows: int, device: torch.device) -> Tensor:
+    return torch.rand(steps, rows, 1, generator=generator, device=device, dtype=torch.float64)

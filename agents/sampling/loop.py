@@ -72,7 +72,7 @@ def sample(policy: TransformerPolicy, mdp: TextMDP, state: TextState, generator:
     steps = horizon - int(state.time.min())
     for step in range(steps):
         if step % interval == 0:
-            sources = random_sources(generator, min(interval, steps - step), len(rows))
+            sources = random_sources(generator, min(interval, steps - step), len(rows), device)
         allowed = None
         if action_mask is not None:
             all_ref_log_probs = mdp.reference.log_probs(*(x[:, :-1].cpu().numpy() for x in (ids, attention)))

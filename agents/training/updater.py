@@ -77,9 +77,14 @@ def take_steps(agent: Any, batches: Iterable[tuple[Batch, Tensor]], target_kl: f
     return reduce_minibatches(of_minibatches) | {"num_minibatches": float(steps)}
 
 
-def minibatches(count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator) -> list[Tensor]:
-    """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all)."""
-    orders = shuffles([count] * n_epochs, generator)
+def minibatches(
+    count: int, n_epochs: int, batch_size: int | None, generator: torch.Generator, num_generations: int = 1
+) -> list[Tensor]:
+    """Returns the rows of each minibatch: `n_epochs` shuffles of 0 .. count - 1, split by `batch_size` (None: all).
+
+    What is shuffled are whole groups of `num_generations` rows, which `batch_size` must be a multiple of.
+    """
+    orders = shuffles([count] * n_epochs, generator, num_generations)
     return [rows for order in orders for rows in split_rows(order, batch_size)]
 
 

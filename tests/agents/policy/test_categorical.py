@@ -27,8 +27,8 @@ def test_numbers_that_are_drawn_ahead_are_those_of_each_step() -> None:
     """Seven steps of five rows in one draw: the same tokens, and the same state of the generator."""
     probs = torch.rand(7, 5, LARGE_VOCABULARY, generator=new_generator("cpu", 1)).softmax(dim=-1)
     ahead, each = new_generator("cpu", 2), new_generator("cpu", 2)
-    sources = random_sources(ahead, 7, 5)
+    sources = random_sources(ahead, 7, 5, probs.device)
     for step in range(7):
         assert torch.equal(sample_categorical(probs[step], sources[step]), sample_categorical(probs[step], each))
     assert torch.equal(ahead.get_state(), each.get_state())
-    assert random_sources(ahead, 1, 5) == [ahead]
+    assert random_sources(ahead, 1, 5, probs.device) == [ahead]
