@@ -28,7 +28,7 @@ from experiments.bench.toys import TOYS, ToyWork
 from experiments.bench.variant_process import share_of_a_core, take_turns
 from experiments.bench.variants import VARIANTS
 from experiments.bench.work import SIZES, Work
-from experiments.cost import SHAPES, Device, Job, seconds
+from experiments.cost import SHAPES, Job, estimate, measure_for
 from experiments.errors import FlagError
 from experiments.ranges import check_flags
 from experiments.run_folder import plain
@@ -146,13 +146,15 @@ def exact(config: BenchConfig) -> Any:
 
 
 def gpu(config: BenchConfig) -> Any:
-    """GPT-2 on a GPU, beside the lower bounds for an H100 by `experiments/cost`."""
+    """GPT-2 on a GPU, beside the estimates of `experiments/cost` for it."""
     work = Work("gpt2", 512, 64, 64, epochs=1, micro_batch=64, device="cuda", dtype="bfloat16")
     job = Job(work.completions, work.prompt, work.tokens, work.micro_batch or work.completions, work.epochs)
+    model = SHAPES["124M"].config
+    estimated = estimate(model, job, measure_for(model, job, "cuda"), on_cpu=False)
     return {
         "device": torch.cuda.get_device_name(),
         "variants": turns(config, config.runnable([*names_of("gpu"), "trl grpo"], "cuda"), work, min(3, config.rounds)),
-        "bounds": seconds(SHAPES["124M"], job, Device(bandwidth=3.35e12, arithmetic=990e12, latency=0.0)),
+        "estimated": {phase: sum(terms.values()) for phase, terms in estimated.items()},
     }
 
 

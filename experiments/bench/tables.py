@@ -127,15 +127,15 @@ def environments(found: JsonObject) -> list[str]:
 
 
 def gpu(found: JsonObject) -> list[str]:
-    """Like `updates`, in seconds, beside the lower bounds that the peak rates of one H100 give."""
-    variants, bounds = found["variants"], found["bounds"]
-    limits = ", ".join(f"{name} {value:.3f} s" for name, value in bounds.items() if value)
+    """Like `updates`, in seconds, beside the estimates of `experiments/cost`."""
+    variants = found["variants"]
+    estimated = ", ".join(f"{name} {value:.3f} s" for name, value in found["estimated"].items() if value)
     return [
         "",
         *_variants(found["device"], variants, _phases),
         "",
         *_ratios(variants, "seconds"),
-        f"an H100 at its peak rates: {limits}; a round of the fastest update took "
+        f"estimated, of PPO: {estimated}; a round of the fastest update took "
         f"{min(row['seconds'] for name, row in variants.items() if 'sampling' not in name):.2f} s",
     ]
 

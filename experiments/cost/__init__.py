@@ -1,6 +1,7 @@
-"""Cost: memory and time of an update, estimated from equations, and the error of the estimates."""
+"""Cost: memory and time of an update, estimated, and the error of the estimates."""
 
-from experiments.cost.equations import SHAPES, Device, Job, seconds
+from experiments.cost.equations import SHAPES, Job
 from experiments.cost.table import CostConfig, cost
+from experiments.cost.times import estimate, measure_for
 
-__all__ = ["SHAPES", "CostConfig", "Device", "Job", "cost", "seconds"]
+__all__ = ["SHAPES", "CostConfig", "Job", "cost", "estimate", "measure_for"]

@@ -1,13 +1,12 @@
-"""Measures one update of PPO, its peak memory and the seconds of its phases, beside the estimates of the equations."""
+"""Measures one update of PPO, its peak memory and the seconds of its phases, beside the estimates."""
 
 from __future__ import annotations
 
 import itertools
 import random
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -17,7 +16,9 @@ import textenv  # noqa: F401
 from agents import PPO, Agent
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
-from experiments.cost.equations import Device, Job, Shape, memory, seconds
+from experiments.cost.device import least_seconds
+from experiments.cost.equations import Job, Shape, dtype_of, lora_config, memory
+from experiments.cost.times import estimate, measure_for
 from textenv import get_mdp
 from textenv.lm import load_tokenizer
 
@@ -54,47 +55,39 @@ def resident_bytes(agent: Agent, reference: Any) -> int:
     return sum({x.data_ptr(): x.nbytes for x in (*weights, *gradients, *states)}.values())
 
 
-def least_seconds(call: Callable[[], object], times: int = 3) -> float:
-    """Least seconds of several calls: other load on the machine only makes a call slower."""
-    durations = []
-    for _ in range(times):
-        started = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - started)
-    return min(durations)
+class Compared(NamedTuple):
+    """An estimate and what was measured."""
+
+    quantity: str
+    estimated: float
+    measured: float
 
 
-def measure_device(shape: Shape, rows: int, dtype: torch.dtype) -> Device:
-    """Measures bandwidth, arithmetic (products of the model's sizes) and latency of an operation, on one thread."""
-    left, right = torch.randn(rows, shape.width, dtype=dtype), torch.randn(shape.width, shape.mlp, dtype=dtype)
-    long = torch.zeros(2**24)
-    small, layer = torch.zeros(1, 8), torch.nn.Linear(8, 8)
-    bandwidth = 2 * long.nbytes / least_seconds(long.clone)
-    arithmetic = 2 * left.numel() * shape.mlp / least_seconds(lambda: left @ right, times=100)
-    latency = least_seconds(lambda: [layer(small) for _ in range(1000)]) / 1000
-    return Device(memory=float("inf"), bandwidth=bandwidth, arithmetic=arithmetic, latency=latency)
-
-
-def check(path: str, job: Job) -> dict[str, tuple[float, float]]:
-    """Returns `(estimated, measured)` parameters, bytes and seconds of one PPO update with the model in a folder.
+def check(path: str, job: Job, device: str = "cpu") -> list[Compared]:
+    """Compares parameters, peak bytes and seconds of one PPO update with the model in a folder.
 
     It uses the episodes, tokens, epochs, micro-batch, dtype, adapter and critic of `job`; it runs on one device,
-    without gradient checkpointing.
+    without gradient checkpointing. Each measurement of the device is beside one of the update, since other load on the
+    machine comes and goes; of a few the least is taken.
     """
-    agent = make_agent(path, job)
+    agent = make_agent(path, job, device)
     reference: Any = get_mdp(agent.env).reference
     shape = Shape.of(reference.config)
+    parameters = sum(p.numel() for p in reference.copy_model().parameters())
     peaks = peak_bytes(agent, job)
     rollout = agent.collect()
     sampled = with_sampled_lengths(job, rollout)
-    device = measure_device(shape, sampled.micro_batch * sampled.tokens, agent.policy.model.dtype)
-    times = seconds(shape, sampled, device)
-    return {
-        "parameters": (shape.parameters, sum(p.numel() for p in reference.copy_model().parameters())),
-        **{f"peak bytes, {phase}": pair for phase, pair in peaks.items()},
-        "seconds, collect": (times["sampling"] + times["scoring"], least_seconds(agent.collect)),
-        "seconds, update": (times["update"], least_seconds(lambda: agent.train(rollout))),
-    }
+    constants = measure_for(reference.config, job, device)
+    collect = least_seconds(agent.collect, device)
+    update = least_seconds(lambda: agent.train(rollout), device)
+    terms = estimate(reference.config, sampled, constants, device == "cpu")
+    times = {phase: sum(seconds.values()) for phase, seconds in terms.items()}
+    return [
+        Compared("parameters", shape.parameters, parameters),
+        *(Compared(f"peak bytes, {phase}", *pair) for phase, pair in peaks.items()),
+        Compared("seconds, collect", times["sampling"] + times["scoring"], collect),
+        Compared("seconds, update", times["update"], update),
+    ]
 
 
 def make_agent(path: str, job: Job, device: str = "cpu") -> PPO:
@@ -113,10 +106,10 @@ def make_agent(path: str, job: Job, device: str = "cpu") -> PPO:
         max_new_tokens=job.new,
         special_tokens_in_prompts=True,  # the prompts are decoded ids
     )
-    dtype = torch.float32 if job.bytes == 4 else torch.bfloat16
+    dtype = dtype_of(job)
     reference: Any = get_mdp(env).reference
     reference.model.to(device, dtype)
-    lora = adapter(job.lora_rank)
+    lora = lora_config(job.lora_rank) if job.lora_rank else None
     policy = TransformerPolicy.for_env(env, separate_critic=job.separate_critic, lora=lora).cast(dtype).to(device)
     rows: dict[str, Any] = {"n_episodes": job.episodes, "micro_batch_size": job.micro_batch, "n_epochs": job.epochs}
     return PPO(policy, env, seed=0, **rows)
@@ -138,12 +131,3 @@ def peak_bytes(agent: PPO, job: Job) -> dict[str, tuple[float, float]]:
     measured["update"] = peak_bytes_during(lambda: agent.train(rollout), resident_bytes(agent, reference.model), device)
     estimated = memory(Shape.of(reference.config), with_sampled_lengths(job, rollout))
     return {phase: (estimated[phase], peak) for phase, peak in measured.items()}
-
-
-def adapter(rank: int) -> Any:
-    """A `peft.LoraConfig` on all linear layers, as for `--lora-rank`; None for rank 0."""
-    if rank == 0:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(r=rank, target_modules="all-linear")

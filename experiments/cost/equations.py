@@ -1,4 +1,4 @@
-"""Memory and time of an update, estimated from equations.
+"""Memory of an update, estimated from equations. Its time is in `experiments/cost/times.py`.
 
 All prompts are assumed to differ; prompts that several completions share are computed once, and cost less
 (`textenv/lm/prefix_sharing.py`).
@@ -37,31 +37,27 @@ policy, whose activations and bfloat16 gradients are freed by then, and it has n
 sharded copy of the weights in float32 is trained, and the w N that sample stay whole:
 w N + (4 N + 4 N_t + 8 N_t) / R. (A layer that is gathered during the update is not counted.)
 
-    sampling      = T max((w N + KV cache / 2) / bandwidth, 2 N B/R / arithmetic)     each step reads all weights
-    scoring       = 2 (2 N S B/R) / arithmetic                                        reference and values
-    update        = E (6 N S B/R) / arithmetic (8 with checkpointing)                 forward 2, backward 4
-    network       = E 8 N_t (R - 1) / R / link                 all-reduce of the gradients in float32, in a ring
+    network       = E 8 N_t (R - 1) / R / link                 all-reduce of the gradients, in a ring; in seconds
                     E (M (2 w N + 4 N_t) + w N_t) (R - 1) / R / link    sharded: for each of M = B / R / b micro-batches
                                                                the weights twice and the gradients; then the trained
                                                                weights, to sample with
 
-and for each pass the time to start its operations, OPERATIONS n latency, which is the whole cost of a tiny model.
-Sampling few completions is bound by reading the weights, sampling many by arithmetic: `step_seconds` computes both.
 `python -m experiments cost --check PATH` measures the error of these estimates (`experiments/cost/check.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from textenv.lm import BLOCK_COLUMNS, MAX_LOGITS
 
 GB = 1e9
-OPERATIONS = 45  # kernels that one layer's forward pass launches, one after the other
+LINK = 50e9  # bytes per second between devices: assumed, not measured
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,30 @@ class Shape:
     tied: bool = True
     positions: int = 0
 
+    @property
+    def config(self) -> Any:
+        """A Hugging Face config of this shape: of a Llama if the MLP is gated, else of a GPT-2."""
+        head = gcd(self.attention, self.key_value, 64)
+        if not self.gated:
+            return GPT2Config(
+                n_embd=self.width,
+                n_layer=self.layers,
+                n_head=self.width // head,
+                n_inner=self.mlp,
+                vocab_size=self.vocab,
+                n_positions=self.positions,
+            )
+        return LlamaConfig(
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.attention // head,
+            num_key_value_heads=self.key_value // head,
+            head_dim=head,
+            intermediate_size=self.mlp,
+            vocab_size=self.vocab,
+            tie_word_embeddings=self.tied,
+        )
+
     @classmethod
     def of(cls, config: Any) -> Shape:
         """Returns the shape of a Hugging Face config.
@@ -91,8 +111,7 @@ class Shape:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         parameters = sum(p.numel() for p in model.parameters())
-        heads = config.num_attention_heads
-        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        heads, head = config.num_attention_heads, head_width(config)
         groups = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None) or heads
         mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
         sizes = (config.num_hidden_layers, config.hidden_size, head * heads, head * groups, mlp, config.vocab_size)
@@ -126,6 +145,11 @@ class Shape:
         )
 
 
+def head_width(config: Any) -> int:
+    """Width of an attention head of a Hugging Face config."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 SHAPES = {
     "0.26M": Shape(5, 64, 64, 32, 172, 512),
     "3M": Shape(6, 192, 192, 64, 512, 4096),
@@ -155,17 +179,6 @@ class Job:
     def tokens(self) -> int:
         """S, tokens of a sequence."""
         return self.prompt + self.new
-
-
-@dataclass(frozen=True)
-class Device:
-    """Memory and speed of one device, per second; by default an H100 at half of its peak arithmetic."""
-
-    memory: float = 80 * GB
-    bandwidth: float = 3.35e12 * 0.7
-    arithmetic: float = 990e12 * 0.5
-    latency: float = 5e-6
-    link: float = 50e9
 
 
 def saved_activations(shape: Shape, job: Job) -> float:
@@ -228,41 +241,37 @@ def critic_share(shape: Shape, job: Job) -> float:
     return 1 - output / shape.parameters if job.separate_critic else 0.0
 
 
-def step_seconds(shape: Shape, job: Job, device: Device) -> dict[str, float]:
-    """Seconds of one decode step of all completions under each bound: memory, arithmetic, latency of operations."""
-    completions = job.episodes / job.devices
-    cache = 2 * shape.layers * shape.key_value * job.tokens * job.bytes * completions
-    return {
-        "memory": (job.bytes * shape.parameters + cache / 2) / device.bandwidth,
-        "arithmetic": 2 * shape.parameters * completions / device.arithmetic,
-        "latency": OPERATIONS * shape.layers * device.latency,
-    }
-
-
-def seconds(shape: Shape, job: Job, device: Device) -> dict[str, float]:
-    """Seconds of one update, by phase."""
-    n, w, completions = shape.parameters, job.bytes, job.episodes / job.devices
-    step = step_seconds(shape, job, device)
-    passes = -(-completions // min(job.micro_batch, completions))
+def network_seconds(shape: Shape, job: Job) -> float:
+    """Seconds in which the devices exchange gradients, and weights where they are sharded."""
+    n, w = shape.parameters, job.bytes
+    micro_batches = -(-job.episodes // job.devices // rows_per_pass(job))
     trained = shape.adapter(job.lora_rank) if job.lora_rank else n
-    sent_bytes = passes * (2 * w * n + 4 * trained) + w * trained if job.sharded else 8.0 * trained
-    sent_bytes *= 1 + critic_share(shape, job)
-    models = 2 if job.separate_critic else 1
-    update = (8 if job.checkpointing else 6) * n * job.tokens * completions / device.arithmetic
-    update += 3 * step["latency"] * passes
-    return {
-        "sampling": job.new * (max(step["memory"], step["arithmetic"]) + step["latency"]),
-        "scoring": 2 * (2 * n * job.tokens * completions / device.arithmetic + step["latency"]),
-        "update": job.epochs * models * update,
-        "network": job.epochs * sent_bytes * (job.devices - 1) / job.devices / device.link,
-    }
+    sent = micro_batches * (2 * w * n + 4 * trained) + w * trained if job.sharded else 8.0 * trained
+    return job.epochs * sent * (1 + critic_share(shape, job)) * (job.devices - 1) / job.devices / LINK
 
 
-def largest_micro_batch(shape: Shape, job: Job, device: Device) -> Job:
-    """Returns the job with the largest micro-batch that fits: a power of two, at least 1."""
+def dtype_of(job: Job) -> torch.dtype:
+    """The dtype of weights and activations."""
+    return torch.float32 if job.bytes == 4 else torch.bfloat16
+
+
+def rows_per_pass(job: Job) -> int:
+    """Completions of a micro-batch on one device."""
+    return min(job.micro_batch, job.episodes // job.devices)
+
+
+def largest_micro_batch(shape: Shape, job: Job, limit: float = 80 * GB) -> Job:
+    """Returns the job with the largest micro-batch that fits in `limit` bytes: a power of two, at least 1."""
     rows = 1
     while 2 * rows * job.devices <= job.episodes:
-        if memory(shape, replace(job, micro_batch=2 * rows))["total"] > device.memory:
+        if memory(shape, replace(job, micro_batch=2 * rows))["total"] > limit:
             break
         rows *= 2
     return replace(job, micro_batch=rows)
+
+
+def lora_config(rank: int) -> Any:
+    """A `peft.LoraConfig` on all linear layers, as for `--lora-rank`."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, target_modules="all-linear")

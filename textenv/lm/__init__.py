@@ -9,7 +9,7 @@ from textenv.lm.adapters import (
     probe_logits,
     remove_adapters,
 )
-from textenv.lm.cache_support import find_cache_support, supports_cache
+from textenv.lm.cache_support import assume_cache_support, find_cache_support, supports_cache
 from textenv.lm.cached_decoder import BLOCK_COLUMNS, CachedDecoder
 from textenv.lm.devices import is_accelerator, to_device
 from textenv.lm.forward import MAX_LOGITS, forward_completions, fuse_activations
@@ -31,6 +31,7 @@ __all__ = [
     "PositionTables",
     "SharePrefix",
     "UncachedDecoder",
+    "assume_cache_support",
     "base_model",
     "cache_argument",
     "check_vocabulary",

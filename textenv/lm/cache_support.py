@@ -69,6 +69,12 @@ def find_cache_support(model: CausalLM) -> bool:
     return supported
 
 
+def assume_cache_support(model: CausalLM) -> None:
+    """Keeps that a causal LM may be read through a KV cache, untried: its tensors may have no numbers."""
+    for module in (model, trunk_of(model)):
+        setattr(module, ATTRIBUTE, True)
+
+
 def _is_right_in_a_cache(model: CausalLM, ids: Tensor, alone: Tensor) -> bool:
     """Whether company in a KV cache leaves the logits of sequences as they are alone.
 

@@ -117,14 +117,14 @@ def test_every_variant_does_the_whole_work_on_a_gpu(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_gpu_table_shows_tokens_per_second_and_the_lower_bounds(tmp_path: Path) -> None:
-    """From some of the part's variants run on the CPU, and given bounds."""
+def test_the_gpu_table_shows_tokens_per_second_and_the_estimates(tmp_path: Path) -> None:
+    """From some of the part's variants run on the CPU, and given estimates."""
     work = replace(WORK, micro_batch=4, dtype="bfloat16")
     names = ["grpo", "grpo, graph", "sampling, graph", "sampling, transformers"]
     assert set(names) <= set(names_of("gpu"))
     variants = take_turns(names, work, 1, tmp_path, 1)
     text = "\n".join(
-        tables.gpu({"device": "a card", "variants": variants, "bounds": {"sampling": 0.25, "network": 0.0}})
+        tables.gpu({"device": "a card", "variants": variants, "estimated": {"sampling": 0.25, "network": 0.0}})
     )
     for line in ("a card", "sampling, graph / sampling, transformers:", "grpo, graph / grpo:", "sampling 0.250 s"):
         assert line in text

@@ -8,22 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
-    GPT2LMHeadModel,
     GPTBigCodeConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MixtralConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
-from experiments.cost import SHAPES, CostConfig, Device, Job, cost, seconds
+from experiments.cost import SHAPES, CostConfig, Job, cost
 from experiments.cost.check import check, make_agent, peak_bytes
-from experiments.cost.equations import GB, Shape, largest_micro_batch, memory, step_seconds
+from experiments.cost.equations import GB, Shape, largest_micro_batch, memory, network_seconds
+from experiments.cost.made import save_random_gpt2
 from experiments.cost.table import CHECKED
 from experiments.errors import FlagError
 
@@ -86,18 +84,6 @@ def test_other_families_are_counted_or_refused(config: Any, fits: bool) -> None:
     assert Shape.of(config).parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
 
 
-def save_random_gpt2(folder: Path, words: int, **sizes: Any) -> str:
-    """Saves a GPT-2 of random weights with a tokenizer of so many words; returns its folder."""
-    vocabulary = {word: i for i, word in enumerate(["</s>", "and", *(f"w{i}" for i in range(words - 2))])}
-    base_model = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
-    base_model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=base_model, eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = GPT2Config(**sizes, vocab_size=words, bos_token_id=None, eos_token_id=0)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.mark.parametrize("number", [4, 2], ids=["float32", "bfloat16"])
 def test_peak_memory_of_gpt2_is_as_estimated(number: int, tmp_path: Path) -> None:
     """Within 3%, in collect and in update; the estimate for half or twice the micro-batch is not."""
@@ -118,7 +104,7 @@ def test_peak_memory_of_gpt2_is_as_estimated(number: int, tmp_path: Path) -> Non
 def test_gpt2_trains_on_one_gpu(tmp_path: Path) -> None:
     """All 124M weights, 512 completions of 64 tokens after prompts of 64, in the largest micro-batch that fits."""
     path = save_random_gpt2(tmp_path, 50257)
-    job = largest_micro_batch(SHAPES["124M"], Job(epochs=1), Device())
+    job = largest_micro_batch(SHAPES["124M"], Job(epochs=1))
     found = peak_bytes(make_agent(path, job, "cuda"), job)
     for estimated, measured in found.values():
         assert measured < 80 * GB and estimated == pytest.approx(measured, rel=0.15)
@@ -130,18 +116,13 @@ def test_gpt2_trains_on_one_gpu(tmp_path: Path) -> None:
     [("stories260k", 4), ("stories260k", 2), ("stories3m", 4)],  # a CPU is slow in bfloat16
 )
 def test_an_update_is_as_estimated(name: str, number: int, assets: Path) -> None:
-    """Bytes within 6%, for small and large micro-batches; seconds in float32 within a factor: 1/1.2 below, 30 above."""
-
-    def plausible(estimated: float, measured: float) -> bool:
-        return 0 < estimated < 1.2 * measured < 30 * estimated
-
+    """Bytes within 6%, for small and large micro-batches. Seconds are compared by `cost --check`, not by tests."""
     for job in CHECKED if number == 4 else CHECKED[:1]:
-        for quantity, (estimated, measured) in check(str(assets / name), replace(job, bytes=number)).items():
+        for quantity, estimated, measured in check(str(assets / name), replace(job, bytes=number)):
             if quantity.startswith("peak"):
                 assert estimated == pytest.approx(measured, rel=0.06), (quantity, job)
-            elif quantity.startswith("seconds") and number == 4:  # the equations do not cover bfloat16 on a CPU
-                assert plausible(estimated, measured), (quantity, job)
-                assert not plausible(0.0, measured) and not plausible(1000 * estimated, measured)
+            else:
+                assert estimated > 0 and measured > 0
 
 
 @pytest.mark.slow
@@ -172,25 +153,13 @@ def test_devices_and_settings() -> None:
     assert memory(shape, replace(one, lora_rank=8))["reference"] == 0
     small = memory(shape, replace(one, checkpointing=True))["activations"]
     assert small < memory(shape, one)["activations"] / 5
-    times, more = (seconds(shape, job, Device()) for job in (one, eight))
-    sharded = seconds(shape, replace(eight, sharded=True), Device())["network"]
+    more, sharded = (network_seconds(shape, job) for job in (eight, replace(eight, sharded=True)))
     micro_batches = 512 / 8 / one.micro_batch  # each gathers 2-byte weights twice and reduces 4-byte gradients
-    assert sharded / more["network"] == pytest.approx((micro_batches * (2 * 2 + 4) + 2) / 8)
+    assert sharded / more == pytest.approx((micro_batches * (2 * 2 + 4) + 2) / 8)
     critic = replace(one, separate_critic=True)
     assert memory(shape, critic)["optimizer"] == 2 * memory(shape, one)["optimizer"]
     assert memory(shape, critic)["reference"] == memory(shape, one)["reference"]
-    assert seconds(shape, critic, Device())["update"] == 2 * times["update"]
-    assert times["network"] == 0 < more["network"] and more["update"] < times["update"]
-
-
-def test_what_bounds_sampling() -> None:
-    """Few completions of a large model: reading its weights; many: arithmetic; a tiny model: latency of operations."""
-
-    def bound(name: str, episodes: int) -> str:
-        steps = step_seconds(SHAPES[name], Job(episodes, micro_batch=1), replace(Device(), latency=1e-6))
-        return max(steps, key=lambda bound: steps[bound])
-
-    assert (bound("7B", 1), bound("7B", 2048), bound("0.26M", 1)) == ("memory", "arithmetic", "latency")
+    assert network_seconds(shape, one) == 0 < more < network_seconds(shape, replace(critic, devices=8))
 
 
 def test_what_fits_on_one_gpu() -> None:
@@ -198,7 +167,7 @@ def test_what_fits_on_one_gpu() -> None:
     assert memory(SHAPES["124M"], Job(micro_batch=8))["total"] < 80 * GB
     assert memory(SHAPES["7B"], Job(micro_batch=1))["total"] > 80 * GB
     assert memory(SHAPES["7B"], Job(micro_batch=1, devices=8, sharded=True))["total"] < 80 * GB
-    largest = largest_micro_batch(SHAPES["1B"], Job(), Device())
+    largest = largest_micro_batch(SHAPES["1B"], Job())
     assert memory(SHAPES["1B"], largest)["total"] < 80 * GB
     assert memory(SHAPES["1B"], replace(largest, micro_batch=2 * largest.micro_batch))["total"] > 80 * GB
 
@@ -223,3 +192,9 @@ def test_flags_that_do_not_fit_are_named(tmp_path: Path) -> None:
         cost(CostConfig(model=str(tmp_path)))
     with pytest.raises(FlagError, match="--model nowhere"):
         cost(CostConfig(model="nowhere"))
+    with pytest.raises(FlagError, match="--device nothing: torch cannot use it"):
+        CostConfig(device="nothing")
+    with pytest.raises(FlagError, match="--out needs --check"):
+        CostConfig(out=tmp_path)
+    with pytest.raises(FlagError, match="--check nowhere"):
+        cost(CostConfig(check=["nowhere"]))
