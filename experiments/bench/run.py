@@ -203,6 +203,11 @@ PARTS: dict[str, Callable[[BenchConfig], Any]] = {
 }
 
 
+def load_average() -> float | None:
+    """Processes that run or wait, over the last minute; None on Windows, which does not count them."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def bench(config: BenchConfig) -> JsonObject:
     """Runs the parts, prints their tables and writes them to `out`."""
     if config.model is not None and not (Path(config.model) / "config.json").is_file():
@@ -225,9 +230,9 @@ def bench(config: BenchConfig) -> JsonObject:
         except OSError as error:
             raise FlagError(f"--out {str(config.out)!r} cannot be made: {error}") from error
     for part in ["scaling"] if config.scaling else config.parts:
-        before = os.getloadavg()[0]
+        before = load_average()
         found[part] = PARTS[part](config)
-        load = {"load_before": before, "load_after": os.getloadavg()[0]}
+        load = {"load_before": before, "load_after": load_average()}
         found["machine"][part] = load | {"share_of_a_core": share_of_a_core(found[part])}
         if config.out is not None:  # after each part, so that an interruption loses only the current one
             (config.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -170,9 +170,11 @@ def _machine(found: JsonObject, part: str) -> str:
     """How busy the machine was during a part, and whether its seconds can be trusted."""
     machine = found["machine"][part]
     before, after, share = machine["load_before"], machine["load_after"], machine["share_of_a_core"]
-    line = f"load {before:.1f} before and {after:.1f} after; a process had {share:.0%} of a core"
+    loads = [load for load in (before, after) if load is not None]  # Windows has none
+    shown = f"load {before:.1f} before and {after:.1f} after" if loads else "load unknown"
+    line = f"{shown}; a process had {share:.0%} of a core"
     alone = found["flags"]["threads"] > 1 or share > BUSY  # several threads wait for each other too
-    if not alone or max(before, after) > found["cores"]:
+    if not alone or max(loads, default=0.0) > found["cores"]:
         line += ": TOO BUSY to trust seconds; CPU seconds, which the ratios use, are more reliable"
     return line + "."
 

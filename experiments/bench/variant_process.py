@@ -39,16 +39,16 @@ class VariantProcess:
             paths.insert(0, str(peers / "trl-1.12"))
         if not name.startswith("trl") and "PYTHONPATH" in os.environ:
             paths.append(os.environ["PYTHONPATH"])
-        environment = {"PYTHONPATH": ":".join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+        environment = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
         self.name, self.rounds = name, list[JsonObject]()
-        self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (an unread pipe would fill up and block)
+        self.stderr = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (an unread pipe would fill up and block)
         started = time.perf_counter()
         self.process = subprocess.Popen(
             [python, "-m", "experiments.bench.variant_main", name, json.dumps(dataclasses.asdict(work)), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
-            text=True,
+            encoding="utf-8",
             env=os.environ | environment,
         )
         self.versions = self._receive()["versions"]

@@ -30,15 +30,15 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialConfig:
     """Flags that name files of every kind, by paths that are relative to the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    Path("prompts.txt").write_text("a\nb\n")
+    Path("prompts.txt").write_text("a\nb\n", encoding="utf-8")
     for name in ("model", "classifier", "gold"):
         Path(name).mkdir()
-        Path(name, "config.json").write_text("{}")
+        Path(name, "config.json").write_text("{}", encoding="utf-8")
         Path(name, "model.safetensors").write_bytes(b"weights")
     Path("base").mkdir()
     Path("base", "model.safetensors").write_bytes(b"base")
-    Path("model", "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
-    Path("my_reward.py").write_text(REWARD)
+    Path("model", "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}), encoding="utf-8")
+    Path("my_reward.py").write_text(REWARD, encoding="utf-8")
     monkeypatch.delitem(sys.modules, "my_reward", raising=False)
     rewards = ["vader", "my_reward:words", "classifier#good"]
     return TrialConfig(
@@ -113,9 +113,9 @@ def test_a_reward_is_its_module_and_its_source(
     for module in ("named", "defining"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     Path("defining.py").write_text(
-        "def function(**columns): ...\nclass Kind:\n    def __call__(self, **columns): ...\n"
+        "def function(**columns): ...\nclass Kind:\n    def __call__(self, **columns): ...\n", encoding="utf-8"
     )
-    Path("named.py").write_text("from defining import Kind, function\ninstance = Kind()\n")
+    Path("named.py").write_text("from defining import Kind, function\ninstance = Kind()\n", encoding="utf-8")
     before = fingerprints._source_of("named", name)
     assert before is not None and fingerprints._source_of("named", name) == before
     append(changed)()
@@ -127,7 +127,7 @@ def test_an_optimizer_of_the_users_is_a_source(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    Path("my_optimizer.py").write_text("from torch.optim import SGD\n")
+    Path("my_optimizer.py").write_text("from torch.optim import SGD\n", encoding="utf-8")
     config = tiny(settings={"ppo": {"optimizer": "my_optimizer:SGD"}})
     before = saved(config)
     assert changes_that_mix(config, before) == []

@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def replace_by_a_file(path: Path) -> None:
     """Puts a file in the place of a folder."""
     remove(path)
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
 
 
 def damages(folder: Path) -> Iterator[tuple[str, str, Callable[[Path], object]]]:

@@ -251,7 +251,7 @@ def write(path: Path, right: bool, new: Any) -> None:
     elif CHECKSUM in new:
         write_json(path, {name: value for name, value in new.items() if name != CHECKSUM})
     else:
-        path.write_text(json.dumps(new))
+        path.write_text(json.dumps(new), encoding="utf-8")
     if right and path.name != MANIFEST and (path.parent / MANIFEST).exists():
         seal(path.parent)
 

@@ -55,7 +55,7 @@ def random_classifier(kind: str, num_labels: int = 1, **settings: Any) -> Any:
 def write_pairs(path: Path, count: int = 120, flip: bool = False) -> Path:
     """Writes pairs in which the completion with more a's is preferred, or with `flip` the other one."""
     rng = np.random.default_rng(0)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
             good, bad = (" ".join(rng.choice(list(words), 3)) for words in ("aaab", "cdef"))
             chosen, rejected = (bad, good) if flip else (good, bad)

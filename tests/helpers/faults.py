@@ -138,7 +138,7 @@ def inject(log: Path, fault: Fault | None) -> None:
     """Counts and logs the file operations of this process from now on, and lets one of them fail."""
     perform, count = atomic.perform, 0
     os.fsync = lambda descriptor: None  # it waits for the disk, and a process that is killed loses nothing
-    file = log.open("w", buffering=1)
+    file = log.open("w", encoding="utf-8", buffering=1)
 
     def counted(operation: str, path: Path, action: Callable[[], Any]) -> Any:
         nonlocal count

@@ -36,7 +36,7 @@ def interrupt(
         group: send the signal to all its processes, as a terminal does.
         limit: seconds.
     """
-    with output.open("w") as file:
+    with output.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments", *arguments],
             stdout=file,
@@ -46,8 +46,8 @@ def interrupt(
         )
     deadline = time.monotonic() + limit
     while not when():
-        assert process.poll() is None, output.read_text()
-        assert time.monotonic() < deadline, output.read_text()
+        assert process.poll() is None, output.read_text(encoding="utf-8")
+        assert time.monotonic() < deadline, output.read_text(encoding="utf-8")
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
     if group:
@@ -58,7 +58,7 @@ def interrupt(
     _, left = psutil.wait_procs(children, timeout=30)
     for child in left:
         child.kill()
-    return Stopped(code, output.read_text(), left)
+    return Stopped(code, output.read_text(encoding="utf-8"), left)
 
 
 def lines(folder: Path, pattern: str) -> int:

@@ -47,7 +47,7 @@ def test_an_error_in_the_writer_leaves_nothing(tmp_path: Path) -> None:
     """Its own exception is raised, and no file is left at the side."""
 
     def fail(new: Path) -> None:
-        new.write_text("half")
+        new.write_text("half", encoding="utf-8")
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):

@@ -45,7 +45,7 @@ def fail(what: str, report: Report) -> None:
 
 def touch_and_sleep(path: Path, report: Report) -> None:
     """Creates a file with the process's id, and sleeps for ten minutes."""
-    path.write_text(str(os.getpid()))
+    path.write_text(str(os.getpid()), encoding="utf-8")
     time.sleep(600)
 
 

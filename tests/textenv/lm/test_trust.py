@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def change(path: Path, **settings: Any) -> None:
     """Changes settings in a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | settings), encoding="utf-8")
 
 
 def test_code_is_run_only_if_it_is_trusted(folder: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def weighted(*functions: Any, **arguments: Any) -> WeightedReward:
 def line_of(function: Any, text: str) -> int:
     """The line of this file that holds `text`, from the function's first line on."""
     start = function.__code__.co_firstlineno
-    lines = Path(__file__).read_text().splitlines()
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     return next(number for number, line in enumerate(lines, 1) if number >= start and text in line)
 
 
