@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 # flags for the commands, e.g. make compare ARGS="--total-timesteps 20000"
 ARGS ?=
 
-.PHONY: compare optimum bench test slow browser standin check lint types coverage oldest newest tianshou rllib torchrl ray trl wheel
-.PHONY: crash notebook scan mutation verify-peers clean
+.PHONY: compare optimum bench test slow browser standin check lint types coverage oldest newest tianshou rllib torchrl ray
+.PHONY: trl wheel crash gpu notebook scan mutation verify-peers clean
 
 compare: $(VENV)/ready
 	$(BIN)/python -m experiments compare $(ARGS)
@@ -57,6 +57,10 @@ coverage: $(VENV)/ready
 	$(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not slow and not browser and not standin" $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# What needs a CUDA device, in eight minutes: the tests marked gpu, and bench --parts gpu. See tests/gpu.py.
+gpu: $(VENV)/ready
+	$(BIN)/python -m tests.gpu --out experiments/results/gpu $(ARGS)
 
 # SIGKILL at random moments: is what resumed runs leave equal to what whole runs leave? See tests/crash.py.
 crash: $(VENV)/ready
