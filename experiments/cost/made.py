@@ -13,6 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 MADE: dict[str, dict[str, int]] = {
     "gpt2-4x128": {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": 256, "words": 2048},
     "gpt2-3x384": {"n_layer": 3, "n_embd": 384, "n_head": 6, "n_positions": 256, "words": 8192},
+    "gpt2-6x96": {"n_layer": 6, "n_embd": 96, "n_head": 3, "n_positions": 256, "words": 1024},
+    "gpt2-2x256": {"n_layer": 2, "n_embd": 256, "n_head": 4, "n_positions": 256, "words": 4096},
+    "gpt2-1x512": {"n_layer": 1, "n_embd": 512, "n_head": 8, "n_positions": 256, "words": 2048},
 }
 
 

@@ -63,7 +63,8 @@ class CostConfig:
     """Estimate seconds, too, on this device: cpu (one thread), cuda or another one of torch. It is measured first, in
     two seconds."""
     check: list[str] = field(default_factory=list)
-    """Folders of small models, or gpt2-4x128 or gpt2-3x384 (random weights): measure updates of each in --dtype on
+    """Folders of small models, or gpt2-4x128, gpt2-3x384, gpt2-6x96, gpt2-2x256, gpt2-1x512 (random
+    weights): measure updates of each in --dtype on
     --device (default cpu), and print the estimates beside."""
     out: Path | None = None
     """With --check: a folder for cost.json and cost.txt."""
