@@ -29,6 +29,7 @@ from agents.functional import (
     group_relative,
     policy_diagnostics,
     surrogate_diagnostics,
+    widen,
 )
 from agents.group_agent import GroupAgent
 from agents.ignored_settings import only_with
@@ -70,7 +71,7 @@ class GRPO(GroupAgent):
     def completion_weights(self, mask: Tensor) -> Tensor:
         """c_i of `loss`, with the mean length over all ranks."""
         tokens, completions = all_reduce_sum(mask.sum()), all_reduce_sum(mask.any(dim=1).sum())
-        return completion_weights(self.loss, mask, tokens.clamp(min=1).double() / completions.clamp(min=1))
+        return completion_weights(self.loss, mask, widen(tokens.clamp(min=1)) / completions.clamp(min=1))
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Info]]:
         """Yields the loss of some completions, and metrics."""

@@ -9,6 +9,7 @@ from agents.functional.kl_loss import KL_LOSSES, KLLossName, exact_kl, sampled_k
 from agents.functional.losses import clipped_surrogate_loss, mean_over_completions, value_loss
 from agents.functional.path_consistency import path_consistency_loss, regularized_returns
 from agents.functional.policy_gradient import policy_gradient_loss
+from agents.functional.precision import widen, widest_float
 from agents.functional.returns import gae, masked_mean, masked_whiten, reward_to_go
 
 __all__ = [
@@ -45,5 +46,7 @@ __all__ = [
     "sampled_kl",
     "surrogate_diagnostics",
     "value_loss",
+    "widen",
+    "widest_float",
     "with_later_states",
 ]

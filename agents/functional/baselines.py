@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.functional.precision import widen
 from agents.functional.returns import Total, local_total, masked_mean
 
 
@@ -72,7 +73,7 @@ def group_relative(
         return centred.view(-1)
     # With the mean in the place of a skipped return the sum of squares is that of the others.
     # In float64, where the squares of large returns are finite: an infinite std would make advantages 0 in silence.
-    std = torch.where(valid, groups, mean).double().std(dim=1, keepdim=True).to(returns.dtype)
+    std = widen(torch.where(valid, groups, mean)).std(dim=1, keepdim=True).to(returns.dtype)
     std = std * ((num_generations - 1) / (count - 1).clamp(min=1)).sqrt()
     return (centred / (std + epsilon)).view(-1)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from agents.functional.importance import Level, importance_log_ratio
 from agents.functional.kl import k3
+from agents.functional.precision import widen
 from agents.functional.returns import Total, check_shapes, local_total, masked_mean
 
 
@@ -68,11 +69,12 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Tot
 
     NaN where all returns are equal up to rounding: there is no variance to explain.
     """
-    returns, values = returns.double(), values.double()
+    returns, values = widen(returns), widen(values)
 
     def variance(x: Tensor) -> Tensor:
         return masked_mean((x - masked_mean(x, mask, total)) ** 2, mask, total)
 
     return_variance = variance(returns)
-    varies = return_variance > 1e-24 * masked_mean(returns**2, mask, total)
+    rounding = 4500 * torch.finfo(returns.dtype).eps
+    varies = return_variance > rounding**2 * masked_mean(returns**2, mask, total)
     return torch.where(varies, 1.0 - variance(returns - values) / return_variance, torch.nan)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from agents.functional.importance import Level, importance_log_ratio
 from agents.functional.losses import clipped_surrogate, mean_over_completions
+from agents.functional.precision import widen, widest_float
 from agents.functional.returns import check_shapes
 
 GroupLossName = Literal["dr_grpo", "grpo", "dapo", "gspo", "cispo", "sapo"]
@@ -66,12 +67,12 @@ def sapo_surrogate(
 
 def whole(mask: Tensor, mean_length: Tensor) -> Tensor:
     """c_i = 1, [B, 1]: the sum over a completion's tokens."""
-    return torch.ones_like(mask[:, :1], dtype=torch.float64)
+    return torch.ones_like(mask[:, :1], dtype=widest_float(mask.device))
 
 
 def by_length(mask: Tensor, mean_length: Tensor) -> Tensor:
     """c_i = 1 / |y_i|, [B, 1]: the mean over a completion's tokens."""
-    return 1.0 / mask.sum(dim=1, keepdim=True).clamp(min=1).double()
+    return 1.0 / widen(mask.sum(dim=1, keepdim=True).clamp(min=1))
 
 
 def by_mean_length(mask: Tensor, mean_length: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ GROUP_LOSSES: dict[GroupLossName, GroupLoss] = {
 
 
 def completion_weights(name: GroupLossName, mask: Tensor, mean_length: Tensor | None = None) -> Tensor:
-    """c_i of a loss by its name, float64 [B, 1].
+    """c_i of a loss by its name, float64 [B, 1] (float32 where the device has no float64).
 
     Args:
         name: the loss.
@@ -113,7 +114,7 @@ def completion_weights(name: GroupLossName, mask: Tensor, mean_length: Tensor | 
             is that of these. dapo and cispo divide by it.
     """
     if mean_length is None:
-        mean_length = mask.sum().double() / mask.any(dim=1).sum().clamp(min=1)
+        mean_length = widen(mask.sum()) / mask.any(dim=1).sum().clamp(min=1)
     return GROUP_LOSSES[name].weights(mask, mean_length)
 
 

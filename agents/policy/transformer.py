@@ -115,7 +115,7 @@ class TransformerPolicy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Samples one token per row of the model's logits [B, V]; returns the tokens and their log pi, [B] each.
 
-        `source` is a generator, or numbers in [0, 1) drawn before, float64 [B, 1].
+        `source` is a generator, or numbers in [0, 1) drawn before, [B, 1].
         """
         probs = self._scaled(logits, action_mask).softmax(dim=-1)
         token = sample_categorical(probs, source)

@@ -59,7 +59,7 @@ def generate_sampler(
         mask = torch.ones_like(input_ids)
         mask[:, : packed.shape[1]] = packed_attention
         ref = mdp.reference.log_probs(input_ids.cpu().numpy(), mask.cpu().numpy())
-        next_ref_log_probs.append(torch.as_tensor(ref).to(device))
+        next_ref_log_probs.append(torch.as_tensor(ref, dtype=torch.float32, device=device))
         allowed = next_ref_log_probs[-1] > -torch.inf
         return policy.log_softmax(logits, allowed | ~allowed.any(dim=1, keepdim=True))  # a finished row: any token
 
@@ -87,7 +87,7 @@ def generate_sampler(
         ids[rows, width + now], attention[rows, width + now] = action, 1
         log_probs[rows, now] = scores[rows, action].float()
         if next_ref_log_probs:
-            ref_log_probs[rows, now] = next_ref_log_probs[step][rows, action].float()
+            ref_log_probs[rows, now] = next_ref_log_probs[step][rows, action]
             action_mask[rows, now] = next_ref_log_probs[step][rows] > -torch.inf
         live = live & ~is_eos[token]
     log_probs[diverged] = torch.nan  # `collect` raises

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
+from agents.functional import widest_float
 from agents.policy import TransformerPolicy, check_compiler
 from agents.sampling.loop import Generation, sample
 from textenv import TextMDP, TextState
@@ -96,7 +97,7 @@ class CapturedStep:
         self.cache_mask = torch.zeros(self.num_rows, length, dtype=torch.long, device=device)
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         # random numbers are drawn between the steps: a capture would be tied to the generator it was made with
-        self.uniform = torch.zeros(self.num_rows, 1, dtype=torch.float64, device=device)
+        self.uniform = torch.zeros(self.num_rows, 1, dtype=widest_float(device), device=device)
         self.check_interval = CHECK_INTERVAL if device.type == "cuda" else 1
         self._prefill(state)
         self._step()  # the cache allocates its tensors on its first update

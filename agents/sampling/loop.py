@@ -76,14 +76,14 @@ def sample(policy: TransformerPolicy, mdp: TextMDP, state: TextState, generator:
         allowed = None
         if action_mask is not None:
             all_ref_log_probs = mdp.reference.log_probs(*(x[:, :-1].cpu().numpy() for x in (ids, attention)))
-            next_ref_log_probs = torch.as_tensor(all_ref_log_probs, device=device)[rows]
+            next_ref_log_probs = torch.as_tensor(all_ref_log_probs, dtype=torch.float32, device=device)[rows]
             allowed = (next_ref_log_probs > -torch.inf) | (time == horizon)[:, None]
             action_mask[rows, time] = allowed
         token, log_prob = policy.sample(logits, allowed, sources[step % interval])
         column = width + time
         ids[rows, column], attention[rows, column], log_probs[rows, time] = token, one, log_prob
         if ref_log_probs is not None:
-            ref_log_probs[rows, time] = next_ref_log_probs.gather(1, token[:, None]).squeeze(1).float()
+            ref_log_probs[rows, time] = next_ref_log_probs.gather(1, token[:, None]).squeeze(1)
         time = (time + 1).clamp(max=horizon).masked_fill(is_eos[token], horizon)
         live = time < horizon
         if step + 1 == steps:

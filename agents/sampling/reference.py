@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.functional import widest_float
 from textenv import TextMDP
 from textenv.references import CausalLMReference
 
@@ -44,7 +45,7 @@ def reference_distributions(
         found: Tensor = reference.all_log_probs(ids, attention, num_tokens, **_known(reference, prefix))
         return found
     distributions = [distribution for _, distribution in _by_column(mdp, ids, attention, num_tokens)]
-    return torch.as_tensor(np.stack(distributions, axis=1), device=ids.device)
+    return torch.as_tensor(np.stack(distributions, axis=1), dtype=widest_float(ids.device), device=ids.device)
 
 
 def _known(reference: object, prefix: Prefix) -> dict[str, Prefix]:

@@ -155,7 +155,7 @@ def _summary(rollout: Rollout) -> str:
         parts.append(f"{skipped:,} skipped")
     if bool(valid.any()):
         means = {"score": rollout.scores, "log-ratio": rollout.kl, "return": rollout.rewards.sum(dim=1)}
-        found = {name: float(values[valid].double().mean()) for name, values in means.items()}
+        found = {name: float(values[valid].cpu().double().mean()) for name, values in means.items()}
         parts += [f"mean {name} {number_text(mean)}" for name, mean in found.items() if not math.isnan(mean)]
     return ", ".join(parts)
 

@@ -114,7 +114,7 @@ def suspects(agent: Any, batch: Rollout) -> list[str]:
     parts = torch.arange(len(batch)).split(agent.micro_batch_size or len(batch))  # type: ignore[no-untyped-call]
     ratios, finite = zip(*(_ratios(agent, batch[rows]) for rows in parts), strict=True)
     ratio, good = torch.cat(ratios), torch.cat(finite)
-    score = batch.scores.double().nan_to_num(0.0).abs().cpu()
+    score = batch.scores.cpu().double().nan_to_num(0.0).abs()
     order = torch.nonzero(~good).flatten().tolist() or [int(score.argmax()), int(ratio.argmax())]
     return [
         f"{_text(batch.prompts, i)} -> {_text(batch.completions, i)} (score {float(batch.scores[i]):.3g}, largest "
@@ -135,7 +135,7 @@ def _ratios(agent: Any, batch: Rollout) -> tuple[Tensor, Tensor]:
     log_ratio = torch.where(batch.mask, log_probs - batch.log_probs, 0.0)
     numbers = [log_ratio, batch.rewards, *(x for x in (values, batch.values) if x is not None)]
     finite = torch.stack([torch.where(batch.mask, x.float(), 0.0).isfinite().all(dim=1) for x in numbers]).all(dim=0)
-    return log_ratio.abs().amax(dim=1).double().nan_to_num(math.inf).cpu(), finite.cpu()
+    return log_ratio.abs().amax(dim=1).cpu().double().nan_to_num(math.inf), finite.cpu()
 
 
 def abridge(text: object) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.functional import widen
 from agents.training.ranks import all_reduce_gradients, all_reduce_sum, gather_objects, world_size
 from agents.training.reduction import Metrics, merge_micro_batches, without_counts
 from agents.training.updater import Batch, Info
@@ -32,7 +33,7 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> M
     if agent.micro_batch_size is not None:  # groups stay contiguous, so that a shared prompt is encoded once
         rows = rows.sort().values
     valid = batch.rollout.valid[to_device(rows, batch.rollout.mask.device)]
-    total = all_reduce_sum(valid.sum()).clamp(min=1).double() / world_size()  # gradients are averaged over ranks
+    total = widen(all_reduce_sum(valid.sum()).clamp(min=1)) / world_size()  # gradients are averaged over ranks
     size = agent.micro_batch_size or len(rows)
     infos = list[Info]()
     for micro_batch, kept in zip(rows.split(size), valid.split(size), strict=True):  # type: ignore[no-untyped-call]
@@ -57,5 +58,5 @@ def compute_gradients(agent: Any, batch: Batch, rows: Tensor | None = None) -> M
 
 def read_numbers(infos: list[Info]) -> list[Metrics]:
     """Reads scalar tensors in one transfer: the host waits for the device once, however many there are."""
-    numbers = iter(torch.stack([number.double() for info in infos for number in info.values()]).tolist())
+    numbers = iter(torch.stack([widen(number) for info in infos for number in info.values()]).tolist())
     return [{name: next(numbers) for name in info} for info in infos]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from agents.errors import TrainingWarning
+from agents.functional import widen
 from agents.policy import TransformerPolicy
 from agents.sampling import Rollout
 from agents.training.conditions import CONDITIONS, EVALUATION_CONDITIONS, Condition
@@ -117,7 +118,7 @@ class HealthMonitor:
         if not self.probe or self.updates_since_probe <= MOVE_UPDATES:
             return {}
         change, size = (
-            torch.stack([norm.double() for norm in norms]).norm().item()
+            torch.stack([widen(norm) for norm in norms]).norm().item()
             for norms in zip(
                 *((((weight.detach() - before).norm()), before.norm()) for weight, before in self.probe), strict=True
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.functional import ESTIMATORS
+from agents.functional import ESTIMATORS, widen
 from agents.sampling import Rollout
 from agents.training.reduction import Metrics
 
@@ -45,12 +45,12 @@ def rollout_metrics(
     if rollout.gold_scores is not None:
         each["objective/gold_scores"] = rollout.gold_scores
     count = valid.sum()
-    numbers = {name: torch.where(valid, values.double(), 0.0).sum() / count for name, values in each.items()}
+    numbers = {name: torch.where(valid, widen(values), 0.0).sum() / count for name, values in each.items()}
     numbers |= {
         "completions/skipped": (~valid).sum(),
         "completions/skipped_groups": (~trained.view(-1, num_generations).any(dim=1)).sum(),
         "num_completions": count,
         "num_trained": trained.sum(),
     }
-    found = torch.stack([number.double() for number in numbers.values()]).tolist()  # one device synchronisation
+    found = torch.stack([widen(number) for number in numbers.values()]).tolist()  # one device synchronisation
     return dict(zip(numbers, found, strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.functional import widen, widest_float
 from agents.sampling import Rollout
 from agents.training.ranks import all_reduce_sum
 from agents.training.reduction import Metrics
@@ -28,11 +29,11 @@ def batch_statistics(rollout: Rollout, num_generations: int) -> Metrics:
     its variance in the batch. Left out where few completions are repeated, or all scores are equal.
     """
     scored = rollout.mask.any(dim=1)
-    scores = rollout.scores.double()
+    scores = widen(rollout.scores)
     size = num_generations if num_generations > 1 else len(rollout)
     sums = [
-        *_moments(rollout.kl.double(), scored),
-        *_moments(rollout.rewards.double().sum(dim=1), scored),
+        *_moments(widen(rollout.kl), scored),
+        *_moments(widen(rollout.rewards).sum(dim=1), scored),
         *_moments(scores, scored),
         *_equal_groups(scores.view(-1, size), scored.view(-1, size)),
         *_within(scores, scored, _identical(rollout)),
@@ -52,7 +53,7 @@ def batch_statistics(rollout: Rollout, num_generations: int) -> Metrics:
 def _moments(x: Tensor, valid: Tensor) -> Iterable[Tensor]:
     """Number, sum and sum of squares of the valid entries."""
     kept = torch.where(valid, x, 0.0)
-    return valid.sum().double(), kept.sum(), (kept**2).sum()
+    return widen(valid.sum()), kept.sum(), (kept**2).sum()
 
 
 def _variance(count: float, total: float, squares: float) -> float:
@@ -65,7 +66,7 @@ def _equal_groups(scores: Tensor, valid: Tensor) -> Iterable[Tensor]:
     comparable = valid.sum(dim=1) >= 2
     highest = torch.where(valid, scores, -torch.inf).amax(dim=1)
     lowest = torch.where(valid, scores, torch.inf).amin(dim=1)
-    return comparable.sum().double(), (comparable & (highest == lowest)).sum().double()
+    return widen(comparable.sum()), widen((comparable & (highest == lowest)).sum())
 
 
 def _identical(rollout: Rollout) -> list[int]:
@@ -86,7 +87,7 @@ def _within(scores: Tensor, valid: Tensor, first: list[int]) -> Iterable[Tensor]
     """Degrees of freedom, and sum of squares, of the scores around the mean of identical completions."""
     index = torch.tensor(first, device=scores.device)
     kept, zeros = torch.where(valid, scores, 0.0), torch.zeros_like(scores)
-    number = zeros.scatter_add(0, index, valid.double())
+    number = zeros.scatter_add(0, index, widen(valid))
     means = zeros.scatter_add(0, index, kept) / number.clamp(min=1)
     residual = torch.where(valid, scores - means[index], 0.0)
     return (number - 1).clamp(min=0).sum(), (residual**2).sum()
@@ -107,6 +108,7 @@ def expected_ends(mdp: TextMDP | None, rollout: Rollout | None) -> float | None:
         before = np.where(np.arange(width) < width - rollout.num_tokens + time, attention, 0)
         log_probs = np.asarray(mdp.reference.log_probs(np.where(before == 1, ids, 0), before))
         total += float(np.exp(log_probs[:, mdp.is_eos]).sum(axis=1)[sampled[:, time]].sum())
-    sums = torch.tensor([total, len(ids)], dtype=torch.float64, device=rollout.mask.device)
+    device = rollout.mask.device
+    sums = torch.tensor([total, len(ids)], dtype=widest_float(device), device=device)
     total, count = all_reduce_sum(sums).tolist()
     return float(total / count)

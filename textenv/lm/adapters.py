@@ -132,7 +132,7 @@ def probe_logits(model: CausalLM) -> Tensor:
     ids = torch.randint(
         config.vocab_size, (1, min(TOKENS, max_length(model) or TOKENS)), generator=torch.Generator().manual_seed(0)
     )
-    logits: Tensor = forward_alone(model, ids.to(model.device)).logits[0].double()
+    logits: Tensor = forward_alone(model, ids.to(model.device)).logits[0].cpu().double()
     return logits - logits.mean(dim=-1, keepdim=True) if logits.ndim == 2 else logits
 
 

@@ -155,7 +155,7 @@ def _read_alone(model: CausalLM, ids: Tensor) -> Tensor:
 
 def _distance(logits: Tensor, others: Tensor) -> float:
     """The largest difference, apart from a constant that the softmax takes away."""
-    one, other = (x.double() - x.double().mean(dim=-1, keepdim=True) for x in (logits, others))
+    one, other = (x - x.mean(dim=-1, keepdim=True) for x in (logits.cpu().double(), others.cpu().double()))
     return float((one - other).abs().max())
 
 
