@@ -48,8 +48,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# For Windows too: what of os, signal, ... it lacks is an error there.
 types: $(VENV)/ready
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 
 # Which lines do the fast tests run? Workers and commands in processes of their own are counted too.
 coverage: $(VENV)/ready
