@@ -23,7 +23,7 @@ def sample_categorical(probs: Tensor, source: torch.Generator | Tensor) -> Tenso
 
     Args:
         probs: probabilities [B, V].
-        source: a generator, or numbers in [0, 1), [B, 1], in `widest_float` of the device.
+        source: a generator, or numbers in [0, 1), [B, 1], in `widest_float` of their device.
     """
     if isinstance(source, torch.Generator):
         if probs.shape[1] < LARGE_VOCABULARY and probs.device.type == "cpu":
@@ -34,7 +34,7 @@ def sample_categorical(probs: Tensor, source: torch.Generator | Tensor) -> Tenso
                     raise
         source = _random_numbers(source, 1, len(probs), probs.device)[0]
     # cumsum in place, since this is the peak memory of sampling; copy=True spares `probs` where they are float64
-    cumulative = probs.to(widest_float(probs.device), copy=True).cumsum_(dim=1)
+    cumulative = probs.to(source.dtype, copy=True).cumsum_(dim=1)
     tokens = torch.searchsorted(cumulative, source * cumulative[:, -1:], right=True).squeeze(1)
     return tokens.clamp_(max=probs.shape[1] - 1)  # out of range where probabilities are nan
 

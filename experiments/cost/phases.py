@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -105,7 +106,7 @@ def _until_sampled(counter: WorkCounter, policy: TransformerPolicy, job: Job, wi
     state: Any = SimpleNamespace(
         input_ids=_integers(rows, width - 1),
         attention_mask=_integers(rows, width - 1),
-        time=torch.zeros(rows, dtype=torch.long),
+        time=np.zeros(rows, dtype=np.int64),
     )
     is_eos = torch.zeros(policy.vocab_size, dtype=torch.bool)
     mdp: Any = SimpleNamespace(
