@@ -98,11 +98,11 @@ class Evaluator:
         skipped = sum(map(len, sampled)) - count
         prompt = np.concatenate([r.prompt.cpu().numpy() for r in rollouts])
         columns = {
-            "objective": np.concatenate([r.rewards.double().sum(dim=1).cpu().numpy() for r in rollouts]),
-            "score": np.concatenate([r.scores.double().cpu().numpy() for r in rollouts]),
-            "kl": np.concatenate([r.kl.double().cpu().numpy() for r in rollouts]),
+            "objective": np.concatenate([r.rewards.cpu().double().sum(dim=1).numpy() for r in rollouts]),
+            "score": np.concatenate([r.scores.cpu().double().numpy() for r in rollouts]),
+            "kl": np.concatenate([r.kl.cpu().double().numpy() for r in rollouts]),
         }
-        gold = [r.gold_scores.double().cpu().numpy() for r in rollouts if r.gold_scores is not None]
+        gold = [r.gold_scores.cpu().double().numpy() for r in rollouts if r.gold_scores is not None]
         if gold:
             columns["gold_score"] = np.concatenate(gold)
         found = {name: mean_over_prompts(values, prompt) for name, values in columns.items()}

@@ -66,11 +66,11 @@ class ReferenceCompletions:
                 found = {"log_ratios": rollout.kl, "scores": rollout.scores, "gold_scores": rollout.gold_scores}
                 if is_reference:  # what is left is rounding
                     found["log_ratios"] = torch.zeros_like(rollout.kl)
-                found["rewards"] = rollout.rewards.double().sum(dim=1) + mdp.kl_coef * rollout.kl
+                found["rewards"] = rollout.rewards.cpu().double().sum(dim=1) + mdp.kl_coef * rollout.kl.cpu()
                 for name, values in found.items():
                     if values is not None:
-                        numbers = torch.where(rollout.valid, values.double(), torch.nan)
-                        columns.setdefault(name, []).append(numbers.cpu().numpy())
+                        numbers = torch.where(rollout.valid.cpu(), values.cpu().double(), torch.nan)
+                        columns.setdefault(name, []).append(numbers.numpy())
                 columns.setdefault("completions", []).append(rollout.completions)
                 bar.update(len(chunk))
         arrays = {name: np.concatenate(parts).reshape(len(prompts), n) for name, parts in columns.items()}

@@ -84,7 +84,8 @@ def policy_logits(
         raise
     if hasattr(output, "detach"):
         output = output.detach()
-        output = (output.double() if output.is_floating_point() else output).cpu().numpy()
+        output = output.cpu()  # first: not every device has float64
+        output = (output.double() if output.is_floating_point() else output).numpy()
     shape = (len(input_ids), vocab_size)
     if array_type(output) == "" or np.asarray(output).dtype.kind not in "fiu":
         raise ValueError(f"A policy must return logits of shape [B, V] = {shape}, got {shown(output)}.")

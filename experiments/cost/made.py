@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from textenv.lm import forked_random_state
+
 MADE: dict[str, dict[str, int]] = {
     "gpt2-4x128": {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": 256, "words": 2048},
     "gpt2-3x384": {"n_layer": 3, "n_embd": 384, "n_head": 6, "n_positions": 256, "words": 8192},
@@ -22,12 +24,11 @@ MADE: dict[str, dict[str, int]] = {
 def save_random_gpt2(folder: str | PathLike[str], words: int, **sizes: Any) -> str:
     """Saves a GPT-2 of random weights with a tokenizer of so many words; returns its folder."""
     vocabulary = {word: i for i, word in enumerate(["</s>", "and", *(f"w{i}" for i in range(words - 2))])}
-    base_model = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
-    base_model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    splitter = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    splitter.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer: Any = PreTrainedTokenizerFast
-    tokenizer(tokenizer_object=base_model, eos_token="</s>").save_pretrained(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    tokenizer(tokenizer_object=splitter, eos_token="</s>").save_pretrained(folder)
+    with forked_random_state(torch.device("cpu"), 0):
         GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=words, bos_token_id=None, eos_token_id=0)).save_pretrained(
             folder
         )

@@ -122,6 +122,7 @@ def _until_sampled(counter: WorkCounter, policy: TransformerPolicy, job: Job, wi
         try:
             with torch.no_grad():
                 sample(policy, mdp, state, torch.Generator())
+            raise AssertionError("The sampler ended before the steps that are counted.")
         except _Counted:
             pass
         finally:

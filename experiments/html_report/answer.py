@@ -142,13 +142,13 @@ def _own_rewards(runs: Runs) -> list[str]:
         own = trials[0].flags.get(settings_key(str(trials[0].flags["agent"]))) or {}
         how = []
         if own.get("kl_target") is not None:
-            how.append(f"a β that is adapted to a KL of {own['kl_target']:g} nats")
+            how.append(f"a β that is adapted to a KL of {own['kl_target']} nats")
         elif own.get("kl_coef") not in (None, beta):
-            how.append(f"β = {own['kl_coef']:g}")
+            how.append(f"β = {own['kl_coef']}")
         if own.get("kl_in") == "loss":
             how.append("the KL in its loss")
         if own.get("gamma", 1.0) != 1.0:
-            how.append(f"gamma = {own['gamma']:g}")
+            how.append(f"gamma = {own['gamma']}")
         if how:
             has_values = any("value" in each.columns for step in trials[0].steps for each in step.completions)
             learned = ", and its V and advantage are of that" if has_values else ""

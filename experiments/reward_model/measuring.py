@@ -53,7 +53,7 @@ def measure(reward: RewardModel, pairs: list[Pair], batch_size: int, *, one_prom
     """
     with torch.no_grad():
         batches = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
-        margin = torch.cat([margins(reward, batch) for batch in batches]).double().cpu().numpy()
+        margin = torch.cat([margins(reward, batch) for batch in batches]).cpu().double().numpy()
     if not np.isfinite(margin).all():
         raise Diverged(
             f"The reward model is of no use: scores of {describe_pair(pairs[int(np.isfinite(margin).argmin())])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from agents import GRPO, PPO, TransformerPolicy, collect
 from agents.functional import widen, widest_float
 from agents.sampling import new_generator
+from experiments.evaluation import Evaluator
 from tests.helpers.agents import every_kind
 from tests.helpers.agents import task as words
 from tests.helpers.models import task
@@ -24,6 +26,7 @@ from tests.helpers.standin.comparison import (
     rollouts_differ,
     train,
 )
+from textenv import exact
 
 pytestmark = pytest.mark.usefixtures(one_number_a_row.__name__, "no_float64")
 
@@ -75,3 +78,14 @@ def test_the_weights_of_completions_need_no_float64(loss: str) -> None:
     start = random_policy(env, scale=0.1).float()
     here, there = (train(GRPO, env, start, device, loss=loss) for device in DEVICES)
     assert largest_difference(there.policy, here.policy) < 1e-4
+
+
+def test_an_evaluation_is_that_of_the_cpu() -> None:
+    """Exact, of a bound policy, and from samples, where the reference's are kept too."""
+    env = words()
+    policy = random_policy(env, scale=0.1).float()
+    moved = copy.deepcopy(policy).to(DEVICE)
+    assert exact.evaluate(env, moved).objective == pytest.approx(exact.evaluate(env, policy).objective, abs=1e-5)
+    for evaluator in (Evaluator.for_env(env, 64), Evaluator(env, 64, None)):
+        here, there = (evaluator.measure(each) for each in (policy, moved))
+        assert there == pytest.approx(here, abs=1e-4, nan_ok=True) and here["objective"] != 0

@@ -13,7 +13,7 @@ def is_accelerator(device: torch.device) -> bool:
 
 
 def to_device(values: ArrayLike | Tensor, device: torch.device) -> Tensor:
-    """Copies values from the host to a device, for which the host does not wait."""
+    """Copies values from the host to a device. The host does not wait for it, but on MPS."""
     tensor = torch.as_tensor(values)
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # a copy from other memory waits
