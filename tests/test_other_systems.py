@@ -1,7 +1,8 @@
-"""What can be held of Windows without one: names of files. (`make types` checks what modules of it have.)"""
+"""What can be held of Windows without one: names of files, encodings. (`make types` checks what its modules have.)"""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections import Counter
@@ -14,6 +15,9 @@ from experiments.optimum.tasks import suite_tasks
 from experiments.optimum.variants import variants
 from tests.helpers.paths import ROOT
 
+PACKAGES = ("textenv", "agents", "experiments")
+TEXT = {"read_text", "write_text", "open", "fdopen"}
+OURS = {"read_text", "write_text", "files.write_text", "os.open"}  # they name one; os.open opens no text
 REFUSED = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
 
@@ -50,3 +54,43 @@ def test_folders_of_trials_have_names_that_windows_takes() -> None:
     }
     assert len(folders) > 20 and {name for name in folders if refused(name)} == set()
     assert refused(short_name("my.package.module:MyAgent")) == []
+
+
+def without_encoding(source: str) -> list[int]:
+    """The lines that open a file as text without naming an encoding. Ruff's rule knows only what it sees is a path."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name not in TEXT or ast.unparse(node.func) in OURS:
+            continue
+        keywords = {each.arg: each.value for each in node.keywords}
+        given = [str(each.value) for each in [*node.args, *keywords.values()] if isinstance(each, ast.Constant)]
+        fine = any(re.fullmatch(r"[rwax+]*b[rwax+]*|utf-8", each) for each in given)  # binary, or a place of its own
+        if not fine and "encoding" not in keywords and None not in keywords:
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("(a / b).read_text()", [1]),
+        ("os.fdopen(1, 'w')", [1]),
+        ("path.open()", [1]),
+        ("path.write_text(x, encoding='utf-8')", []),
+        ("path.read_text('utf-8')", []),
+        ("open(path, 'rb')\nos.open(path, 0)", []),
+    ],
+)
+def test_text_without_an_encoding_is_found(source: str, found: list[int]) -> None:
+    """Control."""
+    assert without_encoding(source) == found
+
+
+def test_text_has_an_encoding() -> None:
+    """Windows has another default."""
+    files = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    found = {path.relative_to(ROOT).as_posix(): without_encoding(path.read_text(encoding="utf-8")) for path in files}
+    assert len(found) > 300 and {name: lines for name, lines in found.items() if lines} == {}

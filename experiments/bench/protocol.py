@@ -45,7 +45,7 @@ class RoundProtocol:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        self.output: TextIO = os.fdopen(os.dup(1), "w")
+        self.output: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self.start = self.cpu = 0.0
         self.counter = Counter() if device == STANDIN else None

@@ -235,8 +235,8 @@ def bench(config: BenchConfig) -> JsonObject:
         load = {"load_before": before, "load_after": load_average()}
         found["machine"][part] = load | {"share_of_a_core": share_of_a_core(found[part])}
         if config.out is not None:  # after each part, so that an interruption loses only the current one
-            (config.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
-            (config.out / f"{name}.txt").write_text(table(found) + "\n")
+            (config.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            (config.out / f"{name}.txt").write_text(table(found) + "\n", encoding="utf-8")
     print(table(found))
     if config.scaling and config.out is not None:
         scaling_figure(found["scaling"], config.out / "scaling.png")

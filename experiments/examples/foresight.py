@@ -95,14 +95,19 @@ def compare(run: Path, kl_coef: float | None = None) -> Foresight:
         FileNotFoundError: it has kept no completions of the reference, or no samples.
         FlagError: beta is not known, or is 0; or J* was not estimated.
     """
-    rows, flags = _rows(run / "initial" / "reference.jsonl"), json.loads((run / "config.json").read_text())["flags"]
+    rows, flags = (
+        _rows(run / "initial" / "reference.jsonl"),
+        json.loads((run / "config.json").read_text(encoding="utf-8"))["flags"],
+    )
     if not (paths := list((run / "samples").glob("*.jsonl"))):
         raise FileNotFoundError(f"{run / 'samples'} holds no completions; train with --samples-per-eval 512.")
     last = max(paths, key=lambda path: int(path.stem))
     if not (kl_coef := flags["kl_coef"] if kl_coef is None else kl_coef):
         raise FlagError("beta must be known and greater than 0: the run had no --kl-coef, so give --kl-coef here.")
     # rows are one prompt after the other; two prompts may be equal, so their texts do not tell where one ends
-    if not (count := json.loads((run / "initial" / "baselines.json").read_text()).get("optimum_completions")):
+    if not (
+        count := json.loads((run / "initial" / "baselines.json").read_text(encoding="utf-8")).get("optimum_completions")
+    ):
         raise FlagError(f"{run}: J* was not estimated; train with --optimum-completions 256.")
     rewards, log_ratios = (
         np.array([np.nan if row[name] is None else row[name] for row in rows]).reshape(-1, int(count))
