@@ -134,7 +134,8 @@ def cost_table(config: CostConfig, configs: dict[str, Any]) -> Table:
     term in sampling."""
     limit = config.memory_gb * GB
     title = f"{config.n_episodes} x ({config.prompt_tokens} + {config.max_new_tokens}) tokens, {config.n_epochs} epochs"
-    timed = f", seconds per update by the constants of this {config.device}" if config.device else ""
+    seconds = "CPU seconds" if config.device == "cpu" else "seconds"
+    timed = f", {seconds} per update by the constants of this {config.device}" if config.device else ""
     table = Table(title=f"{title}, {config.dtype}: GB on one device{timed}")
     held = ["weights", "gradients", "optimizer", "reference", "KV cache", "activations"]
     phases = ["sampling", "scoring", "update", "network", "most of sampling"] if config.device else []
