@@ -126,7 +126,7 @@ def operation(func: Any, args: Any, kwargs: Any, out: Any) -> Operation:
 
 
 def touched_bytes(tensor: Tensor) -> int:
-    """Bytes of the numbers that a tensor stands for; a dimension that is only expanded counts once."""
+    """Bytes of the numbers of a tensor; a dimension that is only expanded counts once."""
     size = tensor.element_size()
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         size *= length if stride else min(length, 1)

@@ -24,7 +24,7 @@ from tests.helpers.commands import TINY, call, save_random_policy
 from tests.helpers.models import model_folder
 from tests.helpers.paths import ROOT
 from tests.helpers.standin import DEVICE
-from tests.helpers.standin.comparison import DEVICES
+from tests.helpers.standin.comparison import DEVICES, draw_alike
 from tests.helpers.tasks import make, words
 from textenv.rewards import RewardModel
 
@@ -35,9 +35,9 @@ CLOSE = {"rel": 1e-3, "abs": 1e-4}
 
 @pytest.fixture(autouse=True, scope="module")
 def one_number_a_row() -> Any:
-    """The CPU draws tokens as devices do: see `comparison.one_number_a_row`."""
+    """CPU and device draw alike in all tests of this file, whose fixtures run commands for several of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.policy.categorical.LARGE_VOCABULARY", 0)
+        draw_alike(patch)
         yield
 
 

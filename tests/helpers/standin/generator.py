@@ -1,6 +1,6 @@
 """Random numbers of the device: generators of its own, and a default one.
 
-A generator of the device is a CPU generator that says that it is the device's. With the same seed it gives the numbers
+A generator of the device is a CPU generator whose `device` is the device. With the same seed it gives the numbers
 of the CPU, so that results can be compared. `rules` refuses it on the CPU, and CPU generators on the device.
 """
 

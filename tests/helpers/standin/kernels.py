@@ -32,7 +32,7 @@ NO_KERNEL = ALLOCATIONS | {"_local_scalar_dense", "is_set_to", "_efficientzerote
 
 @dataclass(frozen=True)
 class Traits:
-    """What the schema of an operator says."""
+    """What the schema of an operator declares."""
 
     name: str  # without its overload
     launches: bool  # whether it is a kernel, rather than a view or an allocation
@@ -45,7 +45,7 @@ class Traits:
 
 @cache
 def traits(operator: Any) -> Traits:
-    """Returns what the schema of an operator says."""
+    """Returns what the schema of an operator declares."""
     schema = operator._schema
     name = schema.name.split("::")[1]
     takes_generator = any("Generator" in str(a.type) for a in schema.arguments)
