@@ -91,12 +91,27 @@ def _curve(runs: Runs, curve: Curve, axes: Axes) -> list[Point]:
     labels = Labels(axes)
     if curve.metric == "eval/objective":
         labels = _levels(axes, runs.baselines)
+        _add_share_axis(axes, runs.baselines)
     elif curve.metric in ("eval/kl", "policy/clipfrac_avg", "objective/entropy"):
         axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.margins(x=0.02)
     labels.place()
     return lines.points
+
+
+def _add_share_axis(axes: Axes, baselines: JsonObject) -> None:
+    """Adds the share of the way on the right, where J* is known and is not J_ref."""
+    reference, optimum = baselines["reference"], baselines["optimum"]
+    if optimum is None or optimum == reference:
+        return
+    gap = optimum - reference
+    right = axes.secondary_yaxis(
+        "right", functions=(lambda j: 100 * (j - reference) / gap, lambda share: reference + gap * share / 100)
+    )
+    right.set_ylabel("share of the way, %", color=MUTED)
+    right.tick_params(colors=MUTED, length=0)
+    right.spines[:].set_visible(False)
 
 
 def most_points(runs: Runs) -> int:

@@ -112,6 +112,22 @@ def test_the_picture_has_the_lines_of_the_page(comparison: Path, tmp_path: Path,
     assert [text.get_text() for text in texts] == ["REINFORCE", "a$b$"] and not texts[1].get_parse_math()
 
 
+def test_the_share_of_the_way_is_beside_j(comparison: Path) -> None:
+    """0 at the reference's J, 100 at J*. Control: where no optimum is known there is no such axis."""
+    runs = read_runs([comparison])
+    figure, (axes,) = new_axes()
+    curve_panels(runs)[0].fill(axes)
+    (right,) = axes.child_axes
+    low, high = runs.baselines["reference"], runs.baselines["optimum"]
+    assert right.get_ylabel() == "share of the way, %" and low < high
+    axes.set_ylim(low, high)
+    figure.draw_without_rendering()  # takes over the limits
+    assert right.get_ylim() == pytest.approx((0.0, 100.0))
+    _, (without,) = new_axes()
+    curve_panels(replace(runs, baselines=runs.baselines | {"optimum": None}))[0].fill(without)
+    assert without.child_axes == []
+
+
 def test_the_colours_of_figures_are_those_of_the_light_theme() -> None:
     """In the page each is the variable of that name."""
     style = (resources("experiments.html_report") / "style.css").read_text(encoding="utf-8")
